@@ -1,0 +1,41 @@
+// Package attribute names the owner of a cgroup id in the user's own terms:
+// container, service, project, pod, systemd unit. It knows no BPF.
+package attribute
+
+// Kind tells what a cgroup belongs to.
+type Kind string
+
+const (
+	KindContainer Kind = "container"
+	KindPod       Kind = "pod"     // a pod's own cgroup or its sandbox
+	KindHelper    Kind = "helper"  // conmon, shims, monitors: not the workload
+	KindUnit      Kind = "unit"    // systemd service, scope, slice
+	KindSession   Kind = "session" // login session
+	KindMachine   Kind = "machine" // virtual machine
+	KindCgroup    Kind = "cgroup"  // anything else, the root included
+	KindUnknown   Kind = ""        // the id could not be resolved (yet)
+)
+
+// Owner is everything that is known about a cgroup. Empty fields are unknown.
+type Owner struct {
+	Kind   Kind
+	Cgroup uint64 // kernfs id in the hierarchy that names everything
+	Path   string // from the hierarchy's root
+
+	Runtime       string
+	ContainerID   string
+	ContainerName string
+	Parent        string // container id of the container around this one
+	Image         string // without tag and digest
+	ImageTag      string
+	Labels        map[string]string // never modified after it was handed out
+	Unit          string            // systemd unit
+
+	Pod, Namespace, PodUID string
+
+	Project     string
+	ProjectRule string // the rule that named the project
+	Service     string
+
+	Gone bool // the cgroup was removed; its late I/O still arrives
+}
