@@ -1,0 +1,315 @@
+package vxlan
+
+import (
+	"cmp"
+	"slices"
+	"syscall"
+	"time"
+)
+
+// Action is what happened to a device.
+type Action string
+
+// The actions, as they appear in event.action.
+const (
+	Created Action = "created"
+	Moved   Action = "moved" // to another network namespace
+	Deleted Action = "deleted"
+	Renamed Action = "renamed"
+	WentUp  Action = "up"
+	Down    Action = "down"
+	Refused Action = "create_failed" // the name or the VNI is taken
+	Leaked  Action = "leaked"        // it has stayed behind for the grace period
+	Cleaned Action = "cleaned"       // we deleted it
+)
+
+// Actor is the process that did something, with the cgroup it was in.
+type Actor struct {
+	PID    uint32
+	Comm   string
+	Cgroup uint64
+}
+
+// Event is one thing that happened to a device.
+type Event struct {
+	Time   time.Time
+	Action Action
+	// Device is the state after the event; for a move its namespace and ifindex
+	// are the old ones, for a refused creation it is what was asked for.
+	Device
+	OldName   string // renamed
+	ToNetNS   uint64 // moved; 0 when not known
+	ToIfindex int    // moved
+	Actor     *Actor // nil when the kernel told us without
+	Err       syscall.Errno
+	Message   string // the kernel's own words on a refusal
+	Culprit   *Track // refused: the device in the way; nil when none was found
+	Age       time.Duration
+	Reason    string
+	// Elsewhere: the refused device was to be made in another namespace than
+	// that of its maker, so its name was looked up there.
+	Elsewhere bool
+	// InTheWay is the device that the kernel itself found when it refused.
+	InTheWay *Device
+}
+
+// Track is a device and what is known of its life.
+type Track struct {
+	Device
+	// Since is when it came to its namespace; a device found by looking has been
+	// there for at least as long (Seen is true then).
+	Since time.Time
+	Seen  bool
+	// DownSince is when it went down, or was first seen down; zero while UP.
+	DownSince time.Time
+	Maker     *Actor // who made it; nil when that was before the watch
+	Mover     *Actor // who brought it to its namespace
+	reported  bool   // said to be leaked
+}
+
+// Place says where a device is: ifindexes are unique within a namespace.
+type Place struct {
+	NetNS   uint64
+	Ifindex int
+}
+
+// Model keeps the state of every vxlan device. It is fed by events and by
+// snapshots and is not safe for concurrent use.
+type Model struct {
+	host    uint64
+	devices map[Place]*Track
+	spaces  map[uint64]Namespace
+}
+
+// NewModel makes an empty model; host is the inode number of the host's namespace.
+func NewModel(host uint64) *Model {
+	return &Model{host: host, devices: make(map[Place]*Track), spaces: make(map[uint64]Namespace)}
+}
+
+// Update takes over what was seen. Devices in namespaces that could be read are
+// as the snapshot says; what is known of others is kept, because a namespace
+// that nobody can enter still blocks VNIs.
+func (m *Model) Update(snap *Snapshot) {
+	seen := make(map[Place]bool, len(snap.Devices))
+	for _, d := range snap.Devices {
+		if d.Kind != Kind {
+			continue
+		}
+		place := Place{d.NetNS, d.Ifindex}
+		seen[place] = true
+		t := m.devices[place]
+		if t == nil || !t.same(d) {
+			m.devices[place] = newTrack(d, snap.Time, true)
+			continue
+		}
+		t.refresh(d, snap.Time)
+	}
+	for place := range m.devices {
+		if _, read := snap.Namespaces[place.NetNS]; read && !seen[place] {
+			delete(m.devices, place)
+		}
+	}
+	m.spaces = snap.Namespaces
+}
+
+func newTrack(d Device, now time.Time, seen bool) *Track {
+	t := &Track{Device: d, Since: now, Seen: seen}
+	if !d.Up {
+		t.DownSince = now
+	}
+	return t
+}
+
+// same tells whether d can be the device we know at its place: a VNI never
+// changes and a port neither.
+func (t *Track) same(d Device) bool {
+	if t.VNI != d.VNI && t.VNI != 0 && d.VNI != 0 {
+		return false
+	}
+	return t.Port == d.Port || t.Port == 0 || d.Port == 0
+}
+
+// refresh takes over a later view of the same device.
+func (t *Track) refresh(d Device, now time.Time) {
+	if d.Name != "" {
+		t.Name = d.Name
+	}
+	t.VNI = cmp.Or(d.VNI, t.VNI)
+	t.Port = cmp.Or(d.Port, t.Port)
+	t.Underlay = cmp.Or(d.Underlay, t.Underlay)
+	if d.Up != t.Up || (!d.Up && t.DownSince.IsZero()) {
+		t.setUp(d.Up, now)
+	}
+}
+
+func (t *Track) setUp(up bool, now time.Time) {
+	t.Up = up
+	t.DownSince = time.Time{}
+	if !up {
+		t.DownSince = now
+	} else {
+		t.reported = false
+	}
+}
+
+// Apply takes one event over and completes it with what the model knows: a
+// missing old name, VNI, port or underlay, and how old the device is.
+func (m *Model) Apply(e *Event) {
+	place := Place{e.NetNS, e.Ifindex}
+	t := m.devices[place]
+	if e.Action == Refused {
+		return
+	}
+	if t != nil && e.Action != Created && t.same(e.Device) {
+		e.VNI = cmp.Or(e.VNI, t.VNI)
+		e.Port = cmp.Or(e.Port, t.Port)
+		e.Underlay = cmp.Or(e.Underlay, t.Underlay)
+		e.Age = max(0, e.Time.Sub(t.Since))
+		if e.Action == Renamed && e.OldName == "" && t.Name != e.Name {
+			e.OldName = t.Name
+		}
+	}
+	switch e.Action {
+	case Created:
+		fresh := newTrack(e.Device, e.Time, false)
+		fresh.Maker, fresh.Mover = e.Actor, e.Actor
+		m.devices[place] = fresh
+	case Deleted, Cleaned:
+		delete(m.devices, place)
+	case Moved:
+		delete(m.devices, place)
+		if e.ToNetNS == 0 {
+			break
+		}
+		next := e.Device
+		next.NetNS, next.Ifindex = e.ToNetNS, cmp.Or(e.ToIfindex, e.Ifindex)
+		fresh := newTrack(next, e.Time, false)
+		fresh.Mover = e.Actor
+		if t != nil {
+			fresh.Maker = t.Maker
+		}
+		m.devices[Place{next.NetNS, next.Ifindex}] = fresh
+	case Renamed, WentUp, Down:
+		if t == nil || !t.same(e.Device) {
+			m.devices[place] = newTrack(e.Device, e.Time, true)
+			break
+		}
+		t.Name = e.Name
+		if e.Up != t.Up {
+			t.setUp(e.Up, e.Time)
+		} else if e.Action == Down {
+			t.setUp(false, e.Time) // it was UP in between, unseen
+		}
+	}
+}
+
+// Devices lists every known device, those in the host's namespace first.
+func (m *Model) Devices() []*Track {
+	list := make([]*Track, 0, len(m.devices))
+	for _, t := range m.devices {
+		list = append(list, t)
+	}
+	slices.SortFunc(list, func(a, b *Track) int {
+		if hostA, hostB := a.NetNS == m.host, b.NetNS == m.host; hostA != hostB {
+			if hostA {
+				return -1
+			}
+			return 1
+		}
+		return cmp.Or(cmp.Compare(a.NetNS, b.NetNS), cmp.Compare(a.Ifindex, b.Ifindex))
+	})
+	return list
+}
+
+// At gives the device at a place; nil when there is none.
+func (m *Model) At(place Place) *Track { return m.devices[place] }
+
+// Host is the inode number of the host's namespace.
+func (m *Model) Host() uint64 { return m.host }
+
+// Namespace gives what is known of a namespace.
+func (m *Model) Namespace(inode uint64) (Namespace, bool) {
+	space, ok := m.spaces[inode]
+	return space, ok
+}
+
+// candidate tells whether a device looks like one that Docker left behind,
+// whatever its age: its own kind, Docker's name for its VNI, in the host's
+// namespace, not UP.
+func (m *Model) candidate(t *Track) bool {
+	vni, _, ok := ParseName(t.Name)
+	return ok && vni == t.VNI && t.Kind == Kind && t.NetNS == m.host && !t.Up
+}
+
+// Ripe gives the candidates that have been down for at least the grace period
+// and have not been given before: each leak is reported once.
+func (m *Model) Ripe(now time.Time, grace time.Duration) []*Track {
+	var ripe []*Track
+	for _, t := range m.Devices() {
+		if m.candidate(t) && !t.reported && now.Sub(t.DownSince) >= grace {
+			t.reported = true
+			ripe = append(ripe, t)
+		}
+	}
+	return ripe
+}
+
+// NextRipe gives the time at which the next candidate will have been down for
+// the grace period; zero when there is none.
+func (m *Model) NextRipe(grace time.Duration) time.Time {
+	var next time.Time
+	for _, t := range m.devices {
+		if !m.candidate(t) || t.reported {
+			continue
+		}
+		if at := t.DownSince.Add(grace); next.IsZero() || at.Before(next) {
+			next = at
+		}
+	}
+	return next
+}
+
+// CulpritOf finds the device that a refused one collided with. Others are
+// devices of any kind that bear the name. A name is unique in a namespace; a
+// VNI and port in the namespace in which the device was made, wherever it is
+// now. It returns nil when nothing known collides.
+func (m *Model) CulpritOf(e *Event, others []Device) *Track {
+	if e.InTheWay != nil {
+		d := *e.InTheWay
+		if t := m.devices[Place{d.NetNS, d.Ifindex}]; t != nil && t.same(d) {
+			t.refresh(d, e.Time)
+			return t
+		}
+		return newTrack(d, e.Time, true)
+	}
+	named := func(netNS func(uint64) bool) *Track {
+		for _, t := range m.Devices() {
+			if t.Name == e.Name && netNS(t.NetNS) {
+				return t
+			}
+		}
+		for _, d := range others {
+			if d.Name == e.Name && netNS(d.NetNS) {
+				return newTrack(d, e.Time, true)
+			}
+		}
+		return nil
+	}
+	if e.Name != "" && !e.Elsewhere {
+		if t := named(func(inode uint64) bool { return inode == e.NetNS }); t != nil {
+			return t
+		}
+	}
+	if e.VNI != 0 {
+		port := cmp.Or(e.Port, uint16(DefaultPort))
+		for _, t := range m.Devices() {
+			if t.VNI == e.VNI && t.Underlay == e.NetNS && (t.Port == port || t.Port == 0) {
+				return t
+			}
+		}
+	}
+	if e.Name != "" && e.Elsewhere {
+		return named(func(inode uint64) bool { return inode != e.NetNS })
+	}
+	return nil
+}

@@ -1,0 +1,106 @@
+package vxlan
+
+import (
+	"encoding/binary"
+	"errors"
+
+	"golang.org/x/sys/unix"
+)
+
+// newLink is what an RTM_NEWLINK request asked for, as far as it tells which
+// name and VNI were taken.
+type newLink struct {
+	Name      string
+	Kind      string
+	VNI       uint32
+	Port      uint16
+	Ifindex   int
+	Elsewhere bool // to be made in another namespace than the asker's
+}
+
+var errShort = errors.New("request cut short")
+
+// Attributes of RTM_NEWLINK that x/sys does not have.
+const (
+	iflaInfoKind  = 1
+	iflaInfoData  = 2
+	iflaVxlanID   = 1
+	iflaVxlanPort = 15
+)
+
+// parseNewLink reads a request as it lies in the kernel's buffer, from its
+// nlmsghdr on. The request is a user's: nothing in it is trusted. What was read
+// before an error is returned with it.
+func parseNewLink(b []byte) (newLink, error) {
+	var n newLink
+	if len(b) < unix.SizeofNlMsghdr+unix.SizeofIfInfomsg {
+		return n, errShort
+	}
+	short := false
+	if size := binary.NativeEndian.Uint32(b); uint64(size) <= uint64(len(b)) {
+		b = b[:max(size, unix.SizeofNlMsghdr+unix.SizeofIfInfomsg)]
+	} else {
+		short = true
+	}
+	n.Ifindex = int(int32(binary.NativeEndian.Uint32(b[unix.SizeofNlMsghdr+4:])))
+	ok := attributes(b[unix.SizeofNlMsghdr+unix.SizeofIfInfomsg:], func(kind uint16, value []byte) {
+		switch kind {
+		case unix.IFLA_IFNAME:
+			n.Name = text(value, unix.IFNAMSIZ-1)
+		case unix.IFLA_NET_NS_FD, unix.IFLA_NET_NS_PID, unix.IFLA_TARGET_NETNSID:
+			n.Elsewhere = true
+		case unix.IFLA_LINKINFO:
+			n.parseInfo(value)
+		}
+	})
+	if short || !ok {
+		return n, errShort
+	}
+	return n, nil
+}
+
+func (n *newLink) parseInfo(b []byte) {
+	attributes(b, func(kind uint16, value []byte) {
+		switch kind {
+		case iflaInfoKind:
+			n.Kind = text(value, 15)
+		case iflaInfoData:
+			attributes(value, func(kind uint16, value []byte) {
+				switch {
+				case kind == iflaVxlanID && len(value) >= 4:
+					n.VNI = binary.NativeEndian.Uint32(value)
+				case kind == iflaVxlanPort && len(value) >= 2:
+					n.Port = binary.BigEndian.Uint16(value)
+				}
+			})
+		}
+	})
+	if n.Kind != Kind {
+		n.VNI, n.Port = 0, 0 // other kinds number their attributes differently
+	}
+}
+
+// attributes calls f with each attribute; it returns false when one does not
+// fit into b.
+func attributes(b []byte, f func(kind uint16, value []byte)) bool {
+	for len(b) >= unix.SizeofRtAttr {
+		size := int(binary.NativeEndian.Uint16(b))
+		kind := binary.NativeEndian.Uint16(b[2:]) & unix.NLA_TYPE_MASK
+		if size < unix.SizeofRtAttr || size > len(b) {
+			return false
+		}
+		f(kind, b[unix.SizeofRtAttr:size])
+		b = b[min(len(b), (size+unix.RTA_ALIGNTO-1)&^(unix.RTA_ALIGNTO-1)):]
+	}
+	return true
+}
+
+// text is the string up to its NUL, at most limit bytes.
+func text(b []byte, limit int) string {
+	for i, c := range b {
+		if c == 0 || i == limit {
+			return string(b[:i])
+		}
+	}
+	return string(b)
+}
