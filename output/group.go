@@ -1,0 +1,575 @@
+package output
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Op is what a request did.
+type Op string
+
+// The operations of --by op and --filter op=. NFS COMMITs and FUSE fsyncs are
+// flushes.
+const (
+	OpRead     Op = "read"
+	OpWrite    Op = "write"
+	OpDiscard  Op = "discard"
+	OpFlush    Op = "flush"
+	OpMetadata Op = "metadata"
+)
+
+var ops = []Op{OpRead, OpWrite, OpDiscard, OpFlush, OpMetadata}
+
+func joinOps() string {
+	names := make([]string, len(ops))
+	for i, o := range ops {
+		names[i] = string(o)
+	}
+	return strings.Join(names, ", ")
+}
+
+// sources in the order of columns; one that is not listed comes last.
+var sources = []Source{SourceBlock, SourceNFS, SourceFUSE}
+
+func sourceRank(s Source) int {
+	if i := slices.Index(sources, s); i >= 0 {
+		return i
+	}
+	return len(sources)
+}
+
+func compareSources(a, b Source) int {
+	return cmp.Or(cmp.Compare(sourceRank(a), sourceRank(b)), cmp.Compare(a, b))
+}
+
+// Sort is a column to sort rows by: the largest first, names from a to z.
+type Sort struct {
+	Column  string // one of SortColumns; "" is total
+	Reverse bool
+}
+
+// SortColumns returns every column that --sort takes.
+func SortColumns() []string {
+	columns := []string{"total", "read", "write", "ops", "latency", "name"}
+	for _, s := range sources {
+		columns = append(columns, string(s))
+	}
+	return columns
+}
+
+// ParseSort reads the value of --sort: a column, with "-" in front for the
+// opposite order.
+func ParseSort(s string) (Sort, error) {
+	column, reverse := strings.CutPrefix(s, "-")
+	if !slices.Contains(SortColumns(), column) {
+		return Sort{}, fmt.Errorf("unknown column %q to sort by: use %s, with - in front for the opposite order",
+			column, strings.Join(SortColumns(), ", "))
+	}
+	return Sort{Column: column, Reverse: reverse}, nil
+}
+
+// LevelBoth asks Group for both levels, side by side and never added up.
+const LevelBoth Level = "both"
+
+// ParseLevel reads the value of --level: wire, app or both.
+func ParseLevel(s string) (Level, error) {
+	switch l := Level(s); l {
+	case LevelWire, LevelApp, LevelBoth:
+		return l, nil
+	}
+	return "", fmt.Errorf("unknown level %q: use wire (what storage is asked for), app (what programs read and write) or both", s)
+}
+
+// GroupOptions says how to turn samples into rows.
+type GroupOptions struct {
+	By      []Key // empty: by container
+	Filters []Filter
+	Sort    Sort
+	Top     int   // rows to keep, the rest is summed up; 0 keeps all
+	Level   Level // "" is LevelWire
+	// CgroupDepth cuts cgroup paths to so many components; 0 keeps all.
+	CgroupDepth int
+	// Stacked asks for the rows of stacked devices (Report.Stacked) even where
+	// neither a key nor a filter is about devices.
+	Stacked bool
+}
+
+// Usage is what a group did on one source, or on all of one level together.
+type Usage struct {
+	Read, Write, Discard, Flush, Metadata Amount
+
+	// The part of Read.Bytes and Write.Bytes that is file-system metadata.
+	MetaReadBytes, MetaWriteBytes uint64
+
+	// Basis is not told per operation: where reads were separated from writes
+	// of one sample (by op, or a filter on it) BasisUnknown is set instead.
+	Basis        BasisBytes
+	BasisUnknown bool
+}
+
+// Bytes returns bytes read and written. Discards move no data and are apart.
+func (u *Usage) Bytes() uint64 { return u.Read.Bytes + u.Write.Bytes }
+
+// Ops returns all operations, those without bytes included.
+func (u *Usage) Ops() uint64 {
+	return u.Read.Ops + u.Write.Ops + u.Discard.Ops + u.Flush.Ops + u.Metadata.Ops
+}
+
+// Latency returns the latencies of reads and writes together.
+func (u *Usage) Latency() Latency {
+	l := u.Read.Latency.clone()
+	l.add(&u.Write.Latency)
+	return l
+}
+
+func (u *Usage) amount(o Op) *Amount {
+	switch o {
+	case OpRead:
+		return &u.Read
+	case OpWrite:
+		return &u.Write
+	case OpDiscard:
+		return &u.Discard
+	case OpFlush:
+		return &u.Flush
+	}
+	return &u.Metadata
+}
+
+func (s *Sample) amount(o Op) *Amount {
+	switch o {
+	case OpRead:
+		return &s.Read
+	case OpWrite:
+		return &s.Write
+	case OpDiscard:
+		return &s.Discard
+	case OpFlush:
+		return &s.Flush
+	}
+	return &s.Metadata
+}
+
+func (a *Amount) add(o *Amount) {
+	a.Bytes += o.Bytes
+	a.Ops += o.Ops
+	a.Errors += o.Errors
+	a.Latency.add(&o.Latency)
+}
+
+func (a *Amount) empty() bool { return a.Bytes == 0 && a.Ops == 0 && a.Errors == 0 }
+
+func (b *BasisBytes) add(o *BasisBytes) {
+	b.Dirtier += o.Dirtier
+	b.Page += o.Page
+	b.Bio += o.Bio
+	b.Task += o.Task
+	b.None += o.None
+}
+
+func (u *Usage) add(o *Usage) {
+	for _, op := range ops {
+		u.amount(op).add(o.amount(op))
+	}
+	u.MetaReadBytes += o.MetaReadBytes
+	u.MetaWriteBytes += o.MetaWriteBytes
+	u.Basis.add(&o.Basis)
+	u.BasisUnknown = u.BasisUnknown || o.BasisUnknown
+}
+
+func (u *Usage) addSample(s *Sample) {
+	for _, op := range ops {
+		u.amount(op).add(s.amount(op))
+	}
+	u.MetaReadBytes += s.MetaReadBytes
+	u.MetaWriteBytes += s.MetaWriteBytes
+	u.Basis.add(&s.Basis)
+}
+
+// addOp adds one operation of s.
+func (u *Usage) addOp(s *Sample, op Op) {
+	a := s.amount(op)
+	u.amount(op).add(a)
+	switch op {
+	case OpRead:
+		u.MetaReadBytes += s.MetaReadBytes
+	case OpWrite:
+		u.MetaWriteBytes += s.MetaWriteBytes
+	}
+	if a.Bytes == 0 {
+		return
+	}
+	for _, other := range ops {
+		if other != op && s.amount(other).Bytes != 0 {
+			u.BasisUnknown = true
+			return
+		}
+	}
+	u.Basis.add(&s.Basis)
+}
+
+// SourceUsage is a group's usage of one source at one level.
+type SourceUsage struct {
+	Source Source
+	Level  Level
+	Usage
+}
+
+// Row is one group of a report.
+type Row struct {
+	Keys    []KeyValue    // one for each key; empty for sums
+	Label   string        // what a sum stands for: "(rest)"; empty for groups
+	Sources []SourceUsage // wire before app, in the order of columns
+	Total   Usage         // all sources at wire level
+	App     Usage         // all sources at app level; never part of Total
+	Groups  int           // how many groups the row stands for
+
+	id      string
+	first   *Sample // of the interval: holds whatever all samples have in common
+	differs fieldSet
+}
+
+// ID returns 32 hex digits that are the same for the same group in every
+// interval and different for different groups, whatever their names.
+func (r *Row) ID() string {
+	sum := sha256.Sum256([]byte(r.id))
+	return hex.EncodeToString(sum[:16])
+}
+
+// Text returns the row's key values in one line; it is not safe for a terminal.
+func (r *Row) Text() string {
+	if r.Label != "" {
+		return r.Label
+	}
+	var b strings.Builder
+	for i, k := range r.Keys {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(k.Text)
+	}
+	return b.String()
+}
+
+// Source returns the row's usage of a source, nil when there is none.
+func (r *Row) Source(s Source, l Level) *Usage {
+	for i := range r.Sources {
+		if r.Sources[i].Source == s && r.Sources[i].Level == l {
+			return &r.Sources[i].Usage
+		}
+	}
+	return nil
+}
+
+// usage returns the row's usage of a source, made if there is none.
+func (r *Row) usage(s Source, l Level) *Usage {
+	if u := r.Source(s, l); u != nil {
+		return u
+	}
+	r.Sources = append(r.Sources, SourceUsage{Source: s, Level: l})
+	return &r.Sources[len(r.Sources)-1].Usage
+}
+
+// addRow folds o into a sum.
+func (r *Row) addRow(o *Row) {
+	for i := range o.Sources {
+		su := &o.Sources[i]
+		r.usage(su.Source, su.Level).add(&su.Usage)
+	}
+	r.Groups += o.Groups
+}
+
+// finish puts sources in order and adds them up.
+func (r *Row) finish() {
+	slices.SortFunc(r.Sources, func(a, b SourceUsage) int {
+		return cmp.Or(-cmp.Compare(a.Level, b.Level), compareSources(a.Source, b.Source))
+	})
+	r.Total, r.App = Usage{}, Usage{}
+	for i := range r.Sources {
+		if r.Sources[i].Level == LevelApp {
+			r.App.add(&r.Sources[i].Usage)
+		} else {
+			r.Total.add(&r.Sources[i].Usage)
+		}
+	}
+}
+
+// Report is an interval as rows. To the byte: the sum of Rows, Rest and
+// Filtered is Total.
+type Report struct {
+	By       []Key
+	Level    Level
+	Sources  []Source // that were attached or have samples, in the order of columns
+	Rows     []Row    // sorted, cut to the top ones
+	Rest     *Row     // sum of the rows below the top; nil when there is none
+	Filtered *Row     // sum of what the filters left out; nil when there is none
+	Total    Row      // leaf devices only
+	// Stacked holds the rows of devices that have another local device below
+	// them. Their bytes are counted there, so they are in no sum.
+	Stacked []Row
+
+	grouper *grouper // the filters, for single requests
+	stacked bool
+}
+
+// has tells whether a single request passes level and filters.
+func (r *Report) has(io *IO) bool {
+	s := &io.Sample
+	level := s.Level
+	if level == "" {
+		level = LevelWire
+	}
+	if r.Level != LevelBoth && level != r.Level || s.Device.Stacked && !r.stacked {
+		return false
+	}
+	op := Op(io.Op)
+	if op == "commit" {
+		op = OpFlush
+	}
+	return r.grouper.passes(s, op)
+}
+
+// Unattributed returns the bytes read and written at wire level whose owner is
+// not known, filtered ones included.
+func (iv *Interval) Unattributed() (bytes uint64) {
+	for i := range iv.Samples {
+		s := &iv.Samples[i]
+		if s.Owner == OwnerUnattributed && s.Level != LevelApp && !s.Device.Stacked {
+			bytes += s.Read.Bytes + s.Write.Bytes
+		}
+	}
+	return bytes
+}
+
+type grouper struct {
+	opt     GroupOptions
+	host    Host
+	filters [][]Filter // alternatives, by key
+	byOp    bool       // samples are taken apart by operation
+	leaf    map[string]*Row
+	stacked map[string]*Row
+	left    Row // what the filters leave out
+	buf     []byte
+}
+
+// Group turns the samples of an interval into rows. The report refers to the
+// samples, which must not change while it is in use.
+func Group(iv *Interval, opt GroupOptions) *Report {
+	if len(opt.By) == 0 {
+		opt.By = []Key{KeyContainer}
+	}
+	if opt.Level == "" {
+		opt.Level = LevelWire
+	}
+	g := &grouper{
+		opt:     opt,
+		host:    iv.Host,
+		leaf:    make(map[string]*Row),
+		stacked: make(map[string]*Row),
+		left:    Row{Label: textFiltered, id: textFiltered},
+	}
+	g.byOp = slices.Contains(opt.By, KeyOp)
+	stacked := opt.Stacked || slices.Contains(opt.By, KeyDevice)
+	seen := make(map[Key]int)
+	for _, f := range opt.Filters {
+		i, ok := seen[f.Key]
+		if !ok {
+			i = len(g.filters)
+			seen[f.Key] = i
+			g.filters = append(g.filters, nil)
+		}
+		g.filters[i] = append(g.filters[i], f)
+		g.byOp = g.byOp || f.Key == KeyOp
+		stacked = stacked || f.Key == KeyDevice
+	}
+
+	used := make(map[Source]bool)
+	for _, s := range iv.Sources {
+		if s.Attached {
+			used[s.Source] = true
+		}
+	}
+	for i := range iv.Samples {
+		s := &iv.Samples[i]
+		level := s.Level
+		if level == "" {
+			level = LevelWire
+		}
+		used[s.Source] = true
+		if opt.Level != LevelBoth && level != opt.Level {
+			continue
+		}
+		if s.Device.Stacked && !stacked {
+			continue
+		}
+		if !g.byOp {
+			g.addAll(s, level)
+			continue
+		}
+		for _, op := range ops {
+			if !s.amount(op).empty() {
+				g.addOne(s, level, op)
+			}
+		}
+	}
+	rep := g.report(slices.SortedFunc(maps.Keys(used), compareSources))
+	rep.grouper, rep.stacked = g, stacked
+	return rep
+}
+
+func (g *grouper) addAll(s *Sample, level Level) {
+	if !g.passes(s, "") {
+		if !s.Device.Stacked {
+			g.left.usage(s.Source, level).addSample(s)
+		}
+		return
+	}
+	r := g.row(s, "")
+	r.usage(s.Source, level).addSample(s)
+}
+
+func (g *grouper) addOne(s *Sample, level Level, op Op) {
+	if !g.passes(s, op) {
+		if !s.Device.Stacked {
+			g.left.usage(s.Source, level).addOp(s, op)
+		}
+		return
+	}
+	r := g.row(s, op)
+	r.usage(s.Source, level).addOp(s, op)
+}
+
+// row finds or makes the row that s belongs to.
+func (g *grouper) row(s *Sample, op Op) *Row {
+	g.buf = g.buf[:0]
+	var texts [4]KeyValue
+	keys := texts[:0]
+	for _, k := range g.opt.By {
+		text, id := g.value(s, k, op)
+		keys = append(keys, KeyValue{Key: k, Text: text, ID: id})
+		// With the length in front no two lists of ids look alike.
+		g.buf = binary.AppendUvarint(g.buf, uint64(len(id)))
+		g.buf = append(g.buf, id...)
+	}
+	rows := g.leaf
+	if s.Device.Stacked {
+		rows = g.stacked
+	}
+	r, ok := rows[string(g.buf)]
+	if !ok {
+		id := string(g.buf)
+		r = &Row{Keys: slices.Clone(keys), Groups: 1, id: id, first: s}
+		rows[id] = r
+		return r
+	}
+	r.differs |= differing(r.first, s, r.differs)
+	return r
+}
+
+func (g *grouper) report(used []Source) *Report {
+	rep := &Report{By: g.opt.By, Level: g.opt.Level, Sources: used}
+	rep.Total = Row{Label: "TOTAL"}
+	rep.Rows = g.sorted(g.leaf)
+	for i := range rep.Rows {
+		rep.Total.addRow(&rep.Rows[i])
+	}
+	rep.Rows, rep.Rest = g.cut(rep.Rows)
+	if len(g.left.Sources) > 0 {
+		g.left.finish()
+		rep.Filtered = &g.left
+		rep.Total.addRow(rep.Filtered)
+	}
+	rep.Total.finish()
+	rep.Stacked = g.sorted(g.stacked)
+	if g.opt.Top > 0 && len(rep.Stacked) > g.opt.Top {
+		rep.Stacked = rep.Stacked[:g.opt.Top]
+	}
+	return rep
+}
+
+// cut keeps the top rows and sums up the others. Bytes without an owner keep
+// their row wherever they sort: they are what an operator must not overlook.
+func (g *grouper) cut(rows []Row) ([]Row, *Row) {
+	if g.opt.Top <= 0 || len(rows) <= g.opt.Top {
+		return rows, nil
+	}
+	kept := rows[:g.opt.Top:g.opt.Top]
+	rest := &Row{Label: textRest, id: textRest}
+	for i := g.opt.Top; i < len(rows); i++ {
+		r := &rows[i]
+		if o := r.first.Owner; (o == OwnerUnattributed || o == OwnerOther) && r.differs&fieldOwner == 0 && r.Total.Bytes() > 0 {
+			kept = append(kept, *r)
+			continue
+		}
+		rest.addRow(r)
+	}
+	if rest.Groups == 0 {
+		return kept, nil
+	}
+	rest.finish()
+	return kept, rest
+}
+
+func (g *grouper) sorted(m map[string]*Row) []Row {
+	type entry struct {
+		row   *Row
+		value uint64
+		name  string
+	}
+	entries := make([]entry, 0, len(m))
+	for _, r := range m {
+		r.finish()
+		entries = append(entries, entry{row: r, value: g.opt.Sort.value(r, g.opt.Level), name: r.Text()})
+	}
+	slices.SortFunc(entries, func(a, b entry) int {
+		order := cmp.Compare(b.value, a.value)
+		if g.opt.Sort.Column == "name" {
+			order = cmp.Compare(a.name, b.name)
+		}
+		if g.opt.Sort.Reverse {
+			order = -order
+		}
+		return cmp.Or(order, cmp.Compare(a.name, b.name), cmp.Compare(a.row.id, b.row.id))
+	})
+	rows := make([]Row, len(entries))
+	for i, e := range entries {
+		rows[i] = *e.row
+	}
+	return rows
+}
+
+// value returns what r is sorted by, larger first.
+func (s Sort) value(r *Row, level Level) uint64 {
+	u := &r.Total
+	if level == LevelApp {
+		u = &r.App
+	}
+	switch s.Column {
+	case "", "total":
+		return u.Bytes()
+	case "read":
+		return u.Read.Bytes
+	case "write":
+		return u.Write.Bytes
+	case "ops":
+		return u.Ops()
+	case "latency":
+		l := u.Latency()
+		return l.Quantile(0.99)
+	case "name":
+		return 0
+	}
+	if level != LevelApp {
+		level = LevelWire
+	}
+	if u := r.Source(Source(s.Column), level); u != nil {
+		return u.Bytes()
+	}
+	return 0
+}

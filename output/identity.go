@@ -1,0 +1,131 @@
+package output
+
+// Identity is what all samples of a group have in common. A field in which
+// they differ, or that is not known, is empty.
+type Identity struct {
+	Owner       OwnerKind
+	Project     string
+	ProjectRule string
+	Service     string
+	Unit        string
+	// Container is set where the group is one container; where it is several of
+	// one image, only Image and ImageTag are, and Runtime where they share it.
+	Container Container
+	Pod       Pod
+	Cgroup    Cgroup
+	Process   Process
+	Device    Device
+	Mount     Mount
+}
+
+// fieldSet is a set of fields of Identity.
+type fieldSet uint16
+
+const (
+	fieldOwner fieldSet = 1 << iota
+	fieldProject
+	fieldService
+	fieldUnit
+	fieldContainer
+	fieldRuntime
+	fieldImage
+	fieldPod
+	fieldNamespace
+	fieldCgroup
+	fieldProcess
+	fieldDevice
+	fieldMount
+	fieldServer
+
+	allFields fieldSet = 1<<iota - 1
+)
+
+// differing returns the fields in which a and b differ; those in known are not
+// looked at again.
+func differing(a, b *Sample, known fieldSet) fieldSet {
+	var d fieldSet
+	note := func(f fieldSet, same bool) {
+		if !same {
+			d |= f
+		}
+	}
+	if known == allFields {
+		return known
+	}
+	note(fieldOwner, a.Owner == b.Owner)
+	note(fieldProject, a.Project == b.Project && a.ProjectRule == b.ProjectRule)
+	note(fieldService, a.Service == b.Service)
+	note(fieldUnit, a.Unit == b.Unit)
+	note(fieldContainer, a.Container.ID == b.Container.ID && a.Container.Name == b.Container.Name)
+	note(fieldRuntime, a.Container.Runtime == b.Container.Runtime)
+	note(fieldImage, a.Container.Image == b.Container.Image && a.Container.ImageTag == b.Container.ImageTag)
+	note(fieldPod, a.Pod == b.Pod)
+	note(fieldNamespace, a.Pod.Namespace == b.Pod.Namespace)
+	note(fieldCgroup, a.Cgroup == b.Cgroup)
+	note(fieldProcess, a.Process == b.Process)
+	note(fieldDevice, a.Device == b.Device)
+	note(fieldMount, a.Mount == b.Mount)
+	note(fieldServer, a.Mount.NFSServer == b.Mount.NFSServer)
+	return d | known
+}
+
+// Identity returns what all samples of the row have in common; nothing for a
+// sum such as the total.
+func (r *Row) Identity() Identity {
+	if r.first == nil {
+		return Identity{}
+	}
+	return identity(r.first, r.differs)
+}
+
+// identity returns the fields of s that are not in differs.
+func identity(s *Sample, differs fieldSet) Identity {
+	same := func(f fieldSet) bool { return differs&f == 0 }
+	var id Identity
+	if same(fieldOwner) {
+		id.Owner = s.Owner
+	}
+	if same(fieldProject) {
+		id.Project, id.ProjectRule = s.Project, s.ProjectRule
+	}
+	// Services of one name in two projects are two services.
+	if same(fieldService | fieldProject) {
+		id.Service = s.Service
+	}
+	if same(fieldUnit) {
+		id.Unit = s.Unit
+	}
+	switch {
+	case same(fieldContainer):
+		id.Container = s.Container
+	default:
+		if same(fieldRuntime) {
+			id.Container.Runtime = s.Container.Runtime
+		}
+		if same(fieldImage) {
+			id.Container.Image, id.Container.ImageTag = s.Container.Image, s.Container.ImageTag
+		}
+	}
+	switch {
+	case same(fieldPod):
+		id.Pod = s.Pod
+	case same(fieldNamespace):
+		id.Pod.Namespace = s.Pod.Namespace
+	}
+	if same(fieldCgroup) {
+		id.Cgroup = s.Cgroup
+	}
+	if same(fieldProcess) {
+		id.Process = s.Process
+	}
+	if same(fieldDevice) {
+		id.Device = s.Device
+	}
+	switch {
+	case same(fieldMount):
+		id.Mount = s.Mount
+	case same(fieldServer):
+		id.Mount.NFSServer = s.Mount.NFSServer
+	}
+	return id
+}
