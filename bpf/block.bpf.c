@@ -1,0 +1,426 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//go:build ignore
+/*
+ * Source block: requests that the block layer hands to a driver.
+ *
+ * block_rq_issue counts bytes and operations under their owners;
+ * block_rq_requeue takes back what the driver did not accept, so that totals
+ * equal /proc/diskstats; block_rq_complete adds device latency and errors. The
+ * tracepoints' request pointer is what makes all this possible and is the same
+ * on every kernel since 5.10; block_rq_issue had a queue before it until 5.11
+ * (a54895fa057c), which user space tells us.
+ *
+ * Each hook exists as raw tracepoint and as BTF-typed tracepoint; user space
+ * keeps the one that the kernel allows.
+ */
+#include "account.h"
+#include "owner.h"
+
+const volatile bool rq_is_second_arg = false;
+
+#define IOT_REQ_OP_MASK 0xff
+#define IOT_REQ_META (1U << 12) /* __REQ_META has been bit 12 since 4.10 (ef295ecf090d) */
+#define IOT_REQ_DRIVER 32 /* from here on driver-private (passthrough) operations, not in diskstats */
+
+enum {
+	IOT_OP_READ = 0,
+	IOT_OP_FLUSH = 2,
+	IOT_OP_DISCARD = 3,
+	IOT_OP_SECURE_ERASE = 5,
+	IOT_OP_WRITE_ZEROES = 9,
+};
+
+#define IOT_BIOS 16 /* bios looked at before a request counts as long */
+#define IOT_STEPS 512 /* pages looked at in a request with several owners */
+#define IOT_STEPS_NO_LOOP 64 /* the same where the kernel has no bpf_loop (before 5.17) */
+
+/*
+ * From issue to completion: request -> its owner and when it was issued. Direct
+ * mapped by the request's address, two ways: an array costs a fraction of a hash
+ * and requests are reused. A request pushed out loses its latency (counted).
+ */
+struct inflight {
+	__u64 rq; /* struct request * */
+	__u64 issued;
+	struct usage_key usage;
+};
+
+#define IOT_SLOTS 32768
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, IOT_SLOTS);
+	__type(key, __u32);
+	__type(value, struct inflight);
+} inflight SEC(".maps");
+
+static __always_inline __u32 iot_slot(struct request *rq)
+{
+	return (((unsigned long)rq >> 6) * 0x9E3779B97F4A7C15ULL) >> 49; /* 15 bits: IOT_SLOTS */
+}
+
+static __always_inline __u8 iot_op(__u32 op)
+{
+	if (op == IOT_OP_FLUSH)
+		return IOT_FLUSH;
+	if (op == IOT_OP_DISCARD)
+		return IOT_DISCARD;
+	return op & 1 ? IOT_WRITE : IOT_READ; /* as op_is_write() and diskstats have it */
+}
+
+static __always_inline bool iot_op_has_pages(__u32 op)
+{
+	return op != IOT_OP_FLUSH && op != IOT_OP_DISCARD && op != IOT_OP_SECURE_ERASE &&
+	       op != IOT_OP_WRITE_ZEROES;
+}
+
+static __always_inline __u32 iot_disk_dev(struct gendisk *disk)
+{
+	return FIELD(disk, major) << 20 | FIELD(disk, first_minor);
+}
+
+/* One request while its owners are found. */
+struct block_request {
+	struct usage_key usage;
+	__u32 flags; /* cmd_flags */
+	__u32 bytes;
+	struct bio *bio;
+};
+
+static __always_inline struct page *iot_page_add(struct page *page, __u32 n)
+{
+	return (void *)page + (unsigned long)n * bpf_core_type_size(struct page___5_15);
+}
+
+static __always_inline void iot_own(struct usage_key *usage, const struct owner *o)
+{
+	usage->cgroup = o->cgroup;
+	usage->basis = o->basis;
+	usage->pid = o->pid;
+	usage->fsdev = o->fsdev;
+}
+
+/*
+ * Walk over a request page by page. Only requests whose ends (or whose bios)
+ * have different owners come here.
+ */
+struct walk {
+	struct usage_key usage;
+	struct bio *bio;
+	struct bio_vec *vec;
+	__u32 in_bio; /* bytes of this bio still to come */
+	__u32 in_vec; /* offset in this vector */
+	__u32 left; /* bytes of the request still to come */
+	__u32 run; /* bytes seen for usage's owner and not booked yet */
+	__u32 ops; /* the operation itself is booked once, with the first run */
+	__u32 cmd_flags;
+};
+
+static __always_inline void iot_walk_book(struct walk *w)
+{
+	if (w->run)
+		iot_account(&w->usage, w->run, w->ops);
+	w->ops = w->run ? 0 : w->ops;
+	w->run = 0;
+}
+
+static long iot_walk_step(__u32 i, void *ctx)
+{
+	struct walk *w = ctx;
+	struct owner o = {};
+	struct bio_vec vec = {};
+	__u32 start, n;
+
+	if (!w->left || !w->bio)
+		return 1;
+	if (!w->in_bio) {
+		w->bio = FIELD(w->bio, bi_next);
+		if (!w->bio)
+			return 1;
+		w->in_bio = FIELD(w->bio, bi_iter.bi_size);
+		w->vec = FIELD(w->bio, bi_io_vec) + FIELD(w->bio, bi_iter.bi_idx);
+		w->in_vec = 0;
+	}
+	bpf_probe_read_kernel(&vec, sizeof(vec), w->vec);
+	if (w->in_vec >= vec.bv_len) {
+		w->vec++;
+		w->in_vec = 0;
+		bpf_probe_read_kernel(&vec, sizeof(vec), w->vec);
+	}
+	start = vec.bv_offset + w->in_vec;
+	n = (1U << IOT_PAGE_SHIFT) - (start & ((1U << IOT_PAGE_SHIFT) - 1));
+	if (n > vec.bv_len - w->in_vec)
+		n = vec.bv_len - w->in_vec;
+	if (n > w->in_bio)
+		n = w->in_bio;
+	if (n > w->left)
+		n = w->left;
+	if (!n)
+		return 1;
+	iot_owner_of_folio(&o, iot_folio(iot_page_add(vec.bv_page, start >> IOT_PAGE_SHIFT)), w->bio,
+			   w->cmd_flags & 1, w->cmd_flags & IOT_REQ_META);
+	if (o.cgroup != w->usage.cgroup || o.basis != w->usage.basis || o.pid != w->usage.pid ||
+	    o.fsdev != w->usage.fsdev) {
+		iot_walk_book(w);
+		iot_own(&w->usage, &o);
+	}
+	w->run += n;
+	w->in_vec += n;
+	w->in_bio -= n;
+	w->left -= n;
+	return 0;
+}
+
+static __noinline int iot_walk_request(struct block_request *r)
+{
+	struct walk w = {
+		.usage = r->usage,
+		.bio = r->bio,
+		.left = r->bytes,
+		.ops = 1,
+		.cmd_flags = r->flags,
+	};
+	int i;
+
+	w.in_bio = FIELD(w.bio, bi_iter.bi_size);
+	w.vec = FIELD(w.bio, bi_io_vec) + FIELD(w.bio, bi_iter.bi_idx);
+	if (have_bpf_loop)
+		bpf_loop(IOT_STEPS, iot_walk_step, &w, 0);
+	else
+		for (i = 0; i < IOT_STEPS_NO_LOOP; i++)
+			if (iot_walk_step(i, &w))
+				break;
+	if (w.left) { /* the rest goes to the last owner seen */
+		iot_lost(IOT_LOST_WALKS, 1);
+		w.run += w.left;
+	}
+	iot_walk_book(&w);
+	return 0;
+}
+
+static __always_inline bool iot_same_owner(const struct owner *a, const struct owner *b)
+{
+	return a->cgroup == b->cgroup && a->basis == b->basis && a->pid == b->pid;
+}
+
+/* Owner of the first page of a bio; *last is the folio of the last page of its first vector. */
+static __always_inline __u32 iot_bio_owner(struct owner *o, struct bio *bio, __u32 cmd_flags)
+{
+	struct bio_vec vec = {};
+	struct owner end = {};
+	struct folio *first, *last;
+	__u32 size = FIELD(bio, bi_iter.bi_size), idx = FIELD(bio, bi_iter.bi_idx), cnt;
+	struct bio_vec *vecs = FIELD(bio, bi_io_vec);
+
+	bpf_probe_read_kernel(&vec, sizeof(vec), vecs + idx);
+	first = iot_folio(iot_page_add(vec.bv_page, vec.bv_offset >> IOT_PAGE_SHIFT));
+	iot_owner_of_folio(o, first, bio, cmd_flags & 1, cmd_flags & IOT_REQ_META);
+	if (size <= (1U << IOT_PAGE_SHIFT) && size <= vec.bv_len)
+		return 1;
+	if (vec.bv_len < size) {
+		/* A clone does not know its count: then its first vector has to do. */
+		cnt = FIELD(bio, bi_vcnt);
+		if (cnt > idx + 1)
+			bpf_probe_read_kernel(&vec, sizeof(vec), vecs + cnt - 1);
+	}
+	if (!vec.bv_len)
+		return 1;
+	last = iot_folio(iot_page_add(vec.bv_page, (vec.bv_offset + vec.bv_len - 1) >> IOT_PAGE_SHIFT));
+	if (last == first)
+		return 1;
+	iot_owner_of_folio(&end, last, bio, cmd_flags & 1, cmd_flags & IOT_REQ_META);
+	return iot_same_owner(o, &end);
+}
+
+/* Looks at both ends of every bio; returns whether one owner has them all. */
+static __always_inline bool iot_request_owner(struct owner *o, struct block_request *r)
+{
+	struct bio *bio = r->bio;
+	struct owner next;
+	int i;
+
+	if (!iot_bio_owner(o, bio, r->flags))
+		return false;
+	for (i = 0; i < IOT_BIOS; i++) {
+		bio = FIELD(bio, bi_next);
+		if (!bio)
+			return true;
+		__builtin_memset(&next, 0, sizeof(next));
+		if (!iot_bio_owner(&next, bio, r->flags) || !iot_same_owner(o, &next))
+			return false;
+	}
+	return true;
+}
+
+static __noinline int iot_long_request(struct block_request *r, struct owner *o)
+{
+	return iot_request_owner(o, r);
+}
+
+static __always_inline bool iot_read_request(struct block_request *r, struct request *rq)
+{
+	__u32 op;
+
+	r->flags = FIELD(rq, cmd_flags);
+	op = r->flags & IOT_REQ_OP_MASK;
+	if (op >= IOT_REQ_DRIVER)
+		return false;
+	r->bytes = op == IOT_OP_FLUSH ? 0 : FIELD(rq, __data_len);
+	r->bio = FIELD(rq, bio);
+	r->usage.source = IOT_BLOCK;
+	r->usage.op = iot_op(op);
+	r->usage.flags = r->flags & IOT_REQ_META ? IOT_META : 0;
+	r->usage.dev = iot_disk_dev(iot_request_disk(rq));
+	return true;
+}
+
+static __always_inline void iot_remember(struct request *rq, const struct usage_key *usage)
+{
+	__u32 slot = iot_slot(rq);
+	struct inflight *f = bpf_map_lookup_elem(&inflight, &slot), *other;
+
+	if (f && f->rq && f->rq != (__u64)rq) {
+		slot ^= 1;
+		other = bpf_map_lookup_elem(&inflight, &slot);
+		if (other)
+			f = other;
+	}
+	if (!f)
+		return;
+	f->issued = bpf_ktime_get_ns();
+	f->usage = *usage;
+	f->rq = (__u64)rq;
+}
+
+static __always_inline struct inflight *iot_recall(struct request *rq)
+{
+	__u32 slot = iot_slot(rq);
+	struct inflight *f = bpf_map_lookup_elem(&inflight, &slot);
+
+	if (f && f->rq != (__u64)rq) {
+		slot ^= 1;
+		f = bpf_map_lookup_elem(&inflight, &slot);
+	}
+	return f && f->rq == (__u64)rq ? f : NULL;
+}
+
+static __always_inline void iot_block_record(struct request *rq, const struct usage_key *usage, __u64 issued,
+					     __u64 latency, __u64 bytes)
+{
+	struct io_record record = {
+		.usage = *usage,
+		.time = issued,
+		.latency = latency,
+		.offset = FIELD(rq, __sector) << 9,
+		.bytes = bytes,
+	};
+
+	iot_record(&record);
+}
+
+/* Finds the owner or owners of a request and books it; flags says whether it goes out or comes back. */
+static __always_inline int iot_count(struct request *rq, __u8 flags)
+{
+	struct block_request r = {};
+	struct owner o = {};
+	struct inflight *f;
+	bool single = true;
+
+	if (!iot_read_request(&r, rq))
+		return 0;
+	r.usage.flags |= flags;
+	f = with_latency && flags ? iot_recall(rq) : NULL;
+	if (f) {
+		o.cgroup = f->usage.cgroup;
+		o.basis = f->usage.basis;
+		o.pid = f->usage.pid;
+		o.fsdev = f->usage.fsdev;
+	} else if (!r.bio || !iot_op_has_pages(r.flags & IOT_REQ_OP_MASK))
+		iot_owner_without_pages(&o, r.bio);
+	else if (r.bytes <= 1U << IOT_PAGE_SHIFT)
+		iot_bio_owner(&o, r.bio, r.flags);
+	else
+		single = iot_long_request(&r, &o);
+	iot_own(&r.usage, &o);
+	if (single)
+		iot_account(&r.usage, r.bytes, 1);
+	else
+		iot_walk_request(&r);
+	if (flags)
+		return 0;
+	/* Only a request with one owner keeps it for its way back: see f above. */
+	if (with_latency)
+		iot_remember(rq, &r.usage);
+	else if (with_records)
+		iot_block_record(rq, &r.usage, bpf_ktime_get_ns(), 0, r.bytes);
+	return 0;
+}
+
+static __always_inline int iot_complete(struct request *rq, __u32 error, __u32 bytes)
+{
+	struct inflight *f = iot_recall(rq);
+	struct usage_key usage;
+	__u64 start, ns;
+
+	if (!f) {
+		if ((FIELD(rq, cmd_flags) & IOT_REQ_OP_MASK) < IOT_REQ_DRIVER)
+			iot_lost(IOT_LOST_LATENCIES, 1);
+		return 0;
+	}
+	if (!error && bytes < FIELD(rq, __data_len)) /* more of it is to come */
+		return 0;
+	start = FIELD(rq, io_start_time_ns);
+	if (!start) /* the kernel keeps it only where something asked for statistics */
+		start = f->issued;
+	ns = bpf_ktime_get_ns() - start;
+	usage = f->usage;
+	f->rq = 0;
+	iot_latency(&usage, ns);
+	if (with_records)
+		iot_block_record(rq, &usage, start, ns, bytes);
+	if (error) {
+		usage.flags |= IOT_ERROR;
+		iot_account(&usage, 0, 1);
+	}
+	return 0;
+}
+
+#define RQ_ARG (rq_is_second_arg ? ctx[1] : ctx[0])
+
+SEC("raw_tp/block_rq_issue")
+int iot_rq_issue(__u64 *ctx)
+{
+	return iot_count((struct request *)RQ_ARG, 0);
+}
+
+SEC("raw_tp/block_rq_requeue")
+int iot_rq_requeue(__u64 *ctx)
+{
+	return iot_count((struct request *)RQ_ARG, IOT_REQUEUED);
+}
+
+SEC("raw_tp/block_rq_complete")
+int iot_rq_complete(__u64 *ctx)
+{
+	return iot_complete((struct request *)ctx[0], ctx[1], ctx[2]);
+}
+
+SEC("tp_btf/block_rq_issue")
+int iot_rq_issue_btf(__u64 *ctx)
+{
+	return iot_count((struct request *)RQ_ARG, 0);
+}
+
+SEC("tp_btf/block_rq_requeue")
+int iot_rq_requeue_btf(__u64 *ctx)
+{
+	return iot_count((struct request *)RQ_ARG, IOT_REQUEUED);
+}
+
+SEC("tp_btf/block_rq_complete")
+int iot_rq_complete_btf(__u64 *ctx)
+{
+	return iot_complete((struct request *)ctx[0], ctx[1], ctx[2]);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

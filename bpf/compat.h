@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What changed in the kernel between 5.10 and 7.x, one accessor a change. Each
+ * asks whether the field or type exists, never for a version: distributions
+ * backport. A flavour is named after the last or first release that has it.
+ */
+#ifndef IOTRACE_COMPAT_H
+#define IOTRACE_COMPAT_H
+
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+
+#define IOT_PAGE_SHIFT 12 /* x86-64, and arm64 as distributions build it */
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+/* Folios came in 5.16 (7b230db3b8d3, "mm: Introduce struct folio"); page cache owners are read from them. */
+struct folio {
+	struct address_space *mapping;
+	unsigned long index;
+	unsigned long memcg_data;
+};
+
+/* Before 5.11 (bcfe06bf2622, "mm: memcontrol: Use helpers to read page's memcg data") a page pointed to its mem_cgroup. */
+struct page___5_10 {
+	struct address_space *mapping;
+	unsigned long index;
+	struct mem_cgroup *mem_cgroup;
+};
+
+struct page___5_15 {
+	struct address_space *mapping;
+	unsigned long index;
+	unsigned long memcg_data;
+};
+
+/* A tail page names its head by a pointer with bit 0 set, up to 7.0 ... */
+struct page___7_0 {
+	unsigned long compound_head;
+};
+
+/* ... and from 7.1 on, where struct page is a power of two, by a mask. */
+struct page___7_1 {
+	unsigned long compound_info;
+};
+
+struct obj_cgroup {
+	struct mem_cgroup *memcg;
+};
+
+/* From 7.1 on page cache and anonymous pages are charged to an obj_cgroup; its is_root came with that. */
+struct obj_cgroup___7_1 {
+	bool is_root;
+};
+
+/* The disk moved from the request to its queue in 5.17 (f3fa33acca9f, "block: remove the ->rq_disk field in struct request"). */
+struct request___5_16 {
+	struct gendisk *rq_disk;
+};
+
+#pragma clang attribute pop
+
+/*
+ * Reads one field. The pointer is taken first: CO-RE would otherwise also
+ * relocate the access to a member of our own struct that holds it.
+ */
+#define FIELD(ptr, field)                         \
+	({                                        \
+		typeof(ptr) __from = (ptr);       \
+		BPF_CORE_READ(__from, field);     \
+	})
+
+static __always_inline struct folio *iot_folio(const struct page *page)
+{
+	const struct page___7_1 *p71 = (const void *)page;
+	const struct page___7_0 *p70 = (const void *)page;
+	unsigned long info;
+
+	if (bpf_core_field_exists(p71->compound_info)) {
+		info = FIELD(p71, compound_info);
+		/* A mask has all its high bits set; where it is not used the field holds a pointer as before. */
+		if ((info & 1) && info > 0xffffffff00000000UL)
+			return (void *)((unsigned long)page & info);
+	} else {
+		info = FIELD(p70, compound_head);
+	}
+	if (info & 1)
+		return (void *)(info - 1);
+	return (void *)page;
+}
+
+static __always_inline struct address_space *iot_folio_mapping(const struct folio *folio)
+{
+	const struct page___5_15 *page = (const void *)folio;
+
+	if (bpf_core_type_exists(struct folio))
+		return FIELD(folio, mapping);
+	return FIELD(page, mapping);
+}
+
+static __always_inline unsigned long iot_folio_index(const struct folio *folio)
+{
+	const struct page___5_15 *page = (const void *)folio;
+
+	if (bpf_core_type_exists(struct folio))
+		return FIELD(folio, index);
+	return FIELD(page, index);
+}
+
+/* Low bits of folio.mapping: not a file's address_space (anonymous, movable, KSM). */
+#define IOT_MAPPING_FLAGS 3UL
+#define IOT_MAPPING_ANON 1UL
+
+static __always_inline bool iot_mapping_is_file(const struct address_space *mapping)
+{
+	return mapping && !((unsigned long)mapping & IOT_MAPPING_FLAGS);
+}
+
+/*
+ * The raw owner word of a folio: equal words mean equal owners. Its low bits
+ * are flags: 1 a slab's vector of objects, 2 kernel memory, 4 unused here.
+ */
+static __always_inline unsigned long iot_folio_owner_word(const struct folio *folio)
+{
+	const struct page___5_10 *p510 = (const void *)folio;
+	const struct page___5_15 *p515 = (const void *)folio;
+
+	if (bpf_core_field_exists(p510->mem_cgroup))
+		return (unsigned long)FIELD(p510, mem_cgroup);
+	if (bpf_core_type_exists(struct folio))
+		return FIELD(folio, memcg_data);
+	return FIELD(p515, memcg_data);
+}
+
+#define IOT_OWNER_SLAB 1UL
+#define IOT_OWNER_KMEM 2UL
+#define IOT_OWNER_FLAGS 7UL
+
+static __always_inline bool iot_owner_is_objcg(unsigned long word)
+{
+	const struct page___5_10 *p510 = NULL;
+
+	if (bpf_core_field_exists(p510->mem_cgroup))
+		return false;
+	if (bpf_core_field_exists(((struct obj_cgroup___7_1 *)0)->is_root))
+		return true;
+	return word & IOT_OWNER_KMEM;
+}
+
+static __always_inline struct gendisk *iot_request_disk(const struct request *rq)
+{
+	const struct request___5_16 *old = (const void *)rq;
+
+	if (bpf_core_field_exists(old->rq_disk))
+		return FIELD(old, rq_disk);
+	return BPF_CORE_READ(rq, q, disk);
+}
+
+#endif

@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * What the kernel side and the Go side agree on: every struct that crosses the
+ * border is defined here, once; bpf2go makes the Go types from it.
+ *
+ * Terms, as user space has them: pid is what the kernel calls tgid. Sizes are
+ * bytes, times nanoseconds of CLOCK_MONOTONIC. A device is the kernel's own
+ * dev_t: major << 20 | minor.
+ */
+#ifndef IOTRACE_H
+#define IOTRACE_H
+
+#include <linux/types.h>
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+enum iot_source {
+	IOT_BLOCK = 1,
+	IOT_NFS = 2,
+	IOT_FUSE = 3,
+};
+
+enum iot_op {
+	IOT_READ = 1,
+	IOT_WRITE = 2,
+	IOT_DISCARD = 3,
+	IOT_FLUSH = 4, /* block flush, NFS COMMIT, FUSE FSYNC */
+	IOT_META_OP = 5, /* lookups, opens, getattrs: operations without data */
+};
+
+/* How the owner was found, in order of trust. */
+enum iot_basis {
+	IOT_NONE = 0,
+	IOT_DIRTIER = 1,
+	IOT_PAGE = 2,
+	IOT_BIO = 3,
+	IOT_TASK = 4,
+};
+
+enum iot_flag {
+	IOT_META = 1, /* file-system metadata or journal (REQ_META) */
+	IOT_REQUEUED = 2, /* given back to the queue: to be subtracted */
+	IOT_APP = 4, /* application level: system calls, not the wire */
+	IOT_ERROR = 8, /* the request failed */
+};
+
+/* Owners that are no cgroup. Kernel ids of cgroups start at 1 and never reach these. */
+#define IOT_CGROUP_NONE 0ULL /* unattributed */
+#define IOT_CGROUP_KERNEL (~0ULL) /* metadata and journals charged to nobody */
+
+struct usage_key {
+	__u64 cgroup;
+	__u32 dev;
+	__u32 fsdev; /* device of the file system's superblock; 0 when not asked for */
+	__u32 pid; /* 0 when not asked for */
+	__u8 source;
+	__u8 op;
+	__u8 basis;
+	__u8 flags;
+};
+
+struct usage {
+	__u64 bytes;
+	__u64 ops;
+};
+
+/*
+ * Latencies are counted in buckets, four to a power of two: a quantile read
+ * from them is at most 25 % above the true value.
+ */
+struct latency_key {
+	struct usage_key usage; /* basis is always 0 here */
+	__u32 bucket;
+	__u32 pad;
+};
+
+struct latency {
+	__u64 count;
+	__u64 sum;
+	__u64 max;
+};
+
+/* One request, for --events. */
+struct io_record {
+	struct usage_key usage;
+	__u64 time; /* when it was issued */
+	__u64 latency; /* 0 when not measured */
+	__u64 offset; /* bytes from the start of the device or file */
+	__u64 bytes;
+};
+
+enum iot_notice_kind {
+	IOT_CGROUP_CREATED = 1,
+	IOT_CGROUP_REMOVED = 2,
+	IOT_MODULE_LOADED = 3,
+	IOT_MODULE_FREED = 4,
+};
+
+#define IOT_TEXT_MAX 1024 /* the kernel's TRACE_CGROUP_PATH_LEN */
+
+/* A rare event; text is a cgroup path or a module's name, cut to its length. */
+struct notice {
+	__u64 cgroup;
+	__u32 kind;
+	__u32 len; /* of text, the final NUL included */
+	char text[IOT_TEXT_MAX];
+};
+
+enum iot_loss {
+	IOT_LOST_RECORDS,
+	IOT_LOST_NOTICES,
+	IOT_LOST_LATENCIES,
+	IOT_LOST_GROUPS, /* I/Os booked on the overflow rows */
+	IOT_LOST_WALKS, /* requests cut short in the search for owners */
+	IOT_LOST_BYTES, /* bytes that not even an overflow row could take */
+	IOT_NOTES_WRITTEN,
+	IOT_LOSSES,
+};
+
+struct comm {
+	char name[16];
+};
+
+#endif

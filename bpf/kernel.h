@@ -1,0 +1,143 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The few kernel types that the programs read, with the few fields they read:
+ * CO-RE finds the real offsets when a program is loaded, so a whole vmlinux.h is
+ * not needed and a reader sees at once what we depend on. Fields that moved,
+ * changed or came and went between 5.10 and 7.x are in compat.h.
+ */
+#ifndef IOTRACE_KERNEL_H
+#define IOTRACE_KERNEL_H
+
+#include <linux/types.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+struct list_head {
+	struct list_head *next, *prev;
+};
+
+/* cgroups and tasks */
+
+struct kernfs_node {
+	__u64 id;
+};
+
+struct cgroup_root {
+	int hierarchy_id;
+};
+
+struct cgroup {
+	int level;
+	struct kernfs_node *kn;
+	struct cgroup_root *root;
+};
+
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+};
+
+enum cgroup_subsys_id {
+	io_cgrp_id = 3,
+	memory_cgrp_id = 4,
+};
+
+struct css_set {
+	struct cgroup_subsys_state *subsys[12];
+	struct cgroup *dfl_cgrp;
+};
+
+struct files_struct;
+
+struct task_struct {
+	unsigned int flags;
+	int tgid;
+	struct css_set *cgroups;
+	struct files_struct *files;
+	char comm[16];
+};
+
+#define PF_KTHREAD 0x00200000
+
+/* memory */
+
+struct mem_cgroup {
+	struct cgroup_subsys_state css;
+};
+
+struct super_block {
+	__u32 s_dev;
+	unsigned long s_magic;
+};
+
+struct inode {
+	unsigned short i_mode;
+	struct super_block *i_sb;
+};
+
+struct address_space {
+	struct inode *host;
+};
+
+struct page;
+
+/* block */
+
+struct gendisk {
+	int major;
+	int first_minor;
+};
+
+struct request_queue {
+	struct gendisk *disk;
+};
+
+struct bvec_iter {
+	__u64 bi_sector;
+	unsigned int bi_size;
+	unsigned int bi_idx;
+} __attribute__((packed));
+
+struct bio_vec {
+	struct page *bv_page;
+	unsigned int bv_len;
+	unsigned int bv_offset;
+};
+
+struct blkcg {
+	struct cgroup_subsys_state css;
+};
+
+struct blkcg_gq {
+	struct blkcg *blkcg;
+};
+
+struct bio {
+	struct bio *bi_next;
+	struct bvec_iter bi_iter;
+	struct blkcg_gq *bi_blkg;
+	unsigned short bi_vcnt;
+	struct bio_vec *bi_io_vec;
+};
+
+struct request {
+	struct request_queue *q;
+	unsigned int cmd_flags;
+	unsigned int __data_len;
+	__u64 __sector;
+	struct bio *bio;
+	struct bio *biotail;
+	__u64 start_time_ns;
+	__u64 io_start_time_ns;
+};
+
+/* modules: the name alone; MODULE_NAME_LEN is 56 on 64 bit */
+
+struct module {
+	char name[56];
+};
+
+#pragma clang attribute pop
+
+#endif

@@ -1,0 +1,40 @@
+package tracer
+
+import (
+	"fmt"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/iotrace-bpf/iotrace-bpf/bpf"
+)
+
+// openBlock attaches the block source.
+func openBlock(h *host) (*object, error) {
+	spec, err := bpf.LoadBlock()
+	if err != nil {
+		return nil, fmt.Errorf("reading the block object: %w", err)
+	}
+	if h.tracepointArgs("block_rq_issue") == 2 {
+		if err := spec.Variables[bpf.BlockVarRqIsSecondArg].Set(true); err != nil {
+			return nil, err
+		}
+	}
+	signals := []signal{
+		{hooks: []hook{
+			{kind: btfTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssueBtf},
+			{kind: rawTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssue},
+		}},
+		{hooks: []hook{
+			{kind: btfTracepoint, target: "block_rq_requeue", program: bpf.BlockProgIotRqRequeueBtf},
+			{kind: rawTracepoint, target: "block_rq_requeue", program: bpf.BlockProgIotRqRequeue},
+		}},
+	}
+	if h.opt.Latency {
+		// Before the others: a request must not be issued and complete unseen in between.
+		signals = append([]signal{{hooks: []hook{
+			{kind: btfTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqCompleteBtf},
+			{kind: rawTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqComplete},
+		}}}, signals...)
+	}
+	return h.load(spec, signals, ebpf.ProgramOptions{})
+}

@@ -1,0 +1,342 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/iotrace-bpf/iotrace-bpf/bpf"
+)
+
+// batch is how many entries one system call reads at most.
+const batch = 4096
+
+// doubleBuffer is a map that can be read at rest: programs find the map to
+// write to in outer[0], and Swap puts the spare one there.
+type doubleBuffer struct {
+	outer        *ebpf.Map
+	inUse, spare *ebpf.Map
+	cpus         int
+	first        *ebpf.Map // belongs to the object, not to us
+}
+
+func newDoubleBuffer(outer, first *ebpf.Map) (doubleBuffer, error) {
+	info, err := first.Info()
+	if err != nil {
+		return doubleBuffer{}, err
+	}
+	spare, err := ebpf.NewMap(&ebpf.MapSpec{
+		Name: info.Name, Type: first.Type(), KeySize: first.KeySize(), ValueSize: first.ValueSize(),
+		MaxEntries: first.MaxEntries(), Flags: first.Flags(),
+	})
+	if err != nil {
+		return doubleBuffer{}, fmt.Errorf("making the second totals map: %w", err)
+	}
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		spare.Close()
+		return doubleBuffer{}, err
+	}
+	return doubleBuffer{outer: outer, inUse: first, spare: spare, first: first, cpus: cpus}, nil
+}
+
+// Swap hands the spare map to the programs and returns the one they wrote to.
+// When it returns no program writes to that any more: the kernel's update of a
+// map in a map ends with synchronize_rcu (maybe_wait_bpf_programs, since 4.20).
+func (d *doubleBuffer) Swap() (*ebpf.Map, error) {
+	if err := d.outer.Update(uint32(0), d.spare, ebpf.UpdateAny); err != nil {
+		return nil, fmt.Errorf("exchanging the totals map: %w", err)
+	}
+	d.inUse, d.spare = d.spare, d.inUse
+	return d.spare, nil
+}
+
+func (d *doubleBuffer) Close() error {
+	for _, m := range []*ebpf.Map{d.inUse, d.spare} {
+		if m != nil && m != d.first {
+			return m.Close()
+		}
+	}
+	return nil
+}
+
+// drain reads and empties a per-CPU hash at rest, calling visit with the values
+// of all CPUs for each key.
+func drain[K, V any](m *ebpf.Map, cpus int, visit func(*K, []V)) error {
+	var cursor ebpf.MapBatchCursor
+	n := min(int(m.MaxEntries()), batch)
+	keys := make([]K, n)
+	values := make([]V, n*cpus)
+	for {
+		got, err := m.BatchLookupAndDelete(&cursor, keys, values, nil)
+		for i := range got {
+			visit(&keys[i], values[i*cpus:(i+1)*cpus])
+		}
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("reading totals: %w", err)
+		}
+	}
+}
+
+// snapshot is what only grows in the kernel: the last values seen.
+type snapshot struct {
+	end      time.Time
+	overflow map[bpf.HostUsageKey]bpf.HostUsage
+	losses   [lossKinds]uint64
+	bpf      time.Duration
+	runs     uint64
+	misses   uint64
+}
+
+// debt is what requeued requests still have to give back: they were counted in
+// an earlier interval and their row is gone.
+type debt struct{ bytes, ops uint64 }
+
+const (
+	lostRecords = iota
+	lostNotices
+	lostLatencies
+	lostGroups
+	lostWalks
+	lostBytes
+	notesWritten
+	lossKinds
+)
+
+func keyOf(k *bpf.HostUsageKey) (key Key, requeued, failed bool) {
+	return Key{
+		Source: Source(k.Source), Op: Op(k.Op), Basis: Basis(k.Basis),
+		Meta: k.Flags&flagMeta != 0, App: k.Flags&flagApp != 0,
+		Cgroup: k.Cgroup, Dev: Dev(k.Dev), FSDev: Dev(k.Fsdev), PID: k.Pid,
+	}, k.Flags&flagRequeued != 0, k.Flags&flagError != 0
+}
+
+// enum iot_flag of bpf/iotrace.h
+const (
+	flagMeta     = 1
+	flagRequeued = 2
+	flagApp      = 4
+	flagError    = 8
+)
+
+// Read returns what happened since the call before, or since New.
+func (t *Tracer) Read() (*Interval, error) {
+	start := t.last.end
+	if start.IsZero() {
+		start = t.start
+	}
+	usage, err := t.usage.Swap()
+	if err != nil {
+		return nil, err
+	}
+	iv := &Interval{Start: start, End: time.Now()}
+	rows := map[Key]*Row{}
+	row := func(k Key) *Row {
+		r := rows[k]
+		if r == nil {
+			r = &Row{Key: k}
+			rows[k] = r
+		}
+		return r
+	}
+	book := func(k *bpf.HostUsageKey, bytes, ops uint64) {
+		key, requeued, failed := keyOf(k)
+		switch {
+		case requeued:
+			d := t.debts[key]
+			t.debts[key] = debt{d.bytes + bytes, d.ops + ops}
+		case failed:
+			row(key).Errors += ops
+		default:
+			r := row(key)
+			r.Bytes += bytes
+			r.Ops += ops
+		}
+	}
+	err = drain(usage, t.usage.cpus, func(k *bpf.HostUsageKey, values []bpf.HostUsage) {
+		var bytes, ops uint64
+		for i := range values {
+			bytes += values[i].Bytes
+			ops += values[i].Ops
+		}
+		book(k, bytes, ops)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := t.readOverflow(book); err != nil {
+		return nil, err
+	}
+	if t.opt.Latency {
+		if err := t.readLatency(row); err != nil {
+			return nil, err
+		}
+	}
+	t.settle(rows)
+	iv.Rows = make([]Row, 0, len(rows))
+	for _, r := range rows {
+		if r.Ops != 0 || r.Bytes != 0 || r.Errors != 0 || len(r.Latency.Buckets) != 0 {
+			iv.Rows = append(iv.Rows, *r)
+		}
+	}
+	if err := t.readLosses(iv); err != nil {
+		return nil, err
+	}
+	t.readCost(iv)
+	t.last.end = iv.End
+	return iv, nil
+}
+
+// settle takes what was requeued from the rows it was counted under, or, where
+// those are of an earlier interval, from what the same device does next.
+func (t *Tracer) settle(rows map[Key]*Row) {
+	pay := func(r *Row, d debt) debt {
+		bytes, ops := min(r.Bytes, d.bytes), min(r.Ops, d.ops)
+		r.Bytes -= bytes
+		r.Ops -= ops
+		return debt{d.bytes - bytes, d.ops - ops}
+	}
+	for key, d := range t.debts {
+		if r := rows[key]; r != nil {
+			d = pay(r, d)
+		}
+		for k, r := range rows {
+			if d == (debt{}) {
+				break
+			}
+			if k.Source == key.Source && k.Dev == key.Dev && k.Op == key.Op && k.App == key.App {
+				d = pay(r, d)
+			}
+		}
+		if d == (debt{}) {
+			delete(t.debts, key)
+		} else {
+			t.debts[key] = d
+		}
+	}
+}
+
+// readOverflow books what did not fit into the totals map; that map only grows.
+func (t *Tracer) readOverflow(book func(*bpf.HostUsageKey, uint64, uint64)) error {
+	var key bpf.HostUsageKey
+	var values []bpf.HostUsage
+	it := t.host.shared[bpf.HostMapOverflow].Iterate()
+	for it.Next(&key, &values) {
+		var now bpf.HostUsage
+		for _, v := range values {
+			now.Bytes += v.Bytes
+			now.Ops += v.Ops
+		}
+		before := t.last.overflow[key]
+		if now == before {
+			continue
+		}
+		if t.last.overflow == nil {
+			t.last.overflow = map[bpf.HostUsageKey]bpf.HostUsage{}
+		}
+		t.last.overflow[key] = now
+		other := key
+		other.Cgroup = CgroupOther
+		book(&other, now.Bytes-before.Bytes, now.Ops-before.Ops)
+	}
+	if err := it.Err(); err != nil {
+		return fmt.Errorf("reading the overflow rows: %w", err)
+	}
+	return nil
+}
+
+func (t *Tracer) readLatency(row func(Key) *Row) error {
+	m, err := t.latency.Swap()
+	if err != nil {
+		return err
+	}
+	type group struct {
+		buckets []Bucket
+		sum     uint64
+		max     uint64
+	}
+	groups := map[Key]*group{}
+	err = drain(m, t.latency.cpus, func(k *bpf.HostLatencyKey, values []bpf.HostLatency) {
+		key, _, _ := keyOf(&k.Usage)
+		g := groups[key]
+		if g == nil {
+			g = &group{}
+			groups[key] = g
+		}
+		var count uint64
+		for i := range values {
+			count += values[i].Count
+			g.sum += values[i].Sum
+			g.max = max(g.max, values[i].Max)
+		}
+		if count > 0 {
+			g.buckets = append(g.buckets, Bucket{UpTo: bucketUpTo(k.Bucket), Count: count})
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for key, g := range groups {
+		slices.SortFunc(g.buckets, func(a, b Bucket) int {
+			if a.UpTo < b.UpTo {
+				return -1
+			}
+			return 1
+		})
+		row(key).Latency = Latency{Buckets: g.buckets, Sum: g.sum, Max: g.max}
+	}
+	return nil
+}
+
+func (t *Tracer) readLosses(iv *Interval) error {
+	var now [lossKinds]uint64
+	for i := range now {
+		var values []uint64
+		if err := t.host.shared[bpf.HostMapLosses].Lookup(uint32(i), &values); err != nil {
+			return fmt.Errorf("reading loss counters: %w", err)
+		}
+		for _, v := range values {
+			now[i] += v
+		}
+	}
+	delta := func(i int) uint64 { return now[i] - t.last.losses[i] }
+	iv.Lost.Records = delta(lostRecords)
+	iv.Lost.Notices = delta(lostNotices)
+	iv.Lost.Latencies = delta(lostLatencies)
+	iv.Lost.Groups = delta(lostGroups)
+	iv.Lost.Walks = delta(lostWalks)
+	iv.Lost.Bytes = delta(lostBytes)
+	iv.Notes = delta(notesWritten)
+	t.last.losses = now
+	return nil
+}
+
+// readCost asks the kernel what our programs cost and how often it skipped one.
+func (t *Tracer) readCost(iv *Interval) {
+	var spent time.Duration
+	var runs, misses uint64
+	for _, p := range t.programs() {
+		s, err := p.Stats()
+		if err != nil {
+			continue // before 5.12 there are no misses, before 5.1 nothing
+		}
+		spent += s.Runtime
+		runs += s.RunCount
+		misses += s.RecursionMisses
+	}
+	// Programs that were closed took their figures with them.
+	if spent >= t.last.bpf && runs >= t.last.runs {
+		iv.BPFNanos = uint64(spent - t.last.bpf)
+		iv.BPFRuns = runs - t.last.runs
+	}
+	if misses >= t.last.misses {
+		iv.Lost.Misses = misses - t.last.misses
+	}
+	t.last.bpf, t.last.runs, t.last.misses = spent, runs, misses
+}

@@ -1,0 +1,207 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+)
+
+// ErrAbsent is wrapped by the reason why a source cannot be traced here: the
+// kernel lacks its hooks, or its module is not loaded (yet).
+var ErrAbsent = errors.New("absent")
+
+// sources is the table of all sources: a new one is a line here, a file beside
+// this one and one in bpf/.
+var sources = []descriptor{
+	{id: Block, name: "block", open: openBlock},
+}
+
+// descriptor tells how a source is set up.
+type descriptor struct {
+	id      Source
+	name    string
+	modules []string // kernel modules whose arrival makes the source possible
+	open    func(*host) (*object, error)
+}
+
+// SourceNames returns the names of all sources, for usage texts.
+func SourceNames() []string {
+	names := make([]string, len(sources))
+	for i, d := range sources {
+		names[i] = d.name
+	}
+	return names
+}
+
+// hookKind is a way to attach a program.
+type hookKind uint8
+
+const (
+	rawTracepoint hookKind = iota
+	btfTracepoint
+	tracepoint
+	fentry
+	fexit
+	kprobe
+	kretprobe
+)
+
+func (k hookKind) String() string {
+	return [...]string{"raw_tp", "tp_btf", "tracepoint", "fentry", "fexit", "kprobe", "kretprobe"}[k]
+}
+
+// hook is one program at one place of the kernel.
+type hook struct {
+	kind    hookKind
+	target  string // "function", "tracepoint", or "group/event" for tracepoint
+	program string // a name constant of package bpf
+	cost    string // what this choice costs in exactness; empty when nothing
+}
+
+func (h hook) String() string { return h.kind.String() + "/" + h.target }
+
+// signal is something the kernel is to tell us, with the hooks that can do so,
+// the best one first.
+type signal struct {
+	hooks    []hook
+	optional string // what is lost without it; empty when the source needs it
+}
+
+// attached is a signal's hook in place.
+type attached struct {
+	hook
+	program *ebpf.Program
+	link    link.Link
+}
+
+// object is a loaded BPF object: maps of its own and the hooks in place.
+type object struct {
+	maps  map[string]*ebpf.Map
+	hooks []attached
+	costs []string
+}
+
+// Close detaches the hooks and frees the maps that are the object's own.
+func (o *object) Close() error {
+	var errs []error
+	for _, a := range o.hooks {
+		errs = append(errs, a.link.Close(), a.program.Close())
+	}
+	o.hooks = nil
+	for _, m := range o.maps {
+		errs = append(errs, m.Close())
+	}
+	o.maps = nil
+	return errors.Join(errs...)
+}
+
+// load makes the object's maps, with the shared ones taken from the host, then
+// for each signal loads and attaches the first hook that this kernel accepts.
+func (h *host) load(spec *ebpf.CollectionSpec, signals []signal, extra ebpf.ProgramOptions) (*object, error) {
+	if err := h.tune(spec); err != nil {
+		return nil, err
+	}
+	programs := spec.Programs
+	spec.Programs = map[string]*ebpf.ProgramSpec{}
+	opts := ebpf.CollectionOptions{MapReplacements: h.sharedIn(spec)}
+	coll, err := ebpf.NewCollectionWithOptions(spec, opts)
+	if err != nil {
+		return nil, fmt.Errorf("making maps: %w", err)
+	}
+	o := &object{maps: coll.Maps}
+	replace := map[string]*ebpf.Map{}
+	for name, m := range coll.Maps {
+		replace[name] = m
+	}
+	for _, s := range signals {
+		a, err := h.attachFirst(spec, programs, s, replace, extra)
+		switch {
+		case err == nil:
+			o.hooks = append(o.hooks, *a)
+			if a.cost != "" {
+				o.costs = append(o.costs, a.cost)
+			}
+		case s.optional != "":
+			h.log.Debug("optional hook not attached", "hook", s.hooks[0].String(), "error", err)
+			o.costs = append(o.costs, s.optional)
+		default:
+			o.Close()
+			return nil, err
+		}
+	}
+	return o, nil
+}
+
+func (h *host) attachFirst(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, s signal,
+	maps map[string]*ebpf.Map, extra ebpf.ProgramOptions,
+) (*attached, error) {
+	var errs []error
+	for _, hk := range s.hooks {
+		a, err := h.attach(spec, programs, hk, maps, extra)
+		if err == nil {
+			return a, nil
+		}
+		h.log.Debug("hook refused", "hook", hk.String(), "error", verbose(err))
+		errs = append(errs, fmt.Errorf("%s: %w", hk, err))
+	}
+	return nil, errors.Join(errs...)
+}
+
+func (h *host) attach(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
+	maps map[string]*ebpf.Map, extra ebpf.ProgramOptions,
+) (*attached, error) {
+	prog, ok := programs[hk.program]
+	if !ok {
+		return nil, fmt.Errorf("no program %q", hk.program)
+	}
+	if err := h.exists(hk); err != nil {
+		return nil, err
+	}
+	one := spec.Copy()
+	one.Programs = map[string]*ebpf.ProgramSpec{hk.program: prog.Copy()}
+	one.Programs[hk.program].AttachTo = hk.target
+	extra.LogDisabled = false
+	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{
+		MapReplacements: maps,
+		Programs:        extra,
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer coll.Close()
+	p := coll.DetachProgram(hk.program)
+	l, err := hk.link(p)
+	if err != nil {
+		p.Close()
+		return nil, err
+	}
+	return &attached{hook: hk, program: p, link: l}, nil
+}
+
+// verbose adds the verifier's log to an error that has one.
+func verbose(err error) string {
+	var ve *ebpf.VerifierError
+	if errors.As(err, &ve) {
+		return fmt.Sprintf("%+v", ve)
+	}
+	return err.Error()
+}
+
+func (h hook) link(p *ebpf.Program) (link.Link, error) {
+	switch h.kind {
+	case rawTracepoint:
+		return link.AttachRawTracepoint(link.RawTracepointOptions{Name: h.target, Program: p})
+	case btfTracepoint, fentry, fexit:
+		return link.AttachTracing(link.TracingOptions{Program: p})
+	case tracepoint:
+		group, event, _ := cutSlash(h.target)
+		return link.Tracepoint(group, event, p, nil)
+	case kprobe:
+		return link.Kprobe(h.target, p, nil)
+	case kretprobe:
+		return link.Kretprobe(h.target, p, nil)
+	}
+	return nil, fmt.Errorf("unknown kind of hook %d", h.kind)
+}

@@ -1,0 +1,267 @@
+package tracer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/rlimit"
+
+	"github.com/iotrace-bpf/iotrace-bpf/bpf"
+)
+
+// Options tell what to trace and how. The zero value traces every source that
+// the host has, without latency.
+type Options struct {
+	Sources   []string // names; empty means all that the host has
+	Hierarchy int      // number of the cgroup hierarchy that names owners; 0 is cgroup2
+	ByProcess bool     // fill Key.PID; costs a note per dirtied page
+	ByMount   bool     // fill Key.FSDev
+	Latency   bool
+	Records   func([]Record) // called with batches of I/Os, from one goroutine; the slice is reused
+
+	CgroupCreated func(id uint64, path string) // called from one goroutine
+	CgroupRemoved func(id uint64, path string)
+
+	MaxGroups  uint32 // distinct keys per interval that are kept apart; 0 means 16384
+	RecordRing uint32 // bytes, a power of two; 0 means 8 MiB
+	NoticeRing uint32 // bytes, a power of two; 0 means 1 MiB
+
+	Log *slog.Logger // nil discards
+}
+
+func (o *Options) needsInodes() bool { return o.wants("fuse") }
+
+func (o *Options) wants(name string) bool {
+	return len(o.Sources) == 0 || slices.Contains(o.Sources, name)
+}
+
+// Status tells how a source is traced, or why it is not.
+type Status struct {
+	Source   string
+	Attached bool
+	Hooks    []string
+	Reason   string   // why it is absent
+	Costs    []string // what the choice of hooks costs in exactness
+}
+
+// Tracer is a set of attached programs.
+type Tracer struct {
+	opt   Options
+	host  *host
+	start time.Time
+
+	mu      sync.Mutex // guards what modules coming and going change
+	objects map[string]*object
+	absent  map[string]error
+
+	usage, latency doubleBuffer
+	last           snapshot
+	debts          map[Key]debt
+	ktimeOffset    time.Duration
+
+	stop    context.CancelFunc
+	readers sync.WaitGroup
+	closers []func() error
+}
+
+// New loads and attaches. It fails when no source can be traced, or when one
+// that was named in Options.Sources cannot.
+func New(opt Options) (*Tracer, error) {
+	if opt.Log == nil {
+		opt.Log = slog.New(slog.DiscardHandler)
+	}
+	if opt.MaxGroups == 0 {
+		opt.MaxGroups = 16384
+	}
+	if opt.RecordRing == 0 {
+		opt.RecordRing = 8 << 20
+	}
+	if opt.NoticeRing == 0 {
+		opt.NoticeRing = 1 << 20
+	}
+	for _, name := range opt.Sources {
+		if !slices.Contains(SourceNames(), name) {
+			return nil, fmt.Errorf("unknown source %q (known: %s)", name, strings.Join(SourceNames(), ", "))
+		}
+	}
+	if err := rlimit.RemoveMemlock(); err != nil { // needed until 5.11
+		opt.Log.Debug("memory lock limit not raised", "error", err)
+	}
+	h, err := newHost(opt)
+	if err != nil {
+		return nil, err
+	}
+	t := &Tracer{opt: opt, host: h, objects: map[string]*object{}, absent: map[string]error{}, debts: map[Key]debt{}}
+	hostObject, err := h.open()
+	if err != nil {
+		return nil, explain(err)
+	}
+	t.objects["host"] = hostObject
+	if err := t.openAll(); err != nil {
+		t.Close()
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	t.stop = stop
+	if err := t.startReaders(ctx); err != nil {
+		t.Close()
+		return nil, err
+	}
+	t.start = time.Now()
+	return t, nil
+}
+
+func (t *Tracer) openAll() error {
+	var err error
+	if t.usage, err = newDoubleBuffer(t.host.shared[bpf.HostMapUsages], t.host.shared[bpf.HostMapUsageA]); err != nil {
+		return err
+	}
+	if t.latency, err = newDoubleBuffer(t.host.shared[bpf.HostMapLatencies], t.host.shared[bpf.HostMapLatencyA]); err != nil {
+		return err
+	}
+	t.closers = append(t.closers, t.usage.Close, t.latency.Close)
+	opened := 0
+	for _, d := range sources {
+		if !t.opt.wants(d.name) {
+			continue
+		}
+		if err := t.openSource(d); err != nil {
+			if slices.Contains(t.opt.Sources, d.name) && len(d.modules) == 0 || !errors.Is(err, ErrAbsent) && len(t.opt.Sources) > 0 {
+				return fmt.Errorf("source %q: %w", d.name, explain(err))
+			}
+			continue
+		}
+		opened++
+	}
+	var missing []error
+	for _, name := range t.opt.Sources {
+		if err := t.absent[name]; err != nil {
+			missing = append(missing, fmt.Errorf("source %q: %w", name, explain(err)))
+		}
+	}
+	if len(missing) > 0 {
+		return errors.Join(missing...)
+	}
+	if opened == 0 {
+		var errs []error
+		for name, err := range t.absent {
+			errs = append(errs, fmt.Errorf("source %q: %w", name, err))
+		}
+		return &UnsupportedError{What: "no source can be traced on this kernel", Hint: "iotrace-bpf check says why", Err: errors.Join(errs...)}
+	}
+	return nil
+}
+
+func (t *Tracer) openSource(d descriptor) error {
+	o, err := d.open(t.host)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil {
+		t.opt.Log.Debug("source absent", "source", d.name, "error", err)
+		t.absent[d.name] = err
+		return err
+	}
+	delete(t.absent, d.name)
+	t.objects[d.name] = o
+	return nil
+}
+
+// moduleLoaded attaches the sources that waited for the module.
+func (t *Tracer) moduleLoaded(name string) {
+	for _, d := range sources {
+		if !t.opt.wants(d.name) || !slices.Contains(d.modules, name) {
+			continue
+		}
+		t.mu.Lock()
+		_, there := t.objects[d.name]
+		t.mu.Unlock()
+		if there {
+			continue
+		}
+		if err := t.openSource(d); err != nil {
+			t.opt.Log.Warn("source not attached after its module was loaded", "source", d.name, "module", name, "error", err)
+		} else {
+			t.opt.Log.Info("source attached", "source", d.name, "module", name)
+		}
+	}
+}
+
+// Status tells about every source that was asked for.
+func (t *Tracer) Status() []Status {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var list []Status
+	for _, d := range sources {
+		if !t.opt.wants(d.name) {
+			continue
+		}
+		s := Status{Source: d.name}
+		if o := t.objects[d.name]; o != nil {
+			s.Attached = true
+			for _, a := range o.hooks {
+				s.Hooks = append(s.Hooks, a.hook.String())
+			}
+			s.Costs = append(slices.Clone(o.costs), t.objects["host"].costs...)
+		} else if err := t.absent[d.name]; err != nil {
+			s.Reason = strings.ReplaceAll(err.Error(), "\n", "; ")
+		}
+		list = append(list, s)
+	}
+	return list
+}
+
+// Detach takes all hooks away, so that a last Read sees everything at rest.
+func (t *Tracer) Detach() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, o := range t.objects {
+		for _, a := range o.hooks {
+			a.link.Close()
+		}
+	}
+}
+
+// Close detaches everything and frees the maps.
+func (t *Tracer) Close() error {
+	t.Detach()
+	if t.stop != nil {
+		t.stop()
+	}
+	var errs []error
+	for _, c := range t.closers {
+		errs = append(errs, c())
+	}
+	t.readers.Wait()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, o := range t.objects {
+		for _, a := range o.hooks {
+			errs = append(errs, a.program.Close())
+		}
+		for _, m := range o.maps {
+			errs = append(errs, m.Close())
+		}
+	}
+	t.objects = map[string]*object{}
+	return errors.Join(errs...)
+}
+
+// programs returns every program in place.
+func (t *Tracer) programs() []*ebpf.Program {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var list []*ebpf.Program
+	for _, o := range t.objects {
+		for _, a := range o.hooks {
+			list = append(list, a.program)
+		}
+	}
+	return list
+}
