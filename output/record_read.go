@@ -1,0 +1,390 @@
+package output
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sort"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sys/unix"
+)
+
+// RecordingHeader tells where one file of a recording is from.
+type RecordingHeader struct {
+	Path    string
+	Version uint64 // of the format
+	Tool    string // version of iotrace-bpf
+	Host    Host
+	Start   time.Time
+}
+
+// DamageError tells what of a recording could not be read. It is ErrTruncated
+// or ErrCorrupt to errors.Is.
+type DamageError struct {
+	Path   string
+	Offset int64 // of the first bad byte's frame in the file
+	Read   int   // intervals of the whole recording in front of the damage
+	Lost   int   // intervals known to be unreadable; 0 where nobody can tell
+	Err    error
+}
+
+// Error implements error.
+func (e *DamageError) Error() string {
+	lost := ""
+	if e.Lost > 0 {
+		lost = fmt.Sprintf(", %d lost", e.Lost)
+	}
+	return fmt.Sprintf("recording '%s' is damaged at byte %d, after %d intervals%s: %v", e.Path, e.Offset, e.Read, lost, e.Err)
+}
+
+// Unwrap implements the interface of errors.Is and errors.As.
+func (e *DamageError) Unwrap() error { return e.Err }
+
+// recordIndex is where one interval is. Kept small: there may be millions.
+type recordIndex struct {
+	start, end  int64
+	off         int64 // of the skippable frame
+	head        uint16
+	part        uint16
+	size, plain uint32
+	key         bool
+}
+
+// recordPartFile is one file of a recording.
+type recordPartFile struct {
+	path string
+	file *os.File
+}
+
+// Recording reads what a Recorder wrote: FILE and, before it, the older FILE.n
+// of the same host. It needs no privileges but reading the files, and stands
+// hostile ones: whatever they say, memory stays below the order of what the
+// largest honest interval takes. Not for use by several goroutines at once.
+type Recording struct {
+	parts   []recordPartFile
+	headers []RecordingHeader
+	index   []recordIndex
+	damage  []*DamageError // structural; Read is the interval it comes before
+
+	pos    int           // the interval that Next returns
+	told   int           // how many of damage are behind us
+	tables *recordTables // nil: decoding has to begin at a key frame
+	at     int           // the interval that tables is ready for
+
+	zdec  *zstd.Decoder
+	frame []byte
+	plain []byte
+}
+
+// OpenRecording opens the recording at path and reads its index, not its
+// intervals. A file that is damaged is not an error here as long as its
+// beginning is a recording's: Next tells, in its place.
+func OpenRecording(path string) (*Recording, error) {
+	zdec, err := zstd.NewReader(nil,
+		zstd.WithDecoderConcurrency(1),
+		zstd.WithDecoderMaxMemory(recordMaxPlain),
+		zstd.WithDecoderMaxWindow(recordMaxPlain),
+		zstd.WithDecodeAllCapLimit(true))
+	if err != nil {
+		return nil, fmt.Errorf("recording '%s': %w", path, err)
+	}
+	r := &Recording{zdec: zdec}
+	parts, err := recordParts(path)
+	if err != nil {
+		zdec.Close()
+		return nil, fmt.Errorf("recording '%s': %w", path, err)
+	}
+	// The youngest first: it decides whether this is a recording, and whose.
+	newest, err := r.openPart(path)
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	for _, p := range parts[:len(parts)-1] {
+		// An older file that is something else merely has an unlucky name.
+		h, err := r.openPart(p)
+		if err == nil && h.Host != newest.Host {
+			last := len(r.parts) - 1
+			r.parts[last].file.Close()
+			r.parts, r.headers = r.parts[:last], r.headers[:last]
+		}
+	}
+	// openPart has put FILE in front; it is the last in time.
+	if n := len(r.parts); n > 1 {
+		r.parts = append(r.parts[1:n:n], r.parts[0])
+		r.headers = append(r.headers[1:n:n], r.headers[0])
+	}
+	for i := range r.parts {
+		if err := r.scan(i); err != nil {
+			r.Close()
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+// openPart opens one file and reads its header.
+func (r *Recording) openPart(path string) (RecordingHeader, error) {
+	fail := func(err error) (RecordingHeader, error) {
+		return RecordingHeader{}, fmt.Errorf("recording '%s': %w", path, err)
+	}
+	// O_NONBLOCK: a FIFO must not hang the replay before it is refused.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return RecordingHeader{}, fmt.Errorf("recording: %w", err) // names the path itself
+	}
+	fi, err := f.Stat()
+	if err == nil && !fi.Mode().IsRegular() {
+		err = errors.New("is no regular file")
+	}
+	if err != nil {
+		f.Close()
+		return fail(err)
+	}
+	h, err := r.header(f)
+	if err != nil {
+		f.Close()
+		return fail(err)
+	}
+	h.Path = path
+	r.parts = append(r.parts, recordPartFile{path: path, file: f})
+	r.headers = append(r.headers, h)
+	return h, nil
+}
+
+// header reads the first frame of f.
+func (r *Recording) header(f *os.File) (RecordingHeader, error) {
+	e, body, err := readRecordEntry(f, 0)
+	switch {
+	case errors.Is(err, io.EOF):
+		return RecordingHeader{}, fmt.Errorf("is empty: %w", ErrTruncated)
+	case errors.Is(err, ErrTruncated):
+		return RecordingHeader{}, fmt.Errorf("ends in its header: %w", ErrTruncated)
+	case errors.Is(err, ErrCorrupt), err == nil && e.Kind != recordKindHeader:
+		return RecordingHeader{}, ErrNotRecording
+	case err != nil:
+		return RecordingHeader{}, err
+	}
+	plain, err := r.unpack(f, body, e.Size, e.Plain)
+	if err != nil {
+		return RecordingHeader{}, fmt.Errorf("header: %w", err)
+	}
+	var h recordHeader
+	if err := recordDecMode.Unmarshal(plain, &h); err != nil {
+		return RecordingHeader{}, fmt.Errorf("header: %w: %v", ErrCorrupt, err)
+	}
+	if h.Format != recordFormat {
+		return RecordingHeader{}, ErrNotRecording
+	}
+	if h.Version > recordVersion {
+		return RecordingHeader{}, fmt.Errorf("format %d, this one reads up to %d: %w", h.Version, recordVersion, ErrRecordingVersion)
+	}
+	return RecordingHeader{
+		Version: h.Version, Tool: h.Tool, Host: Host{Name: h.Host, ID: h.HostID, Kernel: h.Kernel}, Start: time.Unix(0, h.Start).UTC(),
+	}, nil
+}
+
+// scan adds the intervals of one file to the index.
+func (r *Recording) scan(part int) error {
+	p := r.parts[part]
+	fi, err := p.file.Stat()
+	if err != nil {
+		return fmt.Errorf("recording '%s': %w", p.path, err)
+	}
+	size := fi.Size()
+	first := true
+	for off := int64(0); off < size; {
+		e, body, err := readRecordEntry(p.file, off)
+		if err == nil && body+int64(e.Size) > size {
+			err = fmt.Errorf("the file ends within an interval: %w", ErrTruncated)
+		}
+		if err == nil && len(r.index) >= recordMaxIndex {
+			err = fmt.Errorf("more than %d intervals: %w", recordMaxIndex, ErrCorrupt)
+		}
+		if errors.Is(err, ErrTruncated) || errors.Is(err, ErrCorrupt) {
+			r.damage = append(r.damage, &DamageError{Path: p.path, Offset: off, Read: len(r.index), Err: err})
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("recording '%s': %w", p.path, err)
+		}
+		// Kinds that a later version may add are stepped over.
+		if e.Kind == recordKindInterval {
+			r.index = append(r.index, recordIndex{
+				start: e.Start, end: e.End, off: off, head: uint16(body - off), part: uint16(part),
+				size: e.Size, plain: e.Plain, key: e.Key || first,
+			})
+			first = false
+		}
+		off = body + int64(e.Size)
+	}
+	return nil
+}
+
+// Headers returns the header of every file that is read, oldest first.
+func (r *Recording) Headers() []RecordingHeader { return append([]RecordingHeader(nil), r.headers...) }
+
+// Header returns the header of the youngest file.
+func (r *Recording) Header() RecordingHeader { return r.headers[len(r.headers)-1] }
+
+// Len is the number of intervals that the index knows.
+func (r *Recording) Len() int { return len(r.index) }
+
+// Pos is the number of the interval that Next returns, Len at the end.
+func (r *Recording) Pos() int { return r.pos }
+
+// Span tells when interval i began and ended, without decoding it. It panics
+// unless 0 <= i < Len.
+func (r *Recording) Span(i int) (start, end time.Time) {
+	e := &r.index[i]
+	return time.Unix(0, e.start).UTC(), time.Unix(0, e.end).UTC()
+}
+
+// Find returns the first interval that ends after t, or Len if there is none.
+// Where the clock was set back in between, the answer is one of several.
+func (r *Recording) Find(t time.Time) int {
+	return sort.Search(len(r.index), func(i int) bool { return time.Unix(0, r.index[i].end).After(t) })
+}
+
+// Seek makes interval i the one that Next returns; i may be Len.
+func (r *Recording) Seek(i int) error {
+	if i < 0 || i > len(r.index) {
+		return fmt.Errorf("no interval %d in a recording of %d", i, len(r.index))
+	}
+	r.pos = i
+	r.told = sort.Search(len(r.damage), func(k int) bool { return r.damage[k].Read >= i })
+	return nil
+}
+
+// Next returns the next interval, or io.EOF behind the last. Where the
+// recording is damaged it returns a *DamageError, once, after everything that
+// could be read in front of the damage; the call after that goes on behind it,
+// at the next key frame or the next file, if there is one. The interval is the
+// caller's, but label maps are shared between intervals and must not be
+// modified.
+func (r *Recording) Next() (*Interval, error) {
+	if r.told < len(r.damage) && r.damage[r.told].Read <= r.pos {
+		r.told++
+		return nil, r.damage[r.told-1]
+	}
+	if r.pos >= len(r.index) {
+		return nil, io.EOF
+	}
+	if err := r.reach(r.pos); err != nil {
+		return nil, err
+	}
+	w, err := r.decode(r.pos)
+	if err != nil {
+		return nil, r.skip(r.pos, err)
+	}
+	iv, err := r.tables.interval(w)
+	if err != nil {
+		return nil, r.skip(r.pos, fmt.Errorf("%w: %v", ErrCorrupt, err))
+	}
+	r.pos++
+	return iv, nil
+}
+
+// reach makes the tables ready for interval i.
+func (r *Recording) reach(i int) error {
+	from := i
+	for !r.index[from].key && from > 0 {
+		from--
+	}
+	if r.tables != nil && r.at >= from && r.at <= i && !r.index[i].key {
+		from = r.at // already past the key frame, on the way to i
+	}
+	for j := from; j < i; j++ {
+		if _, err := r.decode(j); err != nil {
+			return r.skip(j, err)
+		}
+	}
+	return nil
+}
+
+// skip reports interval i as damaged, and goes on at the key frame behind
+// whichever is later, i or the interval that was asked for.
+func (r *Recording) skip(i int, err error) error {
+	r.tables = nil
+	if !errors.Is(err, ErrTruncated) && !errors.Is(err, ErrCorrupt) {
+		// An error of the disk, not of the file; there may be a way around it too.
+		err = fmt.Errorf("%w: %v", ErrCorrupt, err)
+	}
+	e := &r.index[i]
+	next := max(i, r.pos) + 1
+	for next < len(r.index) && !r.index[next].key {
+		next++
+	}
+	d := &DamageError{Path: r.parts[e.part].path, Offset: e.off, Read: r.pos, Lost: next - r.pos, Err: err}
+	r.pos = next
+	return d
+}
+
+// decode reads interval i into w and takes in its names. tables has to be ready
+// for i, unless i is a key frame.
+func (r *Recording) decode(i int) (*wireInterval, error) {
+	e := &r.index[i]
+	if e.key {
+		r.tables = newRecordTables()
+	}
+	plain, err := r.unpack(r.parts[e.part].file, e.off+int64(e.head), e.size, e.plain)
+	if err != nil {
+		return nil, err
+	}
+	var w wireInterval
+	if err := recordDecMode.Unmarshal(plain, &w); err != nil {
+		// %v: what is io.EOF to the decoder is not the end of the recording.
+		return nil, fmt.Errorf("%w: %v", ErrCorrupt, err)
+	}
+	if w.Start != e.start || w.End != e.end {
+		return nil, fmt.Errorf("index and interval differ in time: %w", ErrCorrupt)
+	}
+	if err := r.tables.learn(&w); err != nil {
+		return nil, fmt.Errorf("%w: %v", ErrCorrupt, err)
+	}
+	r.at = i + 1
+	return &w, nil
+}
+
+// unpack reads and decompresses one zstd frame. The result is valid until the
+// next call.
+func (r *Recording) unpack(f io.ReaderAt, off int64, size, plain uint32) ([]byte, error) {
+	if uint32(cap(r.frame)) < size {
+		r.frame = make([]byte, size)
+	}
+	if n, err := f.ReadAt(r.frame[:size], off); n < int(size) {
+		if errors.Is(err, io.EOF) {
+			err = ErrTruncated
+		}
+		return nil, err
+	}
+	// Not one byte more than the index promised, whatever the frame says.
+	if uint32(cap(r.plain)) < plain {
+		r.plain = make([]byte, plain)
+	}
+	out, err := r.zdec.DecodeAll(r.frame[:size], r.plain[:0:plain])
+	if err != nil {
+		return nil, fmt.Errorf("%w: %v", ErrCorrupt, err)
+	}
+	if len(out) != int(plain) {
+		return nil, fmt.Errorf("%d bytes where the index says %d: %w", len(out), plain, ErrCorrupt)
+	}
+	return out, nil
+}
+
+// Close closes the files.
+func (r *Recording) Close() error {
+	var errs []error
+	for _, p := range r.parts {
+		errs = append(errs, p.file.Close())
+	}
+	r.parts = nil
+	r.zdec.Close()
+	return errors.Join(errs...)
+}
+
+var _ cbor.Unmarshaler = (*wireText)(nil)

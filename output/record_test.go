@@ -1,0 +1,1296 @@
+package output
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"github.com/klauspost/compress/zstd"
+)
+
+var recordUpdate = flag.Bool("update-recording", false, "write testdata/v1.recording anew: only when the format is meant to change")
+
+var recordStart = time.Date(2026, 3, 14, 9, 26, 53, 589793238, time.UTC)
+
+// recordInterval makes an interval as a busy host has it: some groups do much,
+// most do little, and each second others do nothing at all.
+func recordInterval(rng *rand.Rand, owners []Sample, i int, active float64) *Interval {
+	start := recordStart.Add(time.Duration(i) * time.Second)
+	iv := &Interval{
+		Start: start, End: start.Add(time.Second + time.Duration(rng.IntN(2e6))),
+		Host: Host{Name: "web1.example.net", ID: "4c4c4544004a3510804bb7c04f435831", Kernel: "6.18.5-amd64"},
+		Sources: []SourceStatus{
+			{Source: SourceBlock, Attached: true, Hook: "raw_tp/block_rq_issue, raw_tp/block_rq_complete"},
+			{Source: SourceNFS, Attached: true, Hook: "raw_tp/rpc_stats_latency", Cost: "the last page decides for a whole request"},
+			{Source: SourceFUSE, Reason: "module fuse is not loaded"},
+		},
+		Self: Self{CPUNanos: 3e6 + rng.Uint64N(1e6), RSSBytes: 41 << 20},
+	}
+	for j := range owners {
+		if rng.Float64() >= active {
+			continue
+		}
+		s := owners[j]
+		scale := 1 + 20000/uint64(1+j)
+		s.Read = recordAmount(rng, rng.Uint64N(1+scale), 120e3)
+		s.Write = recordAmount(rng, rng.Uint64N(1+scale), 900e3)
+		if rng.IntN(4) == 0 {
+			s.Flush = recordAmount(rng, 1+rng.Uint64N(3), 2e6)
+			s.Flush.Bytes = 0
+		}
+		s.Basis = BasisBytes{Page: s.Read.Bytes + s.Write.Bytes}
+		if s.Source == SourceNFS {
+			s.Basis = BasisBytes{Dirtier: s.Write.Bytes, Page: s.Read.Bytes}
+			s.Metadata = recordAmount(rng, rng.Uint64N(20), 300e3)
+			s.Metadata.Bytes = 0
+		}
+		iv.Samples = append(iv.Samples, s)
+	}
+	// The kernel's map gives them in no order.
+	rng.Shuffle(len(iv.Samples), func(a, b int) { iv.Samples[a], iv.Samples[b] = iv.Samples[b], iv.Samples[a] })
+	return iv
+}
+
+// recordAmount has ops requests whose latencies lie around median, in buckets
+// of a quarter of a power of two.
+func recordAmount(rng *rand.Rand, ops uint64, median float64) Amount {
+	a := Amount{Ops: ops}
+	counts := map[uint64]uint64{}
+	for range min(ops, 400) {
+		a.Bytes += 4096 << rng.UintN(6)
+		ns := uint64(median * (0.2 + rng.ExpFloat64()))
+		bound := uint64(1)
+		for bound < ns {
+			bound *= 2
+		}
+		for q := bound / 2; q < bound; q += bound / 8 {
+			if ns <= q {
+				bound = q
+				break
+			}
+		}
+		counts[bound]++
+		a.Latency.Sum += ns
+		a.Latency.Max = max(a.Latency.Max, ns)
+	}
+	for _, b := range slices.Sorted(recordKeys(counts)) {
+		a.Latency.Buckets = append(a.Latency.Buckets, Bucket{UpTo: b, Count: counts[b]})
+	}
+	return a
+}
+
+func recordKeys(m map[uint64]uint64) func(func(uint64) bool) {
+	return func(yield func(uint64) bool) {
+		for k := range m {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+// recordOwners makes the identities of n groups: containers of Compose projects
+// and services on two devices and a few NFS mounts, with a dozen labels each.
+func recordOwners(rng *rand.Rand, n int) []Sample {
+	owners := make([]Sample, n)
+	for i := range owners {
+		project, service := fmt.Sprintf("project-%02d", i%40), fmt.Sprintf("service-%d", i%7)
+		id := fmt.Sprintf("%016x%016x%016x%016x", rng.Uint64(), rng.Uint64(), rng.Uint64(), rng.Uint64())
+		name := fmt.Sprintf("%s-%s-%d", project, service, i)
+		s := Sample{
+			Source: SourceBlock, Level: LevelWire, Owner: OwnerContainer,
+			Project: project, ProjectRule: "compose", Service: service,
+			Container: Container{ID: id, Name: name, Runtime: "docker", Image: "registry.example.net/" + service, ImageTag: "1." + strconv.Itoa(i%9), Labels: map[string]string{
+				"com.docker.compose.project":              project,
+				"com.docker.compose.service":              service,
+				"com.docker.compose.container-number":     strconv.Itoa(i),
+				"com.docker.compose.oneoff":               "False",
+				"com.docker.compose.version":              "2.40.3",
+				"com.docker.compose.config-hash":          id[:32] + id[16:48],
+				"com.docker.compose.project.working_dir":  "/srv/" + project,
+				"com.docker.compose.project.config_files": "/srv/" + project + "/compose.yaml",
+				"org.opencontainers.image.created":        "2026-02-11T08:00:12Z",
+				"org.opencontainers.image.revision":       id[:40],
+				"maintainer":                              "ops@example.net",
+			}},
+			Cgroup: Cgroup{ID: 4000 + uint64(i), Path: "/system.slice/docker-" + id + ".scope"},
+			Device: Device{ID: "259:0", Name: "nvme0n1"},
+			Mount:  Mount{Source: "/dev/nvme0n1p2", Point: "/", FSType: "ext4"},
+		}
+		if i%3 == 0 {
+			m := i % 5
+			s.Source = SourceNFS
+			s.Device = Device{ID: fmt.Sprintf("0:%d", 50+m)}
+			s.Mount = Mount{
+				Source: fmt.Sprintf("filer.example.net:/export/%s-%d", project, m), Point: fmt.Sprintf("/var/lib/docker/volumes/%s-%d/_data", project, m),
+				FSType: "nfs4", Volume: fmt.Sprintf("%s-%d", project, m), Driver: "local", NFSServer: "filer.example.net", NFSExport: "/export/" + project, NFSVersion: "4.2",
+			}
+		}
+		owners[i] = s
+	}
+	return owners
+}
+
+// recordFill sets everything below v to values that are all different and
+// nowhere zero.
+func recordFill(v reflect.Value, n *uint64) {
+	*n++
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString(fmt.Sprintf("text %d", *n))
+	case reflect.Bool:
+		v.SetBool(true)
+	case reflect.Uint32, reflect.Uint64:
+		v.SetUint(*n)
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		recordFill(v.Elem(), n)
+	case reflect.Slice:
+		v.Set(reflect.MakeSlice(v.Type(), 3, 3))
+		for i := range v.Len() {
+			recordFill(v.Index(i), n)
+		}
+	case reflect.Map:
+		v.Set(reflect.MakeMap(v.Type()))
+		for range 3 {
+			key, value := reflect.New(v.Type().Key()).Elem(), reflect.New(v.Type().Elem()).Elem()
+			recordFill(key, n)
+			recordFill(value, n)
+			v.SetMapIndex(key, value)
+		}
+	case reflect.Struct:
+		if v.Type() == reflect.TypeFor[time.Time]() {
+			v.Set(reflect.ValueOf(recordStart.Add(time.Duration(*n) * time.Hour)))
+			return
+		}
+		for i := range v.NumField() {
+			recordFill(v.Field(i), n)
+		}
+	default:
+		panic("a recording does not know how to keep " + v.Type().String())
+	}
+}
+
+// record writes intervals to a new recording.
+func record(t testing.TB, path string, opt RecorderOptions, ivs ...*Interval) {
+	t.Helper()
+	r, err := NewRecorder(path, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, iv := range ivs {
+		if err := r.Write(iv); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// replay reads everything that can be read, and the errors on the way.
+func replay(t testing.TB, path string) (ivs []*Interval, damage []*DamageError) {
+	t.Helper()
+	r, err := OpenRecording(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	return drain(t, r)
+}
+
+func drain(t testing.TB, r *Recording) (ivs []*Interval, damage []*DamageError) {
+	t.Helper()
+	for {
+		iv, err := r.Next()
+		var d *DamageError
+		switch {
+		case errors.Is(err, io.EOF):
+			return ivs, damage
+		case errors.As(err, &d):
+			damage = append(damage, d)
+		case err != nil:
+			t.Fatal(err)
+		default:
+			ivs = append(ivs, iv)
+		}
+	}
+}
+
+func mustEqual(t testing.TB, what string, got, want *Interval) {
+	t.Helper()
+	if reflect.DeepEqual(got, want) {
+		return
+	}
+	g, w := fmt.Sprintf("%+v", *got), fmt.Sprintf("%+v", *want)
+	i := 0
+	for i < len(g) && i < len(w) && g[i] == w[i] {
+		i++
+	}
+	from := max(0, i-60)
+	t.Fatalf("%s differs\n got ...%.200s\nwant ...%.200s", what, g[from:], w[from:])
+}
+
+// TestRecordKeepsEverything fills every field of the contract, so that one that
+// is added there and forgotten here fails.
+func TestRecordKeepsEverything(t *testing.T) {
+	var ivs []*Interval
+	n := uint64(0)
+	for i := range 3 {
+		iv := new(Interval)
+		recordFill(reflect.ValueOf(iv).Elem(), &n)
+		iv.Start = recordStart.Add(time.Duration(i) * time.Minute)
+		iv.End = iv.Start.Add(time.Second)
+		ivs = append(ivs, iv)
+	}
+	// The same identities again, with other amounts, and the extremes.
+	again := *ivs[0]
+	again.Samples = slices.Clone(again.Samples)
+	again.Samples[1].Read = Amount{Bytes: 1<<64 - 1, Ops: 1<<64 - 1, Latency: Latency{Buckets: []Bucket{{1<<64 - 1, 1<<64 - 1}}, Sum: 1<<64 - 1, Max: 1<<64 - 1}}
+	again.Samples[2] = Sample{}
+	ivs = append(ivs, &again, &Interval{Start: recordStart, End: recordStart})
+
+	path := filepath.Join(t.TempDir(), "all.recording")
+	record(t, path, RecorderOptions{Tool: "v1.2.3", Host: Host{"h", "i", "k"}}, ivs...)
+	got, damage := replay(t, path)
+	if len(damage) != 0 || len(got) != len(ivs) {
+		t.Fatalf("read %d of %d intervals, damage %v", len(got), len(ivs), damage)
+	}
+	for i := range ivs {
+		mustEqual(t, fmt.Sprintf("interval %d", i), got[i], ivs[i])
+	}
+
+	r, err := OpenRecording(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	h := r.Header()
+	if h.Tool != "v1.2.3" || h.Host != (Host{"h", "i", "k"}) || h.Version != recordVersion || time.Since(h.Start) > time.Hour || h.Path != path {
+		t.Errorf("header %+v", h)
+	}
+}
+
+// TestRecordText: names are bytes, and hostile.
+func TestRecordText(t *testing.T) {
+	long := strings.Repeat("é", recordMaxString)
+	iv := &Interval{Start: recordStart, End: recordStart.Add(time.Second)}
+	for _, name := range []string{"plain", "\xff\xfe\x00\x1b[2J", "\u202etxt.exe", "<script>", "NaN", long} {
+		iv.Samples = append(iv.Samples, Sample{Process: Process{Name: name}, Container: Container{Labels: map[string]string{name: name + "\xff"}}})
+	}
+	path := filepath.Join(t.TempDir(), "text.recording")
+	record(t, path, RecorderOptions{}, iv)
+	got, _ := replay(t, path)
+	last := len(iv.Samples) - 1
+	cut := long[:recordMaxString]
+	iv.Samples[last].Process.Name = cut
+	iv.Samples[last].Container.Labels = map[string]string{cut: cut}
+	mustEqual(t, "interval", got[0], iv)
+}
+
+// TestRecordIsStandard reads a recording with nothing but zstd and CBOR.
+func TestRecordIsStandard(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.recording")
+	rng := rand.New(rand.NewPCG(1, 2))
+	owners := recordOwners(rng, 20)
+	record(t, path, RecorderOptions{}, recordInterval(rng, owners, 0, 1), recordInterval(rng, owners, 1, 1))
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	z, err := zstd.NewReader(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer z.Close()
+	items := cbor.NewDecoder(z)
+	var h map[string]any
+	if err := items.Decode(&h); err != nil || h["format"] != recordFormat || h["version"] != uint64(1) {
+		t.Fatalf("header %v, %v", h, err)
+	}
+	for i := range 2 {
+		var iv map[uint64]any
+		if err := items.Decode(&iv); err != nil {
+			t.Fatalf("interval %d: %v", i, err)
+		}
+		if got, want := iv[1], uint64(recordStart.Add(time.Duration(i)*time.Second).UnixNano()); got != want {
+			t.Errorf("interval %d starts at %v, want %d", i, got, want)
+		}
+	}
+	if err := items.Decode(&h); !errors.Is(err, io.EOF) {
+		t.Errorf("behind the last item: %v", err)
+	}
+}
+
+// TestRecordGolden reads what the first version wrote: it must stay readable.
+func TestRecordGolden(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	owners := recordOwners(rng, 12)
+	var ivs []*Interval
+	for i := range 5 {
+		ivs = append(ivs, recordInterval(rng, owners, i, 0.7))
+	}
+	path := filepath.Join("testdata", "v1.recording")
+	if *recordUpdate {
+		os.Remove(path)
+		record(t, path, RecorderOptions{Tool: "1.0", Keep: -1, Host: ivs[0].Host}, ivs...)
+	}
+	got, damage := replay(t, path)
+	if len(got) != len(ivs) || len(damage) != 0 {
+		t.Fatalf("read %d of %d intervals, damage %v", len(got), len(ivs), damage)
+	}
+	for i := range ivs {
+		mustEqual(t, fmt.Sprintf("interval %d", i), got[i], ivs[i])
+	}
+}
+
+// small is a recording of three intervals, as bytes.
+func small(t testing.TB) ([]byte, []*Interval) {
+	t.Helper()
+	rng := rand.New(rand.NewPCG(5, 6))
+	owners := recordOwners(rng, 3)
+	var ivs []*Interval
+	for i := range 3 {
+		ivs = append(ivs, recordInterval(rng, owners, i, 1))
+	}
+	path := filepath.Join(t.TempDir(), "small.recording")
+	record(t, path, RecorderOptions{}, ivs...)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b, ivs
+}
+
+// frames gives the offsets at which intervals end; the first is the header's.
+func frames(t testing.TB, b []byte) []int64 {
+	t.Helper()
+	var ends []int64
+	for off := int64(0); off < int64(len(b)); {
+		e, body, err := readRecordEntry(bytes.NewReader(b), off)
+		if err != nil {
+			t.Fatal(err)
+		}
+		off = body + int64(e.Size)
+		ends = append(ends, off)
+	}
+	return ends
+}
+
+// TestRecordTruncated cuts a recording at every byte.
+func TestRecordTruncated(t *testing.T) {
+	b, ivs := small(t)
+	ends := frames(t, b)
+	path := filepath.Join(t.TempDir(), "cut.recording")
+	for n := range b {
+		if err := os.WriteFile(path, b[:n], 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := OpenRecording(path)
+		if int64(n) < ends[0] {
+			if !errors.Is(err, ErrTruncated) {
+				t.Fatalf("cut at %d in the header: %v", n, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatalf("cut at %d: %v", n, err)
+		}
+		want := 0
+		for want < len(ivs) && ends[want+1] <= int64(n) {
+			want++
+		}
+		got, damage := drain(t, r)
+		if len(got) != want {
+			t.Fatalf("cut at %d: read %d intervals, want %d", n, len(got), want)
+		}
+		for i := range got {
+			mustEqual(t, fmt.Sprintf("cut at %d: interval %d", n, i), got[i], ivs[i])
+		}
+		switch whole := ends[want] == int64(n); {
+		case whole && len(damage) != 0:
+			t.Fatalf("cut between intervals: %v", damage[0])
+		case !whole && (len(damage) != 1 || !errors.Is(damage[0], ErrTruncated) || damage[0].Read != want || damage[0].Offset != ends[want]):
+			t.Fatalf("cut at %d: %v", n, damage)
+		}
+		r.Close()
+	}
+	// A power cut leaves zeros where data was not written in time.
+	if err := os.WriteFile(path, append(b[:ends[1]:ends[1]], make([]byte, 5000)...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, damage := replay(t, path)
+	if len(got) != 1 || len(damage) != 1 || !errors.Is(damage[0], ErrTruncated) {
+		t.Fatalf("zeros at the end: %d intervals, %v", len(got), damage)
+	}
+	want := fmt.Sprintf("recording '%s' is damaged at byte %d, after 1 intervals: zeros instead of an interval: truncated", path, ends[1])
+	if damage[0].Error() != want {
+		t.Errorf("message\n got %s\nwant %s", damage[0], want)
+	}
+}
+
+// TestRecordFlippedBits damages each byte in turn.
+func TestRecordFlippedBits(t *testing.T) {
+	b, ivs := small(t)
+	ends := frames(t, b)
+	path := filepath.Join(t.TempDir(), "flipped.recording")
+	for n := range b {
+		bad := slices.Clone(b)
+		bad[n] ^= 1 << (n % 8)
+		if err := os.WriteFile(path, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := OpenRecording(path)
+		if err != nil {
+			if int64(n) >= ends[0] {
+				t.Fatalf("byte %d, behind the header: %v", n, err)
+			}
+			continue
+		}
+		got, damage := drain(t, r)
+		before := 0
+		for before < len(ivs) && ends[before+1] <= int64(n) {
+			before++
+		}
+		if len(got) < before {
+			t.Fatalf("byte %d: read %d intervals, %d are whole", n, len(got), before)
+		}
+		for i, iv := range got {
+			// Whatever is delivered is true; an interval may be missing, told or,
+			// where a kind became one that this version steps over, not.
+			for !reflect.DeepEqual(iv, ivs[0]) {
+				if ivs = ivs[1:]; len(ivs) == 0 {
+					t.Fatalf("byte %d: interval %d was never recorded", n, i)
+				}
+			}
+		}
+		_, ivs = small(t)
+		for i := range before {
+			mustEqual(t, "interval before the damage", got[i], ivs[i])
+		}
+		for _, d := range damage {
+			if !errors.Is(d, ErrCorrupt) && !errors.Is(d, ErrTruncated) {
+				t.Fatalf("byte %d: %v", n, d)
+			}
+		}
+		r.Close()
+	}
+}
+
+// TestRecordGoesOnBehindDamage: one bad frame costs the intervals up to the
+// next key frame, not the rest of the night.
+func TestRecordGoesOnBehindDamage(t *testing.T) {
+	rng := rand.New(rand.NewPCG(7, 8))
+	owners := recordOwners(rng, 3)
+	var ivs []*Interval
+	for i := range 2*recordKeyEvery + 10 {
+		ivs = append(ivs, recordInterval(rng, owners, i, 1))
+	}
+	path := filepath.Join(t.TempDir(), "a.recording")
+	record(t, path, RecorderOptions{}, ivs...)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ends := frames(t, b)
+	b[ends[10]-3] ^= 0xff // in the checksum of the tenth
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got, damage := replay(t, path)
+	if len(damage) != 1 || !errors.Is(damage[0], ErrCorrupt) || damage[0].Read != 9 || damage[0].Lost != recordKeyEvery-9 || damage[0].Offset != ends[9] {
+		t.Fatalf("damage %+v", damage)
+	}
+	want := append(slices.Clone(ivs[:9]), ivs[recordKeyEvery:]...)
+	if len(got) != len(want) {
+		t.Fatalf("read %d intervals, want %d", len(got), len(want))
+	}
+	for i := range want {
+		mustEqual(t, fmt.Sprintf("interval %d", i), got[i], want[i])
+	}
+	// Sliding into the hole tells so too, and lands behind it.
+	r, err := OpenRecording(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if err := r.Seek(50); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Next(); !errors.Is(err, ErrCorrupt) {
+		t.Fatalf("in the hole: %v", err)
+	}
+	if r.Pos() != recordKeyEvery {
+		t.Fatalf("goes on at %d, want %d", r.Pos(), recordKeyEvery)
+	}
+}
+
+// TestRecordSeek slides about at random.
+func TestRecordSeek(t *testing.T) {
+	rng := rand.New(rand.NewPCG(9, 10))
+	owners := recordOwners(rng, 5)
+	path := filepath.Join(t.TempDir(), "a.recording")
+	var ivs []*Interval
+	for i := range 300 {
+		ivs = append(ivs, recordInterval(rng, owners, i, 0.8))
+	}
+	record(t, path, RecorderOptions{}, ivs...)
+	r, err := OpenRecording(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if r.Len() != len(ivs) {
+		t.Fatalf("%d intervals, want %d", r.Len(), len(ivs))
+	}
+	for range 200 {
+		i := rng.IntN(len(ivs))
+		if rng.IntN(2) == 0 {
+			if err := r.Seek(i); err != nil {
+				t.Fatal(err)
+			}
+		} else if i = r.Pos(); i == len(ivs) {
+			continue
+		}
+		iv, err := r.Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustEqual(t, fmt.Sprintf("interval %d", i), iv, ivs[i])
+		start, end := r.Span(i)
+		if !start.Equal(iv.Start) || !end.Equal(iv.End) {
+			t.Fatalf("interval %d is from %s to %s, the index says %s to %s", i, iv.Start, iv.End, start, end)
+		}
+	}
+	if got := r.Find(recordStart.Add(100*time.Second + 500*time.Millisecond)); got != 100 {
+		t.Errorf("found interval %d, want 100", got)
+	}
+	if got := r.Find(recordStart.Add(-time.Hour)); got != 0 {
+		t.Errorf("found interval %d before the recording, want 0", got)
+	}
+	if got := r.Find(recordStart.Add(time.Hour)); got != len(ivs) {
+		t.Errorf("found interval %d behind the recording, want %d", got, len(ivs))
+	}
+	for _, i := range []int{-1, len(ivs) + 1} {
+		if err := r.Seek(i); err == nil {
+			t.Errorf("went to interval %d of %d", i, len(ivs))
+		}
+	}
+}
+
+// TestRecordRotation: parts are bounded, whole by themselves and read in order.
+func TestRecordRotation(t *testing.T) {
+	old := syscall.Umask(0)
+	defer syscall.Umask(old)
+	rng := rand.New(rand.NewPCG(11, 12))
+	owners := recordOwners(rng, 200)
+	path := filepath.Join(t.TempDir(), "a.recording")
+	r, err := NewRecorder(path, RecorderOptions{MaxBytes: recordMinBytes, Keep: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ivs []*Interval
+	for i := 0; r.Stats().Files < 7; i++ {
+		ivs = append(ivs, recordInterval(rng, owners, i, 1))
+		if err := r.Write(ivs[i]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	names, err := filepath.Glob(path + "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{path, path + ".1", path + ".2", path + ".3"}; !slices.Equal(names, want) {
+		t.Fatalf("files %v, want %v", names, want)
+	}
+	for _, name := range names {
+		fi, err := os.Stat(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if fi.Mode().Perm() != 0o600 || fi.Size() > recordMinBytes {
+			t.Errorf("%s: mode %v, %d bytes", name, fi.Mode(), fi.Size())
+		}
+	}
+	got, damage := replay(t, path)
+	if len(damage) != 0 || len(got) < 10 {
+		t.Fatalf("read %d intervals, damage %v", len(got), damage)
+	}
+	for i := range got {
+		mustEqual(t, fmt.Sprintf("interval %d", i), got[i], ivs[len(ivs)-len(got)+i])
+	}
+	// One part by itself.
+	part, damage := replay(t, path+".2")
+	if len(damage) != 0 || len(part) == 0 || len(part) >= len(got) {
+		t.Fatalf("part: read %d intervals of %d, damage %v", len(part), len(got), damage)
+	}
+}
+
+// TestRecordRestart: what a killed recorder left is kept, read, and its torn
+// end does not hide what came later.
+func TestRecordRestart(t *testing.T) {
+	b, ivs := small(t)
+	path := filepath.Join(t.TempDir(), "a.recording")
+	if err := os.WriteFile(path, b[:len(b)-7], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	record(t, path, RecorderOptions{}, ivs[2])
+	got, damage := replay(t, path)
+	if len(got) != 3 || len(damage) != 1 || !errors.Is(damage[0], ErrTruncated) || damage[0].Path != path+".1" {
+		t.Fatalf("read %d intervals, damage %v", len(got), damage)
+	}
+	for i := range got {
+		mustEqual(t, fmt.Sprintf("interval %d", i), got[i], ivs[i])
+	}
+	// Another host's recording that happens to have the name is not mixed in.
+	record(t, filepath.Join(t.TempDir(), "b"), RecorderOptions{Host: Host{Name: "other"}}, ivs...)
+	other := filepath.Join(t.TempDir(), "b")
+	record(t, other, RecorderOptions{Host: Host{Name: "other"}}, ivs...)
+	if err := os.Rename(other, path+".1"); err != nil {
+		t.Fatal(err)
+	}
+	if got, damage = replay(t, path); len(got) != 1 || len(damage) != 0 {
+		t.Fatalf("with another host's: read %d intervals, damage %v", len(got), damage)
+	}
+}
+
+// TestRecorderRefuses: nobody's file is overwritten.
+func TestRecorderRefuses(t *testing.T) {
+	dir := t.TempDir()
+	b, _ := small(t)
+	write := func(name string, b []byte) string {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	write("taken.recording.3", []byte("the only copy of a thesis"))
+	if err := os.Symlink(write("target", b), filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	busy, err := NewRecorder(filepath.Join(dir, "busy"), RecorderOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	write("thesis", []byte("the only copy of a thesis, and a long one at that"))
+	write("kept", b)
+	for _, c := range []struct {
+		name, want string
+		opt        RecorderOptions
+	}{
+		{"thesis", "not a recording", RecorderOptions{}},
+		{"taken.recording", "'" + filepath.Join(dir, "taken.recording.3") + "' is in the way", RecorderOptions{}},
+		{"link", "no regular file", RecorderOptions{}},
+		{"fifo", "no regular file", RecorderOptions{}},
+		{"busy", "another recorder", RecorderOptions{}},
+		{"kept", "no older recordings are to be kept", RecorderOptions{Keep: -1}},
+		{"none/at/all", "no such file", RecorderOptions{}},
+		{"tiny", "below the smallest", RecorderOptions{MaxBytes: 17}},
+		{"many", "at most 9999", RecorderOptions{Keep: 10000}},
+	} {
+		before, _ := os.ReadDir(dir)
+		_, err := NewRecorder(filepath.Join(dir, c.name), c.opt)
+		if err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %s", c.name, err, c.want)
+		}
+		if after, _ := os.ReadDir(dir); len(after) != len(before) {
+			t.Errorf("%s: %d files, %d before", c.name, len(after), len(before))
+		}
+	}
+	for _, name := range []string{"thesis", "fifo", "none", "."} {
+		if _, err := OpenRecording(filepath.Join(dir, name)); err == nil {
+			t.Errorf("%s: opened", name)
+		}
+	}
+	if err := busy.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := busy.Write(&Interval{}); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("write after close: %v", err)
+	}
+	if got, damage := replay(t, filepath.Join(dir, "busy")); len(got) != 0 || len(damage) != 0 {
+		t.Errorf("recording of nothing: %v, %v", got, damage)
+	}
+}
+
+// TestRecordLimits: what is too much is refused or counted, and what comes
+// after it is recorded.
+func TestRecordLimits(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.recording")
+	r, err := NewRecorder(path, RecorderOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	good := &Interval{Start: recordStart, End: recordStart.Add(time.Second), Samples: []Sample{{Project: "shop"}}}
+	many := *good
+	many.Events = make([]Event, recordMaxEvents+5)
+	for i := range many.Events {
+		many.Events[i] = Event{Time: recordStart, Dataset: "iotrace.event", Action: "io", IO: &IO{Op: "read", Offset: uint64(i)}}
+	}
+	unordered := *good
+	unordered.Samples = []Sample{{Read: Amount{Latency: Latency{Buckets: []Bucket{{2, 1}, {1, 1}}}}}}
+	for _, c := range []struct {
+		name string
+		iv   *Interval
+		want error
+	}{
+		{"good", good, nil},
+		{"samples", &Interval{Start: recordStart, End: recordStart, Samples: make([]Sample, recordMaxSamples+1)}, ErrTooLarge},
+		{"good", good, nil},
+		{"buckets", &unordered, errAny},
+		{"good", good, nil},
+		{"no time", &Interval{}, errAny},
+		{"events", &many, nil},
+	} {
+		if err := r.Write(c.iv); (err == nil) != (c.want == nil) || c.want != nil && c.want != errAny && !errors.Is(err, c.want) {
+			t.Errorf("%s: %v, want %v", c.name, err, c.want)
+		}
+	}
+	if s := r.Stats(); s.Intervals != 4 || s.Failed != 3 || s.Events != 5 {
+		t.Errorf("stats %+v", s)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got, damage := replay(t, path)
+	if len(got) != 4 || len(damage) != 0 {
+		t.Fatalf("read %d intervals, damage %v", len(got), damage)
+	}
+	many.Events = many.Events[:recordMaxEvents]
+	many.Lost.Exports = 5
+	mustEqual(t, "first", got[0], good)
+	mustEqual(t, "third", got[2], good)
+	mustEqual(t, "last", got[3], &many)
+}
+
+var errAny = errors.New("any error")
+
+// TestRecordNewNames: more names than the tables may hold make a key frame.
+func TestRecordNewNames(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.recording")
+	r, err := NewRecorder(path, RecorderOptions{MaxBytes: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	for i := range 6 {
+		iv := &Interval{Start: recordStart, End: recordStart}
+		for j := range 100 {
+			iv.Samples = append(iv.Samples, Sample{Process: Process{Name: strconv.Itoa(i*100+j) + strings.Repeat("x", recordMaxString-10)}})
+		}
+		if err := r.Write(iv); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r.enc.text > recordMaxText/2 {
+		t.Errorf("remembers %d bytes of names", r.enc.text)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	got, damage := replay(t, path)
+	if len(got) != 6 || len(damage) != 0 {
+		t.Fatalf("read %d intervals, damage %v", len(got), damage)
+	}
+	for i, iv := range got {
+		if name := iv.Samples[99].Process.Name; !strings.HasPrefix(name, strconv.Itoa(i*100+99)+"xx") {
+			t.Errorf("interval %d: name %.10s", i, name)
+		}
+	}
+}
+
+// TestRecordHostile feeds files that lie about their size.
+func TestRecordHostile(t *testing.T) {
+	zenc, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mode, _ := cbor.EncOptions{}.EncMode()
+	file := func(e recordEntry, plain []byte) []byte {
+		b, ends := func() ([]byte, []int64) { b, _ := small(t); return b, frames(t, b) }()
+		r := &Recorder{zenc: zenc, enc: &recordEncoder{mode: mode}}
+		frame, err := r.frame(recordEntry{Kind: e.Kind, Key: true, Start: e.Start, End: e.End}, plain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if e.Plain != 0 { // lie
+			z := zenc.EncodeAll(plain, nil)
+			e.Size = uint32(len(z))
+			head, _ := mode.Marshal(e)
+			frame = append([]byte{0x5d, 0x2a, 0x4d, 0x18, byte(len(head)), 0, 0, 0}, head...)
+			frame = append(frame, z...)
+		}
+		return append(b[:ends[1]:ends[1]], frame...)
+	}
+	marshal := func(v any) []byte {
+		b, err := cbor.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	ones := func(n int) []uint64 {
+		c := make([]uint64, n)
+		for i := range c {
+			c[i] = 1
+		}
+		return c
+	}
+	entry := recordEntry{Kind: recordKindInterval}
+	lie := entry
+	lie.Plain = 1000
+	path := filepath.Join(t.TempDir(), "hostile.recording")
+	for _, c := range []struct {
+		name string
+		file []byte
+	}{
+		{"bomb", file(lie, make([]byte, recordMaxPlain))},
+		{"zeros", file(entry, make([]byte, recordMaxPlain))},
+		{"array of 2^62", file(entry, []byte{0xa1, 0x0d, 0x9b, 0x40, 0, 0, 0, 0, 0, 0, 0})},
+		{"text of 2^62", file(entry, []byte{0xa1, 0x08, 0x81, 0x7b, 0x40, 0, 0, 0, 0, 0, 0, 0})},
+		{"nested", file(entry, bytes.Repeat([]byte{0x81}, 1<<20))},
+		{"endless", file(entry, []byte{0xbf})},
+		{"samples of nothing", file(entry, marshal(map[int]any{1: 0, 2: 0, 14: 1 << 17}))},
+		{"rows of nothing", file(entry, marshal(map[int]any{1: 0, 2: 0, 13: ones(recordMaxElements), 14: recordMaxElements}))},
+		{"identities", file(entry, marshal(map[int]any{1: 0, 2: 0, 10: 34, 11: ones(recordMaxElements)}))},
+		{"width", file(entry, marshal(map[int]any{1: 0, 2: 0, 10: uint64(1) << 63, 11: ones(34)}))},
+		{"labels", file(entry, marshal(map[int]any{1: 0, 2: 0, 9: [][]uint64{{1}}}))},
+		{"label sets", file(entry, marshal(map[int]any{1: 0, 2: 0, 9: make([][]uint64, recordMaxIdents+1)}))},
+		{"events of nothing", file(entry, marshal(map[int]any{1: 0, 2: 0, 23: map[int]any{1: make([]int64, recordMaxElements)}}))},
+		{"event of a sample", file(entry, marshal(map[int]any{1: 0, 2: 0, 10: 34, 11: make([]uint64, 34), 13: []int{0}, 14: 1, 23: map[int]any{1: []int{0}, 4: []int{1}}}))},
+		{"event of no row", file(entry, marshal(map[int]any{1: 0, 2: 0, 23: map[int]any{1: []int{0}, 4: []uint64{1<<64 - 1}}}))},
+		{"two events of a row", file(entry, marshal(map[int]any{1: 0, 2: 0, 10: 34, 11: make([]uint64, 34), 13: []int{0}, 23: map[int]any{1: []int{0, 0}, 4: []int{1, 1}}}))},
+		{"row of no event", file(entry, marshal(map[int]any{1: 0, 2: 0, 10: 34, 11: make([]uint64, 34), 13: []int{0}, 23: map[int]any{1: []int{0}}}))},
+		{"amounts", file(entry, marshal(map[int]any{1: 0, 2: 0, 15: map[int]any{1: []int{0}}}))},
+		{"amounts far", file(entry, marshal(map[int]any{1: 0, 2: 0, 10: 34, 11: make([]uint64, 34), 13: []int{0}, 14: 1, 15: map[int]any{1: []uint64{0, 1<<64 - 1}}}))},
+		{"buckets", file(entry, marshal(map[int]any{1: 0, 2: 0, 10: 34, 11: make([]uint64, 34), 12: []int{5}, 13: []int{0}, 14: 1, 15: map[int]any{1: []int{0}, 7: []uint64{1<<64 - 1}, 8: []int{0}, 9: []int{1}}}))},
+		{"backwards", file(recordEntry{Kind: recordKindInterval, Start: 5, End: 5}, marshal(map[int]any{1: 5, 2: 4}))},
+		{"vxlan", file(entry, marshal(map[int]any{1: 0, 2: 0, 23: map[int]any{1: []int{0}, 10: []int{1}, 11: 17, 12: make([]int, 16)}}))},
+		{"entry", append(file(entry, nil), 0x5d, 0x2a, 0x4d, 0x18, 0xff, 0xff, 0xff, 0xff, 1)},
+	} {
+		if err := os.WriteFile(path, c.file, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		ivs, damage := replay(t, path)
+		runtime.ReadMemStats(&after)
+		// The first is honest, the second is not.
+		if len(ivs) != 1 || len(damage) == 0 || !errors.Is(damage[0], ErrCorrupt) || damage[0].Read != 1 {
+			t.Errorf("%s: %d intervals, damage %v", c.name, len(ivs), damage)
+			continue
+		}
+		got := after.TotalAlloc - before.TotalAlloc
+		t.Logf("%-20s %4d MiB in all: %v", c.name, got>>20, damage[0].Err)
+		if got > 512<<20 {
+			t.Errorf("%s: allocated %d MiB", c.name, got>>20)
+		}
+	}
+}
+
+// TestRecordVersion: a recording of tomorrow is refused in words.
+func TestRecordVersion(t *testing.T) {
+	zenc, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mode, _ := cbor.EncOptions{}.EncMode()
+	path := filepath.Join(t.TempDir(), "a.recording")
+	for _, c := range []struct {
+		h    recordHeader
+		want error
+	}{
+		{recordHeader{Format: recordFormat, Version: recordVersion + 1}, ErrRecordingVersion},
+		{recordHeader{Format: "somebody else's", Version: 1}, ErrNotRecording},
+	} {
+		plain, _ := mode.Marshal(c.h)
+		frame, err := (&Recorder{zenc: zenc, enc: &recordEncoder{mode: mode}}).frame(recordEntry{Kind: recordKindHeader}, plain)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, frame, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := OpenRecording(path); !errors.Is(err, c.want) {
+			t.Errorf("%+v: %v, want %v", c.h, err, c.want)
+		}
+	}
+}
+
+// recordChild runs this test binary as a recorder of its own, started by
+// TestRecorderProcess with the case and the path in its environment.
+func recordChild(t *testing.T, mode, path string) *exec.Cmd {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(exe, "-test.run=^TestRecorderProcess$", "-test.v=false")
+	cmd.Env = append(os.Environ(), "RECORDER_CASE="+mode, "RECORDER_PATH="+path)
+	cmd.Stderr = os.Stderr
+	return cmd
+}
+
+// TestRecorderProcess is the child of the two tests below, and checks by itself
+// that recording to /dev/full's directory is an error like any other.
+func TestRecorderProcess(t *testing.T) {
+	mode, path := os.Getenv("RECORDER_CASE"), os.Getenv("RECORDER_PATH")
+	if mode == "" {
+		if _, err := NewRecorder("/dev/full", RecorderOptions{}); err == nil {
+			t.Error("records to a device")
+		}
+		return
+	}
+	rng := rand.New(rand.NewPCG(13, 14))
+	owners := recordOwners(rng, 300)
+	var limit syscall.Rlimit
+	if mode == "full" {
+		signal.Ignore(syscall.SIGXFSZ)
+		if err := syscall.Getrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &syscall.Rlimit{Cur: 100000, Max: limit.Max}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := NewRecorder(path, RecorderOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 100000 {
+		err := r.Write(recordInterval(rng, owners, i, 1))
+		switch {
+		case mode == "full" && i == 40:
+			if err == nil {
+				t.Fatal("the disk was never full")
+			}
+			if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &limit); err != nil {
+				t.Fatal(err)
+			}
+		case mode == "full" && i == 60:
+			fmt.Printf("%d %d\n", r.Stats().Intervals, r.Stats().Failed)
+			os.Exit(0)
+		case mode == "full" && err != nil && !errors.Is(err, syscall.EFBIG):
+			t.Fatal(err)
+		case mode == "killed":
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Println(i + 1)
+		}
+	}
+}
+
+// TestRecorderKilled kills a recorder, and finds every interval that it had
+// said was written.
+func TestRecorderKilled(t *testing.T) {
+	for round := range 5 {
+		path := filepath.Join(t.TempDir(), "killed.recording")
+		cmd := recordChild(t, "killed", path)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		said := 0
+		lines := bufio.NewScanner(out)
+		for lines.Scan() {
+			n, err := strconv.Atoi(lines.Text())
+			if err != nil {
+				break // the test's own closing words
+			}
+			if said = n; said == 20+13*round {
+				cmd.Process.Kill()
+			}
+		}
+		cmd.Wait()
+		if said < 20 {
+			t.Fatalf("recorder stopped after %d intervals", said)
+		}
+		got, _ := replay(t, path)
+		if len(got) < said {
+			t.Errorf("read %d intervals of %d", len(got), said)
+		}
+		rng := rand.New(rand.NewPCG(13, 14))
+		owners := recordOwners(rng, 300)
+		for i := range got {
+			mustEqual(t, fmt.Sprintf("interval %d", i), got[i], recordInterval(rng, owners, i, 1))
+		}
+	}
+}
+
+// TestRecorderDiskFull lets the kernel cut a write short: the recording stays
+// whole, the losses are counted, and it goes on when there is room again.
+func TestRecorderDiskFull(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "full.recording")
+	out, err := recordChild(t, "full", path).Output()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	var written, failed int
+	if _, err := fmt.Sscan(string(out), &written, &failed); err != nil {
+		t.Fatalf("%v in %q", err, out)
+	}
+	if written < 22 || failed < 10 || written+failed != 61 {
+		t.Errorf("%d written, %d failed", written, failed)
+	}
+	got, damage := replay(t, path)
+	if len(got) != written || len(damage) != 0 {
+		t.Errorf("read %d intervals of %d, damage %v", len(got), written, damage)
+	}
+	rng := rand.New(rand.NewPCG(13, 14))
+	owners := recordOwners(rng, 300)
+	next := 0
+	for i := 0; i <= 60 && next < len(got); i++ {
+		if want := recordInterval(rng, owners, i, 1); want.Start.Equal(got[next].Start) {
+			mustEqual(t, fmt.Sprintf("interval %d", i), got[next], want)
+			next++
+		}
+	}
+	if next != len(got) {
+		t.Errorf("%d intervals were never recorded", len(got)-next)
+	}
+}
+
+// FuzzRecording reads anything as a recording.
+func FuzzRecording(f *testing.F) {
+	b, _ := small(f)
+	f.Add(b)
+	f.Add(b[:len(b)-9])
+	f.Add([]byte{0x5d, 0x2a, 0x4d, 0x18})
+	golden, err := os.ReadFile(filepath.Join("testdata", "v1.recording"))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(golden)
+	dir := f.TempDir()
+	f.Fuzz(func(t *testing.T, b []byte) {
+		path := filepath.Join(dir, strconv.Itoa(os.Getpid()))
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		r, err := OpenRecording(path)
+		if err != nil {
+			return
+		}
+		defer r.Close()
+		n := r.Len()
+		ivs, damage := drain(t, r)
+		lost := 0
+		for _, d := range damage {
+			lost += d.Lost
+		}
+		if len(ivs)+lost != n {
+			t.Fatalf("%d intervals read, %d lost, %d in the index", len(ivs), lost, n)
+		}
+		for i := n - 1; i >= 0 && i > n-20; i-- {
+			if err := r.Seek(i); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := r.Next(); errors.Is(err, io.EOF) {
+				t.Fatalf("end at interval %d of %d", i, n)
+			}
+		}
+	})
+}
+
+// FuzzRecordInterval goes straight for what zstd's checksum keeps out of
+// FuzzRecording's reach. What is decoded is encoded and must come out the same.
+func FuzzRecordInterval(f *testing.F) {
+	rng := rand.New(rand.NewPCG(15, 16))
+	owners := recordOwners(rng, 3)
+	var n uint64
+	full := new(Interval)
+	recordFill(reflect.ValueOf(full).Elem(), &n)
+	full.Start, full.End = recordStart, recordStart.Add(time.Second)
+	for _, iv := range []*Interval{full, recordInterval(rng, owners, 0, 1), {Start: recordStart, End: recordStart}} {
+		enc, err := newRecordEncoder()
+		if err != nil {
+			f.Fatal(err)
+		}
+		w, err := enc.interval(iv)
+		if err != nil {
+			f.Fatal(err)
+		}
+		b, err := enc.mode.Marshal(w)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		decode := func(b []byte) *Interval {
+			var w wireInterval
+			if recordDecMode.Unmarshal(b, &w) != nil {
+				return nil
+			}
+			tables := newRecordTables()
+			if tables.learn(&w) != nil {
+				return nil
+			}
+			iv, err := tables.interval(&w)
+			if err != nil {
+				return nil
+			}
+			return iv
+		}
+		iv := decode(b)
+		if iv == nil || iv.Start.Year() < 1970 || iv.Start.Year() > 2200 {
+			return
+		}
+		for i := range iv.Events {
+			if y := iv.Events[i].Time.Year(); y < 1970 || y > 2200 {
+				return
+			}
+		}
+		enc, err := newRecordEncoder()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := enc.interval(iv)
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := enc.mode.Marshal(w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := decode(again)
+		if got == nil {
+			t.Fatal("does not read what it wrote")
+		}
+		// Empty label sets and lists become nil on the way.
+		if g, w := fmt.Sprintf("%+v", *got), fmt.Sprintf("%+v", *iv); g != w && !strings.Contains(w, "0x") {
+			t.Fatalf("differs\n got %s\nwant %s", g, w)
+		}
+	})
+}
+
+// BenchmarkRecordWrite records intervals of 1,500 groups.
+func BenchmarkRecordWrite(b *testing.B) {
+	for _, active := range []float64{1, 0.3} {
+		b.Run(fmt.Sprintf("active=%v", active), func(b *testing.B) {
+			ivs := recordLoad(active, 64)
+			r, err := NewRecorder(filepath.Join(b.TempDir(), "a"), RecorderOptions{MaxBytes: -1})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer r.Close()
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if err := r.Write(ivs[i%len(ivs)]); err != nil {
+					b.Fatal(err)
+				}
+			}
+			s := r.Stats()
+			b.ReportMetric(float64(s.Bytes)/float64(s.Intervals), "B/interval")
+		})
+	}
+}
+
+// BenchmarkRecordRead replays them.
+func BenchmarkRecordRead(b *testing.B) {
+	ivs := recordLoad(1, 64)
+	path := filepath.Join(b.TempDir(), "a")
+	record(b, path, RecorderOptions{MaxBytes: -1}, ivs...)
+	r, err := OpenRecording(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer r.Close()
+	b.ReportAllocs()
+	for b.Loop() {
+		if r.Pos() == r.Len() {
+			if err := r.Seek(0); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if _, err := r.Next(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkRecordSize tells what the tables and columns are good for: the same
+// 128 intervals of 1,500 groups, recorded, and as plain CBOR of the contract's
+// own structs in zstd frames.
+func BenchmarkRecordSize(b *testing.B) {
+	for _, active := range []float64{1, 0.3, 0.05} {
+		b.Run(fmt.Sprintf("active=%v", active), func(b *testing.B) {
+			ivs := recordLoad(active, 128)
+			zenc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer zenc.Close()
+			var plain, raw int
+			for _, iv := range ivs {
+				c, err := cbor.Marshal(iv)
+				if err != nil {
+					b.Fatal(err)
+				}
+				raw += len(c)
+				plain += len(zenc.EncodeAll(c, nil))
+			}
+			var s RecorderStats
+			for b.Loop() {
+				r, err := NewRecorder(filepath.Join(b.TempDir(), "a"), RecorderOptions{MaxBytes: -1})
+				if err != nil {
+					b.Fatal(err)
+				}
+				for _, iv := range ivs {
+					if err := r.Write(iv); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if err := r.Close(); err != nil {
+					b.Fatal(err)
+				}
+				s = r.Stats()
+			}
+			b.ReportMetric(float64(s.Bytes)/float64(len(ivs)), "B/interval")
+			b.ReportMetric(float64(plain)/float64(len(ivs)), "zstd-cbor-B/interval")
+			b.ReportMetric(float64(raw)/float64(len(ivs)), "cbor-B/interval")
+			b.ReportMetric(float64(s.Bytes)/float64(len(ivs))*3600/(1<<20), "MiB/h")
+		})
+	}
+}
+
+func recordLoad(active float64, n int) []*Interval {
+	rng := rand.New(rand.NewPCG(17, 18))
+	owners := recordOwners(rng, 1500)
+	var ivs []*Interval
+	for i := range n {
+		ivs = append(ivs, recordInterval(rng, owners, i, active))
+	}
+	return ivs
+}

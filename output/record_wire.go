@@ -1,0 +1,767 @@
+package output
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// wireInterval is an interval as it stands in a recording. Numbers called
+// string, label set, identity or bound are indices into tables that this and
+// the intervals before it, back to the key frame, have filled in that order.
+// String 0 is "" and label set 0 is empty; both are never written.
+type wireInterval struct {
+	Start int64 `cbor:"1,keyasint"` // ns since 1970
+	End   int64 `cbor:"2,keyasint"`
+
+	Host       []uint64 `cbor:"3,keyasint,omitempty"` // name, id, kernel: strings
+	Unresolved uint64   `cbor:"4,keyasint,omitempty"`
+	Lost       []uint64 `cbor:"5,keyasint,omitempty"` // in the order of Lost
+	Self       []uint64 `cbor:"6,keyasint,omitempty"` // in the order of Self
+	Sources    []uint64 `cbor:"7,keyasint,omitempty"` // source, attached, hook, reason, cost
+
+	// What this interval adds to the tables.
+	Strings []wireText `cbor:"8,keyasint,omitempty"`
+	Labels  [][]uint64 `cbor:"9,keyasint,omitempty"` // key, value, key, value ...: strings
+	Width   uint64     `cbor:"10,keyasint,omitempty"`
+	Idents  []uint64   `cbor:"11,keyasint,omitempty"` // Width numbers each
+	Bounds  []uint64   `cbor:"12,keyasint,omitempty"` // ns
+
+	// Rows are identities: first the samples, then those that events refer to.
+	Rows    []uint64    `cbor:"13,keyasint,omitempty"`
+	Samples uint64      `cbor:"14,keyasint,omitempty"`
+	Read    wireAmounts `cbor:"15,keyasint"`
+	Write   wireAmounts `cbor:"16,keyasint"`
+	Discard wireAmounts `cbor:"17,keyasint"`
+	Flush   wireAmounts `cbor:"18,keyasint"`
+	Meta    wireAmounts `cbor:"19,keyasint"`
+	// One number per row, or none where all are 0.
+	MetaRead  []uint64   `cbor:"20,keyasint,omitempty"`
+	MetaWrite []uint64   `cbor:"21,keyasint,omitempty"`
+	Basis     [][]uint64 `cbor:"22,keyasint,omitempty"` // dirtier, page, bio, task, none
+
+	Events wireEvents `cbor:"23,keyasint"`
+}
+
+// wireAmounts holds the rows whose Amount is not all zero.
+type wireAmounts struct {
+	Rows    []uint64 `cbor:"1,keyasint,omitempty"` // row number less the one before
+	Bytes   []uint64 `cbor:"2,keyasint,omitempty"` // here and below: none where all are 0
+	Ops     []uint64 `cbor:"3,keyasint,omitempty"`
+	Errors  []uint64 `cbor:"4,keyasint,omitempty"`
+	Sum     []uint64 `cbor:"5,keyasint,omitempty"`
+	Max     []uint64 `cbor:"6,keyasint,omitempty"`
+	Buckets []uint64 `cbor:"7,keyasint,omitempty"` // how many the row has
+	Bound   []uint64 `cbor:"8,keyasint,omitempty"` // bounds of all rows' buckets
+	Count   []uint64 `cbor:"9,keyasint,omitempty"` // and their counts
+}
+
+// wireEvents holds events as columns; those that are all 0 are left out.
+type wireEvents struct {
+	Time    []int64  `cbor:"1,keyasint,omitempty"` // ns after the event before, the first after Start
+	Dataset []uint64 `cbor:"2,keyasint,omitempty"` // string
+	Action  []uint64 `cbor:"3,keyasint,omitempty"` // string
+	Row     []uint64 `cbor:"4,keyasint,omitempty"` // of IO.Sample, plus 1; 0 without IO
+	Op      []uint64 `cbor:"5,keyasint,omitempty"` // string
+	Offset  []uint64 `cbor:"6,keyasint,omitempty"`
+	Latency []uint64 `cbor:"7,keyasint,omitempty"`
+	Basis   []uint64 `cbor:"8,keyasint,omitempty"` // string
+	Error   []uint64 `cbor:"9,keyasint,omitempty"`
+	// VXLAN has VXLANWidth numbers for each event that the column HasVXLAN names.
+	HasVXLAN   []uint64   `cbor:"10,keyasint,omitempty"`
+	VXLANWidth uint64     `cbor:"11,keyasint,omitempty"`
+	VXLAN      []uint64   `cbor:"12,keyasint,omitempty"`
+	Services   [][]uint64 `cbor:"13,keyasint,omitempty"` // strings, per VXLAN
+}
+
+const (
+	recordIdentWidth = 34
+	recordVXLANWidth = 17
+	recordLostWidth  = 7
+	recordSelfWidth  = 3
+	recordSrcWidth   = 5
+)
+
+// wireText is a text string where the bytes are UTF-8, else a byte string:
+// process names and paths may hold anything, and replay shows what live did.
+type wireText string
+
+// MarshalCBOR implements cbor.Marshaler.
+func (t wireText) MarshalCBOR() ([]byte, error) {
+	if utf8.ValidString(string(t)) {
+		return cbor.Marshal(string(t))
+	}
+	return cbor.Marshal([]byte(t))
+}
+
+// UnmarshalCBOR implements cbor.Unmarshaler.
+func (t *wireText) UnmarshalCBOR(b []byte) error {
+	if len(b) > 0 && b[0]>>5 == 2 {
+		var raw []byte
+		if err := recordDecMode.Unmarshal(b, &raw); err != nil {
+			return err
+		}
+		*t = wireText(raw)
+		return nil
+	}
+	return recordDecMode.Unmarshal(b, (*string)(t))
+}
+
+// recordEncoder turns intervals into wireIntervals and remembers the tables.
+type recordEncoder struct {
+	mode cbor.EncMode
+
+	strings map[string]uint64
+	labels  map[string]uint64 // by the packed pairs
+	idents  map[string]uint64 // by the packed numbers
+	bounds  map[uint64]uint64
+	text    int // bytes of strings
+	pairs   int // of labels
+
+	w    *wireInterval
+	left uint64 // events left out of the last interval
+
+	key   []byte   // scratch
+	row   []uint64 // scratch
+	names []string // scratch
+}
+
+func newRecordEncoder() (*recordEncoder, error) {
+	mode, err := cbor.EncOptions{}.EncMode()
+	if err != nil {
+		return nil, err
+	}
+	e := &recordEncoder{mode: mode}
+	e.reset()
+	return e, nil
+}
+
+// reset forgets the tables: the next interval is a key frame.
+func (e *recordEncoder) reset() {
+	e.strings = map[string]uint64{"": 0}
+	e.labels = map[string]uint64{}
+	e.idents = map[string]uint64{}
+	e.bounds = map[uint64]uint64{}
+	e.text, e.pairs = 0, 0
+}
+
+// interval encodes iv. After an error the tables have to be reset.
+func (e *recordEncoder) interval(iv *Interval) (*wireInterval, error) {
+	if len(iv.Samples) > recordMaxSamples {
+		return nil, fmt.Errorf("interval of %d samples: %w", len(iv.Samples), ErrTooLarge)
+	}
+	start := iv.Start.UnixNano()
+	if iv.Start.Year() < 1970 || iv.Start.Year() > 2200 {
+		return nil, fmt.Errorf("interval that starts at %s: no time to record", iv.Start.UTC().Format(time.RFC3339))
+	}
+	// By the monotonic clock where there is one: the wall clock may have been
+	// set meanwhile.
+	end := start + max(0, int64(iv.End.Sub(iv.Start)))
+	w := &wireInterval{Start: start, End: end, Unresolved: iv.Unresolved, Samples: uint64(len(iv.Samples))}
+	e.w = w
+
+	events := iv.Events
+	e.left = 0
+	if len(events) > recordMaxEvents {
+		e.left = uint64(len(events) - recordMaxEvents)
+		events = events[:recordMaxEvents]
+	}
+	w.Host = noneIfZero([]uint64{e.str(iv.Host.Name), e.str(iv.Host.ID), e.str(iv.Host.Kernel)})
+	l := iv.Lost
+	w.Lost = noneIfZero([]uint64{l.Records, l.Notices, l.Latencies, l.Groups, l.Walks, l.Misses, l.Exports + e.left})
+	w.Self = noneIfZero([]uint64{iv.Self.BPFNanos, iv.Self.CPUNanos, iv.Self.RSSBytes})
+	for _, s := range iv.Sources {
+		w.Sources = append(w.Sources, e.str(string(s.Source)), bit(s.Attached), e.str(s.Hook), e.str(s.Reason), e.str(s.Cost))
+	}
+
+	n := len(iv.Samples)
+	rows := make([]*Sample, 0, n+len(events))
+	for i := range iv.Samples {
+		rows = append(rows, &iv.Samples[i])
+	}
+	rows, err := e.events(events, start, rows)
+	if err != nil {
+		return nil, err
+	}
+	w.Rows = make([]uint64, len(rows))
+	for i, s := range rows {
+		w.Rows[i] = e.ident(s)
+	}
+	if len(e.idents) > recordMaxIdents || e.text > recordMaxText/2 || e.pairs > recordMaxLabels {
+		return nil, fmt.Errorf("names of %d identities in %d bytes: %w", len(e.idents), e.text, ErrTooLarge)
+	}
+
+	w.MetaRead = make([]uint64, len(rows))
+	w.MetaWrite = make([]uint64, len(rows))
+	basis := [][]uint64{make([]uint64, len(rows)), make([]uint64, len(rows)), make([]uint64, len(rows)), make([]uint64, len(rows)), make([]uint64, len(rows))}
+	for i, s := range rows {
+		w.MetaRead[i], w.MetaWrite[i] = s.MetaReadBytes, s.MetaWriteBytes
+		basis[0][i], basis[1][i], basis[2][i], basis[3][i], basis[4][i] = s.Basis.Dirtier, s.Basis.Page, s.Basis.Bio, s.Basis.Task, s.Basis.None
+	}
+	w.MetaRead, w.MetaWrite = noneIfZero(w.MetaRead), noneIfZero(w.MetaWrite)
+	used := false
+	for i := range basis {
+		basis[i] = noneIfZero(basis[i])
+		used = used || basis[i] != nil
+	}
+	if used {
+		w.Basis = basis
+	}
+	for _, a := range []struct {
+		to   *wireAmounts
+		from func(*Sample) *Amount
+	}{
+		{&w.Read, func(s *Sample) *Amount { return &s.Read }},
+		{&w.Write, func(s *Sample) *Amount { return &s.Write }},
+		{&w.Discard, func(s *Sample) *Amount { return &s.Discard }},
+		{&w.Flush, func(s *Sample) *Amount { return &s.Flush }},
+		{&w.Meta, func(s *Sample) *Amount { return &s.Metadata }},
+	} {
+		if err := e.amounts(a.to, rows, a.from); err != nil {
+			return nil, err
+		}
+	}
+	return w, nil
+}
+
+// amounts fills to with one Amount of each row.
+func (e *recordEncoder) amounts(to *wireAmounts, rows []*Sample, from func(*Sample) *Amount) error {
+	last := 0
+	for i, s := range rows {
+		a := from(s)
+		h := &a.Latency
+		if a.Bytes|a.Ops|a.Errors|h.Sum|h.Max == 0 && len(h.Buckets) == 0 {
+			continue
+		}
+		to.Rows = append(to.Rows, uint64(i-last))
+		last = i
+		to.Bytes = append(to.Bytes, a.Bytes)
+		to.Ops = append(to.Ops, a.Ops)
+		to.Errors = append(to.Errors, a.Errors)
+		to.Sum = append(to.Sum, h.Sum)
+		to.Max = append(to.Max, h.Max)
+		to.Buckets = append(to.Buckets, uint64(len(h.Buckets)))
+		for j, b := range h.Buckets {
+			if b.Count == 0 || j > 0 && b.UpTo <= h.Buckets[j-1].UpTo {
+				return fmt.Errorf("latency buckets of '%s' do not ascend or are empty", s.Container.Name)
+			}
+			n, ok := e.bounds[b.UpTo]
+			if !ok {
+				n = uint64(len(e.bounds))
+				e.bounds[b.UpTo] = n
+				e.w.Bounds = append(e.w.Bounds, b.UpTo)
+			}
+			to.Bound = append(to.Bound, n)
+			to.Count = append(to.Count, b.Count)
+		}
+	}
+	if len(to.Count) > recordMaxElements {
+		return fmt.Errorf("interval of %d latency buckets: %w", len(to.Count), ErrTooLarge)
+	}
+	to.Bytes, to.Ops, to.Errors = noneIfZero(to.Bytes), noneIfZero(to.Ops), noneIfZero(to.Errors)
+	to.Sum, to.Max, to.Buckets = noneIfZero(to.Sum), noneIfZero(to.Max), noneIfZero(to.Buckets)
+	return nil
+}
+
+// events fills w.Events and appends the samples that they carry to rows.
+func (e *recordEncoder) events(events []Event, start int64, rows []*Sample) ([]*Sample, error) {
+	n := len(events)
+	if n == 0 {
+		return rows, nil
+	}
+	w := &e.w.Events
+	w.Time = make([]int64, n)
+	cols := make([]uint64, 9*n)
+	w.Dataset, w.Action, w.Row = cols[:n], cols[n:2*n], cols[2*n:3*n]
+	w.Op, w.Offset, w.Latency = cols[3*n:4*n], cols[4*n:5*n], cols[5*n:6*n]
+	w.Basis, w.Error, w.HasVXLAN = cols[6*n:7*n], cols[7*n:8*n], cols[8*n:]
+	last := start
+	for i := range events {
+		ev := &events[i]
+		t := last
+		if y := ev.Time.Year(); y >= 1970 && y <= 2200 {
+			t = ev.Time.UnixNano()
+		}
+		w.Time[i] = t - last
+		last = t
+		w.Dataset[i], w.Action[i] = e.str(ev.Dataset), e.str(ev.Action)
+		if io := ev.IO; io != nil {
+			rows = append(rows, &io.Sample)
+			w.Row[i] = uint64(len(rows))
+			w.Op[i], w.Offset[i], w.Latency[i] = e.str(io.Op), io.Offset, io.Latency
+			w.Basis[i], w.Error[i] = e.str(io.Basis), bit(io.Error)
+		}
+		if v := ev.VXLAN; v != nil {
+			w.HasVXLAN[i] = 1
+			w.VXLANWidth = recordVXLANWidth
+			var owner uint64
+			if v.Owner != nil {
+				rows = append(rows, v.Owner)
+				owner = uint64(len(rows))
+			}
+			w.VXLAN = append(w.VXLAN, e.str(v.Device), uint64(v.Ifindex), uint64(v.VNI), v.NetNS, v.NewNetNS, bit(v.Up),
+				uint64(v.Process.PID), e.str(v.Process.Name), owner, e.str(v.Network), e.str(v.NetworkID), e.str(v.Stack),
+				e.str(v.Culprit), v.CulpritNetNS, e.str(v.Reason), e.str(v.Err), v.AgeNanos)
+			var services []uint64
+			for _, s := range v.Services {
+				services = append(services, e.str(s))
+			}
+			w.Services = append(w.Services, services)
+		}
+	}
+	if len(w.VXLAN) > recordMaxElements {
+		return nil, fmt.Errorf("interval of %d vxlan events: %w", len(w.Services), ErrTooLarge)
+	}
+	for _, c := range []*[]uint64{&w.Dataset, &w.Action, &w.Row, &w.Op, &w.Offset, &w.Latency, &w.Basis, &w.Error, &w.HasVXLAN} {
+		*c = noneIfZero(*c)
+	}
+	return rows, nil
+}
+
+// ident gives the number of everything in s that is not an amount.
+func (e *recordEncoder) ident(s *Sample) uint64 {
+	c, m := &s.Container, &s.Mount
+	e.row = append(e.row[:0],
+		e.str(string(s.Source)), e.str(string(s.Level)), e.str(string(s.Owner)),
+		e.str(s.Project), e.str(s.ProjectRule), e.str(s.Service), e.str(s.Unit),
+		e.str(c.ID), e.str(c.Name), e.str(c.Runtime), e.str(c.Image), e.str(c.ImageTag), e.labelSet(c.Labels), e.str(c.Parent),
+		e.str(s.Pod.Name), e.str(s.Pod.Namespace), e.str(s.Pod.UID),
+		s.Cgroup.ID, e.str(s.Cgroup.Path),
+		uint64(s.Process.PID), e.str(s.Process.Name),
+		e.str(s.Device.ID), e.str(s.Device.Name), bit(s.Device.Stacked),
+		e.str(m.Source), e.str(m.Point), e.str(m.FSType), e.str(m.Volume), e.str(m.Driver),
+		e.str(m.NFSServer), e.str(m.NFSExport), e.str(m.NFSVersion), e.str(m.FUSESubtype), uint64(m.FUSEDaemonPID))
+	key := packInts(e.key[:0], e.row)
+	e.key = key
+	n, ok := e.idents[string(key)]
+	if !ok {
+		n = uint64(len(e.idents))
+		e.idents[string(key)] = n
+		e.w.Width = recordIdentWidth
+		e.w.Idents = append(e.w.Idents, e.row...)
+	}
+	return n
+}
+
+// str gives the number of a string.
+func (e *recordEncoder) str(s string) uint64 {
+	if s == "" {
+		return 0
+	}
+	if n, ok := e.strings[s]; ok {
+		return n
+	}
+	if len(s) > recordMaxString {
+		s = s[:recordMaxString]
+		if n, ok := e.strings[s]; ok {
+			return n
+		}
+	}
+	n := uint64(len(e.strings))
+	s = strings.Clone(s) // not to keep what it may be a part of
+	e.strings[s] = n
+	e.text += len(s)
+	e.w.Strings = append(e.w.Strings, wireText(s))
+	return n
+}
+
+// labelSet gives the number of a set of labels, by content.
+func (e *recordEncoder) labelSet(labels map[string]string) uint64 {
+	if len(labels) == 0 {
+		return 0
+	}
+	e.names = slices.AppendSeq(e.names[:0], maps.Keys(labels))
+	slices.Sort(e.names)
+	pairs := make([]uint64, 0, 2*len(labels))
+	for _, k := range e.names {
+		pairs = append(pairs, e.str(k), e.str(labels[k]))
+	}
+	key := packInts(e.key[:0], pairs)
+	e.key = key
+	n, ok := e.labels[string(key)]
+	if !ok {
+		n = uint64(len(e.labels)) + 1
+		e.labels[string(key)] = n
+		e.pairs += len(labels)
+		e.w.Labels = append(e.w.Labels, pairs)
+	}
+	return n
+}
+
+// packInts appends numbers in a form that differs whenever they do.
+func packInts(b []byte, numbers []uint64) []byte {
+	for _, n := range numbers {
+		b = binary.AppendUvarint(b, n)
+	}
+	return b
+}
+
+// noneIfZero drops a column that says nothing.
+func noneIfZero(c []uint64) []uint64 {
+	for _, v := range c {
+		if v != 0 {
+			return c
+		}
+	}
+	return nil
+}
+
+func bit(b bool) uint64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// recordTables is the reader's side of the tables.
+type recordTables struct {
+	strings []string
+	labels  []map[string]string
+	idents  []Sample
+	bounds  []uint64
+	text    int
+	pairs   int
+	err     error // the first index that points nowhere
+}
+
+func newRecordTables() *recordTables {
+	return &recordTables{strings: []string{""}, labels: []map[string]string{nil}}
+}
+
+// fail notes the first error; what is decoded after it is thrown away.
+func (t *recordTables) fail(format string, args ...any) {
+	if t.err == nil {
+		t.err = fmt.Errorf(format, args...)
+	}
+}
+
+func (t *recordTables) str(n uint64) string {
+	if n >= uint64(len(t.strings)) {
+		t.fail("string %d of %d", n, len(t.strings))
+		return ""
+	}
+	return t.strings[n]
+}
+
+func (t *recordTables) u32(n uint64) uint32 {
+	if n > 1<<32-1 {
+		t.fail("number %d where 32 bits are meant", n)
+	}
+	return uint32(n)
+}
+
+// learn takes in what w adds to the tables, without building its samples.
+func (t *recordTables) learn(w *wireInterval) error {
+	for _, s := range w.Strings {
+		t.text += len(s)
+		t.strings = append(t.strings, string(s))
+	}
+	for _, l := range w.Labels {
+		t.pairs += len(l) / 2
+	}
+	if t.text > recordMaxText || t.pairs > recordMaxLabels || len(t.labels)+len(w.Labels) > recordMaxIdents {
+		return fmt.Errorf("%d bytes of names, %d labels: more than a recorder writes", t.text, t.pairs)
+	}
+	for _, l := range w.Labels {
+		if len(l)%2 != 0 {
+			return fmt.Errorf("label set of %d strings", len(l))
+		}
+		set := make(map[string]string, len(l)/2)
+		for i := 0; i < len(l); i += 2 {
+			set[t.str(l[i])] = t.str(l[i+1])
+		}
+		t.labels = append(t.labels, set)
+	}
+	t.bounds = append(t.bounds, w.Bounds...)
+	if len(t.bounds) > recordMaxElements {
+		return fmt.Errorf("%d latency bounds: more than a recorder writes", len(t.bounds))
+	}
+	if len(w.Idents) == 0 {
+		return t.err
+	}
+	if w.Width < recordIdentWidth || w.Width > 1024 || uint64(len(w.Idents))%w.Width != 0 {
+		return fmt.Errorf("identities of %d numbers in rows of %d", len(w.Idents), w.Width)
+	}
+	width := int(w.Width)
+	if len(t.idents)+len(w.Idents)/width > recordMaxIdents {
+		return fmt.Errorf("more than %d identities", recordMaxIdents)
+	}
+	t.idents = slices.Grow(t.idents, len(w.Idents)/width)
+	for c := range slices.Chunk(w.Idents, width) {
+		t.idents = append(t.idents, t.ident(c))
+	}
+	return t.err
+}
+
+// ident is the reverse of recordEncoder.ident.
+func (t *recordTables) ident(c []uint64) Sample {
+	var labels map[string]string
+	if c[12] < uint64(len(t.labels)) {
+		labels = t.labels[c[12]]
+	} else {
+		t.fail("label set %d of %d", c[12], len(t.labels))
+	}
+	return Sample{
+		Source: Source(t.str(c[0])), Level: Level(t.str(c[1])), Owner: OwnerKind(t.str(c[2])),
+		Project: t.str(c[3]), ProjectRule: t.str(c[4]), Service: t.str(c[5]), Unit: t.str(c[6]),
+		Container: Container{
+			ID: t.str(c[7]), Name: t.str(c[8]), Runtime: t.str(c[9]), Image: t.str(c[10]), ImageTag: t.str(c[11]),
+			Labels: labels, Parent: t.str(c[13]),
+		},
+		Pod:     Pod{Name: t.str(c[14]), Namespace: t.str(c[15]), UID: t.str(c[16])},
+		Cgroup:  Cgroup{ID: c[17], Path: t.str(c[18])},
+		Process: Process{PID: t.u32(c[19]), Name: t.str(c[20])},
+		Device:  Device{ID: t.str(c[21]), Name: t.str(c[22]), Stacked: c[23] != 0},
+		Mount: Mount{
+			Source: t.str(c[24]), Point: t.str(c[25]), FSType: t.str(c[26]), Volume: t.str(c[27]), Driver: t.str(c[28]),
+			NFSServer: t.str(c[29]), NFSExport: t.str(c[30]), NFSVersion: t.str(c[31]),
+			FUSESubtype: t.str(c[32]), FUSEDaemonPID: t.u32(c[33]),
+		},
+	}
+}
+
+// column tells whether c has n numbers, or none because all are 0.
+func (t *recordTables) column(name string, c []uint64, n int) {
+	if len(c) != 0 && len(c) != n {
+		t.fail("%s: %d numbers for %d rows", name, len(c), n)
+	}
+}
+
+// at reads a column that may have been left out.
+func at(c []uint64, i int) uint64 {
+	if i < len(c) {
+		return c[i]
+	}
+	return 0
+}
+
+// interval builds the interval; learn has been called with w.
+func (t *recordTables) interval(w *wireInterval) (*Interval, error) {
+	n, events := len(w.Rows), len(w.Events.Time)
+	switch {
+	case w.Samples > uint64(n) || w.Samples > recordMaxSamples:
+		return nil, fmt.Errorf("%d samples in %d rows", w.Samples, n)
+	case events > recordMaxEvents:
+		return nil, fmt.Errorf("%d events", events)
+	case n > int(w.Samples)+2*events:
+		return nil, fmt.Errorf("%d rows for %d samples and %d events", n, w.Samples, events)
+	case len(w.Sources)%recordSrcWidth != 0 || len(w.Sources) > 64*recordSrcWidth:
+		return nil, fmt.Errorf("sources of %d numbers", len(w.Sources))
+	case w.Start < 0 || w.End < w.Start:
+		return nil, fmt.Errorf("interval from %d to %d", w.Start, w.End)
+	}
+	for i, h := range w.Rows {
+		if h >= uint64(len(t.idents)) {
+			return nil, fmt.Errorf("identity %d of %d in row %d", h, len(t.idents), i)
+		}
+	}
+	t.column("metadata read", w.MetaRead, n)
+	t.column("metadata written", w.MetaWrite, n)
+	var basis [5][]uint64
+	if len(w.Basis) > 0 && len(w.Basis) < len(basis) {
+		t.fail("basis of %d columns", len(w.Basis))
+	}
+	for i := 0; i < len(basis) && i < len(w.Basis); i++ {
+		basis[i] = w.Basis[i]
+		t.column("basis", basis[i], n)
+	}
+	if t.err != nil {
+		return nil, t.err
+	}
+
+	iv := &Interval{
+		Start: time.Unix(0, w.Start).UTC(), End: time.Unix(0, w.End).UTC(),
+		Host:       Host{Name: t.str(at(w.Host, 0)), ID: t.str(at(w.Host, 1)), Kernel: t.str(at(w.Host, 2))},
+		Unresolved: w.Unresolved,
+		Lost: Lost{
+			Records: at(w.Lost, 0), Notices: at(w.Lost, 1), Latencies: at(w.Lost, 2), Groups: at(w.Lost, 3),
+			Walks: at(w.Lost, 4), Misses: at(w.Lost, 5), Exports: at(w.Lost, 6),
+		},
+		Self: Self{BPFNanos: at(w.Self, 0), CPUNanos: at(w.Self, 1), RSSBytes: at(w.Self, 2)},
+	}
+	for c := range slices.Chunk(w.Sources, recordSrcWidth) {
+		iv.Sources = append(iv.Sources, SourceStatus{
+			Source: Source(t.str(c[0])), Attached: c[1] != 0, Hook: t.str(c[2]), Reason: t.str(c[3]), Cost: t.str(c[4]),
+		})
+	}
+	fill := func(s *Sample, i int) {
+		*s = t.idents[w.Rows[i]]
+		s.MetaReadBytes, s.MetaWriteBytes = at(w.MetaRead, i), at(w.MetaWrite, i)
+		s.Basis = BasisBytes{
+			Dirtier: at(basis[0], i), Page: at(basis[1], i), Bio: at(basis[2], i), Task: at(basis[3], i), None: at(basis[4], i),
+		}
+	}
+	if w.Samples > 0 {
+		iv.Samples = make([]Sample, w.Samples)
+	}
+	rows := make([]*Sample, n)
+	for i := range iv.Samples {
+		rows[i] = &iv.Samples[i]
+		fill(rows[i], i)
+	}
+	// row hands out the sample of an event, once.
+	row := func(number uint64) *Sample {
+		i := int(min(number, uint64(n)+1)) - 1
+		if i < int(w.Samples) || i >= n || rows[i] != nil {
+			t.fail("event that refers to row %d of %d", number, n)
+			return nil
+		}
+		return rows[i]
+	}
+	if err := t.events(iv, w, func(number uint64, s *Sample) {
+		if row(number); t.err != nil {
+			return
+		}
+		rows[number-1] = s
+		fill(s, int(number-1))
+	}); err != nil {
+		return nil, err
+	}
+	for i, s := range rows {
+		if s == nil {
+			return nil, fmt.Errorf("row %d belongs to nothing", i)
+		}
+	}
+	for _, a := range []struct {
+		from *wireAmounts
+		to   func(*Sample) *Amount
+	}{
+		{&w.Read, func(s *Sample) *Amount { return &s.Read }},
+		{&w.Write, func(s *Sample) *Amount { return &s.Write }},
+		{&w.Discard, func(s *Sample) *Amount { return &s.Discard }},
+		{&w.Flush, func(s *Sample) *Amount { return &s.Flush }},
+		{&w.Meta, func(s *Sample) *Amount { return &s.Metadata }},
+	} {
+		if err := t.amounts(a.from, rows, a.to); err != nil {
+			return nil, err
+		}
+	}
+	return iv, t.err
+}
+
+// amounts is the reverse of recordEncoder.amounts.
+func (t *recordTables) amounts(from *wireAmounts, rows []*Sample, to func(*Sample) *Amount) error {
+	n := len(from.Rows)
+	t.column("bytes", from.Bytes, n)
+	t.column("ops", from.Ops, n)
+	t.column("errors", from.Errors, n)
+	t.column("latency sum", from.Sum, n)
+	t.column("latency maximum", from.Max, n)
+	t.column("bucket numbers", from.Buckets, n)
+	if len(from.Bound) != len(from.Count) {
+		t.fail("%d bucket bounds and %d counts", len(from.Bound), len(from.Count))
+	}
+	if t.err != nil {
+		return t.err
+	}
+	// One array for all rows; every row gets its part, without spare capacity.
+	all := make([]Bucket, len(from.Bound))
+	for i, b := range from.Bound {
+		if b >= uint64(len(t.bounds)) {
+			return fmt.Errorf("latency bound %d of %d", b, len(t.bounds))
+		}
+		if from.Count[i] == 0 {
+			return fmt.Errorf("latency bucket of nothing")
+		}
+		all[i] = Bucket{UpTo: t.bounds[b], Count: from.Count[i]}
+	}
+	pos, taken := uint64(0), uint64(0)
+	for i, d := range from.Rows {
+		if i > 0 && d == 0 || d >= uint64(len(rows)) || pos+d >= uint64(len(rows)) {
+			return fmt.Errorf("amount of row %d+%d of %d", pos, d, len(rows))
+		}
+		pos += d
+		buckets := at(from.Buckets, i)
+		if buckets > uint64(len(all))-taken {
+			return fmt.Errorf("%d latency buckets, %d are left", buckets, uint64(len(all))-taken)
+		}
+		a := to(rows[pos])
+		a.Bytes, a.Ops, a.Errors = at(from.Bytes, i), at(from.Ops, i), at(from.Errors, i)
+		a.Latency.Sum, a.Latency.Max = at(from.Sum, i), at(from.Max, i)
+		if buckets > 0 {
+			a.Latency.Buckets = all[taken : taken+buckets : taken+buckets]
+			taken += buckets
+		}
+		for j := 1; j < len(a.Latency.Buckets); j++ {
+			if a.Latency.Buckets[j].UpTo <= a.Latency.Buckets[j-1].UpTo {
+				return fmt.Errorf("latency buckets do not ascend")
+			}
+		}
+	}
+	if taken != uint64(len(all)) {
+		return fmt.Errorf("%d latency buckets that belong to nothing", uint64(len(all))-taken)
+	}
+	return nil
+}
+
+// events is the reverse of recordEncoder.events; fill gives a sample its row.
+func (t *recordTables) events(iv *Interval, w *wireInterval, fill func(uint64, *Sample)) error {
+	ev := &w.Events
+	n := len(ev.Time)
+	for _, c := range [][]uint64{ev.Dataset, ev.Action, ev.Row, ev.Op, ev.Offset, ev.Latency, ev.Basis, ev.Error, ev.HasVXLAN} {
+		t.column("events", c, n)
+	}
+	vxlan := 0
+	for _, h := range ev.HasVXLAN {
+		if h != 0 {
+			vxlan++
+		}
+	}
+	width := int(min(ev.VXLANWidth, 1024))
+	if vxlan > 0 && (width < recordVXLANWidth || len(ev.VXLAN) != vxlan*width || len(ev.Services) != vxlan) {
+		t.fail("%d vxlan events in %d numbers and %d lists of services", vxlan, len(ev.VXLAN), len(ev.Services))
+	}
+	services := 0
+	for _, s := range ev.Services {
+		services += len(s)
+	}
+	if services > recordMaxLabels {
+		t.fail("%d services of vxlan events", services)
+	}
+	if t.err != nil || n == 0 {
+		return t.err
+	}
+	iv.Events = make([]Event, n)
+	last := w.Start
+	vxlan = 0
+	for i := range iv.Events {
+		e := &iv.Events[i]
+		last += ev.Time[i]
+		e.Time = time.Unix(0, last).UTC()
+		e.Dataset, e.Action = t.str(at(ev.Dataset, i)), t.str(at(ev.Action, i))
+		if r := at(ev.Row, i); r != 0 {
+			e.IO = &IO{
+				Op: t.str(at(ev.Op, i)), Offset: at(ev.Offset, i), Latency: at(ev.Latency, i),
+				Basis: t.str(at(ev.Basis, i)), Error: at(ev.Error, i) != 0,
+			}
+			fill(r, &e.IO.Sample)
+		}
+		if at(ev.HasVXLAN, i) != 0 {
+			c := ev.VXLAN[vxlan*width:]
+			e.VXLAN = &VXLAN{
+				Device: t.str(c[0]), Ifindex: t.u32(c[1]), VNI: t.u32(c[2]), NetNS: c[3], NewNetNS: c[4], Up: c[5] != 0,
+				Process: Process{PID: t.u32(c[6]), Name: t.str(c[7])},
+				Network: t.str(c[9]), NetworkID: t.str(c[10]), Stack: t.str(c[11]),
+				Culprit: t.str(c[12]), CulpritNetNS: c[13], Reason: t.str(c[14]), Err: t.str(c[15]), AgeNanos: c[16],
+			}
+			if c[8] != 0 {
+				e.VXLAN.Owner = new(Sample)
+				fill(c[8], e.VXLAN.Owner)
+			}
+			for _, s := range ev.Services[vxlan] {
+				e.VXLAN.Services = append(e.VXLAN.Services, t.str(s))
+			}
+			vxlan++
+		}
+		if t.err != nil {
+			return t.err
+		}
+	}
+	return nil
+}
