@@ -1,0 +1,441 @@
+package attribute
+
+import (
+	"container/list"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// kernfsHandle is FILEID_KERNFS of include/linux/exportfs.h: the handle of a
+	// kernfs node is its 64-bit id, in the machine's byte order.
+	kernfsHandle = 0xfe
+
+	maxGone    = 1 << 17 // removed cgroups that keep their name
+	maxMissing = 1 << 13 // ids that could not be resolved, not tried again at once
+	maxDepth   = 128     // the kernel allows any depth; no one uses this many
+
+	retryMissing = 2 * time.Second
+	stepPause    = 50 * time.Millisecond // between two pieces of a piecemeal walk
+	stepDirs     = 256                   // directories looked at in one piece
+)
+
+// cgroup is one known cgroup. It is immutable but for goneAt.
+type cgroup struct {
+	id     uint64
+	path   string
+	place  *place
+	goneAt time.Time // zero while it lives
+}
+
+// tree knows the cgroups of one hierarchy by their ids.
+type tree struct {
+	root    string // directory of the hierarchy, "" when there is none
+	base    string // cgroup that root is, "/" unless only a part is mounted
+	keep    time.Duration
+	now     func() time.Time
+	mountFD int  // of root, for handles; -1 without
+	kernfs  bool // root is a cgroup file system, not a copy of one
+	isBare  func(*place) bool
+
+	mu      sync.Mutex
+	handles bool // ids can be opened: needs CAP_DAC_READ_SEARCH
+	byID    map[uint64]*cgroup
+	gone    *list.List // of *cgroup, longest removed first
+	missing map[uint64]time.Time
+	walk    *walk // piecemeal walk under way, where ids cannot be opened
+	stepAt  time.Time
+	bare    uint64 // containers dropped without ever having a name
+	evicted uint64 // names dropped before their time
+	looked  uint64 // ids resolved by handle
+	stepped uint64 // directories looked at by piecemeal walks
+}
+
+func newTree(root, base string, keep time.Duration, now func() time.Time) *tree {
+	t := &tree{
+		root: root, base: base, keep: keep, now: now, mountFD: -1,
+		byID:    map[uint64]*cgroup{},
+		gone:    list.New(),
+		missing: map[uint64]time.Time{},
+	}
+	if root == "" {
+		return t
+	}
+	var st unix.Statfs_t
+	if unix.Statfs(root, &st) == nil {
+		t.kernfs = st.Type == unix.CGROUP_SUPER_MAGIC || st.Type == unix.CGROUP2_SUPER_MAGIC
+	}
+	if !t.kernfs {
+		return t
+	}
+	fd, err := unix.Open(root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return t
+	}
+	t.mountFD = fd
+	if handle, _, err := unix.NameToHandleAt(fd, "", unix.AT_EMPTY_PATH); err == nil && handle.Type() == kernfsHandle && handle.Size() == 8 {
+		_, err = t.open(binary.NativeEndian.Uint64(handle.Bytes()))
+		t.handles = err == nil
+	}
+	return t
+}
+
+func (t *tree) close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.handles = false
+	if t.mountFD < 0 {
+		return nil
+	}
+	fd := t.mountFD
+	t.mountFD = -1
+	return unix.Close(fd)
+}
+
+// open asks the kernel for the path of an id. It is one system call to open and
+// one to read the name, whatever the size of the tree.
+func (t *tree) open(id uint64) (string, error) {
+	var raw [8]byte
+	binary.NativeEndian.PutUint64(raw[:], id)
+	fd, err := unix.OpenByHandleAt(t.mountFD, unix.NewFileHandle(kernfsHandle, raw[:]), unix.O_PATH|unix.O_CLOEXEC)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	name, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+	if err != nil {
+		return "", err
+	}
+	rel, ok := strings.CutPrefix(name, strings.TrimSuffix(t.root, "/"))
+	if !ok || rel != "" && rel[0] != '/' {
+		return "", fmt.Errorf("cgroup %d is at %q, not below %q: %w", id, name, t.root, fs.ErrNotExist)
+	}
+	return t.absolute(rel), nil
+}
+
+// absolute makes a path below root one from the root of the hierarchy.
+func (t *tree) absolute(rel string) string {
+	if t.base != "/" {
+		rel = t.base + rel
+	}
+	if rel == "" {
+		return "/"
+	}
+	return rel
+}
+
+// created takes a cgroup that the kernel said it made. The path may be cut off
+// or empty when it is very long, so the kernel is asked once more while the
+// cgroup lives; for one that is gone already the path at hand must do.
+func (t *tree) created(id uint64, p string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.expire()
+	if t.handles {
+		if full, err := t.open(id); err == nil {
+			p = full
+		}
+	}
+	if p != "" {
+		t.put(id, p)
+	}
+}
+
+// removed takes a cgroup that the kernel said is removed. Its name is kept: its
+// writeback is still to come.
+func (t *tree) removed(id uint64, p string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.expire()
+	c := t.byID[id]
+	if c == nil {
+		if p == "" {
+			return
+		}
+		c = t.put(id, p)
+	}
+	t.bury(c)
+}
+
+// bury marks a cgroup removed. The lock is held.
+func (t *tree) bury(c *cgroup) {
+	if !c.goneAt.IsZero() {
+		return
+	}
+	c.goneAt = t.now()
+	t.gone.PushBack(c)
+	for t.gone.Len() > maxGone {
+		t.drop(t.gone.Front())
+		t.evicted++
+	}
+}
+
+func (t *tree) put(id uint64, p string) *cgroup {
+	if c := t.byID[id]; c != nil && c.path == p {
+		return c
+	}
+	pl := parsePath(p)
+	c := &cgroup{id: id, path: p, place: &pl}
+	t.byID[id] = c
+	delete(t.missing, id)
+	return c
+}
+
+// expire drops names whose time is over. The lock is held.
+func (t *tree) expire() {
+	limit := t.now().Add(-t.keep)
+	for e := t.gone.Front(); e != nil && e.Value.(*cgroup).goneAt.Before(limit); e = t.gone.Front() {
+		t.drop(e)
+	}
+}
+
+func (t *tree) drop(e *list.Element) {
+	c := t.gone.Remove(e).(*cgroup)
+	if t.isBare != nil && t.isBare(c.place) {
+		t.bare++
+	}
+	if t.byID[c.id] == c {
+		delete(t.byID, c.id)
+	}
+}
+
+// get returns what is known about an id, asking the kernel for an unknown one.
+func (t *tree) get(id uint64) (cgroup, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.expire()
+	if c := t.byID[id]; c != nil {
+		return *c, true
+	}
+	if id == 0 || t.root == "" {
+		return cgroup{}, false
+	}
+	now := t.now()
+	if until, ok := t.missing[id]; ok && now.Before(until) {
+		return cgroup{}, false
+	}
+	if t.handles {
+		p, err := t.open(id)
+		if err == nil {
+			t.looked++
+			return *t.put(id, p), true
+		}
+		if errors.Is(err, unix.EPERM) {
+			t.handles = false // a privilege was dropped: walk from now on
+		}
+	}
+	if !t.handles {
+		t.step(now)
+		if c := t.byID[id]; c != nil {
+			return *c, true
+		}
+	}
+	if len(t.missing) >= maxMissing {
+		clear(t.missing)
+	}
+	if t.handles {
+		t.missing[id] = now.Add(retryMissing)
+	}
+	return cgroup{}, false
+}
+
+// step walks a piece of the tree. Where ids cannot be opened, asking for unknown
+// ones must not walk all of a large tree each time: all askers share one walk,
+// which goes on from where it stopped, with a pause after each piece.
+func (t *tree) step(now time.Time) {
+	if now.Sub(t.stepAt) < stepPause {
+		return
+	}
+	t.stepAt = now
+	if t.walk == nil {
+		t.walk = &walk{root: t.root, kernfs: t.kernfs, todo: []string{""}}
+	}
+	for range stepDirs {
+		t.stepped++
+		more, err := t.walk.next(t.found)
+		if err != nil || !more {
+			t.walk = nil
+			return
+		}
+	}
+}
+
+func (t *tree) found(id uint64, rel string) { t.put(id, t.absolute(rel)) }
+
+// walkAll walks the whole tree, once, at the start.
+func (t *tree) walkAll() error {
+	if t.root == "" {
+		return errNoMount
+	}
+	w := walk{root: t.root, kernfs: t.kernfs, todo: []string{""}}
+	for {
+		type entry struct {
+			id  uint64
+			rel string
+		}
+		var batch []entry
+		more, err := true, error(nil)
+		for more && err == nil && len(batch) < 512 {
+			more, err = w.next(func(id uint64, rel string) { batch = append(batch, entry{id, rel}) })
+		}
+		t.mu.Lock()
+		for _, e := range batch {
+			t.found(e.id, e.rel)
+		}
+		t.mu.Unlock()
+		if err != nil {
+			return fmt.Errorf("walking the cgroups at %q: %w", t.root, err)
+		}
+		if !more {
+			return nil
+		}
+	}
+}
+
+// check looks at a few cgroups, picked at random, and buries those that are no
+// more: the kernel's message of their end was lost.
+func (t *tree) check(n int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.expire()
+	if t.root == "" {
+		return
+	}
+	for id, c := range t.byID {
+		if n--; n < 0 {
+			return
+		}
+		if !c.goneAt.IsZero() {
+			continue
+		}
+		var err error
+		if t.handles {
+			_, err = t.open(id)
+		} else {
+			var st unix.Stat_t
+			rel := strings.TrimPrefix(c.path, t.base)
+			err = unix.Stat(path.Join(t.root, rel), &st)
+			if err == nil && st.Ino != id {
+				err = unix.ESTALE
+			}
+		}
+		if errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOENT) {
+			t.bury(c)
+		}
+	}
+}
+
+// counts returns how many cgroups are known, and how many of them are gone.
+func (t *tree) counts() (known, gone int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.expire()
+	return len(t.byID), t.gone.Len()
+}
+
+// walk is a walk over directories that can stop after each of them.
+type walk struct {
+	root   string
+	kernfs bool
+	todo   []string // paths below root, "" for root itself
+	buf    []byte
+}
+
+// next looks at one directory and reports its subdirectories (and root itself).
+// It returns false when nothing is left. Directories that vanish are skipped;
+// only an unreadable root is an error.
+func (w *walk) next(found func(id uint64, rel string)) (bool, error) {
+	if len(w.todo) == 0 {
+		return false, nil
+	}
+	rel := w.todo[len(w.todo)-1]
+	w.todo = w.todo[:len(w.todo)-1]
+	fd, err := unix.Open(w.root+rel, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if rel == "" && errors.Is(err, unix.ELOOP) || rel == "" && errors.Is(err, unix.ENOTDIR) {
+		fd, err = unix.Open(w.root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	}
+	if err != nil {
+		if rel == "" {
+			return false, err
+		}
+		return len(w.todo) > 0, nil
+	}
+	defer unix.Close(fd)
+	if rel == "" {
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil {
+			return false, err
+		}
+		found(st.Ino, "")
+	}
+	if w.buf == nil {
+		w.buf = make([]byte, 32<<10)
+	}
+	for {
+		n, err := unix.Getdents(fd, w.buf)
+		if err != nil || n <= 0 {
+			return len(w.todo) > 0, nil
+		}
+		w.entries(fd, rel, w.buf[:n], found)
+	}
+}
+
+// entries reads linux_dirent64 records: the inode number of a cgroup directory
+// is its id, so that no further call is needed to learn it.
+func (w *walk) entries(fd int, rel string, b []byte, found func(uint64, string)) {
+	const header = 19 // u64 ino, s64 off, u16 reclen, u8 type, then the name
+	for len(b) > header {
+		ino := binary.NativeEndian.Uint64(b)
+		size := int(binary.NativeEndian.Uint16(b[16:]))
+		if size <= header || size > len(b) {
+			return
+		}
+		kind := b[18]
+		name, _, _ := strings.Cut(string(b[header:size]), "\x00")
+		b = b[size:]
+		if kind != unix.DT_DIR || name == "." || name == ".." {
+			continue
+		}
+		child := rel + "/" + name
+		found(ino, child)
+		if strings.Count(child, "/") >= maxDepth {
+			continue
+		}
+		if w.kernfs {
+			// A cgroup without children has two links: its some sixty control
+			// files need not be listed to learn that.
+			var st unix.Stat_t
+			if unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Nlink == 2 {
+				continue
+			}
+		}
+		w.todo = append(w.todo, child)
+	}
+}
+
+// process returns a process of a cgroup.
+func (t *tree) process(c *cgroup) (pid int, err error) {
+	if t.root == "" {
+		return 0, errNoMount
+	}
+	f, err := os.Open(path.Join(t.root, strings.TrimPrefix(c.path, t.base), "cgroup.procs"))
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	_, err = fmt.Fscan(f, &pid)
+	if err == nil && pid == 0 {
+		err = fmt.Errorf("processes of %q are outside this PID namespace: %w", c.path, fs.ErrNotExist)
+	}
+	return pid, err
+}

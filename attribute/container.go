@@ -1,0 +1,331 @@
+package attribute
+
+import (
+	"container/list"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/distribution/reference"
+)
+
+// What a runtime tells is text from outside, of any size: this much of it is kept.
+const (
+	maxText       = 1 << 10 // bytes of a name, an image, a path
+	maxLabelValue = 4 << 10
+	maxLabels     = 256
+	maxLabelBytes = 64 << 10 // all labels of a container
+	maxVolumes    = 256      // mounts of a container
+	maxContainers = 1 << 16
+)
+
+// container is what a runtime told about one container. A stored one is never
+// modified: news make a new one.
+type container struct {
+	id, name   string
+	image, tag string
+	runtime    string
+	kind       Kind
+	labels     map[string]string
+	naming     naming
+	cgroupPath string // where the runtime put it, "" when the id in the path tells
+	volumes    []volume
+
+	podName string // of a pod that labels do not name
+
+	from    string // endpoint that told it
+	toldAt  time.Time
+	rank    int  // of endpoints that tell of the same container, the higher one wins
+	partial bool // from an event, which says less than the runtime's list
+	goneAt  time.Time
+	entry   *list.Element
+}
+
+// volume is one mount of a container, as its runtime set it up.
+type volume struct {
+	name, driver string // "" for a bind mount
+	source       string // on the host
+	destination  string // in the container
+	fstype       string // "" unless the runtime said so
+}
+
+// registry holds what the runtimes told, by container id. Reading it never waits
+// for a runtime.
+type registry struct {
+	projectLabel string
+	keep         time.Duration
+	now          func() time.Time
+
+	mu      sync.RWMutex
+	byID    map[string]*container
+	byPath  map[string]*container
+	pods    map[string]*container // any record of a pod, by the pod's uid
+	gone    *list.List
+	refused uint64 // records beyond maxContainers
+}
+
+func newRegistry(projectLabel string, keep time.Duration, now func() time.Time) *registry {
+	return &registry{
+		projectLabel: projectLabel, keep: keep, now: now,
+		byID: map[string]*container{}, byPath: map[string]*container{}, pods: map[string]*container{},
+		gone: list.New(),
+	}
+}
+
+// put stores a record, cut down to a bounded size.
+func (g *registry) put(c container) {
+	if c.id == "" || len(c.id) > maxText {
+		return
+	}
+	g.prepare(&c)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.store(&c)
+}
+
+// sync takes the full list of an endpoint: what it told before and no longer
+// lists is gone, unless it was told of after the list began.
+func (g *registry) sync(from string, all []container, began time.Time) {
+	listed := make(map[string]bool, len(all))
+	for i := range all {
+		g.put(all[i])
+		listed[all[i].id] = true
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.expire()
+	for id, c := range g.byID {
+		if c.from == from && !listed[id] && c.toldAt.Before(began) {
+			g.bury(c)
+		}
+	}
+}
+
+// removed takes an endpoint's word that a container is no more.
+func (g *registry) removed(from, id string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.expire()
+	if c := g.byID[id]; c != nil && c.from == from {
+		g.bury(c)
+	}
+}
+
+// rename gives a container a new name.
+func (g *registry) rename(from, id, name string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if c := g.byID[id]; c != nil && c.from == from {
+		n := *c
+		n.name = clip(name, maxText)
+		g.replace(c, &n)
+	}
+}
+
+// find returns the record of a cgroup: by the id in its path, else by the path
+// that a runtime named for its container, there or at a cgroup above.
+func (g *registry) find(p *place, path string) *container {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	if p.named || p.kind == KindHelper {
+		return nil
+	}
+	if p.id != "" {
+		return g.byID[p.id]
+	}
+	if p.sandbox != "" {
+		if c := g.byID[p.sandbox]; c != nil {
+			return c
+		}
+	}
+	if p.kind != KindPod && len(g.byPath) > 0 {
+		for up := path; len(up) > 1; up = up[:strings.LastIndexByte(up, '/')] {
+			if c := g.byPath[up]; c != nil {
+				return c
+			}
+			if strings.LastIndexByte(up, '/') <= 0 {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+func (g *registry) get(id string) *container {
+	if id == "" {
+		return nil
+	}
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.byID[id]
+}
+
+func (g *registry) pod(uid string) *container {
+	if uid == "" {
+		return nil
+	}
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.pods[uid]
+}
+
+func (g *registry) counts() (containers int, refused uint64) {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return len(g.byID), g.refused
+}
+
+// prepare names the container and bounds its text. It needs no lock.
+func (g *registry) prepare(c *container) {
+	c.naming = nameByLabels(c.labels, g.projectLabel)
+	n := &c.naming
+	if n.pod == "" {
+		n.pod = c.podName
+	}
+	for _, s := range []*string{&c.name, &c.image, &c.tag, &n.project, &n.service, &n.pod, &n.namespace, &n.podUID, &n.unit} {
+		*s = clip(*s, maxText)
+	}
+	if c.kind == "" {
+		c.kind = KindContainer
+		if n.sandbox {
+			c.kind = KindPod
+		}
+	}
+	c.labels = clipLabels(c.labels)
+	if len(c.volumes) > maxVolumes {
+		c.volumes = c.volumes[:maxVolumes]
+	}
+	c.volumes = slices.Clone(c.volumes)
+	for i := range c.volumes {
+		v := &c.volumes[i]
+		for _, s := range []*string{&v.name, &v.driver, &v.source, &v.destination, &v.fstype} {
+			*s = clip(*s, maxText)
+		}
+	}
+}
+
+// store puts a record in place of what is there. The lock is held.
+func (g *registry) store(c *container) {
+	g.expire()
+	old := g.byID[c.id]
+	if old != nil {
+		if old.rank > c.rank && old.goneAt.IsZero() || c.partial && !old.partial && old.from == c.from {
+			if old.from == c.from {
+				g.revive(old)
+			}
+			return
+		}
+	} else if len(g.byID) >= maxContainers {
+		g.refused++
+		return
+	}
+	g.replace(old, c)
+}
+
+func (g *registry) replace(old, c *container) {
+	if old != nil {
+		g.forget(old)
+	}
+	g.byID[c.id] = c
+	if c.cgroupPath != "" {
+		g.byPath[c.cgroupPath] = c
+	}
+	if uid := c.naming.podUID; uid != "" {
+		// The sandbox knows the pod's own labels: keep it in front.
+		if have := g.pods[uid]; have == nil || c.kind == KindPod || have.id == c.id {
+			g.pods[uid] = c
+		}
+	}
+	if !c.goneAt.IsZero() {
+		c.entry = g.gone.PushBack(c)
+	}
+}
+
+// bury starts the time that a record is still kept. The lock is held.
+func (g *registry) bury(c *container) {
+	if c.goneAt.IsZero() {
+		c.goneAt = g.now()
+		c.entry = g.gone.PushBack(c)
+	}
+}
+
+// revive takes back a burial: the container was started again.
+func (g *registry) revive(c *container) {
+	if c.entry != nil {
+		g.gone.Remove(c.entry)
+	}
+	c.entry, c.goneAt = nil, time.Time{}
+}
+
+func (g *registry) forget(c *container) {
+	if c.entry != nil {
+		g.gone.Remove(c.entry)
+		c.entry = nil
+	}
+	if g.byID[c.id] == c {
+		delete(g.byID, c.id)
+	}
+	if g.byPath[c.cgroupPath] == c {
+		delete(g.byPath, c.cgroupPath)
+	}
+	if g.pods[c.naming.podUID] == c {
+		delete(g.pods, c.naming.podUID)
+	}
+}
+
+func (g *registry) expire() {
+	limit := g.now().Add(-g.keep)
+	for e := g.gone.Front(); e != nil && e.Value.(*container).goneAt.Before(limit); e = g.gone.Front() {
+		g.forget(e.Value.(*container))
+	}
+}
+
+// clip returns s as valid UTF-8 of at most limit bytes, in memory of its own when
+// it had to be cut, so that a short name does not keep a long answer alive.
+func clip(s string, limit int) string {
+	if len(s) > limit {
+		s = strings.Clone(s[:limit])
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
+}
+
+// clipLabels returns at most maxLabels labels of bounded size, the first ones in
+// the order of their keys.
+func clipLabels(labels map[string]string) map[string]string {
+	if len(labels) == 0 {
+		return nil
+	}
+	kept := make(map[string]string, min(len(labels), maxLabels))
+	size := 0
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		k, v := clip(key, maxText), clip(labels[key], maxLabelValue)
+		size += len(k) + len(v)
+		if len(kept) == maxLabels || size > maxLabelBytes {
+			break
+		}
+		kept[k] = v
+	}
+	return kept
+}
+
+// splitImage splits an image reference into its name and tag. A bare image id or
+// a text that is no reference stays as it is.
+func splitImage(ref string) (name, tag string) {
+	if strings.HasPrefix(ref, "sha256:") {
+		return ref, ""
+	}
+	r, err := reference.Parse(clip(ref, maxText))
+	if err != nil {
+		return ref, ""
+	}
+	named, ok := r.(reference.Named)
+	if !ok {
+		return ref, ""
+	}
+	if tagged, ok := r.(reference.Tagged); ok {
+		tag = tagged.Tag()
+	}
+	return named.Name(), tag
+}

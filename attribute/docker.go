@@ -1,0 +1,472 @@
+package attribute
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	dcontainer "github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/client"
+)
+
+const (
+	listTime     = 20 * time.Second       // an engine with thousands of containers takes seconds
+	pingTime     = 30 * time.Second       // between two looks whether the engine is well
+	listAgain    = 5 * time.Minute        // the list is the truth, events may get lost
+	inspectDelay = 250 * time.Millisecond // who is gone by then was named by its event
+	maxInspects  = 1024                   // waiting
+
+	maxList   = 32 << 20 // bytes of a list of containers
+	maxAnswer = 4 << 20  // bytes of any other answer
+	maxEvent  = 1 << 20  // bytes of one event
+)
+
+// dockerSockets are where Docker listens: the machine's, and each user's.
+func dockerSockets() []string {
+	return []string{"/run/docker.sock", "/run/user/*/docker.sock"}
+}
+
+// docker is a session with an engine that speaks Docker's API.
+type docker struct {
+	client  *client.Client
+	socket  string // "" when the engine is not behind a unix socket
+	runtime string
+
+	since  string // time of the last event, to go on from after a break
+	relist bool
+}
+
+// openDocker opens a session with the engine at a path or an address such as
+// unix:///run/docker.sock.
+func openDocker(socket string) (session, error) {
+	host := socket
+	if strings.HasPrefix(socket, "/") {
+		host = "unix://" + socket
+	}
+	d := &docker{runtime: runtimeDocker}
+	if path, ok := strings.CutPrefix(host, "unix://"); ok {
+		d.socket = path
+	}
+	c, err := client.NewClientWithOpts(client.WithHost(host), bounded(d.socket), client.WithAPIVersionNegotiation())
+	if err != nil {
+		return nil, fmt.Errorf("asking the engine at %q: %w", socket, err)
+	}
+	d.client = c
+	return d, nil
+}
+
+// bounded makes the client read no more than an honest engine would send.
+func bounded(socket string) client.Opt {
+	return func(c *client.Client) error {
+		t, ok := c.HTTPClient().Transport.(*http.Transport)
+		if !ok {
+			return fmt.Errorf("unexpected transport %T", c.HTTPClient().Transport)
+		}
+		t.MaxResponseHeaderBytes = 64 << 10
+		t.DisableCompression = true // a compressed answer would have no bound
+		t.MaxIdleConns, t.IdleConnTimeout = 2, time.Minute
+		if socket != "" {
+			t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+				d := net.Dialer{Timeout: callTime}
+				return d.DialContext(ctx, "unix", socket)
+			}
+		}
+		return client.WithHTTPClient(&http.Client{
+			Transport:     boundedTransport{t},
+			CheckRedirect: client.CheckRedirect,
+		})(c)
+	}
+}
+
+type boundedTransport struct{ *http.Transport }
+
+func (t boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := t.Transport.RoundTrip(r)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case strings.HasSuffix(r.URL.Path, "/events"):
+		resp.Body = &boundedBody{ReadCloser: resp.Body, limit: maxEvent, left: maxEvent, lines: true}
+	case strings.HasSuffix(r.URL.Path, "/containers/json"):
+		resp.Body = &boundedBody{ReadCloser: resp.Body, limit: maxList, left: maxList}
+	default:
+		resp.Body = &boundedBody{ReadCloser: resp.Body, limit: maxAnswer, left: maxAnswer}
+	}
+	return resp, nil
+}
+
+// boundedBody fails once too much was read: in all, or since the last end of line
+// for a stream without end.
+type boundedBody struct {
+	io.ReadCloser
+	limit, left int
+	lines       bool
+}
+
+func (b *boundedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if i := bytes.LastIndexByte(p[:n], '\n'); b.lines && i >= 0 {
+		b.left = b.limit - (n - i - 1)
+	} else {
+		b.left -= n
+	}
+	if b.left < 0 {
+		return 0, fmt.Errorf("more than %d bytes: %w", b.limit, errTooLarge)
+	}
+	return n, err
+}
+
+func (d *docker) close() error { return d.client.Close() }
+
+func (d *docker) follow(ctx context.Context, f *feed) error {
+	if d.socket != "" {
+		if err := reach(ctx, d.socket); err != nil {
+			return err
+		}
+	}
+	version, err := d.hello(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+
+	// Events first, then the list: nothing falls between the two.
+	messages, errs, err := d.events(ctx)
+	if err != nil {
+		return err
+	}
+	work := newInspector(d, f)
+	defer work.wait()
+	work.start(ctx)
+
+	lists := make(chan listing, 1)
+	var listers sync.WaitGroup
+	defer listers.Wait()
+	defer cancel()
+	list := func() {
+		listers.Go(func() { lists <- d.list(ctx, f.now()) })
+	}
+	list()
+	listing := true
+	first := true
+	ping := time.NewTicker(pingTime)
+	defer ping.Stop()
+	again := time.NewTicker(listAgain)
+	defer again.Stop()
+	due := time.NewTicker(inspectDelay)
+	defer due.Stop()
+	for {
+		select {
+		case m := <-messages:
+			d.event(f, work, m)
+		case err := <-errs:
+			return fmt.Errorf("following events: %w", garbled(err))
+		case l := <-lists:
+			listing = false
+			switch {
+			case errors.Is(l.err, errTooLarge):
+				// The engine has more to say than we hold: ask for what is seen.
+				f.log.Warn("list of containers is too large, asking for single ones", "socket", f.from)
+			case l.err != nil:
+				return l.err
+			default:
+				f.sync(l.all, l.began)
+			}
+			if first {
+				first = false
+				f.ok(d.runtime, version)
+			}
+		case <-due.C:
+			if work.flush(f.now()) && !listing {
+				listing = true
+				list()
+			}
+		case id := <-f.wanted:
+			work.add(id, f.now())
+		case <-again.C:
+			if !listing {
+				listing = true
+				list()
+			}
+		case <-ping.C:
+			if err := d.ping(ctx); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// hello asks the engine what it is.
+func (d *docker) hello(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	v, err := d.client.ServerVersion(ctx)
+	if err != nil {
+		return "", fmt.Errorf("asking for the version: %w", garbled(err))
+	}
+	name := v.Platform.Name
+	for _, c := range v.Components {
+		if strings.HasPrefix(c.Name, "Podman") {
+			name, d.runtime = c.Name, runtimePodman
+		}
+	}
+	if name == "" {
+		name = "Docker Engine"
+	}
+	if v.Version == "" {
+		return "", fmt.Errorf("asking for the version: no version in it: %w", errGarbled)
+	}
+	return fmt.Sprintf("%s %s, API %s", name, v.Version, v.APIVersion), nil
+}
+
+func (d *docker) ping(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	_, err := d.client.Ping(ctx)
+	return err
+}
+
+// events opens the stream of events. The client waits for the head of the answer,
+// so that this must have a deadline, and the stream itself must not.
+func (d *docker) events(ctx context.Context) (<-chan events.Message, <-chan error, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	timer := time.AfterFunc(callTime, func() { cancel(errHanging) })
+	messages, errs := d.client.Events(ctx, events.ListOptions{
+		Since: d.since,
+		Filters: filters.NewArgs(
+			filters.Arg("type", string(events.ContainerEventType)),
+			filters.Arg("type", string(events.PluginEventType)),
+		),
+	})
+	if !timer.Stop() {
+		return nil, nil, fmt.Errorf("opening the stream of events: %w", errHanging)
+	}
+	return messages, errs, nil
+}
+
+type listing struct {
+	all   []container
+	began time.Time
+	err   error
+}
+
+// list asks for all containers, the stopped ones too: their late writeback may
+// still come. Managed plugins are containers that only their own list names.
+func (d *docker) list(ctx context.Context, now time.Time) listing {
+	l := listing{began: now}
+	ctx, cancel := context.WithTimeout(ctx, listTime)
+	defer cancel()
+	all, err := d.client.ContainerList(ctx, dcontainer.ListOptions{All: true})
+	if err != nil {
+		l.err = fmt.Errorf("listing containers: %w", garbled(err))
+		return l
+	}
+	for i := range all {
+		s := &all[i]
+		c := container{id: s.ID, runtime: d.runtime, labels: s.Labels, volumes: dockerVolumes(s.Mounts)}
+		c.image, c.tag = splitImage(s.Image)
+		if len(s.Names) > 0 {
+			c.name = strings.TrimPrefix(ownName(s.Names), "/")
+		}
+		l.all = append(l.all, c)
+	}
+	if d.runtime == runtimePodman {
+		d.pods(ctx, l.all)
+		return l
+	}
+	plugins, err := d.client.PluginList(ctx, filters.NewArgs())
+	if err != nil {
+		return l // an engine without plugins still has containers
+	}
+	for _, p := range plugins {
+		l.all = append(l.all, pluginContainer(p.ID, p.Name, p.PluginReference))
+	}
+	return l
+}
+
+func pluginContainer(id, name, ref string) container {
+	c := container{id: id, name: name, runtime: runtimePlugin}
+	c.image, c.tag = splitImage(ref)
+	return c
+}
+
+// ownName picks a container's own name from those that links gave it as well.
+func ownName(names []string) string {
+	for _, n := range names {
+		if strings.Count(n, "/") == 1 {
+			return n
+		}
+	}
+	return names[0]
+}
+
+func dockerVolumes(mounts []dcontainer.MountPoint) []volume {
+	var vs []volume
+	for _, m := range mounts {
+		vs = append(vs, volume{name: m.Name, driver: m.Driver, source: m.Source, destination: m.Destination})
+	}
+	return vs
+}
+
+// inspect asks for one container, and when it is none for a plugin.
+func (d *docker) inspect(ctx context.Context, id string) (container, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	in, err := d.client.ContainerInspect(ctx, id)
+	if errdefs.IsNotFound(err) {
+		p, _, perr := d.client.PluginInspectWithRaw(ctx, id)
+		if perr != nil || p == nil {
+			return container{}, err
+		}
+		return pluginContainer(p.ID, p.Name, p.PluginReference), nil
+	}
+	if err != nil {
+		return container{}, fmt.Errorf("inspecting a container: %w", garbled(err))
+	}
+	c := container{runtime: d.runtime, volumes: dockerVolumes(in.Mounts)}
+	if in.ContainerJSONBase != nil {
+		c.id, c.name = in.ID, strings.TrimPrefix(in.Name, "/")
+	}
+	if in.Config != nil {
+		c.labels = in.Config.Labels
+		c.image, c.tag = splitImage(in.Config.Image)
+	}
+	return c, nil
+}
+
+// event takes one event. Its attributes are the container's labels and, mixed
+// into them, the engine's own: enough to name a container that is gone before
+// anyone can ask for it.
+func (d *docker) event(f *feed, work *inspector, m events.Message) {
+	if m.TimeNano > 0 {
+		d.since = fmt.Sprintf("%d.%09d", m.TimeNano/1e9, m.TimeNano%1e9)
+	}
+	id := m.Actor.ID
+	if m.Type == events.PluginEventType {
+		work.add(id, f.now())
+		return
+	}
+	if m.Type != events.ContainerEventType && m.Type != "" {
+		return
+	}
+	switch m.Action {
+	case events.ActionCreate, events.ActionStart, "init":
+		f.put(d.partial(m))
+		work.add(id, f.now())
+	case events.ActionDie, "died":
+		f.put(d.partial(m)) // names it too, should the create event be lost
+		work.drop(id)
+	case events.ActionDestroy, "remove":
+		work.drop(id)
+		f.removed(id)
+	case events.ActionRename:
+		f.rename(id, strings.TrimPrefix(m.Actor.Attributes["name"], "/"))
+		work.add(id, f.now())
+	}
+}
+
+// engineAttributes are what engines add to a container's labels in an event. A
+// label of that name is hidden by it, and known again once the list is asked.
+var engineAttributes = [...]string{"name", "image", "exitCode", "containerExitCode", "signal", "execDuration", "execID", "oldName", "podId"}
+
+func (d *docker) partial(m events.Message) container {
+	labels := maps.Clone(m.Actor.Attributes)
+	c := container{id: m.Actor.ID, name: strings.TrimPrefix(labels["name"], "/"), runtime: d.runtime, partial: true}
+	c.image, c.tag = splitImage(labels["image"])
+	for _, k := range engineAttributes {
+		delete(labels, k)
+	}
+	c.labels = labels
+	return c
+}
+
+// inspector asks for single containers, one after the other.
+type inspector struct {
+	d       *docker
+	f       *feed
+	pending map[string]time.Time // who is asked for when
+	queue   chan string
+	full    bool
+	done    chan struct{}
+}
+
+func newInspector(d *docker, f *feed) *inspector {
+	return &inspector{d: d, f: f, pending: map[string]time.Time{}, queue: make(chan string, maxInspects), done: make(chan struct{})}
+}
+
+func (w *inspector) add(id string, now time.Time) {
+	if id == "" || len(id) > maxText {
+		return
+	}
+	if len(w.pending) >= maxInspects {
+		w.full = true
+		return
+	}
+	w.pending[id] = now.Add(inspectDelay)
+}
+
+func (w *inspector) drop(id string) { delete(w.pending, id) }
+
+// flush hands over who is due, and tells whether so many are that a list is the
+// better question.
+func (w *inspector) flush(now time.Time) (tooMany bool) {
+	tooMany, w.full = w.full, false
+	for id, due := range w.pending {
+		if now.Before(due) {
+			continue
+		}
+		delete(w.pending, id)
+		select {
+		case w.queue <- id:
+		default:
+			tooMany = true
+		}
+	}
+	return tooMany
+}
+
+func (w *inspector) start(ctx context.Context) {
+	go func() {
+		defer close(w.done)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case id := <-w.queue:
+				c, err := w.d.inspect(ctx, id)
+				if err != nil {
+					continue // gone, or told by the next list
+				}
+				w.f.put(c)
+			}
+		}
+	}()
+}
+
+func (w *inspector) wait() { <-w.done }
+
+// garbled marks errors of reading JSON as answers that no engine gives.
+func garbled(err error) error {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	if errors.As(err, &syntax) || errors.As(err, &kind) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%w: %w", errGarbled, err)
+	}
+	return err
+}

@@ -1,0 +1,303 @@
+package attribute
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	maxMounts     = 1 << 16 // of the host
+	maxOwnMounts  = 1 << 12 // of one container
+	maxMountinfo  = 32 << 20
+	maxNamespaces = 512
+
+	reloadKnown   = 5 * time.Second        // between two readings of a changed table
+	reloadUnknown = 250 * time.Millisecond // the same, when a device is not in it
+	ownFresh      = 30 * time.Second
+)
+
+// Mount is the file system behind a device number, as its user knows it.
+type Mount struct {
+	Source string // host:/export, user@host:dir, /dev/sda1
+	Point  string // where it is mounted: in the container where one was asked for
+	FSType string // nfs4, fuse.sshfs, ext4
+	Volume string // the runtime's volume, Kubernetes volume or PVC
+	Driver string // of the volume
+
+	NFSServer, NFSExport, NFSVersion string
+	FUSESubtype                      string // sshfs, glusterfs ...
+}
+
+// mounts joins device numbers with mount tables and the runtimes' volumes. It
+// reads tables when it is asked and they have changed, never on its own.
+type mounts struct {
+	procRoot string
+	registry *registry
+	tree     *tree
+	now      func() time.Time
+
+	mu     sync.Mutex
+	watch  *os.File // a mount table, held open: the kernel tells when it changed
+	dirty  bool
+	loaded time.Time
+	host   table
+	own    map[uint64]*ownTable // by cgroup
+	reads  uint64
+}
+
+// table is a mount table, by device and by mount point.
+type table struct {
+	byDev   map[string]mounted
+	byPoint map[string]string // device
+}
+
+type mounted struct{ source, point, fstype, options string }
+
+type ownTable struct {
+	table
+	read time.Time
+}
+
+func newMounts(procRoot string, g *registry, t *tree, now func() time.Time) *mounts {
+	return &mounts{procRoot: procRoot, registry: g, tree: t, now: now, dirty: true, own: map[uint64]*ownTable{}}
+}
+
+func (m *mounts) close() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.watch == nil {
+		return nil
+	}
+	err := m.watch.Close()
+	m.watch = nil
+	return err
+}
+
+// Mount names the mount that a cgroup's I/O on a device ("major:minor" of the
+// file system's superblock) went to. With cgroup 0, or where the cgroup's own
+// view says nothing, it is a mount of the host. It returns false when no mount
+// table in reach has the device.
+func (r *Resolver) Mount(dev string, cgroup uint64) (Mount, bool) {
+	return r.mounts.find(dev, cgroup)
+}
+
+func (m *mounts) find(dev string, id uint64) (Mount, bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.refresh(dev)
+	c, known := m.tree.get(id)
+	var record *container
+	if known {
+		record = m.registry.find(c.place, c.path)
+	}
+	if host, ok := m.host.byDev[dev]; ok {
+		result := host.mount()
+		m.nameVolume(&result, dev, record)
+		return result, true
+	}
+	if !known || !c.goneAt.IsZero() {
+		return Mount{}, false
+	}
+	own, ok := m.ownTable(&c).byDev[dev]
+	if !ok {
+		return Mount{}, false
+	}
+	result := own.mount()
+	if record != nil {
+		for _, v := range record.volumes {
+			if v.destination == own.point {
+				result.Volume, result.Driver = v.name, v.driver
+			}
+		}
+	}
+	return result, true
+}
+
+// nameVolume names the volume of a container on a device, if exactly one is.
+func (m *mounts) nameVolume(result *Mount, dev string, c *container) {
+	if c != nil {
+		var on []volume
+		for _, v := range c.volumes {
+			if m.host.deviceOf(v.source) == dev {
+				on = append(on, v)
+			}
+		}
+		if len(on) == 1 {
+			result.Point = on[0].destination
+			result.Volume, result.Driver = on[0].name, on[0].driver
+			if result.Volume == "" {
+				result.Volume, result.Driver = pathVolume(on[0].source)
+			}
+			return
+		}
+		if len(on) > 1 {
+			return // which of them cannot be told from the device
+		}
+	}
+	result.Volume, result.Driver = pathVolume(result.Point)
+}
+
+// pathVolume names a volume by the directory that engines and kubelets mount it
+// at, for those that no runtime told of.
+func pathVolume(path string) (name, driver string) {
+	if _, rest, ok := strings.Cut(path, "/volumes/"); ok {
+		parts := strings.Split(rest, "/")
+		if strings.Contains(path, "/pods/") && len(parts) >= 2 && strings.Contains(parts[0], "~") {
+			return parts[1], parts[0] // pods/<uid>/volumes/<plugin>/<name>[/mount]
+		}
+		if len(parts) >= 2 && parts[1] == "_data" {
+			return parts[0], ""
+		}
+	}
+	return "", ""
+}
+
+// deviceOf returns the device of the mount that a path is on.
+func (t table) deviceOf(path string) string {
+	if !strings.HasPrefix(path, "/") {
+		return ""
+	}
+	for up := path; up != ""; up = up[:strings.LastIndexByte(up, '/')] {
+		if dev, ok := t.byPoint[up]; ok {
+			return dev
+		}
+	}
+	return t.byPoint["/"]
+}
+
+func (e mounted) mount() Mount {
+	m := Mount{Source: e.source, Point: e.point, FSType: e.fstype}
+	switch {
+	case e.fstype == "nfs" || e.fstype == "nfs4":
+		m.NFSServer, m.NFSExport = splitExport(e.source)
+		for opt := range strings.SplitSeq(e.options, ",") {
+			if v, ok := strings.CutPrefix(opt, "vers="); ok {
+				m.NFSVersion = v
+			}
+			if v, ok := strings.CutPrefix(opt, "addr="); ok && m.NFSServer == "" {
+				m.NFSServer = v
+			}
+		}
+	case strings.HasPrefix(e.fstype, "fuse."):
+		m.FUSESubtype = strings.TrimPrefix(e.fstype, "fuse.")
+	case strings.HasPrefix(e.fstype, "fuseblk."):
+		m.FUSESubtype = strings.TrimPrefix(e.fstype, "fuseblk.")
+	}
+	return m
+}
+
+// splitExport splits host:/export. An IPv6 address is in brackets.
+func splitExport(source string) (server, export string) {
+	if rest, ok := strings.CutPrefix(source, "["); ok {
+		if server, export, ok = strings.Cut(rest, "]:"); ok {
+			return server, export
+		}
+	}
+	if i := strings.Index(source, ":/"); i >= 0 {
+		return source[:i], source[i+1:]
+	}
+	server, export, _ = strings.Cut(source, ":")
+	return server, export
+}
+
+// refresh reads the host's table again when the kernel says that it changed, and
+// not too often: where containers come and go it changes all the time.
+func (m *mounts) refresh(dev string) {
+	if m.watch == nil {
+		f, err := os.Open(filepath.Join(m.procRoot, "1/mountinfo"))
+		if err != nil {
+			if f, err = os.Open(filepath.Join(m.procRoot, "self/mountinfo")); err != nil {
+				return
+			}
+		}
+		m.watch, m.dirty = f, true
+	}
+	fds := []unix.PollFd{{Fd: int32(m.watch.Fd()), Events: unix.POLLPRI}}
+	if n, err := unix.Poll(fds, 0); err == nil && n > 0 && fds[0].Revents&(unix.POLLPRI|unix.POLLERR) != 0 {
+		m.dirty = true
+	}
+	age := m.now().Sub(m.loaded)
+	_, known := m.host.byDev[dev]
+	if !m.dirty || known && age < reloadKnown || age < reloadUnknown {
+		return
+	}
+	if t, err := readTable(m.watch.Name(), maxMounts); err == nil {
+		m.host, m.dirty, m.loaded = t, false, m.now()
+		m.reads++
+	}
+}
+
+// ownTable returns the mount table that a cgroup's processes see, empty when it
+// is the host's or there is no process to ask.
+func (m *mounts) ownTable(c *cgroup) table {
+	if o := m.own[c.id]; o != nil && m.now().Sub(o.read) < ownFresh {
+		return o.table
+	}
+	if len(m.own) >= maxNamespaces {
+		clear(m.own)
+	}
+	o := &ownTable{read: m.now()}
+	m.own[c.id] = o
+	pid, err := m.tree.process(c)
+	if err != nil {
+		return table{}
+	}
+	ns := func(pid string) string {
+		s, _ := os.Readlink(filepath.Join(m.procRoot, pid, "ns/mnt"))
+		return s
+	}
+	if mine := ns(strconv.Itoa(pid)); mine != "" && mine == ns("1") {
+		return table{}
+	}
+	if t, err := readTable(filepath.Join(m.procRoot, strconv.Itoa(pid), "mountinfo"), maxOwnMounts); err == nil {
+		o.table = t
+		m.reads++
+	}
+	return o.table
+}
+
+func readTable(name string, limit int) (table, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return table{}, err
+	}
+	defer f.Close()
+	t := table{byDev: map[string]mounted{}, byPoint: map[string]string{}}
+	_, err = mountinfo.GetMountsFromReader(io.LimitReader(f, maxMountinfo), func(i *mountinfo.Info) (skip, stop bool) {
+		if pseudo(i.FSType) {
+			return true, false
+		}
+		dev := strconv.Itoa(i.Major) + ":" + strconv.Itoa(i.Minor)
+		point := clip(i.Mountpoint, maxText)
+		t.byPoint[point] = dev
+		// Of several places the first: the others are binds of it.
+		if _, ok := t.byDev[dev]; !ok {
+			t.byDev[dev] = mounted{clip(i.Source, maxText), point, clip(i.FSType, maxText), clip(i.VFSOptions, maxText)}
+		}
+		return true, len(t.byPoint) >= limit
+	})
+	if err != nil {
+		return table{}, fmt.Errorf("reading mounts from %q: %w", name, err)
+	}
+	return t, nil
+}
+
+// pseudo tells the file systems that hold no data, of which a host of containers
+// has thousands of mounts.
+func pseudo(fstype string) bool {
+	switch fstype {
+	case "proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue", "nsfs", "bpf", "tracefs", "debugfs",
+		"securityfs", "pstore", "configfs", "hugetlbfs", "binfmt_misc", "autofs", "efivarfs", "fusectl", "rpc_pipefs":
+		return true
+	}
+	return false
+}

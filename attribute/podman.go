@@ -1,0 +1,50 @@
+package attribute
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+)
+
+// podmanSockets are where Podman offers Docker's API, once podman.socket is
+// enabled: the machine's, and each user's.
+func podmanSockets() []string {
+	return []string{"/run/podman/podman.sock", "/run/user/*/podman/podman.sock"}
+}
+
+// pods fills in what only Podman's own API says: which containers are the infra
+// containers of a pod, and the names of pods. Without an answer the containers
+// keep the names that Docker's API gave.
+func (d *docker) pods(ctx context.Context, all []container) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://podman/v4.0.0/libpod/containers/json?all=true", nil)
+	if err != nil {
+		return
+	}
+	resp, err := d.client.HTTPClient().Do(req)
+	if err != nil {
+		return
+	}
+	defer resp.Body.Close()
+	var own []struct {
+		ID      string `json:"Id"`
+		PodName string
+		IsInfra bool
+	}
+	if resp.StatusCode != http.StatusOK || json.NewDecoder(resp.Body).Decode(&own) != nil {
+		return
+	}
+	index := make(map[string]int, len(all))
+	for i := range all {
+		index[all[i].id] = i
+	}
+	for _, o := range own {
+		i, ok := index[o.ID]
+		if !ok || o.PodName == "" {
+			continue
+		}
+		all[i].podName = o.PodName
+		if o.IsInfra {
+			all[i].kind = KindPod
+		}
+	}
+}

@@ -1,0 +1,291 @@
+package attribute
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	defaultKeep = 5 * time.Minute
+	// minKeep is longer than writeback waits: I/O of a removed cgroup arrives up
+	// to a minute after it.
+	minKeep = time.Minute
+
+	checkEvery = time.Second
+	checkCount = 32 // cgroups looked at each time
+)
+
+// Options tells a Resolver where to look. The zero value asks this machine.
+type Options struct {
+	CgroupRoot   string        // "" finds it in /proc/self/mountinfo
+	ProcRoot     string        // "" is /proc
+	DockerHost   string        // "" is every socket that exists (Docker, Podman, rootless)
+	CRI          string        // "" is every socket that exists
+	ProjectLabel string        // label that names the project before all other rules
+	Keep         time.Duration // how long a removed cgroup keeps its name; 0 is 5 min, at least 60 s
+	Log          *slog.Logger  // messages; nil discards them
+
+	now func() time.Time // for tests
+}
+
+// Resolver names the owners of cgroup ids. Its methods may be called from any
+// goroutine, and none but Close waits for anything but the local kernel.
+type Resolver struct {
+	opts      Options
+	hierarchy Hierarchy
+	tree      *tree
+	registry  *registry
+	mounts    *mounts
+	runtimes  *runtimes
+	log       *slog.Logger
+
+	mu         sync.Mutex
+	unresolved map[uint64]struct{} // ids that Owner was asked for in vain
+	cancel     context.CancelFunc
+	done       sync.WaitGroup
+	closed     bool
+}
+
+// NewResolver returns a Resolver that knows nothing yet: Walk fills it with the
+// cgroups that exist, Start with what the runtimes know of them. It asks no
+// socket. Close must be called.
+func NewResolver(opts Options) (*Resolver, error) {
+	if opts.ProcRoot == "" {
+		opts.ProcRoot = "/proc"
+	}
+	if opts.Keep == 0 {
+		opts.Keep = defaultKeep
+	}
+	if opts.Keep < minKeep {
+		return nil, fmt.Errorf("keeping the names of removed cgroups for %v: less than %v loses late writeback", opts.Keep, minKeep)
+	}
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	if opts.now == nil {
+		opts.now = time.Now
+	}
+	h := Hierarchy{Version: 2, Mount: opts.CgroupRoot, Root: "/"}
+	if opts.CgroupRoot == "" {
+		var err error
+		if h, err = FindHierarchy(opts.ProcRoot); err != nil {
+			return nil, err
+		}
+	}
+	r := &Resolver{
+		opts: opts, hierarchy: h, log: opts.Log,
+		tree:       newTree(h.Mount, h.Root, opts.Keep, opts.now),
+		registry:   newRegistry(opts.ProjectLabel, opts.Keep, opts.now),
+		unresolved: map[uint64]struct{}{},
+	}
+	r.tree.isBare = r.bare
+	r.mounts = newMounts(opts.ProcRoot, r.registry, r.tree, opts.now)
+	r.runtimes = newRuntimes(opts, r.registry)
+	return r, nil
+}
+
+// Hierarchy returns the hierarchy whose ids the Resolver names.
+func (r *Resolver) Hierarchy() Hierarchy { return r.hierarchy }
+
+// Walk learns all cgroups that exist. It is called once, after the tracepoints
+// that feed CgroupCreated are attached, so that none falls between the two. When
+// it fails, ids are still resolved one by one where the kernel allows it.
+func (r *Resolver) Walk() error { return r.tree.walkAll() }
+
+// Start asks the runtimes for names in the background until ctx is done or the
+// Resolver is closed. A socket that is absent, hangs or lies delays nothing.
+func (r *Resolver) Start(ctx context.Context) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || r.cancel != nil {
+		return
+	}
+	ctx, r.cancel = context.WithCancel(ctx)
+	r.done.Go(func() { r.runtimes.run(ctx) })
+	r.done.Go(func() {
+		tick := time.NewTicker(checkEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				r.tree.check(checkCount)
+			}
+		}
+	})
+}
+
+// CgroupCreated takes a cgroup from the kernel's cgroup_mkdir event. The path is
+// relative to the root of the hierarchy and may be cut off or empty.
+func (r *Resolver) CgroupCreated(id uint64, path string) { r.tree.created(id, path) }
+
+// CgroupRemoved takes a cgroup from the kernel's cgroup_rmdir event. Its name is
+// kept for the time of Options.Keep.
+func (r *Resolver) CgroupRemoved(id uint64, path string) { r.tree.removed(id, path) }
+
+// Owner names the owner of a cgroup id with what is known now. It never waits
+// for a runtime: a name that is still being asked for is empty, and there on a
+// later call. An id that is no cgroup of this machine gives KindUnknown.
+func (r *Resolver) Owner(id uint64) Owner {
+	c, ok := r.tree.get(id)
+	if !ok {
+		r.note(id, true)
+		return Owner{Cgroup: id}
+	}
+	r.note(id, false)
+	p := c.place
+	o := Owner{
+		Kind: p.kind, Cgroup: id, Path: c.path, Gone: !c.goneAt.IsZero(),
+		Runtime: p.runtime, ContainerID: p.id, Parent: p.parent,
+		Unit: p.unit, PodUID: p.podUID,
+	}
+	if p.named {
+		nameByPath(&o, p)
+		return r.inherit(o)
+	}
+	if m := r.registry.find(p, c.path); m != nil {
+		describe(&o, m)
+	}
+	if pod := r.registry.pod(o.PodUID); pod != nil {
+		o.Pod, o.Namespace = pod.naming.pod, pod.naming.namespace
+		if o.Project == "" {
+			o.Project, o.ProjectRule = pod.naming.project, pod.naming.rule
+		}
+	}
+	if o.ContainerID != "" && o.Runtime == "" && o.PodUID == "" {
+		r.runtimes.wanted(o.ContainerID)
+	}
+	return r.inherit(o)
+}
+
+// nameByPath fills in an owner whose path says it all.
+func nameByPath(o *Owner, p *place) {
+	o.ContainerName = p.id
+	switch p.runtime {
+	case runtimeLXC:
+		// LXD and Incus write project_instance; an instance has no underscore.
+		if i := strings.LastIndexByte(p.id, '_'); i > 0 {
+			o.Project, o.ProjectRule, o.ContainerName = p.id[:i], RuleLXD, p.id[i+1:]
+		}
+	case runtimeNomad:
+		o.Service = p.task
+	}
+}
+
+// describe fills in what the runtime told.
+func describe(o *Owner, m *container) {
+	if o.ContainerID == "" && m.kind == KindContainer {
+		// The runtime's own word on a path that no rule knows.
+		o.Kind, o.ContainerID = m.kind, m.id
+		o.Unit = ""
+	}
+	if m.kind == KindPod {
+		o.Kind = KindPod
+	}
+	if m.runtime != "" {
+		o.Runtime = m.runtime
+	}
+	o.ContainerName, o.Image, o.ImageTag, o.Labels = m.name, m.image, m.tag, m.labels
+	n := &m.naming
+	o.Project, o.ProjectRule, o.Service = n.project, n.rule, n.service
+	o.Pod, o.Namespace = n.pod, n.namespace
+	if o.PodUID == "" {
+		o.PodUID = n.podUID
+	}
+	if o.Unit == "" {
+		o.Unit = n.unit
+	}
+}
+
+// inherit names the project of an owner that has none of its own: by the
+// container around it, else by its systemd unit.
+func (r *Resolver) inherit(o Owner) Owner {
+	if o.Project != "" {
+		return o
+	}
+	if parent := r.registry.get(o.Parent); parent != nil && parent.naming.project != "" {
+		o.Project, o.ProjectRule = parent.naming.project, RuleParent
+		return o
+	}
+	if o.Unit != "" {
+		o.Project, o.ProjectRule = o.Unit, RuleUnit
+	}
+	return o
+}
+
+// bare tells whether a container has no more than an id.
+func (r *Resolver) bare(p *place) bool {
+	return p.kind == KindContainer && !p.named && r.registry.get(p.id) == nil
+}
+
+func (r *Resolver) note(id uint64, unresolved bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case !unresolved:
+		delete(r.unresolved, id)
+	case len(r.unresolved) < maxMissing:
+		r.unresolved[id] = struct{}{}
+	}
+}
+
+// Stats counts what is known and what is not.
+type Stats struct {
+	Known      int    // cgroups, the removed ones that keep their name included
+	Gone       int    // removed cgroups that keep their name
+	Evicted    uint64 // names dropped before their time, to bound memory
+	Unresolved int    // ids that Owner was asked for and could not name
+	Pending    int    // containers in Known of which no runtime has told anything
+	Containers int    // containers that the runtimes told of
+	Refused    uint64 // containers that were one too many to remember
+	Bare       uint64 // containers that were forgotten before any runtime told of them
+	Lookups    uint64 // ids resolved by asking the kernel for one id
+	Steps      uint64 // directories looked at because ids could not be asked for
+}
+
+// Stats returns the counts of this moment. It looks at every known cgroup once.
+func (r *Resolver) Stats() Stats {
+	var s Stats
+	s.Known, s.Gone = r.tree.counts()
+	s.Containers, s.Refused = r.registry.counts()
+	r.tree.mu.Lock()
+	s.Bare = r.tree.bare
+	s.Evicted, s.Lookups, s.Steps = r.tree.evicted, r.tree.looked, r.tree.stepped
+	for _, c := range r.tree.byID {
+		if r.bare(c.place) {
+			s.Pending++
+		}
+	}
+	r.tree.mu.Unlock()
+	r.mu.Lock()
+	s.Unresolved = len(r.unresolved)
+	r.mu.Unlock()
+	return s
+}
+
+// Settle waits until every socket that existed when Start was called was asked
+// once, or ctx is done.
+func (r *Resolver) Settle(ctx context.Context) error { return r.runtimes.settle(ctx) }
+
+// Endpoints returns every socket that could be asked for names, and what it
+// answered.
+func (r *Resolver) Endpoints() []Endpoint { return r.runtimes.endpoints() }
+
+// Close stops asking and frees everything. It waits for the background work to
+// end, which takes no longer than the kernel needs to close a socket.
+func (r *Resolver) Close() error {
+	r.mu.Lock()
+	r.closed = true
+	if r.cancel != nil {
+		r.cancel()
+	}
+	r.mu.Unlock()
+	r.done.Wait()
+	return errors.Join(r.mounts.close(), r.tree.close())
+}
