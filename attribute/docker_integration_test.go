@@ -1,0 +1,197 @@
+//go:build integration
+
+package attribute
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
+	"golang.org/x/sys/unix"
+)
+
+const patience = 30 * time.Second
+
+// cgroupOf returns the id of a process's cgroup in the resolver's hierarchy, as
+// the kernel's events would give it.
+func cgroupOf(t *testing.T, r *Resolver, pid string) (id uint64, path string) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/" + pid + "/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if number, rest, _ := strings.Cut(strings.TrimSpace(line), ":"); number == fmt.Sprint(r.Hierarchy().ID) {
+			_, path, _ = strings.Cut(rest, ":")
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(filepath.Join(r.Hierarchy().Mount, path), &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Ino, path
+}
+
+func startResolver(t *testing.T, opts Options) *Resolver {
+	t.Helper()
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.NewTextHandler(testWriter{t}, nil))
+	}
+	r, err := NewResolver(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(func() {
+		cancel()
+		if err := r.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	if err := r.Walk(); err != nil {
+		t.Fatal(err)
+	}
+	r.Start(ctx)
+	return r
+}
+
+type testWriter struct{ t *testing.T }
+
+func (w testWriter) Write(b []byte) (int, error) {
+	w.t.Logf("%s", b)
+	return len(b), nil
+}
+
+func settle(t *testing.T, r *Resolver) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := r.Settle(ctx); err != nil {
+		t.Fatalf("Settle: %v; endpoints %+v", err, r.Endpoints())
+	}
+}
+
+func ownerOf(t *testing.T, e *enginetest.Engine, r *Resolver, container string) Owner {
+	t.Helper()
+	id, _ := cgroupOf(t, r, e.Inspect(t, container, "{{.State.Pid}}"))
+	return r.Owner(id)
+}
+
+func TestDocker(t *testing.T) {
+	e := enginetest.Start(t)
+	sleep := []string{enginetest.Image, "sleep", "1000"}
+	before := e.Run(t, append([]string{"--name", "shop-db-1", "--label", "com.docker.compose.project=shop",
+		"--label", "com.docker.compose.service=db", "--label", "name=hidden", "-v", "dbdata:/var/lib/db"}, sleep...)...)
+
+	r := startResolver(t, Options{DockerHost: "unix://" + e.Socket})
+	settle(t, r)
+
+	t.Run("running before us", func(t *testing.T) {
+		o := ownerOf(t, e, r, before)
+		want := Owner{
+			Kind: KindContainer, Cgroup: o.Cgroup, Path: o.Path, Runtime: "docker", ContainerID: before,
+			ContainerName: "shop-db-1", Image: "busybox", ImageTag: "test",
+			Project: "shop", ProjectRule: RuleCompose, Service: "db",
+		}
+		got := o
+		got.Labels = nil
+		if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", want) {
+			t.Errorf("got %+v\nwant %+v", got, want)
+		}
+		if o.Labels["name"] != "hidden" || len(o.Labels) != 3 {
+			t.Errorf("labels %v", o.Labels)
+		}
+	})
+
+	t.Run("started after us", func(t *testing.T) {
+		id := e.Run(t, append([]string{"--name", "late", "--label", "com.docker.stack.namespace=st", "--label", "name=masked by the event",
+			"--label", "com.docker.swarm.service.name=st_web"}, sleep...)...)
+		enginetest.Poll(t, patience, "named with all labels", func() bool {
+			o := ownerOf(t, e, r, id)
+			return o.ContainerName == "late" && o.Project == "st" && o.Service == "web" && o.ProjectRule == RuleStack &&
+				o.Labels["name"] == "masked by the event"
+		})
+		e.Docker(t, "rename", "late", "later")
+		enginetest.Poll(t, patience, "renamed", func() bool { return ownerOf(t, e, r, id).ContainerName == "later" })
+	})
+
+	t.Run("custom parent", func(t *testing.T) {
+		id := e.Run(t, append([]string{"--name", "parented", "--cgroup-parent", "/my/parent"}, sleep...)...)
+		enginetest.Poll(t, patience, "named", func() bool { return ownerOf(t, e, r, id).ContainerName == "parented" })
+		if o := ownerOf(t, e, r, id); o.Path != "/my/parent/"+id || o.Runtime != "docker" || o.Kind != KindContainer {
+			t.Errorf("got %+v", o)
+		}
+	})
+
+	t.Run("short life", func(t *testing.T) {
+		// The tracer's part is played by hand: the engine makes and removes the
+		// cgroup far faster than anyone could look at it.
+		cid := filepath.Join(t.TempDir(), "cid")
+		e.Docker(t, "run", "--rm", "--network", "none", "--name", "blink", "--cidfile", cid,
+			"--label", "com.docker.compose.project=flash", enginetest.Image, "true")
+		b, err := os.ReadFile(cid)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id := strings.TrimSpace(string(b))
+		r.CgroupCreated(1<<40, "/docker/"+id)
+		r.CgroupRemoved(1<<40, "/docker/"+id)
+		enginetest.Poll(t, patience, "named by its events", func() bool { return r.Owner(1<<40).ContainerName == "blink" })
+		if o := r.Owner(1 << 40); o.Project != "flash" || o.Image != "busybox" || !o.Gone {
+			t.Errorf("got %+v", o)
+		}
+	})
+
+	t.Run("hostile text", func(t *testing.T) {
+		long := strings.Repeat("x", 64<<10)
+		id := e.Run(t, append([]string{"--name", "hostile", "--label", "com.docker.compose.project=a\x1b[2J\"b\n\u202ec",
+			"--label", "long=" + long}, sleep...)...)
+		enginetest.Poll(t, patience, "named", func() bool { return ownerOf(t, e, r, id).ContainerName == "hostile" })
+		o := ownerOf(t, e, r, id)
+		if o.Project != "a\x1b[2J\"b\n\u202ec" {
+			t.Errorf("project %q", o.Project)
+		}
+		if n := len(o.Labels["long"]); n != maxLabelValue {
+			t.Errorf("long label has %d bytes", n)
+		}
+	})
+
+	t.Run("volume", func(t *testing.T) {
+		pid := e.Inspect(t, before, "{{.State.Pid}}")
+		id, _ := cgroupOf(t, r, pid)
+		var st unix.Stat_t
+		if err := unix.Stat("/proc/"+pid+"/root/var/lib/db", &st); err != nil {
+			t.Fatal(err)
+		}
+		dev := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
+		m, ok := r.Mount(dev, id)
+		if !ok || m.Volume != "dbdata" || m.Driver != "local" || m.Point != "/var/lib/db" {
+			t.Errorf("Mount(%s) = %+v, %v", dev, m, ok)
+		}
+	})
+
+	t.Run("endpoint", func(t *testing.T) {
+		es := r.Endpoints()
+		if len(es) != 1 || es[0].State != StateOK || es[0].Runtime != "docker" || !strings.Contains(es[0].Version, "API 1.") {
+			t.Errorf("endpoints %+v", es)
+		}
+	})
+
+	t.Run("restart of the engine", func(t *testing.T) {
+		e.Halt(t)
+		enginetest.Poll(t, patience, "loss noticed", func() bool { return r.Endpoints()[0].State != StateOK })
+		r.CgroupCreated(1<<41, "/docker/"+before)
+		if o := r.Owner(1 << 41); o.ContainerName != "shop-db-1" {
+			t.Errorf("name forgotten with the engine: %+v", o)
+		}
+		e.Boot(t)
+		id := e.Run(t, append([]string{"--name", "reborn"}, sleep...)...)
+		enginetest.Poll(t, patience, "named by the engine that came back", func() bool { return ownerOf(t, e, r, id).ContainerName == "reborn" })
+	})
+}

@@ -1,0 +1,267 @@
+//go:build integration
+
+// Package enginetest runs real container engines for tests: each one in
+// directories of its own, on a unix socket of its own, stopped and cleaned up when
+// the test ends. It needs root and Debian's docker.io, podman and busybox-static.
+package enginetest
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+const (
+	// Image is the image that every engine has: a static busybox and nothing else.
+	Image = "busybox:test"
+
+	startTime = 60 * time.Second
+	stopTime  = 30 * time.Second
+)
+
+// Engine is a running dockerd.
+type Engine struct {
+	Socket string // path of its unix socket
+
+	dir string
+	log *os.File
+
+	mu  sync.Mutex
+	cmd *exec.Cmd
+}
+
+// Start runs a dockerd with Image in it until the test ends. Containers have no
+// network but their loopback.
+func Start(t testing.TB) *Engine {
+	t.Helper()
+	// Not t.TempDir: the path of a unix socket must be short, and what is mounted
+	// below must be unmounted before it is removed.
+	dir, err := os.MkdirTemp("", "engine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &Engine{Socket: filepath.Join(dir, "docker.sock"), dir: dir, log: log}
+	t.Cleanup(func() {
+		e.cleanup(t)
+		log.Close()
+	})
+	e.Boot(t)
+	e.Import(t, Image)
+	return e
+}
+
+// Boot starts the daemon, again after Halt, and waits until it answers.
+func (e *Engine) Boot(t testing.TB) {
+	t.Helper()
+	cmd := exec.Command("dockerd",
+		"--host", "unix://"+e.Socket,
+		"--data-root", filepath.Join(e.dir, "data"),
+		"--exec-root", filepath.Join(e.dir, "exec"),
+		"--pidfile", filepath.Join(e.dir, "pid"),
+		"--config-file", filepath.Join(e.dir, "daemon.json"),
+		"--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false",
+		"--default-ulimit", "nofile=1024:1024",
+	)
+	if err := os.WriteFile(filepath.Join(e.dir, "daemon.json"), []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout, cmd.Stderr = e.log, e.log
+	// A test that is killed takes its engine with it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("starting dockerd: %v", err)
+	}
+	e.mu.Lock()
+	e.cmd = cmd
+	e.mu.Unlock()
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	Poll(t, startTime, "dockerd answers", func() bool {
+		select {
+		case err := <-exited:
+			t.Fatalf("dockerd ended: %v\n%s", err, e.Log())
+		default:
+		}
+		return e.ping() == nil
+	})
+	t.Cleanup(func() { e.halt(cmd, exited) })
+}
+
+// Halt stops the daemon and leaves its socket dead. Its containers stop with it.
+func (e *Engine) Halt(t testing.TB) {
+	t.Helper()
+	e.mu.Lock()
+	cmd := e.cmd
+	e.mu.Unlock()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatalf("stopping dockerd: %v", err)
+	}
+	Poll(t, stopTime, "dockerd is gone", func() bool { return errors.Is(cmd.Process.Signal(syscall.Signal(0)), os.ErrProcessDone) })
+}
+
+func (e *Engine) halt(cmd *exec.Cmd, exited <-chan error) {
+	if cmd.Process.Signal(syscall.SIGTERM) != nil {
+		return
+	}
+	select {
+	case <-exited:
+	case <-time.After(stopTime):
+		cmd.Process.Kill()
+		<-exited
+	}
+}
+
+func (e *Engine) cleanup(t testing.TB) {
+	if t.Failed() {
+		t.Logf("end of the engine's log:\n%s", e.Log())
+	}
+	// Mounts that a killed daemon left.
+	if b, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
+		lines := strings.Split(string(b), "\n")
+		for i := len(lines) - 1; i >= 0; i-- {
+			if f := strings.Fields(lines[i]); len(f) > 4 && strings.HasPrefix(f[4], e.dir+"/") {
+				syscall.Unmount(f[4], syscall.MNT_DETACH)
+			}
+		}
+	}
+	if err := os.RemoveAll(e.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("cleaning up: %v", err)
+	}
+}
+
+// Log returns the end of what the daemon printed.
+func (e *Engine) Log() string {
+	b, _ := os.ReadFile(e.log.Name())
+	if len(b) > 8<<10 {
+		b = b[len(b)-8<<10:]
+	}
+	return string(b)
+}
+
+func (e *Engine) ping() error {
+	c := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", e.Socket)
+		},
+	}}
+	resp, err := c.Get("http://docker/_ping")
+	if err != nil {
+		return err
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("ping: %s", resp.Status)
+	}
+	return nil
+}
+
+// Command returns a docker command that talks to this engine.
+func (e *Engine) Command(args ...string) *exec.Cmd {
+	cmd := exec.Command("docker", args...)
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+e.Socket, "DOCKER_CONFIG="+filepath.Join(e.dir, "client"))
+	return cmd
+}
+
+// Docker runs a docker command and returns what it printed, without the last end
+// of line. The test fails when the command does.
+func (e *Engine) Docker(t testing.TB, args ...string) string {
+	t.Helper()
+	return output(t, e.Command(args...))
+}
+
+// Run starts a container in the background (docker run -d with the arguments) and
+// returns its id.
+func (e *Engine) Run(t testing.TB, args ...string) string {
+	t.Helper()
+	return e.Docker(t, append([]string{"run", "-d", "--network", "none", "--stop-signal", "KILL"}, args...)...)
+}
+
+// Inspect returns the value of a format in docker inspect.
+func (e *Engine) Inspect(t testing.TB, id, format string) string {
+	t.Helper()
+	return e.Docker(t, "inspect", "--format", format, id)
+}
+
+// Import makes an image of busybox under a name.
+func (e *Engine) Import(t testing.TB, name string) {
+	t.Helper()
+	cmd := e.Command("import", "--change", `CMD ["sh"]`, "-", name)
+	cmd.Stdin = bytes.NewReader(BusyboxTar(t))
+	output(t, cmd)
+}
+
+// BusyboxTar returns a root file system with a static busybox and all its names.
+func BusyboxTar(t testing.TB) []byte {
+	t.Helper()
+	bin, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Fatalf("busybox-static is needed: %v", err)
+	}
+	names := strings.Fields(output(t, exec.Command("/bin/busybox", "--list")))
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	add := func(h tar.Header, body []byte) {
+		h.Size = int64(len(body))
+		if err := w.WriteHeader(&h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, dir := range []string{"bin/", "etc/", "tmp/", "data/", "proc/", "sys/", "dev/"} {
+		add(tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755}, nil)
+	}
+	add(tar.Header{Typeflag: tar.TypeReg, Name: "bin/busybox", Mode: 0o755}, bin)
+	for _, n := range names {
+		if n != "busybox" {
+			add(tar.Header{Typeflag: tar.TypeSymlink, Name: "bin/" + n, Linkname: "busybox", Mode: 0o777}, nil)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
+
+func output(t testing.TB, cmd *exec.Cmd) string {
+	t.Helper()
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, errs.String())
+	}
+	return strings.TrimRight(out.String(), "\n")
+}
+
+// Poll waits until ok returns true and fails the test at the deadline.
+func Poll(t testing.TB, deadline time.Duration, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(deadline); ; time.Sleep(20 * time.Millisecond) {
+		if ok() {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("not within %v: %s", deadline, what)
+		}
+	}
+}
