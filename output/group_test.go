@@ -1,0 +1,514 @@
+package output
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func keys(t testing.TB, s string) []Key {
+	t.Helper()
+	k, err := ParseKeys(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+func filters(t testing.TB, list ...string) (fs []Filter) {
+	t.Helper()
+	for _, s := range list {
+		f, err := ParseFilter(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fs = append(fs, f)
+	}
+	return fs
+}
+
+func TestParseKeys(t *testing.T) {
+	got := keys(t, "project, device,label:com.example.team")
+	if want := []Key{KeyProject, KeyDevice, KeyLabel("com.example.team")}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	for s, want := range map[string]string{
+		"nonsense":        `unknown key "nonsense": use container, project, service`,
+		"":                `unknown key ""`,
+		"project,":        `unknown key ""`,
+		"project,project": `key "project" is given twice`,
+		"label:":          `key "label:" names no label`,
+		"\x1b[31m":        `unknown key "\x1b[31m"`,
+	} {
+		if _, err := ParseKeys(s); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got error %v, want %q in it", s, err, want)
+		}
+	}
+	for _, name := range KeyNames() {
+		if _, err := ParseKeys(name); err != nil {
+			t.Errorf("%q is named as valid: %v", name, err)
+		}
+	}
+}
+
+func TestParseSort(t *testing.T) {
+	for _, c := range SortColumns() {
+		for _, reverse := range []bool{false, true} {
+			s := c
+			if reverse {
+				s = "-" + c
+			}
+			if got, err := ParseSort(s); err != nil || got != (Sort{c, reverse}) {
+				t.Errorf("%q: got %v, %v", s, got, err)
+			}
+		}
+	}
+	if _, err := ParseSort("nonsense"); err == nil || !strings.Contains(err.Error(), "total, read, write, ops, latency, name, block, nfs, fuse") {
+		t.Errorf("got error %v, want one that names the columns", err)
+	}
+}
+
+func TestParseFilter(t *testing.T) {
+	for _, s := range []string{"project=shop", "op=write", "image=*/web:[0-9]*", `container=\*`, "label:a.b=", "cgroup=/docker/*", "mount=a=b"} {
+		f, err := ParseFilter(s)
+		if err != nil || f.String() != s {
+			t.Errorf("%q: got %q, %v", s, f, err)
+		}
+	}
+	for s, want := range map[string]string{
+		"project":      `has no "="`,
+		"=x":           `unknown key ""`,
+		"nonsense=x":   `unknown key "nonsense"`,
+		"project=[":    `pattern "[" is not a valid glob`,
+		`project=ab[a`: `is not a valid glob`,
+		"op=writes":    "there are read, write, discard, flush, metadata",
+	} {
+		if _, err := ParseFilter(s); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: got error %v, want %q in it", s, err, want)
+		}
+	}
+}
+
+func TestGlob(t *testing.T) {
+	for _, tt := range []struct {
+		pattern, text string
+		want          bool
+	}{
+		{"shop", "shop", true}, {"shop", "shopping", false}, {"shop*", "shopping", true}, {"*", "", true}, {"", "", true},
+		{"*/web", "registry.example:5000/team/web", true}, {"/docker/*", "/docker/a/b/c", true}, {"?hop", "shop", true},
+		{"[a-s]hop", "shop", true}, {"[^s]hop", "shop", false}, {`\*`, "*", true}, {`\*`, "x", false}, {"*é*", "café au", true},
+		{strings.Repeat("*a", 40) + "b", strings.Repeat("a", 4000), false},
+	} {
+		if got := globMatch(tt.pattern, tt.text); got != tt.want {
+			t.Errorf("globMatch(%.20q, %.20q) = %v", tt.pattern, tt.text, got)
+		}
+	}
+}
+
+// texts returns "name read write" of every row, in MiB or bytes.
+func texts(rows []Row) (out []string) {
+	for i := range rows {
+		r := &rows[i]
+		out = append(out, fmt.Sprintf("%s|%d|%d", r.Text(), r.Total.Read.Bytes, r.Total.Write.Bytes))
+	}
+	return out
+}
+
+// TestGroupKeys holds what an operator reads for every key.
+func TestGroupKeys(t *testing.T) {
+	for _, tt := range []struct {
+		by   string
+		want []string
+	}{
+		{"container", []string{
+			"shop-db-1|3145728|94371840", "shop-web-1|20971520|41943040", "blog-web-1|1000|12582912",
+			"(kernel)|0|524288", "postfix.service|0|307200", "(unattributed)|4096|16384", "scratch|0|8192"}},
+		{"project", []string{
+			"shop|24117248|136314880", "blog|1000|12582912",
+			"(kernel)|0|524288", "postfix.service|0|307200", "(unattributed)|4096|16384", "scratch (no project)|0|8192"}},
+		{"service", []string{
+			"shop/db|3145728|94371840", "shop/web|20971520|41943040", "blog/web|1000|12582912",
+			"(kernel)|0|524288", "postfix.service|0|307200", "(unattributed)|4096|16384", "scratch (no service)|0|8192"}},
+		{"image", []string{
+			"registry.example/db:1.2|3145728|94371840", "registry.example/web:1.2|20972520|54525952",
+			"(kernel)|0|524288", "postfix.service|0|307200", "(unattributed)|4096|16384", "debian:12|0|8192"}},
+		{"device", []string{"sda|3150824|95227904", "0:52|20971520|41943040", "0:53|0|12582912"}},
+		{"mount", []string{
+			"/dev/sda1 on /|3146728|94687232", "nas1:/export/shop volume shopdata|20971520|41943040", "backup@vault:/ on /mnt/vault|0|12582912",
+			"sda (no mount)|4096|540672"}},
+		{"nfs-server", []string{"(not nfs)|3150824|107810816", "nas1|20971520|41943040"}},
+		{"source", []string{"block|3150824|95227904", "nfs|20971520|41943040", "fuse|0|12582912"}},
+		{"op", []string{"write|0|149753856", "read|24122344|0", "discard|0|0", "flush|0|0", "metadata|0|0"}},
+		{"host", []string{"web1|24122344|149753856"}},
+		{"process", []string{
+			"postgres[4321]|3145728|94371840", "(no process)|20972520|54841344", "(kernel)|0|524288", "(unattributed)|4096|16384"}},
+		{"cgroup", []string{
+			"/docker/aaaa11110000|3145728|94371840", "/docker/bbbb22220000|20971520|41943040", "/docker/cccc33330000|1000|12582912",
+			"(kernel)|0|524288", "/system.slice/postfix.service|0|307200", "(unattributed)|4096|16384", "/docker/dddd|0|8192"}},
+		{"pod", []string{
+			"shop-db-1 (no pod)|3145728|94371840", "shop-web-1 (no pod)|20971520|41943040", "blog-web-1 (no pod)|1000|12582912",
+			"(kernel)|0|524288", "postfix.service|0|307200", "(unattributed)|4096|16384", "scratch (no pod)|0|8192"}},
+		{"label:com.example.team", []string{
+			"shop-team|24117248|136314880", "blog-team|1000|12582912",
+			"(kernel)|0|524288", "postfix.service|0|307200", "(unattributed)|4096|16384", "scratch (no label com.example.team)|0|8192"}},
+		{"project,source", []string{
+			"shop, block|3145728|94371840", "shop, nfs|20971520|41943040", "blog, fuse|0|12582912", "(kernel), block|0|524288",
+			"postfix.service, block|0|307200", "(unattributed), block|4096|16384", "scratch (no project), block|0|8192", "blog, block|1000|0"}},
+	} {
+		t.Run(tt.by, func(t *testing.T) {
+			rep := Group(shop(), GroupOptions{By: keys(t, tt.by)})
+			got := texts(rep.Rows)
+			want := slices.Clone(tt.want)
+			slices.Sort(want)
+			if sorted := slices.Sorted(slices.Values(got)); !slices.Equal(sorted, want) {
+				t.Errorf("got\n%s\nwant\n%s", strings.Join(sorted, "\n"), strings.Join(want, "\n"))
+			}
+			if !slices.IsSortedFunc(rep.Rows, func(a, b Row) int { return int(b.Total.Bytes()) - int(a.Total.Bytes()) }) {
+				t.Errorf("rows are not sorted by total: %q", got)
+			}
+			checkSum(t, rep, shop(), GroupOptions{})
+		})
+	}
+}
+
+func TestGroupStacked(t *testing.T) {
+	iv := shop()
+	for name, tt := range map[string]struct {
+		opt  GroupOptions
+		want []string
+	}{
+		"container": {GroupOptions{}, nil},
+		"device":    {GroupOptions{By: keys(t, "device")}, []string{"dm-0|3145728|94371840"}},
+		"both":      {GroupOptions{By: keys(t, "project,device")}, []string{"shop, dm-0|3145728|94371840"}},
+		"filter":    {GroupOptions{Filters: filters(t, "device=dm-*")}, []string{"shop-db-1|3145728|94371840"}},
+		"asked":     {GroupOptions{Stacked: true}, []string{"shop-db-1|3145728|94371840"}},
+	} {
+		rep := Group(iv, tt.opt)
+		if got := texts(rep.Stacked); !slices.Equal(got, tt.want) {
+			t.Errorf("%s: stacked rows %q, want %q", name, got, tt.want)
+		}
+		if got := rep.Total.Total.Bytes(); got != 24122344+149753856 {
+			t.Errorf("%s: total is %d", name, got)
+		}
+	}
+}
+
+func TestGroupFilters(t *testing.T) {
+	for _, tt := range []struct {
+		filters []string
+		want    []string
+	}{
+		{[]string{"project=shop"}, []string{"shop-db-1|3145728|94371840", "shop-web-1|20971520|41943040"}},
+		{[]string{"project=shop", "project=blog", "service=web"}, []string{"shop-web-1|20971520|41943040", "blog-web-1|1000|12582912"}},
+		{[]string{"service=shop/*", "source=nfs"}, []string{"shop-web-1|20971520|41943040"}},
+		{[]string{"op=write", "container=blog*"}, []string{"blog-web-1|0|12582912"}},
+		{[]string{"op=discard"}, []string{"scratch|0|0"}},
+		{[]string{"container=cccc3333000?"}, []string{"blog-web-1|1000|12582912"}},
+		{[]string{"container=cccc333300"}, nil},
+		{[]string{"container=aaaa1111*"}, []string{"shop-db-1|3145728|94371840"}},
+		{[]string{"process=postgres"}, []string{"shop-db-1|3145728|94371840"}},
+		{[]string{"process=4321"}, []string{"shop-db-1|3145728|94371840"}},
+		{[]string{"mount=/mnt/*"}, []string{"blog-web-1|0|12582912"}},
+		{[]string{"mount=shopdata"}, []string{"shop-web-1|20971520|41943040"}},
+		{[]string{"image=registry.example/web"}, []string{"shop-web-1|20971520|41943040", "blog-web-1|1000|12582912"}},
+		{[]string{"container=(unattributed)"}, []string{"(unattributed)|4096|16384"}},
+		{[]string{"label:com.example.team=*-team", "source=block"}, []string{"shop-db-1|3145728|94371840", "blog-web-1|1000|0"}},
+		{[]string{"nfs-server=nas1"}, []string{"shop-web-1|20971520|41943040"}},
+		{[]string{"device=/dev/sda", "project=blog"}, []string{"blog-web-1|1000|0"}},
+		{[]string{"cgroup=/system.slice/*"}, []string{"postfix.service|0|307200"}},
+		{[]string{"project=nobody"}, nil},
+	} {
+		rep := Group(shop(), GroupOptions{Filters: filters(t, tt.filters...)})
+		if got := texts(rep.Rows); !slices.Equal(got, tt.want) {
+			t.Errorf("%q: got %q, want %q", tt.filters, got, tt.want)
+		}
+		checkSum(t, rep, shop(), GroupOptions{})
+	}
+}
+
+// TestGroupSameNames: what merely has the same name is not the same thing.
+func TestGroupSameNames(t *testing.T) {
+	a := composeContainer("p", "s", "aaaa11110000").with(SourceBlock, diskSDA, Mount{}, 1, 0)
+	b := composeContainer("p", "s", "bbbb22220000").with(SourceBlock, diskSDA, Mount{}, 2, 0)
+	kernel := Sample{Owner: OwnerKernel}.with(SourceBlock, diskSDA, Mount{}, 4, 0)
+	liar := composeContainer("p", "s", "cccc33330000").with(SourceBlock, diskSDA, Mount{}, 8, 0)
+	liar.Container.Name = "(kernel)"
+	helper := a.with(SourceBlock, diskSDA, Mount{}, 16, 0)
+	helper.Owner = OwnerHelper
+	unit := Sample{Owner: OwnerUnit, Unit: a.Container.Name}.with(SourceBlock, diskSDA, Mount{}, 32, 0)
+	iv := &Interval{Samples: []Sample{a, b, kernel, liar, helper, unit, a}}
+	rep := Group(iv, GroupOptions{Sort: Sort{Column: "name"}})
+	got := texts(rep.Rows)
+	slices.Sort(got)
+	want := []string{"(kernel)|4|0", "(kernel)|8|0", "p-s-1 (helper)|16|0", "p-s-1|2|0", "p-s-1|2|0", "p-s-1|32|0"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	ids := make(map[string]bool)
+	for i := range rep.Rows {
+		ids[rep.Rows[i].ID()] = true
+	}
+	if len(ids) != len(want) {
+		t.Errorf("%d ids for %d rows", len(ids), len(want))
+	}
+	cells := keyCells(rep.Rows)
+	seen := make(map[string]bool)
+	for _, c := range cells {
+		if seen[c[0]] {
+			t.Errorf("two rows show as %q", c[0])
+		}
+		seen[c[0]] = true
+	}
+}
+
+// checkSum checks that a report's rows, rest and filtered bytes are what the
+// samples hold, in every field.
+func checkSum(t *testing.T, rep *Report, iv *Interval, opt GroupOptions) {
+	t.Helper()
+	sum := Row{Label: "TOTAL"}
+	for i := range rep.Rows {
+		sum.addRow(&rep.Rows[i])
+	}
+	for _, r := range []*Row{rep.Rest, rep.Filtered} {
+		if r != nil {
+			sum.addRow(r)
+		}
+	}
+	sum.finish()
+	if !reflect.DeepEqual(sum.Total, rep.Total.Total) || !reflect.DeepEqual(sum.App, rep.Total.App) {
+		t.Errorf("rows sum up to\n%+v\ntotal is\n%+v", sum.Total, rep.Total.Total)
+	}
+	var want, app Usage
+	for i := range iv.Samples {
+		s := &iv.Samples[i]
+		switch {
+		case s.Device.Stacked:
+		case s.Level == LevelApp:
+			app.addSample(s)
+		default:
+			want.addSample(s)
+		}
+	}
+	got := rep.Total.Total
+	switch opt.Level {
+	case LevelApp:
+		want, got = app, rep.Total.App
+		if rep.Total.Total.Ops() != 0 {
+			t.Error("wire requests among those of programs")
+		}
+	case LevelBoth:
+		if rep.Total.App.Bytes() != app.Bytes() {
+			t.Errorf("programs did %d bytes, want %d", rep.Total.App.Bytes(), app.Bytes())
+		}
+	default:
+		if rep.Total.App.Ops() != 0 {
+			t.Error("requests of programs among those on the wire")
+		}
+	}
+	if got.BasisUnknown {
+		got.Basis, got.BasisUnknown, want.Basis = BasisBytes{}, false, BasisBytes{}
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("total is\n%+v\nsamples hold\n%+v", got, want)
+	}
+}
+
+// TestGroupSums draws samples and options at random: whatever they are, rows
+// add up to what was counted.
+func TestGroupSums(t *testing.T) {
+	patterns := []string{"*", "shop", "*e*", "block", "write", "read", "sd?", "(unattributed)", "nobody"}
+	for seed := range uint64(400) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		iv := random(rng, 1+rng.IntN(60))
+		opt := GroupOptions{Top: rng.IntN(6), Level: []Level{"", LevelWire, LevelApp, LevelBoth}[rng.IntN(4)], CgroupDepth: rng.IntN(3), Stacked: rng.IntN(2) == 0}
+		for range 1 + rng.IntN(3) {
+			k := keyNames[rng.IntN(len(keyNames))]
+			if rng.IntN(8) == 0 {
+				k = KeyLabel("com.example.team")
+			}
+			if !slices.Contains(opt.By, k) {
+				opt.By = append(opt.By, k)
+			}
+		}
+		for range rng.IntN(3) {
+			opt.Filters = append(opt.Filters, Filter{keyNames[rng.IntN(len(keyNames))], patterns[rng.IntN(len(patterns))]})
+		}
+		columns := SortColumns()
+		opt.Sort = Sort{columns[rng.IntN(len(columns))], rng.IntN(2) == 0}
+		rep := Group(iv, opt)
+		checkSum(t, rep, iv, opt)
+		if t.Failed() {
+			t.Fatalf("seed %d, options %+v", seed, opt)
+		}
+		if again := Group(iv, opt); !slices.Equal(texts(again.Rows), texts(rep.Rows)) {
+			t.Fatalf("seed %d: the order of rows changes from call to call", seed)
+		}
+		for i := range rep.Rows {
+			if r := &rep.Rows[i]; len(r.Keys) != len(opt.By) || len(r.Sources) == 0 {
+				t.Fatalf("seed %d: row %+v", seed, r)
+			}
+		}
+		if opt.Top > 0 && len(rep.Rows) > opt.Top {
+			for i := opt.Top; i < len(rep.Rows); i++ {
+				if o := rep.Rows[i].Identity().Owner; o != OwnerUnattributed && o != OwnerOther {
+					t.Fatalf("seed %d: %d rows with --top %d", seed, len(rep.Rows), opt.Top)
+				}
+			}
+		}
+	}
+}
+
+func TestGroupTop(t *testing.T) {
+	rep := Group(shop(), GroupOptions{Top: 2})
+	// Bytes without an owner keep their row.
+	if got, want := texts(rep.Rows), []string{"shop-db-1|3145728|94371840", "shop-web-1|20971520|41943040", "(unattributed)|4096|16384"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if rep.Rest == nil || rep.Rest.Groups != 4 || rep.Rest.Total.Bytes() != 1000+12582912+524288+307200+8192 {
+		t.Errorf("rest is %+v", rep.Rest)
+	}
+	checkSum(t, rep, shop(), GroupOptions{})
+	if rep := Group(shop(), GroupOptions{Top: 7}); rep.Rest != nil || len(rep.Rows) != 7 {
+		t.Errorf("nothing was to be cut, but rest is %+v", rep.Rest)
+	}
+}
+
+func TestGroupSort(t *testing.T) {
+	for s, want := range map[string]string{
+		"total": "shop-db-1", "read": "shop-web-1", "write": "shop-db-1", "ops": "shop-web-1", "latency": "blog-web-1",
+		"name": "(kernel)", "-name": "shop-web-1", "nfs": "shop-web-1", "fuse": "blog-web-1", "block": "shop-db-1", "-total": "scratch",
+	} {
+		sort, err := ParseSort(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rep := Group(shop(), GroupOptions{Sort: sort}); rep.Rows[0].Text() != want {
+			t.Errorf("sorted by %s the first is %q, want %q", s, rep.Rows[0].Text(), want)
+		}
+	}
+}
+
+// TestGroupBasis: how owners were found is told only where it is known.
+func TestGroupBasis(t *testing.T) {
+	rep := Group(shop(), GroupOptions{By: keys(t, "project,op"), Filters: filters(t, "project=shop")})
+	for i := range rep.Rows {
+		if r := &rep.Rows[i]; r.Total.Bytes() > 0 && (!r.Total.BasisUnknown || r.Total.Basis != BasisBytes{}) {
+			t.Errorf("%s: basis is %+v although samples were taken apart", r.Text(), r.Total.Basis)
+		}
+	}
+	rep = Group(shop(), GroupOptions{By: keys(t, "project,op"), Filters: filters(t, "container=postfix*")})
+	if u := &rep.Rows[0].Total; u.BasisUnknown || u.Basis.Dirtier != 300<<10 {
+		t.Errorf("a sample with nothing but writes: %+v", u.Basis)
+	}
+}
+
+func TestIdentity(t *testing.T) {
+	rep := Group(shop(), GroupOptions{By: keys(t, "project")})
+	id := rep.Rows[0].Identity()
+	if id.Project != "shop" || id.ProjectRule != "com.docker.compose.project" || id.Owner != OwnerContainer || id.Container.Runtime != "docker" {
+		t.Errorf("shared fields are missing: %+v", id)
+	}
+	if id.Service != "" || id.Container.ID != "" || id.Container.Name != "" || id.Container.Labels != nil || id.Container.Image != "" ||
+		id.Cgroup != (Cgroup{}) || id.Device != (Device{}) || id.Mount != (Mount{}) {
+		t.Errorf("fields of one member: %+v", id)
+	}
+	rep = Group(shop(), GroupOptions{By: keys(t, "image")})
+	if id := rep.Rows[1].Identity(); id.Container.Image != "registry.example/web" || id.Container.ID != "" || id.Service != "" || id.Project != "" {
+		t.Errorf("two containers of one image and two projects: %+v", id)
+	}
+	if !reflect.DeepEqual(rep.Total.Identity(), Identity{}) {
+		t.Error("a sum has no identity")
+	}
+}
+
+func TestTruncateCgroup(t *testing.T) {
+	for _, tt := range []struct {
+		path  string
+		depth int
+		want  string
+	}{
+		{"/a/b/c", 0, "/a/b/c"}, {"/a/b/c", 1, "/a"}, {"/a/b/c", 2, "/a/b"}, {"/a/b/c", 3, "/a/b/c"}, {"/a/b/c", 9, "/a/b/c"}, {"/", 1, "/"}, {"", 1, ""},
+	} {
+		if got := truncateCgroup(tt.path, tt.depth); got != tt.want {
+			t.Errorf("truncateCgroup(%q, %d) = %q, want %q", tt.path, tt.depth, got, tt.want)
+		}
+	}
+}
+
+func TestLatency(t *testing.T) {
+	var sum Latency
+	rng := rand.New(rand.NewPCG(1, 2))
+	all := make(map[uint64]uint64)
+	for range 200 {
+		var l Latency
+		at := uint64(0)
+		for range rng.IntN(5) {
+			at += 1 + rng.Uint64N(20)
+			n := 1 + rng.Uint64N(100)
+			l.Buckets = append(l.Buckets, Bucket{at, n})
+			all[at] += n
+		}
+		before := l.clone()
+		sum.add(&l)
+		if !reflect.DeepEqual(l, before) {
+			t.Fatal("adding changed what was added")
+		}
+	}
+	if len(sum.Buckets) != len(all) || !slices.IsSortedFunc(sum.Buckets, func(a, b Bucket) int { return int(a.UpTo) - int(b.UpTo) }) {
+		t.Fatalf("got %d buckets, want %d in order", len(sum.Buckets), len(all))
+	}
+	for _, b := range sum.Buckets {
+		if all[b.UpTo] != b.Count {
+			t.Errorf("bucket up to %d holds %d, want %d", b.UpTo, b.Count, all[b.UpTo])
+		}
+	}
+
+	l := Latency{Buckets: []Bucket{{10, 50}, {20, 45}, {40, 4}, {80, 1}}, Max: 71}
+	for q, want := range map[float64]uint64{0: 10, 0.5: 10, 0.501: 20, 0.95: 20, 0.951: 40, 0.99: 40, 0.995: 71, 1: 71} {
+		if got := l.Quantile(q); got != want {
+			t.Errorf("quantile %v is %d, want %d", q, got, want)
+		}
+	}
+	if got := (Latency{}).Quantile(0.5); got != 0 {
+		t.Errorf("quantile of nothing is %d", got)
+	}
+}
+
+func FuzzFilter(f *testing.F) {
+	for _, s := range []string{"project=shop", "op=write", "label:a=b*", "image=[a-z]*/x", `container=\`, "=", "mount=[", "cgroup=/a/*/c"} {
+		f.Add(s, "shop")
+	}
+	iv := shop()
+	f.Fuzz(func(t *testing.T, s, name string) {
+		filter, err := ParseFilter(s)
+		if err != nil {
+			if strings.ContainsAny(err.Error(), "\n\x1b\u009b") {
+				t.Errorf("error text %q is not fit for a terminal", err)
+			}
+			return
+		}
+		if again, err := ParseFilter(filter.String()); err != nil || again != filter {
+			t.Errorf("%q reads back as %v, %v", filter, again, err)
+		}
+		iv.Samples[0].Project, iv.Samples[0].Container.Name = name, name
+		rep := Group(iv, GroupOptions{Filters: []Filter{filter}})
+		checkSum(t, rep, iv, GroupOptions{})
+	})
+}
+
+func BenchmarkGroup(b *testing.B) {
+	iv := random(rand.New(rand.NewPCG(1, 1)), 10_000)
+	for _, by := range []string{"container", "project", "container,device", "project,op"} {
+		b.Run(by, func(b *testing.B) {
+			opt := GroupOptions{By: keys(b, by), Top: 20}
+			b.ReportAllocs()
+			for b.Loop() {
+				Group(iv, opt)
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(iv.Samples)), "ns/sample")
+		})
+	}
+}
