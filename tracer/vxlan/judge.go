@@ -101,6 +101,12 @@ func judgeHost(m *Model, f *Finding, grace time.Duration) {
 	case f.Up:
 		f.Verdict, f.Reason = Blocking, "UP in the host's namespace, where Docker needs its name and VNI to be free"
 		f.Keep = "it is UP"
+	case f.Underlay != m.host || f.Attached:
+		f.Verdict, f.Reason = Blocking, "bears Docker's name in the host's namespace, but Docker did not leave it like that"
+		f.Keep = "it was made in another namespace"
+		if f.Attached {
+			f.Keep = "it is part of a bridge or bond"
+		}
 	case f.Down < grace:
 		f.Verdict, f.Reason = Settling, fmt.Sprintf("DOWN in the host's namespace, but not for %s yet", grace)
 		f.Keep = "it is younger than the grace period"

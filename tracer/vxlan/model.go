@@ -137,6 +137,7 @@ func (t *Track) refresh(d Device, now time.Time) {
 	t.VNI = cmp.Or(d.VNI, t.VNI)
 	t.Port = cmp.Or(d.Port, t.Port)
 	t.Underlay = cmp.Or(d.Underlay, t.Underlay)
+	t.Attached = d.Attached
 	if d.Up != t.Up || (!d.Up && t.DownSince.IsZero()) {
 		t.setUp(d.Up, now)
 	}
@@ -254,6 +255,30 @@ func (m *Model) Ripe(now time.Time, grace time.Duration) []*Track {
 	return ripe
 }
 
+// inherit takes over what an older model knows of the lives of devices that are
+// as they were.
+func (m *Model) inherit(old *Model) {
+	for place, t := range m.devices {
+		o := old.devices[place]
+		if o == nil || !o.same(t.Device) || o.Name != t.Name || o.Up != t.Up {
+			continue
+		}
+		d := t.Device
+		*t = *o
+		t.refresh(d, t.DownSince)
+	}
+}
+
+// Doubt is called when events were lost: a device that is DOWN may have been UP
+// in between, so its time counts anew.
+func (m *Model) Doubt(now time.Time) {
+	for _, t := range m.devices {
+		if !t.Up {
+			t.DownSince = now
+		}
+	}
+}
+
 // NextRipe gives the time at which the next candidate will have been down for
 // the grace period; zero when there is none.
 func (m *Model) NextRipe(grace time.Duration) time.Time {
@@ -274,14 +299,6 @@ func (m *Model) NextRipe(grace time.Duration) time.Time {
 // VNI and port in the namespace in which the device was made, wherever it is
 // now. It returns nil when nothing known collides.
 func (m *Model) CulpritOf(e *Event, others []Device) *Track {
-	if e.InTheWay != nil {
-		d := *e.InTheWay
-		if t := m.devices[Place{d.NetNS, d.Ifindex}]; t != nil && t.same(d) {
-			t.refresh(d, e.Time)
-			return t
-		}
-		return newTrack(d, e.Time, true)
-	}
 	named := func(netNS func(uint64) bool) *Track {
 		for _, t := range m.Devices() {
 			if t.Name == e.Name && netNS(t.NetNS) {
@@ -299,6 +316,14 @@ func (m *Model) CulpritOf(e *Event, others []Device) *Track {
 		if t := named(func(inode uint64) bool { return inode == e.NetNS }); t != nil {
 			return t
 		}
+	}
+	if e.InTheWay != nil {
+		d := *e.InTheWay
+		if t := m.devices[Place{d.NetNS, d.Ifindex}]; t != nil && t.same(d) {
+			t.refresh(d, e.Time)
+			return t
+		}
+		return newTrack(d, e.Time, true)
 	}
 	if e.VNI != 0 {
 		port := cmp.Or(e.Port, uint16(DefaultPort))

@@ -85,7 +85,7 @@ func (n *newLink) parseInfo(b []byte) {
 func attributes(b []byte, f func(kind uint16, value []byte)) bool {
 	for len(b) >= unix.SizeofRtAttr {
 		size := int(binary.NativeEndian.Uint16(b))
-		kind := binary.NativeEndian.Uint16(b[2:]) & unix.NLA_TYPE_MASK
+		kind := binary.NativeEndian.Uint16(b[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
 		if size < unix.SizeofRtAttr || size > len(b) {
 			return false
 		}

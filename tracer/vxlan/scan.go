@@ -33,6 +33,7 @@ type Device struct {
 	VNI      uint32
 	Port     uint16 // UDP port; 0 when not known
 	Up       bool   // IFF_UP
+	Attached bool   // part of a bridge or bond, as far as netlink told
 }
 
 // Namespace is a network namespace that could be entered.
@@ -287,6 +288,7 @@ func device(link netlink.Link, inode uint64) Device {
 	a := link.Attrs()
 	d := Device{
 		Name: a.Name, Kind: link.Type(), Ifindex: a.Index, NetNS: inode, Up: a.RawFlags&unix.IFF_UP != 0,
+		Attached: a.MasterIndex != 0,
 	}
 	if v, ok := link.(*netlink.Vxlan); ok {
 		d.VNI, d.Port = uint32(v.VxlanId), uint16(v.Port)

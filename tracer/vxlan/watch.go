@@ -1,0 +1,350 @@
+package vxlan
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Backend is where events come from.
+type Backend string
+
+// The backends.
+const (
+	Auto    Backend = ""        // the kernel's hooks where it allows them, else netlink
+	Kernel  Backend = "kernel"  // hooks only; an error where there are none
+	Netlink Backend = "netlink" // rtnetlink notifications only
+)
+
+// WatchOptions configures a Watcher.
+type WatchOptions struct {
+	Scan    ScanOptions
+	Grace   time.Duration // 0 means DefaultGrace
+	Backend Backend
+	// Hierarchy is the id of the cgroup hierarchy that owners are named in: that
+	// of the v1 memory controller, or 0 for cgroup2.
+	Hierarchy uint32
+	// Skip leaves out the hooks whose names start with one of these
+	// ("fentry/", "kprobe/call_netdevice").
+	Skip []string
+}
+
+// notice is what a feed tells.
+type notice struct {
+	event   *Event
+	link    *linkMessage
+	numbers bool // a namespace got or lost its number
+	resync  bool // something was missed: look at everything again
+	overrun bool
+}
+
+// feed is a source of notices.
+type feed interface {
+	run(ctx context.Context, out chan<- notice) error
+	hooks() string
+	cost() string
+	lost() uint64
+	close() error
+}
+
+// Watcher tells what happens to vxlan devices.
+type Watcher struct {
+	scanner *Scanner
+	feeds   []feed
+	grace   time.Duration
+	spaces  *numbering
+	why     error // why the hooks are not used
+
+	mu    sync.Mutex // guards model
+	model *Model
+
+	lastScan time.Time
+	lastLost uint64
+}
+
+// NewWatcher attaches to the kernel, or to rtnetlink where hooks are refused,
+// and looks at what is there. It must be closed.
+func NewWatcher(opts WatchOptions) (*Watcher, error) {
+	scanner, err := NewScanner(opts.Scan)
+	if err != nil {
+		return nil, err
+	}
+	w := &Watcher{
+		scanner: scanner, grace: opts.Grace, model: NewModel(scanner.Host()),
+		spaces: &numbering{scanner: scanner, known: make(map[int]uint64)},
+	}
+	if w.grace == 0 {
+		w.grace = DefaultGrace
+	}
+	living := false
+	if opts.Backend != Netlink {
+		k, why := newKernel(opts.Hierarchy, opts.Skip)
+		if w.why = why; k != nil {
+			w.feeds, living = append(w.feeds, k), k.living
+		}
+	}
+	if !living && opts.Backend == Kernel {
+		return nil, errors.Join(w.why, w.Close())
+	}
+	if !living {
+		n, err := newNotifier(scanner.host)
+		if err != nil {
+			return nil, errors.Join(err, w.Close())
+		}
+		w.feeds = append(w.feeds, n)
+	}
+	// Only now: what happens between the first look and the first event read
+	// waits in the feed's buffer.
+	if err := w.resync(); err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	return w, nil
+}
+
+// Hooks says what events come from.
+func (w *Watcher) Hooks() string { return w.join(feed.hooks, ", ") }
+
+// Cost says what is not known because of the choice of hooks; "" when nothing.
+func (w *Watcher) Cost() string { return w.join(feed.cost, "; ") }
+
+func (w *Watcher) join(text func(feed) string, separator string) string {
+	var list []string
+	for _, f := range w.feeds {
+		if s := text(f); s != "" {
+			list = append(list, s)
+		}
+	}
+	return strings.Join(list, separator)
+}
+
+// Fallback says why the kernel's hooks are not used; nil when they are.
+func (w *Watcher) Fallback() error { return w.why }
+
+// Lost counts the events that could not be delivered. Devices are looked at
+// again after each loss, so that the state is right even so.
+func (w *Watcher) Lost() uint64 {
+	var sum uint64
+	for _, f := range w.feeds {
+		sum += f.lost()
+	}
+	return sum
+}
+
+// Close detaches. Run must have returned.
+func (w *Watcher) Close() error {
+	var errs []error
+	for _, f := range w.feeds {
+		errs = append(errs, f.close())
+	}
+	return errors.Join(append(errs, w.scanner.Close())...)
+}
+
+// Findings gives the verdicts on all devices now.
+func (w *Watcher) Findings(networks []Network) []Finding {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return Judge(w.model, networks, time.Now(), w.grace)
+}
+
+// resyncPause is how long no second look is taken at everything: a burst of
+// events in unknown namespaces must not become a burst of looks.
+const resyncPause = 250 * time.Millisecond
+
+// losses are looked for this often.
+const lossPeriod = time.Second
+
+// resync looks at everything again, and gives devices of other kinds that bear
+// one of the names.
+func (w *Watcher) resync(names ...string) error {
+	_, err := w.look(names...)
+	return err
+}
+
+func (w *Watcher) look(names ...string) ([]Device, error) {
+	snap, err := w.scanner.Scan(names...)
+	if err != nil {
+		return nil, err
+	}
+	clear(w.spaces.known)
+	w.mu.Lock()
+	w.model.Update(snap)
+	w.mu.Unlock()
+	w.lastScan = snap.Time
+	var others []Device
+	for _, d := range snap.Devices {
+		if d.Kind != Kind {
+			others = append(others, d)
+		}
+	}
+	return others, nil
+}
+
+// Run calls emit with every event, from one goroutine, until ctx is done.
+func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	notices := make(chan notice, 4096)
+	ended := make(chan error, len(w.feeds))
+	for _, f := range w.feeds {
+		go func() { ended <- f.run(ctx, notices) }()
+	}
+	running := len(w.feeds)
+	defer func() {
+		cancel()
+		for range running {
+			<-ended
+		}
+	}()
+	tick := time.NewTicker(lossPeriod)
+	defer tick.Stop()
+	ripe := time.NewTimer(time.Hour)
+	defer ripe.Stop()
+	var late *time.Timer // a look that is due
+	var due <-chan time.Time
+	resync := func() {
+		if due == nil {
+			late = time.NewTimer(max(0, resyncPause-time.Since(w.lastScan)))
+			due = late.C
+		}
+	}
+	defer func() {
+		if late != nil {
+			late.Stop()
+		}
+	}()
+	for {
+		w.mu.Lock()
+		next := w.model.NextRipe(w.grace)
+		w.mu.Unlock()
+		if next.IsZero() {
+			ripe.Reset(time.Hour)
+		} else {
+			ripe.Reset(max(0, time.Until(next)))
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-ended:
+			running--
+			if err == nil {
+				err = errors.New("events ended")
+			}
+			return err
+		case n := <-notices:
+			if n.overrun {
+				w.mu.Lock()
+				w.model.Doubt(time.Now())
+				w.mu.Unlock()
+			}
+			if w.take(n, emit) {
+				resync()
+			}
+		case <-tick.C:
+			if lost := w.Lost(); lost != w.lastLost {
+				w.lastLost = lost
+				w.mu.Lock()
+				w.model.Doubt(time.Now())
+				w.mu.Unlock()
+				resync()
+			}
+		case <-due:
+			due = nil
+			if err := w.resync(); err != nil {
+				return fmt.Errorf("looking at all devices: %w", err)
+			}
+		case <-ripe.C:
+			if err := w.ripen(emit); err != nil {
+				return fmt.Errorf("looking at all devices: %w", err)
+			}
+		}
+	}
+}
+
+// ripen reports what has been down for the grace period. Whether it still is
+// there is looked up first: a leak is never claimed from memory.
+func (w *Watcher) ripen(emit func(Event)) error {
+	if err := w.resync(); err != nil {
+		return err
+	}
+	now := time.Now()
+	w.mu.Lock()
+	var events []Event
+	for _, t := range w.model.Ripe(now, w.grace) {
+		f := judge(w.model, t, nil, now, w.grace)
+		e := Event{Time: now, Action: Leaked, Device: t.Device, Age: f.Down, Reason: f.Reason, Actor: t.Mover}
+		events = append(events, e)
+	}
+	w.mu.Unlock()
+	for _, e := range events {
+		emit(e)
+	}
+	return nil
+}
+
+// take handles one notice; it returns whether everything is to be looked at.
+func (w *Watcher) take(n notice, emit func(Event)) (resync bool) {
+	if n.numbers {
+		clear(w.spaces.known)
+	}
+	var events []Event
+	switch {
+	case n.event != nil:
+		events = []Event{*n.event}
+	case n.link != nil:
+		events = n.link.events(w.model, w.spaces)
+	}
+	for i := range events {
+		e := &events[i]
+		if e.Action == Refused {
+			w.accuse(e)
+		}
+		w.mu.Lock()
+		w.model.Apply(e)
+		_, known := w.model.Namespace(e.ToNetNS)
+		w.mu.Unlock()
+		if e.Action == Moved && !known {
+			resync = true
+		}
+		emit(*e)
+	}
+	return resync || n.resync
+}
+
+// accuse finds out what a refused creation collided with.
+func (w *Watcher) accuse(e *Event) {
+	var others []Device
+	if time.Since(w.lastScan) >= resyncPause {
+		names := []string{}
+		if e.Name != "" {
+			names = append(names, e.Name)
+		}
+		// Without a look the model alone answers.
+		others, _ = w.look(names...)
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if t := w.model.CulpritOf(e, others); t != nil {
+		copied := *t
+		e.Culprit = &copied
+		e.Reason = reasonOf(e, t)
+	} else if e.Reason == "" {
+		e.Reason = "what is in the way lies in no namespace that can be reached"
+	}
+}
+
+func reasonOf(e *Event, t *Track) string {
+	state := "DOWN"
+	if t.Up {
+		state = "UP"
+	}
+	switch {
+	case t.Name == e.Name && t.NetNS == e.NetNS && t.Kind != Kind:
+		return fmt.Sprintf("a device of kind %q bears the name, %s", t.Kind, state)
+	case t.Name == e.Name && t.NetNS == e.NetNS:
+		return fmt.Sprintf("a device of that name exists already, %s", state)
+	default:
+		return fmt.Sprintf("VNI %d is taken by %q, %s", t.VNI, t.Name, state)
+	}
+}
