@@ -1,0 +1,445 @@
+//go:build vm
+
+package vmtests
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
+	"github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
+)
+
+var (
+	flagKernel   = flag.String("kernel", "", "run on these lines of the matrix only, by name or series, separated by commas")
+	flagScenario = flag.String("scenario", "", "run only scenarios whose name matches this regular expression")
+	flagShell    = flag.Bool("shell", false, "give a shell in the guest of the first selected kernel instead of running tests")
+	flagImage    = flag.String("image", "base", "root image of the shell")
+	flagRefresh  = flag.Bool("refresh", false, "fetch the package lists anew, and with them newer kernels")
+	flagAccel    = flag.String("accel", "", "kvm or tcg; the default is kvm where a kernel boots under it")
+	flagUpdate   = flag.Bool("update", false, "rewrite the recorded answers of iotrace-bpf check")
+)
+
+// scenario is one test in a guest. Its name is an identifier.
+type scenario struct {
+	name string
+	run  func(*guest.Guest)
+	// since is the first kernel series that supports it ("6.12"); on older ones
+	// it does not run, and why stands in the table of what is supported where.
+	since string
+	// before is the first series that no longer has it.
+	before string
+	// cgroup limits it to these modes: "v2", "v1 hybrid".
+	cgroup string
+	why    string
+	// smoke marks the few that run on a smoke line of the matrix as well.
+	smoke bool
+}
+
+// suite is the test of one source: what its guests need and what runs in them.
+type suite struct {
+	source    string
+	image     string   // of images(); default base
+	memory    int      // MiB; default 1024
+	disk      int64    // MiB of each scratch disk; default 1024
+	append    []string // words for the kernel's command line
+	deadline  time.Duration
+	noTracer  bool // needs no iotrace-bpf
+	scenarios []scenario
+}
+
+// supports says whether a scenario is to run on a line of the matrix.
+func (s scenario) supports(k Kernel) bool {
+	if s.since != "" && seriesLess(k.Series, s.since) || s.before != "" && !seriesLess(k.Series, s.before) {
+		return false
+	}
+	if s.cgroup != "" && !strings.Contains(" "+s.cgroup+" ", " "+k.Cgroup+" ") {
+		return false
+	}
+	return !k.Smoke || s.smoke
+}
+
+func seriesLess(a, b string) bool {
+	var a1, a2, b1, b2 int
+	fmt.Sscanf(a, "%d.%d", &a1, &a2)
+	fmt.Sscanf(b, "%d.%d", &b1, &b2)
+	return a1 < b1 || a1 == b1 && a2 < b2
+}
+
+func TestMain(m *testing.M) {
+	guest.Main()
+	flag.Parse()
+	if *flagShell {
+		if err := shell(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// test runs the suite: on the host by booting a guest for each kernel, in the
+// guest by running the scenarios.
+func (s suite) test(t *testing.T) {
+	if guest.Inside() {
+		k := kernelInside(t)
+		for _, sc := range s.scenarios {
+			if sc.supports(k) {
+				t.Run(sc.name, func(t *testing.T) { sc.run(guest.New(t)) })
+			}
+		}
+		return
+	}
+	kernels, err := selected()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ran := 0
+	for _, k := range kernels {
+		if len(s.expected(t, k)) == 0 {
+			continue
+		}
+		ran++
+		t.Run(k.Name, func(t *testing.T) { s.boot(t, k) })
+	}
+	if ran == 0 && *flagScenario == "" {
+		t.Error("no kernel of the matrix runs any scenario of this suite")
+	}
+}
+
+// kernelInside finds the line of the matrix that this guest stands for: its
+// series and how cgroups are mounted. On a person's own machine, which is no line,
+// the same facts are read from the running system.
+func kernelInside(t *testing.T) Kernel {
+	g := guest.New(t)
+	major, minor := g.Kernel()
+	k := Kernel{Series: fmt.Sprintf("%d.%d", major, minor), Cgroup: "v2", Smoke: strings.Contains(g.ReadFile("/proc/cmdline"), "iotrace.smoke=1")}
+	if g.CgroupV1() {
+		k.Cgroup = "v1"
+		if strings.Contains(g.ReadFile("/proc/mounts"), " cgroup2 ") {
+			k.Cgroup = "hybrid"
+		}
+	}
+	return k
+}
+
+func selected() ([]Kernel, error) {
+	var out []Kernel
+	for _, want := range strings.Split(*flagKernel, ",") {
+		n := len(out)
+		for _, k := range Matrix() {
+			if want == "" && !k.Smoke || want != "" && (k.Name == want || k.Series == want && !k.Smoke) {
+				out = append(out, k)
+			}
+		}
+		if len(out) == n {
+			return nil, fmt.Errorf("no line of the matrix is called %q", want)
+		}
+	}
+	return out, nil
+}
+
+// expected are the names of the scenarios that must run.
+func (s suite) expected(t *testing.T, k Kernel) []string {
+	re, err := regexp.Compile(*flagScenario)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, sc := range s.scenarios {
+		if sc.supports(k) && re.MatchString(sc.name) {
+			names = append(names, sc.name)
+		}
+	}
+	return names
+}
+
+// host is what all guests of a run share.
+type host struct {
+	cache  string
+	mirror vm.Mirror
+	work   string
+
+	mu    sync.Mutex
+	accel map[string]vm.Accel
+}
+
+var theHost = sync.OnceValues(func() (*host, error) {
+	ctx := context.Background()
+	cache, err := vm.CacheDir()
+	if err != nil {
+		return nil, err
+	}
+	m, err := vm.FindMirror(ctx)
+	if err != nil {
+		return nil, err
+	}
+	work := filepath.Join(cache, "build")
+	return &host{cache: cache, mirror: m, work: work, accel: map[string]vm.Accel{}}, os.MkdirAll(work, 0o755)
+})
+
+// prepare makes everything that a guest of this kernel boots from.
+func (h *host) prepare(ctx context.Context, k Kernel, image string, tracer bool) (vm.Guest, error) {
+	kernel, err := vm.FetchKernel(ctx, h.cache, h.mirror, k.Arch, k.Series, *flagRefresh)
+	if err != nil {
+		return vm.Guest{}, err
+	}
+	img, ok := images()[image]
+	if !ok {
+		return vm.Guest{}, fmt.Errorf("no image is called %q", image)
+	}
+	root, err := vm.BuildImage(ctx, h.cache, h.mirror, k.Arch, img)
+	if err != nil {
+		return vm.Guest{}, err
+	}
+	files := map[string]string{"init": filepath.Join(h.work, "vmtests.test-"+k.Arch)}
+	if err := h.build(ctx, k.Arch, files["init"], "test", "-c", "-tags", "vm", "-o", files["init"], "."); err != nil {
+		return vm.Guest{}, err
+	}
+	if tracer {
+		files["iotrace-bpf"] = filepath.Join(h.work, "iotrace-bpf-"+k.Arch)
+		if err := h.build(ctx, k.Arch, files["iotrace-bpf"], "build", "-o", files["iotrace-bpf"], "../cmd/iotrace-bpf"); err != nil {
+			return vm.Guest{}, err
+		}
+	}
+	initramfs := filepath.Join(h.work, "initramfs-"+k.Arch)
+	if err := vm.WriteInitramfs(initramfs, files); err != nil {
+		return vm.Guest{}, err
+	}
+	g := vm.Guest{Kernel: kernel, Root: root, Initramfs: initramfs, MemoryMiB: 1024, DiskMiB: 1024, Accel: h.acceleration(ctx, kernel),
+		Append: []string{"iotrace.cgroup=" + k.Cgroup}, Deadline: 10 * time.Minute}
+	if k.Smoke {
+		g.Append = append(g.Append, "iotrace.smoke=1")
+	}
+	return g, nil
+}
+
+// build runs the go command for the guest: static, so that it runs under any
+// root. The go command's own cache makes the second time cheap.
+func (h *host) build(ctx context.Context, arch, _ string, args ...string) error {
+	cmd := exec.CommandContext(ctx, "go", args...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOFLAGS=")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return nil
+}
+
+func (h *host) acceleration(ctx context.Context, k vm.Kernel) vm.Accel {
+	if *flagAccel != "" {
+		return vm.Accel(*flagAccel)
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, ok := h.accel[k.Arch]; !ok {
+		h.accel[k.Arch] = vm.Probe(ctx, k)
+	}
+	return h.accel[k.Arch]
+}
+
+// boot runs the suite's guest for one kernel and turns what it reported into
+// subtests. Whatever was not reported as passed has failed.
+func (s suite) boot(t *testing.T, k Kernel) {
+	h, err := theHost()
+	if err != nil {
+		t.Fatal(err)
+	}
+	image := s.image
+	if image == "" {
+		image = "base"
+	}
+	g, err := h.prepare(t.Context(), k, image, !s.noTracer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.memory != 0 {
+		g.MemoryMiB = s.memory
+	}
+	if s.disk != 0 {
+		g.DiskMiB = s.disk
+	}
+	if s.deadline != 0 {
+		g.Deadline = s.deadline
+	}
+	names := s.expected(t, k)
+	// iotrace.run is the test to run; the scenarios follow behind a slash.
+	run := "^" + t.Name()[:strings.Index(t.Name(), "/")] + "$/^(" + strings.Join(names, "|") + ")$"
+	g.Append = append(append(g.Append, s.append...), "iotrace.run="+run, "iotrace.timeout="+strconv.Itoa(int(g.Deadline.Seconds())-45)+"s")
+
+	var console, raw bytes.Buffer
+	var bootErr error
+	for try := 1; ; try++ {
+		console.Reset()
+		raw.Reset()
+		g.Console, g.Results = &console, &raw
+		begin := time.Now()
+		bootErr = g.Boot(t.Context())
+		t.Logf("kernel %s, %s, %d MiB: guest ran for %s", g.Kernel.Release, g.Accel, g.MemoryMiB, time.Since(begin).Round(100*time.Millisecond))
+		// Emulation is known to kill a kernel early in its life now and then.
+		// Once a test has begun nothing is tried again.
+		if try == 1 && raw.Len() == 0 && vm.Panicked(console.Bytes()) {
+			t.Logf("kernel panic before the first test; trying once more\n%s", lastLines(console.String(), 40))
+			continue
+		}
+		break
+	}
+	rep := parseGuest(raw.Bytes())
+	bad := vm.Trouble(console.Bytes())
+	healthy := bootErr == nil && rep.exited && len(bad) == 0
+
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) {
+			r := rep.tests[name]
+			switch {
+			case r == nil:
+				t.Error("did not run")
+			case r.action == "pass":
+				t.Logf("%.1fs in the guest\n%s", r.elapsed, r.output.String())
+			case r.action == "":
+				t.Errorf("began and never ended\n%s", r.output.String())
+			default: // fail, and skip too: what a kernel cannot do is declared, not found out
+				t.Errorf("%s\n%s", r.action, r.output.String())
+			}
+			delete(rep.tests, name)
+		})
+	}
+	for name, r := range rep.tests {
+		t.Errorf("guest reported a test that was not expected: %s: %s", name, r.action)
+	}
+	if bootErr != nil {
+		t.Errorf("guest: %v", bootErr)
+	}
+	if !rep.exited {
+		t.Error("guest never reported the end of its tests")
+	} else if rep.status != 0 && !t.Failed() {
+		t.Errorf("tests in the guest exited with status %d", rep.status)
+	}
+	if len(bad) > 0 {
+		t.Errorf("the kernel complained:\n%s", strings.Join(bad, "\n"))
+	}
+	if t.Failed() {
+		t.Logf("output outside of tests:\n%s", rep.outside.String())
+		if rep.dmesg.Len() > 0 {
+			t.Logf("kernel log:\n%s", lastLines(rep.dmesg.String(), 60))
+		}
+		if !healthy {
+			t.Logf("console:\n%s", lastLines(console.String(), 120))
+		}
+	}
+}
+
+type guestTest struct {
+	action  string
+	elapsed float64
+	output  strings.Builder
+}
+
+type guestReport struct {
+	tests   map[string]*guestTest // by the scenario's name
+	outside strings.Builder
+	dmesg   strings.Builder
+	exited  bool
+	status  int
+}
+
+// parseGuest turns a guest's stream into results. test2json, which the go
+// command uses itself, tells test output from test results.
+func parseGuest(raw []byte) *guestReport {
+	rep := &guestReport{tests: map[string]*guestTest{}}
+	var stream bytes.Buffer
+	for _, line := range bytes.SplitAfter(raw, []byte("\n")) {
+		text := strings.TrimRight(string(line), "\r\n")
+		switch {
+		case strings.HasPrefix(text, guest.ExitPrefix):
+			n, err := strconv.Atoi(strings.TrimPrefix(text, guest.ExitPrefix))
+			rep.exited, rep.status = err == nil, n
+		case strings.HasPrefix(text, guest.DmesgPrefix):
+			fmt.Fprintln(&rep.dmesg, strings.TrimPrefix(text, guest.DmesgPrefix))
+		default:
+			stream.Write(line)
+		}
+	}
+	cmd := exec.Command("go", "tool", "test2json")
+	cmd.Stdin = &stream
+	out, err := cmd.Output()
+	if err != nil {
+		fmt.Fprintf(&rep.outside, "test2json: %v\n", err)
+	}
+	lines := bufio.NewScanner(bytes.NewReader(out))
+	lines.Buffer(nil, 1<<24)
+	for lines.Scan() {
+		var e struct {
+			Action, Test, Output string
+			Elapsed              float64
+		}
+		if json.Unmarshal(lines.Bytes(), &e) != nil {
+			continue
+		}
+		parts := strings.SplitN(e.Test, "/", 3)
+		if len(parts) < 2 {
+			rep.outside.WriteString(e.Output)
+			continue
+		}
+		r := rep.tests[parts[1]]
+		if r == nil {
+			r = &guestTest{}
+			rep.tests[parts[1]] = r
+		}
+		switch {
+		case e.Action == "output":
+			r.output.WriteString(e.Output)
+		case len(parts) == 2 && (e.Action == "pass" || e.Action == "fail" || e.Action == "skip"):
+			r.action, r.elapsed = e.Action, e.Elapsed
+		case len(parts) == 3 && e.Action == "skip":
+			r.output.WriteString("a part of it was skipped: " + parts[2] + "\n")
+		}
+	}
+	return rep
+}
+
+func lastLines(s string, n int) string {
+	lines := strings.Split(strings.TrimRight(strings.ReplaceAll(s, "\r", ""), "\n"), "\n")
+	if len(lines) > n {
+		lines = lines[len(lines)-n:]
+	}
+	return strings.Join(lines, "\n")
+}
+
+// shell boots the first selected kernel for a person.
+func shell() error {
+	h, err := theHost()
+	if err != nil {
+		return err
+	}
+	kernels, err := selected()
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat("../cmd/iotrace-bpf"); err != nil {
+		return errors.New("run this in the folder vmtests: it builds the tracer")
+	}
+	ctx := context.Background()
+	g, err := h.prepare(ctx, kernels[0], *flagImage, true)
+	if err != nil {
+		return err
+	}
+	g.Terminal, g.MemoryMiB, g.Deadline = true, 2048, 24*time.Hour
+	g.Append = append(g.Append, "iotrace.shell=1")
+	fmt.Printf("kernel %s, %s; Ctrl-A X ends the machine\n", g.Kernel.Release, g.Accel)
+	return g.Boot(ctx)
+}

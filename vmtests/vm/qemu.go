@@ -1,0 +1,214 @@
+package vm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+)
+
+// ResultsPort is the name of the virtio-serial port on which the guest reports.
+const ResultsPort = "iotrace.results"
+
+// Serial numbers by which the guest finds its disks: device names depend on
+// probing order.
+const (
+	SerialRoot    = "iotroot"
+	SerialModules = "iotmodules"
+	SerialNVMe    = "iotnvme"   // scratch disk on NVMe
+	SerialVirtio  = "iotvirtio" // scratch disk on virtio-blk
+)
+
+// Guest is one virtual machine to boot.
+type Guest struct {
+	Kernel    Kernel
+	Root      string // image of BuildImage; what the guest writes to it is thrown away
+	Initramfs string
+	Append    []string // more words for the kernel's command line
+	MemoryMiB int
+	DiskMiB   int64         // size of each scratch disk
+	Accel     Accel         // how to run it
+	Deadline  time.Duration // killed after this
+	Console   io.Writer     // everything the kernel says; may be nil
+	Results   io.Writer     // everything the guest reports, as it comes
+	Terminal  bool          // the console is this process's terminal: a shell for a person
+}
+
+// Accel is QEMU's way to run guest code.
+type Accel string
+
+// KVM runs on the processor, TCG emulates it.
+const (
+	KVM Accel = "kvm"
+	TCG Accel = "tcg"
+)
+
+// ErrDeadline means that the guest had to be killed.
+var ErrDeadline = errors.New("guest was killed at its deadline")
+
+func program(arch string) (string, error) {
+	switch arch {
+	case "amd64":
+		return "qemu-system-x86_64", nil
+	case "arm64":
+		return "qemu-system-aarch64", nil
+	}
+	return "", fmt.Errorf("no QEMU known for architecture %q", arch)
+}
+
+// args builds QEMU's command line. dir holds scratch files and the results socket.
+func (g Guest) args(dir string) ([]string, error) {
+	var a []string
+	console := "ttyS0"
+	switch {
+	case g.Kernel.Arch == "arm64" && g.Accel == KVM:
+		a, console = append(a, "-machine", "virt", "-cpu", "host"), "ttyAMA0"
+	case g.Kernel.Arch == "arm64":
+		// pauth-impdef: the architected pointer-authentication hash takes most
+		// of an emulated guest's time.
+		a, console = append(a, "-machine", "virt", "-cpu", "max,pauth-impdef=on"), "ttyAMA0"
+	case g.Accel == KVM:
+		a = append(a, "-machine", "q35", "-cpu", "host")
+	default:
+		// cx16=off: QEMU 7.2 mis-executes cmpxchg16b, and 6.12 guests then
+		// corrupt their slabs at random.
+		a = append(a, "-machine", "q35", "-cpu", "max,cx16=off")
+	}
+	a = append(a, "-accel", string(g.Accel), "-smp", "2", "-m", fmt.Sprint(g.MemoryMiB),
+		"-nodefaults", "-no-reboot", "-display", "none", "-nic", "none",
+		"-kernel", g.Kernel.Image, "-initrd", g.Initramfs)
+	drive := func(id, file, options string) {
+		a = append(a, "-drive", "if=none,id="+id+",format=raw,file="+strings.ReplaceAll(file, ",", ",,")+options)
+	}
+	drive("root", g.Root, ",snapshot=on")
+	drive("modules", g.Kernel.Modules, ",readonly=on")
+	a = append(a, "-device", "nvme,drive=root,serial="+SerialRoot, "-device", "nvme,drive=modules,serial="+SerialModules)
+	for _, serial := range []string{SerialNVMe, SerialVirtio} {
+		file := filepath.Join(dir, serial+".raw")
+		f, err := os.Create(file)
+		if err != nil {
+			return nil, err
+		}
+		err = f.Truncate(g.DiskMiB << 20)
+		if cerr := f.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			return nil, err
+		}
+		drive(serial, file, ",cache=unsafe,discard=unmap")
+	}
+	a = append(a, "-device", "nvme,drive="+SerialNVMe+",serial="+SerialNVMe,
+		"-device", "virtio-blk-pci,drive="+SerialVirtio+",serial="+SerialVirtio,
+		"-device", "virtio-scsi-pci", "-device", "virtio-serial-pci",
+		"-chardev", "socket,id=results,path="+filepath.Join(dir, "results.sock"),
+		"-device", "virtserialport,chardev=results,name="+ResultsPort)
+	if g.Terminal {
+		a = append(a, "-chardev", "stdio,id=console,mux=on,signal=off", "-serial", "chardev:console", "-mon", "chardev=console")
+	} else {
+		a = append(a, "-serial", "stdio")
+	}
+	// oops=panic and panic=-1 end QEMU at once, so that a broken guest is never
+	// waited for. The time-outs are generous, because an emulated processor on a
+	// busy machine is slow, not stuck.
+	words := append([]string{"console=" + console, "panic=-1", "oops=panic", "loglevel=5", "rcupdate.rcu_cpu_stall_timeout=90",
+		"watchdog_thresh=60", "net.ifnames=0", "mitigations=off", "random.trust_cpu=on"}, g.Append...)
+	return append(a, "-append", strings.Join(words, " ")), nil
+}
+
+// Boot runs the guest to its end. The error says what went wrong with the
+// machine itself, not with tests in it.
+func (g Guest) Boot(ctx context.Context) error {
+	qemu, err := program(g.Kernel.Arch)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "iotrace-vm-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	args, err := g.args(dir)
+	if err != nil {
+		return err
+	}
+	ln, err := net.Listen("unix", filepath.Join(dir, "results.sock"))
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, g.Deadline)
+	defer cancel()
+	var wg sync.WaitGroup
+	wg.Add(1)
+	go func() { // ends when QEMU closes its end or the listener is closed
+		defer wg.Done()
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		if g.Results != nil {
+			_, _ = io.Copy(g.Results, c)
+		}
+	}()
+	cmd := exec.CommandContext(ctx, qemu, args...)
+	var stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = g.Console, &stderr
+	if g.Terminal {
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	}
+	runErr := cmd.Run()
+	ln.Close()
+	wg.Wait()
+	if ctx.Err() == context.DeadlineExceeded {
+		return fmt.Errorf("%w of %s", ErrDeadline, g.Deadline)
+	}
+	if runErr != nil {
+		return fmt.Errorf("%s: %w\n%s", qemu, runErr, tail(stderr.Bytes(), 2000))
+	}
+	return nil
+}
+
+// kvmProbe is how long a kernel gets to say its first word under KVM.
+const kvmProbe = 15 * time.Second
+
+// Probe finds out whether KVM runs this kernel. A /dev/kvm that can be opened
+// is not enough: nested ones start a guest and then fail at some instruction. So
+// the kernel is booted, without a root, until it gives up for want of one.
+func Probe(ctx context.Context, k Kernel) Accel {
+	hostArch := map[string]string{"x86_64": "amd64", "aarch64": "arm64"}
+	out, err := exec.CommandContext(ctx, "uname", "-m").Output()
+	if err != nil || hostArch[strings.TrimSpace(string(out))] != k.Arch {
+		return TCG
+	}
+	f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		return TCG
+	}
+	f.Close()
+	qemu, err := program(k.Arch)
+	if err != nil {
+		return TCG
+	}
+	machine, console := "q35", "ttyS0"
+	if k.Arch == "arm64" {
+		machine, console = "virt", "ttyAMA0"
+	}
+	ctx, cancel := context.WithTimeout(ctx, kvmProbe)
+	defer cancel()
+	said, err := exec.CommandContext(ctx, qemu, "-machine", machine, "-accel", "kvm", "-cpu", "host", "-smp", "2", "-m", "512",
+		"-nodefaults", "-no-reboot", "-display", "none", "-nic", "none", "-serial", "stdio",
+		"-kernel", k.Image, "-append", "panic=-1 console="+console).Output()
+	if err != nil || !bytes.Contains(said, []byte("Unable to mount root fs")) {
+		return TCG
+	}
+	return KVM
+}
