@@ -1,0 +1,778 @@
+package output
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"regexp"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/elastic/go-elasticsearch/v9/esapi"
+)
+
+// ElasticsearchOptions says where documents go and what may be spent on the
+// way. The zero value of a limit is its default.
+type ElasticsearchOptions struct {
+	// URLs are nodes of one cluster; they are used in turn.
+	URLs        []string
+	Credentials ElasticsearchCredentials
+	// Flavour is asked from the server unless it is given.
+	Flavour Flavour
+
+	// SpoolDir is a directory for what the server does not take now. Empty:
+	// documents that do not fit into the queue are lost. Only one process can
+	// use a directory.
+	SpoolDir   string
+	SpoolBytes int64 // on disk; 256 MiB by default
+
+	QueueBytes     int           // in memory, before the spool; 32 MiB by default
+	BatchBytes     int           // of a request, before compression; 4 MiB by default
+	FlushInterval  time.Duration // longest wait for a batch to fill; 1 s by default
+	RequestTimeout time.Duration // 60 s by default
+
+	// Logger gets one record when delivery starts to fail and one when it works
+	// again; nil discards them.
+	Logger *slog.Logger
+
+	// Of setup only.
+	Setup ElasticsearchSetup
+
+	retry, slowRetry retryRange // tests are in a hurry
+}
+
+// retryRange bounds waits: the first is at most first, the longest max.
+type retryRange struct{ first, max time.Duration }
+
+// fullJitter returns waits that are uniform between nothing and a bound that
+// doubles.
+func (r retryRange) fullJitter() *backoff.ExponentialBackOff {
+	return &backoff.ExponentialBackOff{InitialInterval: r.first / 2, RandomizationFactor: 1, Multiplier: 2, MaxInterval: r.max / 2}
+}
+
+// between returns waits that are uniform between first and max.
+func (r retryRange) between() *backoff.ExponentialBackOff {
+	mid := (r.first + r.max) / 2
+	return &backoff.ExponentialBackOff{InitialInterval: mid, RandomizationFactor: float64(r.max-r.first) / float64(r.max+r.first), Multiplier: 1, MaxInterval: mid}
+}
+
+const (
+	defaultSpoolBytes     = 256 << 20
+	defaultQueueBytes     = 32 << 20
+	defaultBatchBytes     = 4 << 20
+	minBatchBytes         = 64 << 10
+	maxBatchBytes         = 32 << 20
+	maxBatchDocs          = 10000
+	defaultFlushInterval  = time.Second
+	defaultRequestTimeout = time.Minute
+)
+
+func (o *ElasticsearchOptions) setDefaults() error {
+	setDefault(&o.SpoolBytes, defaultSpoolBytes)
+	setDefault(&o.QueueBytes, defaultQueueBytes)
+	setDefault(&o.BatchBytes, defaultBatchBytes)
+	setDefault(&o.FlushInterval, defaultFlushInterval)
+	setDefault(&o.RequestTimeout, defaultRequestTimeout)
+	setDefault(&o.retry, retryRange{time.Second, time.Minute})
+	setDefault(&o.slowRetry, retryRange{30 * time.Second, time.Minute})
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	switch {
+	case o.SpoolBytes < 0 || o.QueueBytes < 0 || o.BatchBytes < 0 || o.FlushInterval < 0 || o.RequestTimeout < 0:
+		return errors.New("a limit of the Elasticsearch output is negative")
+	case o.BatchBytes < minBatchBytes || o.BatchBytes > maxBatchBytes:
+		return fmt.Errorf("batch size %d is not between %d and %d bytes", o.BatchBytes, minBatchBytes, maxBatchBytes)
+	case o.QueueBytes < o.BatchBytes:
+		return fmt.Errorf("queue of %d bytes is smaller than a batch of %d", o.QueueBytes, o.BatchBytes)
+	}
+	return nil
+}
+
+func setDefault[T comparable](v *T, def T) {
+	var zero T
+	if *v == zero {
+		*v = def
+	}
+}
+
+// ElasticsearchStats counts documents since NewElasticsearch. Accepted and
+// Recovered together are always the sum of Delivered, Duplicates,
+// SoftFailures, DeadLettered, Dropped and Pending.
+type ElasticsearchStats struct {
+	Accepted  uint64 // taken by Ship
+	Recovered uint64 // found in the spool when it was opened
+
+	Delivered    uint64 // stored by the server
+	Duplicates   uint64 // the server had them already
+	SoftFailures uint64 // stored in the failure store of the stream
+	DeadLettered uint64 // refused for good: see dead-letter.ndjson in the spool directory
+	Dropped      uint64 // lost: no room, neither in memory nor on disk
+	Pending      uint64 // in memory, on disk or on their way
+
+	// Conflicts are those of Duplicates that the server had at their first
+	// attempt: two different documents of one series and time.
+	Conflicts uint64
+
+	Requests   uint64 // _bulk requests
+	Failures   uint64 // requests that failed as a whole
+	Retries    uint64 // documents that had to be sent again
+	Spooled    uint64 // those of Pending that are on disk
+	SpoolBytes int64  // disk space in use
+	QueueBytes int    // memory in use
+	Failing    bool   // the last attempt failed
+	LastError  string // why; safe to print
+}
+
+// Lost returns the number of documents that no server will ever have.
+func (s *ElasticsearchStats) Lost() uint64 { return s.Dropped + s.DeadLettered }
+
+// Elasticsearch ships documents to data streams of Elasticsearch or
+// OpenSearch. Documents wait in memory while the server keeps up; as soon as
+// it does not, they go to the spool, so that what a crash of ours can lose is
+// about one flush interval. Nothing is written to disk while all is well: we
+// measure this host's disks.
+//
+// A document may be sent more than once but is stored once: data streams get
+// the same document id at every attempt, time series streams make one from
+// dimensions and time. (Ids are checked within a backing index: a document
+// that was stored right before a rollover, and whose reply was lost, can be
+// there twice.)
+type Elasticsearch struct {
+	opt    ElasticsearchOptions
+	log    *slog.Logger
+	client *esClient
+
+	mu       sync.Mutex
+	queue    []spooled
+	queued   int // bytes in queue
+	inFlight int // documents taken from queue or retry, not settled yet
+	stats    ElasticsearchStats
+	closed   bool
+	seq      uint64
+
+	run  [8]byte       // makes ids differ between runs and hosts
+	full chan struct{} // a batch is in the queue, or half of the queue is used
+
+	stop    context.CancelFunc // ends everything, requests included
+	closing chan struct{}      // ends after delivering what is there
+	done    chan struct{}
+
+	// The rest belongs to loop.
+	spool      *spool
+	dead       *deadLetters
+	srv        *esServer
+	retry      []spooled // in memory for want of a spool that takes them
+	batchLimit int
+	spoolTurn  bool
+	failing    bool
+	spoolBad   bool
+	fast, slow *backoff.ExponentialBackOff
+	tick       *time.Ticker
+}
+
+// NewElasticsearch starts to ship. An unreachable server is no error, a spool
+// that cannot be used is. ctx bounds the shipper's life; Close ends it in an
+// orderly way.
+func NewElasticsearch(ctx context.Context, opt ElasticsearchOptions) (*Elasticsearch, error) {
+	if err := opt.setDefaults(); err != nil {
+		return nil, err
+	}
+	client, err := newESClient(opt.URLs, opt.Credentials, opt.Flavour, opt.Logger)
+	if err != nil {
+		return nil, err
+	}
+	e := &Elasticsearch{
+		opt: opt, log: opt.Logger, client: client,
+		full: make(chan struct{}, 1), closing: make(chan struct{}), done: make(chan struct{}),
+		batchLimit: opt.BatchBytes, fast: opt.retry.fullJitter(), slow: opt.slowRetry.between(),
+	}
+	if _, err := rand.Read(e.run[:]); err != nil {
+		return nil, err
+	}
+	if opt.SpoolDir != "" {
+		var moved string
+		if e.spool, moved, err = openSpool(opt.SpoolDir, opt.SpoolBytes); err != nil {
+			return nil, err
+		}
+		if moved != "" {
+			e.log.Error("spool was damaged: its documents are lost", "moved to", moved)
+		}
+		e.stats.Recovered = e.spool.docs
+		e.stats.Spooled, e.stats.SpoolBytes = e.spool.docs, e.spool.bytes
+		e.dead = newDeadLetters(opt.SpoolDir)
+	}
+	ctx, e.stop = context.WithCancel(ctx)
+	e.tick = time.NewTicker(opt.FlushInterval)
+	go e.loop(ctx)
+	return e, nil
+}
+
+// streamName is what a data stream of ours may be called. Nothing in it needs
+// escaping in JSON.
+var streamName = regexp.MustCompile(`^(logs|metrics)-[a-z0-9][a-z0-9._]*-[a-z0-9][a-z0-9._]*$`)
+
+// Errors of Ship.
+var (
+	ErrShipperClosed   = errors.New("elasticsearch output is closed")
+	errDocumentShape   = errors.New("document is not one JSON object on one line")
+	errDocumentTooLong = errors.New("document is longer than a batch")
+)
+
+// Ship takes a document for a data stream such as metrics-iotrace.io-default.
+// It copies doc and never waits: when there is no room, the oldest documents
+// are dropped and counted. An error means that this document was not taken.
+func (e *Elasticsearch) Ship(stream string, doc []byte) error {
+	doc = bytes.TrimSuffix(doc, []byte{'\n'})
+	switch {
+	case len(stream) > 255 || !streamName.MatchString(stream):
+		return fmt.Errorf("data stream name %q is not valid", cut(stream, 100))
+	case len(doc) < 2 || doc[0] != '{' || doc[len(doc)-1] != '}' || bytes.IndexByte(doc, '\n') >= 0 || bytes.IndexByte(doc, '\r') >= 0:
+		return errDocumentShape
+	case len(doc) > minBatchBytes/2 && len(doc) > e.opt.BatchBytes/2:
+		return fmt.Errorf("%w: %d bytes", errDocumentTooLong, len(doc))
+	}
+	d := spooled{Stream: stream, Body: bytes.Clone(doc)}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return ErrShipperClosed
+	}
+	e.seq++
+	d.ID = e.id(e.seq)
+	e.stats.Accepted++
+	e.enqueue(d)
+	// The spool must empty the queue before it is full.
+	if e.queued >= min(e.opt.BatchBytes, e.opt.QueueBytes/2) {
+		select {
+		case e.full <- struct{}{}:
+		default:
+		}
+	}
+	return nil
+}
+
+func (e *Elasticsearch) id(seq uint64) string {
+	var b [16]byte
+	copy(b[:], e.run[:])
+	binary.BigEndian.PutUint64(b[8:], seq)
+	return base64.RawURLEncoding.EncodeToString(b[:])
+}
+
+// enqueue adds a document and drops the oldest ones that no longer fit.
+func (e *Elasticsearch) enqueue(d spooled) {
+	e.queue = append(e.queue, d)
+	e.queued += d.size()
+	n := 0
+	for e.queued > e.opt.QueueBytes {
+		e.queued -= e.queue[n].size()
+		e.queue[n] = spooled{}
+		n++
+	}
+	e.queue = e.queue[n:]
+	e.stats.Dropped += uint64(n)
+}
+
+// take removes up to max bytes of documents from the queue.
+func (e *Elasticsearch) take(max int) []spooled {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	n, size := 0, 0
+	for n < len(e.queue) && n < maxBatchDocs && (n == 0 || size+e.queue[n].size() <= max) {
+		size += e.queue[n].size()
+		n++
+	}
+	if n == 0 {
+		return nil
+	}
+	docs := slices.Clone(e.queue[:n])
+	clear(e.queue[:n])
+	e.queue = e.queue[n:]
+	if len(e.queue) == 0 {
+		e.queue = nil
+	}
+	e.queued -= size
+	e.inFlight += n
+	return docs
+}
+
+// drop counts documents that were in flight as lost.
+func (e *Elasticsearch) drop(n int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.inFlight -= n
+	e.stats.Dropped += uint64(n)
+}
+
+// Stats returns the counters.
+func (e *Elasticsearch) Stats() ElasticsearchStats {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s := e.stats
+	s.QueueBytes = e.queued
+	s.Pending = s.Accepted + s.Recovered - s.Delivered - s.Duplicates - s.SoftFailures - s.DeadLettered - s.Dropped
+	return s
+}
+
+// Close takes no more documents and delivers those it has. What the server
+// does not take stays in the spool for the next run; without a spool it is
+// tried again until ctx ends. The error tells how many documents were lost
+// for want of a spool, and nothing about those dropped before.
+func (e *Elasticsearch) Close(ctx context.Context) error {
+	e.mu.Lock()
+	first := !e.closed
+	e.closed = true
+	e.mu.Unlock()
+	if first {
+		close(e.closing)
+	}
+	select {
+	case <-e.done:
+	case <-ctx.Done():
+	}
+	e.stop()
+	<-e.done
+	if !first {
+		return nil
+	}
+	e.client.close()
+	e.tick.Stop()
+	var errs []error
+	if e.spool != nil {
+		errs = append(errs, e.spool.Close(), e.dead.Close())
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if n := len(e.queue) + e.inFlight; n > 0 {
+		e.stats.Dropped += uint64(n)
+		e.queue, e.queued, e.inFlight = nil, 0, 0
+		errs = append(errs, fmt.Errorf("%d documents were not delivered and are lost", n))
+	}
+	return errors.Join(errs...)
+}
+
+func (e *Elasticsearch) isClosing() bool {
+	select {
+	case <-e.closing:
+		return true
+	default:
+		return false
+	}
+}
+
+// loop is the one goroutine that sends and that owns the spool.
+func (e *Elasticsearch) loop(ctx context.Context) {
+	defer close(e.done)
+	defer e.keepRest()
+	due := false
+	for ctx.Err() == nil {
+		docs, fromSpool := e.next(due || e.isClosing())
+		if len(docs) > 0 {
+			due = false
+			if !e.deliver(ctx, docs, fromSpool) && e.isClosing() && e.spool != nil && !e.spoolBad {
+				return // the server is away and the spool is there
+			}
+			continue
+		}
+		if e.isClosing() {
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-e.closing:
+		case <-e.full:
+			due = true
+		case <-e.tick.C:
+			due = true
+		}
+	}
+}
+
+// next returns what to send now: documents that have waited longest first,
+// but new ones in turn with those of a long outage. due says that the queue's
+// documents need not wait for a full batch.
+func (e *Elasticsearch) next(due bool) (docs []spooled, fromSpool bool) {
+	if len(e.retry) > 0 {
+		docs, e.retry = e.retry, nil
+		return docs, false
+	}
+	e.mu.Lock()
+	ready := e.queued >= e.batchLimit || due && len(e.queue) > 0
+	e.mu.Unlock()
+	if e.spool != nil && len(e.spool.chunks) > 0 && (e.spoolTurn || !ready) {
+		e.spoolTurn = false
+		docs, lost, err := e.spool.hold(e.batchLimit)
+		e.countSpool(lost)
+		if err != nil {
+			e.spoolFailed(err)
+		}
+		if len(docs) > 0 {
+			return docs, true
+		}
+	}
+	e.spoolTurn = true
+	if !ready {
+		return nil, false
+	}
+	return e.take(e.batchLimit), false
+}
+
+// deliver makes one attempt, or several where a request must be split, and
+// waits after a failure. It reports whether the server took its part.
+func (e *Elasticsearch) deliver(ctx context.Context, docs []spooled, fromSpool bool) bool {
+	first := !fromSpool && !e.failing
+	pieces := [][]spooled{docs}
+	var rest []spooled
+	var trouble *bulkResult
+	for len(pieces) > 0 && trouble == nil {
+		piece := pieces[len(pieces)-1]
+		pieces = pieces[:len(pieces)-1]
+		r := e.attempt(ctx, piece)
+		if r.items == nil && r.whole.verdict == verdictSplit && len(piece) > 1 {
+			half := len(piece) / 2
+			pieces = append(pieces, piece[half:], piece[:half])
+			e.batchLimit = max(e.batchLimit/2, minBatchBytes)
+			e.log.Warn("server takes no requests of this size", "documents", len(piece), "batch size", e.batchLimit)
+			continue
+		}
+		again := e.book(piece, &r, fromSpool, first)
+		rest = append(rest, again...)
+		if len(again) > 0 {
+			trouble = &r
+		}
+	}
+	for _, p := range slices.Backward(pieces) {
+		rest = append(rest, p...)
+	}
+	e.settle(rest, fromSpool)
+	if trouble == nil {
+		e.recovered()
+		return true
+	}
+	e.troubled(ctx, trouble, len(rest))
+	return false
+}
+
+// attempt sends one request while documents keep coming.
+func (e *Elasticsearch) attempt(ctx context.Context, docs []spooled) bulkResult {
+	ctx, cancel := context.WithTimeout(ctx, e.opt.RequestTimeout)
+	defer cancel()
+	result := make(chan bulkResult, 1)
+	srv := e.srv
+	go func() {
+		if srv == nil {
+			var failed *bulkResult
+			if srv, failed = e.prepare(ctx); failed != nil {
+				result <- *failed
+				return
+			}
+		}
+		r := e.client.bulk(ctx, docs, srv)
+		if !r.net {
+			e.mu.Lock()
+			e.stats.Requests++
+			e.mu.Unlock()
+		}
+		result <- r
+	}()
+	for {
+		select {
+		case r := <-result:
+			e.srv = srv
+			if r.net {
+				e.srv = nil // whoever comes back may be another version
+			}
+			return r
+		case <-e.tick.C:
+			if e.failing {
+				e.spill()
+			}
+		case <-e.full:
+			e.mu.Lock()
+			crowded := e.queued > e.opt.QueueBytes/2
+			e.mu.Unlock()
+			if crowded || e.failing {
+				e.spill()
+			}
+		}
+	}
+}
+
+// prepare finds out what the server is, before the first documents and after
+// every loss of connection.
+func (e *Elasticsearch) prepare(ctx context.Context) (*esServer, *bulkResult) {
+	srv, err := e.client.detect(ctx)
+	if err == nil && !srv.requireDataStream() {
+		// Such a server would make plain indices of unknown streams.
+		err = e.client.checkTemplates(ctx, srv)
+	}
+	if err == nil {
+		return srv, nil
+	}
+	r := bulkResult{err: err, whole: itemResult{verdict: verdictRetry}}
+	if errors.As(err, &r.cause) {
+		if s := r.cause.status; s != http.StatusTooManyRequests && s < 500 {
+			r.whole.verdict = verdictConfig
+		}
+	} else {
+		r.net = true
+	}
+	return nil, &r
+}
+
+// checkTemplates fails where setup has not been run.
+func (c *esClient) checkTemplates(ctx context.Context, srv *esServer) error {
+	const name = "metrics-" + DatasetIO
+	res, err := esapi.IndicesExistsIndexTemplateRequest{Name: name}.Do(ctx, c)
+	if err != nil {
+		return err
+	}
+	rep, err := readReply(res)
+	if err != nil {
+		return err
+	}
+	switch {
+	case rep.status == http.StatusNotFound:
+		return &statusError{what: "looking for index template " + name, status: rep.status, reason: "run: iotrace-bpf elasticsearch setup"}
+	case rep.status == http.StatusOK, rep.status == http.StatusForbidden, rep.status == http.StatusUnauthorized:
+		// Who may not look may still write.
+		return nil
+	}
+	return rep.failure("looking for index template " + name)
+}
+
+// book counts the answers for docs and returns those to be sent again.
+func (e *Elasticsearch) book(docs []spooled, r *bulkResult, fromSpool, first bool) (again []spooled) {
+	var dead []deadLetter
+	e.mu.Lock()
+	s, settled, conflicts := &e.stats, 0, uint64(0)
+	for i := range docs {
+		it := r.whole
+		if r.items != nil {
+			it = r.items[i]
+		}
+		settled++
+		switch it.verdict {
+		case verdictDone:
+			s.Delivered++
+		case verdictDuplicate:
+			s.Duplicates++
+			if first {
+				conflicts++
+			}
+		case verdictSoft:
+			s.SoftFailures++
+		case verdictDead, verdictSplit:
+			s.DeadLettered++
+			dead = append(dead, deadLetter{Stream: docs[i].Stream, ID: docs[i].ID, Status: it.status, Type: it.kind, Reason: it.reason, Document: docs[i].Body})
+		case verdictRetry, verdictConfig:
+			settled--
+			s.Retries++
+			again = append(again, docs[i])
+			if r.items != nil && r.err == nil {
+				r.whole = it
+				r.err = &statusError{what: "shipping documents", status: it.status, kind: it.kind, reason: it.reason}
+			}
+			if it.verdict == verdictConfig {
+				r.whole.verdict = verdictConfig
+			}
+		}
+	}
+	s.Conflicts += conflicts
+	if r.items == nil && r.err != nil {
+		s.Failures++
+	}
+	if !fromSpool {
+		e.inFlight -= settled
+	}
+	e.mu.Unlock()
+	if conflicts > 0 {
+		e.log.Warn("server has other documents of the same series and time", "documents", conflicts)
+	}
+	if len(dead) > 0 {
+		d := &dead[0]
+		e.log.Error("server refuses documents for good", "documents", len(dead), "stream", d.Stream,
+			"status", d.Status, "error", strconv.Quote(cut(d.Type+" "+d.Reason, 300)))
+		if e.dead != nil {
+			if err := e.dead.write(dead); err != nil {
+				e.log.Error("dead letters cannot be kept", "error", err)
+			}
+		}
+	}
+	return again
+}
+
+// settle keeps rest, which is what is left of documents after an attempt.
+func (e *Elasticsearch) settle(rest []spooled, fromSpool bool) {
+	switch {
+	case fromSpool:
+		kept, err := e.spool.settle(rest)
+		if !kept {
+			e.mu.Lock()
+			e.inFlight += len(rest)
+			e.mu.Unlock()
+			e.retry = rest
+		}
+		if err != nil {
+			e.spoolFailed(err)
+		}
+	case len(rest) == 0:
+	case e.spool != nil && e.put(rest):
+	default:
+		e.retry = rest
+	}
+	e.countSpool(0)
+}
+
+// put moves documents that are in flight to the spool.
+func (e *Elasticsearch) put(docs []spooled) bool {
+	dropped, err := e.spool.put(docs)
+	e.countSpool(dropped)
+	if err != nil {
+		e.spoolFailed(err)
+		return false
+	}
+	e.mu.Lock()
+	e.inFlight -= len(docs)
+	e.mu.Unlock()
+	e.spoolBad = false
+	return true
+}
+
+// spill moves the queue to the spool.
+func (e *Elasticsearch) spill() {
+	for e.spool != nil {
+		docs := e.take(e.batchLimit)
+		if len(docs) == 0 {
+			return
+		}
+		if !e.put(docs) {
+			e.giveBack(docs)
+			return
+		}
+	}
+}
+
+// giveBack returns documents to the front of the queue, where the oldest of
+// them are dropped if there is no room.
+func (e *Elasticsearch) giveBack(docs []spooled) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.inFlight -= len(docs)
+	later := e.queue
+	e.queue, e.queued = nil, 0
+	for _, d := range append(docs, later...) {
+		e.enqueue(d)
+	}
+}
+
+func (e *Elasticsearch) countSpool(lost uint64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.stats.Dropped += lost
+	if e.spool != nil {
+		e.stats.Spooled, e.stats.SpoolBytes = e.spool.docs, e.spool.bytes
+	}
+}
+
+// spoolFailed says once that the spool does not work. A damaged one is
+// replaced.
+func (e *Elasticsearch) spoolFailed(err error) {
+	if !e.spoolBad {
+		e.log.Error("spool cannot be used: documents wait in memory only", "error", err)
+	}
+	e.spoolBad = true
+	if !errors.Is(err, errSpoolDamaged) {
+		return
+	}
+	lost, err := e.spool.reset()
+	e.countSpool(lost)
+	if err != nil {
+		e.log.Error("spool cannot be made anew", "error", err)
+		_ = e.spool.Close()
+		e.spool = nil
+	}
+}
+
+func (e *Elasticsearch) recovered() {
+	e.fast.Reset()
+	e.slow.Reset()
+	if !e.failing {
+		return
+	}
+	e.failing = false
+	e.mu.Lock()
+	e.stats.Failing, e.stats.LastError = false, ""
+	pending := e.stats
+	e.mu.Unlock()
+	e.log.Info("shipping works again", "server", e.srv.String(), "spool bytes", pending.SpoolBytes)
+}
+
+// troubled says that delivery fails, once, and waits. Meanwhile the queue
+// moves to the spool.
+func (e *Elasticsearch) troubled(ctx context.Context, r *bulkResult, n int) {
+	text := strconv.Quote(cut(r.err.Error(), 600))
+	if se := (*statusError)(nil); errors.As(r.err, &se) {
+		text = se.Error() // quotes what it must
+	}
+	e.mu.Lock()
+	changed := !e.failing || e.stats.LastError != text
+	e.stats.Failing, e.stats.LastError = true, text
+	e.mu.Unlock()
+	if changed && (!e.failing || r.whole.verdict == verdictConfig) {
+		e.log.Error("shipping fails", "error", text, "documents waiting", n)
+	}
+	e.failing = true
+	wait := e.fast.NextBackOff()
+	if r.whole.verdict == verdictConfig {
+		wait = e.slow.NextBackOff()
+	}
+	if r.cause != nil {
+		wait = max(wait, r.cause.after)
+	}
+	e.spill()
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	closing := e.closing
+	if e.isClosing() && (e.spool == nil || e.spoolBad) {
+		closing = nil // nowhere to leave the documents: go on until ctx ends
+		if r.cause == nil {
+			timer.Reset(min(wait, time.Second))
+		}
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-closing:
+			return
+		case <-timer.C:
+			return
+		case <-e.tick.C:
+			e.spill()
+		case <-e.full:
+			e.spill()
+		}
+	}
+}
+
+// keepRest puts what is in memory into the spool at the end.
+func (e *Elasticsearch) keepRest() {
+	if e.spool == nil {
+		return
+	}
+	e.spool.release()
+	if len(e.retry) > 0 && e.put(e.retry) {
+		e.retry = nil
+	}
+	e.spill()
+}

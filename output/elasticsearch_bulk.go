@@ -1,0 +1,206 @@
+package output
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/elastic/go-elasticsearch/v9/esapi"
+	"github.com/klauspost/compress/gzip"
+)
+
+// The client library's BulkIndexer is not used. It never retries an item that
+// the server turned away with 429, does not split a batch that is too big,
+// takes an item that went to the failure store for a success, and blocks
+// whoever adds a document while its queue is full. What a reply means is
+// therefore decided here; requests, nodes and credentials are the library's.
+
+// bulkActionOverhead is what an action line takes besides stream and id.
+const bulkActionOverhead = len(`{"create":{"_index":"","_id":""}}`) + 2
+
+// verdict is what becomes of a document after an attempt.
+type verdict uint8
+
+const (
+	verdictDone      verdict = iota // stored
+	verdictDuplicate                // stored before: an earlier reply was lost
+	verdictSoft                     // stored, but in the failure store
+	verdictRetry                    // server busy or away
+	verdictConfig                   // credentials or templates: retry, slowly
+	verdictDead                     // never going to be taken
+	verdictSplit                    // the request was too big
+)
+
+// itemResult is the answer for one document.
+type itemResult struct {
+	verdict verdict
+	status  int
+	kind    string
+	reason  string
+}
+
+// bulkResult is the answer for a request. With a nil items, whole holds for
+// every document.
+type bulkResult struct {
+	items []itemResult
+	whole itemResult
+	err   error // why the request as a whole failed; for people
+	cause *statusError
+	net   bool // no answer at all
+}
+
+// bulkBody writes the documents as a gzipped body of _bulk.
+func bulkBody(docs []spooled, srv *esServer) ([]byte, error) {
+	size := 0
+	for i := range docs {
+		size += docs[i].size()
+	}
+	var out bytes.Buffer
+	out.Grow(size/6 + 512)
+	zw, err := gzip.NewWriterLevel(&out, gzip.BestSpeed)
+	if err != nil {
+		return nil, err
+	}
+	timeSeries := srv.timeSeries()
+	var line []byte
+	for i := range docs {
+		d := &docs[i]
+		line = append(line[:0], `{"create":{"_index":"`...)
+		line = append(line, d.Stream...)
+		// A time series stream makes ids of its own, from the dimensions and
+		// the time, and refuses others: a repeated document is a conflict there
+		// as well.
+		if !timeSeries || !isTimeSeriesStream(d.Stream) {
+			line = append(line, `","_id":"`...)
+			line = append(line, d.ID...)
+		}
+		line = append(line, "\"}}\n"...)
+		line = append(line, d.Body...)
+		line = append(line, '\n')
+		if _, err := zw.Write(line); err != nil {
+			return nil, err
+		}
+	}
+	if err := zw.Close(); err != nil {
+		return nil, err
+	}
+	return out.Bytes(), nil
+}
+
+// isTimeSeriesStream tells whether setup makes the stream a time series where
+// the server has them.
+func isTimeSeriesStream(stream string) bool {
+	return strings.HasPrefix(stream, "metrics-"+DatasetIO+"-")
+}
+
+// bulk makes one attempt to deliver docs.
+func (c *esClient) bulk(ctx context.Context, docs []spooled, srv *esServer) bulkResult {
+	body, err := bulkBody(docs, srv)
+	if err != nil {
+		return bulkResult{whole: itemResult{verdict: verdictRetry}, err: err, net: true}
+	}
+	yes, no := true, false
+	req := esapi.BulkRequest{
+		Body:   bytes.NewReader(body),
+		Header: http.Header{"Content-Type": {"application/x-ndjson"}, "Content-Encoding": {"gzip"}},
+		// Status is in every item, so that none is left out and answers stay in
+		// step with documents.
+		FilterPath: []string{"errors", "items.*.status", "items.*.error.type", "items.*.error.reason", "items.*.failure_store"},
+	}
+	if srv.requireDataStream() {
+		req.RequireDataStream = &yes
+	}
+	if srv.hidesSource() {
+		req.IncludeSourceOnError = &no
+	}
+	res, err := req.Do(ctx, c)
+	if err != nil {
+		return bulkResult{whole: itemResult{verdict: verdictRetry}, err: err, net: true}
+	}
+	rep, err := readReply(res)
+	if err != nil {
+		return bulkResult{whole: itemResult{verdict: verdictRetry}, err: err, net: true}
+	}
+	return classify(rep, len(docs))
+}
+
+// classify says what a reply to a request of n documents means.
+func classify(rep *reply, n int) bulkResult {
+	if rep.status < 200 || rep.status > 299 {
+		e := rep.failure("shipping documents")
+		v := requestVerdict(e)
+		return bulkResult{whole: itemResult{verdict: v, status: e.status, kind: e.kind, reason: e.reason}, err: e, cause: e}
+	}
+	var doc struct {
+		Errors *bool `json:"errors"`
+		Items  []struct {
+			Create struct {
+				Status       int    `json:"status"`
+				FailureStore string `json:"failure_store"`
+				Error        struct {
+					Type   string `json:"type"`
+					Reason string `json:"reason"`
+				} `json:"error"`
+			} `json:"create"`
+		} `json:"items"`
+	}
+	err := json.Unmarshal(rep.body, &doc)
+	if err == nil && len(doc.Items) != n {
+		err = fmt.Errorf("reply has %d items for %d documents", len(doc.Items), n)
+	}
+	if err != nil {
+		// Something in between answered. The documents may be stored or not;
+		// sending them again does no harm.
+		return bulkResult{whole: itemResult{verdict: verdictRetry, status: rep.status}, err: fmt.Errorf("shipping documents: %w", err)}
+	}
+	r := bulkResult{items: make([]itemResult, n)}
+	for i := range doc.Items {
+		it := &doc.Items[i].Create
+		res := itemResult{status: it.Status, kind: it.Error.Type, reason: it.Error.Reason}
+		res.verdict = itemVerdict(it.Status, it.Error.Type, it.FailureStore)
+		r.items[i] = res
+	}
+	return r
+}
+
+// requestVerdict is for replies that are about the request as a whole.
+func requestVerdict(e *statusError) verdict {
+	switch s := e.status; {
+	case s == http.StatusRequestEntityTooLarge:
+		return verdictSplit
+	case s == http.StatusTooManyRequests, s >= 500, s == http.StatusRequestTimeout:
+		return verdictRetry
+	case s == http.StatusBadRequest:
+		// Every document was one line of JSON: a bug of ours, and the same
+		// request would fail for ever.
+		return verdictDead
+	}
+	// 401, 403: credentials. 404: no template. 3xx, 405, 406, 415: the URL is
+	// not that of a server of this kind. Somebody has to do something about it.
+	return verdictConfig
+}
+
+// itemVerdict is for a single document of a reply.
+func itemVerdict(status int, kind, failureStore string) verdict {
+	switch {
+	case status >= 200 && status <= 299:
+		if failureStore == "used" {
+			return verdictSoft
+		}
+		return verdictDone
+	case status == http.StatusConflict:
+		return verdictDuplicate
+	case status == http.StatusTooManyRequests, status >= 500, status < 100:
+		return verdictRetry
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		// Privileges, or an index that was made read-only.
+		return verdictConfig
+	case status == http.StatusNotFound && kind == "index_not_found_exception":
+		// What require_data_stream leads to without our template.
+		return verdictConfig
+	}
+	return verdictDead
+}

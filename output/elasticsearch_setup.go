@@ -1,0 +1,4 @@
+package output
+
+// ElasticsearchSetup says what SetupElasticsearch does besides templates.
+type ElasticsearchSetup struct{}
