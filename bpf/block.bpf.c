@@ -10,8 +10,9 @@
  * on every kernel since 5.10; block_rq_issue had a queue before it until 5.11
  * (a54895fa057c), which user space tells us.
  *
- * Each hook exists as raw tracepoint and as BTF-typed tracepoint; user space
- * keeps the one that the kernel allows.
+ * The two hooks that look into requests exist as raw tracepoint and as
+ * BTF-typed tracepoint, whose loads are cheaper; user space keeps the one that
+ * the kernel allows.
  */
 #include "account.h"
 #include "owner.h"
@@ -74,9 +75,22 @@ static __always_inline bool iot_op_has_pages(__u32 op)
 	       op != IOT_OP_WRITE_ZEROES;
 }
 
-static __always_inline __u32 iot_disk_dev(struct gendisk *disk)
+/* A field by plain load where the verifier knows the pointer's type, which costs less than a helper call. */
+#define LOAD(typed, ptr, field) ((typed) ? (ptr)->field : FIELD(ptr, field))
+
+static __always_inline __u32 iot_request_dev(struct request *rq, bool typed)
 {
-	return FIELD(disk, major) << 20 | FIELD(disk, first_minor);
+	struct request___5_16 *old = (void *)rq;
+	struct request_queue *q;
+	struct gendisk *disk;
+
+	if (bpf_core_field_exists(old->rq_disk)) {
+		disk = LOAD(typed, old, rq_disk);
+	} else {
+		q = LOAD(typed, rq, q);
+		disk = LOAD(typed, q, disk);
+	}
+	return LOAD(typed, disk, major) << 20 | LOAD(typed, disk, first_minor);
 }
 
 /* One request while its owners are found. */
@@ -257,20 +271,31 @@ static __noinline int iot_long_request(struct block_request *r, struct owner *o)
 	return iot_request_owner(o, r);
 }
 
-static __always_inline bool iot_read_request(struct block_request *r, struct request *rq)
+/* A pointer without its type, as functions of their own and plain arithmetic need it. */
+static __always_inline __u64 iot_untyped(const void *ptr)
 {
+	__u64 word = 0;
+
+	bpf_probe_read_kernel(&word, sizeof(word), &ptr);
+	return word;
+}
+
+static __always_inline bool iot_read_request(struct block_request *r, struct request *rq, bool typed)
+{
+	struct bio *bio;
 	__u32 op;
 
-	r->flags = FIELD(rq, cmd_flags);
+	r->flags = LOAD(typed, rq, cmd_flags);
 	op = r->flags & IOT_REQ_OP_MASK;
 	if (op >= IOT_REQ_DRIVER)
 		return false;
-	r->bytes = op == IOT_OP_FLUSH ? 0 : FIELD(rq, __data_len);
-	r->bio = FIELD(rq, bio);
+	r->bytes = op == IOT_OP_FLUSH ? 0 : LOAD(typed, rq, __data_len);
+	bio = LOAD(typed, rq, bio);
+	r->bio = typed ? (struct bio *)iot_untyped(bio) : bio;
 	r->usage.source = IOT_BLOCK;
 	r->usage.op = iot_op(op);
 	r->usage.flags = r->flags & IOT_REQ_META ? IOT_META : 0;
-	r->usage.dev = iot_disk_dev(iot_request_disk(rq));
+	r->usage.dev = iot_request_dev(rq, typed);
 	return true;
 }
 
@@ -319,15 +344,17 @@ static __always_inline void iot_block_record(struct request *rq, const struct us
 }
 
 /* Finds the owner or owners of a request and books it; flags says whether it goes out or comes back. */
-static __always_inline int iot_count(struct request *rq, __u8 flags)
+static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed)
 {
 	struct block_request r = {};
 	struct owner o = {};
 	struct inflight *f;
 	bool single = true;
 
-	if (!iot_read_request(&r, rq))
+	if (!iot_read_request(&r, rq, typed))
 		return 0;
+	if (typed)
+		rq = (struct request *)iot_untyped(rq);
 	r.usage.flags |= flags;
 	f = with_latency && flags ? iot_recall(rq) : NULL;
 	if (f) {
@@ -363,7 +390,8 @@ static __always_inline int iot_complete(struct request *rq, __u32 error, __u32 b
 	__u64 start, ns;
 
 	if (!f) {
-		if ((FIELD(rq, cmd_flags) & IOT_REQ_OP_MASK) < IOT_REQ_DRIVER)
+		/* A flush sequence completes its request once more, without bytes and without an issue. */
+		if (bytes && (FIELD(rq, cmd_flags) & IOT_REQ_OP_MASK) < IOT_REQ_DRIVER)
 			iot_lost(IOT_LOST_LATENCIES, 1);
 		return 0;
 	}
@@ -390,13 +418,13 @@ static __always_inline int iot_complete(struct request *rq, __u32 error, __u32 b
 SEC("raw_tp/block_rq_issue")
 int iot_rq_issue(__u64 *ctx)
 {
-	return iot_count((struct request *)RQ_ARG, 0);
+	return iot_count((struct request *)RQ_ARG, 0, false);
 }
 
 SEC("raw_tp/block_rq_requeue")
 int iot_rq_requeue(__u64 *ctx)
 {
-	return iot_count((struct request *)RQ_ARG, IOT_REQUEUED);
+	return iot_count((struct request *)RQ_ARG, IOT_REQUEUED, false);
 }
 
 SEC("raw_tp/block_rq_complete")
@@ -408,19 +436,13 @@ int iot_rq_complete(__u64 *ctx)
 SEC("tp_btf/block_rq_issue")
 int iot_rq_issue_btf(__u64 *ctx)
 {
-	return iot_count((struct request *)RQ_ARG, 0);
+	return iot_count((struct request *)RQ_ARG, 0, true);
 }
 
 SEC("tp_btf/block_rq_requeue")
 int iot_rq_requeue_btf(__u64 *ctx)
 {
-	return iot_count((struct request *)RQ_ARG, IOT_REQUEUED);
-}
-
-SEC("tp_btf/block_rq_complete")
-int iot_rq_complete_btf(__u64 *ctx)
-{
-	return iot_complete((struct request *)ctx[0], ctx[1], ctx[2]);
+	return iot_count((struct request *)RQ_ARG, IOT_REQUEUED, true);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

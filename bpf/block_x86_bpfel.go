@@ -16,34 +16,33 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	BlockMapComms             = "comms"
-	BlockMapDeadOwners        = "dead_owners"
-	BlockMapInflight          = "inflight"
-	BlockMapLatencies         = "latencies"
-	BlockMapLatencyA          = "latency_a"
-	BlockMapLosses            = "losses"
-	BlockMapNotes             = "notes"
-	BlockMapNotesLive         = "notes_live"
-	BlockMapNotices           = "notices"
-	BlockMapOverflow          = "overflow"
-	BlockMapRecords           = "records"
-	BlockMapUsageA            = "usage_a"
-	BlockMapUsages            = "usages"
-	BlockProgIotRqComplete    = "iot_rq_complete"
-	BlockProgIotRqCompleteBtf = "iot_rq_complete_btf"
-	BlockProgIotRqIssue       = "iot_rq_issue"
-	BlockProgIotRqIssueBtf    = "iot_rq_issue_btf"
-	BlockProgIotRqRequeue     = "iot_rq_requeue"
-	BlockProgIotRqRequeueBtf  = "iot_rq_requeue_btf"
-	BlockVarBlkcgUsable       = "blkcg_usable"
-	BlockVarByMount           = "by_mount"
-	BlockVarByProcess         = "by_process"
-	BlockVarHaveBpfLoop       = "have_bpf_loop"
-	BlockVarHierarchyId       = "hierarchy_id"
-	BlockVarRqIsSecondArg     = "rq_is_second_arg"
-	BlockVarSelfPid           = "self_pid"
-	BlockVarWithLatency       = "with_latency"
-	BlockVarWithRecords       = "with_records"
+	BlockMapComms            = "comms"
+	BlockMapDeadOwners       = "dead_owners"
+	BlockMapInflight         = "inflight"
+	BlockMapLatencies        = "latencies"
+	BlockMapLatencyA         = "latency_a"
+	BlockMapLosses           = "losses"
+	BlockMapNotes            = "notes"
+	BlockMapNotesLive        = "notes_live"
+	BlockMapNotices          = "notices"
+	BlockMapOverflow         = "overflow"
+	BlockMapRecords          = "records"
+	BlockMapUsageA           = "usage_a"
+	BlockMapUsages           = "usages"
+	BlockProgIotRqComplete   = "iot_rq_complete"
+	BlockProgIotRqIssue      = "iot_rq_issue"
+	BlockProgIotRqIssueBtf   = "iot_rq_issue_btf"
+	BlockProgIotRqRequeue    = "iot_rq_requeue"
+	BlockProgIotRqRequeueBtf = "iot_rq_requeue_btf"
+	BlockVarBlkcgUsable      = "blkcg_usable"
+	BlockVarByMount          = "by_mount"
+	BlockVarByProcess        = "by_process"
+	BlockVarHaveBpfLoop      = "have_bpf_loop"
+	BlockVarHierarchyId      = "hierarchy_id"
+	BlockVarRqIsSecondArg    = "rq_is_second_arg"
+	BlockVarSelfPid          = "self_pid"
+	BlockVarWithLatency      = "with_latency"
+	BlockVarWithRecords      = "with_records"
 )
 
 // LoadBlock returns the embedded CollectionSpec for Block.
@@ -88,12 +87,11 @@ type BlockSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockProgramSpecs struct {
-	IotRqComplete    *ebpf.ProgramSpec `ebpf:"iot_rq_complete"`
-	IotRqCompleteBtf *ebpf.ProgramSpec `ebpf:"iot_rq_complete_btf"`
-	IotRqIssue       *ebpf.ProgramSpec `ebpf:"iot_rq_issue"`
-	IotRqIssueBtf    *ebpf.ProgramSpec `ebpf:"iot_rq_issue_btf"`
-	IotRqRequeue     *ebpf.ProgramSpec `ebpf:"iot_rq_requeue"`
-	IotRqRequeueBtf  *ebpf.ProgramSpec `ebpf:"iot_rq_requeue_btf"`
+	IotRqComplete   *ebpf.ProgramSpec `ebpf:"iot_rq_complete"`
+	IotRqIssue      *ebpf.ProgramSpec `ebpf:"iot_rq_issue"`
+	IotRqIssueBtf   *ebpf.ProgramSpec `ebpf:"iot_rq_issue_btf"`
+	IotRqRequeue    *ebpf.ProgramSpec `ebpf:"iot_rq_requeue"`
+	IotRqRequeueBtf *ebpf.ProgramSpec `ebpf:"iot_rq_requeue_btf"`
 }
 
 // BlockMapSpecs contains maps before they are loaded into the kernel.
@@ -202,18 +200,16 @@ type BlockVariables struct {
 //
 // It can be passed to LoadBlockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockPrograms struct {
-	IotRqComplete    *ebpf.Program `ebpf:"iot_rq_complete"`
-	IotRqCompleteBtf *ebpf.Program `ebpf:"iot_rq_complete_btf"`
-	IotRqIssue       *ebpf.Program `ebpf:"iot_rq_issue"`
-	IotRqIssueBtf    *ebpf.Program `ebpf:"iot_rq_issue_btf"`
-	IotRqRequeue     *ebpf.Program `ebpf:"iot_rq_requeue"`
-	IotRqRequeueBtf  *ebpf.Program `ebpf:"iot_rq_requeue_btf"`
+	IotRqComplete   *ebpf.Program `ebpf:"iot_rq_complete"`
+	IotRqIssue      *ebpf.Program `ebpf:"iot_rq_issue"`
+	IotRqIssueBtf   *ebpf.Program `ebpf:"iot_rq_issue_btf"`
+	IotRqRequeue    *ebpf.Program `ebpf:"iot_rq_requeue"`
+	IotRqRequeueBtf *ebpf.Program `ebpf:"iot_rq_requeue_btf"`
 }
 
 func (p *BlockPrograms) Close() error {
 	return _BlockClose(
 		p.IotRqComplete,
-		p.IotRqCompleteBtf,
 		p.IotRqIssue,
 		p.IotRqIssueBtf,
 		p.IotRqRequeue,

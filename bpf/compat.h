@@ -148,13 +148,4 @@ static __always_inline bool iot_owner_is_objcg(unsigned long word)
 	return word & IOT_OWNER_KMEM;
 }
 
-static __always_inline struct gendisk *iot_request_disk(const struct request *rq)
-{
-	const struct request___5_16 *old = (const void *)rq;
-
-	if (bpf_core_field_exists(old->rq_disk))
-		return FIELD(old, rq_disk);
-	return BPF_CORE_READ(rq, q, disk);
-}
-
 #endif

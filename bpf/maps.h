@@ -40,9 +40,7 @@ struct {
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__array(values, struct usage_map);
-} usages SEC(".maps") = {
-	.values = { &usage_a },
-};
+} usages SEC(".maps");
 
 struct latency_map {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
@@ -56,9 +54,7 @@ struct {
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__array(values, struct latency_map);
-} latencies SEC(".maps") = {
-	.values = { &latency_a },
-};
+} latencies SEC(".maps");
 
 /*
  * Where I/O goes when the usage map is full: keyed by source, device and

@@ -34,6 +34,32 @@ struct owner {
 	__u8 basis;
 };
 
+/*
+ * An owner in one word, so that the functions which find owners can be global:
+ * the verifier looks at those once, not once for each of their callers, and
+ * loading takes a tenth of the time. A kernfs id has a generation in its upper
+ * half that does not get near the three bits taken from it for the basis.
+ */
+#define IOT_BASIS_SHIFT 61
+#define IOT_PACKED_CGROUP ((1ULL << IOT_BASIS_SHIFT) - 1)
+
+static __always_inline __u64 iot_pack(__u64 cgroup, __u64 basis)
+{
+	return (cgroup & IOT_PACKED_CGROUP) | basis << IOT_BASIS_SHIFT;
+}
+
+static __always_inline __u64 iot_packed_cgroup(__u64 packed)
+{
+	__u64 cgroup = packed & IOT_PACKED_CGROUP;
+
+	return cgroup == (IOT_CGROUP_KERNEL & IOT_PACKED_CGROUP) ? IOT_CGROUP_KERNEL : cgroup;
+}
+
+static __always_inline __u8 iot_packed_basis(__u64 packed)
+{
+	return packed >> IOT_BASIS_SHIFT;
+}
+
 enum pageflags {
 	PG_swapbacked = 18,
 };
@@ -114,63 +140,35 @@ static __always_inline void iot_name_process(struct task_struct *task, __u32 pid
 	bpf_map_update_elem(&comms, &pid, &comm, BPF_ANY);
 }
 
-/* The current task as owner; false in a kernel thread. */
-static __always_inline bool iot_owner_from_task(struct owner *o)
+/* The current task as owner; 0 in a kernel thread. */
+static __always_inline __u64 iot_owner_from_task(void)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 
 	if (!iot_is_user_task(task))
-		return false;
-	o->cgroup = iot_cgroup_id(iot_task_cgroup(task));
-	o->basis = IOT_TASK;
-	if (by_process) {
-		o->pid = FIELD(task, tgid);
-		iot_name_process(task, o->pid);
-	}
-	return true;
+		return 0;
+	return iot_pack(iot_cgroup_id(iot_task_cgroup(task)), IOT_TASK);
 }
 
-static __always_inline bool iot_owner_from_bio(struct owner *o, struct bio *bio)
+static __always_inline __u64 iot_owner_from_bio(struct bio *bio)
 {
 	__u64 id;
 
 	if (!blkcg_usable || !bio)
-		return false;
+		return 0;
 	id = BPF_CORE_READ(bio, bi_blkg, blkcg, css.cgroup, kn, id);
-	if (id <= IOT_ROOT_CGROUP)
-		return false;
-	o->cgroup = id;
-	o->basis = IOT_BIO;
-	return true;
-}
-
-/* With --by process: the current task, if the owner that the page named is its cgroup. */
-static __always_inline void iot_owner_add_process(struct owner *o)
-{
-	struct task_struct *task;
-
-	if (!by_process || o->pid)
-		return;
-	task = (void *)bpf_get_current_task();
-	if (!iot_is_user_task(task) || iot_cgroup_id(iot_task_cgroup(task)) != o->cgroup)
-		return;
-	o->pid = FIELD(task, tgid);
-	iot_name_process(task, o->pid);
+	return id > IOT_ROOT_CGROUP ? iot_pack(id, IOT_BIO) : 0;
 }
 
 /* The note on a folio, if it is about this very page of this very file. */
-static __always_inline bool iot_owner_from_note(struct owner *o, struct folio *folio,
-						struct address_space *mapping)
+static __always_inline struct note *iot_note_of(struct folio *folio, struct address_space *mapping)
 {
 	__u64 key = (__u64)folio;
 	struct note *note = bpf_map_lookup_elem(&notes, &key);
 
 	if (!note || note->mapping != (__u64)mapping || note->index != iot_folio_index(folio))
-		return false;
-	o->cgroup = note->cgroup;
-	o->pid = note->pid;
-	o->basis = IOT_DIRTIER;
-	return true;
+		return NULL;
+	return note;
 }
 
 static __always_inline bool iot_is_shmem(struct folio *folio)
@@ -182,57 +180,126 @@ static __always_inline bool iot_is_shmem(struct folio *folio)
 	return flags & (1UL << bpf_core_enum_value(enum pageflags, PG_swapbacked));
 }
 
+#define IOT_FOR_WRITE 1U
+#define IOT_FOR_META 2U /* the request is marked as file-system metadata */
+
+/* The owner of one folio of a request, packed. bio is 0 where there is none. */
+__noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
+{
+	struct folio *folio = (void *)folio_addr;
+	struct bio *bio = (void *)bio_addr;
+	struct address_space *mapping = iot_folio_mapping(folio);
+	bool file = iot_mapping_is_file(mapping);
+	bool meta = flags & IOT_FOR_META;
+	unsigned short mode = 0;
+	struct note *note;
+	__u64 owner, id;
+
+	if (file) {
+		if ((flags & IOT_FOR_WRITE) && iot_notes_live()) {
+			note = iot_note_of(folio, mapping);
+			if (note)
+				return iot_pack(note->cgroup, IOT_DIRTIER);
+		}
+		if (iot_is_shmem(folio)) {
+			owner = iot_owner_from_bio(bio);
+			if (!owner)
+				owner = iot_owner_from_task();
+			if (owner)
+				return owner;
+		}
+	}
+	id = iot_word_owner(iot_folio_owner_word(folio));
+	if (id > IOT_ROOT_CGROUP)
+		return iot_pack(id, IOT_PAGE);
+	owner = iot_owner_from_bio(bio);
+	if (owner)
+		return owner;
+	if (id == IOT_ROOT_CGROUP) {
+		if (meta)
+			return iot_pack(IOT_CGROUP_KERNEL, IOT_PAGE);
+		if (file)
+			mode = BPF_CORE_READ(mapping, host, i_mode);
+		if ((!mapping || (mode & S_IFMT) == S_IFBLK) &&
+		    !iot_is_user_task((void *)bpf_get_current_task()))
+			return iot_pack(IOT_CGROUP_KERNEL, IOT_PAGE);
+		return iot_pack(id, IOT_PAGE);
+	}
+	/* Charged to nobody: the zero page, slab and vmalloc buffers, or no memory controller at all. */
+	if (!file && !meta) {
+		owner = iot_owner_from_task();
+		if (owner)
+			return owner;
+	}
+	return iot_pack(meta || !file ? IOT_CGROUP_KERNEL : IOT_CGROUP_NONE, IOT_NONE);
+}
+
 /*
- * The owner of one page of a block or network file system request. bio may be
+ * With --by process: who dirtied the folio, else the current task if the owner
+ * found is its cgroup, else 0.
+ */
+__noinline __u32 iot_folio_pid(__u64 folio_addr, __u64 owner, __u32 flags)
+{
+	struct folio *folio = (void *)folio_addr;
+	struct address_space *mapping = iot_folio_mapping(folio);
+	struct task_struct *task;
+	struct note *note;
+	__u32 pid;
+
+	if ((flags & IOT_FOR_WRITE) && iot_mapping_is_file(mapping)) {
+		note = iot_note_of(folio, mapping);
+		if (note)
+			return note->pid;
+	}
+	task = (void *)bpf_get_current_task();
+	if (!iot_is_user_task(task) || iot_cgroup_id(iot_task_cgroup(task)) != iot_packed_cgroup(owner))
+		return 0;
+	pid = FIELD(task, tgid);
+	iot_name_process(task, pid);
+	return pid;
+}
+
+static __always_inline void iot_unpack(struct owner *o, __u64 packed)
+{
+	o->cgroup = iot_packed_cgroup(packed);
+	o->basis = iot_packed_basis(packed);
+}
+
+/*
+ * The owner of one folio of a block or network file system request. bio may be
  * NULL. meta: the request is marked as file-system metadata.
  */
 static __always_inline void iot_owner_of_folio(struct owner *o, struct folio *folio, struct bio *bio,
 					       bool write, bool meta)
 {
-	struct address_space *mapping = iot_folio_mapping(folio);
-	bool file = iot_mapping_is_file(mapping);
-	unsigned short mode = 0;
+	__u32 flags = (write ? IOT_FOR_WRITE : 0) | (meta ? IOT_FOR_META : 0);
+	__u64 packed = iot_folio_owner((__u64)folio, (__u64)bio, flags);
+	struct address_space *mapping;
 
-	if (file) {
-		if (by_mount)
+	iot_unpack(o, packed);
+	if (by_mount) {
+		mapping = iot_folio_mapping(folio);
+		if (iot_mapping_is_file(mapping))
 			o->fsdev = BPF_CORE_READ(mapping, host, i_sb, s_dev);
-		if (write && iot_notes_live() && iot_owner_from_note(o, folio, mapping))
-			return;
-		if (iot_is_shmem(folio) && (iot_owner_from_bio(o, bio) || iot_owner_from_task(o)))
-			return;
 	}
-	o->cgroup = iot_word_owner(iot_folio_owner_word(folio));
-	if (o->cgroup > IOT_ROOT_CGROUP) {
-		o->basis = IOT_PAGE;
-		iot_owner_add_process(o);
-		return;
-	}
-	if (iot_owner_from_bio(o, bio))
-		return;
-	if (o->cgroup == IOT_ROOT_CGROUP) {
-		if (file)
-			mode = BPF_CORE_READ(mapping, host, i_mode);
-		o->basis = IOT_PAGE;
-		if (meta || ((!mapping || (mode & S_IFMT) == S_IFBLK) &&
-			     !iot_is_user_task((void *)bpf_get_current_task())))
-			o->cgroup = IOT_CGROUP_KERNEL;
-		else
-			iot_owner_add_process(o);
-		return;
-	}
-	/* Charged to nobody: the zero page, slab and vmalloc buffers, or no memory controller at all. */
-	if (!file && !meta && iot_owner_from_task(o))
-		return;
-	o->cgroup = (meta || !file) ? IOT_CGROUP_KERNEL : IOT_CGROUP_NONE;
-	o->basis = IOT_NONE;
+	if (by_process)
+		o->pid = iot_folio_pid((__u64)folio, packed, flags);
 }
 
 static __always_inline void iot_owner_without_pages(struct owner *o, struct bio *bio)
 {
-	if (iot_owner_from_bio(o, bio) || iot_owner_from_task(o))
-		return;
-	o->cgroup = IOT_CGROUP_KERNEL;
-	o->basis = IOT_NONE;
+	struct task_struct *task = (void *)bpf_get_current_task();
+	__u64 owner = iot_owner_from_bio(bio);
+
+	if (!owner)
+		owner = iot_owner_from_task();
+	if (!owner)
+		owner = iot_pack(IOT_CGROUP_KERNEL, IOT_NONE);
+	iot_unpack(o, owner);
+	if (by_process && iot_is_user_task(task)) {
+		o->pid = FIELD(task, tgid);
+		iot_name_process(task, o->pid);
+	}
 }
 
 #endif

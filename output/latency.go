@@ -2,9 +2,9 @@ package output
 
 import "slices"
 
-// add folds o into l. Buckets of both are kept apart by their bounds, so that
+// Merge folds o into l. Buckets of both are kept apart by their bounds, so that
 // quantiles of the sum are as good as those of the parts.
-func (l *Latency) add(o *Latency) {
+func (l *Latency) Merge(o *Latency) {
 	l.Sum += o.Sum
 	l.Max = max(l.Max, o.Max)
 	if len(o.Buckets) == 0 {

@@ -164,6 +164,7 @@ type Lost struct {
 	Notices   uint64 // cgroup and vxlan events: ring full
 	Latencies uint64 // completions whose start was not seen
 	Groups    uint64 // I/Os booked on (other): totals map full
+	Bytes     uint64 // bytes that could not be booked at all: the only loss in totals
 	Walks     uint64 // requests with more owners than the walk is allowed to see
 	Misses    uint64 // program runs the kernel skipped (recursion)
 	Exports   uint64 // documents an output could not deliver

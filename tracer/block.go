@@ -32,7 +32,6 @@ func openBlock(h *host) (*object, error) {
 	if h.opt.Latency {
 		// Before the others: a request must not be issued and complete unseen in between.
 		signals = append([]signal{{hooks: []hook{
-			{kind: btfTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqCompleteBtf},
 			{kind: rawTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqComplete},
 		}}}, signals...)
 	}

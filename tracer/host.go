@@ -12,6 +12,7 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
+	"golang.org/x/sys/unix"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
@@ -28,22 +29,22 @@ var sharedMaps = []string{
 type host struct {
 	opt      Options
 	log      *slog.Logger
-	types    *btf.Spec // of vmlinux
+	cache    *btf.Cache
+	types    *btf.Spec // of vmlinux, decoded as far as was asked for
 	tracefs  string
 	haveLoop bool
 	shared   map[string]*ebpf.Map
 }
 
 func newHost(opt Options) (*host, error) {
-	types, err := btf.LoadKernelSpec()
-	if err != nil {
+	h := &host{opt: opt, log: opt.Log, shared: map[string]*ebpf.Map{}}
+	if err := h.acquire(); err != nil {
 		return nil, &UnsupportedError{
 			What: "this kernel has no BTF type information",
 			Hint: "a kernel built with CONFIG_DEBUG_INFO_BTF=y is needed: /sys/kernel/btf/vmlinux is missing",
 			Err:  err,
 		}
 	}
-	h := &host{opt: opt, log: opt.Log, types: types, shared: map[string]*ebpf.Map{}}
 	for _, dir := range []string{"/sys/kernel/tracing", "/sys/kernel/debug/tracing"} {
 		if _, err := os.Stat(filepath.Join(dir, "events")); err == nil {
 			h.tracefs = dir
@@ -53,6 +54,22 @@ func newHost(opt Options) (*host, error) {
 	h.haveLoop = features.HaveProgramHelper(ebpf.RawTracepoint, asm.FnLoop) == nil
 	return h, nil
 }
+
+// acquire reads the kernel's types; release gives the memory back, some tens of
+// MiB, once everything is loaded.
+func (h *host) acquire() (err error) {
+	if h.cache != nil {
+		return nil
+	}
+	cache := btf.NewCache()
+	if h.types, err = cache.Kernel(); err != nil {
+		return err
+	}
+	h.cache = cache
+	return nil
+}
+
+func (h *host) release() { h.cache, h.types = nil, nil }
 
 // tune sets the constants that every object has.
 func (h *host) tune(spec *ebpf.CollectionSpec) error {
@@ -83,32 +100,28 @@ func (h *host) tune(spec *ebpf.CollectionSpec) error {
 func (h *host) size(spec *ebpf.CollectionSpec) {
 	groups := h.opt.MaxGroups
 	for name, entries := range map[string]uint32{
-		bpf.HostMapUsages:    0,
-		bpf.HostMapLatencies: 0,
-		bpf.HostMapUsageA:    groups,
-		bpf.HostMapLatencyA:  groups * 4,
-		bpf.HostMapRecords:   h.opt.RecordRing,
-		bpf.HostMapNotices:   h.opt.NoticeRing,
+		bpf.HostMapUsageA:   groups,
+		bpf.HostMapLatencyA: groups * 4,
+		bpf.HostMapRecords:  h.opt.RecordRing,
+		bpf.HostMapNotices:  h.opt.NoticeRing,
 	} {
-		m := spec.Maps[name]
-		if m == nil {
-			continue
-		}
-		if entries != 0 {
-			m.MaxEntries = entries
-		}
-		if m.InnerMap != nil {
-			m.InnerMap.MaxEntries = map[string]uint32{
-				bpf.HostMapUsages: groups, bpf.HostMapLatencies: groups * 4,
-			}[name]
-		}
+		spec.Maps[name].MaxEntries = entries
+	}
+	// A template alone; hashes of any size fit where it says (134fede4eecf, 5.10).
+	spec.Maps[bpf.HostMapUsages].InnerMap.MaxEntries = 1
+	spec.Maps[bpf.HostMapLatencies].InnerMap.MaxEntries = 1
+	// Latencies are many small entries of which few are in use: allocate them as
+	// they come, where the kernel can do that from any context. A failure costs a
+	// latency (counted); totals are allocated up front, so that they cannot fail.
+	if h.haveStruct("bpf_mem_alloc") {
+		spec.Maps[bpf.HostMapLatencyA].Flags |= unix.BPF_F_NO_PREALLOC
+		spec.Maps[bpf.HostMapLatencies].InnerMap.Flags |= unix.BPF_F_NO_PREALLOC
 	}
 	if h.opt.Records == nil {
 		spec.Maps[bpf.HostMapRecords].MaxEntries = uint32(os.Getpagesize())
 	}
 	if !h.opt.Latency {
 		spec.Maps[bpf.HostMapLatencyA].MaxEntries = 1
-		spec.Maps[bpf.HostMapLatencies].InnerMap.MaxEntries = 1
 	}
 	if !h.opt.ByProcess {
 		spec.Maps[bpf.HostMapComms].MaxEntries = 1
@@ -120,7 +133,7 @@ func (h *host) sharedIn(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
 	maps := map[string]*ebpf.Map{}
 	for name, m := range h.shared {
 		if s := spec.Maps[name]; s != nil {
-			s.MaxEntries = m.MaxEntries()
+			s.MaxEntries, s.Flags = m.MaxEntries(), m.Flags()
 			maps[name] = m
 		}
 	}
@@ -170,6 +183,12 @@ func (h *host) tracepointArgs(name string) int {
 		return 0
 	}
 	return len(proto.Params) - 1 // the first is the tracepoint's own data pointer
+}
+
+// haveStruct tells whether vmlinux has a struct of that name.
+func (h *host) haveStruct(name string) bool {
+	var st *btf.Struct
+	return h.types.TypeByName(name, &st) == nil
 }
 
 // haveFunc tells whether vmlinux has a function of that name.

@@ -40,6 +40,10 @@ func newDoubleBuffer(outer, first *ebpf.Map) (doubleBuffer, error) {
 		spare.Close()
 		return doubleBuffer{}, err
 	}
+	if err := outer.Update(uint32(0), first, ebpf.UpdateAny); err != nil {
+		spare.Close()
+		return doubleBuffer{}, fmt.Errorf("setting the totals map: %w", err)
+	}
 	return doubleBuffer{outer: outer, inUse: first, spare: spare, first: first, cpus: cpus}, nil
 }
 

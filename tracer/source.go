@@ -105,7 +105,7 @@ func (h *host) load(spec *ebpf.CollectionSpec, signals []signal, extra ebpf.Prog
 	}
 	programs := spec.Programs
 	spec.Programs = map[string]*ebpf.ProgramSpec{}
-	opts := ebpf.CollectionOptions{MapReplacements: h.sharedIn(spec)}
+	opts := ebpf.CollectionOptions{MapReplacements: h.sharedIn(spec), Cache: h.cache}
 	coll, err := ebpf.NewCollectionWithOptions(spec, opts)
 	if err != nil {
 		return nil, fmt.Errorf("making maps: %w", err)
@@ -166,6 +166,7 @@ func (h *host) attach(spec *ebpf.CollectionSpec, programs map[string]*ebpf.Progr
 	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{
 		MapReplacements: maps,
 		Programs:        extra,
+		Cache:           h.cache,
 	})
 	if err != nil {
 		return nil, err

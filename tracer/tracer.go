@@ -108,6 +108,7 @@ func New(opt Options) (*Tracer, error) {
 		t.Close()
 		return nil, err
 	}
+	h.release()
 	ctx, stop := context.WithCancel(context.Background())
 	t.stop = stop
 	if err := t.startReaders(ctx); err != nil {
@@ -160,6 +161,9 @@ func (t *Tracer) openAll() error {
 }
 
 func (t *Tracer) openSource(d descriptor) error {
+	if err := t.host.acquire(); err != nil {
+		return fmt.Errorf("reading the kernel's types: %w", err)
+	}
 	o, err := d.open(t.host)
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -190,6 +194,7 @@ func (t *Tracer) moduleLoaded(name string) {
 		} else {
 			t.opt.Log.Info("source attached", "source", d.name, "module", name)
 		}
+		t.host.release()
 	}
 }
 

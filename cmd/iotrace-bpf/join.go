@@ -1,0 +1,177 @@
+package main
+
+import (
+	"cmp"
+	"slices"
+	"strconv"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute"
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/tracer"
+)
+
+// joiner makes samples of what the tracer counted and the resolver knows: the
+// only place where the two meet.
+type joiner struct {
+	resolver *attribute.Resolver
+	devices  *tracer.Devices
+	comm     func(pid uint32) string
+	mount    func(dev tracer.Dev, cgroup uint64) output.Mount
+}
+
+// sampleKey is what a sample is about; operations and bases are within it.
+type sampleKey struct {
+	source     tracer.Source
+	app        bool
+	cgroup     uint64
+	dev, fsdev tracer.Dev
+	pid        uint32
+}
+
+// samples joins the rows of an interval, in a stable order.
+func (j *joiner) samples(rows []tracer.Row) []output.Sample {
+	index := make(map[sampleKey]int, len(rows))
+	list := make([]output.Sample, 0, len(rows))
+	for i := range rows {
+		r := &rows[i]
+		k := sampleKey{r.Source, r.App, r.Cgroup, r.Dev, r.FSDev, r.PID}
+		at, ok := index[k]
+		if !ok {
+			at = len(list)
+			index[k] = at
+			list = append(list, j.identity(&r.Key))
+		}
+		add(&list[at], r)
+	}
+	slices.SortFunc(list, func(a, b output.Sample) int {
+		return cmp.Or(cmp.Compare(a.Cgroup.ID, b.Cgroup.ID), cmp.Compare(a.Source, b.Source),
+			cmp.Compare(a.Device.ID, b.Device.ID), cmp.Compare(a.Process.PID, b.Process.PID))
+	})
+	return list
+}
+
+// add books a row on its sample.
+func add(s *output.Sample, r *tracer.Row) {
+	var a *output.Amount
+	switch r.Op {
+	case tracer.Read:
+		a = &s.Read
+	case tracer.Write:
+		a = &s.Write
+	case tracer.Discard:
+		a = &s.Discard
+	case tracer.Flush:
+		a = &s.Flush
+	default:
+		a = &s.Metadata
+	}
+	a.Bytes += r.Bytes
+	a.Ops += r.Ops
+	a.Errors += r.Errors
+	if len(r.Latency.Buckets) > 0 {
+		l := output.Latency{Sum: r.Latency.Sum, Max: r.Latency.Max}
+		for _, b := range r.Latency.Buckets {
+			l.Buckets = append(l.Buckets, output.Bucket(b))
+		}
+		a.Latency.Merge(&l)
+	}
+	if r.Op != tracer.Read && r.Op != tracer.Write {
+		return
+	}
+	if r.Meta {
+		if r.Op == tracer.Read {
+			s.MetaReadBytes += r.Bytes
+		} else {
+			s.MetaWriteBytes += r.Bytes
+		}
+	}
+	switch r.Basis {
+	case tracer.ByDirtier:
+		s.Basis.Dirtier += r.Bytes
+	case tracer.ByPage:
+		s.Basis.Page += r.Bytes
+	case tracer.ByBio:
+		s.Basis.Bio += r.Bytes
+	case tracer.ByTask:
+		s.Basis.Task += r.Bytes
+	default:
+		s.Basis.None += r.Bytes
+	}
+}
+
+// identity returns an empty sample of the key's owner, device and mount.
+func (j *joiner) identity(k *tracer.Key) output.Sample {
+	s := output.Sample{Source: output.Source(k.Source.String()), Level: output.LevelWire}
+	if k.App {
+		s.Level = output.LevelApp
+	}
+	switch k.Cgroup {
+	case tracer.CgroupNone:
+		s.Owner = output.OwnerUnattributed
+	case tracer.CgroupKernel:
+		s.Owner = output.OwnerKernel
+	case tracer.CgroupOther:
+		s.Owner = output.OwnerOther
+	default:
+		j.name(&s, k.Cgroup)
+	}
+	if k.PID != 0 {
+		s.Process = output.Process{PID: k.PID, Name: j.comm(k.PID)}
+	}
+	s.Device.ID = k.Dev.String()
+	if k.Source == tracer.Block {
+		d := j.devices.Device(k.Dev)
+		s.Device.Name, s.Device.Stacked = d.Name, d.Stacked
+		if k.FSDev != 0 {
+			s.Mount = j.mount(k.FSDev, k.Cgroup)
+		}
+	} else {
+		s.Mount = j.mount(k.Dev, k.Cgroup)
+	}
+	return s
+}
+
+// ownerKinds translates between the words of the two packages, which are the same.
+var ownerKinds = map[attribute.Kind]output.OwnerKind{
+	attribute.KindContainer: output.OwnerContainer,
+	attribute.KindPod:       output.OwnerPod,
+	attribute.KindHelper:    output.OwnerHelper,
+	attribute.KindUnit:      output.OwnerUnit,
+	attribute.KindSession:   output.OwnerSession,
+	attribute.KindMachine:   output.OwnerMachine,
+	attribute.KindCgroup:    output.OwnerCgroup,
+	attribute.KindUnknown:   output.OwnerCgroup,
+}
+
+// name fills in the owner of a cgroup.
+func (j *joiner) name(s *output.Sample, cgroup uint64) {
+	o := j.resolver.Owner(cgroup)
+	s.Owner = ownerKinds[o.Kind]
+	s.Cgroup = output.Cgroup{ID: cgroup, Path: o.Path}
+	s.Project, s.ProjectRule, s.Service, s.Unit = o.Project, o.ProjectRule, o.Service, o.Unit
+	s.Container = output.Container{
+		ID: o.ContainerID, Name: o.ContainerName, Runtime: o.Runtime,
+		Image: o.Image, ImageTag: o.ImageTag, Labels: o.Labels, Parent: o.Parent,
+	}
+	s.Pod = output.Pod{Name: o.Pod, Namespace: o.Namespace, UID: o.PodUID}
+}
+
+// record turns one I/O into an event.
+func (j *joiner) record(r *tracer.Record) output.Event {
+	s := j.identity(&r.Key)
+	row := tracer.Row{Key: r.Key, Bytes: r.Bytes, Ops: 1}
+	if r.Error {
+		row.Errors = 1
+	}
+	add(&s, &row)
+	return output.Event{
+		Time: r.Time, Dataset: "iotrace.event", Action: r.Op.String(),
+		IO: &output.IO{
+			Sample: s, Op: r.Op.String(), Offset: r.Offset, Latency: uint64(r.Latency),
+			Basis: r.Basis.String(), Error: r.Error,
+		},
+	}
+}
+
+// pidText is what a process is called whose name nobody knows.
+func pidText(pid uint32) string { return "pid " + strconv.FormatUint(uint64(pid), 10) }

@@ -1,0 +1,317 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"runtime/pprof"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute"
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/tracer"
+)
+
+// sink is where reports go.
+type sink interface {
+	Write(*output.Report, *output.Interval) error
+	Close() error
+}
+
+// runTrace is the main job: trace, name, report.
+func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	var opt options
+	if err := opt.parse(args); err != nil {
+		return err
+	}
+	if opt.cpuProfile != "" {
+		f, err := os.Create(opt.cpuProfile)
+		if err != nil {
+			return fmt.Errorf("writing the profile: %w", err)
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			return err
+		}
+		defer pprof.StopCPUProfile()
+	}
+	s, err := openSession(ctx, &opt, stderr)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	if opt.readyFile != "" {
+		if err := os.WriteFile(opt.readyFile, nil, 0o644); err != nil {
+			return fmt.Errorf("creating the ready file: %w", err)
+		}
+	}
+	sinks := []sink{opt.sink(stdout)}
+	err = s.run(ctx, sinks)
+	for _, k := range sinks {
+		err = errors.Join(err, k.Close())
+	}
+	return err
+}
+
+func (o *options) sink(stdout io.Writer) sink {
+	if o.output == "ndjson" {
+		return output.NewNDJSON(stdout, output.NDJSONOptions{
+			Namespace: o.namespace, ExportLabels: o.exportLabels, Events: o.events,
+		})
+	}
+	return output.NewTable(stdout, output.TableOptions{Sort: o.group.Sort})
+}
+
+// logger writes what happens to standard error, never to standard output.
+func (o *options) logger(stderr io.Writer) *slog.Logger {
+	level := slog.LevelWarn
+	if o.verbose {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+}
+
+// session is a tracer with names.
+type session struct {
+	opt      *options
+	log      *slog.Logger
+	tracer   *tracer.Tracer
+	resolver *attribute.Resolver
+	joiner   joiner
+	host     output.Host
+	cost     selfCost
+	asked    map[uint64]bool // containers whose name was waited for once
+	records  recordBuffer
+	reported bool // whether a report went out yet
+}
+
+// openSession attaches everything. The tracepoints are attached before the tree
+// of cgroups is walked, so that none is missed in between.
+func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *session, err error) {
+	s := &session{opt: opt, log: opt.logger(stderr), asked: map[uint64]bool{}}
+	defer func() {
+		if err != nil {
+			s.Close()
+		}
+	}()
+	s.resolver, err = attribute.NewResolver(attribute.Options{
+		DockerHost: opt.dockerHost, CRI: opt.cri, ProjectLabel: opt.projectLabel, Log: s.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.resolver.Start(ctx)
+	topt := tracer.Options{
+		Sources:       opt.sources,
+		Hierarchy:     s.resolver.Hierarchy().ID,
+		ByProcess:     opt.wants(output.KeyProcess),
+		ByMount:       opt.wants(output.KeyMount),
+		Latency:       opt.latency,
+		CgroupCreated: s.resolver.CgroupCreated,
+		CgroupRemoved: s.resolver.CgroupRemoved,
+		MaxGroups:     opt.maxGroups,
+		RecordRing:    opt.ringSize,
+		Log:           s.log,
+	}
+	if opt.events {
+		topt.Records = s.records.add
+	}
+	if s.tracer, err = tracer.New(topt); err != nil {
+		return nil, err
+	}
+	if err := s.resolver.Walk(); err != nil {
+		s.log.Warn("walking the cgroups", "error", err)
+	}
+	s.joiner = joiner{resolver: s.resolver, devices: tracer.NewDevices(), comm: s.comm, mount: s.mount}
+	s.host = thisHost()
+	s.cost.read()
+	return s, nil
+}
+
+func (s *session) Close() {
+	if s.tracer != nil {
+		if err := s.tracer.Close(); err != nil {
+			s.log.Debug("detaching", "error", err)
+		}
+	}
+	if s.resolver != nil {
+		s.resolver.Close()
+	}
+}
+
+// run reports every interval until the end: by count, by duration or by the
+// user. What happened since the last full interval is reported as well.
+func (s *session) run(ctx context.Context, sinks []sink) error {
+	tick := time.NewTicker(s.opt.interval)
+	defer tick.Stop()
+	var end <-chan time.Time
+	if s.opt.duration > 0 {
+		end = time.After(s.opt.duration)
+	}
+	for n := 1; ; n++ {
+		select {
+		case <-tick.C:
+			if s.opt.count > 0 && n >= s.opt.count {
+				return s.last(sinks)
+			}
+		case <-end:
+			return s.last(sinks)
+		case <-ctx.Done():
+			return s.last(sinks)
+		}
+		if err := s.report(sinks); err != nil {
+			return err
+		}
+	}
+}
+
+// last reports what is left, with all hooks taken away.
+func (s *session) last(sinks []sink) error {
+	s.tracer.Detach()
+	return s.report(sinks)
+}
+
+func (s *session) report(sinks []sink) error {
+	iv, err := s.interval()
+	if err != nil {
+		return err
+	}
+	rep := output.Group(iv, s.opt.group)
+	for _, k := range sinks {
+		if err := k.Write(rep, iv); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// interval reads the tracer and joins what it counted with names.
+func (s *session) interval() (*output.Interval, error) {
+	read, err := s.tracer.Read()
+	if err != nil {
+		return nil, err
+	}
+	s.awaitNames(read.Rows)
+	iv := &output.Interval{
+		Start: read.Start, End: read.End, Host: s.host,
+		Samples: s.joiner.samples(read.Rows),
+		Lost: output.Lost{
+			Records: read.Lost.Records, Notices: read.Lost.Notices, Latencies: read.Lost.Latencies,
+			Groups: read.Lost.Groups, Walks: read.Lost.Walks, Misses: read.Lost.Misses, Bytes: read.Lost.Bytes,
+		},
+		Self: s.cost.read(),
+	}
+	iv.Self.BPFNanos = read.BPFNanos
+	for _, st := range s.tracer.Status() {
+		iv.Sources = append(iv.Sources, output.SourceStatus{
+			Source: output.Source(st.Source), Attached: st.Attached, Hook: strings.Join(st.Hooks, ", "),
+			Reason: st.Reason, Cost: strings.Join(st.Costs, "; "),
+		})
+	}
+	for i := range iv.Samples {
+		sm := &iv.Samples[i]
+		if sm.Cgroup.ID != 0 && sm.Cgroup.Path == "" {
+			iv.Unresolved++
+		}
+	}
+	records, lost := s.records.take()
+	iv.Lost.Records += lost
+	for i := range records {
+		iv.Events = append(iv.Events, s.joiner.record(&records[i]))
+	}
+	return iv, nil
+}
+
+// firstNames is how long the first report waits for the runtimes to answer,
+// laterNames how long a report waits for the name of a container that has I/O
+// and was never asked for.
+const (
+	firstNames = 500 * time.Millisecond
+	laterNames = 200 * time.Millisecond
+)
+
+// awaitNames gives the runtimes a moment, once for each container: a container
+// is seen by the kernel before its runtime tells of it. Numbers never wait for
+// names longer than that.
+func (s *session) awaitNames(rows []tracer.Row) {
+	ctx, cancel := context.WithTimeout(context.Background(), firstNames)
+	defer cancel()
+	if !s.reported {
+		s.reported = true
+		_ = s.resolver.Settle(ctx) // at the worst, names are missing
+	}
+	var nameless []uint64
+	for i := range rows {
+		id := rows[i].Cgroup
+		if s.asked[id] || slices.Contains(nameless, id) {
+			continue
+		}
+		if o := s.resolver.Owner(id); o.Kind == attribute.KindContainer && o.ContainerName == "" {
+			nameless = append(nameless, id)
+		}
+	}
+	if len(s.asked) > 1<<16 {
+		clear(s.asked)
+	}
+	deadline := time.Now().Add(laterNames)
+	for _, id := range nameless {
+		s.asked[id] = true
+	}
+	for len(nameless) > 0 && time.Now().Before(deadline) {
+		time.Sleep(10 * time.Millisecond)
+		nameless = slices.DeleteFunc(nameless, func(id uint64) bool {
+			return s.resolver.Owner(id).ContainerName != ""
+		})
+	}
+}
+
+func (s *session) comm(pid uint32) string {
+	if name := s.tracer.Comm(pid); name != "" {
+		return name
+	}
+	return pidText(pid)
+}
+
+func (s *session) mount(dev tracer.Dev, cgroup uint64) output.Mount {
+	m, ok := s.resolver.Mount(dev.String(), cgroup)
+	if !ok {
+		return output.Mount{}
+	}
+	return output.Mount{
+		Source: m.Source, Point: m.Point, FSType: m.FSType, Volume: m.Volume, Driver: m.Driver,
+		NFSServer: m.NFSServer, NFSExport: m.NFSExport, NFSVersion: m.NFSVersion, FUSESubtype: m.FUSESubtype,
+	}
+}
+
+// maxRecords bounds the records that wait for the end of an interval.
+const maxRecords = 1 << 20
+
+// recordBuffer collects records between two reports.
+type recordBuffer struct {
+	mu   sync.Mutex
+	list []tracer.Record
+	lost uint64
+}
+
+func (b *recordBuffer) add(batch []tracer.Record) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	room := max(0, maxRecords-len(b.list))
+	n := min(room, len(batch))
+	b.list = append(b.list, batch[:n]...)
+	b.lost += uint64(len(batch) - n)
+}
+
+func (b *recordBuffer) take() ([]tracer.Record, uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	list, lost := b.list, b.lost
+	b.list, b.lost = nil, 0
+	return list, lost
+}

@@ -1,0 +1,154 @@
+package tracer
+
+import (
+	"bufio"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Device is a block device as the kernel has it stacked.
+type Device struct {
+	Dev  Dev
+	Name string // kernel name: sda, dm-0, loop3; empty when the device is gone unseen
+	// Stacked tells that the bytes arrive a second time at another block device
+	// of this host: device mapper, md, bcache, a loop device over a local file.
+	Stacked bool
+}
+
+// Devices reads the block devices of this host from sysfs. Devices come, go and
+// are stacked anew at any time: so each is looked at again whenever it did I/O,
+// which takes a few system calls.
+type Devices struct {
+	sys, dev, proc string // roots of sysfs, devtmpfs and procfs
+
+	mu   sync.Mutex
+	last map[Dev]Device // what was seen last, for devices that are gone
+}
+
+// NewDevices returns the devices of this host.
+func NewDevices() *Devices {
+	return &Devices{sys: "/sys", dev: "/dev", proc: "/proc", last: map[Dev]Device{}}
+}
+
+// maxGoneDevices bounds the memory for devices that are gone.
+const maxGoneDevices = 4096
+
+// Device returns what is known about a device now, or what was known when it
+// was last there.
+func (d *Devices) Device(dev Dev) Device {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	dir, err := filepath.EvalSymlinks(filepath.Join(d.sys, "dev", "block", dev.String()))
+	if err != nil {
+		if known, ok := d.last[dev]; ok {
+			return known
+		}
+		return Device{Dev: dev}
+	}
+	found := Device{Dev: dev, Name: strings.ReplaceAll(filepath.Base(dir), "!", "/")}
+	slaves, _ := os.ReadDir(filepath.Join(dir, "slaves"))
+	found.Stacked = len(slaves) > 0 || d.loopOverLocal(dir, found.Name)
+	if known, ok := d.last[dev]; ok && !found.Stacked && known.Stacked && known.Name == found.Name {
+		if _, err := os.Stat(filepath.Join(dir, "loop")); errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(found.Name, "loop") {
+			// Detached since its I/O was counted: that was still stacked.
+			found.Stacked = true
+		}
+	}
+	if len(d.last) >= maxGoneDevices {
+		clear(d.last)
+	}
+	d.last[dev] = found
+	return found
+}
+
+// loopOverLocal tells whether a device is a loop device whose backing file is on
+// a block device of this host. A file in memory or on a network file system
+// leaves the loop device a leaf.
+func (d *Devices) loopOverLocal(dir, name string) bool {
+	backing, err := os.ReadFile(filepath.Join(dir, "loop", "backing_file"))
+	if err != nil {
+		return false
+	}
+	major, minor, err := d.backingDevice(name, strings.TrimSuffix(string(backing), "\n"))
+	if err != nil {
+		return true // it has a backing file; where, cannot be seen: rather not count it twice
+	}
+	if major != 0 {
+		return true
+	}
+	return d.anonymousIsLocal(Dev(major<<20 | minor))
+}
+
+// backingDevice returns the device of the file system that holds a loop
+// device's backing file. The driver itself knows best: the path may lie in
+// another mount namespace.
+func (d *Devices) backingDevice(name, path string) (major, minor uint32, err error) {
+	fd, err := unix.Open(filepath.Join(d.dev, name), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err == nil {
+		defer unix.Close(fd)
+		info, err := unix.IoctlLoopGetStatus64(fd)
+		if err == nil {
+			return unix.Major(info.Device), unix.Minor(info.Device), nil
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, 0, err
+	}
+	return unix.Major(st.Dev), unix.Minor(st.Dev), nil
+}
+
+// anonymousIsLocal tells whether a file system without a device number of its
+// own lives on block devices all the same, as btrfs, bcachefs and ZFS do, and
+// overlayfs over any of them.
+func (d *Devices) anonymousIsLocal(dev Dev) bool {
+	f, err := os.Open(filepath.Join(d.proc, "self", "mountinfo"))
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	sc := bufio.NewScanner(f)
+	for sc.Scan() {
+		before, after, ok := strings.Cut(sc.Text(), " - ")
+		fields := strings.Fields(before)
+		if !ok || len(fields) < 3 || fields[2] != dev.String() {
+			continue
+		}
+		fstype, _, _ := strings.Cut(after, " ")
+		switch fstype {
+		case "btrfs", "bcachefs", "zfs", "overlay":
+			return true
+		}
+	}
+	return false
+}
+
+// Leaves returns every leaf device that exists, for comparison with
+// /proc/diskstats.
+func (d *Devices) Leaves() ([]Device, error) {
+	entries, err := os.ReadDir(filepath.Join(d.sys, "block"))
+	if err != nil {
+		return nil, err
+	}
+	var leaves []Device
+	for _, e := range entries {
+		raw, err := os.ReadFile(filepath.Join(d.sys, "block", e.Name(), "dev"))
+		if err != nil {
+			continue
+		}
+		dev, ok := parseDev(strings.TrimSpace(string(raw)))
+		if !ok {
+			continue
+		}
+		if found := d.Device(dev); !found.Stacked {
+			leaves = append(leaves, found)
+		}
+	}
+	return leaves, nil
+}
