@@ -1,0 +1,394 @@
+package attribute
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/metrics"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The test binary is also the hostile process: with this variable set it is no
+// test but listens on the socket it is given and misbehaves in the way named.
+const hostileEnv = "ATTRIBUTE_TEST_HOSTILE"
+
+func TestMain(m *testing.M) {
+	if mode := os.Getenv(hostileEnv); mode != "" {
+		if err := misbehave(mode, os.Args[len(os.Args)-1]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+const huge = 100 << 20
+
+// stream writes n bytes of text without an end of line.
+func stream(w io.Writer, n int) {
+	chunk := strings.Repeat("x", 1<<16)
+	for ; n > 0; n -= len(chunk) {
+		if _, err := io.WriteString(w, chunk); err != nil {
+			return
+		}
+	}
+}
+
+func misbehave(mode, socket string) error {
+	if mode == "forbidden" { // the client itself, as a user who may not
+		return lookAsNobody(socket)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		return err
+	}
+	fmt.Println("listening") // whoever started us waits for this line
+	raw := map[string]func(net.Conn){
+		"hang":    func(net.Conn) {},
+		"hang up": func(c net.Conn) { c.Close() },
+		"babble":  func(c net.Conn) { stream(c, huge); c.Close() },
+		"endless header": func(c net.Conn) {
+			io.WriteString(c, "HTTP/1.1 200 OK\r\nX: ")
+			stream(c, huge)
+		},
+	}
+	if f := raw[mode]; f != nil {
+		var held []net.Conn // or the collector would close them
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return err
+			}
+			held = append(held, c)
+			f(c)
+		}
+	}
+	version := `{"Version":"20.10.24","ApiVersion":"1.41","MinAPIVersion":"1.12","Platform":{"Name":""}}`
+	list := `[{"Id":"` + idA + `","Names":["/a"],"Image":"i"}]`
+	mux := http.NewServeMux()
+	mux.HandleFunc("/_ping", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Api-Version", "1.41") })
+	mux.HandleFunc("/v1.41/version", func(w http.ResponseWriter, _ *http.Request) {
+		switch mode {
+		case "half a version":
+			io.WriteString(w, version[:len(version)/2])
+		case "huge version":
+			io.WriteString(w, `{"Version":"`)
+			stream(w, huge)
+		case "other JSON":
+			io.WriteString(w, `[1,2,3]`)
+		default:
+			io.WriteString(w, version)
+		}
+	})
+	mux.HandleFunc("/v1.41/containers/json", func(w http.ResponseWriter, r *http.Request) {
+		switch mode {
+		case "half a list":
+			io.WriteString(w, list[:len(list)/2])
+		case "huge list":
+			io.WriteString(w, `[{"Id":"`)
+			stream(w, huge)
+		case "hanging list":
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+		default:
+			io.WriteString(w, list)
+		}
+	})
+	mux.HandleFunc("/v1.41/containers/{id}/json", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, `{"Id":%q,"Name":"/asked for","Config":{"Image":"i","Labels":{}}}`, r.PathValue("id"))
+	})
+	mux.HandleFunc("/v1.41/plugins", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `[]`) })
+	mux.HandleFunc("/v1.41/events", func(w http.ResponseWriter, r *http.Request) {
+		switch mode {
+		case "no events":
+			<-r.Context().Done()
+			return
+		case "huge event":
+			w.(http.Flusher).Flush()
+			io.WriteString(w, `{"Type":"`)
+			stream(w, huge)
+			return
+		case "half an event":
+			io.WriteString(w, `{"Type":"container","Act`)
+			return
+		case "flood of events":
+			for i := 0; ; i++ {
+				_, err := fmt.Fprintf(w, `{"Type":"container","Action":"start","Actor":{"ID":"%064x","Attributes":{"name":"n","image":"i"}},"timeNano":%d}`+"\n", i%3000, i+1)
+				if err != nil {
+					return
+				}
+			}
+		}
+		w.(http.Flusher).Flush()
+		<-r.Context().Done()
+	})
+	return http.Serve(l, mux)
+}
+
+// hostile starts a misbehaving process and returns its socket.
+func hostile(t *testing.T, mode string) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "hostile") // a socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "s")
+	runHostile(t, mode, socket)
+	return socket
+}
+
+func runHostile(t *testing.T, mode, socket string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], socket)
+	cmd.Env = append(os.Environ(), hostileEnv+"="+mode)
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "listening\n" {
+		t.Fatalf("the hostile process said %q: %v", line, err)
+	}
+	return cmd
+}
+
+func lookAsNobody(socket string) error {
+	if os.Getuid() == 0 {
+		if err := syscall.Setgid(65534); err != nil {
+			return err
+		}
+		if err := syscall.Setuid(65534); err != nil {
+			return err
+		}
+	}
+	e, err := look(socket)
+	if err != nil {
+		return err
+	}
+	return json.NewEncoder(os.Stdout).Encode(e.State)
+}
+
+// look returns what a resolver finds at a socket.
+func look(socket string) (Endpoint, error) {
+	r, err := NewResolver(Options{CgroupRoot: os.TempDir(), DockerHost: socket})
+	if err != nil {
+		return Endpoint{}, err
+	}
+	defer r.Close()
+	r.Start(context.Background())
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := r.Settle(ctx); err != nil {
+		return Endpoint{}, err
+	}
+	es := r.Endpoints()
+	if len(es) != 1 {
+		return Endpoint{}, fmt.Errorf("%d endpoints: %+v", len(es), es)
+	}
+	return es[0], nil
+}
+
+func TestHostileSockets(t *testing.T) {
+	tests := []struct {
+		mode  string
+		state State
+		cause error // nil for any
+	}{
+		{"honest", StateOK, nil},
+		{"hang", StateHanging, nil},
+		{"hang up", StateBroken, nil},
+		{"babble", StateBroken, nil},
+		{"endless header", StateBroken, nil},
+		{"half a version", StateBroken, errGarbled},
+		{"huge version", StateBroken, errTooLarge},
+		{"other JSON", StateBroken, errGarbled},
+		{"half a list", StateBroken, errGarbled},
+		{"huge list", StateOK, nil}, // single containers can still be asked for
+		{"no events", StateHanging, errHanging},
+	}
+	for _, tt := range tests {
+		t.Run(tt.mode, func(t *testing.T) {
+			t.Parallel()
+			socket := hostile(t, tt.mode)
+			e, err := look(socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.State != tt.state || tt.cause != nil && !errors.Is(e.Err, tt.cause) {
+				t.Errorf("state %q, error %v; want %q, %v", e.State, e.Err, tt.state, tt.cause)
+			}
+		})
+	}
+}
+
+func TestSocketsThatAreNone(t *testing.T) {
+	dir := t.TempDir()
+	file, sub, stale := filepath.Join(dir, "file"), filepath.Join(dir, "dir"), filepath.Join(dir, "stale")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mkdir(t, sub)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: stale})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	for socket, want := range map[string]State{
+		filepath.Join(dir, "absent"): StateAbsent,
+		file:                         StateNoSocket,
+		sub:                          StateNoSocket,
+		stale:                        StateRefused,
+	} {
+		if e, err := look(socket); err != nil || e.State != want {
+			t.Errorf("%s: state %q (%v), %v; want %q", filepath.Base(socket), e.State, e.Err, err, want)
+		}
+	}
+}
+
+func TestForbiddenSocket(t *testing.T) {
+	dir, err := os.MkdirTemp("", "forbidden")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(dir, "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := os.Chmod(socket, 0); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], socket)
+	cmd.Env = append(os.Environ(), hostileEnv+"=forbidden")
+	out, err := cmd.Output()
+	if err != nil || strings.TrimSpace(string(out)) != `"forbidden"` {
+		t.Errorf("state %s, %v", out, err)
+	}
+}
+
+// Numbers do not wait for names: an owner is there at once, and names itself when
+// a runtime that answers takes the place of one that hangs.
+func TestOwnerWhileHanging(t *testing.T) {
+	socket := hostile(t, "hang")
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerHost: socket})
+	r.Start(context.Background())
+	r.CgroupCreated(7, "/docker/"+idA)
+	for range 1000 {
+		if o := r.Owner(7); o.ContainerID != idA || o.ContainerName != "" {
+			t.Fatalf("got %+v", o)
+		}
+	}
+	poll(t, "found hanging", func() bool { return state(r) == StateHanging })
+	if s := r.Stats(); s.Pending != 1 {
+		t.Errorf("stats %+v", s)
+	}
+	if err := os.Remove(socket); err != nil {
+		t.Fatal(err)
+	}
+	honest := runHostile(t, "honest", socket)
+	poll(t, "named", func() bool { return r.Owner(7).ContainerName == "a" })
+	if s := r.Stats(); s.Pending != 0 {
+		t.Errorf("stats %+v", s)
+	}
+
+	// It dies, and comes back.
+	honest.Process.Kill()
+	poll(t, "death noticed", func() bool { return state(r) != StateOK })
+	if o := r.Owner(7); o.ContainerName != "a" {
+		t.Errorf("name forgotten: %+v", o)
+	}
+	if err := os.Remove(socket); err != nil {
+		t.Fatal(err)
+	}
+	runHostile(t, "honest", socket)
+	poll(t, "well again", func() bool { return state(r) == StateOK })
+}
+
+// An engine that tells too much at once is asked for what was seen.
+func TestHugeListAsksForSingleContainers(t *testing.T) {
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerHost: hostile(t, "huge list")})
+	r.Start(context.Background())
+	r.CgroupCreated(7, "/some/parent/"+idB)
+	poll(t, "named", func() bool { return r.Owner(7).ContainerName == "asked for" })
+}
+
+func TestHostileEventsAreBounded(t *testing.T) {
+	for _, mode := range []string{"huge event", "half an event", "flood of events", "hanging list", "huge list", "huge version", "babble", "endless header"} {
+		t.Run(mode, func(t *testing.T) {
+			r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerHost: hostile(t, mode)})
+			before := heap()
+			r.Start(context.Background())
+			var most uint64
+			rounds := 0
+			poll(t, "three rounds of it", func() bool {
+				most = max(most, heap())
+				switch mode {
+				case "flood of events":
+					return r.Stats().Containers >= 3000
+				case "hanging list":
+					return state(r) == StateConnecting
+				case "huge list":
+					return state(r) == StateOK
+				}
+				if state(r) == StateBroken {
+					rounds++
+				}
+				return rounds == 30
+			})
+			if limit := uint64(4 * maxList); most > before+limit {
+				t.Errorf("memory grew by %d bytes, more than %d", most-before, limit)
+			}
+		})
+	}
+}
+
+// state returns the state of the only socket, once it was found.
+func state(r *Resolver) State {
+	for _, e := range r.Endpoints() {
+		return e.State
+	}
+	return ""
+}
+
+// heap returns the bytes that the process holds for the Go heap, used or not.
+func heap() uint64 {
+	s := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"}}
+	metrics.Read(s)
+	return s[0].Value.Uint64() + s[1].Value.Uint64()
+}
+
+func poll(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within a minute: %s", what)
+		}
+	}
+}

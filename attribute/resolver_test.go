@@ -1,0 +1,163 @@
+package attribute
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestOwnerJoinsWhatRuntimesTold(t *testing.T) {
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), ProjectLabel: "team"})
+	tell := func(c container) { c.from = "test"; r.registry.put(c) }
+	tell(container{id: idA, name: "shop-db-1", runtime: "docker", image: "pg", tag: "16",
+		labels: map[string]string{"com.docker.compose.project": "shop", "com.docker.compose.service": "db"}})
+	tell(container{id: idB, name: "inner", runtime: "docker"})
+	tell(container{id: "test1", runtime: "containerd", cgroupPath: "/default/test1", labels: map[string]string{"team": "blue"}})
+	tell(container{id: strings.Repeat("c", 64), runtime: "containerd", labels: map[string]string{
+		"io.kubernetes.pod.name": "db-0", "io.kubernetes.pod.namespace": "prod", "io.kubernetes.pod.uid": uidP, "io.cri-containerd.kind": "sandbox"}})
+
+	pod := "/kubepods.slice/kubepods-pod" + uidP_ + ".slice"
+	tests := []struct {
+		path string
+		want Owner
+	}{
+		{"/docker/" + idA, Owner{Kind: KindContainer, Runtime: "docker", ContainerID: idA, ContainerName: "shop-db-1", Image: "pg", ImageTag: "16",
+			Project: "shop", ProjectRule: RuleCompose, Service: "db"}},
+		{"/docker/" + idA + "/docker/" + idB, Owner{Kind: KindContainer, Runtime: "docker", ContainerID: idB, ContainerName: "inner", Parent: idA,
+			Project: "shop", ProjectRule: RuleParent}},
+		{"/docker/" + idA + "/buildkit/" + stepK, Owner{Kind: KindContainer, Runtime: "buildkit", ContainerID: stepK, Parent: idA,
+			Project: "shop", ProjectRule: RuleParent}},
+		{"/default/test1", Owner{Kind: KindContainer, Runtime: "containerd", ContainerID: "test1", Project: "blue", ProjectRule: RuleLabel}},
+		{"/default/test1/below/it", Owner{Kind: KindContainer, Runtime: "containerd", ContainerID: "test1", Project: "blue", ProjectRule: RuleLabel}},
+		{"/default/test12", Owner{Kind: KindCgroup}},
+		{pod, Owner{Kind: KindPod, PodUID: uidP, Pod: "db-0", Namespace: "prod", Project: "prod", ProjectRule: RuleKubernetes}},
+		{pod + "/cri-containerd-" + strings.Repeat("d", 64) + ".scope", Owner{Kind: KindContainer, Runtime: "containerd", ContainerID: strings.Repeat("d", 64),
+			PodUID: uidP, Pod: "db-0", Namespace: "prod", Project: "prod", ProjectRule: RuleKubernetes}},
+		{pod + "/crio-conmon-" + idA + ".scope", Owner{Kind: KindHelper, Runtime: "cri-o", PodUID: uidP, Pod: "db-0", Namespace: "prod", Project: "prod", ProjectRule: RuleKubernetes}},
+		{"/lxc.payload.dev_web1", Owner{Kind: KindContainer, Runtime: "lxc", ContainerID: "dev_web1", ContainerName: "web1", Project: "dev", ProjectRule: RuleLXD}},
+		{`/machine.slice/machine-qemu\x2d3\x2dvm1.scope`, Owner{Kind: KindMachine, Runtime: "libvirt-qemu", ContainerID: "vm1", ContainerName: "vm1"}},
+		{"/system.slice/web.service/libpod-payload-" + strings.Repeat("e", 64), Owner{Kind: KindContainer, Runtime: "podman", ContainerID: strings.Repeat("e", 64),
+			Unit: "web.service", Project: "web.service", ProjectRule: RuleUnit}},
+	}
+	for i, tt := range tests {
+		id := uint64(1000 + i)
+		r.CgroupCreated(id, tt.path)
+		got := r.Owner(id)
+		got.Labels = nil
+		tt.want.Cgroup, tt.want.Path = id, tt.path
+		if fmt.Sprintf("%+v", got) != fmt.Sprintf("%+v", tt.want) {
+			t.Errorf("%s\n got %+v\nwant %+v", tt.path, got, tt.want)
+		}
+	}
+	// The sandbox is the pod's, not a workload.
+	r.CgroupCreated(5, pod+"/cri-containerd-"+strings.Repeat("c", 64)+".scope")
+	if o := r.Owner(5); o.Kind != KindPod || o.Pod != "db-0" {
+		t.Errorf("sandbox: %+v", o)
+	}
+}
+
+func TestRegistryForgetsLate(t *testing.T) {
+	c := newClock()
+	g := newRegistry("", time.Minute, c.now)
+	g.put(container{id: idA, name: "a", from: "x", toldAt: c.now()})
+	c.advance(time.Second)
+	began := c.now()
+	c.advance(time.Second)
+	g.put(container{id: idB, name: "b", from: "x", toldAt: c.now()}) // while the list was on its way
+	g.put(container{id: "other", name: "o", from: "y", toldAt: began.Add(-time.Hour)})
+	g.sync("x", nil, began)
+	if g.get(idA) == nil {
+		t.Error("forgotten at once: its writeback is still to come")
+	}
+	c.advance(61 * time.Second)
+	g.sync("x", nil, began)
+	if g.get(idA) != nil || g.get(idB) == nil || g.get("other") == nil {
+		t.Errorf("a %v, b %v, other %v", g.get(idA), g.get(idB), g.get("other"))
+	}
+	g.removed("y", idB) // not the one that told of it
+	c.advance(time.Hour)
+	g.sync("y", nil, began.Add(-2*time.Hour))
+	if g.get(idB) == nil {
+		t.Error("removed by an endpoint that does not have it")
+	}
+}
+
+func TestRegistryPrefersFullRecords(t *testing.T) {
+	c := newClock()
+	g := newRegistry("", time.Minute, c.now)
+	g.put(container{id: idA, name: "event", partial: true, from: "x", rank: 1})
+	g.put(container{id: idA, name: "list", from: "x", rank: 1})
+	g.put(container{id: idA, name: "event", partial: true, from: "x", rank: 1})
+	g.put(container{id: idA, name: "files", from: "z", rank: 0})
+	if got := g.get(idA).name; got != "list" {
+		t.Errorf("name %q", got)
+	}
+	g.rename("x", idA, "new")
+	if got := g.get(idA).name; got != "new" {
+		t.Errorf("name %q", got)
+	}
+	g.removed("x", idA)
+	g.put(container{id: idA, name: "event", partial: true, from: "x", rank: 1}) // started again
+	c.advance(time.Hour)
+	g.removed("x", "unknown")
+	if g.get(idA) == nil {
+		t.Error("forgotten though it was started again")
+	}
+}
+
+func TestTextIsBounded(t *testing.T) {
+	g := newRegistry("", time.Minute, time.Now)
+	labels := map[string]string{"huge": strings.Repeat("v", 64<<10), "bad": "a\xffb"}
+	for i := range 1000 {
+		labels[fmt.Sprintf("label%04d", i)] = "x"
+	}
+	g.put(container{id: idA, name: strings.Repeat("n", 64<<10), labels: labels, volumes: make([]volume, 10_000)})
+	c := g.get(idA)
+	if len(c.name) != maxText || len(c.labels) != maxLabels || len(c.labels["huge"]) != maxLabelValue || c.labels["bad"] != "a\uFFFDb" || len(c.volumes) != maxVolumes {
+		t.Errorf("name %d bytes, %d labels, huge %d bytes, bad %q, %d volumes", len(c.name), len(c.labels), len(c.labels["huge"]), c.labels["bad"], len(c.volumes))
+	}
+	g.put(container{id: strings.Repeat("i", maxText+1)})
+	for i := range maxContainers + 5 {
+		g.put(container{id: fmt.Sprint(i)})
+	}
+	if n, refused := g.counts(); n != maxContainers || refused != 6 {
+		t.Errorf("%d containers, %d refused", n, refused)
+	}
+}
+
+func TestSplitImage(t *testing.T) {
+	for _, tt := range []struct{ ref, name, tag string }{
+		{"busybox", "busybox", ""},
+		{"busybox:1.36", "busybox", "1.36"},
+		{"registry.example:5000/team/app:v1", "registry.example:5000/team/app", "v1"},
+		{"registry.example:5000/team/app", "registry.example:5000/team/app", ""},
+		{"app:v1@sha256:" + idA, "app", "v1"},
+		{"app@sha256:" + idA, "app", ""},
+		{"sha256:" + idA, "sha256:" + idA, ""},
+		{"UPPER case!", "UPPER case!", ""},
+		{"", "", ""},
+	} {
+		if name, tag := splitImage(tt.ref); name != tt.name || tag != tt.tag {
+			t.Errorf("splitImage(%q) = %q, %q; want %q, %q", tt.ref, name, tag, tt.name, tt.tag)
+		}
+	}
+}
+
+func TestCloseWithoutStartAndTwice(t *testing.T) {
+	r, err := NewResolver(Options{CgroupRoot: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := r.Close(); err != nil {
+		t.Error(err)
+	}
+	r.Start(context.Background()) // does nothing any more
+	if o := r.Owner(1 << 40); o.Kind != KindUnknown {
+		t.Errorf("after Close: %+v", o)
+	}
+}
