@@ -28,7 +28,7 @@ const (
 	inspectDelay = 250 * time.Millisecond // who is gone by then was named by its event
 	maxInspects  = 1024                   // waiting
 
-	maxList   = 32 << 20 // bytes of a list of containers
+	maxList   = 16 << 20 // bytes of a list: some 5,000 containers; beyond, single ones are asked for
 	maxAnswer = 4 << 20  // bytes of any other answer
 	maxEvent  = 1 << 20  // bytes of one event
 )

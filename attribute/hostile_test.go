@@ -362,7 +362,7 @@ func TestHostileEventsAreBounded(t *testing.T) {
 				}
 				return rounds == 30
 			})
-			if limit := uint64(4 * maxList); most > before+limit {
+			if limit := uint64(8 * maxList); most > before+limit {
 				t.Errorf("memory grew by %d bytes, more than %d", most-before, limit)
 			}
 		})

@@ -95,6 +95,7 @@ type feed struct {
 	log      *slog.Logger
 	now      func() time.Time
 	wanted   chan string // ids that were seen as cgroups and are not known
+	ready    func()      // called when the runtime began to answer
 
 	mu       sync.Mutex
 	endpoint Endpoint
@@ -123,6 +124,7 @@ func (f *feed) rename(id, name string) { f.registry.rename(f.from, id, name) }
 
 // ok takes the runtime's first complete answer of a connection.
 func (f *feed) ok(runtime, version string) {
+	defer f.ready()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.answered = true
@@ -274,7 +276,7 @@ func (rs *runtimes) add(spec *runtimeSpec, socket string) *feed {
 	}
 	f := &feed{
 		registry: rs.registry, from: socket, rank: 1, log: rs.log, now: rs.now,
-		wanted: make(chan string, maxWanted), asked: make(chan struct{}),
+		wanted: make(chan string, maxWanted), asked: make(chan struct{}), ready: rs.askAgain,
 		endpoint: Endpoint{Socket: socket, Runtime: spec.name, State: StateConnecting},
 	}
 	rs.feeds[socket] = f
@@ -340,6 +342,13 @@ func (rs *runtimes) wanted(id string) {
 		default:
 		}
 	}
+}
+
+// askAgain lets ids be asked for that were asked for before a runtime answered.
+func (rs *runtimes) askAgain() {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	clear(rs.seen)
 }
 
 // endpoints returns the sockets that are followed and, as absent, the fixed
