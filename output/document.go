@@ -212,6 +212,7 @@ type docBytesOps struct {
 }
 
 type docLost struct {
+	Bytes     int64 `json:"bytes"`
 	Records   int64 `json:"records"`
 	Notices   int64 `json:"notices"`
 	Latencies int64 `json:"latencies"`

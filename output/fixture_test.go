@@ -12,7 +12,7 @@ import (
 var update = flag.Bool("update", false, "write golden files")
 
 // golden compares got with testdata/name.
-func golden(t *testing.T, name string, got []byte) {
+func golden(t testing.TB, name string, got []byte) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
 	if *update {
@@ -144,7 +144,7 @@ var hostileNames = []string{
 func hostile() *Interval {
 	iv := shop()
 	iv.Host = Host{Name: hostileNames[2], ID: hostileNames[8], Kernel: hostileNames[1]}
-	iv.Samples = nil
+	iv.Samples, iv.Events = nil, nil
 	for i, n := range hostileNames {
 		s := composeContainer("p", "s", "eeee5555000"+string(rune('a'+i%26))).with(SourceNFS, nfsData, mountNFS, uint64(i+1)*4096, 4096)
 		s.Project, s.Service, s.ProjectRule, s.Unit = n, n, n, n

@@ -124,7 +124,7 @@ func (u *Usage) Ops() uint64 {
 // Latency returns the latencies of reads and writes together.
 func (u *Usage) Latency() Latency {
 	l := u.Read.Latency.clone()
-	l.add(&u.Write.Latency)
+	l.Merge(&u.Write.Latency)
 	return l
 }
 
@@ -160,7 +160,7 @@ func (a *Amount) add(o *Amount) {
 	a.Bytes += o.Bytes
 	a.Ops += o.Ops
 	a.Errors += o.Errors
-	a.Latency.add(&o.Latency)
+	a.Latency.Merge(&o.Latency)
 }
 
 func (a *Amount) empty() bool { return a.Bytes == 0 && a.Ops == 0 && a.Errors == 0 }
@@ -219,6 +219,8 @@ type SourceUsage struct {
 	Source Source
 	Level  Level
 	Usage
+
+	common common
 }
 
 // Row is one group of a report.
@@ -230,9 +232,8 @@ type Row struct {
 	App     Usage         // all sources at app level; never part of Total
 	Groups  int           // how many groups the row stands for
 
-	id      string
-	first   *Sample // of the interval: holds whatever all samples have in common
-	differs fieldSet
+	id     string
+	common common
 }
 
 // ID returns 32 hex digits that are the same for the same group in every
@@ -267,20 +268,23 @@ func (r *Row) Source(s Source, l Level) *Usage {
 	return nil
 }
 
-// usage returns the row's usage of a source, made if there is none.
-func (r *Row) usage(s Source, l Level) *Usage {
-	if u := r.Source(s, l); u != nil {
-		return u
+// usage returns the row's usage of a source, made if there is none. It is
+// valid until the next call.
+func (r *Row) usage(s Source, l Level) *SourceUsage {
+	for i := range r.Sources {
+		if r.Sources[i].Source == s && r.Sources[i].Level == l {
+			return &r.Sources[i]
+		}
 	}
 	r.Sources = append(r.Sources, SourceUsage{Source: s, Level: l})
-	return &r.Sources[len(r.Sources)-1].Usage
+	return &r.Sources[len(r.Sources)-1]
 }
 
 // addRow folds o into a sum.
 func (r *Row) addRow(o *Row) {
 	for i := range o.Sources {
 		su := &o.Sources[i]
-		r.usage(su.Source, su.Level).add(&su.Usage)
+		r.usage(su.Source, su.Level).Usage.add(&su.Usage)
 	}
 	r.Groups += o.Groups
 }
@@ -290,8 +294,9 @@ func (r *Row) finish() {
 	slices.SortFunc(r.Sources, func(a, b SourceUsage) int {
 		return cmp.Or(-cmp.Compare(a.Level, b.Level), compareSources(a.Source, b.Source))
 	})
-	r.Total, r.App = Usage{}, Usage{}
+	r.Total, r.App, r.common = Usage{}, Usage{}, common{}
 	for i := range r.Sources {
+		r.common.join(&r.Sources[i].common)
 		if r.Sources[i].Level == LevelApp {
 			r.App.add(&r.Sources[i].Usage)
 		} else {
@@ -430,8 +435,9 @@ func (g *grouper) addAll(s *Sample, level Level) {
 		}
 		return
 	}
-	r := g.row(s, "")
-	r.usage(s.Source, level).addSample(s)
+	u := g.row(s, "").usage(s.Source, level)
+	u.addSample(s)
+	u.common.add(s)
 }
 
 func (g *grouper) addOne(s *Sample, level Level, op Op) {
@@ -441,8 +447,9 @@ func (g *grouper) addOne(s *Sample, level Level, op Op) {
 		}
 		return
 	}
-	r := g.row(s, op)
-	r.usage(s.Source, level).addOp(s, op)
+	u := g.row(s, op).usage(s.Source, level)
+	u.addOp(s, op)
+	u.common.add(s)
 }
 
 // row finds or makes the row that s belongs to.
@@ -464,17 +471,15 @@ func (g *grouper) row(s *Sample, op Op) *Row {
 	r, ok := rows[string(g.buf)]
 	if !ok {
 		id := string(g.buf)
-		r = &Row{Keys: slices.Clone(keys), Groups: 1, id: id, first: s}
+		r = &Row{Keys: slices.Clone(keys), Groups: 1, id: id}
 		rows[id] = r
-		return r
 	}
-	r.differs |= differing(r.first, s, r.differs)
 	return r
 }
 
 func (g *grouper) report(used []Source) *Report {
 	rep := &Report{By: g.opt.By, Level: g.opt.Level, Sources: used}
-	rep.Total = Row{Label: "TOTAL"}
+	rep.Total = Row{Label: totalLabel}
 	rep.Rows = g.sorted(g.leaf)
 	for i := range rep.Rows {
 		rep.Total.addRow(&rep.Rows[i])
@@ -503,7 +508,7 @@ func (g *grouper) cut(rows []Row) ([]Row, *Row) {
 	rest := &Row{Label: textRest, id: textRest}
 	for i := g.opt.Top; i < len(rows); i++ {
 		r := &rows[i]
-		if o := r.first.Owner; (o == OwnerUnattributed || o == OwnerOther) && r.differs&fieldOwner == 0 && r.Total.Bytes() > 0 {
+		if o := r.common.identity().Owner; (o == OwnerUnattributed || o == OwnerOther) && r.Total.Bytes() > 0 {
 			kept = append(kept, *r)
 			continue
 		}

@@ -452,7 +452,7 @@ func TestLatency(t *testing.T) {
 			all[at] += n
 		}
 		before := l.clone()
-		sum.add(&l)
+		sum.Merge(&l)
 		if !reflect.DeepEqual(l, before) {
 			t.Fatal("adding changed what was added")
 		}

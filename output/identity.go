@@ -69,14 +69,42 @@ func differing(a, b *Sample, known fieldSet) fieldSet {
 	return d | known
 }
 
-// Identity returns what all samples of the row have in common; nothing for a
-// sum such as the total.
-func (r *Row) Identity() Identity {
-	if r.first == nil {
+// common collects what samples have in common.
+type common struct {
+	first   *Sample // nil for sums
+	differs fieldSet
+}
+
+func (c *common) add(s *Sample) {
+	if c.first == nil {
+		c.first = s
+		return
+	}
+	c.differs |= differing(c.first, s, c.differs)
+}
+
+func (c *common) join(o *common) {
+	if o.first == nil {
+		return
+	}
+	c.add(o.first)
+	c.differs |= o.differs
+}
+
+func (c *common) identity() Identity {
+	if c.first == nil {
 		return Identity{}
 	}
-	return identity(r.first, r.differs)
+	return identity(c.first, c.differs)
 }
+
+// Identity returns what all samples of the row have in common; nothing for a
+// sum such as the total.
+func (r *Row) Identity() Identity { return r.common.identity() }
+
+// Identity returns what the samples of one source have in common, which is
+// more than what all samples of the row have.
+func (u *SourceUsage) Identity() Identity { return u.common.identity() }
 
 // identity returns the fields of s that are not in differs.
 func identity(s *Sample, differs fieldSet) Identity {

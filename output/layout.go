@@ -139,7 +139,7 @@ type grid struct {
 }
 
 // fit chooses columns and widths for rows, and remembers the widths.
-func (l *layout) fit(rep *Report, rows [][]string, width int) grid {
+func (l *layout) fit(rep *Report, rows [][]string, rest *Row, width int) grid {
 	for _, r := range rows {
 		for i, text := range r {
 			l.keyWidths[i] = max(l.keyWidths[i], ansi.StringWidth(text))
@@ -164,7 +164,14 @@ func (l *layout) fit(rep *Report, rows [][]string, width int) grid {
 	if g.gap = 1; width-g.numbers() >= least+8 {
 		g.gap = 2
 	}
-	g.keys = share(l.keyWidths, max(width-g.numbers(), 1))
+	room := max(width-g.numbers(), 1)
+	g.keys = share(l.keyWidths, room)
+	// The names of sums run across all key columns.
+	for _, r := range []*Row{rest, rep.Filtered} {
+		if r != nil {
+			g.keys[len(g.keys)-1] += max(0, min(room, len(sumText(r)))-g.keysWidth())
+		}
+	}
 	return g
 }
 
@@ -218,24 +225,46 @@ func sumOf(n []int) (sum int) {
 	return sum
 }
 
+// totalLabel names the row of all bytes.
+const totalLabel = "TOTAL"
+
+// reserved tells whether a text is what rows are called that are no workload.
+func reserved(text string) bool {
+	switch text {
+	case textKernel, textUnattributed, textOther, textRest, textFiltered, totalLabel:
+		return true
+	}
+	return false
+}
+
 // keyCells returns the safe texts of a row's key columns. Rows whose names are
-// equal although they are not the same thing get a mark each.
+// equal although they are not the same thing get a mark each, and so does a
+// container that calls itself like a row of ours.
 func keyCells(rows []Row) [][]string {
 	cells := make([][]string, len(rows))
 	count := make(map[string]int, len(rows))
 	for i := range rows {
 		cells[i] = make([]string, len(rows[i].Keys))
 		for k := range rows[i].Keys {
-			cells[i][k] = SafeText(rows[i].Keys[k].Text)
+			text := SafeText(rows[i].Keys[k].Text)
+			if strings.TrimSpace(text) == "" {
+				text = `"` + text + `"`
+			}
+			cells[i][k] = text
 		}
 		count[strings.Join(cells[i], "\x00")]++
 	}
 	for i := range rows {
-		if len(cells[i]) == 0 || count[strings.Join(cells[i], "\x00")] == 1 {
+		if len(cells[i]) == 0 {
+			continue
+		}
+		id := rows[i].Identity()
+		spoof := reserved(cells[i][0]) && special(id.Owner) == ""
+		if !spoof && count[strings.Join(cells[i], "\x00")] == 1 {
 			continue
 		}
 		mark := rows[i].ID()[:6]
-		if id := rows[i].Identity().Container.ID; id != "" {
+		if id := id.Container.ID; id != "" {
 			mark = SafeText(shortID(id))
 		}
 		cells[i][0] += " #" + mark
@@ -338,6 +367,9 @@ func footer(iv *Interval, rep *Report) (parts []string, alert bool) {
 		parts = append(parts, "unattributed "+percentText(float64(unattributed), float64(rep.Total.Total.Bytes())))
 	}
 	var lost []string
+	if iv.Lost.Bytes > 0 {
+		lost = append(lost, sizeText(iv.Lost.Bytes)+" of totals")
+	}
 	for _, l := range []struct {
 		n    uint64
 		what string

@@ -162,13 +162,13 @@ func (t *Table) frame(rep *Report, iv *Interval, width, height int) []styledLine
 
 	rows, rest, stacked := rep.Rows, rep.Rest, rep.Stacked
 	if height > 0 {
-		// Title, blank, two headings, total, and the line the cursor is on.
-		chrome := 6 + len(footLines)
+		// Title, two headings, total, and the line that the cursor is on.
+		chrome := 5 + len(footLines)
 		if rep.Filtered != nil {
 			chrome++
 		}
 		if len(events) > 0 {
-			events = events[max(0, len(events)-max(1, height/4)):]
+			events = events[max(0, len(events)-max(1, height/6)):]
 			chrome += 1 + len(events)
 		}
 		room := max(height-chrome, 2)
@@ -181,7 +181,7 @@ func (t *Table) frame(rep *Report, iv *Interval, width, height int) []styledLine
 	}
 
 	cells, stackedCells := keyCells(rows), keyCells(stacked)
-	g := t.layout.fit(rep, append(cells[:len(cells):len(cells)], stackedCells...), width)
+	g := t.layout.fit(rep, append(cells[:len(cells):len(cells)], stackedCells...), rest, width)
 	d := iv.End.Sub(iv.Start)
 	title := []string{iv.End.In(t.opt.Location).Format("15:04:05"), strconv.FormatFloat(d.Seconds(), 'f', 1, 64) + " s"}
 	if iv.Host.Name != "" {
@@ -227,11 +227,16 @@ func (t *Table) frame(rep *Report, iv *Interval, width, height int) []styledLine
 	if len(events) > 0 {
 		lines = append(lines, styledLine{"EVENTS", styleHead})
 		for _, e := range events {
-			lines = append(lines, styledLine{cutText(e, width), styleNone})
+			for _, l := range t.eventText(e, width) {
+				lines = append(lines, styledLine{l, styleNone})
+			}
 		}
 	}
 	if !t.inPlace {
 		lines = append(lines, styledLine{})
+	}
+	if height > 0 && len(lines) >= height {
+		lines = lines[:max(height-1, 1)]
 	}
 	return lines
 }
@@ -268,6 +273,23 @@ func fold(rows []Row, rest *Row, room int) ([]Row, *Row) {
 	}
 	sum.finish()
 	return rows[:n], sum
+}
+
+// eventText returns the lines of an event: one on a terminal, as many as it
+// takes where the text may be all that is left of it.
+func (t *Table) eventText(e string, width int) []string {
+	const indent = "         "
+	if t.inPlace || width <= 2*len(indent) {
+		return []string{strings.TrimRight(cutText(e, width), " ")}
+	}
+	lines := strings.Split(ansi.Wrap(e, width-len(indent), " "), "\n")
+	for i := range lines {
+		lines[i] = strings.TrimRight(lines[i], " ")
+		if i > 0 {
+			lines[i] = indent + strings.TrimLeft(lines[i], " ")
+		}
+	}
+	return lines
 }
 
 // eventLines returns the events to show with iv: its own where tables are

@@ -81,7 +81,7 @@ func nanosText(ns uint64) string {
 
 // percentText writes part of whole as a share.
 func percentText(part, whole float64) string {
-	if whole <= 0 {
+	if whole <= 0 || part <= 0 {
 		return "0 %"
 	}
 	p := 100 * part / whole
