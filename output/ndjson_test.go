@@ -93,8 +93,8 @@ func noDots(t testing.TB, v any) {
 	}
 }
 
-// at returns the value under a path such as "iotrace.read.bytes".
-func at(v any, path string) any {
+// docField returns the value under a path such as "iotrace.read.bytes".
+func docField(v any, path string) any {
 	for part := range strings.SplitSeq(path, ".") {
 		m, ok := v.(map[string]any)
 		if !ok {
@@ -105,9 +105,9 @@ func at(v any, path string) any {
 	return v
 }
 
-func num(t testing.TB, v any, path string) uint64 {
+func docNumber(t testing.TB, v any, path string) uint64 {
 	t.Helper()
-	n, ok := at(v, path).(stdjson.Number)
+	n, ok := docField(v, path).(stdjson.Number)
 	if !ok {
 		return 0
 	}
@@ -175,7 +175,7 @@ func TestDocumentsFields(t *testing.T) {
 		"iotrace.write.errors":   "<nil>",
 		"iotrace.device.stacked": "<nil>",
 	} {
-		if got := fmt.Sprint(at(db, path)); got != want {
+		if got := fmt.Sprint(docField(db, path)); got != want {
 			t.Errorf("%s is %s, want %s", path, got, want)
 		}
 	}
@@ -186,27 +186,27 @@ func TestDocumentsFields(t *testing.T) {
 		"iotrace.mount.volume": "shopdata",
 		"iotrace.metadata.ops": "523",
 	} {
-		if got := fmt.Sprint(at(web, path)); got != want {
+		if got := fmt.Sprint(docField(web, path)); got != want {
 			t.Errorf("%s is %s, want %s", path, got, want)
 		}
 	}
 	for _, d := range docs {
-		if at(d, "iotrace.source") == "fuse" && fmt.Sprint(at(d, "iotrace.fuse")) != "map[daemon:map[pid:812] subtype:sshfs]" {
-			t.Errorf("iotrace.fuse is %v", at(d, "iotrace.fuse"))
+		if docField(d, "iotrace.source") == "fuse" && fmt.Sprint(docField(d, "iotrace.fuse")) != "map[daemon:map[pid:812] subtype:sshfs]" {
+			t.Errorf("iotrace.fuse is %v", docField(d, "iotrace.fuse"))
 		}
-		if at(d, "event.dataset") == DatasetStatus {
+		if docField(d, "event.dataset") == DatasetStatus {
 			for path, want := range map[string]string{
 				"event.kind": "state", "data_stream.type": "logs", "iotrace.sources.nfs": "map[attached:true cost:no retransmissions hook:raw_tp/nfs_initiate_write]",
 				"iotrace.unattributed.bytes": "20480", "iotrace.unresolved.cgroups": "2", "iotrace.total.write.bytes": "149753856",
 				"iotrace.self": "map[bpf_ns:3000000 cpu_ns:11000000 rss_bytes:42991616]", "iotrace.lost.records": "0",
 			} {
-				if got := fmt.Sprint(at(d, path)); got != want {
+				if got := fmt.Sprint(docField(d, path)); got != want {
 					t.Errorf("%s is %s, want %s", path, got, want)
 				}
 			}
 		}
 	}
-	if got := at(docs[len(docs)-1], "message"); got != "vxlan create failed vx-001002-abcde vni 4098 network shop_default stack shop services shop_web,shop_db netns 4026531840 "+
+	if got := docField(docs[len(docs)-1], "message"); got != "vxlan create failed vx-001002-abcde vni 4098 network shop_default stack shop services shop_web,shop_db netns 4026531840 "+
 		"by dockerd[901] because of vx-001002-fffff in netns 4026531840 reason: left behind in the host namespace error: file exists after 90.0s" {
 		t.Errorf("message is %q", got)
 	}
@@ -222,7 +222,7 @@ func TestDocumentsLabels(t *testing.T) {
 			if err := stdjson.Unmarshal(d.Line, &doc); err != nil {
 				t.Fatal(err)
 			}
-			return fmt.Sprint(at(doc, "container.labels"))
+			return fmt.Sprint(docField(doc, "container.labels"))
 		}
 		return ""
 	}
@@ -300,8 +300,8 @@ func TestDocumentsSums(t *testing.T) {
 			if d.Dataset != DatasetIO {
 				continue
 			}
-			stacked := at(doc, "iotrace.device.stacked") == true
-			series := fmt.Sprint(at(doc, "iotrace.source"), at(doc, "iotrace.level"), at(doc, "iotrace.group.id"), stacked)
+			stacked := docField(doc, "iotrace.device.stacked") == true
+			series := fmt.Sprint(docField(doc, "iotrace.source"), docField(doc, "iotrace.level"), docField(doc, "iotrace.group.id"), stacked)
 			if seen[series] {
 				t.Errorf("seed %d: two documents of %s", seed, series)
 			}
@@ -309,11 +309,11 @@ func TestDocumentsSums(t *testing.T) {
 			if stacked {
 				continue
 			}
-			k := fmt.Sprintf("%s %s ", at(doc, "iotrace.source"), at(doc, "iotrace.level"))
-			got[k+"read"] += num(t, doc, "iotrace.read.bytes")
-			got[k+"write"] += num(t, doc, "iotrace.write.bytes")
-			got[k+"writes"] += num(t, doc, "iotrace.write.ops")
-			got[k+"flushes"] += num(t, doc, "iotrace.flush.ops")
+			k := fmt.Sprintf("%s %s ", docField(doc, "iotrace.source"), docField(doc, "iotrace.level"))
+			got[k+"read"] += docNumber(t, doc, "iotrace.read.bytes")
+			got[k+"write"] += docNumber(t, doc, "iotrace.write.bytes")
+			got[k+"writes"] += docNumber(t, doc, "iotrace.write.ops")
+			got[k+"flushes"] += docNumber(t, doc, "iotrace.flush.ops")
 		}
 		if fmt.Sprint(got) != fmt.Sprint(want) {
 			t.Fatalf("seed %d, %+v: documents add up to\n%v\nsamples to\n%v", seed, opt, got, want)
@@ -360,7 +360,7 @@ func TestDocumentsEvents(t *testing.T) {
 		"iotrace.request": "map[basis:page bytes:94371840 latency:1500 offset:4096]", "process.pid": "4321", "container.name": "shop-db-1",
 		"iotrace.device.name": "sda", "@timestamp": "2026-03-04T05:06:05.123456789Z",
 	} {
-		if got := fmt.Sprint(at(first, path)); got != want {
+		if got := fmt.Sprint(docField(first, path)); got != want {
 			t.Errorf("%s is %s, want %s", path, got, want)
 		}
 	}
@@ -383,7 +383,7 @@ func TestDocumentsText(t *testing.T) {
 			if err := stdjson.Unmarshal(d.Line, &doc); err != nil {
 				t.Fatal(err)
 			}
-			if got, _ := at(doc, "container.name").(string); utf8.ValidString(name) && got != name {
+			if got, _ := docField(doc, "container.name").(string); utf8.ValidString(name) && got != name {
 				t.Errorf("%+q reads back as %+q", name, got)
 			}
 			break
@@ -418,7 +418,7 @@ func TestDocumentsLimits(t *testing.T) {
 	s := schemas(t)
 	for d := range Documents(Group(iv, GroupOptions{}), iv, NDJSONOptions{}) {
 		doc := validate(t, s, d)
-		if d.Dataset == DatasetIO && (num(t, doc, "iotrace.write.bytes") != 1<<63-1 || at(doc, "iotrace.cgroup.id") != "18446744073709551615") {
+		if d.Dataset == DatasetIO && (docNumber(t, doc, "iotrace.write.bytes") != 1<<63-1 || docField(doc, "iotrace.cgroup.id") != "18446744073709551615") {
 			t.Errorf("%s", d.Line)
 		}
 	}

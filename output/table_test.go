@@ -14,7 +14,7 @@ import (
 
 func noEnv(string) string { return "" }
 
-func plainTable(w *bytes.Buffer, width int) *Table {
+func tableOf(w *bytes.Buffer, width int) *Table {
 	return NewTable(w, TableOptions{Width: width, Location: time.UTC, Env: noEnv})
 }
 
@@ -74,7 +74,7 @@ func TestTableLines(t *testing.T) {
 		}
 		width := 20 + rng.IntN(150)
 		var b bytes.Buffer
-		table := plainTable(&b, width)
+		table := tableOf(&b, width)
 		for range 2 {
 			if err := table.Write(Group(iv, opt), iv); err != nil {
 				t.Fatal(err)
@@ -146,7 +146,7 @@ func TestTableEnv(t *testing.T) {
 func TestTableHeight(t *testing.T) {
 	iv := hostile()
 	for height := 11; height < 60; height++ {
-		table := plainTable(&bytes.Buffer{}, 100)
+		table := tableOf(&bytes.Buffer{}, 100)
 		table.inPlace = true
 		rep := Group(iv, GroupOptions{By: keys(t, "container")})
 		lines := table.frame(rep, iv, 100, height)
@@ -171,7 +171,7 @@ func TestTableHeight(t *testing.T) {
 // TestTableRedraw: each frame moves up by what the one before takes now.
 func TestTableRedraw(t *testing.T) {
 	var b bytes.Buffer
-	table := plainTable(&b, 0)
+	table := tableOf(&b, 0)
 	width := 90
 	table.size = func() (int, int, bool) { return width, 40, true }
 	table.detect()
@@ -205,7 +205,7 @@ func TestTableRedraw(t *testing.T) {
 // and go.
 func TestTableSteady(t *testing.T) {
 	var b bytes.Buffer
-	table := plainTable(&b, 100)
+	table := tableOf(&b, 100)
 	head := func(iv *Interval) string {
 		b.Reset()
 		if err := table.Write(Group(iv, GroupOptions{By: keys(t, "project")}), iv); err != nil {
@@ -225,7 +225,7 @@ func TestTableSteady(t *testing.T) {
 // once.
 func TestTableEvents(t *testing.T) {
 	var b bytes.Buffer
-	table := plainTable(&b, 100)
+	table := tableOf(&b, 100)
 	iv := shop()
 	for range 7 {
 		if err := table.Write(Group(iv, GroupOptions{}), iv); err != nil {
@@ -256,7 +256,7 @@ func TestTableEvents(t *testing.T) {
 func BenchmarkTable(b *testing.B) {
 	iv := random(rand.New(rand.NewPCG(1, 1)), 1000)
 	var buf bytes.Buffer
-	table := plainTable(&buf, 120)
+	table := tableOf(&buf, 120)
 	rep := Group(iv, GroupOptions{By: keys(b, "container,device,process"), Top: 40})
 	for b.Loop() {
 		buf.Reset()
