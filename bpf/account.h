@@ -57,22 +57,83 @@ static __noinline int iot_account_new(const struct usage_key *key, void *map, __
 	return 0;
 }
 
-/* Books bytes and ops on the row of key; falls back to the overflow rows, never loses them silently. */
-static __always_inline void iot_account(const struct usage_key *key, __u64 bytes, __u64 ops)
+/* Books on the map itself; falls back to the overflow rows, never loses bytes silently. */
+static __noinline int iot_account_map(const struct usage_key *key, __u64 bytes, __u64 ops)
 {
 	__u32 current = 0;
 	struct usage *u;
 	void *map;
 
+	if (!key)
+		return 0;
 	map = bpf_map_lookup_elem(&usages, &current);
 	if (map) {
 		u = bpf_map_lookup_elem(map, key);
 		if (u) {
 			iot_add(u, bytes, ops);
-			return;
+			return 0;
 		}
 	}
-	iot_account_new(key, map, bytes, ops);
+	return iot_account_new(key, map, bytes, ops);
+}
+
+static __always_inline struct row_cache *iot_cache(void)
+{
+	__u32 zero = 0, *current = bpf_map_lookup_elem(&generation, &zero);
+
+	return current ? bpf_map_lookup_elem(&row_caches, current) : NULL;
+}
+
+static __always_inline bool iot_same_words(const __u64 *a, const __u64 *b, int words)
+{
+	__u64 differ = 0;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < words; i++)
+		differ |= a[i] ^ b[i];
+	return !differ;
+}
+
+static __always_inline __u32 iot_cache_slot(const __u64 *key, int words)
+{
+	__u64 hash = 0;
+	int i;
+
+#pragma unroll
+	for (i = 0; i < words; i++)
+		hash = (hash ^ key[i]) * 0x9E3779B97F4A7C15ULL;
+	return (hash >> 40) & (IOT_CACHE_ROWS - 1);
+}
+
+#define IOT_USAGE_WORDS (sizeof(struct usage_key) / sizeof(__u64))
+#define IOT_LATENCY_WORDS (sizeof(struct latency_key) / sizeof(__u64))
+
+/* Books bytes and ops on the row of key. */
+static __always_inline void iot_account(const struct usage_key *key, __u64 bytes, __u64 ops)
+{
+	struct row_cache *cache = iot_cache();
+	struct cached_usage *row;
+
+	if (!cache || cache->busy) {
+		iot_account_map(key, bytes, ops);
+		return;
+	}
+	cache->busy = 1;
+	barrier();
+	row = &cache->usage[iot_cache_slot((const __u64 *)key, IOT_USAGE_WORDS)];
+	if (iot_same_words((const __u64 *)&row->key, (const __u64 *)key, IOT_USAGE_WORDS)) {
+		row->value.bytes += bytes;
+		row->value.ops += ops;
+	} else {
+		if (row->key.source)
+			iot_account_map(&row->key, row->value.bytes, row->value.ops);
+		row->key = *key;
+		row->value.bytes = bytes;
+		row->value.ops = ops;
+	}
+	barrier();
+	cache->busy = 0;
 }
 
 /* Index of the bucket of ns: four buckets to a power of two, see struct latency_key. */
@@ -92,34 +153,66 @@ static __always_inline __u32 iot_bucket(__u64 ns)
 	return (log << 2) | ((ns >> (log - 2)) & 3);
 }
 
-static __always_inline void iot_latency(const struct usage_key *key, __u64 ns)
+static __noinline int iot_latency_map(const struct latency_key *key, __u64 count, __u64 sum, __u64 max)
 {
-	struct latency_key k = { .usage = *key };
-	struct latency fresh = { .count = 1, .sum = ns, .max = ns };
+	struct latency fresh = { .count = count, .sum = sum, .max = max };
 	__u32 current = 0;
 	struct latency *l;
 	void *map;
 
-	k.usage.basis = 0;
-	k.usage.fsdev = key->fsdev;
-	k.bucket = iot_bucket(ns);
+	if (!key)
+		return 0;
 	map = bpf_map_lookup_elem(&latencies, &current);
 	if (!map)
-		return;
-	l = bpf_map_lookup_elem(map, &k);
+		return 0;
+	l = bpf_map_lookup_elem(map, key);
 	if (!l) {
-		if (!bpf_map_update_elem(map, &k, &fresh, BPF_NOEXIST))
-			return;
-		l = bpf_map_lookup_elem(map, &k);
+		if (!bpf_map_update_elem(map, key, &fresh, BPF_NOEXIST))
+			return 0;
+		l = bpf_map_lookup_elem(map, key);
 		if (!l) {
-			iot_lost(IOT_LOST_LATENCIES, 1);
-			return;
+			iot_lost(IOT_LOST_LATENCIES, count);
+			return 0;
 		}
 	}
-	__sync_fetch_and_add(&l->count, 1);
-	__sync_fetch_and_add(&l->sum, ns);
-	if (ns > l->max)
-		l->max = ns;
+	__sync_fetch_and_add(&l->count, count);
+	__sync_fetch_and_add(&l->sum, sum);
+	if (max > l->max)
+		l->max = max;
+	return 0;
+}
+
+/* Counts one latency of ns under key. */
+static __always_inline void iot_latency(const struct usage_key *key, __u64 ns)
+{
+	struct latency_key k = { .usage = *key };
+	struct row_cache *cache = iot_cache();
+	struct cached_latency *row;
+
+	k.usage.basis = 0;
+	k.bucket = iot_bucket(ns);
+	if (!cache || cache->busy) {
+		iot_latency_map(&k, 1, ns, ns);
+		return;
+	}
+	cache->busy = 1;
+	barrier();
+	row = &cache->latency[iot_cache_slot((const __u64 *)&k, IOT_LATENCY_WORDS)];
+	if (iot_same_words((const __u64 *)&row->key, (const __u64 *)&k, IOT_LATENCY_WORDS)) {
+		row->value.count++;
+		row->value.sum += ns;
+		if (ns > row->value.max)
+			row->value.max = ns;
+	} else {
+		if (row->key.usage.source)
+			iot_latency_map(&row->key, row->value.count, row->value.sum, row->value.max);
+		row->key = k;
+		row->value.count = 1;
+		row->value.sum = ns;
+		row->value.max = ns;
+	}
+	barrier();
+	cache->busy = 0;
 }
 
 /*

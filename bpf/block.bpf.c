@@ -36,13 +36,12 @@ enum {
 #define IOT_STEPS_NO_LOOP 64 /* the same where the kernel has no bpf_loop (before 5.17) */
 
 /*
- * From issue to completion: request -> its owner and when it was issued. Direct
+ * From issue to completion: request -> its owner. Direct
  * mapped by the request's address, two ways: an array costs a fraction of a hash
  * and requests are reused. A request pushed out loses its latency (counted).
  */
 struct inflight {
 	__u64 rq; /* struct request * */
-	__u64 issued;
 	struct usage_key usage;
 };
 
@@ -312,7 +311,6 @@ static __always_inline void iot_remember(struct request *rq, const struct usage_
 	}
 	if (!f)
 		return;
-	f->issued = bpf_ktime_get_ns();
 	f->usage = *usage;
 	f->rq = (__u64)rq;
 }
@@ -397,13 +395,18 @@ static __always_inline int iot_complete(struct request *rq, __u32 error, __u32 b
 	}
 	if (!error && bytes < FIELD(rq, __data_len)) /* more of it is to come */
 		return 0;
-	start = FIELD(rq, io_start_time_ns);
-	if (!start) /* the kernel keeps it only where something asked for statistics */
-		start = f->issued;
-	ns = bpf_ktime_get_ns() - start;
 	usage = f->usage;
 	f->rq = 0;
-	iot_latency(&usage, ns);
+	/*
+	 * When the request was made. /proc/diskstats adds up the same, and the kernel
+	 * keeps it for every request unless queue/iostats is switched off.
+	 */
+	start = FIELD(rq, start_time_ns);
+	ns = start ? bpf_ktime_get_ns() - start : 0;
+	if (start)
+		iot_latency(&usage, ns);
+	else
+		iot_lost(IOT_LOST_LATENCIES, 1);
 	if (with_records)
 		iot_block_record(rq, &usage, start, ns, bytes);
 	if (error) {

@@ -18,6 +18,7 @@ import (
 const (
 	BlockMapComms            = "comms"
 	BlockMapDeadOwners       = "dead_owners"
+	BlockMapGeneration       = "generation"
 	BlockMapInflight         = "inflight"
 	BlockMapLatencies        = "latencies"
 	BlockMapLatencyA         = "latency_a"
@@ -27,6 +28,7 @@ const (
 	BlockMapNotices          = "notices"
 	BlockMapOverflow         = "overflow"
 	BlockMapRecords          = "records"
+	BlockMapRowCaches        = "row_caches"
 	BlockMapUsageA           = "usage_a"
 	BlockMapUsages           = "usages"
 	BlockProgIotRqComplete   = "iot_rq_complete"
@@ -100,6 +102,7 @@ type BlockProgramSpecs struct {
 type BlockMapSpecs struct {
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
 	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
+	Generation *ebpf.MapSpec `ebpf:"generation"`
 	Inflight   *ebpf.MapSpec `ebpf:"inflight"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
 	LatencyA   *ebpf.MapSpec `ebpf:"latency_a"`
@@ -109,6 +112,7 @@ type BlockMapSpecs struct {
 	Notices    *ebpf.MapSpec `ebpf:"notices"`
 	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
 	Records    *ebpf.MapSpec `ebpf:"records"`
+	RowCaches  *ebpf.MapSpec `ebpf:"row_caches"`
 	UsageA     *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages     *ebpf.MapSpec `ebpf:"usages"`
 }
@@ -150,6 +154,7 @@ func (o *BlockObjects) Close() error {
 type BlockMaps struct {
 	Comms      *ebpf.Map `ebpf:"comms"`
 	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
+	Generation *ebpf.Map `ebpf:"generation"`
 	Inflight   *ebpf.Map `ebpf:"inflight"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
 	LatencyA   *ebpf.Map `ebpf:"latency_a"`
@@ -159,6 +164,7 @@ type BlockMaps struct {
 	Notices    *ebpf.Map `ebpf:"notices"`
 	Overflow   *ebpf.Map `ebpf:"overflow"`
 	Records    *ebpf.Map `ebpf:"records"`
+	RowCaches  *ebpf.Map `ebpf:"row_caches"`
 	UsageA     *ebpf.Map `ebpf:"usage_a"`
 	Usages     *ebpf.Map `ebpf:"usages"`
 }
@@ -167,6 +173,7 @@ func (m *BlockMaps) Close() error {
 	return _BlockClose(
 		m.Comms,
 		m.DeadOwners,
+		m.Generation,
 		m.Inflight,
 		m.Latencies,
 		m.LatencyA,
@@ -176,6 +183,7 @@ func (m *BlockMaps) Close() error {
 		m.Notices,
 		m.Overflow,
 		m.Records,
+		m.RowCaches,
 		m.UsageA,
 		m.Usages,
 	)

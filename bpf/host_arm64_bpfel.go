@@ -18,6 +18,13 @@ type HostComm struct {
 	Name [16]int8
 }
 
+type HostInodeNote struct {
+	_      structs.HostLayout
+	Cgroup uint64
+	Pid    uint32
+	Shared uint32
+}
+
 type HostIoRecord struct {
 	_       structs.HostLayout
 	Usage   HostUsageKey
@@ -58,6 +65,21 @@ type HostNotice struct {
 	Text   [1024]int8
 }
 
+type HostRowCache struct {
+	_     structs.HostLayout
+	Busy  uint64
+	Usage [256]struct {
+		_     structs.HostLayout
+		Key   HostUsageKey
+		Value HostUsage
+	}
+	Latency [256]struct {
+		_     structs.HostLayout
+		Key   HostLatencyKey
+		Value HostLatency
+	}
+}
+
 type HostUsage struct {
 	_     structs.HostLayout
 	Bytes uint64
@@ -83,6 +105,7 @@ const (
 	HostMapComms                  = "comms"
 	HostMapDeadOwners             = "dead_owners"
 	HostMapDraft                  = "draft"
+	HostMapGeneration             = "generation"
 	HostMapInodeNotes             = "inode_notes"
 	HostMapLatencies              = "latencies"
 	HostMapLatencyA               = "latency_a"
@@ -92,6 +115,7 @@ const (
 	HostMapNotices                = "notices"
 	HostMapOverflow               = "overflow"
 	HostMapRecords                = "records"
+	HostMapRowCaches              = "row_caches"
 	HostMapUsageA                 = "usage_a"
 	HostMapUsages                 = "usages"
 	HostProgIotCgroupMkdir        = "iot_cgroup_mkdir"
@@ -173,6 +197,7 @@ type HostMapSpecs struct {
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
 	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
 	Draft      *ebpf.MapSpec `ebpf:"draft"`
+	Generation *ebpf.MapSpec `ebpf:"generation"`
 	InodeNotes *ebpf.MapSpec `ebpf:"inode_notes"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
 	LatencyA   *ebpf.MapSpec `ebpf:"latency_a"`
@@ -182,6 +207,7 @@ type HostMapSpecs struct {
 	Notices    *ebpf.MapSpec `ebpf:"notices"`
 	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
 	Records    *ebpf.MapSpec `ebpf:"records"`
+	RowCaches  *ebpf.MapSpec `ebpf:"row_caches"`
 	UsageA     *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages     *ebpf.MapSpec `ebpf:"usages"`
 }
@@ -225,6 +251,7 @@ type HostMaps struct {
 	Comms      *ebpf.Map `ebpf:"comms"`
 	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
 	Draft      *ebpf.Map `ebpf:"draft"`
+	Generation *ebpf.Map `ebpf:"generation"`
 	InodeNotes *ebpf.Map `ebpf:"inode_notes"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
 	LatencyA   *ebpf.Map `ebpf:"latency_a"`
@@ -234,6 +261,7 @@ type HostMaps struct {
 	Notices    *ebpf.Map `ebpf:"notices"`
 	Overflow   *ebpf.Map `ebpf:"overflow"`
 	Records    *ebpf.Map `ebpf:"records"`
+	RowCaches  *ebpf.Map `ebpf:"row_caches"`
 	UsageA     *ebpf.Map `ebpf:"usage_a"`
 	Usages     *ebpf.Map `ebpf:"usages"`
 }
@@ -243,6 +271,7 @@ func (m *HostMaps) Close() error {
 		m.Comms,
 		m.DeadOwners,
 		m.Draft,
+		m.Generation,
 		m.InodeNotes,
 		m.Latencies,
 		m.LatencyA,
@@ -252,6 +281,7 @@ func (m *HostMaps) Close() error {
 		m.Notices,
 		m.Overflow,
 		m.Records,
+		m.RowCaches,
 		m.UsageA,
 		m.Usages,
 	)

@@ -80,6 +80,30 @@ struct latency {
 	__u64 max;
 };
 
+/*
+ * Rows in use, in front of the maps: an array costs a third of a hash. Each CPU
+ * has its own; a row that another one pushes out goes to the map. busy tells
+ * that a program is in the midst of it: one that interrupts it goes straight to
+ * the maps.
+ */
+#define IOT_CACHE_ROWS 256
+
+struct cached_usage {
+	struct usage_key key; /* source is 0 while unused */
+	struct usage value;
+};
+
+struct cached_latency {
+	struct latency_key key;
+	struct latency value;
+};
+
+struct row_cache {
+	__u64 busy;
+	struct cached_usage usage[IOT_CACHE_ROWS];
+	struct cached_latency latency[IOT_CACHE_ROWS];
+};
+
 /* One request, for --events. */
 struct io_record {
 	struct usage_key usage;

@@ -71,13 +71,27 @@ struct super_block {
 	unsigned long s_magic;
 };
 
-struct inode {
-	unsigned short i_mode;
-	struct super_block *i_sb;
+struct xarray {
+	unsigned int xa_flags;
+	void *xa_head;
 };
+
+struct xa_node {
+	unsigned char shift;
+	void *slots[64];
+};
+
+struct inode;
 
 struct address_space {
 	struct inode *host;
+	struct xarray i_pages;
+};
+
+struct inode {
+	unsigned short i_mode;
+	struct super_block *i_sb;
+	struct address_space i_data;
 };
 
 struct page;
@@ -129,7 +143,6 @@ struct request {
 	struct bio *bio;
 	struct bio *biotail;
 	__u64 start_time_ns;
-	__u64 io_start_time_ns;
 };
 
 /* modules: the name alone; MODULE_NAME_LEN is 56 on 64 bit */

@@ -56,6 +56,21 @@ struct {
 	__array(values, struct latency_map);
 } latencies SEC(".maps");
 
+/* Kept twice as well: which one programs use is in generation, changed before the maps are. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct row_cache);
+} row_caches SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} generation SEC(".maps");
+
 /*
  * Where I/O goes when the usage map is full: keyed by source, device and
  * operation alone, so that devices still add up. Never emptied while running.

@@ -20,7 +20,7 @@ import (
 // sharedMaps are made once, by the host object, and handed to every source.
 var sharedMaps = []string{
 	bpf.HostMapUsages, bpf.HostMapUsageA, bpf.HostMapLatencies, bpf.HostMapLatencyA, bpf.HostMapOverflow,
-	bpf.HostMapLosses, bpf.HostMapRecords, bpf.HostMapNotices, bpf.HostMapNotes, bpf.HostMapNotesLive,
+	bpf.HostMapRowCaches, bpf.HostMapGeneration, bpf.HostMapLosses, bpf.HostMapRecords, bpf.HostMapNotices, bpf.HostMapNotes, bpf.HostMapNotesLive,
 	bpf.HostMapDeadOwners, bpf.HostMapComms, bpf.HostMapInodeNotes,
 }
 

@@ -3,6 +3,7 @@ package tracer
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -135,7 +136,11 @@ func (t *Tracer) Read() (*Interval, error) {
 	if start.IsZero() {
 		start = t.start
 	}
-	usage, err := t.usage.Swap()
+	cache, err := t.nextCache()
+	if err != nil {
+		return nil, err
+	}
+	usage, err := t.usage.Swap() // from here on the old cache is at rest as well
 	if err != nil {
 		return nil, err
 	}
@@ -174,11 +179,22 @@ func (t *Tracer) Read() (*Interval, error) {
 	if err != nil {
 		return nil, err
 	}
+	caches, err := t.takeCache(cache)
+	if err != nil {
+		return nil, err
+	}
+	for i := range caches {
+		for j := range caches[i].Usage {
+			if c := &caches[i].Usage[j]; c.Key.Source != 0 {
+				book(&c.Key, c.Value.Bytes, c.Value.Ops)
+			}
+		}
+	}
 	if err := t.readOverflow(book); err != nil {
 		return nil, err
 	}
 	if t.opt.Latency {
-		if err := t.readLatency(row); err != nil {
+		if err := t.readLatency(caches, row); err != nil {
 			return nil, err
 		}
 	}
@@ -255,47 +271,80 @@ func (t *Tracer) readOverflow(book func(*bpf.HostUsageKey, uint64, uint64)) erro
 	return nil
 }
 
-func (t *Tracer) readLatency(row func(Key) *Row) error {
+func (t *Tracer) readLatency(caches []bpf.HostRowCache, row func(Key) *Row) error {
 	m, err := t.latency.Swap()
 	if err != nil {
 		return err
 	}
 	type group struct {
-		buckets []Bucket
-		sum     uint64
-		max     uint64
+		counts map[uint32]uint64 // by bucket
+		sum    uint64
+		max    uint64
 	}
 	groups := map[Key]*group{}
-	err = drain(m, t.latency.cpus, func(k *bpf.HostLatencyKey, values []bpf.HostLatency) {
+	book := func(k *bpf.HostLatencyKey, v *bpf.HostLatency) {
+		if v.Count == 0 {
+			return
+		}
 		key, _, _ := keyOf(&k.Usage)
 		g := groups[key]
 		if g == nil {
-			g = &group{}
+			g = &group{counts: map[uint32]uint64{}}
 			groups[key] = g
 		}
-		var count uint64
+		g.counts[k.Bucket] += v.Count
+		g.sum += v.Sum
+		g.max = max(g.max, v.Max)
+	}
+	err = drain(m, t.latency.cpus, func(k *bpf.HostLatencyKey, values []bpf.HostLatency) {
 		for i := range values {
-			count += values[i].Count
-			g.sum += values[i].Sum
-			g.max = max(g.max, values[i].Max)
-		}
-		if count > 0 {
-			g.buckets = append(g.buckets, Bucket{UpTo: bucketUpTo(k.Bucket), Count: count})
+			book(k, &values[i])
 		}
 	})
 	if err != nil {
 		return err
 	}
-	for key, g := range groups {
-		slices.SortFunc(g.buckets, func(a, b Bucket) int {
-			if a.UpTo < b.UpTo {
-				return -1
+	for i := range caches {
+		for j := range caches[i].Latency {
+			if c := &caches[i].Latency[j]; c.Key.Usage.Source != 0 {
+				book(&c.Key, &c.Value)
 			}
-			return 1
-		})
-		row(key).Latency = Latency{Buckets: g.buckets, Sum: g.sum, Max: g.max}
+		}
+	}
+	for key, g := range groups {
+		l := Latency{Sum: g.sum, Max: g.max}
+		for _, bucket := range slices.Sorted(maps.Keys(g.counts)) {
+			l.Buckets = append(l.Buckets, Bucket{UpTo: bucketUpTo(bucket), Count: g.counts[bucket]})
+		}
+		row(key).Latency = l
 	}
 	return nil
+}
+
+// nextCache has the programs use the other row cache, and returns the number of
+// the one they used. It is at rest after the next Swap.
+func (t *Tracer) nextCache() (uint32, error) {
+	old := t.generation
+	if err := t.host.shared[bpf.HostMapGeneration].Update(uint32(0), 1-old, ebpf.UpdateAny); err != nil {
+		return 0, fmt.Errorf("exchanging the row cache: %w", err)
+	}
+	t.generation = 1 - old
+	return old, nil
+}
+
+// takeCache reads and empties a row cache at rest, one element per CPU.
+func (t *Tracer) takeCache(generation uint32) ([]bpf.HostRowCache, error) {
+	m := t.host.shared[bpf.HostMapRowCaches]
+	if err := m.Lookup(generation, &t.caches); err != nil {
+		return nil, fmt.Errorf("reading the row cache: %w", err)
+	}
+	if t.noCaches == nil {
+		t.noCaches = make([]bpf.HostRowCache, t.usage.cpus)
+	}
+	if err := m.Update(generation, t.noCaches, ebpf.UpdateAny); err != nil {
+		return nil, fmt.Errorf("emptying the row cache: %w", err)
+	}
+	return t.caches, nil
 }
 
 func (t *Tracer) readLosses(iv *Interval) error {

@@ -62,6 +62,9 @@ type Tracer struct {
 	absent  map[string]error
 
 	usage, latency doubleBuffer
+	generation     uint32 // of the row cache that programs use
+	caches         []bpf.HostRowCache
+	noCaches       []bpf.HostRowCache // zeroes
 	last           snapshot
 	debts          map[Key]debt
 	ktimeOffset    time.Duration
