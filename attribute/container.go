@@ -24,6 +24,7 @@ const (
 // container is what a runtime told about one container. A stored one is never
 // modified: news make a new one.
 type container struct {
+	key        string // in the registry: the id, unless that is not unique
 	id, name   string
 	image, tag string
 	runtime    string
@@ -79,6 +80,9 @@ func (g *registry) put(c container) {
 	if c.id == "" || len(c.id) > maxText {
 		return
 	}
+	if c.key == "" {
+		c.key = c.id
+	}
 	g.prepare(&c)
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -91,24 +95,28 @@ func (g *registry) sync(from string, all []container, began time.Time) {
 	listed := make(map[string]bool, len(all))
 	for i := range all {
 		g.put(all[i])
-		listed[all[i].id] = true
+		key := all[i].key
+		if key == "" {
+			key = all[i].id
+		}
+		listed[key] = true
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.expire()
-	for id, c := range g.byID {
-		if c.from == from && !listed[id] && c.toldAt.Before(began) {
+	for key, c := range g.byID {
+		if c.from == from && !listed[key] && c.toldAt.Before(began) {
 			g.bury(c)
 		}
 	}
 }
 
 // removed takes an endpoint's word that a container is no more.
-func (g *registry) removed(from, id string) {
+func (g *registry) removed(from, key string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.expire()
-	if c := g.byID[id]; c != nil && c.from == from {
+	if c := g.byID[key]; c != nil && c.from == from {
 		g.bury(c)
 	}
 }
@@ -209,9 +217,9 @@ func (g *registry) prepare(c *container) {
 // store puts a record in place of what is there. The lock is held.
 func (g *registry) store(c *container) {
 	g.expire()
-	old := g.byID[c.id]
+	old := g.byID[c.key]
 	if old != nil {
-		if old.rank > c.rank && old.goneAt.IsZero() || c.partial && !old.partial && old.from == c.from {
+		if old.goneAt.IsZero() && (old.rank > c.rank || c.partial && !old.partial) || c.partial && !old.partial && old.from == c.from {
 			if old.from == c.from {
 				g.revive(old)
 			}
@@ -228,7 +236,7 @@ func (g *registry) replace(old, c *container) {
 	if old != nil {
 		g.forget(old)
 	}
-	g.byID[c.id] = c
+	g.byID[c.key] = c
 	if c.cgroupPath != "" {
 		g.byPath[c.cgroupPath] = c
 	}
@@ -264,8 +272,8 @@ func (g *registry) forget(c *container) {
 		g.gone.Remove(c.entry)
 		c.entry = nil
 	}
-	if g.byID[c.id] == c {
-		delete(g.byID, c.id)
+	if g.byID[c.key] == c {
+		delete(g.byID, c.key)
 	}
 	if g.byPath[c.cgroupPath] == c {
 		delete(g.byPath, c.cgroupPath)

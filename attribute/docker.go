@@ -180,7 +180,7 @@ func (d *docker) follow(ctx context.Context, f *feed) error {
 			switch {
 			case errors.Is(l.err, errTooLarge):
 				// The engine has more to say than we hold: ask for what is seen.
-				f.log.Warn("list of containers is too large, asking for single ones", "socket", f.from)
+				f.log.Warn("list of containers is too large, asking for single ones", "socket", f.socket)
 			case l.err != nil:
 				return l.err
 			default:

@@ -83,6 +83,17 @@ func ownerOf(t *testing.T, e *enginetest.Engine, r *Resolver, container string) 
 	return r.Owner(id)
 }
 
+func endpoint(t *testing.T, r *Resolver, socket string) Endpoint {
+	t.Helper()
+	for _, e := range r.Endpoints() {
+		if e.Socket == socket {
+			return e
+		}
+	}
+	t.Fatalf("no endpoint %q in %+v", socket, r.Endpoints())
+	return Endpoint{}
+}
+
 func TestDocker(t *testing.T) {
 	e := enginetest.Start(t)
 	sleep := []string{enginetest.Image, "sleep", "1000"}
@@ -177,15 +188,15 @@ func TestDocker(t *testing.T) {
 	})
 
 	t.Run("endpoint", func(t *testing.T) {
-		es := r.Endpoints()
-		if len(es) != 1 || es[0].State != StateOK || es[0].Runtime != "docker" || !strings.Contains(es[0].Version, "API 1.") {
-			t.Errorf("endpoints %+v", es)
+		e := endpoint(t, r, "unix://"+e.Socket)
+		if e.State != StateOK || e.Runtime != "docker" || !strings.Contains(e.Version, "API 1.") || e.Containers != 1 {
+			t.Errorf("endpoint %+v", e)
 		}
 	})
 
 	t.Run("restart of the engine", func(t *testing.T) {
 		e.Halt(t)
-		enginetest.Poll(t, patience, "loss noticed", func() bool { return r.Endpoints()[0].State != StateOK })
+		enginetest.Poll(t, patience, "loss noticed", func() bool { return endpoint(t, r, "unix://"+e.Socket).State != StateOK })
 		r.CgroupCreated(1<<41, "/docker/"+before)
 		if o := r.Owner(1 << 41); o.ContainerName != "shop-db-1" {
 			t.Errorf("name forgotten with the engine: %+v", o)

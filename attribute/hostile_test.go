@@ -202,11 +202,12 @@ func look(socket string) (Endpoint, error) {
 	if err := r.Settle(ctx); err != nil {
 		return Endpoint{}, err
 	}
-	es := r.Endpoints()
-	if len(es) != 1 {
-		return Endpoint{}, fmt.Errorf("%d endpoints: %+v", len(es), es)
+	for _, e := range r.Endpoints() {
+		if e.Socket == socket {
+			return e, nil
+		}
 	}
-	return es[0], nil
+	return Endpoint{}, fmt.Errorf("no endpoint %q in %+v", socket, r.Endpoints())
 }
 
 func TestHostileSockets(t *testing.T) {
@@ -369,10 +370,12 @@ func TestHostileEventsAreBounded(t *testing.T) {
 	}
 }
 
-// state returns the state of the only socket, once it was found.
+// state returns the state of the socket that the resolver was given.
 func state(r *Resolver) State {
 	for _, e := range r.Endpoints() {
-		return e.State
+		if e.Socket == r.opts.DockerHost {
+			return e.State
+		}
 	}
 	return ""
 }

@@ -10,6 +10,7 @@ const (
 	runtimePodman     = "podman"
 	runtimeContainerd = "containerd"
 	runtimeCRIO       = "cri-o"
+	runtimeCRI        = "cri" // whatever serves Kubernetes, until it says what it is
 	runtimeRunc       = "runc"
 	runtimeLXC        = "lxc"
 	runtimeNspawn     = "systemd-nspawn"

@@ -60,7 +60,11 @@ func runtimeTable(opts Options) []runtimeSpec {
 		docker.sockets = []string{opts.DockerHost}
 		table = []runtimeSpec{docker}
 	}
-	return table
+	kubernetes := runtimeSpec{runtimeCRI, criSockets(), openCRI}
+	if opts.CRI != "" {
+		kubernetes.sockets = []string{strings.TrimPrefix(opts.CRI, "unix://")}
+	}
+	return append(table, kubernetes, runtimeSpec{runtimeContainerd, containerdSockets(), openContainerd})
 }
 
 // State is what a socket is found to be.
@@ -72,9 +76,10 @@ const (
 	StateAbsent     State = "absent"
 	StateForbidden  State = "forbidden"
 	StateNoSocket   State = "not a socket"
-	StateRefused    State = "refused" // nobody listens
-	StateHanging    State = "hanging" // accepts and does not answer in time
-	StateBroken     State = "broken"  // answers, but not what a runtime answers
+	StateRefused    State = "refused"     // nobody listens
+	StateHanging    State = "hanging"     // accepts and does not answer in time
+	StateNotOffered State = "not offered" // answers, and does not speak this API
+	StateBroken     State = "broken"      // answers, but not what a runtime answers
 )
 
 // Endpoint is a place where a runtime can be asked, for the check command.
@@ -90,7 +95,8 @@ type Endpoint struct {
 // feed is where a session puts what it learns.
 type feed struct {
 	registry *registry
-	from     string
+	from     string // who tells: the runtime and the socket
+	socket   string
 	rank     int
 	log      *slog.Logger
 	now      func() time.Time
@@ -162,6 +168,8 @@ func classify(err error) State {
 		return StateAbsent
 	case errors.Is(err, fs.ErrPermission):
 		return StateForbidden
+	case errors.Is(err, errNotOffered):
+		return StateNotOffered
 	case errors.Is(err, errNotSocket):
 		return StateNoSocket
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -209,7 +217,7 @@ type runtimes struct {
 	now      func() time.Time
 
 	mu    sync.Mutex
-	feeds map[string]*feed // by socket
+	feeds map[string]*feed // by runtime and socket
 	seen  map[string]time.Time
 	first chan struct{} // closed when all sockets were looked for once
 }
@@ -271,15 +279,16 @@ func present(patterns []string) []string {
 func (rs *runtimes) add(spec *runtimeSpec, socket string) *feed {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	if rs.feeds[socket] != nil || len(rs.feeds) >= maxEndpoints {
+	key := spec.name + " " + socket
+	if rs.feeds[key] != nil || len(rs.feeds) >= maxEndpoints {
 		return nil
 	}
 	f := &feed{
-		registry: rs.registry, from: socket, rank: 1, log: rs.log, now: rs.now,
+		registry: rs.registry, from: key, socket: socket, rank: 1, log: rs.log, now: rs.now,
 		wanted: make(chan string, maxWanted), asked: make(chan struct{}), ready: rs.askAgain,
 		endpoint: Endpoint{Socket: socket, Runtime: spec.name, State: StateConnecting},
 	}
-	rs.feeds[socket] = f
+	rs.feeds[key] = f
 	return f
 }
 
@@ -300,7 +309,7 @@ func (rs *runtimes) keep(ctx context.Context, spec *runtimeSpec, f *feed) {
 		}
 		if s := err.Error(); s != last {
 			last = s
-			rs.log.Warn("no names from this socket for now", "socket", f.from, "runtime", spec.name, "error", clip(s, maxText))
+			rs.log.Warn("no names from this socket for now", "socket", f.socket, "runtime", spec.name, "error", clip(s, maxText))
 		}
 		select {
 		case <-ctx.Done():
@@ -311,7 +320,7 @@ func (rs *runtimes) keep(ctx context.Context, spec *runtimeSpec, f *feed) {
 }
 
 func follow(ctx context.Context, spec *runtimeSpec, f *feed) error {
-	s, err := spec.open(f.from)
+	s, err := spec.open(f.socket)
 	if err != nil {
 		return err
 	}
@@ -362,7 +371,7 @@ func (rs *runtimes) endpoints() []Endpoint {
 		all = append(all, f.endpoint)
 		f.mu.Unlock()
 	}
-	slices.SortFunc(all, func(a, b Endpoint) int { return strings.Compare(a.Socket, b.Socket) })
+	slices.SortFunc(all, func(a, b Endpoint) int { return strings.Compare(a.Socket+a.Runtime, b.Socket+b.Runtime) })
 	for _, spec := range rs.table {
 		for _, p := range spec.sockets {
 			if strings.ContainsAny(p, "*?[") || len(present([]string{p})) > 0 {

@@ -1,0 +1,240 @@
+package attribute
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"strings"
+	"time"
+
+	eventtypes "github.com/containerd/containerd/api/events"
+	containersapi "github.com/containerd/containerd/api/services/containers/v1"
+	eventsapi "github.com/containerd/containerd/api/services/events/v1"
+	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
+	versionapi "github.com/containerd/containerd/api/services/version/v1"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
+)
+
+const containerdPoll = time.Minute // events tell of what comes in between
+
+// containerdSockets are where containerd listens for ctr and nerdctl.
+func containerdSockets() []string {
+	return []string{"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/var/snap/microk8s/common/run/containerd.sock"}
+}
+
+// containerdSession is a session with containerd itself: ctr's and nerdctl's
+// containers, and Kubernetes' where CRI tells nothing.
+type containerdSession struct {
+	conn   *grpc.ClientConn
+	socket string
+}
+
+func openContainerd(socket string) (session, error) {
+	conn, path, err := dialGRPC(socket)
+	if err != nil {
+		return nil, err
+	}
+	return &containerdSession{conn, path}, nil
+}
+
+func (s *containerdSession) close() error { return s.conn.Close() }
+
+func (s *containerdSession) follow(ctx context.Context, f *feed) error {
+	if err := reach(ctx, s.socket); err != nil {
+		return err
+	}
+	f.rank = 0 // who made a container says more of it
+	version, err := s.hello(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	events := make(chan *eventsapi.Envelope, 256)
+	ended := make(chan error, 1)
+	go func() { ended <- s.events(ctx, events) }()
+	defer func() { cancel(); <-ended }()
+
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for first := true; ; {
+		select {
+		case <-next.C:
+			next.Reset(containerdPoll)
+			if err := s.list(ctx, f); err != nil {
+				return err
+			}
+			if first {
+				first = false
+				f.ok(runtimeContainerd, version)
+			}
+		case e := <-events:
+			s.event(ctx, f, e)
+		case <-f.wanted:
+			next.Reset(criSoon)
+		case err := <-ended:
+			ended <- err
+			return err
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (s *containerdSession) hello(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	v, err := versionapi.NewVersionClient(s.conn).Version(ctx, &emptypb.Empty{})
+	if err != nil {
+		return "", rpcError("asking for the version", err)
+	}
+	return "containerd " + v.Version, nil
+}
+
+// foreign tells the namespaces whose containers Docker knows better.
+func foreign(namespace string) bool { return namespace == "moby" || namespace == "plugins.moby" }
+
+func in(ctx context.Context, namespace string) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "containerd-namespace", namespace)
+}
+
+func (s *containerdSession) list(ctx context.Context, f *feed) error {
+	began := f.now()
+	ctx, cancel := context.WithTimeout(ctx, listTime)
+	defer cancel()
+	spaces, err := namespacesapi.NewNamespacesClient(s.conn).List(ctx, &namespacesapi.ListNamespacesRequest{})
+	if err != nil {
+		return rpcError("listing namespaces", err)
+	}
+	var told []container
+	for _, ns := range spaces.Namespaces {
+		if foreign(ns.Name) {
+			continue
+		}
+		stream, err := containersapi.NewContainersClient(s.conn).ListStream(in(ctx, ns.Name), &containersapi.ListContainersRequest{})
+		if err != nil {
+			return rpcError("listing containers", err)
+		}
+		for len(told) < maxContainers {
+			m, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				break
+			}
+			if err != nil {
+				return rpcError("listing containers", err)
+			}
+			if c := m.GetContainer(); c != nil {
+				told = append(told, containerdContainer(ns.Name, c))
+			}
+		}
+	}
+	f.sync(told, began)
+	return nil
+}
+
+func (s *containerdSession) events(ctx context.Context, to chan<- *eventsapi.Envelope) error {
+	stream, err := eventsapi.NewEventsClient(s.conn).Subscribe(ctx, &eventsapi.SubscribeRequest{
+		Filters: []string{`topic=="/containers/create"`, `topic=="/containers/update"`, `topic=="/containers/delete"`},
+	})
+	if err != nil {
+		return rpcError("following events", err)
+	}
+	for {
+		e, err := stream.Recv()
+		if err != nil {
+			return rpcError("following events", err)
+		}
+		select {
+		case to <- e:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (s *containerdSession) event(ctx context.Context, f *feed, e *eventsapi.Envelope) {
+	if foreign(e.Namespace) || e.Event == nil {
+		return
+	}
+	id := eventID(e)
+	if id == "" {
+		return
+	}
+	if e.Topic == "/containers/delete" {
+		f.removed(containerKey(e.Namespace, id))
+		return
+	}
+	ctx, cancel := context.WithTimeout(in(ctx, e.Namespace), callTime)
+	defer cancel()
+	r, err := containersapi.NewContainersClient(s.conn).Get(ctx, &containersapi.GetContainerRequest{ID: id})
+	if err != nil || r.Container == nil {
+		return // gone already, or told by the next list
+	}
+	f.put(containerdContainer(e.Namespace, r.Container))
+}
+
+// eventID returns the id of the container that an event is about.
+func eventID(e *eventsapi.Envelope) string {
+	var m interface {
+		proto.Message
+		GetID() string
+	}
+	switch e.Topic {
+	case "/containers/create":
+		m = &eventtypes.ContainerCreate{}
+	case "/containers/update":
+		m = &eventtypes.ContainerUpdate{}
+	case "/containers/delete":
+		m = &eventtypes.ContainerDelete{}
+	default:
+		return ""
+	}
+	if proto.Unmarshal(e.Event.Value, m) != nil {
+		return ""
+	}
+	return m.GetID()
+}
+
+// containerKey is what the registry knows a container by. Ids that people choose
+// are unique in their namespace only.
+func containerKey(namespace, id string) string {
+	if isHex(id, 64) {
+		return id
+	}
+	return namespace + "/" + id
+}
+
+func containerdContainer(namespace string, m *containersapi.Container) container {
+	c := container{
+		key: containerKey(namespace, m.ID), id: m.ID, runtime: runtimeContainerd, labels: m.Labels,
+		name: first(m.Labels, "nerdctl/name", "io.kubernetes.container.name"),
+	}
+	if c.name == "" && !isHex(m.ID, 64) {
+		c.name = m.ID
+	}
+	c.image, c.tag = splitImage(m.Image)
+	var spec struct {
+		Linux  struct{ CgroupsPath string }
+		Mounts []struct{ Destination, Type, Source string }
+	}
+	if m.Spec == nil || json.Unmarshal(m.Spec.Value, &spec) != nil {
+		return c
+	}
+	// "slice:prefix:id" needs no help: the id is in the path that it becomes.
+	if strings.HasPrefix(spec.Linux.CgroupsPath, "/") {
+		c.cgroupPath = clip(spec.Linux.CgroupsPath, maxText)
+	}
+	for _, mount := range spec.Mounts {
+		if mount.Type != "bind" && mount.Type != "rbind" {
+			continue
+		}
+		v := volume{source: mount.Source, destination: mount.Destination}
+		v.name, v.driver = pathVolume(mount.Source)
+		c.volumes = append(c.volumes, v)
+	}
+	return c
+}
