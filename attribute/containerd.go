@@ -59,12 +59,12 @@ func (s *containerdSession) follow(ctx context.Context, f *feed) error {
 	go func() { ended <- s.events(ctx, events) }()
 	defer func() { cancel(); <-ended }()
 
-	next := time.NewTimer(0)
-	defer next.Stop()
+	next := newPacer(containerdPoll)
+	defer next.stop()
 	for first := true; ; {
 		select {
-		case <-next.C:
-			next.Reset(containerdPoll)
+		case <-next.timer.C:
+			next.listing()
 			if err := s.list(ctx, f); err != nil {
 				return err
 			}
@@ -75,7 +75,7 @@ func (s *containerdSession) follow(ctx context.Context, f *feed) error {
 		case e := <-events:
 			s.event(ctx, f, e)
 		case <-f.wanted:
-			next.Reset(criSoon)
+			next.news()
 		case err := <-ended:
 			ended <- err
 			return err
@@ -175,6 +175,9 @@ func (s *containerdSession) event(ctx context.Context, f *feed, e *eventsapi.Env
 		return // gone already, or told by the next list
 	}
 	f.put(containerdContainer(e.Namespace, r.Container))
+	if e.Namespace == "k8s.io" {
+		f.nudge(id) // CRI knows more, and may have no events of its own
+	}
 }
 
 // eventID returns the id of the container that an event is about.

@@ -17,9 +17,8 @@ import (
 )
 
 const (
-	criPoll     = 10 * time.Second       // events are off by default in some runtimes
-	criSoon     = 200 * time.Millisecond // after an event, so that a burst of them is one list
-	maxStatuses = 512                    // containers asked for one by one, per list
+	criPoll     = 10 * time.Second // events are off by default in some runtimes
+	maxStatuses = 512              // containers asked for one by one, per list
 	maxHeader   = 64 << 10
 )
 
@@ -104,12 +103,12 @@ func (s *criSession) follow(ctx context.Context, f *feed) error {
 	}()
 	defer func() { cancel(); <-done }()
 
-	next := time.NewTimer(0)
-	defer next.Stop()
+	next := newPacer(criPoll)
+	defer next.stop()
 	for first := true; ; {
 		select {
-		case <-next.C:
-			next.Reset(criPoll)
+		case <-next.timer.C:
+			next.listing()
 			if err := s.list(ctx, f); err != nil {
 				return err
 			}
@@ -121,9 +120,9 @@ func (s *criSession) follow(ctx context.Context, f *feed) error {
 			// An event carries the pod and its containers: a short life is named
 			// although it is over when the list is asked for.
 			s.event(f, e)
-			next.Reset(criSoon)
+			next.news()
 		case <-f.wanted:
-			next.Reset(criSoon)
+			next.news()
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -30,7 +30,9 @@ type Options struct {
 	Keep         time.Duration // how long a removed cgroup keeps its name; 0 is 5 min, at least 60 s
 	Log          *slog.Logger  // messages; nil discards them
 
-	now func() time.Time // for tests
+	// For tests.
+	now               func() time.Time
+	containerdSockets []string
 }
 
 // Resolver names the owners of cgroup ids. Its methods may be called from any

@@ -64,7 +64,11 @@ func runtimeTable(opts Options) []runtimeSpec {
 	if opts.CRI != "" {
 		kubernetes.sockets = []string{strings.TrimPrefix(opts.CRI, "unix://")}
 	}
-	return append(table, kubernetes, runtimeSpec{runtimeContainerd, containerdSockets(), openContainerd})
+	containerd := runtimeSpec{runtimeContainerd, containerdSockets(), openContainerd}
+	if opts.containerdSockets != nil {
+		containerd.sockets = opts.containerdSockets
+	}
+	return append(table, kubernetes, containerd)
 }
 
 // State is what a socket is found to be.
@@ -100,8 +104,9 @@ type feed struct {
 	rank     int
 	log      *slog.Logger
 	now      func() time.Time
-	wanted   chan string // ids that were seen as cgroups and are not known
-	ready    func()      // called when the runtime began to answer
+	wanted   chan string     // ids that were seen as cgroups and are not known
+	ready    func()          // called when the runtime began to answer
+	nudge    func(id string) // asks the other runtimes for a container
 
 	mu       sync.Mutex
 	endpoint Endpoint
@@ -288,6 +293,7 @@ func (rs *runtimes) add(spec *runtimeSpec, socket string) *feed {
 		wanted: make(chan string, maxWanted), asked: make(chan struct{}), ready: rs.askAgain,
 		endpoint: Endpoint{Socket: socket, Runtime: spec.name, State: StateConnecting},
 	}
+	f.nudge = func(id string) { rs.spread(id, f) }
 	rs.feeds[key] = f
 	return f
 }
@@ -345,11 +351,58 @@ func (rs *runtimes) wanted(id string) {
 		clear(rs.seen)
 	}
 	rs.seen[id] = now.Add(wantedAgain)
+	rs.send(id, nil)
+}
+
+// spread asks all runtimes but one.
+func (rs *runtimes) spread(id string, but *feed) {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	rs.send(id, but)
+}
+
+func (rs *runtimes) send(id string, but *feed) {
 	for _, f := range rs.feeds {
+		if f == but {
+			continue
+		}
 		select {
 		case f.wanted <- id:
 		default:
 		}
+	}
+}
+
+// pacer says when the next list is due: regularly, and soon after there was news,
+// but never more often than a runtime can bear.
+type pacer struct {
+	timer *time.Timer
+	every time.Duration
+	soon  bool
+	last  time.Time
+}
+
+const (
+	listSoon  = 200 * time.Millisecond // after news, so that a burst of them is one list
+	listPause = time.Second
+)
+
+// newPacer returns a pacer whose first list is due at once.
+func newPacer(every time.Duration) *pacer { return &pacer{timer: time.NewTimer(0), every: every} }
+
+func (p *pacer) stop() { p.timer.Stop() }
+
+// listing tells that a list is being asked for.
+func (p *pacer) listing() {
+	p.soon, p.last = false, time.Now()
+	p.timer.Reset(p.every)
+}
+
+// news tells that there is something to be listed.
+func (p *pacer) news() {
+	if !p.soon {
+		p.soon = true
+		p.timer.Reset(max(listSoon, listPause-time.Since(p.last)))
 	}
 }
 

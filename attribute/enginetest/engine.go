@@ -132,16 +132,20 @@ func (e *Engine) cleanup(t testing.TB) {
 	if t.Failed() {
 		t.Logf("end of the engine's log:\n%s", e.Log())
 	}
-	// Mounts that a killed daemon left.
+	removeDir(t, e.dir)
+}
+
+// removeDir removes a directory and unmounts what a killed daemon left in it.
+func removeDir(t testing.TB, dir string) {
 	if b, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
 		lines := strings.Split(string(b), "\n")
 		for i := len(lines) - 1; i >= 0; i-- {
-			if f := strings.Fields(lines[i]); len(f) > 4 && strings.HasPrefix(f[4], e.dir+"/") {
+			if f := strings.Fields(lines[i]); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
 				syscall.Unmount(f[4], syscall.MNT_DETACH)
 			}
 		}
 	}
-	if err := os.RemoveAll(e.dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("cleaning up: %v", err)
 	}
 }

@@ -1,0 +1,169 @@
+//go:build integration
+
+package enginetest
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Containerd is a running containerd with its CRI plugin.
+type Containerd struct {
+	Socket string // path of its unix socket, for its own API and for CRI
+
+	dir string
+}
+
+// StartContainerd runs a containerd, which has Image in the namespaces "default"
+// and "k8s.io", until the test ends.
+func StartContainerd(t testing.TB) *Containerd {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "ctrd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &Containerd{Socket: filepath.Join(dir, "containerd.sock"), dir: dir}
+	config := fmt.Sprintf(`version = 2
+root = %q
+state = %q
+[grpc]
+  address = %q
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = %q
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = %q
+    conf_dir = %q
+[plugins."io.containerd.internal.v1.opt"]
+  path = %q
+`, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.Socket, "docker.io/library/"+Image,
+		filepath.Join(dir, "cni"), filepath.Join(dir, "cni"), filepath.Join(dir, "opt"))
+	if err := os.WriteFile(filepath.Join(dir, "config.toml"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("containerd", "--config", filepath.Join(dir, "config.toml"))
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("starting containerd: %v", err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	t.Cleanup(func() {
+		c.removeAll(t)
+		cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-exited:
+		case <-time.After(stopTime):
+			cmd.Process.Kill()
+			<-exited
+		}
+		if t.Failed() {
+			b, _ := os.ReadFile(log.Name())
+			t.Logf("end of containerd's log:\n%s", b[max(0, len(b)-8<<10):])
+		}
+		log.Close()
+		removeDir(t, dir)
+	})
+	Poll(t, startTime, "containerd answers", func() bool {
+		select {
+		case err := <-exited:
+			b, _ := os.ReadFile(log.Name())
+			t.Fatalf("containerd ended: %v\n%s", err, b)
+		default:
+		}
+		return c.Command("version").Run() == nil
+	})
+	archive := filepath.Join(dir, "image.tar")
+	if err := os.WriteFile(archive, ImageArchive(t, "docker.io/library/"+Image), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, ns := range []string{"default", "k8s.io"} {
+		c.Ctr(t, "--namespace", ns, "images", "import", archive)
+	}
+	return c
+}
+
+// Command returns a ctr command that talks to this containerd.
+func (c *Containerd) Command(args ...string) *exec.Cmd {
+	return exec.Command("ctr", append([]string{"--address", c.Socket}, args...)...)
+}
+
+// Ctr runs a ctr command and returns what it printed. The test fails when the
+// command does.
+func (c *Containerd) Ctr(t testing.TB, args ...string) string {
+	t.Helper()
+	return output(t, c.Command(args...))
+}
+
+// removeAll ends whatever the test left running, shims included.
+func (c *Containerd) removeAll(t testing.TB) {
+	for _, ns := range []string{"default", "k8s.io"} {
+		tasks, _ := c.Command("--namespace", ns, "tasks", "ls", "--quiet").Output()
+		for _, id := range strings.Fields(string(tasks)) {
+			c.Command("--namespace", ns, "tasks", "kill", "--signal", "KILL", id).Run()
+			Poll(t, stopTime, "task "+id+" is gone", func() bool {
+				c.Command("--namespace", ns, "tasks", "delete", id).Run()
+				out, _ := c.Command("--namespace", ns, "tasks", "ls", "--quiet").Output()
+				return !strings.Contains(string(out), id)
+			})
+		}
+		all, _ := c.Command("--namespace", ns, "containers", "ls", "--quiet").Output()
+		for _, id := range strings.Fields(string(all)) {
+			c.Command("--namespace", ns, "containers", "delete", id).Run()
+		}
+	}
+}
+
+// ImageArchive returns the image of busybox under a name, as docker save writes
+// it: docker, podman and ctr all load it.
+func ImageArchive(t testing.TB, name string) []byte {
+	t.Helper()
+	layer := BusyboxTar(t)
+	sum := sha256.Sum256(layer)
+	config, err := json.Marshal(map[string]any{
+		"architecture": runtime.GOARCH, "os": "linux",
+		"config": map[string]any{"Cmd": []string{"sleep", "100000"}, "Env": []string{"PATH=/bin"}},
+		"rootfs": map[string]any{"type": "layers", "diff_ids": []string{"sha256:" + hex.EncodeToString(sum[:])}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifest, err := json.Marshal([]map[string]any{{"Config": "config.json", "RepoTags": []string{name}, "Layers": []string{"layer.tar"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, f := range []struct {
+		name string
+		body []byte
+	}{{"layer.tar", layer}, {"config.json", config}, {"manifest.json", manifest}} {
+		if err := w.WriteHeader(&tar.Header{Name: f.name, Size: int64(len(f.body)), Mode: 0o644}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(f.body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return buf.Bytes()
+}
