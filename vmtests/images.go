@@ -24,6 +24,7 @@ func images() map[string]vm.Image {
 		"etc/hosts":                   "127.0.0.1 localhost guest\n",
 		"etc/hostname":                "guest\n",
 		"etc/fstab":                   "",
+		"usr/bin/sh":                  "link:bash",
 		"etc/mtab":                    "link:/proc/self/mounts",
 		"etc/modprobe.d/iotrace.conf": "options scsi_mod scan=sync\n",
 	}

@@ -20,6 +20,10 @@ func TestWorkload(t *testing.T) {
 			{name: "direct", run: workloadDirect, smoke: true},
 			{name: "buffered", run: workloadBuffered, smoke: true},
 			{name: "charged", run: workloadCharged, smoke: true},
+			{name: "nfs", run: workloadNFS, smoke: true},
+			{name: "fuse", run: workloadFUSE, smoke: true},
+			{name: "fuse_passthrough", run: workloadPassthrough, since: "6.12", why: "FUSE passthrough came with 6.9"},
+			{name: "programs", run: workloadPrograms, smoke: true},
 		},
 	}.test(t)
 }
@@ -77,4 +81,83 @@ func workloadCharged(g *guest.Guest) {
 	}
 	p.Exit()
 	c.Remove()
+}
+
+// workloadNFS compares what workers wrote and read with the client's counters.
+func workloadNFS(g *guest.Guest) {
+	for _, version := range []string{"3", "4.2"} {
+		m := g.NFS(version)
+		p := g.Cgroup("a").Process()
+		f := p.Open(m.File("f"+version), guest.Create)
+		f.Write(0, 1_000_003)
+		if got := m.Stats().ServerWrite; got != 0 {
+			g.Errorf("v%s: %d bytes went to the server before anyone asked", version, got)
+		}
+		g.Sync()
+		if got := m.Stats().ServerWrite; got != 1_000_003 {
+			g.Errorf("v%s: %d bytes went to the server, want 1000003", version, got)
+		}
+		f.Close()
+		m.DropCaches()
+		f = p.Open(m.File("f"+version), os.O_RDONLY)
+		if n := f.Read(0, 2_000_000); n != 1_000_003 {
+			g.Errorf("v%s: read %d bytes, want 1000003", version, n)
+		}
+		if got := m.Stats().ServerRead; got != 1_000_003 {
+			g.Errorf("v%s: %d bytes came from the server, want 1000003", version, got)
+		}
+		f.Close()
+	}
+}
+
+// workloadFUSE compares what workers wrote and read with the daemon's own count.
+func workloadFUSE(g *guest.Guest) {
+	for _, o := range []guest.FUSEOptions{{}, {Writeback: true}, {DirectIO: true}} {
+		m := g.FUSE(o)
+		p := g.Cgroup("a").Process()
+		f := p.Open(m.File("f"), guest.Create)
+		f.Write(0, 1_000_003)
+		// FUSE may use little of the page cache, so some of it can be on its way already.
+		if got := m.Count().WriteBytes; o.Writeback != (got < 1_000_003) {
+			g.Errorf("%+v: daemon got %d bytes before anyone asked", o, got)
+		}
+		g.Sync()
+		f.Close()
+		g.DropCaches()
+		f = p.Open(m.File("f"), os.O_RDONLY)
+		f.Read(0, 2_000_000)
+		f.Close()
+		if got := m.Count(); got.WriteBytes != 1_000_003 || got.ReadBytes != 1_000_003 {
+			g.Errorf("%+v: daemon counted %+v, want 1000003 bytes each way", o, got)
+		}
+	}
+}
+
+// workloadPassthrough sees no request at the daemon.
+func workloadPassthrough(g *guest.Guest) {
+	g.NVMe().Format("ext4")
+	g.NVMe().MountAt("ext4", "/mnt/backing", "")
+	m := g.FUSE(guest.FUSEOptions{Passthrough: true, Backing: "/mnt/backing"})
+	p := g.Cgroup("a").Process()
+	f := p.Open(m.File("f"), guest.Create)
+	f.Write(0, 1_000_003)
+	f.Read(0, 1_000_003)
+	f.Close()
+	if got := m.Count(); got != (guest.FUSECount{}) {
+		g.Errorf("daemon counted %+v, want nothing", got)
+	}
+}
+
+// workloadPrograms checks that the programs of the image run.
+func workloadPrograms(g *guest.Guest) {
+	c := g.Cgroup("a")
+	d := g.Virtio()
+	before := d.Stats()
+	c.Run("fio", "--name=w", "--filename="+d.Path(), "--rw=randwrite", "--bs=4k", "--size=1m", "--ioengine=libaio", "--direct=1", "--iodepth=8", "--output=/dev/null")
+	if got := d.Stats().Sub(before).WriteBytes; got != 1<<20 {
+		g.Errorf("fio wrote %d bytes, want %d", got, 1<<20)
+	}
+	for _, cmd := range []string{"dmsetup version", "cryptsetup --version", "mdadm --version", "sshfs --version", "mkfs.btrfs --version", "mkfs.xfs -V", "ip -V", "losetup --version"} {
+		c.Run("sh", "-c", cmd)
+	}
 }

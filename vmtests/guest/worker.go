@@ -40,6 +40,7 @@ type reply struct {
 //
 //	exec CGROUP PROGRAM ARG...   moves itself, then becomes the program
 //	serve                        does what standard input says
+//	fuse MOUNTPOINT OPTIONS      is a FUSE daemon
 func worker(args []string) int {
 	fail := func(err error) int {
 		fmt.Fprintf(os.Stderr, "worker: %v\n", err)
@@ -59,11 +60,17 @@ func worker(args []string) int {
 		}
 		env := []string{}
 		for _, e := range os.Environ() {
-			if args[2] == self() && len(args) > 3 && args[3] == "serve" || e != envWorker+"=1" {
+			again := args[2] == self() && len(args) > 3 && (args[3] == "serve" || args[3] == "fuse")
+			if again || e != envWorker+"=1" {
 				env = append(env, e)
 			}
 		}
 		return fail(fmt.Errorf("exec %q: %w", program, syscall.Exec(program, args[2:], env)))
+	case args[0] == "fuse":
+		if err := fuseDaemon(args[1:]); err != nil {
+			return fail(err)
+		}
+		return 0
 	case args[0] == "serve":
 		if err := serve(os.Stdin, os.Stdout); err != nil {
 			return fail(err)

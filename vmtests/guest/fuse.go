@@ -1,0 +1,226 @@
+package guest
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	"github.com/hanwen/go-fuse/v2/fuse"
+)
+
+// FUSEOptions choose how the daemon behaves.
+type FUSEOptions struct {
+	Writeback   bool // CAP_WRITEBACK_CACHE: the kernel collects writes and flushes later
+	KeepCache   bool // FOPEN_KEEP_CACHE: cached pages survive an open
+	DirectIO    bool // FOPEN_DIRECT_IO
+	Passthrough bool // reads and writes bypass the daemon, since 6.9
+	MaxWrite    int  // bytes; 0 is the library's default
+	Backing     string
+}
+
+// FUSECount is what the daemon was asked to do and did.
+type FUSECount struct {
+	ReadOps, ReadBytes, WriteOps, WriteBytes int64
+}
+
+// Sub is what was counted since.
+func (c FUSECount) Sub(old FUSECount) FUSECount {
+	return FUSECount{c.ReadOps - old.ReadOps, c.ReadBytes - old.ReadBytes, c.WriteOps - old.WriteOps, c.WriteBytes - old.WriteBytes}
+}
+
+// FUSEMount is a mount of a loopback file system that counts.
+type FUSEMount struct {
+	g      *Guest
+	Target string
+	Daemon *Cgroup // where the daemon runs
+	cmd    *exec.Cmd
+	in     io.WriteCloser
+	out    *bufio.Reader
+}
+
+// FUSE starts a FUSE daemon in a cgroup of its own, over a directory on tmpfs
+// (or o.Backing), and mounts it until the scenario's end.
+func (g *Guest) FUSE(o FUSEOptions) *FUSEMount {
+	g.Helper()
+	g.Modprobe("fuse")
+	g.loops++
+	name := fmt.Sprintf("fuse-%d-%d", g.serial, g.loops)
+	if o.Backing == "" {
+		o.Backing = "/run/" + name
+	}
+	m := &FUSEMount{g: g, Target: "/mnt/" + name, Daemon: g.Cgroup("fuse-daemon")}
+	for _, d := range []string{o.Backing, m.Target} {
+		if err := os.MkdirAll(d, 0o755); err != nil {
+			g.Fatal(err)
+		}
+	}
+	config, err := json.Marshal(o)
+	if err != nil {
+		g.Fatal(err)
+	}
+	m.cmd = m.Daemon.Command(self(), "fuse", m.Target, string(config))
+	if m.in, err = m.cmd.StdinPipe(); err != nil {
+		g.Fatal(err)
+	}
+	out, err := m.cmd.StdoutPipe()
+	if err != nil {
+		g.Fatal(err)
+	}
+	m.out = bufio.NewReader(out)
+	var stderr strings.Builder
+	m.cmd.Stderr = &stderr
+	if err := m.cmd.Start(); err != nil {
+		g.Fatalf("fuse daemon: %v", err)
+	}
+	if line, err := m.out.ReadString('\n'); err != nil || line != "mounted\n" {
+		_ = m.cmd.Process.Kill()
+		_ = m.cmd.Wait()
+		g.Fatalf("fuse daemon: %q %v\n%s", line, err, stderr.String())
+	}
+	g.Cleanup(func() { g.Unmount(m.Target) })
+	return m
+}
+
+// File is the path of a file on the mount.
+func (m *FUSEMount) File(name string) string { return filepath.Join(m.Target, name) }
+
+// ID is the mount's anonymous device, major:minor.
+func (m *FUSEMount) ID() string { m.g.Helper(); return m.g.MountDevice(m.Target) }
+
+// PID is the daemon's process.
+func (m *FUSEMount) PID() int { return m.cmd.Process.Pid }
+
+// Count asks the daemon for its counters.
+func (m *FUSEMount) Count() FUSECount {
+	m.g.Helper()
+	if _, err := io.WriteString(m.in, "count\n"); err != nil {
+		m.g.Fatalf("fuse daemon: %v", err)
+	}
+	line, err := m.out.ReadBytes('\n')
+	if err != nil {
+		m.g.Fatalf("fuse daemon: %v", err)
+	}
+	var c FUSECount
+	if err := json.Unmarshal(line, &c); err != nil {
+		m.g.Fatalf("fuse daemon said %q: %v", line, err)
+	}
+	return c
+}
+
+// counting wraps a file system and counts reads and writes as the kernel sent them.
+type counting struct {
+	fuse.RawFileSystem
+	o                                        FUSEOptions
+	readOps, readBytes, writeOps, writeBytes atomic.Int64
+}
+
+func (c *counting) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	r, st := c.RawFileSystem.Read(cancel, in, buf)
+	if st.Ok() {
+		// The bytes themselves, not what was asked for: at the end of a file it is less.
+		b, st := r.Bytes(make([]byte, len(buf)))
+		if !st.Ok() {
+			return nil, st
+		}
+		c.readOps.Add(1)
+		c.readBytes.Add(int64(len(b)))
+		return fuse.ReadResultData(b), fuse.OK
+	}
+	return r, st
+}
+
+func (c *counting) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	n, st := c.RawFileSystem.Write(cancel, in, data)
+	if st.Ok() {
+		c.writeOps.Add(1)
+		c.writeBytes.Add(int64(n))
+	}
+	return n, st
+}
+
+// Writev sends everything through Write, where it is counted.
+func (c *counting) Writev(<-chan struct{}, *fuse.WriteIn, [][]byte) (uint32, fuse.Status) {
+	return 0, fuse.ENOSYS
+}
+
+func (c *counting) flags(out *fuse.OpenOut) {
+	if c.o.KeepCache {
+		out.OpenFlags |= fuse.FOPEN_KEEP_CACHE
+	}
+	if c.o.DirectIO {
+		out.OpenFlags |= fuse.FOPEN_DIRECT_IO
+	}
+}
+
+func (c *counting) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if c.o.Writeback {
+		// With the writeback cache the kernel reads what it writes into, and
+		// appends by itself.
+		if in.Flags&uint32(os.O_WRONLY) != 0 {
+			in.Flags = in.Flags&^uint32(os.O_WRONLY) | uint32(os.O_RDWR)
+		}
+		in.Flags &^= uint32(os.O_APPEND)
+	}
+	st := c.RawFileSystem.Open(cancel, in, out)
+	c.flags(out)
+	return st
+}
+
+func (c *counting) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	st := c.RawFileSystem.Create(cancel, in, name, out)
+	c.flags(&out.OpenOut)
+	return st
+}
+
+// fuseDaemon is a worker: MOUNTPOINT OPTIONS. It answers "count" on standard
+// input and ends when it is unmounted.
+func fuseDaemon(args []string) error {
+	if len(args) != 2 {
+		return errors.New("fuse: mount point and options wanted")
+	}
+	var o FUSEOptions
+	if err := json.Unmarshal([]byte(args[1]), &o); err != nil {
+		return err
+	}
+	root, err := fs.NewLoopbackRoot(o.Backing)
+	if err != nil {
+		return err
+	}
+	second := time.Second
+	mo := fuse.MountOptions{DirectMountStrict: true, AllowOther: true, FsName: "counting", Name: "counting", MaxWrite: o.MaxWrite}
+	if o.Writeback {
+		mo.ExtraCapabilities |= fuse.CAP_WRITEBACK_CACHE
+	}
+	if o.Passthrough {
+		mo.MaxStackDepth = 1
+	} else {
+		mo.DisabledCapabilities |= fuse.CAP_PASSTHROUGH
+	}
+	c := &counting{RawFileSystem: fs.NewNodeFS(root, &fs.Options{AttrTimeout: &second, EntryTimeout: &second}), o: o}
+	server, err := fuse.NewServer(c, args[0], &mo)
+	if err != nil {
+		return err
+	}
+	go server.Serve()
+	if err := server.WaitMount(); err != nil {
+		return err
+	}
+	fmt.Println("mounted")
+	go func() {
+		enc := json.NewEncoder(os.Stdout)
+		for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+			_ = enc.Encode(FUSECount{c.readOps.Load(), c.readBytes.Load(), c.writeOps.Load(), c.writeBytes.Load()})
+		}
+	}()
+	server.Wait()
+	return nil
+}
