@@ -244,7 +244,8 @@ func (k *kernel) close() error {
 const modulePeriod = time.Second
 
 func (k *kernel) run(ctx context.Context, out chan<- notice) error {
-	stop := context.AfterFunc(ctx, func() { k.reader.SetDeadline(time.Unix(1, 0)) })
+	// A deadline would have to wait for the read that it is meant to end.
+	stop := context.AfterFunc(ctx, func() { _ = k.reader.Close() })
 	defer stop()
 	moduleDone := make(chan struct{})
 	go func() {

@@ -255,6 +255,18 @@ func (m *Model) Ripe(now time.Time, grace time.Duration) []*Track {
 	return ripe
 }
 
+// forget drops the devices of a namespace and gives them back.
+func (m *Model) forget(netNS uint64) []*Track {
+	var gone []*Track
+	for _, t := range m.Devices() {
+		if t.NetNS == netNS {
+			gone = append(gone, t)
+			delete(m.devices, Place{t.NetNS, t.Ifindex})
+		}
+	}
+	return gone
+}
+
 // inherit takes over what an older model knows of the lives of devices that are
 // as they were.
 func (m *Model) inherit(old *Model) {

@@ -108,8 +108,8 @@ func (n *notifier) lost() uint64 { return n.dropped.Load() }
 
 func (n *notifier) close() error { return n.file.Close() }
 
-// run sends notifications until ctx is done. After an overrun, and whenever
-// numbers of namespaces changed hands, it asks for a look at everything.
+// run sends notifications until ctx is done. After an overrun it asks for a look
+// at everything.
 func (n *notifier) run(ctx context.Context, out chan<- notice) error {
 	stop := context.AfterFunc(ctx, func() { _ = n.file.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -175,7 +175,7 @@ func sender(oob []byte) int {
 }
 
 // parseNotifications takes the messages of one datagram apart and keeps those
-// about vxlan devices and about namespace numbers.
+// about vxlan devices and about namespaces that died.
 func parseNotifications(b []byte, from int, now time.Time) []notice {
 	var list []notice
 	for len(b) >= unix.SizeofNlMsghdr {
@@ -186,8 +186,10 @@ func parseNotifications(b []byte, from int, now time.Time) []notice {
 		body := b[unix.SizeofNlMsghdr:hdr.Len]
 		b = b[min(len(b), int(hdr.Len+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)):]
 		switch hdr.Type {
-		case unix.RTM_NEWNSID, unix.RTM_DELNSID:
-			list = append(list, notice{numbers: true, resync: hdr.Type == unix.RTM_DELNSID})
+		case unix.RTM_DELNSID:
+			if id, ok := namespaceNumber(body); ok {
+				list = append(list, notice{dead: &id})
+			}
 		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
 			// Bridges speak of their ports in messages of the same type.
 			if len(body) < unix.SizeofIfInfomsg || body[0] != unix.AF_UNSPEC {
@@ -216,14 +218,35 @@ func parseNotifications(b []byte, from int, now time.Time) []notice {
 	return list
 }
 
+// namespaceNumber reads the number from a message about one.
+func namespaceNumber(body []byte) (id int, ok bool) {
+	const header = 4 // struct rtgenmsg, aligned
+	if len(body) < header {
+		return 0, false
+	}
+	attributes(body[header:], func(kind uint16, value []byte) {
+		if kind == nlaNetNSID && len(value) >= 4 {
+			id, ok = int(int32(binary.NativeEndian.Uint32(value))), true
+		}
+	})
+	return id, ok
+}
+
+// unreachable and above are no inode numbers, which have 32 bits, but stand for
+// namespaces that no path leads to, by the number that the host's gave them.
+const unreachable = 1 << 32
+
+// Unreachable tells whether a namespace is one that exists, but that no path
+// leads to, so that its inode number is not known.
+func Unreachable(netNS uint64) bool { return netNS >= unreachable }
+
 // numbering resolves the numbers that namespaces give each other.
 type numbering struct {
 	scanner *Scanner
 	known   map[int]uint64 // by the host's number
 }
 
-// host gives the inode number behind one of the host's numbers; 0 when no path
-// leads to that namespace.
+// host gives the inode number behind one of the host's numbers.
 func (n *numbering) host(id int) uint64 {
 	if id == own {
 		return n.scanner.inode
@@ -232,8 +255,33 @@ func (n *numbering) host(id int) uint64 {
 		return inode
 	}
 	inode := n.scanner.namespaceOf(id)
+	if inode == 0 {
+		inode = unreachable + uint64(uint32(id))
+	}
 	n.known[id] = inode
 	return inode
+}
+
+// dead forgets a number and gives the namespace that had it.
+func (n *numbering) dead(id int) uint64 {
+	inode := n.known[id]
+	delete(n.known, id)
+	return inode
+}
+
+// again looks for paths to the namespaces that had none, and gives those that
+// have one now.
+func (n *numbering) again() (found []uint64) {
+	for id, inode := range n.known {
+		if !Unreachable(inode) {
+			continue
+		}
+		if now := n.scanner.namespaceOf(id); now != 0 {
+			n.known[id] = now
+			found = append(found, inode)
+		}
+	}
+	return found
 }
 
 // of gives the inode number behind a number that belongs to the namespace "from".

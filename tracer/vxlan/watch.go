@@ -36,7 +36,7 @@ type WatchOptions struct {
 type notice struct {
 	event   *Event
 	link    *linkMessage
-	numbers bool // a namespace got or lost its number
+	dead    *int // the number of a namespace that died
 	resync  bool // something was missed: look at everything again
 	overrun bool
 }
@@ -168,9 +168,12 @@ func (w *Watcher) look(names ...string) ([]Device, error) {
 	if err != nil {
 		return nil, err
 	}
-	clear(w.spaces.known)
+	found := w.spaces.again()
 	w.mu.Lock()
 	w.model.Update(snap)
+	for _, inode := range found {
+		w.model.forget(inode)
+	}
 	w.mu.Unlock()
 	w.lastScan = snap.Time
 	var others []Device
@@ -235,6 +238,12 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 		case n := <-notices:
 			if n.overrun {
 				w.mu.Lock()
+				for _, inode := range w.spaces.known {
+					if Unreachable(inode) { // whether it still exists, nobody knows
+						w.model.forget(inode)
+					}
+				}
+				clear(w.spaces.known)
 				w.model.Doubt(time.Now())
 				w.mu.Unlock()
 			}
@@ -285,15 +294,21 @@ func (w *Watcher) ripen(emit func(Event)) error {
 
 // take handles one notice; it returns whether everything is to be looked at.
 func (w *Watcher) take(n notice, emit func(Event)) (resync bool) {
-	if n.numbers {
-		clear(w.spaces.known)
-	}
 	var events []Event
 	switch {
 	case n.event != nil:
 		events = []Event{*n.event}
 	case n.link != nil:
 		events = n.link.events(w.model, w.spaces)
+	case n.dead != nil:
+		// Its devices die with it, and nobody says so.
+		w.mu.Lock()
+		for _, t := range w.model.forget(w.spaces.dead(*n.dead)) {
+			events = append(events, Event{
+				Time: time.Now(), Action: Deleted, Device: t.Device, Reason: "its namespace is gone",
+			})
+		}
+		w.mu.Unlock()
 	}
 	for i := range events {
 		e := &events[i]
