@@ -347,6 +347,11 @@ func (d *docker) inspect(ctx context.Context, id string) (container, error) {
 		c.labels = in.Config.Labels
 		c.image, c.tag = splitImage(in.Config.Image)
 	}
+	if d.runtime == runtimePodman {
+		one := []container{c}
+		d.pods(ctx, one)
+		c = one[0]
+	}
 	return c, nil
 }
 

@@ -3,7 +3,9 @@ package attribute
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
+	"net/url"
 )
 
 // podmanSockets are where Podman offers Docker's API, once podman.socket is
@@ -14,9 +16,13 @@ func podmanSockets() []string {
 
 // pods fills in what only Podman's own API says: which containers are the infra
 // containers of a pod, and the names of pods. Without an answer the containers
-// keep the names that Docker's API gave.
+// keep the names that Docker's API gave. A single container is asked for by id.
 func (d *docker) pods(ctx context.Context, all []container) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://podman/v4.0.0/libpod/containers/json?all=true", nil)
+	query := url.Values{"all": {"true"}}
+	if len(all) == 1 {
+		query.Set("filters", fmt.Sprintf(`{"id":[%q]}`, all[0].id))
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://podman/v4.0.0/libpod/containers/json?"+query.Encode(), nil)
 	if err != nil {
 		return
 	}

@@ -11,7 +11,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -135,19 +134,24 @@ func (e *Engine) cleanup(t testing.TB) {
 	removeDir(t, e.dir)
 }
 
-// removeDir removes a directory and unmounts what a killed daemon left in it.
+// removeDir removes a directory and unmounts what is left in it. An engine's
+// helpers may outlive it by a moment and still mount there.
 func removeDir(t testing.TB, dir string) {
-	if b, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
-		lines := strings.Split(string(b), "\n")
-		for i := len(lines) - 1; i >= 0; i-- {
-			if f := strings.Fields(lines[i]); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
-				syscall.Unmount(f[4], syscall.MNT_DETACH)
+	var err error
+	for end := time.Now().Add(stopTime); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if b, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
+			lines := strings.Split(string(b), "\n")
+			for i := len(lines) - 1; i >= 0; i-- {
+				if f := strings.Fields(lines[i]); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
+					syscall.Unmount(f[4], syscall.MNT_DETACH)
+				}
 			}
 		}
+		if err = os.RemoveAll(dir); err == nil {
+			return
+		}
 	}
-	if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("cleaning up: %v", err)
-	}
+	t.Errorf("cleaning up: %v", err)
 }
 
 // Log returns the end of what the daemon printed.

@@ -1,0 +1,99 @@
+//go:build integration
+
+package enginetest
+
+import (
+	"bytes"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Podman is a running podman service.
+type Podman struct {
+	Socket string // path of its unix socket, with Docker's API and its own
+
+	dir string
+}
+
+// StartPodman runs a podman service with Image in it until the test ends.
+func StartPodman(t testing.TB) *Podman {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "podman")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Podman{Socket: filepath.Join(dir, "podman.sock"), dir: dir}
+	// The limits of the test itself may not be raised everywhere.
+	conf := "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n"
+	if err := os.WriteFile(filepath.Join(dir, "containers.conf"), []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := p.Command("system", "service", "--time=0", "unix://"+p.Socket)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("starting podman: %v", err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	t.Cleanup(func() {
+		p.Command("pod", "rm", "--force", "--all", "--time", "0").Run()
+		p.Command("rm", "--force", "--all", "--time", "0").Run()
+		cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-exited:
+		case <-time.After(stopTime):
+			cmd.Process.Kill()
+			<-exited
+		}
+		if t.Failed() {
+			b, _ := os.ReadFile(log.Name())
+			t.Logf("end of podman's log:\n%s", b[max(0, len(b)-8<<10):])
+		}
+		log.Close()
+		removeDir(t, dir)
+	})
+	Poll(t, startTime, "podman answers", func() bool {
+		select {
+		case err := <-exited:
+			b, _ := os.ReadFile(log.Name())
+			t.Fatalf("podman ended: %v\n%s", err, b)
+		default:
+		}
+		c, err := net.Dial("unix", p.Socket)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+	load := p.Command("load")
+	load.Stdin = bytes.NewReader(ImageArchive(t, "docker.io/library/"+Image))
+	output(t, load)
+	return p
+}
+
+// Command returns a podman command on this service's containers.
+func (p *Podman) Command(args ...string) *exec.Cmd {
+	cmd := exec.Command("podman", append([]string{
+		"--root", filepath.Join(p.dir, "root"), "--runroot", filepath.Join(p.dir, "run"), "--tmpdir", filepath.Join(p.dir, "tmp"),
+		"--cgroup-manager", "cgroupfs", "--events-backend", "file", "--storage-driver", "overlay", "--runtime", "runc",
+	}, args...)...)
+	cmd.Env = append(os.Environ(), "CONTAINERS_CONF="+filepath.Join(p.dir, "containers.conf"))
+	return cmd
+}
+
+// Podman runs a podman command and returns what it printed. The test fails when
+// the command does.
+func (p *Podman) Podman(t testing.TB, args ...string) string {
+	t.Helper()
+	return output(t, p.Command(args...))
+}
