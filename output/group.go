@@ -98,6 +98,16 @@ type GroupOptions struct {
 	// Stacked asks for the rows of stacked devices (Report.Stacked) even where
 	// neither a key nor a filter is about devices.
 	Stacked bool
+
+	pins   []pin  // groups that samples must belong to
+	search string // lower-case text that one of the keys must hold
+}
+
+// pin is one group's value of a key. Unlike a Filter it is exact: it tells
+// things of one name apart.
+type pin struct {
+	key      Key
+	text, id string
 }
 
 // Usage is what a group did on one source, or on all of one level together.
@@ -379,8 +389,9 @@ func Group(iv *Interval, opt GroupOptions) *Report {
 		stacked: make(map[string]*Row),
 		left:    Row{Label: textFiltered, id: textFiltered},
 	}
-	g.byOp = slices.Contains(opt.By, KeyOp)
-	stacked := opt.Stacked || slices.Contains(opt.By, KeyDevice)
+	g.byOp = slices.Contains(opt.By, KeyOp) || slices.ContainsFunc(opt.pins, func(p pin) bool { return p.key == KeyOp })
+	stacked := opt.Stacked || slices.Contains(opt.By, KeyDevice) ||
+		slices.ContainsFunc(opt.pins, func(p pin) bool { return p.key == KeyDevice })
 	seen := make(map[Key]int)
 	for _, f := range opt.Filters {
 		i, ok := seen[f.Key]

@@ -413,12 +413,23 @@ func (g *grouper) matches(f Filter, s *Sample, op Op) bool {
 }
 
 // passes applies all filters: those of one key are alternatives, those of
-// different keys must all hold.
+// different keys must all hold. Pins and the search of a screen must hold too.
 func (g *grouper) passes(s *Sample, op Op) bool {
 	for _, alternatives := range g.filters {
 		if !slices.ContainsFunc(alternatives, func(f Filter) bool { return g.matches(f, s, op) }) {
 			return false
 		}
 	}
-	return true
+	for _, p := range g.opt.pins {
+		if _, id := g.value(s, p.key, op); id != p.id {
+			return false
+		}
+	}
+	if g.opt.search == "" {
+		return true
+	}
+	return slices.ContainsFunc(g.opt.By, func(k Key) bool {
+		text, _ := g.value(s, k, op)
+		return strings.Contains(strings.ToLower(text), g.opt.search)
+	})
 }

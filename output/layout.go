@@ -32,6 +32,7 @@ const (
 	styleTotal
 	styleDim
 	styleAlert
+	styleMarked
 )
 
 // column is one column of numbers.
@@ -366,26 +367,11 @@ func footer(iv *Interval, rep *Report) (parts []string, alert bool) {
 		unattributed := iv.Unattributed()
 		parts = append(parts, "unattributed "+percentText(float64(unattributed), float64(rep.Total.Total.Bytes())))
 	}
-	var lost []string
-	if iv.Lost.Bytes > 0 {
-		lost = append(lost, sizeText(iv.Lost.Bytes)+" of totals")
-	}
-	for _, l := range []struct {
-		n    uint64
-		what string
-	}{
-		{iv.Lost.Records, "records"}, {iv.Lost.Notices, "notices"}, {iv.Lost.Latencies, "latencies"},
-		{iv.Lost.Groups, "owners"}, {iv.Lost.Walks, "splits"}, {iv.Lost.Misses, "misses"}, {iv.Lost.Exports, "exports"},
-	} {
-		if l.n > 0 {
-			lost = append(lost, fmt.Sprintf("%d %s", l.n, l.what))
-		}
-	}
-	if len(lost) == 0 {
+	if lost := lostText(&iv.Lost); lost == "" {
 		parts = append(parts, "lost nothing")
 	} else {
 		alert = true
-		parts = append(parts, "LOST "+strings.Join(lost, ", "))
+		parts = append(parts, "LOST "+lost)
 	}
 	if iv.Unresolved > 0 {
 		parts = append(parts, fmt.Sprintf("%d cgroups without a name", iv.Unresolved))
@@ -395,6 +381,26 @@ func footer(iv *Interval, rep *Report) (parts []string, alert bool) {
 		cost += ", bpf " + percentText(float64(iv.Self.BPFNanos), float64(d))
 	}
 	return append(parts, cost+", "+sizeText(iv.Self.RSSBytes)), alert
+}
+
+// lostText names all losses; it is empty when there are none.
+func lostText(l *Lost) string {
+	var lost []string
+	if l.Bytes > 0 {
+		lost = append(lost, sizeText(l.Bytes)+" of totals")
+	}
+	for _, c := range []struct {
+		n    uint64
+		what string
+	}{
+		{l.Records, "records"}, {l.Notices, "notices"}, {l.Latencies, "latencies"}, {l.Groups, "owners"},
+		{l.Walks, "splits"}, {l.Misses, "misses"}, {l.Exports, "exports"},
+	} {
+		if c.n > 0 {
+			lost = append(lost, fmt.Sprintf("%d %s", c.n, c.what))
+		}
+	}
+	return strings.Join(lost, ", ")
 }
 
 // wrap joins parts with two spaces into lines of at most width cells.

@@ -101,6 +101,8 @@ func (s cellStyle) look() ansi.Style {
 		return ansi.NewStyle().Faint()
 	case styleAlert:
 		return ansi.NewStyle().Bold().ForegroundColor(ansi.Red)
+	case styleMarked:
+		return ansi.NewStyle().Reverse(true)
 	}
 	return nil
 }

@@ -1,0 +1,187 @@
+package output
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// timeline is the intervals that a screen can show, numbered from the first
+// that ever was. Those that are no longer kept are not in bounds.
+type timeline interface {
+	// bounds returns the first and one past the last interval there is.
+	bounds() (first, end int)
+	// frame returns interval i. It is never nil without an error.
+	frame(i int) (*Interval, error)
+	// span tells when interval i began and ended.
+	span(i int) (start, end time.Time)
+}
+
+// What a live screen keeps to go back in time: a quarter of an hour at one
+// interval a second, less on hosts where an interval holds thousands of samples.
+const (
+	keepFrames  = 900
+	keepSamples = 60_000
+)
+
+// liveFrames keeps the last intervals.
+type liveFrames struct {
+	first   int
+	kept    []*Interval
+	samples int
+}
+
+func (l *liveFrames) add(iv *Interval) {
+	l.kept = append(l.kept, iv)
+	l.samples += len(iv.Samples)
+	for len(l.kept) > 1 && (len(l.kept) > keepFrames || l.samples > keepSamples) {
+		l.samples -= len(l.kept[0].Samples)
+		l.kept[0] = nil // append moves the slice's start, not its memory
+		l.kept = l.kept[1:]
+		l.first++
+	}
+}
+
+func (l *liveFrames) bounds() (first, end int) { return l.first, l.first + len(l.kept) }
+
+func (l *liveFrames) frame(i int) (*Interval, error) {
+	if i < l.first || i >= l.first+len(l.kept) {
+		return nil, fmt.Errorf("interval %d is no longer kept", i)
+	}
+	return l.kept[i-l.first], nil
+}
+
+func (l *liveFrames) span(i int) (start, end time.Time) {
+	iv := l.kept[i-l.first]
+	return iv.Start, iv.End
+}
+
+// recordedFrames are the intervals of a recording, decoded when they are asked
+// for.
+type recordedFrames struct{ r *Recording }
+
+func (f recordedFrames) bounds() (first, end int) { return 0, f.r.Len() }
+
+func (f recordedFrames) span(i int) (start, end time.Time) { return f.r.Span(i) }
+
+func (f recordedFrames) frame(i int) (*Interval, error) {
+	if err := f.r.Seek(i); err != nil {
+		return nil, err
+	}
+	iv, err := f.r.Next()
+	var damage *DamageError
+	if errors.As(err, &damage) {
+		// Told once; what is behind may be the one that was asked for.
+		iv, err = f.r.Next()
+	}
+	switch {
+	case err != nil && damage != nil:
+		return nil, damage
+	case errors.Is(err, io.EOF):
+		return nil, fmt.Errorf("interval %d is behind the end of the recording", i)
+	case err != nil:
+		return nil, err
+	case f.r.Pos() != i+1:
+		return nil, damageOf(damage, i)
+	}
+	return iv, nil
+}
+
+func damageOf(d *DamageError, i int) error {
+	if d != nil {
+		return d
+	}
+	return fmt.Errorf("interval %d of the recording cannot be read", i)
+}
+
+// history holds what sparklines are drawn from: bytes of every group in the
+// last intervals.
+type history struct {
+	points map[int]*point
+}
+
+type point struct {
+	rows    map[string]uint64 // bytes by row id
+	total   uint64
+	seconds float64
+}
+
+// historyLen is how many intervals sparklines reach back, and historyRows how
+// many groups of each are kept, the largest ones.
+const (
+	historyLen  = 120
+	historyRows = 500
+)
+
+func (h *history) clear() { h.points = make(map[int]*point) }
+
+// put notes what a report says of interval i.
+func (h *history) put(i int, rep *Report, d time.Duration) {
+	usage := func(r *Row) uint64 {
+		if rep.Level == LevelApp {
+			return r.App.Bytes()
+		}
+		return r.Total.Bytes()
+	}
+	p := &point{rows: make(map[string]uint64), seconds: seconds(d)}
+	for j := range rep.Rows {
+		if j == historyRows {
+			break
+		}
+		p.rows[rep.Rows[j].id] = usage(&rep.Rows[j])
+	}
+	p.total = usage(&rep.Total)
+	h.points[i] = p
+}
+
+// forget drops what is too old to be drawn at interval i, or too far ahead.
+func (h *history) forget(i int) {
+	for j := range h.points {
+		if j <= i-2*historyLen || j > i+historyLen {
+			delete(h.points, j)
+		}
+	}
+}
+
+var sparkBars = []rune("▁▂▃▄▅▆▇█")
+
+// spark draws width cells that end with interval i. Cells hold several
+// intervals where more are kept than there is room, always the same ones, so
+// that bars move but do not flicker.
+func (h *history) spark(i, width int, value func(*point) uint64) string {
+	if width <= 0 {
+		return ""
+	}
+	per := max(1, (historyLen+width-1)/width)
+	rates := make([]float64, width)
+	known := make([]bool, width)
+	most := 0.0
+	last := i / per
+	for c := range width {
+		bucket := last - width + 1 + c
+		var bytes uint64
+		var secs float64
+		for j := bucket * per; j < (bucket+1)*per && j <= i; j++ {
+			if p, ok := h.points[j]; ok && j >= 0 {
+				bytes += value(p)
+				secs += p.seconds
+			}
+		}
+		if secs > 0 {
+			known[c] = true
+			rates[c] = float64(bytes) / secs
+			most = max(most, rates[c])
+		}
+	}
+	out := make([]rune, width)
+	for c := range out {
+		switch {
+		case !known[c] || rates[c] == 0:
+			out[c] = ' '
+		default:
+			out[c] = sparkBars[min(int(rates[c]/most*float64(len(sparkBars))), len(sparkBars)-1)]
+		}
+	}
+	return string(out)
+}
