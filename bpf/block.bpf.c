@@ -92,12 +92,22 @@ static __always_inline __u32 iot_request_dev(struct request *rq, bool typed)
 	return LOAD(typed, disk, major) << 20 | LOAD(typed, disk, first_minor);
 }
 
+/* Loop devices over files on block devices of this host; user space fills it and sets notes_live. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32); /* device */
+	__type(value, struct loop_file);
+} loop_files SEC(".maps");
+
 /* One request while its owners are found. */
 struct block_request {
 	struct usage_key usage;
 	__u32 flags; /* cmd_flags */
 	__u32 bytes;
+	__u64 start; /* on the device, bytes; only where is_loop */
 	struct bio *bio;
+	bool is_loop;
 };
 
 static __always_inline struct page *iot_page_add(struct page *page, __u32 n)
@@ -113,6 +123,55 @@ static __always_inline void iot_own(struct usage_key *usage, const struct owner 
 	usage->fsdev = o->fsdev;
 }
 
+struct loop_notes {
+	struct file_page page;
+	struct page_note note;
+};
+
+static __always_inline void iot_note_page(struct loop_notes *n)
+{
+	bpf_map_update_elem(&loop_notes, &n->page, &n->note, BPF_ANY);
+}
+
+static long iot_note_next(__u32 i, void *ctx)
+{
+	struct loop_notes *n = ctx;
+
+	iot_note_page(n);
+	n->page.index++;
+	return 0;
+}
+
+/* Leaves notes for the pages of the backing file that a request to a loop device is about. */
+static __noinline int iot_note_loop(const struct usage_key *usage, __u64 start, __u32 bytes)
+{
+	__u32 dev, pages, i;
+	struct loop_notes n = {};
+	struct loop_file *file;
+
+	if (!usage)
+		return 0;
+	dev = usage->dev;
+	file = bpf_map_lookup_elem(&loop_files, &dev);
+	if (!file || !bytes)
+		return 0;
+	start += file->offset;
+	pages = ((start + bytes - 1) >> IOT_PAGE_SHIFT) - (start >> IOT_PAGE_SHIFT) + 1;
+	n.page.ino = file->ino;
+	n.page.fsdev = file->fsdev;
+	n.page.index = IOT_ANY_PAGE;
+	n.note.owner = iot_pack(usage->cgroup, usage->basis);
+	n.note.pid = usage->pid;
+	iot_note_page(&n);
+	n.page.index = start >> IOT_PAGE_SHIFT;
+	if (have_bpf_loop)
+		bpf_loop(pages, iot_note_next, &n, 0);
+	else
+		for (i = 0; i < IOT_STEPS && i < pages; i++)
+			iot_note_next(i, &n);
+	return 0;
+}
+
 /*
  * Walk over a request page by page. Only requests whose ends (or whose bios)
  * have different owners come here.
@@ -121,18 +180,24 @@ struct walk {
 	struct usage_key usage;
 	struct bio *bio;
 	struct bio_vec *vec;
+	__u64 start; /* of the run on the device, bytes */
 	__u32 in_bio; /* bytes of this bio still to come */
 	__u32 in_vec; /* offset in this vector */
 	__u32 left; /* bytes of the request still to come */
 	__u32 run; /* bytes seen for usage's owner and not booked yet */
 	__u32 ops; /* the operation itself is booked once, with the first run */
 	__u32 cmd_flags;
+	__u32 is_loop;
 };
 
 static __always_inline void iot_walk_book(struct walk *w)
 {
-	if (w->run)
+	if (w->run) {
 		iot_account(&w->usage, w->run, w->ops);
+		if (w->is_loop)
+			iot_note_loop(&w->usage, w->start, w->run);
+	}
+	w->start += w->run;
 	w->ops = w->run ? 0 : w->ops;
 	w->run = 0;
 }
@@ -192,6 +257,8 @@ static __noinline int iot_walk_request(struct block_request *r)
 		.left = r->bytes,
 		.ops = 1,
 		.cmd_flags = r->flags,
+		.start = r->start,
+		.is_loop = r->is_loop,
 	};
 	int i;
 
@@ -367,6 +434,12 @@ static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed)
 	else
 		single = iot_long_request(&r, &o);
 	iot_own(&r.usage, &o);
+	if (!flags && iot_have_notes(IOT_LOOP_NOTES) && bpf_map_lookup_elem(&loop_files, &r.usage.dev)) {
+		r.is_loop = true;
+		r.start = FIELD(rq, __sector) << 9;
+		if (single)
+			iot_note_loop(&r.usage, r.start, r.bytes);
+	}
 	if (single)
 		iot_account(&r.usage, r.bytes, 1);
 	else

@@ -8,9 +8,18 @@ import (
 	_ "embed"
 	"fmt"
 	"io"
+	"structs"
 
 	"github.com/cilium/ebpf"
 )
+
+type BlockLoopFile struct {
+	_      structs.HostLayout
+	Ino    uint64
+	Offset uint64
+	Fsdev  uint32
+	Pad    uint32
+}
 
 // Names of all BPF objects in the ELF.
 //
@@ -22,6 +31,8 @@ const (
 	BlockMapInflight         = "inflight"
 	BlockMapLatencies        = "latencies"
 	BlockMapLatencyA         = "latency_a"
+	BlockMapLoopFiles        = "loop_files"
+	BlockMapLoopNotes        = "loop_notes"
 	BlockMapLosses           = "losses"
 	BlockMapNotes            = "notes"
 	BlockMapNotesLive        = "notes_live"
@@ -43,6 +54,7 @@ const (
 	BlockVarHierarchyId      = "hierarchy_id"
 	BlockVarRqIsSecondArg    = "rq_is_second_arg"
 	BlockVarSelfPid          = "self_pid"
+	BlockVarWithApp          = "with_app"
 	BlockVarWithLatency      = "with_latency"
 	BlockVarWithRecords      = "with_records"
 )
@@ -106,6 +118,8 @@ type BlockMapSpecs struct {
 	Inflight   *ebpf.MapSpec `ebpf:"inflight"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
 	LatencyA   *ebpf.MapSpec `ebpf:"latency_a"`
+	LoopFiles  *ebpf.MapSpec `ebpf:"loop_files"`
+	LoopNotes  *ebpf.MapSpec `ebpf:"loop_notes"`
 	Losses     *ebpf.MapSpec `ebpf:"losses"`
 	Notes      *ebpf.MapSpec `ebpf:"notes"`
 	NotesLive  *ebpf.MapSpec `ebpf:"notes_live"`
@@ -128,6 +142,7 @@ type BlockVariableSpecs struct {
 	HierarchyId   *ebpf.VariableSpec `ebpf:"hierarchy_id"`
 	RqIsSecondArg *ebpf.VariableSpec `ebpf:"rq_is_second_arg"`
 	SelfPid       *ebpf.VariableSpec `ebpf:"self_pid"`
+	WithApp       *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency   *ebpf.VariableSpec `ebpf:"with_latency"`
 	WithRecords   *ebpf.VariableSpec `ebpf:"with_records"`
 }
@@ -158,6 +173,8 @@ type BlockMaps struct {
 	Inflight   *ebpf.Map `ebpf:"inflight"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
 	LatencyA   *ebpf.Map `ebpf:"latency_a"`
+	LoopFiles  *ebpf.Map `ebpf:"loop_files"`
+	LoopNotes  *ebpf.Map `ebpf:"loop_notes"`
 	Losses     *ebpf.Map `ebpf:"losses"`
 	Notes      *ebpf.Map `ebpf:"notes"`
 	NotesLive  *ebpf.Map `ebpf:"notes_live"`
@@ -177,6 +194,8 @@ func (m *BlockMaps) Close() error {
 		m.Inflight,
 		m.Latencies,
 		m.LatencyA,
+		m.LoopFiles,
+		m.LoopNotes,
 		m.Losses,
 		m.Notes,
 		m.NotesLive,
@@ -200,6 +219,7 @@ type BlockVariables struct {
 	HierarchyId   *ebpf.Variable `ebpf:"hierarchy_id"`
 	RqIsSecondArg *ebpf.Variable `ebpf:"rq_is_second_arg"`
 	SelfPid       *ebpf.Variable `ebpf:"self_pid"`
+	WithApp       *ebpf.Variable `ebpf:"with_app"`
 	WithLatency   *ebpf.Variable `ebpf:"with_latency"`
 	WithRecords   *ebpf.Variable `ebpf:"with_records"`
 }

@@ -133,6 +133,11 @@ static __always_inline unsigned long iot_folio_owner_word(const struct folio *fo
 	return FIELD(p515, memcg_data);
 }
 
+static __always_inline __u64 iot_inode_number(const struct inode *inode)
+{
+	return FIELD(inode, i_ino);
+}
+
 #define IOT_OWNER_SLAB 1UL
 #define IOT_OWNER_KMEM 2UL
 #define IOT_OWNER_FLAGS 7UL

@@ -26,6 +26,7 @@ enum iot_op {
 	IOT_DISCARD = 3,
 	IOT_FLUSH = 4, /* block flush, NFS COMMIT, FUSE FSYNC */
 	IOT_META_OP = 5, /* lookups, opens, getattrs: operations without data */
+	IOT_RETRANSMIT = 6, /* what had to be sent again, over and above the operations themselves */
 };
 
 /* How the owner was found, in order of trust. */
@@ -104,6 +105,30 @@ struct row_cache {
 	struct cached_latency latency[IOT_CACHE_ROWS];
 };
 
+/* The backing file of a loop device. */
+struct loop_file {
+	__u64 ino;
+	__u64 offset; /* of the device's first byte in the file */
+	__u32 fsdev;
+	__u32 pad;
+};
+
+/* A page of a file, whether it is cached or not. */
+struct file_page {
+	__u64 ino;
+	__u64 index; /* IOT_ANY_PAGE: whatever was asked for last */
+	__u32 fsdev;
+	__u32 pad;
+};
+
+#define IOT_ANY_PAGE (~0ULL)
+
+struct page_note {
+	__u64 owner; /* packed: owner.h */
+	__u32 pid;
+	__u32 pad;
+};
+
 /* One request, for --events. */
 struct io_record {
 	struct usage_key usage;
@@ -118,6 +143,7 @@ enum iot_notice_kind {
 	IOT_CGROUP_REMOVED = 2,
 	IOT_MODULE_LOADED = 3,
 	IOT_MODULE_FREED = 4,
+	IOT_MOUNTING = 5, /* text is the source's name */
 };
 
 #define IOT_TEXT_MAX 1024 /* the kernel's TRACE_CGROUP_PATH_LEN */

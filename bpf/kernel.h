@@ -69,6 +69,7 @@ struct mem_cgroup {
 struct super_block {
 	__u32 s_dev;
 	unsigned long s_magic;
+	void *s_fs_info;
 };
 
 struct xarray {
@@ -90,8 +91,17 @@ struct address_space {
 
 struct inode {
 	unsigned short i_mode;
+	unsigned long i_ino;
 	struct super_block *i_sb;
 	struct address_space i_data;
+};
+
+struct file {
+	struct inode *f_inode;
+};
+
+struct kiocb {
+	struct file *ki_filp;
 };
 
 struct page;

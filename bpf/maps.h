@@ -18,6 +18,7 @@ const volatile bool by_process = false; /* key by pid */
 const volatile bool by_mount = false; /* key by file system */
 const volatile bool with_latency = false;
 const volatile bool with_records = false;
+const volatile bool with_app = false; /* count system calls beside requests (IOT_APP) */
 const volatile bool have_bpf_loop = false;
 const volatile bool blkcg_usable = false; /* memory and io controllers share one hierarchy */
 const volatile __u32 self_pid = 0;

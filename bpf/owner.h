@@ -64,20 +64,43 @@ enum pageflags {
 	PG_swapbacked = 18,
 };
 
-/* Set once the first note is written: until then nobody needs to look for one. */
+/*
+ * Whether there may be notes of a kind: until then nobody needs to look for one.
+ * 0 is for notes, set with the first; 1 for loop_notes, set by user space.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2);
 	__type(key, __u32);
 	__type(value, __u32);
 } notes_live SEC(".maps");
 
-static __always_inline bool iot_notes_live(void)
+#define IOT_FOLIO_NOTES 0
+#define IOT_LOOP_NOTES 1
+
+static __always_inline bool iot_have_notes(__u32 kind)
 {
-	__u32 zero = 0, *live = bpf_map_lookup_elem(&notes_live, &zero);
+	__u32 *live = bpf_map_lookup_elem(&notes_live, &kind);
 
 	return live && *live;
 }
+
+static __always_inline bool iot_notes_live(void)
+{
+	return iot_have_notes(IOT_FOLIO_NOTES);
+}
+
+/*
+ * Whose request to a loop device made its kernel thread touch a page of the
+ * backing file. On cgroup v1, and on v2 without the io controller, the kernel
+ * charges those pages to the root.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct file_page);
+	__type(value, struct page_note);
+} loop_notes SEC(".maps");
 
 static __always_inline struct cgroup *iot_task_cgroup(struct task_struct *task)
 {
@@ -183,6 +206,19 @@ static __always_inline bool iot_is_shmem(struct folio *folio)
 #define IOT_FOR_WRITE 1U
 #define IOT_FOR_META 2U /* the request is marked as file-system metadata */
 
+static __always_inline struct page_note *iot_loop_note(struct folio *folio, struct address_space *mapping,
+						       bool any)
+{
+	struct inode *inode = FIELD(mapping, host);
+	struct file_page page = {
+		.ino = iot_inode_number(inode),
+		.index = any ? IOT_ANY_PAGE : iot_folio_index(folio),
+		.fsdev = BPF_CORE_READ(inode, i_sb, s_dev),
+	};
+
+	return bpf_map_lookup_elem(&loop_notes, &page);
+}
+
 /* The owner of one folio of a request, packed. bio is 0 where there is none. */
 __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 {
@@ -192,9 +228,16 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 	bool file = iot_mapping_is_file(mapping);
 	bool meta = flags & IOT_FOR_META;
 	unsigned short mode = 0;
+	bool loops = file && iot_have_notes(IOT_LOOP_NOTES);
+	struct page_note *loop;
 	struct note *note;
 	__u64 owner, id;
 
+	if (loops) {
+		loop = iot_loop_note(folio, mapping, false);
+		if (loop)
+			return loop->owner;
+	}
 	if (file) {
 		if ((flags & IOT_FOR_WRITE) && iot_notes_live()) {
 			note = iot_note_of(folio, mapping);
@@ -218,6 +261,11 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 	if (id == IOT_ROOT_CGROUP) {
 		if (meta)
 			return iot_pack(IOT_CGROUP_KERNEL, IOT_PAGE);
+		if (loops) { /* read ahead of what was asked for */
+			loop = iot_loop_note(folio, mapping, true);
+			if (loop)
+				return loop->owner;
+		}
 		if (file)
 			mode = BPF_CORE_READ(mapping, host, i_mode);
 		if ((!mapping || (mode & S_IFMT) == S_IFBLK) &&
@@ -243,9 +291,15 @@ __noinline __u32 iot_folio_pid(__u64 folio_addr, __u64 owner, __u32 flags)
 	struct folio *folio = (void *)folio_addr;
 	struct address_space *mapping = iot_folio_mapping(folio);
 	struct task_struct *task;
+	struct page_note *loop;
 	struct note *note;
 	__u32 pid;
 
+	if (iot_mapping_is_file(mapping) && iot_have_notes(IOT_LOOP_NOTES)) {
+		loop = iot_loop_note(folio, mapping, false);
+		if (loop)
+			return loop->pid;
+	}
 	if ((flags & IOT_FOR_WRITE) && iot_mapping_is_file(mapping)) {
 		note = iot_note_of(folio, mapping);
 		if (note)

@@ -35,5 +35,15 @@ func openBlock(h *host) (*object, error) {
 			{kind: rawTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqComplete},
 		}}}, signals...)
 	}
-	return h.load(spec, signals, ebpf.ProgramOptions{})
+	o, err := h.load(spec, signals, ebpf.ProgramOptions{})
+	if err != nil {
+		return nil, err
+	}
+	l := newLoops(o.maps[bpf.BlockMapLoopFiles], h.shared[bpf.HostMapNotesLive])
+	o.refresh, o.watch = l.scan, l.watch
+	if err := l.scan(); err != nil {
+		o.Close()
+		return nil, err
+	}
+	return o, nil
 }

@@ -1,0 +1,389 @@
+//go:build integration
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+	"golang.org/x/sys/unix"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+)
+
+// The rig: the program itself, built as a user builds it, disks of its own that
+// nothing else writes to, and containers on them.
+
+var buildOnce = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "iotrace-bpf")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "iotrace-bpf")
+	out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("building: %w\n%s", err, out)
+	}
+	return path, nil
+})
+
+func binary(t testing.TB) string {
+	t.Helper()
+	path, err := buildOnce()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// disk is a loop device over a file in memory: a leaf device of its own.
+type disk struct {
+	dev   string // /dev/loopN
+	mount string // where a file system is mounted, if one is
+}
+
+func mustRun(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// newDisk makes a disk of so many MiB in memory.
+func newDisk(t testing.TB, mib int) *disk {
+	t.Helper()
+	dir := t.TempDir()
+	mustRun(t, "mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%dm", mib+16), "none", dir)
+	t.Cleanup(func() { mustRun(t, "umount", "-l", dir) })
+	return loopOver(t, filepath.Join(dir, "disk"), mib)
+}
+
+// loopOver makes a disk over a new file.
+func loopOver(t testing.TB, file string, mib int) *disk {
+	t.Helper()
+	f, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(int64(mib) << 20); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	d := &disk{dev: mustRun(t, "losetup", "--find", "--show", file)}
+	t.Cleanup(func() { mustRun(t, "losetup", "--detach", d.dev) })
+	return d
+}
+
+// format puts a file system on the disk and mounts it.
+func (d *disk) format(t testing.TB, mkfs ...string) {
+	t.Helper()
+	mustRun(t, mkfs[0], append(mkfs[1:], d.dev)...)
+	d.mount = t.TempDir()
+	mustRun(t, "mount", d.dev, d.mount)
+	t.Cleanup(func() { mustRun(t, "umount", d.mount) })
+	d.settle(t)
+}
+
+// settle writes out what there is and waits until the disk is at rest.
+func (d *disk) settle(t testing.TB) {
+	t.Helper()
+	unix.Sync()
+	before := d.stat(t)
+	enginetest.Poll(t, 30*time.Second, d.dev+" is at rest", func() bool {
+		time.Sleep(100 * time.Millisecond) // the distance of two looks, not a wait
+		now := d.stat(t)
+		same := now == before && now.inFlight == 0
+		before = now
+		return same
+	})
+}
+
+// diskStat is a line of /proc/diskstats: Documentation/admin-guide/iostats.rst.
+type diskStat struct {
+	reads, readBytes, writes, writeBytes, discards, discardBytes, inFlight uint64
+}
+
+func (a diskStat) minus(b diskStat) diskStat {
+	return diskStat{
+		a.reads - b.reads, a.readBytes - b.readBytes, a.writes - b.writes, a.writeBytes - b.writeBytes,
+		a.discards - b.discards, a.discardBytes - b.discardBytes, 0,
+	}
+}
+
+func (d *disk) name() string { return filepath.Base(d.dev) }
+
+func (d *disk) stat(t testing.TB) diskStat {
+	t.Helper()
+	data, err := os.ReadFile("/proc/diskstats")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		f := strings.Fields(line)
+		if f[2] != d.name() {
+			continue
+		}
+		n := make([]uint64, len(f))
+		for i := 3; i < len(f); i++ {
+			if n[i], err = strconv.ParseUint(f[i], 10, 64); err != nil {
+				t.Fatalf("/proc/diskstats: %v", err)
+			}
+		}
+		return diskStat{n[3], n[5] * 512, n[7], n[9] * 512, n[14], n[16] * 512, n[11]}
+	}
+	t.Fatalf("%s is not in /proc/diskstats", d.name())
+	return diskStat{}
+}
+
+// document is what the tests look at in an NDJSON line.
+type document struct {
+	Event struct {
+		Dataset string
+		Action  string
+	}
+	Container struct {
+		ID, Name string
+		Image    struct {
+			Name string
+			Tag  []string
+		}
+		Labels map[string]string
+	}
+	Process struct {
+		PID  uint32
+		Name string
+	}
+	Iotrace struct {
+		Source  string
+		Group   struct{ Name []string }
+		Owner   string
+		Project struct{ Name, Rule string }
+		Service struct{ Name string }
+		Cgroup  struct{ ID, Path string }
+		Device  struct {
+			ID, Name string
+			Stacked  bool
+		}
+		Read, Write, Discard struct {
+			Bytes, Ops uint64
+			MetaBytes  uint64 `json:"meta_bytes"`
+			Latency    struct{ P50, P99, Max uint64 }
+		}
+		Flush        struct{ Ops uint64 }
+		Basis        struct{ Dirtier, Page, Bio, Task, None uint64 }
+		Lost         map[string]uint64
+		Unattributed struct{ Bytes uint64 }
+	}
+}
+
+// traced is a running iotrace-bpf with NDJSON output.
+type traced struct {
+	cmd    *exec.Cmd
+	stderr bytes.Buffer
+	done   chan struct{}
+
+	mu   sync.Mutex
+	docs []document
+	bad  error
+}
+
+// trace starts iotrace-bpf and returns when everything is attached.
+func trace(t testing.TB, args ...string) *traced {
+	t.Helper()
+	ready := filepath.Join(t.TempDir(), "ready")
+	r := &traced{done: make(chan struct{})}
+	r.cmd = exec.Command(binary(t), append([]string{"--output", "ndjson", "--ready-file", ready}, args...)...)
+	r.cmd.Stderr = &r.stderr
+	stdout, err := r.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	schemas := compileSchemas(t)
+	go func() {
+		defer close(r.done)
+		r.read(bufio.NewReaderSize(stdout, 1<<20), schemas)
+	}()
+	t.Cleanup(func() { r.cmd.Process.Kill(); <-r.done; r.cmd.Wait() })
+	enginetest.Poll(t, 30*time.Second, "iotrace-bpf is attached", func() bool {
+		select {
+		case <-r.done:
+			t.Fatalf("iotrace-bpf ended early:\n%s", r.stderr.String())
+		default:
+		}
+		_, err := os.Stat(ready)
+		return err == nil
+	})
+	return r
+}
+
+// read takes in every line, and holds each against its schema.
+func (r *traced) read(in *bufio.Reader, schemas map[string]*jsonschema.Schema) {
+	for {
+		line, err := in.ReadBytes('\n')
+		if err != nil {
+			return
+		}
+		var d document
+		err = json.Unmarshal(line, &d)
+		if err == nil {
+			var instance any
+			instance, err = jsonschema.UnmarshalJSON(bytes.NewReader(line))
+			if err == nil {
+				if s := schemas[d.Event.Dataset]; s == nil {
+					err = fmt.Errorf("no schema for dataset %q", d.Event.Dataset)
+				} else {
+					err = s.Validate(instance)
+				}
+			}
+		}
+		r.mu.Lock()
+		if err != nil && r.bad == nil {
+			r.bad = fmt.Errorf("%w\n%s", err, line)
+		}
+		r.docs = append(r.docs, d)
+		r.mu.Unlock()
+	}
+}
+
+// compileSchemas reads the schemas that the program ships, by dataset.
+func compileSchemas(t testing.TB) map[string]*jsonschema.Schema {
+	t.Helper()
+	files, err := output.Schemas.ReadDir("schema")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const base = "https://schema.invalid/"
+	c := jsonschema.NewCompiler()
+	for _, f := range files {
+		data, err := output.Schemas.ReadFile("schema/" + f.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(data))
+		if err != nil {
+			t.Fatalf("%s: %v", f.Name(), err)
+		}
+		if err := c.AddResource(base+f.Name(), doc); err != nil {
+			t.Fatal(err)
+		}
+	}
+	compiled := map[string]*jsonschema.Schema{}
+	for _, f := range files {
+		s, err := c.Compile(base + f.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		compiled[strings.TrimSuffix(f.Name(), ".json")] = s
+	}
+	return compiled
+}
+
+// stop ends the run as Ctrl-C does and returns all that it reported.
+func (r *traced) stop(t testing.TB) []document {
+	t.Helper()
+	if err := r.cmd.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	<-r.done
+	if err := r.cmd.Wait(); err != nil {
+		t.Fatalf("iotrace-bpf: %v\n%s", err, r.stderr.String())
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.bad != nil {
+		t.Fatalf("bad document: %v", r.bad)
+	}
+	if s := r.stderr.String(); s != "" {
+		t.Errorf("standard error: %s", s)
+	}
+	return r.docs
+}
+
+// seen returns the documents so far.
+func (r *traced) seen() []document {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return append([]document(nil), r.docs...)
+}
+
+// total adds up the documents of dataset iotrace.io that match.
+type total struct {
+	read, write, discard, meta           uint64
+	readOps, writeOps                    uint64
+	dirtier, page, bio, task, none, docs uint64
+}
+
+func sum(docs []document, match func(*document) bool) total {
+	var s total
+	for i := range docs {
+		d := &docs[i]
+		if d.Event.Dataset != "iotrace.io" || !match(d) {
+			continue
+		}
+		io := &d.Iotrace
+		s.read += io.Read.Bytes
+		s.write += io.Write.Bytes
+		s.discard += io.Discard.Bytes
+		s.readOps += io.Read.Ops
+		s.writeOps += io.Write.Ops
+		s.meta += io.Read.MetaBytes + io.Write.MetaBytes
+		s.dirtier += io.Basis.Dirtier
+		s.page += io.Basis.Page
+		s.bio += io.Basis.Bio
+		s.task += io.Basis.Task
+		s.none += io.Basis.None
+		s.docs++
+	}
+	return s
+}
+
+// onDisk matches what went to a device.
+func (d *disk) match(doc *document) bool { return doc.Iotrace.Device.Name == d.name() }
+
+// near fails unless got is within 1 % of want.
+func near(t testing.TB, what string, got, want uint64) {
+	t.Helper()
+	diff := max(got, want) - min(got, want)
+	if diff*100 > want {
+		t.Errorf("%s: %d bytes, want %d within 1 %% (off by %d)", what, got, want, diff)
+	}
+}
+
+// project returns the docker flags that put a container into a compose project.
+func project(name, service string) []string {
+	return []string{
+		"--label", "com.docker.compose.project=" + name,
+		"--label", "com.docker.compose.service=" + service,
+	}
+}
+
+
+func dump(t testing.TB, docs []document) {
+	t.Helper()
+	for i := range docs {
+		d := &docs[i].Iotrace
+		if docs[i].Event.Dataset == "iotrace.io" {
+			t.Logf("%v %s %q read %d write %d (meta %d) basis %+v", d.Group.Name, d.Device.Name, docs[i].Container.Name,
+				d.Read.Bytes, d.Write.Bytes, d.Write.MetaBytes, d.Basis)
+		}
+	}
+}
+

@@ -1,0 +1,138 @@
+package tracer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/iotrace-bpf/iotrace-bpf/bpf"
+)
+
+// loops tells the block programs which file each loop device is over, so that
+// what the loop driver's kernel thread does to the file can be booked on
+// whoever used the device.
+type loops struct {
+	files   *ebpf.Map
+	live    *ebpf.Map
+	devices *Devices
+
+	mu    sync.Mutex
+	known map[Dev]bpf.BlockLoopFile
+}
+
+// loopNotesLive is IOT_LOOP_NOTES of bpf/owner.h.
+const loopNotesLive = uint32(1)
+
+func newLoops(files, live *ebpf.Map) *loops {
+	return &loops{files: files, live: live, devices: NewDevices(), known: map[Dev]bpf.BlockLoopFile{}}
+}
+
+// scan brings the map up to date with the loop devices that exist.
+func (l *loops) scan() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	dirs, err := filepath.Glob(filepath.Join(l.devices.sys, "block", "loop*", "loop"))
+	if err != nil {
+		return err
+	}
+	found := map[Dev]bpf.BlockLoopFile{}
+	for _, dir := range dirs {
+		raw, err := os.ReadFile(filepath.Join(filepath.Dir(dir), "dev"))
+		if err != nil {
+			continue // detached meanwhile
+		}
+		dev, ok := parseDev(strings.TrimSpace(string(raw)))
+		if !ok || !l.devices.Device(dev).Stacked {
+			continue
+		}
+		file, err := loopFile(filepath.Join(l.devices.dev, filepath.Base(filepath.Dir(dir))))
+		if err != nil {
+			continue
+		}
+		found[dev] = file
+	}
+	var errs []error
+	for dev := range l.known {
+		if _, ok := found[dev]; !ok {
+			if err := l.files.Delete(uint32(dev)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	for dev, file := range found {
+		if l.known[dev] != file {
+			if err := l.files.Update(uint32(dev), file, ebpf.UpdateAny); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	if len(found) > 0 && len(l.known) == 0 {
+		errs = append(errs, l.live.Update(loopNotesLive, uint32(1), ebpf.UpdateAny))
+	}
+	l.known = found
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("naming the files of loop devices: %w", err)
+	}
+	return nil
+}
+
+// loopFile asks the loop driver for its backing file.
+func loopFile(path string) (bpf.BlockLoopFile, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return bpf.BlockLoopFile{}, err
+	}
+	defer unix.Close(fd)
+	info, err := unix.IoctlLoopGetStatus64(fd)
+	if err != nil {
+		return bpf.BlockLoopFile{}, err
+	}
+	return bpf.BlockLoopFile{
+		Ino: info.Inode, Offset: info.Offset,
+		Fsdev: unix.Major(info.Device)<<20 | unix.Minor(info.Device),
+	}, nil
+}
+
+// watch scans whenever the kernel announces that a loop device changed. Without
+// the kernel's announcements (in a network namespace of its own) the scan before
+// each report has to do.
+func (l *loops) watch(ctx context.Context) error {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
+		return err
+	}
+	// So that the end is noticed: announcements are rare.
+	wait := unix.NsecToTimeval(int64(500 * time.Millisecond))
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
+		return err
+	}
+	buf := make([]byte, 8192)
+	for ctx.Err() == nil {
+		n, _, err := unix.Recvfrom(fd, buf, 0)
+		if err != nil {
+			if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS) {
+				continue
+			}
+			return err
+		}
+		if bytes.Contains(buf[:n], []byte("/block/loop")) {
+			if err := l.scan(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
