@@ -59,7 +59,8 @@ type HTMLReport struct {
 
 	// What was added since the last grouping, one sample per identity.
 	merged  map[reportIdent]*Sample
-	process bool // processes are told apart: some key or filter asks for them
+	passing *Report // of nothing: tells which single requests pass the filters
+	process bool    // processes are told apart: some key or filter asks for them
 	last    time.Time
 	shift   time.Duration // by which the clock was set back
 
@@ -177,6 +178,7 @@ func NewHTMLReport(opt HTMLReportOptions) *HTMLReport {
 			r.addView([]Key{k})
 		}
 	}
+	r.passing = Group(&Interval{}, GroupOptions{Filters: opt.Filters, CgroupDepth: opt.CgroupDepth})
 	r.process = slices.Contains(opt.By, KeyProcess) || slices.ContainsFunc(opt.Filters, func(f Filter) bool { return f.Key == KeyProcess })
 	return r
 }
@@ -557,7 +559,7 @@ func (r *HTMLReport) addEvent(e *Event) {
 			r.vxlan = append(r.vxlan, *e)
 		}
 	}
-	if e.IO == nil {
+	if e.IO == nil || !r.passing.has(e.IO) {
 		return
 	}
 	r.requests++

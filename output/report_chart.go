@@ -125,25 +125,37 @@ func timeTicks(start, end time.Time, loc *time.Location) []chartTick {
 	return ticks
 }
 
+// rateTick is a round rate, in the unit that the whole axis uses.
+type rateTick struct {
+	value float64
+	text  string
+}
+
 // rateTicks returns round rates up to and including one that is at least top.
-func rateTicks(top float64) []float64 {
-	if !(top > 0) {
+func rateTicks(top float64) []rateTick {
+	if !(top > 0) || math.IsInf(top, 1) {
 		return nil
 	}
-	unit := 1.0
-	for top/unit >= 1000 && unit < 1<<60 {
+	unit, u := 1.0, 0
+	for top/unit >= 1000 && u < len(binaryUnits)-1 {
 		unit *= 1024
+		u++
 	}
 	step := 0.0
-	for _, s := range []float64{0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500} {
-		if step = s * unit; top/step <= 5 {
+	for _, step = range []float64{0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000} {
+		if top/unit/step <= 5 {
 			break
 		}
 	}
-	var ticks []float64
-	for v := 0.0; ; v += step {
-		ticks = append(ticks, v)
-		if v >= top || len(ticks) > 12 {
+	var ticks []rateTick
+	for i := 0; ; i++ {
+		v := step * float64(i)
+		text := "0"
+		if i > 0 {
+			text = strconv.FormatFloat(v, 'g', 6, 64) + "\u00a0" + binaryUnits[u] + "B/s"
+		}
+		ticks = append(ticks, rateTick{v * unit, text})
+		if v*unit >= top || i > 12 {
 			return ticks
 		}
 	}
@@ -229,10 +241,10 @@ func (r *HTMLReport) stack(id, title string, all []series) *chart {
 		c.Empty = true
 		return c
 	}
-	ceiling := ticks[len(ticks)-1]
+	ceiling := ticks[len(ticks)-1].value
 	y := func(v float64) float64 { return float64(c.Base) - v/ceiling*float64(c.Base-chartTop) }
-	for _, v := range ticks {
-		c.YTicks = append(c.YTicks, chartTick{Pos: num(y(v)), Text: round(rateText(v))})
+	for _, k := range ticks {
+		c.YTicks = append(c.YTicks, chartTick{Pos: num(y(k.value)), Text: k.text})
 	}
 	for i, s := range all {
 		if p := r.area(below[i], below[i+1], y); p != "" {

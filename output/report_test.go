@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"runtime"
 	"strings"
@@ -226,4 +227,548 @@ func TestReportDemo(t *testing.T) {
 	}
 }
 
-var _ = []any{errors.New, io.EOF, regexp.MustCompile, runtime.GC, html.Parse}
+// TestReportAddsUp: every table, chart and tile says the same, and that is what
+// was added, however often bins were merged.
+func TestReportAddsUp(t *testing.T) {
+	for _, bins := range []int{16, 100, 10000} {
+		r := NewHTMLReport(HTMLReportOptions{Bins: bins, Top: 3})
+		var want, stacked Usage
+		var unattributed uint64
+		reportIncident(1000, time.Second, func(iv *Interval) {
+			for i := range iv.Samples {
+				s := &iv.Samples[i]
+				switch {
+				case s.Device.Stacked:
+					stacked.addSample(s)
+				default:
+					want.addSample(s)
+				}
+				if s.Owner == OwnerUnattributed {
+					unattributed += s.Read.Bytes + s.Write.Bytes
+				}
+			}
+			r.Add(iv)
+		})
+		r.flush()
+		if n := len(r.bins); n > bins || bins < 1000 && n < bins/2 {
+			t.Errorf("%d bins, %d were asked for", n, bins)
+		}
+		same := func(what string, got, want *Usage) {
+			t.Helper()
+			if g, w := fmt.Sprintf("%+v", *got), fmt.Sprintf("%+v", *want); g != w {
+				t.Errorf("%d bins: %s\n got %.300s\nwant %.300s", bins, what, g, w)
+			}
+		}
+		same("sum of bins", r.total(), &want)
+		for _, v := range r.views {
+			var sum, below Usage
+			rows, rest, low := v.top(3)
+			if rest != nil {
+				rows = append(rows, rest)
+			}
+			for _, g := range rows {
+				sum.add(&g.usage)
+				var b reportBytes
+				for _, x := range g.bins {
+					b.read += x.read
+					b.write += x.write
+				}
+				if b.read != g.usage.Read.Bytes || b.write != g.usage.Write.Bytes {
+					t.Errorf("%d bins, by %s: bins of %s hold %+v, not %d and %d", bins, joinKeys(v.by), g.text, b, g.usage.Read.Bytes, g.usage.Write.Bytes)
+				}
+			}
+			same("table by "+joinKeys(v.by), &sum, &want)
+			for _, g := range low {
+				below.add(&g.usage)
+			}
+			if v.stacked {
+				same("stacked devices", &below, &stacked)
+			} else if len(low) != 0 {
+				t.Errorf("stacked devices by %s", joinKeys(v.by))
+			}
+		}
+		p := r.page()
+		if got, want := p.Tiles[0].Value, spaced(sizeText(want.Read.Bytes)); got != want {
+			t.Errorf("tile says %s were read, not %s", got, want)
+		}
+		if r.unattr != unattributed || unattributed == 0 {
+			t.Errorf("%d bytes without owner, not %d", r.unattr, unattributed)
+		}
+		if got := r.basis.Dirtier + r.basis.Page + r.basis.Bio + r.basis.Task + r.basis.None; got != want.Bytes() {
+			t.Errorf("owners were found for %d bytes of %d", got, want.Bytes())
+		}
+	}
+}
+
+// TestReportFilter: what a filter leaves out is in no row, and named.
+func TestReportFilter(t *testing.T) {
+	r := reportOf(HTMLReportOptions{Filters: []Filter{{Key: KeyProject, Pattern: "shop"}}, By: []Key{KeyService, KeyOp}}, 100, time.Second)
+	all := reportOf(HTMLReportOptions{}, 100, time.Second)
+	r.flush()
+	all.flush()
+	if got, want := r.total().Bytes()+r.filtered.Bytes(), all.total().Bytes(); got != want || r.filtered.Bytes() == 0 {
+		t.Errorf("%d bytes shown and left out, want %d", got, want)
+	}
+	page := string(reportBytesOf(t, r))
+	for _, want := range []string{"project=shop", "Filters leave out " + spaced(sizeText(r.filtered.Bytes())), "Written, by service, op", "shop/db, write"} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page does not say %q", want)
+		}
+	}
+	if strings.Contains(page, "restic") {
+		t.Error("the page shows what the filter leaves out")
+	}
+}
+
+// TestReportClock: gaps stay gaps, and a clock that was set back does not turn
+// the axis around.
+func TestReportClock(t *testing.T) {
+	at := func(sec int) *Interval {
+		s := recordStart.Add(time.Duration(sec) * time.Second)
+		return &Interval{Start: s, End: s.Add(time.Second), Samples: []Sample{{Source: SourceBlock, Project: "shop", Write: Amount{Bytes: 1 << 20, Ops: 1}}}}
+	}
+	r := NewHTMLReport(HTMLReportOptions{Bins: 16})
+	for i := range 100 {
+		r.Add(at(i))
+	}
+	for i := range 100 {
+		r.Add(at(7300 + i))
+	}
+	for i := range 50 {
+		r.Add(at(3800 + i))
+	}
+	r.flush()
+	if r.shift != 3600*time.Second || r.gap != 7200*time.Second || r.covered != 250*time.Second {
+		t.Errorf("set back by %v, gaps of %v, covered %v", r.shift, r.gap, r.covered)
+	}
+	gaps := 0
+	for i, b := range r.bins {
+		if b.end.Before(b.start) || i > 0 && b.start.Before(r.bins[i-1].end) {
+			t.Errorf("bin %d goes from %s to %s", i, b.start, b.end)
+		}
+		if b.afterGap {
+			gaps++
+		}
+		if rate := float64(b.total.Write.Bytes) / seconds(b.covered); rate != 1<<20 {
+			t.Errorf("bin %d: %v bytes per second, want 1 MiB/s", i, rate)
+		}
+	}
+	if gaps != 1 {
+		t.Errorf("%d gaps, want 1", gaps)
+	}
+	page := string(reportBytesOf(t, r))
+	for _, want := range []string{"nothing recorded for 2h0m0s", "set back by 1h0m0s", "Nothing was recorded for 2h0m0s"} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page does not say %q", want)
+		}
+	}
+}
+
+// TestReportBounded adds a day of short-lived containers: memory stays, and the
+// totals stay exact.
+func TestReportBounded(t *testing.T) {
+	r := NewHTMLReport(HTMLReportOptions{})
+	var want uint64
+	var peak uint64
+	const days = 86400 / 10
+	for i := range days {
+		start := recordStart.Add(time.Duration(i) * 10 * time.Second)
+		iv := &Interval{Start: start, End: start.Add(10 * time.Second)}
+		for j := range 30 {
+			n := uint64(1 + i*30 + j)
+			iv.Samples = append(iv.Samples, Sample{
+				Source: SourceBlock, Owner: OwnerContainer, Project: fmt.Sprintf("job-%d", n%5000), Service: "run",
+				Container: Container{ID: fmt.Sprintf("%064x", n)}, Device: Device{ID: "8:0"},
+				Write: Amount{Bytes: n, Ops: 1, Latency: Latency{Buckets: []Bucket{{UpTo: 1000 << (n % 20), Count: 1}}, Sum: n, Max: n}},
+			})
+			want += n
+		}
+		r.Add(iv)
+		if i%2000 == 1999 {
+			runtime.GC()
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			if peak == 0 {
+				peak = m.HeapAlloc
+			}
+			if m.HeapAlloc > peak+peak/2+32<<20 {
+				t.Errorf("after %d intervals: %d MiB, %d MiB after the first 2000", i+1, m.HeapAlloc>>20, peak>>20)
+			}
+		}
+	}
+	r.flush()
+	if got := r.total().Bytes(); got != want {
+		t.Errorf("total of %d bytes, want %d", got, want)
+	}
+	for _, v := range r.views {
+		rows, rest, _ := v.top(20)
+		sum := rest
+		if sum == nil {
+			sum = &reportGroup{}
+		}
+		for _, g := range rows {
+			sum.absorb(g)
+		}
+		if sum.usage.Bytes() != want || sum.usage.Ops() != days*30 {
+			t.Errorf("by %s: %d bytes, %d operations", joinKeys(v.by), sum.usage.Bytes(), sum.usage.Ops())
+		}
+		if n := sum.usage.Write.Latency.Count(); n != days*30 {
+			t.Errorf("by %s: %d latencies", joinKeys(v.by), n)
+		}
+		if len(v.groups) > reportMaxGroups {
+			t.Errorf("by %s: %d groups", joinKeys(v.by), len(v.groups))
+		}
+	}
+	page := reportBytesOf(t, r)
+	if !bytes.Contains(page, []byte("By container there were too many groups")) {
+		t.Error("the page does not say that groups were added up")
+	}
+	if len(page) > 1<<20 {
+		t.Errorf("page of %d bytes", len(page))
+	}
+}
+
+// TestReportHostile parses the page as a browser does and looks for anything
+// that is not the template's own.
+func TestReportHostile(t *testing.T) {
+	r := NewHTMLReport(reportHostileOptions())
+	for _, iv := range reportHostileIntervals() {
+		r.Add(iv)
+	}
+	r.Damage(errors.New(reportHostile[0]))
+	b := reportBytesOf(t, r)
+	if len(b) > 1<<20 {
+		t.Errorf("page of %d bytes", len(b))
+	}
+	doc, err := html.Parse(bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	elements := map[string]int{}
+	var shown strings.Builder
+	var walk func(n *html.Node)
+	walk = func(n *html.Node) {
+		switch n.Type {
+		case html.ElementNode:
+			elements[n.Data]++
+			for _, a := range n.Attr {
+				switch k := strings.ToLower(a.Key); {
+				case strings.HasPrefix(k, "on"), k == "src", k == "srcset", k == "style", k == "action", k == "srcdoc", strings.HasSuffix(k, "href") && a.Val != "data:,":
+					t.Errorf("<%s %s=%.60q>", n.Data, k, a.Val)
+				case k == "fill" && strings.Contains(a.Val, "url(") && !strings.HasPrefix(a.Val, "url(#"):
+					t.Errorf("<%s %s=%.60q>", n.Data, k, a.Val)
+				case k == "title":
+					shown.WriteString(a.Val + "\n")
+				}
+			}
+		case html.TextNode:
+			if n.Parent.Data != "style" {
+				shown.WriteString(n.Data + "\n")
+			}
+		case html.CommentNode:
+			t.Errorf("comment %.60q", n.Data)
+		}
+		for c := n.FirstChild; c != nil; c = c.NextSibling {
+			walk(c)
+		}
+	}
+	walk(doc)
+	own := strings.Fields("html head meta link title style body header h1 dl div dt dd bdi p main ul li section h2 h3 figure figcaption svg defs pattern rect line text path table thead tbody tr th td span footer code")
+	for _, e := range own {
+		delete(elements, e)
+	}
+	if len(elements) != 0 {
+		t.Errorf("elements that the template does not have: %v", elements)
+	}
+	for _, c := range shown.String() {
+		if c != '\n' && c != '\u00a0' && c != '\t' && !visible(c) {
+			t.Errorf("character %U reaches the page", c)
+			break
+		}
+	}
+	for _, want := range []string{"<script>", "</style>", `\u202e`, `\x1b`} {
+		if !strings.Contains(shown.String(), want) {
+			t.Errorf("the page does not show %q", want)
+		}
+	}
+}
+
+// reportHostile are names that somebody gave a container.
+var reportHostile = []string{
+	`<script>window.pwned=1</script><img src="http://127.0.0.1:9/x.png" onerror="window.pwned=2">`,
+	`</style></title></svg></bdi><script>window.pwned=3</script>`,
+	`"><svg/onload=window.pwned=4><a href="javascript:window.pwned=5">x</a>`,
+	`' onmouseover='window.pwned=6' style='background:url(http://127.0.0.1:9/y)`,
+	"\u202etxt.exe\u2066 \u200fשלום عالم", "\x1b[2J\x1b]0;x\x07\xff\xfe", "{{.}} ${7*7} <!-- --> ]]>",
+	strings.Repeat("W", 64<<10), strings.Repeat("<b>", 20000), strings.Repeat("\u0301", 5000), "",
+}
+
+func reportHostileOptions() HTMLReportOptions {
+	h := reportHostile
+	return HTMLReportOptions{
+		Title: h[0], Tool: h[1], Origin: h[2], Top: 40,
+		By: []Key{KeyProject, KeyLabel("x")}, Filters: []Filter{{Key: KeyLabel(h[3]), Pattern: "*"}},
+	}
+}
+
+// reportHostileIntervals have such names in every place where there can be one.
+func reportHostileIntervals() []*Interval {
+	var ivs []*Interval
+	for i := range 30 {
+		iv := new(Interval)
+		n := uint64(i)
+		recordFill(reflect.ValueOf(iv).Elem(), &n)
+		k := i
+		reportPoison(reflect.ValueOf(iv).Elem(), &k)
+		iv.Start = recordStart.Add(time.Duration(i) * time.Second)
+		iv.End = iv.Start.Add(time.Second)
+		for j := range iv.Samples {
+			s := &iv.Samples[j]
+			s.Level, s.Device.Stacked = LevelWire, j == 2
+			if i%3 != 0 {
+				s.Source = SourceBlock
+			}
+			s.Read.Bytes, s.Write.Bytes = uint64(1+i)<<20, uint64(1+j)<<22
+			s.Read.Latency = Latency{Buckets: []Bucket{{UpTo: 1 << 20, Count: 3}, {UpTo: 1 << 24, Count: 1}}, Max: 1 << 23}
+			s.Write.Latency = s.Read.Latency
+		}
+		ivs = append(ivs, iv)
+	}
+	return ivs
+}
+
+// reportPoison replaces every string below v.
+func reportPoison(v reflect.Value, n *int) {
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString(reportHostile[*n%len(reportHostile)])
+		*n++
+	case reflect.Pointer:
+		reportPoison(v.Elem(), n)
+	case reflect.Slice:
+		for i := range v.Len() {
+			reportPoison(v.Index(i), n)
+		}
+	case reflect.Map:
+		v.SetMapIndex(reflect.ValueOf("x"), reflect.ValueOf(reportHostile[*n%len(reportHostile)]))
+		*n++
+	case reflect.Struct:
+		if v.Type() == reflect.TypeFor[time.Time]() {
+			return
+		}
+		for i := range v.NumField() {
+			reportPoison(v.Field(i), n)
+		}
+	}
+}
+
+// TestReportLatencyBounds: a histogram of very many bounds is made coarser, not
+// dropped.
+func TestReportLatencyBounds(t *testing.T) {
+	r := NewHTMLReport(HTMLReportOptions{})
+	for i := range 20 {
+		s := recordStart.Add(time.Duration(i) * time.Second)
+		iv := &Interval{Start: s, End: s.Add(time.Second), Samples: []Sample{{Source: SourceNFS, Project: "shop"}}}
+		l := &iv.Samples[0].Read.Latency
+		for j := range 5000 {
+			l.Buckets = append(l.Buckets, Bucket{UpTo: uint64(1000 + 20*j + i), Count: 1})
+		}
+		l.Max = 101000 + uint64(i)
+		iv.Samples[0].Read.Ops = 5000
+		r.Add(iv)
+	}
+	r.flush()
+	l := &r.total().Read.Latency
+	if l.Count() != 100000 {
+		t.Errorf("%d latencies, want 100000", l.Count())
+	}
+	for _, g := range r.views[0].groups {
+		if n := len(g.usage.Read.Latency.Buckets); n > reportMaxBuckets {
+			t.Errorf("%d buckets", n)
+		}
+		if q := g.usage.Read.Latency.Quantile(0.5); q < 50000 || q > 54000 {
+			t.Errorf("median of %d ns, want about 51000", q)
+		}
+	}
+}
+
+// failingWriter takes n bytes.
+type failingWriter struct{ n int }
+
+func (w *failingWriter) Write(b []byte) (int, error) {
+	if len(b) > w.n {
+		n := w.n
+		w.n = 0
+		return n, errAny
+	}
+	w.n -= len(b)
+	return len(b), nil
+}
+
+// TestReportWriteTo: errors are told, and a report can be written twice.
+func TestReportWriteTo(t *testing.T) {
+	r := reportOf(HTMLReportOptions{}, 50, time.Second)
+	first := reportBytesOf(t, r)
+	if !bytes.Equal(first, reportBytesOf(t, r)) {
+		t.Error("written twice, the page differs")
+	}
+	for _, n := range []int{0, 100, len(first) / 2, len(first) - 1} {
+		if got, err := r.WriteTo(&failingWriter{n}); !errors.Is(err, errAny) || got != int64(n) {
+			t.Errorf("room for %d bytes: wrote %d, %v", n, got, err)
+		}
+	}
+	reportIncident(10, time.Second, func(iv *Interval) {
+		iv.Start, iv.End = iv.Start.Add(time.Hour), iv.End.Add(time.Hour)
+		r.Add(iv)
+	})
+	if more := reportBytesOf(t, r); bytes.Equal(first, more) {
+		t.Error("what was added after the first page is not in the second")
+	}
+	empty := string(reportBytesOf(t, NewHTMLReport(HTMLReportOptions{Title: "Nothing"})))
+	if !strings.Contains(empty, "no interval was recorded") || strings.Contains(empty, "<figure") {
+		t.Error("the page of nothing does not say so")
+	}
+	// Intervals without any I/O are something else.
+	idle := NewHTMLReport(HTMLReportOptions{})
+	idle.Add(&Interval{Start: recordStart, End: recordStart.Add(time.Second)})
+	if page := string(reportBytesOf(t, idle)); !strings.Contains(page, "No bytes were read or written") || strings.Contains(page, "NaN") {
+		t.Error("the page of an idle host does not say so")
+	}
+}
+
+// TestReportRecording goes the whole way: recorded, replayed, reported. The page
+// is the one that live would have made.
+func TestReportRecording(t *testing.T) {
+	opt := HTMLReportOptions{Title: "both ways"}
+	live, replayed := NewHTMLReport(opt), NewHTMLReport(opt)
+	path := filepath.Join(t.TempDir(), "a.recording")
+	rec, err := NewRecorder(path, RecorderOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	reportIncident(300, time.Second, func(iv *Interval) {
+		live.Add(iv)
+		if err := rec.Write(iv); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if err := rec.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ivs, damage := replay(t, path)
+	if len(damage) != 0 {
+		t.Fatal(damage[0])
+	}
+	for _, iv := range ivs {
+		replayed.Add(iv)
+	}
+	if a, b := reportBytesOf(t, live), reportBytesOf(t, replayed); !bytes.Equal(a, b) {
+		t.Error("the page of the recording differs from that of the live run")
+	}
+}
+
+func TestReportTicks(t *testing.T) {
+	for _, c := range []struct {
+		top  float64
+		want string
+	}{
+		{0.7, "0 0.2B/s 0.4B/s 0.6B/s 0.8B/s"},
+		{999, "0 200B/s 400B/s 600B/s 800B/s 1000B/s"},
+		{1000, "0 0.2KiB/s 0.4KiB/s 0.6KiB/s 0.8KiB/s 1KiB/s"},
+		{160 << 20, "0 50MiB/s 100MiB/s 150MiB/s 200MiB/s"},
+		{1010 << 10, "0 0.2MiB/s 0.4MiB/s 0.6MiB/s 0.8MiB/s 1MiB/s"},
+		{1 << 63, "0 2EiB/s 4EiB/s 6EiB/s 8EiB/s"},
+		{math.Inf(1), ""},
+		{0, ""},
+		{math.NaN(), ""},
+	} {
+		var got []string
+		for _, v := range rateTicks(c.top) {
+			got = append(got, strings.ReplaceAll(v.text, "\u00a0", ""))
+		}
+		if s := strings.Join(got, " "); s != c.want {
+			t.Errorf("up to %v: %s, want %s", c.top, s, c.want)
+		}
+	}
+	for _, c := range []struct {
+		length time.Duration
+		want   string
+	}{
+		{10 * time.Second, "09:26:54"},
+		{3 * time.Hour, "09:30"},
+		{40 * time.Hour, "14 Mar 12:00"},
+		{400 * 24 * time.Hour, ""},
+		{0, ""},
+	} {
+		got := timeTicks(recordStart, recordStart.Add(c.length), time.UTC)
+		if len(got) > 10 {
+			t.Errorf("%v: %d ticks", c.length, len(got))
+		}
+		found := c.want == ""
+		for _, k := range got {
+			found = found || k.Text == c.want
+		}
+		if !found {
+			t.Errorf("%v: ticks %v, want %s among them", c.length, got, c.want)
+		}
+	}
+}
+
+// FuzzReport makes a page of whatever a recording may hold.
+func FuzzReport(f *testing.F) {
+	for i, h := range reportHostile {
+		f.Add(h, uint64(i)<<40, uint64(1)<<63, int64(i)*1e9, uint16(i))
+	}
+	f.Fuzz(func(t *testing.T, text string, a, b uint64, ns int64, shape uint16) {
+		r := NewHTMLReport(HTMLReportOptions{Title: text, Bins: 16, Top: 2})
+		start := recordStart
+		for i := range 1 + int(shape%40) {
+			s := Sample{Source: Source(text), Owner: OwnerContainer, Project: text, Container: Container{ID: text + fmt.Sprint(i%5)}}
+			s.Read = Amount{Bytes: a, Ops: b, Latency: Latency{Buckets: []Bucket{{UpTo: a, Count: 1 + b%8}}, Sum: b, Max: a}}
+			s.Write = Amount{Bytes: b, Ops: a}
+			r.Add(&Interval{Start: start, End: start.Add(time.Duration(ns) % time.Hour), Samples: []Sample{s}})
+			start = start.Add(time.Duration(ns) % (1000 * time.Hour))
+		}
+		var out bytes.Buffer
+		if _, err := r.WriteTo(&out); err != nil {
+			t.Fatal(err)
+		}
+		page := out.String()
+		if strings.Contains(page, "ZgotmplZ") || strings.Count(page, "<script") != 0 {
+			t.Fatal("something got through")
+		}
+		for _, d := range regexp.MustCompile(` (?:d|x|y|width)="([^"]*)"`).FindAllStringSubmatch(page, -1) {
+			if strings.ContainsAny(d[1], "INn") {
+				t.Fatalf("coordinate %.80s", d[1])
+			}
+		}
+	})
+}
+
+// BenchmarkReportAdd takes in intervals of 1,500 groups.
+func BenchmarkReportAdd(b *testing.B) {
+	ivs := recordLoad(1, 64)
+	r := NewHTMLReport(HTMLReportOptions{})
+	b.ReportAllocs()
+	n := 0
+	for b.Loop() {
+		iv := *ivs[n%len(ivs)]
+		iv.Start = recordStart.Add(time.Duration(n) * time.Second)
+		iv.End = iv.Start.Add(time.Second)
+		r.Add(&iv)
+		n++
+	}
+}
+
+// BenchmarkReportWrite writes the page of three hours.
+func BenchmarkReportWrite(b *testing.B) {
+	r := reportOf(HTMLReportOptions{}, 5400, 2*time.Second)
+	b.ReportAllocs()
+	for b.Loop() {
+		n, err := r.WriteTo(io.Discard)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(float64(n), "B/page")
+	}
+}
