@@ -9,45 +9,67 @@
  * the folio is charged to, and nothing is done; else a note is left.
  */
 #include "arch.h"
+#include "inode.h"
 #include "owner.h"
 
 const volatile bool note_inodes = false; /* a source wants the last dirtier of each inode */
 
-/* The last dirtier of an inode, for file systems whose requests carry no pages of the page cache. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 65536);
-	__type(key, __u64); /* struct inode * */
-	__type(value, struct note);
-} inode_notes SEC(".maps");
-
-static __always_inline void iot_note_inode(struct task_struct *task, struct address_space *mapping,
-					   struct cgroup *cgroup)
+/*
+ * Runs under the lock of the file's page cache, so one dirtier comes after the
+ * other, and before the page is marked: a file found clean has no page but this
+ * one to be written.
+ */
+static __always_inline void iot_note_inode(struct task_struct *task, bool user, struct address_space *mapping)
 {
-	__u64 inode = (__u64)FIELD(mapping, host);
-	struct note note = { .mapping = (__u64)mapping };
+	struct inode *inode = iot_mapping_inode(mapping);
+	__u64 key = (__u64)inode;
+	struct inode_note *note, fresh = {};
+	bool clean;
 
-	note.cgroup = iot_cgroup_id(cgroup);
+	if (!iot_inode_is_fuse(inode))
+		return;
+	clean = iot_mapping_is_clean(mapping);
+	note = bpf_map_lookup_elem(&inode_notes, &key);
+	if (!user) { /* a loop device, say: its pages know better */
+		if (note)
+			note->shared = 1;
+		return;
+	}
+	fresh.cgroup = iot_cgroup_id(iot_task_cgroup(task));
 	if (by_process)
-		note.pid = FIELD(task, tgid);
-	bpf_map_update_elem(&inode_notes, &inode, &note, BPF_ANY);
+		fresh.pid = FIELD(task, tgid);
+	if (!note) {
+		fresh.shared = !clean;
+		bpf_map_update_elem(&inode_notes, &key, &fresh, BPF_ANY);
+		return;
+	}
+	if (clean)
+		note->shared = 0;
+	if (note->cgroup == fresh.cgroup && note->pid == fresh.pid)
+		return;
+	if (!clean)
+		note->shared = 1;
+	note->cgroup = fresh.cgroup;
+	note->pid = fresh.pid;
 }
 
 static __always_inline int iot_dirty(struct folio *folio, struct address_space *mapping)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
-	struct cgroup *cgroup = iot_task_cgroup(task);
+	bool user = iot_is_user_task(task);
 	struct mem_cgroup *memcg;
+	struct cgroup *cgroup;
 	struct note note = {};
 	__u64 key;
 	__u32 zero = 0, one = 1;
 
-	if (!iot_is_user_task(task))
+	if (note_inodes)
+		iot_note_inode(task, user, mapping);
+	if (!user)
 		return 0;
+	cgroup = iot_task_cgroup(task);
 	folio = iot_folio((void *)folio);
 	key = (__u64)folio;
-	if (note_inodes)
-		iot_note_inode(task, mapping, cgroup);
 	memcg = iot_word_memcg(iot_folio_owner_word(folio));
 	if (!by_process && memcg && FIELD(memcg, css.cgroup) == cgroup) {
 		if (iot_notes_live()) /* it may be somebody else's note */

@@ -18,6 +18,14 @@ type HostComm struct {
 	Name [16]int8
 }
 
+type HostFilePage struct {
+	_     structs.HostLayout
+	Ino   uint64
+	Index uint64
+	Fsdev uint32
+	Pad   uint32
+}
+
 type HostInodeNote struct {
 	_      structs.HostLayout
 	Cgroup uint64
@@ -65,6 +73,13 @@ type HostNotice struct {
 	Text   [1024]int8
 }
 
+type HostPageNote struct {
+	_     structs.HostLayout
+	Owner uint64
+	Pid   uint32
+	Pad   uint32
+}
+
 type HostRowCache struct {
 	_     structs.HostLayout
 	Busy  uint64
@@ -109,6 +124,7 @@ const (
 	HostMapInodeNotes             = "inode_notes"
 	HostMapLatencies              = "latencies"
 	HostMapLatencyA               = "latency_a"
+	HostMapLoopNotes              = "loop_notes"
 	HostMapLosses                 = "losses"
 	HostMapNotes                  = "notes"
 	HostMapNotesLive              = "notes_live"
@@ -134,6 +150,7 @@ const (
 	HostVarNodes                  = "nodes"
 	HostVarNoteInodes             = "note_inodes"
 	HostVarSelfPid                = "self_pid"
+	HostVarWithApp                = "with_app"
 	HostVarWithLatency            = "with_latency"
 	HostVarWithRecords            = "with_records"
 )
@@ -201,6 +218,7 @@ type HostMapSpecs struct {
 	InodeNotes *ebpf.MapSpec `ebpf:"inode_notes"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
 	LatencyA   *ebpf.MapSpec `ebpf:"latency_a"`
+	LoopNotes  *ebpf.MapSpec `ebpf:"loop_notes"`
 	Losses     *ebpf.MapSpec `ebpf:"losses"`
 	Notes      *ebpf.MapSpec `ebpf:"notes"`
 	NotesLive  *ebpf.MapSpec `ebpf:"notes_live"`
@@ -224,6 +242,7 @@ type HostVariableSpecs struct {
 	Nodes       *ebpf.VariableSpec `ebpf:"nodes"`
 	NoteInodes  *ebpf.VariableSpec `ebpf:"note_inodes"`
 	SelfPid     *ebpf.VariableSpec `ebpf:"self_pid"`
+	WithApp     *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency *ebpf.VariableSpec `ebpf:"with_latency"`
 	WithRecords *ebpf.VariableSpec `ebpf:"with_records"`
 }
@@ -255,6 +274,7 @@ type HostMaps struct {
 	InodeNotes *ebpf.Map `ebpf:"inode_notes"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
 	LatencyA   *ebpf.Map `ebpf:"latency_a"`
+	LoopNotes  *ebpf.Map `ebpf:"loop_notes"`
 	Losses     *ebpf.Map `ebpf:"losses"`
 	Notes      *ebpf.Map `ebpf:"notes"`
 	NotesLive  *ebpf.Map `ebpf:"notes_live"`
@@ -275,6 +295,7 @@ func (m *HostMaps) Close() error {
 		m.InodeNotes,
 		m.Latencies,
 		m.LatencyA,
+		m.LoopNotes,
 		m.Losses,
 		m.Notes,
 		m.NotesLive,
@@ -299,6 +320,7 @@ type HostVariables struct {
 	Nodes       *ebpf.Variable `ebpf:"nodes"`
 	NoteInodes  *ebpf.Variable `ebpf:"note_inodes"`
 	SelfPid     *ebpf.Variable `ebpf:"self_pid"`
+	WithApp     *ebpf.Variable `ebpf:"with_app"`
 	WithLatency *ebpf.Variable `ebpf:"with_latency"`
 	WithRecords *ebpf.Variable `ebpf:"with_records"`
 }

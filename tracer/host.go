@@ -79,6 +79,7 @@ func (h *host) tune(spec *ebpf.CollectionSpec) error {
 		bpf.HostVarByMount:     h.opt.ByMount,
 		bpf.HostVarWithLatency: h.opt.Latency,
 		bpf.HostVarWithRecords: h.opt.Records != nil,
+		bpf.HostVarWithApp:     h.opt.App,
 		bpf.HostVarHaveBpfLoop: h.haveLoop,
 		// On cgroup v1 a bio's cgroup is in another hierarchy, with ids of its own.
 		bpf.HostVarBlkcgUsable: h.opt.Hierarchy == 0,

@@ -3,6 +3,7 @@ package tracer
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -16,6 +17,7 @@ var ErrAbsent = errors.New("absent")
 // this one and one in bpf/.
 var sources = []descriptor{
 	{id: Block, name: "block", open: openBlock},
+	{id: FUSE, name: fuseName, modules: []string{"fuse"}, open: openFUSE},
 }
 
 // descriptor tells how a source is set up.
@@ -57,6 +59,7 @@ type hook struct {
 	kind    hookKind
 	target  string // "function", "tracepoint", or "group/event" for tracepoint
 	program string // a name constant of package bpf
+	entry   string // kretprobe: the program for the function's entry, attached as well
 	cost    string // what this choice costs in exactness; empty when nothing
 }
 
@@ -97,6 +100,12 @@ func (o *object) Close() error {
 	return errors.Join(errs...)
 }
 
+func (o *object) addCost(cost string) {
+	if cost != "" && !slices.Contains(o.costs, cost) {
+		o.costs = append(o.costs, cost)
+	}
+}
+
 // load makes the object's maps, with the shared ones taken from the host, then
 // for each signal loads and attaches the first hook that this kernel accepts.
 func (h *host) load(spec *ebpf.CollectionSpec, signals []signal, extra ebpf.ProgramOptions) (*object, error) {
@@ -119,13 +128,11 @@ func (h *host) load(spec *ebpf.CollectionSpec, signals []signal, extra ebpf.Prog
 		a, err := h.attachFirst(spec, programs, s, replace, extra)
 		switch {
 		case err == nil:
-			o.hooks = append(o.hooks, *a)
-			if a.cost != "" {
-				o.costs = append(o.costs, a.cost)
-			}
+			o.hooks = append(o.hooks, a...)
+			o.addCost(a[0].cost)
 		case s.optional != "":
 			h.log.Debug("optional hook not attached", "hook", s.hooks[0].String(), "error", err)
-			o.costs = append(o.costs, s.optional)
+			o.addCost(s.optional)
 		default:
 			o.Close()
 			return nil, err
@@ -136,10 +143,10 @@ func (h *host) load(spec *ebpf.CollectionSpec, signals []signal, extra ebpf.Prog
 
 func (h *host) attachFirst(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, s signal,
 	maps map[string]*ebpf.Map, extra ebpf.ProgramOptions,
-) (*attached, error) {
+) ([]attached, error) {
 	var errs []error
 	for _, hk := range s.hooks {
-		a, err := h.attach(spec, programs, hk, maps, extra)
+		a, err := h.attachBoth(spec, programs, hk, maps, extra)
 		if err == nil {
 			return a, nil
 		}
@@ -147,6 +154,31 @@ func (h *host) attachFirst(spec *ebpf.CollectionSpec, programs map[string]*ebpf.
 		errs = append(errs, fmt.Errorf("%s: %w", hk, err))
 	}
 	return nil, errors.Join(errs...)
+}
+
+// attachBoth attaches a hook, and before it the program at the function's entry
+// that it depends on, where it has one.
+func (h *host) attachBoth(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
+	maps map[string]*ebpf.Map, extra ebpf.ProgramOptions,
+) ([]attached, error) {
+	if hk.entry == "" {
+		a, err := h.attach(spec, programs, hk, maps, extra)
+		if err != nil {
+			return nil, err
+		}
+		return []attached{*a}, nil
+	}
+	entry, err := h.attach(spec, programs, hook{kind: kprobe, target: hk.target, program: hk.entry}, maps, extra)
+	if err != nil {
+		return nil, err
+	}
+	a, err := h.attach(spec, programs, hk, maps, extra)
+	if err != nil {
+		entry.link.Close()
+		entry.program.Close()
+		return nil, err
+	}
+	return []attached{*a, *entry}, nil
 }
 
 func (h *host) attach(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,

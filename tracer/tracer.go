@@ -24,6 +24,7 @@ type Options struct {
 	ByProcess bool     // fill Key.PID; costs a note per dirtied page
 	ByMount   bool     // fill Key.FSDev
 	Latency   bool
+	App       bool           // count system calls beside requests: rows with Key.App
 	Records   func([]Record) // called with batches of I/Os, from one goroutine; the slice is reused
 
 	CgroupCreated func(id uint64, path string) // called from one goroutine

@@ -1,0 +1,807 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+//go:build ignore
+/*
+ * Source fuse: requests between the kernel and a FUSE daemon.
+ *
+ * A request is given its owner where it is sent and is booked where it ends, by
+ * what the daemon really took or gave. It is known by its fuse_args, which stay
+ * where they are from the one to the other. From 6.12 on the tracepoints
+ * fuse_request_send and fuse_request_end tell both; before, the functions that
+ * file operations call (fuse_simple_request, fuse_simple_background) and
+ * fuse_request_end do.
+ *
+ * Who runs when a request is sent is its owner, with two exceptions. Write-back
+ * is sent by flusher threads: it belongs to whoever made the pages dirty, which
+ * host.bpf.c noted. And background requests beyond max_background wait, and are
+ * sent by the daemon when it ends another one: fuse_simple_background still runs
+ * in the caller; where it cannot be probed the pages to be read or written say
+ * who waits for them.
+ *
+ * fuse is a module on many kernels, on some without types (5.10), so user space
+ * looks its structs up and passes their layout.
+ */
+#include "arch.h"
+#include "account.h"
+#include "inode.h"
+#include "owner.h"
+
+/* Offsets in structs of fs/fuse, in bytes. fuse_args is the first member of fuse_args_pages: one address. */
+struct offsets {
+	__u16 req_args; /* in fuse_req */
+	__u16 req_flags;
+	__u16 req_error;
+	__u16 req_link; /* from fuse_req over two pointers to the device number */
+	__u16 link_conn;
+	__u16 conn_dev;
+	__u16 mount_conn; /* the same from fuse_mount */
+	__u16 mount_dev;
+	__u16 opcode; /* in fuse_args */
+	__u16 in_value; /* in_args[0].value */
+	__u16 out_size; /* out_args[0].size */
+	__u16 out_value;
+	__u16 pages; /* pages or folios of fuse_args_pages */
+	__u16 io; /* fuse_io_args.io, from fuse_args */
+	__u16 inode; /* fuse_writepage_args.inode, from fuse_args */
+	__u16 io_async; /* in fuse_io_priv */
+	__u16 io_blocking;
+	__u16 background; /* bits of req_flags */
+	__u16 finished;
+};
+
+const volatile struct offsets layout = {};
+const volatile bool layout_assumed = false; /* by the kernel's release, not read from its types */
+
+/* include/uapi/linux/fuse.h: the protocol, which does not change. */
+enum {
+	IOT_FUSE_READ = 15,
+	IOT_FUSE_WRITE = 16,
+	IOT_FUSE_FSYNC = 20,
+	IOT_FUSE_FLUSH = 25,
+	IOT_FUSE_FSYNCDIR = 30,
+	IOT_FUSE_COPY_FILE_RANGE = 47,
+	IOT_FUSE_SYNCFS = 50,
+	IOT_FUSE_COPY_FILE_RANGE_64 = 53,
+};
+
+#define IOT_FUSE_IN_OFFSET 8 /* of fuse_read_in and fuse_write_in */
+#define IOT_FUSE_IN_SIZE 16
+#define IOT_FUSE_IN_WRITE_FLAGS 20
+#define IOT_FUSE_WRITE_CACHE 1 /* delayed write from the page cache */
+
+#define IOT_PAGE_SIZE (1U << IOT_PAGE_SHIFT)
+#define IOT_PAGES 65536 /* the most that fs.fuse.max_pages_limit allows */
+#define IOT_PAGES_NO_LOOP 256 /* the most that a request has before 6.13 */
+#define IOT_PARTS 16 /* owners in one request that are kept apart */
+
+/* From send to end: fuse_args -> what the request will be booked on. */
+struct flight {
+	__u64 issued; /* 0: not seen */
+	__u64 offset;
+	struct usage_key usage;
+	__u8 submitted; /* seen by fuse_simple_background, not sent yet */
+	__u8 split; /* has several owners: see splits */
+	__u8 pad[6];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64); /* struct fuse_args * */
+	__type(value, struct flight);
+} flights SEC(".maps");
+
+struct part {
+	__u64 owner; /* packed */
+	__u32 pid;
+	__u32 bytes;
+};
+
+/*
+ * A write-back request with pages of several owners. The walk over its pages
+ * keeps its state here, so that its steps need nothing but the request's
+ * address: the verifier looks at such functions once.
+ */
+struct split {
+	struct part parts[IOT_PARTS]; /* those in use have bytes */
+	struct part run; /* pages seen in a row of one owner, not among the parts yet */
+	struct part unknown; /* the owner of pages that are not in the cache any more */
+	__u64 mapping;
+	__u64 offset; /* of the next byte */
+	__u64 folio; /* of the page before */
+	__u32 left; /* bytes still to come */
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64); /* struct fuse_args * */
+	__type(value, struct split);
+} splits SEC(".maps");
+
+/* Who answers for a file system: requests ended by each process. */
+struct daemon {
+	__u32 dev;
+	__u32 pid;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct daemon);
+	__type(value, __u64);
+} daemons SEC(".maps");
+
+/* Calls of file operations under way, where functions can be probed at their ends only by kretprobe. */
+struct app_call {
+	__u32 dev;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, __u64); /* pid and tid */
+	__type(value, struct app_call);
+} app_calls SEC(".maps");
+
+static __always_inline __u64 iot_word_at(__u64 addr)
+{
+	__u64 word = 0;
+
+	bpf_probe_read_kernel(&word, sizeof(word), (void *)addr);
+	return word;
+}
+
+static __always_inline __u32 iot_u32_at(__u64 addr)
+{
+	__u32 word = 0;
+
+	bpf_probe_read_kernel(&word, sizeof(word), (void *)addr);
+	return word;
+}
+
+static __always_inline __u8 iot_fuse_op(__u32 opcode)
+{
+	switch (opcode) {
+	case IOT_FUSE_READ:
+		return IOT_READ;
+	case IOT_FUSE_WRITE:
+	case IOT_FUSE_COPY_FILE_RANGE: /* the daemon copies: counted as what it wrote */
+	case IOT_FUSE_COPY_FILE_RANGE_64:
+		return IOT_WRITE;
+	case IOT_FUSE_FSYNC:
+	case IOT_FUSE_FLUSH:
+	case IOT_FUSE_FSYNCDIR:
+	case IOT_FUSE_SYNCFS:
+		return IOT_FLUSH;
+	}
+	return IOT_META_OP;
+}
+
+/*
+ * The folio that holds a page of a file, from the page cache; 0 when it is not
+ * there. A walk down the xarray (include/linux/xarray.h, 4.20): an entry whose
+ * two low bits are 10 is a node, a small one of that kind a sibling's slot; an
+ * odd one remembers a page that was thrown out.
+ */
+__noinline __u64 iot_cached_folio(__u64 mapping_addr, __u64 index)
+{
+	struct address_space *mapping = (void *)mapping_addr;
+	__u64 entry = (__u64)FIELD(mapping, i_pages.xa_head), slots, slot;
+	struct xa_node *node;
+	__u8 shift = 0;
+	int i;
+
+	if ((entry & 3) != 2)
+		return index || (entry & 3) ? 0 : entry;
+	for (i = 0; i < 11; i++) { /* 64 bits of index, six to a level */
+		node = (void *)(entry - 2);
+		shift = FIELD(node, shift) & 63;
+		slot = index >> shift;
+		if (!i && slot > 63)
+			return 0; /* beyond the end */
+		slots = (__u64)node + bpf_core_field_offset(struct xa_node, slots);
+		entry = iot_word_at(slots + (slot & 63) * 8);
+		if ((entry & 3) == 2 && entry < 64 * 4)
+			entry = iot_word_at(slots + (entry >> 2) * 8);
+		if (!shift || (entry & 3) != 2)
+			break;
+	}
+	return entry & 3 ? 0 : entry;
+}
+
+/* Puts the run among the parts. */
+__noinline int iot_split_close(__u64 args)
+{
+	struct split *split = bpf_map_lookup_elem(&splits, &args);
+	struct part *part;
+	__u32 i;
+
+	if (!split || !split->run.bytes)
+		return 0;
+	for (i = 0; i < IOT_PARTS; i++) {
+		part = &split->parts[i];
+		if (!part->bytes || (part->owner == split->run.owner && part->pid == split->run.pid))
+			break;
+	}
+	if (i == IOT_PARTS) {
+		iot_lost(IOT_LOST_WALKS, 1);
+		i--;
+	}
+	part = &split->parts[i & (IOT_PARTS - 1)];
+	if (!part->bytes) {
+		part->owner = split->run.owner;
+		part->pid = split->run.pid;
+	}
+	part->bytes += split->run.bytes;
+	split->run.bytes = 0;
+	return 0;
+}
+
+/* Looks at the next page; 1 when there is none. */
+__noinline int iot_split_page(__u64 args)
+{
+	struct split *split = bpf_map_lookup_elem(&splits, &args);
+	__u64 owner, folio;
+	__u32 n, pid = 0;
+
+	if (!split || !split->left)
+		return 1;
+	n = IOT_PAGE_SIZE - (split->offset & (IOT_PAGE_SIZE - 1));
+	if (n > split->left)
+		n = split->left;
+	folio = iot_cached_folio(split->mapping, split->offset >> IOT_PAGE_SHIFT);
+	if (!folio || folio != split->folio) {
+		if (folio) {
+			owner = iot_folio_owner(folio, 0, IOT_FOR_WRITE);
+			if (by_process)
+				pid = iot_folio_pid(folio, owner, IOT_FOR_WRITE);
+		} else {
+			owner = split->unknown.owner;
+			pid = split->unknown.pid;
+		}
+		if (owner != split->run.owner || pid != split->run.pid) {
+			iot_split_close(args);
+			split->run.owner = owner;
+			split->run.pid = pid;
+		}
+		split->folio = folio;
+	}
+	split->run.bytes += n;
+	split->left -= n;
+	split->offset += n;
+	return 0;
+}
+
+static long iot_split_step(__u32 i, void *ctx)
+{
+	long end = iot_split_page(*(__u64 *)ctx);
+
+	barrier_var(end); /* that it is 0 or 1 the compiler knows and the verifier does not */
+	return end & 1;
+}
+
+static const struct split no_split;
+
+static __always_inline void iot_fuse_own(struct flight *f, __u64 owner, __u32 pid)
+{
+	f->usage.cgroup = iot_packed_cgroup(owner);
+	f->usage.basis = iot_packed_basis(owner);
+	f->usage.pid = pid;
+}
+
+static __always_inline __u64 iot_fuse_first_folio(__u64 args)
+{
+	__u64 pages = layout.pages ? iot_word_at(args + layout.pages) : 0;
+	__u64 page = pages ? iot_word_at(pages) : 0;
+
+	return page ? (__u64)iot_folio((void *)page) : 0;
+}
+
+/*
+ * The inode that a write-back request is about: of its pages from 6.16 on; until
+ * then they are copies that belong to no file, but the request names its inode.
+ */
+static __always_inline struct inode *iot_fuse_inode(__u64 args)
+{
+	__u64 folio = iot_fuse_first_folio(args);
+	struct address_space *mapping = NULL;
+
+	if (folio)
+		mapping = iot_folio_mapping((void *)folio);
+	if (iot_mapping_is_file(mapping))
+		return iot_mapping_inode(mapping);
+	return layout.inode ? (void *)iot_word_at(args + layout.inode) : NULL;
+}
+
+/* Finds the owners of a write-back request. */
+__noinline int iot_fuse_own_writeback(__u64 args, __u64 in)
+{
+	struct flight *f = bpf_map_lookup_elem(&flights, &args);
+	struct inode_note *note;
+	struct split *split;
+	__u64 inode;
+	int i;
+
+	if (!f)
+		return 0;
+	inode = (__u64)iot_fuse_inode(args);
+	note = bpf_map_lookup_elem(&inode_notes, &inode);
+	if (note && !note->shared) {
+		iot_fuse_own(f, iot_pack(note->cgroup, IOT_DIRTIER), note->pid);
+		return 0;
+	}
+	bpf_map_update_elem(&splits, &args, &no_split, BPF_ANY);
+	split = bpf_map_lookup_elem(&splits, &args);
+	if (!inode || !split)
+		return 0;
+	if (note) {
+		split->unknown.owner = iot_pack(note->cgroup, IOT_DIRTIER);
+		split->unknown.pid = note->pid;
+	}
+	split->mapping = inode + bpf_core_field_offset(struct inode, i_data);
+	split->offset = f->offset;
+	split->left = iot_u32_at(in + IOT_FUSE_IN_SIZE);
+	if (have_bpf_loop)
+		bpf_loop(IOT_PAGES, iot_split_step, &args, 0);
+	else
+		for (i = 0; i < IOT_PAGES_NO_LOOP; i++)
+			if (iot_split_page(args))
+				break;
+	if (split->left) { /* the rest goes to the last owner seen */
+		iot_lost(IOT_LOST_WALKS, 1);
+		split->run.bytes += split->left;
+	}
+	if (!split->parts[0].bytes) { /* one owner after all */
+		iot_fuse_own(f, split->run.owner, split->run.pid);
+		bpf_map_delete_elem(&splits, &args);
+		return 0;
+	}
+	iot_split_close(args);
+	f->split = 1;
+	return 0;
+}
+
+/* The owner of any other request. caller: it is the current task that asks. */
+static __always_inline void iot_fuse_own_direct(struct flight *f, __u64 args, bool caller)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	bool data = f->usage.op == IOT_READ || f->usage.op == IOT_WRITE;
+	__u64 owner = 0, folio;
+	__u32 pid = 0;
+
+	if (caller) {
+		owner = iot_owner_from_task();
+		if (owner && by_process) {
+			pid = FIELD(task, tgid);
+			iot_name_process(task, pid);
+		}
+	}
+	folio = !owner && data ? iot_fuse_first_folio(args) : 0;
+	if (folio) {
+		owner = iot_folio_owner(folio, 0, f->usage.op == IOT_WRITE ? IOT_FOR_WRITE : 0);
+		if (!caller && iot_packed_basis(owner) != IOT_PAGE && iot_packed_basis(owner) != IOT_DIRTIER)
+			owner = 0; /* the current task is not it */
+	}
+	if (!owner && caller)
+		owner = iot_pack(IOT_CGROUP_KERNEL, IOT_NONE);
+	iot_fuse_own(f, owner, pid);
+}
+
+enum {
+	IOT_FUSE_CALLER = 1, /* the current task is who asks */
+	IOT_FUSE_SUBMIT = 2, /* not sent yet */
+	IOT_FUSE_LATE = 4, /* ended, but never seen before */
+};
+
+/* Notes a request and its owner. */
+__noinline int iot_fuse_begin(__u64 args, __u32 dev, __u32 how)
+{
+	struct flight fresh = {}, *f;
+	__u32 opcode = iot_u32_at(args + layout.opcode);
+	__u64 in = 0;
+
+	fresh.usage.source = IOT_FUSE;
+	fresh.usage.op = iot_fuse_op(opcode);
+	fresh.usage.dev = dev;
+	fresh.submitted = how & IOT_FUSE_SUBMIT ? 1 : 0;
+	if (!(how & IOT_FUSE_LATE))
+		fresh.issued = bpf_ktime_get_ns();
+	if (opcode == IOT_FUSE_READ || opcode == IOT_FUSE_WRITE) {
+		in = iot_word_at(args + layout.in_value);
+		fresh.offset = iot_word_at(in + IOT_FUSE_IN_OFFSET);
+	}
+	bpf_map_update_elem(&flights, &args, &fresh, BPF_ANY);
+	if (opcode == IOT_FUSE_WRITE && (iot_u32_at(in + IOT_FUSE_IN_WRITE_FLAGS) & IOT_FUSE_WRITE_CACHE))
+		return iot_fuse_own_writeback(args, in);
+	f = bpf_map_lookup_elem(&flights, &args);
+	if (f)
+		iot_fuse_own_direct(f, args, how & IOT_FUSE_CALLER);
+	return 0;
+}
+
+static __always_inline __u32 iot_fuse_dev(__u64 req)
+{
+	return iot_u32_at(iot_word_at(iot_word_at(req + layout.req_link) + layout.link_conn) + layout.conn_dev);
+}
+
+static __always_inline __u32 iot_fuse_mount_dev(__u64 mount)
+{
+	return iot_u32_at(iot_word_at(mount + layout.mount_conn) + layout.mount_dev);
+}
+
+/* An assumed layout leads from the mount to a superblock: a wrong one does not find FUSE's. */
+static __always_inline bool iot_fuse_layout_holds(__u64 mount)
+{
+	struct super_block *sb;
+
+	if (!layout_assumed)
+		return true;
+	sb = (void *)iot_word_at(mount + layout.mount_conn);
+	return FIELD(sb, s_magic) == IOT_FUSE_SUPER_MAGIC;
+}
+
+static __always_inline bool iot_is_daemon(__u32 dev)
+{
+	struct daemon d = { .dev = dev, .pid = bpf_get_current_pid_tgid() >> 32 };
+
+	return bpf_map_lookup_elem(&daemons, &d);
+}
+
+/* fuse_request_send: the request goes to the daemon. */
+static __always_inline int iot_fuse_send(__u64 req)
+{
+	__u64 args = iot_word_at(req + layout.req_args);
+	__u32 how = IOT_FUSE_CALLER, dev = iot_fuse_dev(req);
+	struct flight *f;
+
+	if (iot_word_at(req + layout.req_flags) & layout.background) {
+		f = bpf_map_lookup_elem(&flights, &args);
+		if (f && f->submitted) {
+			f->submitted = 0;
+			f->issued = bpf_ktime_get_ns();
+			return 0;
+		}
+		if (iot_is_daemon(dev))
+			how = 0;
+	}
+	return iot_fuse_begin(args, dev, how);
+}
+
+static __always_inline void iot_fuse_meet_daemon(__u32 dev)
+{
+	struct daemon d = { .dev = dev, .pid = bpf_get_current_pid_tgid() >> 32 };
+	__u64 *count = bpf_map_lookup_elem(&daemons, &d), one = 1;
+
+	if (count)
+		__sync_fetch_and_add(count, 1);
+	else if (iot_is_user_task((void *)bpf_get_current_task())) /* virtiofs answers from a kernel thread */
+		bpf_map_update_elem(&daemons, &d, &one, BPF_ANY);
+}
+
+static __always_inline __u64 iot_fuse_done(__u64 args, __u32 opcode)
+{
+	switch (opcode) {
+	case IOT_FUSE_READ:
+		return iot_u32_at(args + layout.out_size); /* shrunk to what came */
+	case IOT_FUSE_WRITE:
+	case IOT_FUSE_COPY_FILE_RANGE:
+		return iot_u32_at(iot_word_at(args + layout.out_value));
+	case IOT_FUSE_COPY_FILE_RANGE_64:
+		return iot_word_at(iot_word_at(args + layout.out_value));
+	}
+	return 0;
+}
+
+/* Whether an error means that something is broken, and is not just an answer ("no such file"). */
+static __always_inline bool iot_fuse_failed(__u8 op, __s32 error)
+{
+	if (!error)
+		return false;
+	if (op == IOT_READ || op == IOT_WRITE)
+		return true;
+	if (op == IOT_FLUSH)
+		return error != -38; /* ENOSYS: the daemon does not do this */
+	switch (-error) {
+	case 4: /* EINTR */
+	case 5: /* EIO */
+	case 103: /* ECONNABORTED */
+	case 107: /* ENOTCONN */
+	case 110: /* ETIMEDOUT */
+	case 121: /* EREMOTEIO */
+		return true;
+	}
+	return false;
+}
+
+/* Books a part of a request, of which the daemon took so many bytes from here on; returns how many were booked. */
+__noinline __u64 iot_fuse_book_part(__u64 args, __u32 i, __u64 taken)
+{
+	struct split *split = bpf_map_lookup_elem(&splits, &args);
+	struct flight *f = bpf_map_lookup_elem(&flights, &args);
+	struct usage_key usage;
+	struct part *part;
+	__u64 n;
+
+	if (!split || !f)
+		return 0;
+	part = &split->parts[i & (IOT_PARTS - 1)];
+	n = part->bytes < taken ? part->bytes : taken;
+	usage = f->usage;
+	usage.cgroup = iot_packed_cgroup(part->owner);
+	usage.basis = iot_packed_basis(part->owner);
+	usage.pid = part->pid;
+	if (n || !i) /* the operation itself is booked once, with the first part */
+		iot_account(&usage, n, !i);
+	return n;
+}
+
+static __always_inline void iot_fuse_book_parts(__u64 args, __u64 bytes)
+{
+	__u32 i;
+
+	for (i = 0; i < IOT_PARTS; i++) {
+		bytes -= iot_fuse_book_part(args, i, bytes);
+		if (!bytes)
+			break;
+	}
+	bpf_map_delete_elem(&splits, &args);
+}
+
+/*
+ * Asynchronous direct I/O: the call that submitted it returned without a count,
+ * so the application level is told of it here.
+ */
+static __always_inline void iot_fuse_book_async(struct usage_key usage, __u64 args, __u64 bytes)
+{
+	__u64 io = layout.io ? iot_word_at(args + layout.io) : 0;
+
+	if (!io || !(iot_u32_at(io + layout.io_async) & 0xff) || (iot_u32_at(io + layout.io_blocking) & 0xff))
+		return;
+	usage.flags = IOT_APP;
+	iot_account(&usage, bytes, 0);
+}
+
+static __noinline int iot_fuse_book_unknown(__u64 args, __u32 opcode, __u32 dev, __s32 error)
+{
+	struct usage_key usage = { .source = IOT_FUSE, .op = iot_fuse_op(opcode), .dev = dev };
+
+	iot_account(&usage, error ? 0 : iot_fuse_done(args, opcode), 1);
+	return 0;
+}
+
+/* fuse_request_end: the daemon has answered, or the request was given up. */
+static __always_inline int iot_fuse_end(__u64 req)
+{
+	__u64 args = iot_word_at(req + layout.req_args), bytes = 0, ns = 0;
+	__s32 error = iot_u32_at(req + layout.req_error);
+	__u32 opcode = iot_u32_at(args + layout.opcode);
+	struct flight *f = bpf_map_lookup_elem(&flights, &args);
+	struct usage_key usage;
+	struct io_record record = {};
+
+	if (!f) {
+		iot_lost(IOT_LOST_LATENCIES, 1);
+		iot_fuse_begin(args, iot_fuse_dev(req), IOT_FUSE_LATE);
+		f = bpf_map_lookup_elem(&flights, &args);
+		if (!f) /* no room to note it */
+			return iot_fuse_book_unknown(args, opcode, iot_fuse_dev(req), error);
+	}
+	usage = f->usage;
+	if (!error) {
+		bytes = iot_fuse_done(args, opcode);
+		iot_fuse_meet_daemon(usage.dev);
+	}
+	if (with_latency && f->issued) {
+		ns = bpf_ktime_get_ns() - f->issued;
+		iot_latency(&usage, ns);
+	}
+	if (with_records) {
+		record.usage = usage;
+		if (error)
+			record.usage.flags |= IOT_ERROR;
+		record.time = f->issued;
+		record.latency = ns;
+		record.offset = f->offset;
+		record.bytes = bytes;
+		iot_record(&record);
+	}
+	if (f->split)
+		iot_fuse_book_parts(args, bytes);
+	else
+		iot_account(&usage, bytes, 1);
+	bpf_map_delete_elem(&flights, &args);
+	if (iot_fuse_failed(usage.op, error)) {
+		usage.flags |= IOT_ERROR;
+		iot_account(&usage, 0, 1);
+	} else if (with_app && bytes && (opcode == IOT_FUSE_READ || opcode == IOT_FUSE_WRITE)) {
+		iot_fuse_book_async(usage, args, bytes);
+	}
+	return 0;
+}
+
+SEC("raw_tp/fuse_request_send")
+int iot_fuse_request_send(__u64 *ctx)
+{
+	return iot_fuse_send(ctx[0]);
+}
+
+SEC("raw_tp/fuse_request_end")
+int iot_fuse_request_end(__u64 *ctx)
+{
+	return iot_fuse_end(ctx[0]);
+}
+
+/* The function may be called again for a request that it has ended already. */
+static __always_inline int iot_fuse_end_call(__u64 req)
+{
+	if (iot_word_at(req + layout.req_flags) & layout.finished)
+		return 0;
+	if (!iot_fuse_layout_holds(iot_word_at(req + layout.req_link)))
+		return 0;
+	return iot_fuse_end(req);
+}
+
+SEC("fentry/fuse_request_end")
+int iot_fuse_end_fentry(__u64 *ctx)
+{
+	return iot_fuse_end_call(ctx[0]);
+}
+
+SEC("kprobe/fuse_request_end")
+int iot_fuse_end_kprobe(__u64 *ctx)
+{
+	return iot_fuse_end_call(IOT_PARM1(ctx));
+}
+
+static __always_inline int iot_fuse_call(__u64 mount, __u64 args, __u32 how)
+{
+	if (!iot_fuse_layout_holds(mount)) {
+		iot_lost(IOT_LOST_LATENCIES, 1);
+		return 0;
+	}
+	return iot_fuse_begin(args, iot_fuse_mount_dev(mount), IOT_FUSE_CALLER | how);
+}
+
+SEC("fentry/fuse_simple_request")
+int iot_fuse_request_fentry(__u64 *ctx)
+{
+	return iot_fuse_call(ctx[0], ctx[1], 0);
+}
+
+SEC("kprobe/fuse_simple_request")
+int iot_fuse_request_kprobe(__u64 *ctx)
+{
+	return iot_fuse_call(IOT_PARM1(ctx), IOT_PARM2(ctx), 0);
+}
+
+/* From 6.12 on, with the idmap of the mount before it. */
+SEC("fentry/__fuse_simple_request")
+int iot_fuse_request_idmap_fentry(__u64 *ctx)
+{
+	return iot_fuse_call(ctx[1], ctx[2], 0);
+}
+
+SEC("kprobe/__fuse_simple_request")
+int iot_fuse_request_idmap_kprobe(__u64 *ctx)
+{
+	return iot_fuse_call(IOT_PARM2(ctx), IOT_PARM3(ctx), 0);
+}
+
+SEC("fentry/fuse_simple_background")
+int iot_fuse_background_fentry(__u64 *ctx)
+{
+	return iot_fuse_call(ctx[0], ctx[1], IOT_FUSE_SUBMIT);
+}
+
+SEC("kprobe/fuse_simple_background")
+int iot_fuse_background_kprobe(__u64 *ctx)
+{
+	return iot_fuse_call(IOT_PARM1(ctx), IOT_PARM2(ctx), IOT_FUSE_SUBMIT);
+}
+
+/* Application level: what calls on files return. */
+
+#define IOT_EAGAIN (-11) /* tried without blocking, will be tried again */
+#define IOT_EIOCBQUEUED (-529) /* will complete later: see iot_fuse_book_async */
+
+static __always_inline __u32 iot_file_dev(struct file *file)
+{
+	return BPF_CORE_READ(file, f_inode, i_sb, s_dev);
+}
+
+static __always_inline int iot_fuse_app(__u32 dev, __u8 op, __s64 result)
+{
+	struct usage_key usage = { .source = IOT_FUSE, .op = op, .dev = dev, .flags = IOT_APP };
+	struct task_struct *task = (void *)bpf_get_current_task();
+	__u64 owner = iot_owner_from_task();
+
+	if (result == IOT_EAGAIN)
+		return 0;
+	if (!owner)
+		owner = iot_pack(IOT_CGROUP_KERNEL, IOT_NONE);
+	usage.cgroup = iot_packed_cgroup(owner);
+	usage.basis = iot_packed_basis(owner);
+	if (by_process && iot_packed_basis(owner) == IOT_TASK) {
+		usage.pid = FIELD(task, tgid);
+		iot_name_process(task, usage.pid);
+	}
+	iot_account(&usage, result > 0 ? result : 0, 1);
+	if (result < 0 && result != IOT_EIOCBQUEUED) {
+		usage.flags |= IOT_ERROR;
+		iot_account(&usage, 0, 1);
+	}
+	return 0;
+}
+
+static __always_inline int iot_fuse_app_iter(struct kiocb *kiocb, __u8 op, __s64 result)
+{
+	return iot_fuse_app(iot_file_dev(FIELD(kiocb, ki_filp)), op, result);
+}
+
+SEC("fexit/fuse_file_read_iter")
+int iot_fuse_app_read(__u64 *ctx)
+{
+	return iot_fuse_app_iter((struct kiocb *)ctx[0], IOT_READ, ctx[2]);
+}
+
+SEC("fexit/fuse_file_write_iter")
+int iot_fuse_app_write(__u64 *ctx)
+{
+	return iot_fuse_app_iter((struct kiocb *)ctx[0], IOT_WRITE, ctx[2]);
+}
+
+SEC("fexit/fuse_splice_read")
+int iot_fuse_app_splice(__u64 *ctx)
+{
+	return iot_fuse_app(iot_file_dev((struct file *)ctx[0]), IOT_READ, ctx[5]);
+}
+
+static __always_inline int iot_fuse_app_enter(__u32 dev)
+{
+	__u64 task = bpf_get_current_pid_tgid();
+	struct app_call call = { .dev = dev };
+
+	bpf_map_update_elem(&app_calls, &task, &call, BPF_ANY);
+	return 0;
+}
+
+static __always_inline int iot_fuse_app_leave(__u8 op, __s64 result)
+{
+	__u64 task = bpf_get_current_pid_tgid();
+	struct app_call *call = bpf_map_lookup_elem(&app_calls, &task);
+
+	if (!call)
+		return 0;
+	iot_fuse_app(call->dev, op, result);
+	bpf_map_delete_elem(&app_calls, &task);
+	return 0;
+}
+
+SEC("kprobe/fuse_file_read_iter")
+int iot_fuse_app_iter_enter(__u64 *ctx)
+{
+	struct kiocb *kiocb = (struct kiocb *)IOT_PARM1(ctx);
+
+	return iot_fuse_app_enter(iot_file_dev(FIELD(kiocb, ki_filp)));
+}
+
+SEC("kprobe/fuse_splice_read")
+int iot_fuse_app_splice_enter(__u64 *ctx)
+{
+	return iot_fuse_app_enter(iot_file_dev((struct file *)IOT_PARM1(ctx)));
+}
+
+SEC("kretprobe/fuse_file_read_iter")
+int iot_fuse_app_read_leave(__u64 *ctx)
+{
+	return iot_fuse_app_leave(IOT_READ, IOT_RESULT(ctx));
+}
+
+SEC("kretprobe/fuse_file_write_iter")
+int iot_fuse_app_write_leave(__u64 *ctx)
+{
+	return iot_fuse_app_leave(IOT_WRITE, IOT_RESULT(ctx));
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -1,0 +1,52 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Who made the pages of an inode dirty, for file systems whose write-back
+ * requests do not lead to the pages they carry. host.bpf.c writes these notes,
+ * FUSE reads them.
+ */
+#ifndef IOTRACE_INODE_H
+#define IOTRACE_INODE_H
+
+#include "compat.h"
+#include "maps.h"
+
+#define IOT_FUSE_SUPER_MAGIC 0x65735546 /* include/uapi/linux/magic.h */
+
+struct inode_note {
+	__u64 cgroup; /* who made a page dirty last */
+	__u32 pid; /* 0 without --by process */
+	__u32 shared; /* others have, or may have, pages in flight: ask those */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, __u64); /* struct inode * */
+	__type(value, struct inode_note);
+} inode_notes SEC(".maps");
+
+/*
+ * The inode that an address_space is part of, without a read. It is not the host
+ * of the mapping for a few oddities (block devices), none of which is FUSE.
+ */
+static __always_inline struct inode *iot_mapping_inode(const struct address_space *mapping)
+{
+	return (void *)mapping - bpf_core_field_offset(struct inode, i_data);
+}
+
+static __always_inline bool iot_inode_is_fuse(const struct inode *inode)
+{
+	return BPF_CORE_READ(inode, i_sb, s_magic) == IOT_FUSE_SUPER_MAGIC;
+}
+
+/*
+ * Whether no page of the file is dirty or being written: the marks of the page
+ * cache's xarray are kept in its flags, above the six that are really flags
+ * (include/linux/xarray.h, since 4.20).
+ */
+static __always_inline bool iot_mapping_is_clean(const struct address_space *mapping)
+{
+	return !(FIELD(mapping, i_pages.xa_flags) >> 6);
+}
+
+#endif

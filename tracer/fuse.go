@@ -1,0 +1,323 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
+
+	"github.com/iotrace-bpf/iotrace-bpf/bpf"
+)
+
+// openFUSE attaches the FUSE source.
+func openFUSE(h *host) (*object, error) {
+	kernel, err := h.findFUSE()
+	if err != nil {
+		return nil, err
+	}
+	spec, err := bpf.LoadFUSE()
+	if err != nil {
+		return nil, fmt.Errorf("reading the fuse object: %w", err)
+	}
+	if err := spec.Variables[bpf.FUSEVarLayout].Set(kernel.layout); err != nil {
+		return nil, fmt.Errorf("setting the layout: %w", err)
+	}
+	if err := spec.Variables[bpf.FUSEVarLayoutAssumed].Set(kernel.assumed); err != nil {
+		return nil, fmt.Errorf("setting the layout: %w", err)
+	}
+	return h.load(spec, kernel.signals(h.opt.App), ebpf.ProgramOptions{})
+}
+
+// fuseKernel is what this kernel's FUSE is like.
+type fuseKernel struct {
+	types   *btf.Spec // nil where it has none
+	module  bool      // not built into the kernel
+	layout  bpf.FUSEOffsets
+	assumed bool // the layout was not read from types
+}
+
+// findFUSE looks for FUSE in the kernel and among its modules.
+func (h *host) findFUSE() (*fuseKernel, error) {
+	k := &fuseKernel{types: h.types}
+	if !h.haveFunc("fuse_request_end") {
+		if _, err := os.Stat("/sys/module/fuse"); err != nil {
+			return nil, fmt.Errorf("fuse is not loaded: %w", ErrAbsent)
+		}
+		var err error
+		k.module = true
+		k.types, err = h.cache.Module("fuse")
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return k, h.assumeFUSE(k)
+		case err != nil:
+			return nil, fmt.Errorf("reading the types of fuse: %w", err)
+		}
+	}
+	var err error
+	k.layout, err = fuseLayout(k.types)
+	return k, err
+}
+
+// assumeFUSE sets the layout of the one kernel series that we run on whose
+// modules have no types. Programs check each request against it.
+func (h *host) assumeFUSE(k *fuseKernel) error {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return fmt.Errorf("asking for the kernel's release: %w", err)
+	}
+	release := unix.ByteSliceToString(uts.Release[:])
+	if !strings.HasPrefix(release, "5.10.") {
+		return fmt.Errorf("fuse has no type information and kernel %q is not known to do without: %w", release, ErrAbsent)
+	}
+	dev, err := offsetIn(h.types, "super_block", "s_dev")
+	if err != nil {
+		return err
+	}
+	k.types, k.assumed, k.layout = nil, true, fuseLayout510
+	k.layout.ConnDev, k.layout.MountDev = dev, dev
+	return nil
+}
+
+// fuseLayout510 is the layout of Linux 5.10 on 64-bit machines, where the
+// device number is that of the superblock.
+var fuseLayout510 = bpf.FUSEOffsets{
+	ReqArgs: 32, ReqFlags: 48, ReqError: 100, ReqLink: 144,
+	LinkConn: 16, MountConn: 16,
+	Opcode: 8, InValue: 32, OutSize: 72, OutValue: 80,
+	Pages: 112, Io: 136, Inode: 200, IoAsync: 4, IoBlocking: 64,
+	Background: 1 << 2, Finished: 1 << 9,
+}
+
+// fuseLayout reads the layout of fuse's structs from their types. What changed
+// since 5.10 is known by what there is: pages became folios, and a request that
+// named its mount names its channel from 7.2 on.
+func fuseLayout(types *btf.Spec) (bpf.FUSEOffsets, error) {
+	var l bpf.FUSEOffsets
+	var errs []error
+	get := func(name string, path ...string) uint16 {
+		off, err := offsetIn(types, name, path...)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		return off
+	}
+	has := func(name, member string) bool {
+		_, err := offsetIn(types, name, member)
+		return err == nil
+	}
+	l.ReqArgs = get("fuse_req", "args")
+	l.ReqFlags = get("fuse_req", "flags")
+	l.ReqError = get("fuse_req", "out", "h", "error")
+	if has("fuse_req", "chan") {
+		l.ReqLink = get("fuse_req", "chan")
+		l.LinkConn = get("fuse_chan", "conn")
+	} else {
+		l.ReqLink = get("fuse_req", "fm")
+		l.LinkConn = get("fuse_mount", "fc")
+	}
+	l.ConnDev = get("fuse_conn", "dev")
+	l.MountConn = get("fuse_mount", "fc")
+	l.MountDev = l.ConnDev
+	l.Opcode = get("fuse_args", "opcode")
+	l.InValue = get("fuse_args", "in_args", "value")
+	l.OutSize = get("fuse_args", "out_args", "size")
+	l.OutValue = get("fuse_args", "out_args", "value")
+	if has("fuse_args_pages", "folios") {
+		l.Pages = get("fuse_args_pages", "folios")
+	} else {
+		l.Pages = get("fuse_args_pages", "pages")
+	}
+	ap := get("fuse_io_args", "ap")
+	l.Io = get("fuse_io_args", "io") - ap
+	l.Inode = get("fuse_writepage_args", "inode") - ap
+	l.IoAsync = get("fuse_io_priv", "async")
+	l.IoBlocking = get("fuse_io_priv", "blocking")
+	for name, mask := range map[string]*uint16{"FR_BACKGROUND": &l.Background, "FR_FINISHED": &l.Finished} {
+		bit, err := enumValue(types, "fuse_req_flag", name)
+		if err != nil || bit > 15 {
+			errs = append(errs, fmt.Errorf("no %q among the flags of requests: %w", name, errors.Join(err, ErrAbsent)))
+			continue
+		}
+		*mask = 1 << bit
+	}
+	return l, errors.Join(errs...)
+}
+
+// offsetIn returns the offset in bytes of a member of a struct, by its path;
+// arrays are entered at their first element. A struct that is there several
+// times, as in modules of some kernels, is the same each time.
+func offsetIn(types *btf.Spec, name string, path ...string) (uint16, error) {
+	found, err := types.AnyTypesByName(name)
+	if err != nil {
+		return 0, fmt.Errorf("no struct %q: %w", name, errors.Join(err, ErrAbsent))
+	}
+	for _, t := range found {
+		if _, ok := t.(*btf.Struct); !ok {
+			continue
+		}
+		bits, ok := offsetBits(t, path)
+		if ok && bits%8 == 0 && bits/8 <= math.MaxUint16 {
+			return uint16(bits / 8), nil
+		}
+	}
+	return 0, fmt.Errorf("no member %q in struct %q: %w", strings.Join(path, "."), name, ErrAbsent)
+}
+
+func offsetBits(t btf.Type, path []string) (btf.Bits, bool) {
+	if len(path) == 0 {
+		return 0, true
+	}
+	t = btf.UnderlyingType(t)
+	if array, ok := t.(*btf.Array); ok {
+		return offsetBits(array.Type, path)
+	}
+	var members []btf.Member
+	switch t := t.(type) {
+	case *btf.Struct:
+		members = t.Members
+	case *btf.Union:
+		members = t.Members
+	}
+	for _, m := range members {
+		rest := path
+		if m.Name != "" {
+			if m.Name != path[0] {
+				continue
+			}
+			rest = path[1:]
+		}
+		if bits, ok := offsetBits(m.Type, rest); ok {
+			return m.Offset + bits, true
+		}
+	}
+	return 0, false
+}
+
+func enumValue(types *btf.Spec, enum, name string) (uint64, error) {
+	found, err := types.AnyTypesByName(enum)
+	if err != nil {
+		return 0, err
+	}
+	for _, t := range found {
+		e, ok := t.(*btf.Enum)
+		if !ok {
+			continue
+		}
+		for _, v := range e.Values {
+			if v.Name == name {
+				return v.Value, nil
+			}
+		}
+	}
+	return 0, fmt.Errorf("no value %q in enum %q", name, enum)
+}
+
+// has tells whether the types have a function, or a tracepoint by its typedef.
+func (k *fuseKernel) has(name string) bool {
+	if k.types == nil {
+		return false
+	}
+	found, err := k.types.AnyTypesByName(name)
+	return err == nil && len(found) > 0
+}
+
+const (
+	fuseWaitedCost = "requests that waited behind max_background count for the owner of their pages, those without pages for nobody"
+	fuseAppCost    = "no application level: functions of the kernel cannot be probed at their ends"
+)
+
+// signals returns the hooks to try. With tracepoints the functions only add who
+// submitted a background request; without, they are all there is.
+func (k *fuseKernel) signals(app bool) []signal {
+	// An fentry program keeps its module from being removed; a kprobe does not.
+	probes := func(function, fentryProgram, kprobeProgram string) []hook {
+		hooks := []hook{
+			{kind: fentry, target: function, program: fentryProgram},
+			{kind: kprobe, target: function, program: kprobeProgram},
+		}
+		if k.module {
+			hooks[0], hooks[1] = hooks[1], hooks[0]
+		}
+		return hooks
+	}
+	end := signal{hooks: probes("fuse_request_end", bpf.FUSEProgIotFuseEndFentry, bpf.FUSEProgIotFuseEndKprobe)}
+	background := signal{hooks: probes("fuse_simple_background",
+		bpf.FUSEProgIotFuseBackgroundFentry, bpf.FUSEProgIotFuseBackgroundKprobe)}
+	var send signal
+	switch {
+	case k.has("btf_trace_fuse_request_send"):
+		send.hooks = []hook{{kind: rawTracepoint, target: "fuse_request_send", program: bpf.FUSEProgIotFuseRequestSend}}
+		end.hooks = []hook{{kind: rawTracepoint, target: "fuse_request_end", program: bpf.FUSEProgIotFuseRequestEnd}}
+		background.optional = fuseWaitedCost
+	case k.has("__fuse_simple_request"):
+		send.hooks = probes("__fuse_simple_request",
+			bpf.FUSEProgIotFuseRequestIdmapFentry, bpf.FUSEProgIotFuseRequestIdmapKprobe)
+	default:
+		send.hooks = probes("fuse_simple_request", bpf.FUSEProgIotFuseRequestFentry, bpf.FUSEProgIotFuseRequestKprobe)
+	}
+	// The end first: a request must not be sent and answered unseen in between.
+	signals := []signal{end, background, send}
+	if app {
+		signals = append(signals, k.appSignals()...)
+	}
+	return signals
+}
+
+func (k *fuseKernel) appSignals() []signal {
+	calls := func(function, fexitProgram, enter, leave string) signal {
+		hooks := []hook{
+			{kind: fexit, target: function, program: fexitProgram},
+			{
+				kind: kretprobe, target: function, program: leave, entry: enter,
+				cost: "application level: calls beyond the kernel's limit of return probes at once are missed",
+			},
+		}
+		if k.module {
+			hooks[0], hooks[1] = hooks[1], hooks[0]
+		}
+		return signal{hooks: hooks, optional: fuseAppCost}
+	}
+	signals := []signal{
+		calls("fuse_file_read_iter", bpf.FUSEProgIotFuseAppRead, bpf.FUSEProgIotFuseAppIterEnter, bpf.FUSEProgIotFuseAppReadLeave),
+		calls("fuse_file_write_iter", bpf.FUSEProgIotFuseAppWrite, bpf.FUSEProgIotFuseAppIterEnter, bpf.FUSEProgIotFuseAppWriteLeave),
+	}
+	// Before 6.5 sendfile and splice read through fuse_file_read_iter.
+	if k.has("fuse_splice_read") {
+		signals = append(signals, calls("fuse_splice_read",
+			bpf.FUSEProgIotFuseAppSplice, bpf.FUSEProgIotFuseAppSpliceEnter, bpf.FUSEProgIotFuseAppReadLeave))
+	}
+	return signals
+}
+
+// FUSEDaemons returns which process answers for each FUSE file system that was
+// used while we traced. Where several do, it is the one that answered most.
+func (t *Tracer) FUSEDaemons() map[Dev]uint32 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	daemons := map[Dev]uint32{}
+	o := t.objects[fuseName]
+	if o == nil {
+		return daemons
+	}
+	most := map[Dev]uint64{}
+	var key bpf.FUSEDaemon
+	var answered uint64
+	it := o.maps[bpf.FUSEMapDaemons].Iterate()
+	for it.Next(&key, &answered) {
+		if dev := Dev(key.Dev); answered > most[dev] {
+			most[dev], daemons[dev] = answered, key.Pid
+		}
+	}
+	if err := it.Err(); err != nil {
+		t.opt.Log.Debug("reading FUSE daemons", "error", err)
+	}
+	return daemons
+}
+
+const fuseName = "fuse"
