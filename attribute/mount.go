@@ -273,6 +273,9 @@ func readTable(name string, limit int) (table, error) {
 	defer f.Close()
 	t := table{byDev: map[string]mounted{}, byPoint: map[string]string{}}
 	_, err = mountinfo.GetMountsFromReader(io.LimitReader(f, maxMountinfo), func(i *mountinfo.Info) (skip, stop bool) {
+		if len(t.byPoint) >= limit {
+			return false, true // the parser does not stop at what it skips
+		}
 		if pseudo(i.FSType) {
 			return true, false
 		}
@@ -283,7 +286,7 @@ func readTable(name string, limit int) (table, error) {
 		if _, ok := t.byDev[dev]; !ok {
 			t.byDev[dev] = mounted{clip(i.Source, maxText), point, clip(i.FSType, maxText), clip(i.VFSOptions, maxText)}
 		}
-		return true, len(t.byPoint) >= limit
+		return true, false
 	})
 	if err != nil {
 		return table{}, fmt.Errorf("reading mounts from %q: %w", name, err)

@@ -1,0 +1,156 @@
+package attribute
+
+import (
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const hostMounts = `27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
+22 27 0:21 / /proc rw - proc proc rw
+60 27 0:50 / /mnt/data rw - nfs4 nas.example:/exports/data rw,vers=4.2,rsize=1048576,addr=192.0.2.9
+61 27 0:51 / /mnt/v6 rw - nfs [2001:db8::1]:/exports/v6 rw,vers=3,addr=2001:db8::1
+62 27 0:52 / /var/lib/docker/volumes/shared/_data rw - nfs4 :/exports/shared rw,vers=4.1,addr=192.0.2.9
+63 27 0:53 / /mnt/ssh rw - fuse.sshfs ann@host:/srv rw,user_id=0
+64 27 0:54 / /var/lib/kubelet/pods/UID/volumes/kubernetes.io~csi/pvc-7/mount rw - ext4 /dev/sdb rw
+65 27 0:55 / /mnt/with\040space\012line rw - fuse.glusterfs gl\011uster:/v rw
+66 27 0:56 / /mnt/plain rw - fuse /dev/fuse rw
+67 27 0:50 /sub /mnt/bind rw - nfs4 nas.example:/exports/data rw,vers=4.2,addr=192.0.2.9
+`
+
+// mountHost returns a resolver on a host with these mounts, and its proc.
+func mountHost(t *testing.T) (r *Resolver, proc, root string) {
+	t.Helper()
+	proc, root = t.TempDir(), t.TempDir()
+	mkdir(t, proc, "1")
+	text := strings.ReplaceAll(hostMounts, "UID", uidP)
+	if err := os.WriteFile(filepath.Join(proc, "1/mountinfo"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return newTestResolver(t, Options{CgroupRoot: root, ProcRoot: proc}), proc, root
+}
+
+func TestMountOfTheHost(t *testing.T) {
+	r, _, _ := mountHost(t)
+	for dev, want := range map[string]Mount{
+		"254:0": {Source: "/dev/vda", Point: "/", FSType: "ext4"},
+		"0:50":  {Source: "nas.example:/exports/data", Point: "/mnt/data", FSType: "nfs4", NFSServer: "nas.example", NFSExport: "/exports/data", NFSVersion: "4.2"},
+		"0:51":  {Source: "[2001:db8::1]:/exports/v6", Point: "/mnt/v6", FSType: "nfs", NFSServer: "2001:db8::1", NFSExport: "/exports/v6", NFSVersion: "3"},
+		"0:52": {Source: ":/exports/shared", Point: "/var/lib/docker/volumes/shared/_data", FSType: "nfs4", Volume: "shared",
+			NFSServer: "192.0.2.9", NFSExport: "/exports/shared", NFSVersion: "4.1"},
+		"0:53": {Source: "ann@host:/srv", Point: "/mnt/ssh", FSType: "fuse.sshfs", FUSESubtype: "sshfs"},
+		"0:54": {Source: "/dev/sdb", Point: "/var/lib/kubelet/pods/" + uidP + "/volumes/kubernetes.io~csi/pvc-7/mount", FSType: "ext4", Volume: "pvc-7", Driver: "kubernetes.io~csi"},
+		"0:55": {Source: "gl\tuster:/v", Point: "/mnt/with space\nline", FSType: "fuse.glusterfs", FUSESubtype: "glusterfs"},
+		"0:56": {Source: "/dev/fuse", Point: "/mnt/plain", FSType: "fuse"},
+	} {
+		if got, ok := r.Mount(dev, 0); !ok || got != want {
+			t.Errorf("Mount(%s)\n got %+v, %v\nwant %+v", dev, got, ok, want)
+		}
+	}
+	for _, dev := range []string{"0:21", "0:99", "", "nonsense"} {
+		if got, ok := r.Mount(dev, 0); ok {
+			t.Errorf("Mount(%q) = %+v", dev, got)
+		}
+	}
+}
+
+func TestMountOfAContainer(t *testing.T) {
+	r, proc, root := mountHost(t)
+	id := mkdir(t, root, "docker", idA)
+	if err := r.Walk(); err != nil {
+		t.Fatal(err)
+	}
+	r.registry.put(container{id: idA, from: "test", volumes: []volume{
+		{name: "shared", driver: "local", source: "/var/lib/docker/volumes/shared/_data", destination: "/data"},
+		{source: "/mnt/ssh/dir", destination: "/ssh"},
+		{name: "one", driver: "local", source: "/var/lib/docker/volumes/one/_data", destination: "/one"},
+		{name: "two", driver: "local", source: "/var/lib/docker/volumes/two/_data", destination: "/two"},
+		{name: "inner", driver: "rclone", source: "", destination: "/inner"},
+	}})
+	// What the container mounted itself, only its own table has.
+	write := func(name, text string) {
+		t.Helper()
+		mkdir(t, filepath.Dir(name))
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(filepath.Join(root, "docker", idA, "cgroup.procs"), "77\n78\n")
+	write(filepath.Join(proc, "77/mountinfo"), "90 80 0:70 / /inner rw - fuse.rclone remote: rw\n91 80 0:50 / /here rw - nfs4 x:/y rw\n")
+
+	for dev, want := range map[string]Mount{
+		"0:52": {Source: ":/exports/shared", Point: "/data", FSType: "nfs4", Volume: "shared", Driver: "local",
+			NFSServer: "192.0.2.9", NFSExport: "/exports/shared", NFSVersion: "4.1"},
+		"0:53":  {Source: "ann@host:/srv", Point: "/ssh", FSType: "fuse.sshfs", FUSESubtype: "sshfs"},
+		"254:0": {Source: "/dev/vda", Point: "/", FSType: "ext4"}, // two volumes on it: which one cannot be told
+		"0:70":  {Source: "remote:", Point: "/inner", FSType: "fuse.rclone", Volume: "inner", Driver: "rclone", FUSESubtype: "rclone"},
+	} {
+		if got, ok := r.Mount(dev, id); !ok || got != want {
+			t.Errorf("Mount(%s)\n got %+v, %v\nwant %+v", dev, got, ok, want)
+		}
+	}
+	reads := r.mounts.reads
+	for range 100 {
+		r.Mount("0:70", id)
+		r.Mount("0:99", id)
+		r.Mount("0:99", 0)
+	}
+	if r.mounts.reads != reads {
+		t.Errorf("%d tables read for questions that were answered before", r.mounts.reads-reads)
+	}
+	r.CgroupRemoved(id, "")
+	if got, ok := r.Mount("0:52", id); !ok || got.Volume != "shared" {
+		t.Errorf("late writeback of a container that is gone: %+v, %v", got, ok)
+	}
+}
+
+func TestMountTableIsBounded(t *testing.T) {
+	var b strings.Builder
+	for i := range maxOwnMounts + 100 {
+		n := strconv.Itoa(i)
+		b.WriteString(n + " 1 0:" + n + " / /" + n + strings.Repeat("x", 3000) + " rw - tmpfs tmpfs rw\n")
+	}
+	name := filepath.Join(t.TempDir(), "mountinfo")
+	if err := os.WriteFile(name, []byte(b.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	table, err := readTable(name, maxOwnMounts)
+	if err != nil || len(table.byDev) != maxOwnMounts {
+		t.Errorf("%d devices, %v", len(table.byDev), err)
+	}
+	for point := range table.byPoint {
+		if len(point) > maxText {
+			t.Fatalf("mount point of %d bytes", len(point))
+		}
+	}
+}
+
+func TestMountNamespacesAreBounded(t *testing.T) {
+	r, _, root := mountHost(t)
+	for i := range maxNamespaces + 50 {
+		id := mkdir(t, root, "docker", strconv.Itoa(i))
+		r.CgroupCreated(id, "/docker/"+strconv.Itoa(i))
+		r.Mount("0:99", id)
+	}
+	if n := len(r.mounts.own); n > maxNamespaces {
+		t.Errorf("%d tables kept", n)
+	}
+}
+
+func TestVolumeOfAPath(t *testing.T) {
+	for path, want := range map[string][2]string{
+		"/var/lib/docker/volumes/db/_data":                                   {"db", ""},
+		"/home/a/.local/share/containers/storage/volumes/db/_data":           {"db", ""},
+		"/var/lib/kubelet/pods/u/volumes/kubernetes.io~nfs/pv-1":             {"pv-1", "kubernetes.io~nfs"},
+		"/var/lib/kubelet/pods/u/volumes/kubernetes.io~csi/pvc-2/mount/deep": {"pvc-2", "kubernetes.io~csi"},
+		"/srv/volumes/x": {"", ""},
+		"/volumes/":      {"", ""},
+		"":               {"", ""},
+	} {
+		if name, driver := pathVolume(path); name != want[0] || driver != want[1] {
+			t.Errorf("pathVolume(%q) = %q, %q; want %q", path, name, driver, want)
+		}
+	}
+}
