@@ -41,10 +41,10 @@ type ElasticsearchOptions struct {
 	RequestTimeout time.Duration // 60 s by default
 
 	// Logger gets one record when delivery starts to fail and one when it works
-	// again; nil discards them.
+	// again, once a minute at most; nil discards them.
 	Logger *slog.Logger
 
-	// Of setup only.
+	// Setup is for SetupElasticsearch only.
 	Setup ElasticsearchSetup
 
 	retry, slowRetry retryRange // tests are in a hurry
@@ -74,6 +74,7 @@ const (
 	maxBatchDocs          = 10000
 	defaultFlushInterval  = time.Second
 	defaultRequestTimeout = time.Minute
+	complaintInterval     = time.Minute
 )
 
 func (o *ElasticsearchOptions) setDefaults() error {
@@ -85,7 +86,7 @@ func (o *ElasticsearchOptions) setDefaults() error {
 	setDefault(&o.retry, retryRange{time.Second, time.Minute})
 	setDefault(&o.slowRetry, retryRange{30 * time.Second, time.Minute})
 	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
+		o.Logger = discardLogger()
 	}
 	switch {
 	case o.SpoolBytes < 0 || o.QueueBytes < 0 || o.BatchBytes < 0 || o.FlushInterval < 0 || o.RequestTimeout < 0:
@@ -97,6 +98,8 @@ func (o *ElasticsearchOptions) setDefaults() error {
 	}
 	return nil
 }
+
+func discardLogger() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 func setDefault[T comparable](v *T, def T) {
 	var zero T
@@ -176,6 +179,8 @@ type Elasticsearch struct {
 	spoolTurn  bool
 	failing    bool
 	spoolBad   bool
+	complained time.Time // when the log was last told of a failure
+	complaint  bool      // the log was told of this one
 	fast, slow *backoff.ExponentialBackOff
 	tick       *time.Ticker
 }
@@ -714,7 +719,10 @@ func (e *Elasticsearch) recovered() {
 	e.stats.Failing, e.stats.LastError = false, ""
 	pending := e.stats
 	e.mu.Unlock()
-	e.log.Info("shipping works again", "server", e.srv.String(), "spool bytes", pending.SpoolBytes)
+	if e.complaint {
+		e.log.Info("shipping works again", "server", e.srv.String(), "spool bytes", pending.SpoolBytes)
+	}
+	e.complaint = false
 }
 
 // troubled says that delivery fails, once, and waits. Meanwhile the queue
@@ -728,8 +736,10 @@ func (e *Elasticsearch) troubled(ctx context.Context, r *bulkResult, n int) {
 	changed := !e.failing || e.stats.LastError != text
 	e.stats.Failing, e.stats.LastError = true, text
 	e.mu.Unlock()
-	if changed && (!e.failing || r.whole.verdict == verdictConfig) {
+	// A server that comes and goes must not fill the log.
+	if now := time.Now(); changed && now.Sub(e.complained) > complaintInterval {
 		e.log.Error("shipping fails", "error", text, "documents waiting", n)
+		e.complained, e.complaint = now, true
 	}
 	e.failing = true
 	wait := e.fast.NextBackOff()

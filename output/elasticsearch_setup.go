@@ -1,4 +1,388 @@
 package output
 
-// ElasticsearchSetup says what SetupElasticsearch does besides templates.
-type ElasticsearchSetup struct{}
+import (
+	"bytes"
+	"context"
+	"embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"mime/multipart"
+	"net/http"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/elastic/go-elasticsearch/v9/esapi"
+)
+
+// elasticFiles hold the templates for a current Elasticsearch; adapt makes
+// them fit the others.
+//
+//go:embed elastic/component/*.json elastic/index/*.json elastic/lifecycle/*.json elastic/kibana.ndjson
+var elasticFiles embed.FS
+
+// ElasticsearchSetup says what SetupElasticsearch installs besides templates.
+type ElasticsearchSetup struct {
+	// RetentionDays is for how many days documents are kept: 14 by default,
+	// negative for ever.
+	RetentionDays int
+	// KibanaURL is that of Kibana or OpenSearch Dashboards; empty: no dashboard
+	// is installed.
+	KibanaURL string
+}
+
+const (
+	defaultRetentionDays = 14
+	lifecyclePolicy      = "iotrace"
+	setupTimeout         = 2 * time.Minute
+	timeSeriesComponent  = "iotrace@timeseries"
+)
+
+// KibanaDashboard returns the dashboard as saved objects, for importing by
+// hand into Kibana or OpenSearch Dashboards.
+func KibanaDashboard() []byte {
+	b, err := elasticFiles.ReadFile("elastic/kibana.ndjson")
+	if err != nil {
+		panic(err) // it is part of the program
+	}
+	return b
+}
+
+// SetupElasticsearch installs component and index templates, lifecycle and,
+// given a Kibana URL, the dashboard. It can be repeated, and needs the cluster
+// privileges monitor, manage_index_templates and manage_ilm. What it does is
+// told on progress, line by line.
+func SetupElasticsearch(ctx context.Context, opt ElasticsearchOptions, progress io.Writer) error {
+	if err := opt.setDefaults(); err != nil {
+		return err
+	}
+	setDefault(&opt.Setup.RetentionDays, defaultRetentionDays)
+	c, err := newESClient(opt.URLs, opt.Credentials, opt.Flavour, opt.Logger)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	ctx, cancel := context.WithTimeout(ctx, setupTimeout)
+	defer cancel()
+	srv, err := c.detect(ctx)
+	if err != nil {
+		return fmt.Errorf("elasticsearch setup: %w", err)
+	}
+	if err := c.askNodes(ctx, srv); err != nil {
+		return fmt.Errorf("elasticsearch setup: %w", err)
+	}
+	s := &setup{c: c, srv: srv, opt: opt.Setup, out: progress}
+	s.say("server: %v", srv)
+	if srv.flavour == FlavourElasticsearch && srv.version != "" && !srv.atLeast(7, 16) || srv.flavour == FlavourOpenSearch && srv.major == 1 && srv.minor == 0 {
+		return fmt.Errorf("elasticsearch setup: %v is too old for data streams as used here", srv)
+	}
+	if err := errors.Join(s.lifecycle(ctx), s.templates(ctx)); err != nil {
+		return fmt.Errorf("elasticsearch setup: %w", err)
+	}
+	if opt.Setup.KibanaURL == "" {
+		s.say("dashboard: not installed, no Kibana URL given")
+		return nil
+	}
+	if err := s.dashboard(ctx, opt.Credentials); err != nil {
+		return fmt.Errorf("elasticsearch setup: %w", err)
+	}
+	return nil
+}
+
+type setup struct {
+	c      *esClient
+	srv    *esServer
+	opt    ElasticsearchSetup
+	out    io.Writer
+	policy string // ILM policy that templates name
+}
+
+func (s *setup) say(format string, args ...any) {
+	fmt.Fprintf(s.out, format+"\n", args...)
+}
+
+// dataStreamLifecycle tells whether templates may carry the lifecycle
+// themselves.
+func (s *setup) dataStreamLifecycle() bool {
+	return s.srv.flavour == FlavourServerless ||
+		s.srv.flavour == FlavourElasticsearch && (s.srv.version == "" || s.srv.atLeast(8, 14)) && !s.srv.lacks("data-streams")
+}
+
+// retention is the age at which documents go.
+func (s *setup) retention() string { return fmt.Sprintf("%dd", s.opt.RetentionDays) }
+
+// lifecycle installs a policy where templates cannot carry the lifecycle. A
+// server without such policies keeps documents until somebody deletes them;
+// that is said, not fatal.
+func (s *setup) lifecycle(ctx context.Context) error {
+	switch {
+	case s.opt.RetentionDays < 0:
+		s.say("lifecycle: documents are kept for ever")
+		return nil
+	case s.dataStreamLifecycle():
+		return nil // templates say so
+	}
+	file, what, api := "ilm.json", "ILM policy", "/_ilm/policy/"
+	if s.srv.flavour == FlavourOpenSearch {
+		file, what, api = "ism.json", "ISM policy", "/_plugins/_ism/policies/"
+	}
+	body, err := elasticFiles.ReadFile("elastic/lifecycle/" + file)
+	if err != nil {
+		return err
+	}
+	body = bytes.ReplaceAll(body, []byte(`"14d"`), []byte(`"`+s.retention()+`"`))
+	rep, err := s.do(ctx, http.MethodPut, api+lifecyclePolicy, body)
+	if err != nil {
+		return err
+	}
+	switch {
+	case rep.status < 300:
+		if s.srv.flavour == FlavourElasticsearch {
+			s.policy = lifecyclePolicy
+		}
+		s.say("%s %s: installed, documents are kept for %d days", what, lifecyclePolicy, s.opt.RetentionDays)
+		return nil
+	case rep.status == http.StatusConflict:
+		// ISM replaces a policy only for who names its sequence number.
+		s.say("%s %s: there is one already, left alone", what, lifecyclePolicy)
+		return nil
+	case rep.status == http.StatusBadRequest && bytes.Contains(rep.body, []byte("no handler found")), rep.status == http.StatusNotFound, rep.status == http.StatusMethodNotAllowed:
+		s.say("%s: this server has no such thing; documents are kept until you delete them", what)
+		return nil
+	}
+	return rep.failure("installing " + what)
+}
+
+func (s *setup) do(ctx context.Context, method, path string, body []byte) (*reply, error) {
+	req, err := http.NewRequestWithContext(ctx, method, path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	res, err := s.c.Perform(req)
+	if err != nil {
+		return nil, err
+	}
+	return readReply(&esapi.Response{StatusCode: res.StatusCode, Header: res.Header, Body: res.Body})
+}
+
+// templates installs the component templates, then the index templates, which
+// must find them.
+func (s *setup) templates(ctx context.Context) error {
+	for _, dir := range []string{"component", "index"} {
+		files, err := fs.Glob(elasticFiles, "elastic/"+dir+"/*.json")
+		if err != nil {
+			return err
+		}
+		for _, file := range files {
+			name := strings.TrimSuffix(path.Base(file), ".json")
+			if name == timeSeriesComponent && !s.srv.timeSeries() {
+				continue
+			}
+			raw, err := elasticFiles.ReadFile(file)
+			if err != nil {
+				return err
+			}
+			body, err := s.adapt(raw)
+			if err != nil {
+				return fmt.Errorf("template %s: %w", name, err)
+			}
+			var res *esapi.Response
+			if dir == "component" {
+				res, err = esapi.ClusterPutComponentTemplateRequest{Name: name, Body: bytes.NewReader(body)}.Do(ctx, s.c)
+			} else {
+				res, err = esapi.IndicesPutIndexTemplateRequest{Name: name, Body: bytes.NewReader(body)}.Do(ctx, s.c)
+			}
+			if err != nil {
+				return fmt.Errorf("installing %s template %s: %w", dir, name, err)
+			}
+			rep, err := readReply(res)
+			if err != nil {
+				return fmt.Errorf("installing %s template %s: %w", dir, name, err)
+			}
+			if rep.status != http.StatusOK {
+				return rep.failure("installing " + dir + " template " + name)
+			}
+			s.say("%s template %s: installed", dir, name)
+		}
+	}
+	if s.srv.timeSeries() {
+		s.say("metrics-%s-*: time series", DatasetIO)
+	} else {
+		s.say("metrics-%s-*: plain data streams, this server has no time series", DatasetIO)
+	}
+	return nil
+}
+
+// adapt makes a template fit the server.
+func (s *setup) adapt(raw []byte) ([]byte, error) {
+	var t map[string]any
+	if err := json.Unmarshal(raw, &t); err != nil {
+		return nil, err
+	}
+	s.adaptFields(t)
+	if parts, ok := t["composed_of"].([]any); ok && !s.srv.timeSeries() {
+		t["composed_of"] = slices.DeleteFunc(parts, func(v any) bool { return v == timeSeriesComponent })
+	}
+	body, _ := t["template"].(map[string]any)
+	if body == nil {
+		return nil, errors.New("no object called template")
+	}
+	if lc, ok := body["lifecycle"].(map[string]any); ok {
+		switch {
+		case !s.dataStreamLifecycle() || s.opt.RetentionDays < 0:
+			delete(body, "lifecycle")
+		default:
+			lc["data_retention"] = s.retention()
+		}
+		if s.policy != "" {
+			body["settings"] = map[string]any{"index": map[string]any{"lifecycle": map[string]any{"name": s.policy}}}
+		}
+	}
+	if settings, ok := body["settings"].(map[string]any); ok {
+		if index, ok := settings["index"].(map[string]any); ok && index["mode"] != nil && s.srv.lacks("data-streams") {
+			// The module of that name fills the routing path from the mapping
+			// and owns look_back_time.
+			delete(index, "look_back_time")
+			paths, err := dimensionPaths()
+			if err != nil {
+				return nil, err
+			}
+			index["routing_path"] = paths
+		}
+	}
+	return json.Marshal(t)
+}
+
+// adaptFields replaces, in a tree of mappings, what the server does not have.
+func (s *setup) adaptFields(v any) {
+	switch v := v.(type) {
+	case []any:
+		for _, e := range v {
+			s.adaptFields(e)
+		}
+	case map[string]any:
+		if !s.srv.timeSeries() {
+			delete(v, "time_series_metric")
+			delete(v, "time_series_dimension")
+		}
+		switch kind, _ := v["type"].(string); {
+		case kind == "constant_keyword" && (s.srv.lacks("constant-keyword") || s.srv.flavour == FlavourOpenSearch):
+			// OpenSearch has the type too, but not one that learns its value
+			// from the first document.
+			v["type"] = "keyword"
+		case kind == "flattened" && s.srv.flavour == FlavourOpenSearch:
+			v["type"] = "flat_object"
+			if s.srv.version != "" && !s.srv.atLeast(2, 7) {
+				v["type"] = "object"
+				v["enabled"] = false // kept, not searchable
+			}
+		}
+		for _, e := range v {
+			s.adaptFields(e)
+		}
+	}
+}
+
+// mappedFields returns the mapping of every field of documents by path.
+func mappedFields() (map[string]map[string]any, error) {
+	all := make(map[string]map[string]any)
+	var walk func(prefix string, properties map[string]any)
+	walk = func(prefix string, properties map[string]any) {
+		for name, v := range properties {
+			field, _ := v.(map[string]any)
+			if sub, ok := field["properties"].(map[string]any); ok {
+				walk(prefix+name+".", sub)
+				continue
+			}
+			all[prefix+name] = field
+		}
+	}
+	for _, name := range []string{"iotrace@ecs", "iotrace@fields"} {
+		raw, err := elasticFiles.ReadFile("elastic/component/" + name + ".json")
+		if err != nil {
+			return nil, err
+		}
+		var t struct {
+			Template struct {
+				Mappings struct {
+					Properties map[string]any `json:"properties"`
+				} `json:"mappings"`
+			} `json:"template"`
+		}
+		if err := json.Unmarshal(raw, &t); err != nil {
+			return nil, fmt.Errorf("template %s: %w", name, err)
+		}
+		walk("", t.Template.Mappings.Properties)
+	}
+	return all, nil
+}
+
+// dimensionPaths returns the fields that tell series apart.
+func dimensionPaths() ([]string, error) {
+	fields, err := mappedFields()
+	if err != nil {
+		return nil, err
+	}
+	var paths []string
+	for path, f := range fields {
+		if f["time_series_dimension"] == true {
+			paths = append(paths, path)
+		}
+	}
+	slices.Sort(paths)
+	return paths, nil
+}
+
+// dashboard imports the saved objects.
+func (s *setup) dashboard(ctx context.Context, cred ElasticsearchCredentials) error {
+	c, err := newESClient([]string{s.opt.KibanaURL}, cred, FlavourAuto, discardLogger())
+	if err != nil {
+		return fmt.Errorf("kibana: %w", err)
+	}
+	defer c.close()
+	var body bytes.Buffer
+	form := multipart.NewWriter(&body)
+	part, err := form.CreateFormFile("file", "iotrace.ndjson")
+	if err != nil {
+		return err
+	}
+	if _, err := part.Write(KibanaDashboard()); err != nil {
+		return err
+	}
+	if err := form.Close(); err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "/api/saved_objects/_import?overwrite=true", &body)
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", form.FormDataContentType())
+	// Both products refuse requests that a web page could make.
+	req.Header.Set("kbn-xsrf", "iotrace-bpf")
+	req.Header.Set("osd-xsrf", "iotrace-bpf")
+	res, err := c.Perform(req)
+	if err != nil {
+		return fmt.Errorf("importing dashboard: %w", err)
+	}
+	rep, err := readReply(&esapi.Response{StatusCode: res.StatusCode, Header: res.Header, Body: res.Body})
+	if err != nil {
+		return fmt.Errorf("importing dashboard: %w", err)
+	}
+	if rep.status != http.StatusOK {
+		return rep.failure("importing dashboard")
+	}
+	var result struct {
+		Success      bool `json:"success"`
+		SuccessCount int  `json:"successCount"`
+	}
+	if err := json.Unmarshal(rep.body, &result); err != nil || !result.Success {
+		return &statusError{what: "importing dashboard", status: rep.status, reason: cut(string(rep.body), 300)}
+	}
+	s.say("dashboard: %d saved objects imported", result.SuccessCount)
+	return nil
+}

@@ -1,0 +1,402 @@
+package output
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"mime"
+	"mime/multipart"
+	"net/http"
+	"net/http/httptest"
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// jsonPaths returns the path of every leaf that a value of type t may have in
+// JSON; a map is a leaf.
+func jsonPaths(t reflect.Type, prefix string) []string {
+	switch t.Kind() {
+	case reflect.Pointer, reflect.Slice:
+		return jsonPaths(t.Elem(), prefix)
+	case reflect.Struct:
+		var paths []string
+		for f := range t.Fields() {
+			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+			paths = append(paths, jsonPaths(f.Type, prefix+"."+name)...)
+		}
+		return paths
+	}
+	return []string{strings.TrimPrefix(prefix, ".")}
+}
+
+// TestElasticTemplatesCoverDocuments wants a mapping for every field that a
+// document can have, of a type that fits, and no others.
+func TestElasticTemplatesCoverDocuments(t *testing.T) {
+	fields, err := mappedFields()
+	if err != nil {
+		t.Fatal(err)
+	}
+	paths := jsonPaths(reflect.TypeFor[document](), "")
+	if len(paths) < 100 {
+		t.Fatalf("only %d fields found in documents", len(paths))
+	}
+	for _, p := range paths {
+		if fields[p] == nil {
+			t.Errorf("document field %q has no mapping", p)
+		}
+	}
+	for p, f := range fields {
+		if !slices.Contains(paths, p) {
+			t.Errorf("mapping of %q, which no document has", p)
+		}
+		if f["time_series_dimension"] == true && f["time_series_metric"] != nil {
+			t.Errorf("%q is dimension and metric", p)
+		}
+	}
+}
+
+// TestElasticDimensionsTellDocumentsApart: two documents of an interval with
+// the same dimensions would be one to a time series stream.
+func TestElasticDimensionsTellDocumentsApart(t *testing.T) {
+	dims, err := dimensionPaths()
+	if err != nil {
+		t.Fatal(err)
+	}
+	iv := elasticInterval(time.Unix(1700000000, 0), 7)
+	for _, by := range [][]Key{{KeyContainer}, {KeyProject}, {KeyService}, {KeyCgroup}, {KeyProcess}, {KeyDevice}, {KeyMount}, {KeyHost}, {KeySource},
+		{KeyOp}, {KeyImage}, {KeyPod}, {KeyNamespace}, {KeyNFSServer}, {KeyContainer, KeyDevice}, {KeyProject, KeyOp}, {KeyLabel("team")}} {
+		for _, top := range []int{0, 2} {
+			r := Group(iv, GroupOptions{By: by, Top: top, Stacked: true})
+			seen := make(map[string]string)
+			n := 0
+			for d := range Documents(r, iv, NDJSONOptions{}) {
+				if d.Dataset != DatasetIO {
+					continue
+				}
+				n++
+				var tree map[string]any
+				if err := json.Unmarshal(d.Line, &tree); err != nil {
+					t.Fatal(err)
+				}
+				var key []string
+				for _, p := range dims {
+					key = append(key, fmt.Sprint(lookup(tree, p)))
+				}
+				k := strings.Join(key, "|")
+				if other, ok := seen[k]; ok {
+					t.Errorf("by %v: same dimensions %s for\n%s%s", by, k, other, d.Line)
+				}
+				seen[k] = string(d.Line)
+			}
+			if n == 0 {
+				t.Errorf("by %v: no documents", by)
+			}
+		}
+	}
+}
+
+func lookup(tree map[string]any, path string) any {
+	var v any = tree
+	for name := range strings.SplitSeq(path, ".") {
+		m, ok := v.(map[string]any)
+		if !ok {
+			return nil
+		}
+		v = m[name]
+	}
+	return v
+}
+
+// elasticInterval makes I/O of several projects on a disk, on the same disk as
+// seen through a stacked device, and on NFS. The amounts depend on seed.
+func elasticInterval(end time.Time, seed uint64) *Interval {
+	iv := &Interval{Start: end.Add(-time.Second), End: end, Host: Host{Name: "host-1", ID: "0123456789abcdef", Kernel: "6.12.0"},
+		Sources: []SourceStatus{{Source: SourceBlock, Attached: true, Hook: "raw_tp/block_rq_issue"}, {Source: SourceFUSE, Reason: "no module"}},
+		Lost:    Lost{Latencies: 1}, Self: Self{CPUNanos: 1000, RSSBytes: 1 << 20}}
+	add := func(s Sample, n uint64) {
+		s.Level = LevelWire
+		s.Write = Amount{Bytes: n * 4096, Ops: n, Latency: Latency{Buckets: []Bucket{{UpTo: 1 << 20, Count: n}}, Sum: n << 19, Max: 1 << 20}}
+		s.Read = Amount{Bytes: n * 512, Ops: n/2 + 1}
+		s.Basis = BasisBytes{Dirtier: s.Write.Bytes, Task: s.Read.Bytes}
+		iv.Samples = append(iv.Samples, s)
+	}
+	for p := range uint64(3) {
+		for c := range uint64(4) {
+			s := Sample{Source: SourceBlock, Owner: OwnerContainer, Project: fmt.Sprint("project-", p), ProjectRule: "compose", Service: fmt.Sprint("service-", c),
+				Container: Container{ID: fmt.Sprintf("%064x", p*16+c+1), Name: fmt.Sprintf("p%d-c%d", p, c), Runtime: "docker", Image: "app", ImageTag: "1",
+					Labels: map[string]string{"com.docker.compose.project": fmt.Sprint("project-", p), "team": fmt.Sprint("team-", c%2), "secret": "no"}},
+				Cgroup: Cgroup{ID: 1<<63 + p*16 + c, Path: fmt.Sprintf("/docker/%d-%d", p, c)}, Process: Process{PID: uint32(100*p + c + 1), Name: "app"}}
+			s.Device = Device{ID: "8:0", Name: "sda"}
+			add(s, seed+p*31+c)
+			s.Device = Device{ID: "253:0", Name: "dm-0", Stacked: true}
+			add(s, seed+p*31+c)
+			s.Source, s.Device = SourceNFS, Device{ID: "0:52"}
+			s.Mount = Mount{Source: fmt.Sprintf("nas:/vol%d", c%2), Point: "/data", FSType: "nfs4", Volume: fmt.Sprint("vol", c%2), NFSServer: "nas", NFSExport: "/vol", NFSVersion: "4.2"}
+			add(s, seed+p*17+c)
+		}
+	}
+	add(Sample{Source: SourceBlock, Owner: OwnerUnattributed, Device: Device{ID: "8:0", Name: "sda"}}, seed)
+	add(Sample{Source: SourceBlock, Owner: OwnerUnit, Unit: "cron.service", Cgroup: Cgroup{ID: 77, Path: "/system.slice/cron.service"}, Device: Device{ID: "8:0", Name: "sda"}}, seed)
+	return iv
+}
+
+// fakeCluster answers setup requests and keeps the bodies.
+type fakeCluster struct {
+	*httptest.Server
+	info    string
+	modules string
+	answer  map[string]int // path -> status
+	mu      sync.Mutex
+	got     map[string]string
+	header  http.Header
+}
+
+func newFakeCluster(t *testing.T, info, modules string) *fakeCluster {
+	f := &fakeCluster{info: info, modules: modules, answer: map[string]int{}, got: make(map[string]string)}
+	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		w.Header().Set("Content-Type", "application/json")
+		switch {
+		case r.URL.Path == "/":
+			io.WriteString(w, f.info)
+		case strings.HasPrefix(r.URL.Path, "/_nodes/"):
+			io.WriteString(w, f.modules)
+		case r.URL.Path == "/api/saved_objects/_import":
+			f.header = r.Header
+			_, params, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
+			form, err := multipart.NewReader(r.Body, params["boundary"]).ReadForm(1 << 20)
+			if err != nil || len(form.File["file"]) != 1 {
+				http.Error(w, "no file", http.StatusBadRequest)
+				return
+			}
+			file, _ := form.File["file"][0].Open()
+			b, _ := io.ReadAll(file)
+			f.got[r.URL.Path] = string(b)
+			if f.answer[r.URL.Path] == 0 {
+				io.WriteString(w, `{"success":true,"successCount":13}`)
+			} else {
+				io.WriteString(w, `{"success":false,"errors":[{"error":{"type":"conflict"}}]}`)
+			}
+		default:
+			b, _ := io.ReadAll(r.Body)
+			f.got[r.URL.Path] = string(b)
+			if s := f.answer[r.URL.Path]; s != 0 {
+				w.WriteHeader(s)
+				if s >= 300 {
+					io.WriteString(w, `{"error":{"type":"x","reason":"no handler found for uri"}}`)
+					return
+				}
+			}
+			io.WriteString(w, `{"acknowledged":true}`)
+		}
+	}))
+	t.Cleanup(f.Server.Close)
+	return f
+}
+
+func (f *fakeCluster) setup(t *testing.T, s ElasticsearchSetup) (progress string, err error) {
+	var out bytes.Buffer
+	err = SetupElasticsearch(t.Context(), ElasticsearchOptions{URLs: []string{f.URL}, Setup: s}, &out)
+	return out.String(), err
+}
+
+func TestElasticsearchSetupCurrent(t *testing.T) {
+	f := newFakeCluster(t, infoES8, `{"nodes":{"a":{"version":"8.19.16","modules":[{"name":"data-streams"},{"name":"constant-keyword"}]}}}`)
+	out, err := f.setup(t, ElasticsearchSetup{RetentionDays: 3, KibanaURL: f.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ts := f.got["/_component_template/iotrace@timeseries"]
+	if !strings.Contains(ts, `"mode":"time_series"`) || !strings.Contains(ts, `"look_back_time":"7d"`) || strings.Contains(ts, "routing_path") {
+		t.Errorf("time series settings: %s", ts)
+	}
+	io := f.got["/_index_template/metrics-iotrace.io"]
+	if !strings.Contains(io, `"data_retention":"3d"`) || !strings.Contains(io, "iotrace@timeseries") {
+		t.Errorf("index template: %s", io)
+	}
+	if !strings.Contains(f.got["/_component_template/iotrace@fields"], `"time_series_dimension":true`) ||
+		!strings.Contains(f.got["/_component_template/iotrace@ecs"], `"constant_keyword"`) {
+		t.Error("fields are not what a time series needs")
+	}
+	for path := range f.got {
+		if strings.Contains(path, "_ilm") || strings.Contains(path, "_plugins") {
+			t.Errorf("unneeded policy %s", path)
+		}
+	}
+	if f.got["/api/saved_objects/_import"] != string(KibanaDashboard()) || f.header.Get("kbn-xsrf") == "" || f.header.Get("osd-xsrf") == "" {
+		t.Errorf("dashboard is not imported: %v", f.header)
+	}
+	if !strings.Contains(out, "13 saved objects imported") || !strings.Contains(out, "elasticsearch 8.19.16") {
+		t.Errorf("progress: %s", out)
+	}
+	f.answer["/api/saved_objects/_import"] = 1
+	if _, err := f.setup(t, ElasticsearchSetup{KibanaURL: f.URL}); err == nil || !strings.Contains(err.Error(), "conflict") {
+		t.Errorf("import with errors: %v", err)
+	}
+	f.answer["/_index_template/metrics-iotrace.io"] = 403
+	if _, err := f.setup(t, ElasticsearchSetup{}); err == nil || !strings.Contains(err.Error(), "metrics-iotrace.io: server said 403") {
+		t.Errorf("template refused: %v", err)
+	}
+}
+
+func TestElasticsearchSetupOlder(t *testing.T) {
+	f := newFakeCluster(t, `{"version":{"number":"7.17.29"}}`, `{}`)
+	if _, err := f.setup(t, ElasticsearchSetup{RetentionDays: 5}); err != nil {
+		t.Fatal(err)
+	}
+	if p := f.got["/_ilm/policy/iotrace"]; !strings.Contains(p, `"5d"`) || strings.Contains(p, `"14d"`) {
+		t.Errorf("policy: %s", p)
+	}
+	all := fmt.Sprint(f.got)
+	for _, bad := range []string{"time_series", "data_retention", "iotrace@timeseries"} {
+		if strings.Contains(all, bad) {
+			t.Errorf("%q is sent to a server that does not know it", bad)
+		}
+	}
+	if io := f.got["/_index_template/metrics-iotrace.io"]; !strings.Contains(io, `"lifecycle":{"name":"iotrace"}`) {
+		t.Errorf("template does not name the policy: %s", io)
+	}
+
+	old := newFakeCluster(t, `{"version":{"number":"7.9.3"}}`, `{}`)
+	if _, err := old.setup(t, ElasticsearchSetup{}); err == nil || !strings.Contains(err.Error(), "too old") {
+		t.Errorf("7.9: %v", err)
+	}
+}
+
+func TestElasticsearchSetupOpenSearch(t *testing.T) {
+	f := newFakeCluster(t, infoOpenSearch, `{}`)
+	if _, err := f.setup(t, ElasticsearchSetup{}); err != nil {
+		t.Fatal(err)
+	}
+	all := fmt.Sprint(f.got)
+	for _, bad := range []string{"time_series", "data_retention", "flattened", `"type":"object"`, "constant_keyword"} {
+		if strings.Contains(all, bad) {
+			t.Errorf("%q is sent to OpenSearch", bad)
+		}
+	}
+	if !strings.Contains(all, "flat_object") || !strings.Contains(f.got["/_plugins/_ism/policies/iotrace"], `"14d"`) {
+		t.Errorf("sent: %s", all)
+	}
+	for status, want := range map[int]string{400: "no such thing", 409: "left alone"} {
+		f.answer["/_plugins/_ism/policies/iotrace"] = status
+		if out, err := f.setup(t, ElasticsearchSetup{}); err != nil || !strings.Contains(out, want) {
+			t.Errorf("policy answered with %d: %v, progress %s", status, err, out)
+		}
+	}
+	f.answer["/_plugins/_ism/policies/iotrace"] = 500
+	if _, err := f.setup(t, ElasticsearchSetup{}); err == nil {
+		t.Error("policy answered with 500: no error")
+	}
+	older := newFakeCluster(t, `{"version":{"number":"2.5.0","distribution":"opensearch"}}`, `{}`)
+	if _, err := older.setup(t, ElasticsearchSetup{RetentionDays: -1}); err != nil {
+		t.Fatal(err)
+	}
+	if all := fmt.Sprint(older.got); strings.Contains(all, "flat_object") || strings.Contains(all, "constant_keyword") || strings.Contains(all, "_ism") {
+		t.Errorf("sent to 2.5: %s", all)
+	}
+}
+
+// savedObject is a line of the dashboard file.
+type savedObject struct {
+	ID, Type   string
+	Attributes struct {
+		Title, VisState, PanelsJSON string
+		Columns                     []string
+		Meta                        struct{ SearchSourceJSON string } `json:"kibanaSavedObjectMeta"`
+	}
+	References []struct{ Name, Type, ID string }
+}
+
+type visAgg struct {
+	ID, Type, Schema string
+	Params           struct {
+		Field, OrderBy string
+		Size           int
+	}
+}
+
+func savedObjects(t *testing.T) map[string]savedObject {
+	objects := make(map[string]savedObject)
+	for line := range bytes.Lines(KibanaDashboard()) {
+		var o savedObject
+		dec := json.NewDecoder(bytes.NewReader(line))
+		if err := dec.Decode(&o); err != nil {
+			t.Fatal(err)
+		}
+		objects[o.Type+"/"+o.ID] = o
+	}
+	return objects
+}
+
+// TestKibanaDashboard checks that every reference leads somewhere and every
+// field exists. That its aggregations work is asked from real servers.
+func TestKibanaDashboard(t *testing.T) {
+	fields, err := mappedFields()
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects := savedObjects(t)
+	panels := 0
+	for name, o := range objects {
+		for _, r := range o.References {
+			if _, ok := objects[r.Type+"/"+r.ID]; !ok {
+				t.Errorf("%s refers to %s/%s, which is not there", name, r.Type, r.ID)
+			}
+		}
+		switch o.Type {
+		case "visualization":
+			var vis struct {
+				Aggs   []visAgg
+				Params struct {
+					SeriesParams []struct{ Data struct{ ID string } }
+				}
+			}
+			if err := json.Unmarshal([]byte(o.Attributes.VisState), &vis); err != nil {
+				t.Fatalf("%s: %v", name, err)
+			}
+			for _, a := range vis.Aggs {
+				f := fields[a.Params.Field]
+				if f == nil {
+					t.Errorf("%s: no field %q", name, a.Params.Field)
+				}
+				if kind := f["type"]; (a.Type == "sum" || a.Type == "max") != (kind == "long") {
+					t.Errorf("%s: %s of %s field %q", name, a.Type, kind, a.Params.Field)
+				}
+			}
+			for _, s := range vis.Params.SeriesParams {
+				if !slices.ContainsFunc(vis.Aggs, func(a visAgg) bool { return a.ID == s.Data.ID && a.Schema == "metric" }) {
+					t.Errorf("%s: a series without metric %s", name, s.Data.ID)
+				}
+			}
+		case "search":
+			for _, c := range o.Attributes.Columns {
+				if fields[c] == nil {
+					t.Errorf("%s: no field %q", name, c)
+				}
+			}
+		case "dashboard":
+			var list []struct{ PanelRefName string }
+			if err := json.Unmarshal([]byte(o.Attributes.PanelsJSON), &list); err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range list {
+				panels++
+				if !slices.ContainsFunc(o.References, func(r struct{ Name, Type, ID string }) bool { return r.Name == p.PanelRefName }) {
+					t.Errorf("panel %q has no reference", p.PanelRefName)
+				}
+			}
+		}
+		if src := o.Attributes.Meta.SearchSourceJSON; src != "" && !json.Valid([]byte(src)) {
+			t.Errorf("%s: search source is no JSON", name)
+		}
+	}
+	if panels != 9 {
+		t.Errorf("dashboard has %d panels, want 9", panels)
+	}
+}
