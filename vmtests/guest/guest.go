@@ -57,6 +57,9 @@ func (g *Guest) Try(program string, args ...string) (string, error) {
 func (g *Guest) Modprobe(modules ...string) {
 	g.Helper()
 	for _, m := range modules {
+		if exists("/sys/module/" + strings.ReplaceAll(m, "-", "_")) {
+			continue // loaded, or built in and unknown to modprobe
+		}
 		g.Exec("modprobe", m)
 	}
 }
