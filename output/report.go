@@ -330,6 +330,7 @@ func (r *HTMLReport) addMeta(iv *Interval) {
 	r.lost.Notices += l.Notices
 	r.lost.Latencies += l.Latencies
 	r.lost.Groups += l.Groups
+	r.lost.Bytes += l.Bytes
 	r.lost.Walks += l.Walks
 	r.lost.Misses += l.Misses
 	r.lost.Exports += l.Exports

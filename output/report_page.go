@@ -2,6 +2,7 @@ package output
 
 import (
 	"bufio"
+	"cmp"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
@@ -91,8 +92,9 @@ type plainTable struct {
 }
 
 const (
-	nameShown = 80  // characters of a name in sight
-	nameFull  = 600 // characters of it when pointed at
+	nameShown   = 80  // cells of a name in sight
+	legendShown = 40  // of a name beside a chart
+	nameFull    = 600 // characters of it when pointed at
 )
 
 // safeName prepares outside text for the page.
@@ -330,8 +332,11 @@ func (r *HTMLReport) notices() []notice {
 			what = append(what, row[2]+" "+strings.ToLower(row[0]))
 		}
 		exact := "Bytes and operations are exact all the same."
-		if l := r.lost; l.Groups+l.Walks+l.Misses > 0 {
-			exact = "That touches the numbers below: see “What was lost”."
+		switch l := &r.lost; {
+		case l.Bytes+l.Misses > 0:
+			exact = "The totals below are short by that: see “What was lost”."
+		case l.Groups+l.Walks > 0:
+			exact = "Totals are exact, but not everything is under its owner: see “What was lost”."
 		}
 		warn("Lost between %s and %s: %s. %s", r.when(r.lostFirst), r.when(r.lostLast), strings.Join(what, ", "), exact)
 	}
@@ -414,6 +419,10 @@ func (r *HTMLReport) charts() []*chart {
 // rates turns bytes into bytes per second of what was recorded.
 func (r *HTMLReport) rates(class, text string, bins []reportBytes, sum uint64, of func(reportBytes) uint64) series {
 	n := safeName(text)
+	if short := FitText(text, legendShown); short != n.Text {
+		n.Full = cmp.Or(n.Full, n.Text)
+		n.Text = short
+	}
 	s := series{class: class, name: n.Text, hint: n.Full, bytes: sum, values: make([]float64, len(r.bins))}
 	for i, b := range bins {
 		s.values[i] = float64(of(b)) / seconds(r.bins[i].covered)
@@ -662,6 +671,7 @@ func (r *HTMLReport) lostTable() plainTable {
 		{"Notices", "container or vxlan events are missing; totals are exact", l.Notices},
 		{"Latencies", "requests are counted, but not in the quantiles: their start was not seen", l.Latencies},
 		{"Groups", "requests are counted under " + textOther + ": the kernel's table was full", l.Groups},
+		{"Bytes", "these bytes could not be booked at all: the totals are too small by them", l.Bytes},
 		{"Walks", "requests with very many owners: part of their bytes may be under a neighbour's name", l.Walks},
 		{"Misses", "the kernel skipped a probe: requests may be missing from the totals", l.Misses},
 		{"Exports", "an output did not deliver; the totals here are exact", l.Exports},
