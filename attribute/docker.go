@@ -23,7 +23,7 @@ import (
 
 const (
 	listTime     = 20 * time.Second       // an engine with thousands of containers takes seconds
-	pingTime     = 30 * time.Second       // between two looks whether the engine is well
+	pingTime     = 10 * time.Second       // between two looks whether the engine is well
 	listAgain    = 5 * time.Minute        // the list is the truth, events may get lost
 	inspectDelay = 250 * time.Millisecond // who is gone by then was named by its event
 	maxInspects  = 1024                   // waiting

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -205,4 +207,75 @@ func TestDocker(t *testing.T) {
 		id := e.Run(t, append([]string{"--name", "reborn"}, sleep...)...)
 		enginetest.Poll(t, patience, "named by the engine that came back", func() bool { return ownerOf(t, e, r, id).ContainerName == "reborn" })
 	})
+}
+
+// Containers that live for milliseconds are named by what the engine's events
+// said of them, and by nothing else: they are gone before they can be asked for.
+func TestDockerShortLives(t *testing.T) {
+	e := enginetest.Start(t)
+	r := startResolver(t, Options{DockerHost: "unix://" + e.Socket})
+	settle(t, r)
+	const n = 60
+	ids := make([]string, n)
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, 4)
+	for i := range n {
+		wg.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			out, err := e.Command("run", "--rm", "-d", "--network", "none", "--name", fmt.Sprintf("flash%d", i),
+				"--label", fmt.Sprintf("com.docker.compose.project=p%d", i%7), enginetest.Image, "true").Output()
+			if err != nil {
+				t.Errorf("container %d: %v", i, err)
+				return
+			}
+			ids[i] = strings.TrimSpace(string(out))
+			r.CgroupCreated(uint64(1<<40+i), "/docker/"+ids[i])
+			r.CgroupRemoved(uint64(1<<40+i), "/docker/"+ids[i])
+		})
+	}
+	wg.Wait()
+	enginetest.Poll(t, patience, "all gone from the engine", func() bool { return e.Docker(t, "ps", "-aq") == "" })
+	for i := range n {
+		o := r.Owner(uint64(1<<40 + i))
+		want := Owner{
+			Kind: KindContainer, Cgroup: o.Cgroup, Path: "/docker/" + ids[i], Runtime: "docker", ContainerID: ids[i], ContainerName: fmt.Sprintf("flash%d", i),
+			Image: "busybox", ImageTag: "test", Project: fmt.Sprintf("p%d", i%7), ProjectRule: RuleCompose, Gone: true,
+		}
+		o.Labels = nil
+		if fmt.Sprintf("%+v", o) != fmt.Sprintf("%+v", want) {
+			t.Errorf("container %d\n got %+v\nwant %+v", i, o, want)
+		}
+	}
+	if s := r.Stats(); s.Pending != 0 || s.Unresolved != 0 {
+		t.Errorf("stats %+v", s)
+	}
+}
+
+// An engine that stops answering delays no one, and is followed again when it
+// goes on or is killed and started anew.
+func TestDockerHangs(t *testing.T) {
+	e := enginetest.Start(t)
+	host := "unix://" + e.Socket
+	r := startResolver(t, Options{DockerHost: host})
+	settle(t, r)
+	named := e.Run(t, "--name", "named", enginetest.Image, "sleep", "1000")
+	enginetest.Poll(t, patience, "named", func() bool { return ownerOf(t, e, r, named).ContainerName == "named" })
+
+	e.Signal(t, syscall.SIGSTOP)
+	enginetest.Poll(t, patience, "found hanging", func() bool { return endpoint(t, r, host).State == StateHanging })
+	r.CgroupCreated(1<<41, "/docker/"+named)
+	r.CgroupCreated(1<<42, "/docker/"+idA)
+	for range 1000 {
+		if o := r.Owner(1 << 41); o.ContainerName != "named" {
+			t.Fatalf("name forgotten: %+v", o)
+		}
+		if o := r.Owner(1 << 42); o.ContainerID != idA {
+			t.Fatalf("no bare id: %+v", o)
+		}
+	}
+	e.Signal(t, syscall.SIGCONT)
+	enginetest.Poll(t, patience, "well again", func() bool { return endpoint(t, r, host).State == StateOK })
+	after := e.Run(t, "--name", "after", enginetest.Image, "sleep", "1000")
+	enginetest.Poll(t, patience, "named", func() bool { return ownerOf(t, e, r, after).ContainerName == "after" })
 }

@@ -115,10 +115,22 @@ func (e *Engine) Halt(t testing.TB) {
 	Poll(t, stopTime, "dockerd is gone", func() bool { return errors.Is(cmd.Process.Signal(syscall.Signal(0)), os.ErrProcessDone) })
 }
 
+// Signal sends a signal to the daemon: SIGSTOP makes its socket one that accepts
+// and never answers, SIGCONT ends that.
+func (e *Engine) Signal(t testing.TB, sig syscall.Signal) {
+	t.Helper()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if err := e.cmd.Process.Signal(sig); err != nil {
+		t.Fatalf("sending %v to dockerd: %v", sig, err)
+	}
+}
+
 func (e *Engine) halt(cmd *exec.Cmd, exited <-chan error) {
 	if cmd.Process.Signal(syscall.SIGTERM) != nil {
 		return
 	}
+	cmd.Process.Signal(syscall.SIGCONT) // a test may have left it stopped
 	select {
 	case <-exited:
 	case <-time.After(stopTime):
