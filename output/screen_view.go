@@ -16,6 +16,9 @@ const (
 	maxSpark = 30
 )
 
+// markSign ends the row that is marked.
+const markSign = " <"
+
 // View implements tea.Model.
 func (s *screen) View() tea.View {
 	lines := s.lines()
@@ -49,8 +52,14 @@ func (s *screen) lines() []styledLine {
 	}
 	foot := s.footLines()
 	head := s.headLines()
+	// On a small screen a few rows and the last line, which holds messages and
+	// keys, matter more than the others.
+	for len(foot) > 1 && len(head)+4+len(foot) > s.height {
+		foot = foot[1:]
+	}
 	rows := s.rowLines(max(s.height-len(head)-len(foot), 3))
 	lines := append(head, rows...)
+	lines = lines[:min(len(lines), max(s.height-len(foot), 1))]
 	for len(lines)+len(foot) < s.height {
 		lines = append(lines, styledLine{})
 	}
@@ -139,15 +148,19 @@ func (s *screen) rowLines(height int) []styledLine {
 	rows, cells := rep.Rows[s.offset:end], s.cells[s.offset:end]
 	stackedCells := keyCells(stacked)
 
-	g := s.layout.fit(rep, append(cells[:len(cells):len(cells)], stackedCells...), nil, s.width)
-	spark := min(s.width-g.keysWidth()-g.numbers()-2, maxSpark)
+	g := s.layout.fit(rep, append(cells[:len(cells):len(cells)], stackedCells...), nil, s.width-len(markSign))
+	spark := min(s.width-len(markSign)-g.keysWidth()-g.numbers()-2, maxSpark)
 	if spark < minSpark {
 		spark = 0
 	}
 	d := s.iv.End.Sub(s.iv.Start)
 	groups, heads := g.heads(rep.By, s.group.Sort)
 	if spark > 0 {
-		heads = padRight(heads, g.keysWidth()+g.numbers()) + "  " + cutText("LAST "+s.historyText(), spark)
+		back := "LAST " + s.historyText()
+		if len(back) > spark {
+			back = s.historyText()
+		}
+		heads = padRight(heads, g.keysWidth()+g.numbers()) + "  " + cutText(back, spark)
 	}
 	lines := []styledLine{{groups, styleHead}, {heads, styleHead}}
 	add := func(r *Row, cells []string, style cellStyle, value func(*point) uint64) {
@@ -171,7 +184,7 @@ func (s *screen) rowLines(height int) []styledLine {
 			// The mark shows over the whole width and, without colour or
 			// attributes, by its sign.
 			l := &lines[len(lines)-1]
-			l.text = padRight(l.text, s.width-2) + " <"
+			l.text = padRight(l.text, s.width-len(markSign)) + markSign
 		}
 	}
 	if rep.Filtered != nil {
