@@ -44,6 +44,7 @@ func commands() map[string]command {
 		"version":    runVersion,
 		"help":       runHelp,
 		"completion": runCompletion,
+		"vxlan":      runVXLAN,
 	}
 }
 

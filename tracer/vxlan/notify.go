@@ -55,14 +55,7 @@ func newNotifier(host netns.NsHandle) (*notifier, error) {
 	}
 	made := make(chan result)
 	go func() {
-		// Never unlocked: the thread is in the host's namespace now and ends
-		// with this goroutine.
-		runtime.LockOSThread()
-		if err := netns.Set(host); err != nil {
-			made <- result{-1, fmt.Errorf("entering the host's network namespace: %w", err)}
-			return
-		}
-		fd, err := openNotifier()
+		fd, err := openNotifierIn(host)
 		made <- result{fd, err}
 	}()
 	r := <-made
@@ -70,6 +63,28 @@ func newNotifier(host netns.NsHandle) (*notifier, error) {
 		return nil, r.err
 	}
 	return &notifier{file: os.NewFile(uintptr(r.fd), "rtnetlink")}, nil
+}
+
+// openNotifierIn opens the socket from within a namespace. Its goroutine is for
+// this alone: should there be no way back, its thread stays locked and is never
+// used again.
+func openNotifierIn(host netns.NsHandle) (int, error) {
+	runtime.LockOSThread()
+	before, err := netns.Get()
+	if err != nil {
+		runtime.UnlockOSThread()
+		return -1, fmt.Errorf("our network namespace: %w", err)
+	}
+	defer before.Close()
+	if err := netns.Set(host); err != nil {
+		runtime.UnlockOSThread()
+		return -1, fmt.Errorf("entering the host's network namespace: %w", err)
+	}
+	fd, err := openNotifier()
+	if netns.Set(before) == nil {
+		runtime.UnlockOSThread()
+	}
+	return fd, err
 }
 
 func openNotifier() (fd int, err error) {

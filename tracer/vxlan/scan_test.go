@@ -29,32 +29,34 @@ func newSpace(t *testing.T) *space {
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
-	type result struct {
-		ns  netns.NsHandle
-		err error
+	ns, err := newNetNS()
+	if err != nil {
+		t.Fatalf("making a network namespace: %v", err)
 	}
-	made := make(chan result)
-	go func() {
-		runtime.LockOSThread() // and end with the thread, which is elsewhere now
-		ns, err := netns.New()
-		made <- result{ns, err}
-	}()
-	r := <-made
-	if r.err != nil {
-		t.Fatalf("making a network namespace: %v", r.err)
-	}
-	s := &space{t: t, ns: r.ns}
+	s := &space{t: t, ns: ns}
 	var st unix.Stat_t
 	if err := unix.Fstat(int(s.ns), &st); err != nil {
 		t.Fatal(err)
 	}
 	s.inode = st.Ino
-	var err error
 	if s.links, err = netlink.NewHandleAt(s.ns, unix.NETLINK_ROUTE); err != nil {
 		t.Fatalf("netlink in a new namespace: %v", err)
 	}
 	t.Cleanup(s.close)
 	return s
+}
+
+// newNetNS makes a namespace and leaves the thread where it was.
+func newNetNS() (netns.NsHandle, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before, err := netns.Get()
+	if err != nil {
+		return netns.None(), err
+	}
+	defer before.Close()
+	made, err := netns.New()
+	return made, errors.Join(err, netns.Set(before))
 }
 
 // close lets the namespace die, unless a file keeps it.

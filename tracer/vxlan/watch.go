@@ -58,6 +58,8 @@ type Watcher struct {
 	spaces  *numbering
 	why     error // why the hooks are not used
 
+	reported chan notice
+
 	mu    sync.Mutex // guards model
 	model *Model
 
@@ -74,7 +76,7 @@ func NewWatcher(opts WatchOptions) (*Watcher, error) {
 	}
 	w := &Watcher{
 		scanner: scanner, grace: opts.Grace, model: NewModel(scanner.Host()),
-		spaces: &numbering{scanner: scanner, known: make(map[int]uint64)},
+		spaces: &numbering{scanner: scanner, known: make(map[int]uint64)}, reported: make(chan notice),
 	}
 	if w.grace == 0 {
 		w.grace = DefaultGrace
@@ -141,6 +143,21 @@ func (w *Watcher) Close() error {
 	}
 	return errors.Join(append(errs, w.scanner.Close())...)
 }
+
+// Host is the inode number of the host's namespace.
+func (w *Watcher) Host() uint64 { return w.scanner.Host() }
+
+// Path is a way into a namespace; "" when none is known.
+func (w *Watcher) Path(netNS uint64) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	space, _ := w.model.Namespace(netNS)
+	return space.Path
+}
+
+// Report makes Run handle an event that somebody else knows of, such as a
+// refused creation that only the engine told.
+func (w *Watcher) Report(ctx context.Context, e Event) { send(ctx, w.reported, notice{event: &e}) }
 
 // Findings gives the verdicts on all devices now.
 func (w *Watcher) Findings(networks []Network) []Finding {
@@ -247,6 +264,10 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 				w.model.Doubt(time.Now())
 				w.mu.Unlock()
 			}
+			if w.take(n, emit) {
+				resync()
+			}
+		case n := <-w.reported:
 			if w.take(n, emit) {
 				resync()
 			}

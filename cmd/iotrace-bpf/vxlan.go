@@ -1,0 +1,762 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute"
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/tracer/vxlan"
+)
+
+// exitLeaked says that an overlay device keeps containers from starting.
+const exitLeaked = 4
+
+const vxlanUsage = `Finds the overlay devices that keep containers of a Docker Swarm from starting
+("error creating vxlan interface: file exists").
+
+Usage:
+  iotrace-bpf vxlan [list] [flags]   every vxlan device, its network and the verdict on it
+  iotrace-bpf vxlan watch [flags]    what happens to them, and who did it
+  iotrace-bpf vxlan clean [flags]    delete the leaked ones, after asking
+
+A device is leaked when it is of kind vxlan, bears the name that Docker gives
+(vx-VNI-NETWORK) with its own VNI in it, lies in the host's network namespace and
+has been DOWN for the grace period. How long a device has been DOWN is not kept
+by the kernel: when there is one that may be leaked, list and clean watch it for
+the grace period before they say so. A device is blocking when it is not leaked
+by that rule but holds the name or the VNI that a network needs.
+
+clean deletes leaked devices and nothing else: none that is UP, outside the
+host's namespace, younger than the grace period, not Docker's by name, made in
+another namespace, part of a bridge, or of an overlay that works on this host. It
+looks at everything again, immediately before each deletion.
+
+Flags:
+`
+
+const vxlanUsageTail = `
+Exit status: 0 nothing leaks or blocks, 1 failed, 2 wrong usage, 3 these
+privileges cannot look or watch, 4 a device leaks or blocks (clean: still).
+`
+
+// vxlanOptions are the flags of "vxlan".
+type vxlanOptions struct {
+	output     string
+	grace      time.Duration
+	dockerHost string
+	hostNetNS  string
+	netNSDirs  []string
+	yes        bool
+	dryRun     bool
+	duration   time.Duration
+	netlink    bool
+	without    []string
+	readyFile  string
+	namespace  string
+}
+
+func (o *vxlanOptions) flags() *pflag.FlagSet {
+	fs := pflag.NewFlagSet("vxlan", pflag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	fs.SortFlags = false
+	fs.Usage = func() {}
+	fs.StringVar(&o.output, "output", "table", "table or ndjson")
+	fs.DurationVar(&o.grace, "grace", vxlan.DefaultGrace, "how long a device must have been DOWN to be leaked")
+	fs.BoolVar(&o.yes, "yes", false, "clean: do not ask")
+	fs.BoolVar(&o.dryRun, "dry-run", false, "clean: say what would be deleted, delete nothing")
+	fs.DurationVar(&o.duration, "duration", 0, "watch: end after so long (0 is never)")
+	fs.BoolVar(&o.netlink, "netlink", false, "watch: without hooks in the kernel")
+	fs.StringVar(&o.dockerHost, "docker-host", "", "ask this Docker socket for names of networks (default: the usual one)")
+	fs.StringVar(&o.hostNetNS, "host-netns", "", "the host's network namespace (default: that of process 1)")
+	fs.StringSliceVar(&o.netNSDirs, "netns-dir", nil, "folders with namespace files (default: those of Docker and ip-netns)")
+	fs.StringVar(&o.namespace, "namespace", "default", "namespace of the data streams that documents name")
+	fs.StringSliceVar(&o.without, "without-hook", nil, "leave out hooks that start with this")
+	fs.StringVar(&o.readyFile, "ready-file", "", "create this file once everything is attached")
+	for _, hidden := range []string{"without-hook", "ready-file"} {
+		fs.Lookup(hidden).Hidden = true
+	}
+	return fs
+}
+
+func (o *vxlanOptions) scan() vxlan.ScanOptions {
+	return vxlan.ScanOptions{HostNetNS: o.hostNetNS, NetNSDirs: o.netNSDirs}
+}
+
+// runVXLAN is "iotrace-bpf vxlan".
+func runVXLAN(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	return runVXLANWith(ctx, args, os.Stdin, stdout, stderr)
+}
+
+func runVXLANWith(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
+	verbs := map[string]func(context.Context, *vxlanOptions, io.Reader, io.Writer, io.Writer) error{
+		"list": vxlanList, "watch": vxlanWatch, "clean": vxlanClean,
+	}
+	verb := vxlanList
+	name := "list"
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		name = args[0]
+		if verb = verbs[name]; verb == nil {
+			return usagef("unknown command %q of vxlan (known: list, watch, clean)", name)
+		}
+		args = args[1:]
+	}
+	var o vxlanOptions
+	fs := o.flags()
+	if err := fs.Parse(args); err != nil {
+		if errors.Is(err, pflag.ErrHelp) {
+			_, err := fmt.Fprint(stdout, vxlanUsage+fs.FlagUsagesWrapped(80)+vxlanUsageTail)
+			return err
+		}
+		return &usageError{err}
+	}
+	switch {
+	case fs.NArg() > 0:
+		return usagef("unexpected argument %q", fs.Arg(0))
+	case o.output != "table" && o.output != "ndjson":
+		return usagef("unknown output %q (known: table, ndjson)", o.output)
+	case o.grace <= 0:
+		return usagef("the grace period must be longer than %s", o.grace)
+	case name != "clean" && (o.yes || o.dryRun):
+		return usagef("--yes and --dry-run are for clean")
+	case name != "watch" && (o.duration != 0 || o.netlink):
+		return usagef("--duration and --netlink are for watch")
+	case o.yes && o.dryRun:
+		return usagef("--yes and --dry-run contradict each other")
+	}
+	err := verb(ctx, &o, stdin, stdout, stderr)
+	if errors.Is(err, os.ErrPermission) {
+		return &exitError{exitUnsupported, fmt.Errorf("%w (CAP_NET_ADMIN and CAP_SYS_ADMIN are needed)", err)}
+	}
+	return err
+}
+
+// overlayDirectory is what the engine says of its networks, asked anew when
+// it is old.
+type overlayDirectory struct {
+	names  *overlayNames
+	stderr io.Writer
+
+	mu       sync.Mutex
+	networks []vxlan.Network
+	asked    time.Time
+	said     string // the last complaint: each is made once
+}
+
+// overlayAge is how old an answer of the engine may be in a watch.
+const overlayAge = 30 * time.Second
+
+// newOverlayDirectory never fails: without an engine, what the devices tell has
+// to do.
+func newOverlayDirectory(o *vxlanOptions, stderr io.Writer) *overlayDirectory {
+	d := &overlayDirectory{stderr: stderr}
+	host := dockerSocket(o.dockerHost)
+	if host == "" {
+		return d
+	}
+	names, err := newOverlayNames(host)
+	if err != nil {
+		d.complain(err)
+		return d
+	}
+	d.names = names
+	return d
+}
+
+func (d *overlayDirectory) Close() {
+	if d.names != nil {
+		d.names.Close()
+	}
+}
+
+func (d *overlayDirectory) complain(err error) {
+	if text := err.Error(); text != d.said {
+		d.said = text
+		fmt.Fprintf(d.stderr, "iotrace-bpf: names of networks are not known: %s\n", output.SafeText(text))
+	}
+}
+
+// get gives the networks; with an answer that is at most so old.
+func (d *overlayDirectory) get(ctx context.Context, age time.Duration) []vxlan.Network {
+	if d.names == nil {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.asked.IsZero() && time.Since(d.asked) < age {
+		return d.networks
+	}
+	networks, err := d.names.networks(ctx)
+	d.asked = time.Now()
+	if err != nil {
+		if ctx.Err() == nil {
+			d.complain(err)
+		}
+		return d.networks
+	}
+	d.networks = networks
+	return networks
+}
+
+// of finds the network that a device belongs to.
+func (d *overlayDirectory) of(ctx context.Context, name string, vni uint32, known *vxlan.Network) *vxlan.Network {
+	if known != nil {
+		return known
+	}
+	find := func(networks []vxlan.Network) *vxlan.Network {
+		_, id, named := vxlan.ParseName(name)
+		for i := range networks {
+			n := &networks[i]
+			if named && strings.HasPrefix(n.ID, id) || !named && vni != 0 && slices.Contains(n.VNIs, vni) {
+				return n
+			}
+		}
+		return nil
+	}
+	if n := find(d.get(ctx, overlayAge)); n != nil {
+		return n
+	}
+	// It may be younger than the answer.
+	return find(d.get(ctx, time.Second))
+}
+
+// netNSText names a network namespace for people.
+func netNSText(inode, host uint64) string {
+	switch {
+	case inode == 0:
+		return "?"
+	case inode == host:
+		return "host"
+	case vxlan.Unreachable(inode):
+		return "unreachable"
+	}
+	return fmt.Sprint(inode)
+}
+
+// idOf is a namespace's inode number for documents; 0 when it is not known.
+func idOf(inode uint64) uint64 {
+	if vxlan.Unreachable(inode) {
+		return 0
+	}
+	return inode
+}
+
+func stateText(up bool) string {
+	if up {
+		return "UP"
+	}
+	return "DOWN"
+}
+
+// ageText is short and exact enough for a column.
+func ageText(age time.Duration, atLeast bool) string {
+	var text string
+	switch {
+	case age < time.Minute:
+		text = fmt.Sprintf("%.1fs", age.Seconds())
+	case age < 48*time.Hour:
+		text = age.Round(time.Second).String()
+	default:
+		text = fmt.Sprintf("%dd", age/(24*time.Hour))
+	}
+	if atLeast {
+		return ">" + text
+	}
+	return text
+}
+
+func networkText(f *vxlan.Finding) string {
+	switch {
+	case f.Network != nil:
+		return f.Network.Name
+	case f.NetworkID != "":
+		return f.NetworkID + "..."
+	}
+	return "-"
+}
+
+// bad tells whether a device keeps containers from starting.
+func bad(f *vxlan.Finding) bool { return f.Verdict == vxlan.IsLeaked || f.Verdict == vxlan.Blocking }
+
+func badCount(findings []vxlan.Finding) int {
+	n := 0
+	for i := range findings {
+		if bad(&findings[i]) {
+			n++
+		}
+	}
+	return n
+}
+
+func writeFindings(w io.Writer, findings []vxlan.Finding, host uint64) error {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, "DEVICE\tIFINDEX\tVNI\tPORT\tNETNS\tSTATE\tAGE\tNETWORK\tVERDICT")
+	for i := range findings {
+		f := &findings[i]
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\t%s\n", output.SafeText(f.Name), f.Ifindex, f.VNI, f.Port,
+			netNSText(f.NetNS, host), stateText(f.Up), ageText(f.Age, f.AtLeast), output.SafeText(networkText(f)), f.Verdict)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	for i := range findings {
+		if f := &findings[i]; bad(f) || f.Verdict == vxlan.Settling {
+			if err := writeFinding(w, f); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// writeFinding says what is wrong with a device, and all that is known of the
+// network that suffers from it.
+func writeFinding(w io.Writer, f *vxlan.Finding) error {
+	text := fmt.Sprintf("\n%s (ifindex %d): %s: %s\n", f.Name, f.Ifindex, f.Verdict, f.Reason)
+	if n := f.Network; n != nil {
+		text += fmt.Sprintf("  network %s, id %s", n.Name, n.ID)
+		if n.Stack != "" {
+			text += ", stack " + n.Stack
+		}
+		if len(n.Services) > 0 {
+			text += ", services " + strings.Join(n.Services, ", ")
+		}
+		if len(n.Subnets) > 0 {
+			text += ", subnets " + strings.Join(n.Subnets, ", ")
+		}
+		text += "\n"
+	}
+	switch {
+	case f.Keep == "":
+		text += "  iotrace-bpf vxlan clean deletes it\n"
+	case bad(f):
+		text += "  clean leaves it alone: " + f.Keep + "\n"
+	}
+	lines := strings.Split(text, "\n")
+	for i := range lines {
+		lines[i] = output.SafeText(lines[i])
+	}
+	_, err := io.WriteString(w, strings.Join(lines, "\n"))
+	return err
+}
+
+// findingEvent makes a document's content of a verdict.
+func findingEvent(f *vxlan.Finding, action string, now time.Time) output.Event {
+	v := &output.VXLAN{
+		Device: f.Name, Ifindex: uint32(f.Ifindex), VNI: f.VNI, NetNS: idOf(f.NetNS), Up: f.Up, Reason: f.Reason,
+		NetworkID: f.NetworkID, AgeNanos: uint64(f.Age),
+	}
+	fillNetwork(v, f.Network)
+	return output.Event{Time: now, Dataset: output.DatasetVXLAN, Action: action, VXLAN: v}
+}
+
+func fillNetwork(v *output.VXLAN, n *vxlan.Network) {
+	if n == nil {
+		return
+	}
+	v.Network, v.NetworkID, v.Stack, v.Services = n.Name, n.ID, n.Stack, n.Services
+}
+
+// writeEvents writes documents of iotrace.vxlan and no others.
+func writeEvents(w io.Writer, namespace string, host output.Host, events ...output.Event) error {
+	now := time.Now()
+	iv := &output.Interval{Start: now, End: now, Host: host, Events: events}
+	for d := range output.Documents(output.Group(iv, output.GroupOptions{}), iv, output.NDJSONOptions{Namespace: namespace}) {
+		if d.Dataset != output.DatasetVXLAN {
+			continue
+		}
+		if _, err := w.Write(d.Line); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// vxlanList shows every vxlan device.
+func vxlanList(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stderr io.Writer) error {
+	directory := newOverlayDirectory(o, stderr)
+	defer directory.Close()
+	seen, err := vxlan.Observe(ctx, vxlan.WatchOptions{Scan: o.scan(), Grace: o.grace})
+	if err != nil {
+		return err
+	}
+	defer seen.Close()
+	findings, unreadable, err := seen.Findings(directory.get(ctx, 0))
+	if err != nil {
+		return err
+	}
+	sayUnreadable(stderr, unreadable)
+	if o.output == "ndjson" {
+		events := make([]output.Event, 0, len(findings))
+		for i := range findings {
+			events = append(events, findingEvent(&findings[i], string(findings[i].Verdict), time.Now()))
+		}
+		err = writeEvents(stdout, o.namespace, thisHost(), events...)
+	} else {
+		err = writeFindings(stdout, findings, seen.Host())
+	}
+	if err != nil {
+		return err
+	}
+	if badCount(findings) > 0 {
+		return &exitError{code: exitLeaked}
+	}
+	return nil
+}
+
+func sayUnreadable(stderr io.Writer, n int) {
+	if n > 0 {
+		fmt.Fprintf(stderr, "iotrace-bpf: %d network namespaces could not be looked into\n", n)
+	}
+}
+
+// vxlanClean deletes what is leaked.
+func vxlanClean(ctx context.Context, o *vxlanOptions, stdin io.Reader, stdout, stderr io.Writer) error {
+	directory := newOverlayDirectory(o, stderr)
+	defer directory.Close()
+	seen, err := vxlan.Observe(ctx, vxlan.WatchOptions{Scan: o.scan(), Grace: o.grace})
+	if err != nil {
+		return err
+	}
+	defer seen.Close()
+	findings, unreadable, err := seen.Findings(directory.get(ctx, 0))
+	if err != nil {
+		return err
+	}
+	sayUnreadable(stderr, unreadable)
+	human := stdout
+	if o.output == "ndjson" {
+		human = stderr // standard output is for documents alone
+	}
+	var doomed []vxlan.Finding
+	for i := range findings {
+		f := &findings[i]
+		if !bad(f) && f.Verdict != vxlan.Settling {
+			continue
+		}
+		if err := writeFinding(human, f); err != nil {
+			return err
+		}
+		if f.Verdict == vxlan.IsLeaked && f.Keep == "" {
+			doomed = append(doomed, *f)
+		}
+	}
+	left := badCount(findings)
+	switch {
+	case len(doomed) == 0:
+		fmt.Fprintln(human, "nothing to delete")
+	case o.dryRun:
+		fmt.Fprintf(human, "\n%d devices would be deleted\n", len(doomed))
+	default:
+		agreed := o.yes
+		if !agreed {
+			if agreed, err = ask(ctx, stdin, human, fmt.Sprintf("\ndelete %d devices? [y/N] ", len(doomed))); err != nil {
+				return err
+			}
+		}
+		if agreed {
+			if left, err = cleanUp(ctx, o, seen, directory, doomed, stdout, human); err != nil {
+				return err
+			}
+		}
+	}
+	if left > 0 {
+		fmt.Fprintf(human, "%d devices still leak or block\n", left)
+		return &exitError{code: exitLeaked}
+	}
+	return nil
+}
+
+// ask waits for an answer of the user's. Without a user there is none.
+func ask(ctx context.Context, stdin io.Reader, w io.Writer, question string) (bool, error) {
+	if f, ok := stdin.(*os.File); ok && !term.IsTerminal(int(f.Fd())) {
+		return false, usagef("nobody to ask: standard input is no terminal; --yes deletes without asking")
+	}
+	fmt.Fprint(w, question)
+	type answer struct {
+		text string
+		err  error
+	}
+	// A read of a terminal cannot be interrupted: should ctx end first, this
+	// goroutine ends with the process.
+	got := make(chan answer, 1)
+	go func() {
+		text, err := bufio.NewReader(stdin).ReadString('\n')
+		got <- answer{text, err}
+	}()
+	select {
+	case <-ctx.Done():
+		return false, ctx.Err()
+	case a := <-got:
+		if a.err != nil && !errors.Is(a.err, io.EOF) {
+			return false, fmt.Errorf("reading the answer: %w", a.err)
+		}
+		text := strings.ToLower(strings.TrimSpace(a.text))
+		return text == "y" || text == "yes", nil
+	}
+}
+
+// cleanUp deletes and says so; it returns how many devices leak or block
+// afterwards.
+func cleanUp(ctx context.Context, o *vxlanOptions, seen *vxlan.Observer, directory *overlayDirectory,
+	doomed []vxlan.Finding, stdout, human io.Writer,
+) (left int, err error) {
+	var failed error
+	for i := range doomed {
+		f := &doomed[i]
+		// Asked again for each: what was dead a moment ago may live now.
+		err := seen.Delete(*f, directory.get(ctx, 0))
+		var kept *vxlan.KeptError
+		switch {
+		case err == nil:
+			fmt.Fprintf(human, "%s (ifindex %d): deleted\n", output.SafeText(f.Name), f.Ifindex)
+			if o.output == "ndjson" {
+				event := findingEvent(f, string(vxlan.Cleaned), time.Now())
+				failed = errors.Join(failed, writeEvents(stdout, o.namespace, thisHost(), event))
+			}
+		case errors.Is(err, vxlan.ErrGone), errors.Is(err, vxlan.ErrChanged), errors.As(err, &kept):
+			fmt.Fprintf(human, "%s (ifindex %d): not deleted: %s\n", output.SafeText(f.Name), f.Ifindex, output.SafeText(err.Error()))
+		default:
+			failed = errors.Join(failed, err)
+		}
+	}
+	findings, _, err := seen.Findings(directory.get(ctx, 0))
+	return badCount(findings), errors.Join(failed, err)
+}
+
+// overlayWatch follows vxlan devices and makes events of what happens to them,
+// with the names that engine and cgroups give.
+type overlayWatch struct {
+	watcher   *vxlan.Watcher
+	directory *overlayDirectory
+	owner     func(cgroup uint64) *output.Sample
+	polled    map[string]bool // refused tasks that were told
+}
+
+// overlayOptions is what a watch needs of its surroundings.
+type overlayOptions struct {
+	vxlanOptions
+	hierarchy int                                // that owners are named in
+	owner     func(cgroup uint64) *output.Sample // nil: owners have no names
+	stderr    io.Writer
+}
+
+func newOverlayWatch(o overlayOptions) (*overlayWatch, error) {
+	backend := vxlan.Auto
+	if o.netlink {
+		backend = vxlan.Netlink
+	}
+	w, err := vxlan.NewWatcher(vxlan.WatchOptions{
+		Scan: o.scan(), Grace: o.grace, Backend: backend, Hierarchy: uint32(o.hierarchy), Skip: o.without,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &overlayWatch{
+		watcher: w, directory: newOverlayDirectory(&o.vxlanOptions, o.stderr), owner: o.owner, polled: make(map[string]bool),
+	}, nil
+}
+
+func (w *overlayWatch) Close() error {
+	w.directory.Close()
+	return w.watcher.Close()
+}
+
+// status says what the watch is attached to.
+func (w *overlayWatch) status() output.SourceStatus {
+	return output.SourceStatus{Source: "vxlan", Attached: true, Hook: w.watcher.Hooks(), Cost: w.watcher.Cost()}
+}
+
+// lost counts events that could not be delivered.
+func (w *overlayWatch) lost() uint64 { return w.watcher.Lost() }
+
+// refusedPeriod is how often the engine is asked for starts that were refused,
+// where the kernel does not tell.
+const refusedPeriod = 5 * time.Second
+
+// run calls emit with every event, from one goroutine, until ctx is done.
+func (w *overlayWatch) run(ctx context.Context, emit func(output.Event)) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var polling sync.WaitGroup
+	defer polling.Wait()
+	if w.directory.names != nil && !strings.Contains(w.watcher.Hooks(), "rtnl_newlink") {
+		polling.Go(func() { w.poll(ctx) })
+	}
+	defer cancel()
+	return w.watcher.Run(ctx, func(e vxlan.Event) { emit(w.event(ctx, &e)) })
+}
+
+// poll turns refused starts, as the engine tells them, into refused creations.
+func (w *overlayWatch) poll(ctx context.Context) {
+	start := time.Now()
+	tick := time.NewTicker(refusedPeriod)
+	defer tick.Stop()
+	for {
+		list, err := w.directory.names.refusals(ctx)
+		if err != nil && ctx.Err() == nil {
+			w.directory.mu.Lock()
+			w.directory.complain(err)
+			w.directory.mu.Unlock()
+		}
+		for _, r := range list {
+			if w.polled[r.task] || r.at.Before(start) {
+				continue
+			}
+			w.polled[r.task] = true
+			w.refused(ctx, &r)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func (w *overlayWatch) refused(ctx context.Context, r *refusedStart) {
+	networks := w.directory.get(ctx, overlayAge)
+	for i := range networks {
+		n := &networks[i]
+		if n.ID != r.network {
+			continue
+		}
+		for _, vni := range n.VNIs {
+			w.watcher.Report(ctx, vxlan.Event{
+				Time: r.at, Action: vxlan.Refused, Message: r.err,
+				Device: vxlan.Device{
+					Name: fmt.Sprintf("vx-%06x-%.5s", vni, n.ID), Kind: vxlan.Kind, NetNS: w.watcher.Host(), VNI: vni, Port: n.Port,
+				},
+			})
+		}
+		return
+	}
+}
+
+// event translates, and fills in the names.
+func (w *overlayWatch) event(ctx context.Context, e *vxlan.Event) output.Event {
+	v := &output.VXLAN{
+		Device: e.Name, Ifindex: uint32(e.Ifindex), VNI: e.VNI, NetNS: idOf(e.NetNS), NewNetNS: idOf(e.ToNetNS), Up: e.Up,
+		Reason: e.Reason, AgeNanos: uint64(max(0, e.Age)), Err: e.Message,
+	}
+	if e.Err != 0 && v.Err == "" {
+		v.Err = e.Err.Error()
+	}
+	if e.Action == vxlan.Renamed && e.OldName != "" {
+		v.Reason = fmt.Sprintf("was %q", e.OldName)
+	}
+	if e.Actor != nil {
+		v.Process = output.Process{PID: e.Actor.PID, Name: e.Actor.Comm}
+		if w.owner != nil {
+			v.Owner = w.owner(e.Actor.Cgroup)
+		}
+	}
+	if c := e.Culprit; c != nil {
+		v.Culprit, v.CulpritNetNS = c.Name, idOf(c.NetNS)
+		v.Reason += w.history(c)
+	}
+	name := e.Name
+	if _, _, named := vxlan.ParseName(name); !named && e.OldName != "" {
+		name = e.OldName
+	}
+	fillNetwork(v, w.directory.of(ctx, name, e.VNI, nil))
+	if v.NetworkID == "" {
+		_, v.NetworkID, _ = vxlan.ParseName(name)
+	}
+	return output.Event{Time: e.Time, Dataset: output.DatasetVXLAN, Action: string(e.Action), VXLAN: v}
+}
+
+// history says where a culprit is, since when, and who made it.
+func (w *overlayWatch) history(c *vxlan.Track) string {
+	text := ", in namespace " + netNSText(c.NetNS, w.watcher.Host())
+	if space := w.watcher.Path(c.NetNS); space != "" && c.NetNS != w.watcher.Host() {
+		text += " (" + space + ")"
+	}
+	if c.Seen {
+		text += ", there before " + c.Since.Format(time.RFC3339)
+	} else {
+		text += ", there since " + c.Since.Format(time.RFC3339)
+	}
+	if c.Maker != nil {
+		text += fmt.Sprintf(", made by %s (pid %d)", c.Maker.Comm, c.Maker.PID)
+		if w.owner != nil {
+			if s := w.owner(c.Maker.Cgroup); s != nil && s.Container.Name != "" {
+				text += " of container " + s.Container.Name
+			}
+		}
+	}
+	return text
+}
+
+// vxlanWatch tells what happens to vxlan devices.
+func vxlanWatch(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stderr io.Writer) error {
+	resolver, err := attribute.NewResolver(attribute.Options{DockerHost: o.dockerHost})
+	if err != nil {
+		return err
+	}
+	defer resolver.Close()
+	resolver.Start(ctx)
+	if err := resolver.Walk(); err != nil {
+		fmt.Fprintf(stderr, "iotrace-bpf: walking the cgroups: %s\n", output.SafeText(err.Error()))
+	}
+	j := joiner{resolver: resolver}
+	w, err := newOverlayWatch(overlayOptions{
+		vxlanOptions: *o, hierarchy: resolver.Hierarchy().ID, stderr: stderr,
+		owner: func(cgroup uint64) *output.Sample {
+			s := &output.Sample{}
+			j.name(s, cgroup)
+			return s
+		},
+	})
+	if err != nil {
+		return err
+	}
+	if why := w.watcher.Fallback(); why != nil {
+		fmt.Fprintf(stderr, "iotrace-bpf: this kernel lets us attach %s only: %s\n", w.watcher.Hooks(), w.watcher.Cost())
+	}
+	if o.readyFile != "" {
+		if err := os.WriteFile(o.readyFile, nil, 0o644); err != nil {
+			return errors.Join(fmt.Errorf("creating the ready file: %w", err), w.Close())
+		}
+	}
+	if o.duration > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, o.duration)
+		defer cancel()
+	}
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	host := thisHost()
+	var written error
+	err = w.run(ctx, func(e output.Event) {
+		if written != nil {
+			return
+		}
+		if o.output == "ndjson" {
+			written = writeEvents(stdout, o.namespace, host, e)
+		} else {
+			_, written = fmt.Fprintf(stdout, "%s %s\n", e.Time.Format("15:04:05.000"), e.String())
+		}
+		if written != nil {
+			stop()
+		}
+	})
+	lost := w.lost()
+	err = errors.Join(err, written, w.Close())
+	if lost > 0 {
+		fmt.Fprintf(stderr, "iotrace-bpf: %d events were lost\n", lost)
+	}
+	return err
+}
