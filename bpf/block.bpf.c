@@ -145,7 +145,9 @@ static long iot_note_next(__u32 i, void *ctx)
 /* Leaves notes for the pages of the backing file that a request to a loop device is about. */
 static __noinline int iot_note_loop(const struct usage_key *usage, __u64 start, __u32 bytes)
 {
-	__u32 dev, pages, i;
+	/* 64 bits: the kernel inlines bpf_loop and compares all of its first argument. */
+	__u64 pages, i;
+	__u32 dev;
 	struct loop_notes n = {};
 	struct loop_file *file;
 

@@ -30,10 +30,10 @@ func openBlock(h *host) (*object, error) {
 		}},
 	}
 	if h.opt.Latency {
-		// Before the others: a request must not be issued and complete unseen in between.
-		signals = append([]signal{{hooks: []hook{
+		// Last: a completion whose issue was not seen counts as lost.
+		signals = append(signals, signal{hooks: []hook{
 			{kind: rawTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqComplete},
-		}}}, signals...)
+		}})
 	}
 	o, err := h.load(spec, signals, ebpf.ProgramOptions{})
 	if err != nil {

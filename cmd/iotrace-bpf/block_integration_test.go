@@ -31,7 +31,9 @@ func TestBlock(t *testing.T) {
 	t.Run("EngineStopped", func(t *testing.T) { testEngineStopped(t, engine) })
 }
 
-func mkExt4() []string { return []string{"mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"} }
+func mkExt4() []string {
+	return []string{"mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"}
+}
 
 // testStackedLoop is the story of the 393 MB: 200 MiB written, once, however many
 // block devices lie on top of each other.
@@ -53,7 +55,7 @@ func testStackedLoop(t *testing.T, engine *enginetest.Engine) {
 		engine.Docker(t, "rm", name)
 		delta := lower.stat(t).minus(before)
 
-		mine := func(d *document) bool { return lower.match(d) && d.Container.Name == name }
+		mine := func(d *tracedDoc) bool { return lower.match(d) && d.Container.Name == name }
 		all := sum(docs, lower.match)
 		if all.write != delta.writeBytes || all.read != delta.readBytes || all.discard != delta.discardBytes {
 			t.Errorf("round %d: rows of the leaf device: %d written, %d read, %d discarded; /proc/diskstats: %d, %d, %d",
@@ -63,12 +65,12 @@ func testStackedLoop(t *testing.T, engine *enginetest.Engine) {
 			t.Errorf("round %d: %d reads, /proc/diskstats has %d", round, all.readOps, delta.reads)
 		}
 		got := sum(docs, mine)
-		near(t, fmt.Sprintf("round %d: container on the leaf device, without metadata", round), got.write-got.meta, 200*mib)
+		near(t, fmt.Sprintf("round %d: container on the leaf device, without metadata", round), got.write-got.metaWrite, 200*mib)
 		if t.Failed() {
 			dump(t, docs)
 			return
 		}
-		stacked := sum(docs, func(d *document) bool { return upper.match(d) && !d.Iotrace.Device.Stacked })
+		stacked := sum(docs, func(d *tracedDoc) bool { return upper.match(d) && !d.Iotrace.Device.Stacked })
 		if stacked.docs != 0 {
 			t.Errorf("round %d: %s is not marked as stacked", round, upper.name())
 		}
@@ -107,10 +109,10 @@ func testTwoProjects(t *testing.T, engine *enginetest.Engine) {
 	}
 	var named uint64
 	for p, want := range map[string]uint64{"shop": 151 * mib, "blog": 67 * mib} {
-		got := sum(docs, func(doc *document) bool {
+		got := sum(docs, func(doc *tracedDoc) bool {
 			return d.match(doc) && doc.Iotrace.Project.Name == p && doc.Iotrace.Service.Name == "db"
 		})
-		near(t, p, got.write-got.meta, want)
+		near(t, p, got.write-got.metaWrite, want)
 		named += got.write
 	}
 	if rest := all.write - named; rest*100 >= all.write {
@@ -138,9 +140,9 @@ func testOverwrite(t *testing.T, engine *enginetest.Engine) {
 	d.settle(t)
 	docs := r.stop(t)
 	by := func(p string) total {
-		return sum(docs, func(doc *document) bool { return d.match(doc) && doc.Iotrace.Project.Name == p })
+		return sum(docs, func(doc *tracedDoc) bool { return d.match(doc) && doc.Iotrace.Project.Name == p })
 	}
-	if got := by("writer"); got.write-got.meta != 32*mib || got.dirtier == 0 {
+	if got := by("writer"); got.write-got.metaWrite != 32*mib || got.dirtier == 0 {
 		t.Errorf("writer: %+v, want 32 MiB of data by dirtier", got)
 	}
 	if got := by("reader"); got.write > 64<<10 {
@@ -166,17 +168,18 @@ func testReads(t *testing.T, engine *enginetest.Engine) {
 			// Not drop_caches, which other tests on the machine would feel.
 			mustRun(t, "umount", d.mount)
 			mustRun(t, "mount", d.dev, d.mount)
+			d.settle(t)
+			before := d.stat(t)
 			r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "container,device", "--interval", "200ms")
 			name := "reads-" + how
-			before := d.stat(t)
 			engine.Docker(t, "run", "--name", name, "-v", d.mount+":/data", "-v", worker+":/reader", enginetest.Image,
 				"/reader", how, "/data/file")
 			d.settle(t)
 			docs := r.stop(t)
 			engine.Docker(t, "rm", name)
-			got := sum(docs, func(doc *document) bool { return d.match(doc) && doc.Container.Name == name })
-			if got.read-got.meta != size {
-				t.Errorf("%d bytes read and %d of metadata, want %d", got.read-got.meta, got.meta, size)
+			got := sum(docs, func(doc *tracedDoc) bool { return d.match(doc) && doc.Container.Name == name })
+			if got.read-got.metaRead != size {
+				t.Errorf("%d bytes read and %d of metadata, want %d", got.read-got.metaRead, got.metaRead, size)
 				dump(t, docs)
 			}
 			if all, delta := sum(docs, d.match), d.stat(t).minus(before); all.read != delta.readBytes {
@@ -210,12 +213,12 @@ func testShortLived(t *testing.T, engine *enginetest.Engine) {
 		"dd", "if=/dev/zero", "of=/data/mayfly", "bs=1M", "count=3", "conv=fsync")...)
 	d.settle(t)
 	docs := r.stop(t)
-	got := sum(docs, func(doc *document) bool {
+	got := sum(docs, func(doc *tracedDoc) bool {
 		return d.match(doc) && doc.Container.Name == "mayfly" && doc.Iotrace.Project.Name == "insects" &&
 			doc.Container.Image.Name+":"+strings.Join(doc.Container.Image.Tag, ",") == enginetest.Image
 	})
-	if got.write-got.meta != 3*mib {
-		t.Errorf("%d bytes under the right name, image and project, want %d", got.write-got.meta, 3*mib)
+	if got.write-got.metaWrite != 3*mib {
+		t.Errorf("%d bytes under the right name, image and project, want %d", got.write-got.metaWrite, 3*mib)
 		dump(t, docs)
 	}
 }
@@ -227,6 +230,7 @@ func testHostileNames(t *testing.T, engine *enginetest.Engine) {
 	evil := "a\"b\\c\n\x1b[31mred\x1b]0;title\a\u202etxt"
 	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "project,label:evil,device", "--interval", "200ms")
 	table := exec.Command(binary(t), "--docker-host", "unix://"+engine.Socket, "--by", "project,label:evil", "--count", "3")
+	table.Env = append(os.Environ(), "COLUMNS=300")
 	var screen strings.Builder
 	table.Stdout = &screen
 	if err := table.Start(); err != nil {
@@ -240,9 +244,9 @@ func testHostileNames(t *testing.T, engine *enginetest.Engine) {
 	if err := table.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	got := sum(docs, func(doc *document) bool { return d.match(doc) && doc.Iotrace.Project.Name == evil })
-	if got.write-got.meta != 2*mib {
-		t.Errorf("%d bytes under the hostile name, want %d", got.write-got.meta, 2*mib)
+	got := sum(docs, func(doc *tracedDoc) bool { return d.match(doc) && doc.Iotrace.Project.Name == evil })
+	if got.write-got.metaWrite != 2*mib {
+		t.Errorf("%d bytes under the hostile name, want %d", got.write-got.metaWrite, 2*mib)
 		dump(t, docs)
 	}
 	for _, bad := range []string{"\x1b[31m", "\x1b]0;", "\u202e", "\a"} {
@@ -265,8 +269,8 @@ func testProcess(t *testing.T, engine *enginetest.Engine) {
 	d.settle(t)
 	docs := r.stop(t)
 	for name, want := range map[string]uint64{"dd": 20 * mib, "head": 40 * mib} {
-		got := sum(docs, func(doc *document) bool { return d.match(doc) && doc.Process.Name == name })
-		near(t, name, got.write-got.meta, want)
+		got := sum(docs, func(doc *tracedDoc) bool { return d.match(doc) && doc.Process.Name == name })
+		near(t, name, got.write-got.metaWrite, want)
 	}
 	if t.Failed() {
 		dump(t, docs)
@@ -293,7 +297,7 @@ func testEvents(t *testing.T, engine *enginetest.Engine) {
 	var bytes, ops uint64
 	for i := range docs {
 		if doc := &docs[i]; doc.Event.Dataset == "iotrace.event" && d.match(doc) && doc.Event.Action == "write" {
-			bytes += doc.Iotrace.Write.Bytes
+			bytes += doc.Iotrace.Request.Bytes
 			ops++
 		}
 	}
@@ -317,7 +321,7 @@ func testEngineStopped(t *testing.T, engine *enginetest.Engine) {
 	enginetest.Poll(t, time.Minute, "names come back", func() bool {
 		engine.Docker(t, "run", "--rm", "--name", "back", "-v", d.mount+":/data", enginetest.Image,
 			"dd", "if=/dev/zero", "of=/data/back", "bs=1M", "count=1", "conv=fsync")
-		return sum(r.seen(), func(doc *document) bool { return doc.Container.Name == "back" }).write > 0
+		return sum(r.seen(), func(doc *tracedDoc) bool { return doc.Container.Name == "back" }).write > 0
 	})
 	docs := r.stop(t)
 	if got := sum(docs, d.match); got.write < 8*mib {
