@@ -3,7 +3,8 @@
 // generated files; `make generate` makes the latter from the former.
 package bpf
 
-//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -tags linux -target amd64,arm64 -cc clang-19 -strip llvm-strip-19 -go-package bpf Host host.bpf.c -- -O2 -g -Wall -Werror -mcpu=v2 -I.
-//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -tags linux -target amd64,arm64 -cc clang-19 -strip llvm-strip-19 -go-package bpf -no-global-types Block block.bpf.c -- -O2 -g -Wall -Werror -mcpu=v2 -I.
-//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -tags linux -target amd64,arm64 -cc clang-19 -strip llvm-strip-19 -go-package bpf -no-global-types -type device -type device_event -type refusal -type iot_device_action VXLAN vxlan.bpf.c -- -O2 -g -Wall -Werror -mcpu=v2 -I.
-//go:generate go run github.com/cilium/ebpf/cmd/bpf2go -tags linux -target amd64,arm64 -cc clang-19 -strip llvm-strip-19 -go-package bpf -no-global-types -type offsets -type daemon FUSE fuse.bpf.c -- -O2 -g -Wall -Werror -mcpu=v2 -I.
+//go:generate go tool bpf2go -tags linux -target amd64,arm64 -go-package bpf Host host.bpf.c -- -O2 -g -Wall -Werror -mcpu=v2 -I.
+//go:generate go tool bpf2go -tags linux -target amd64,arm64 -go-package bpf -no-global-types -type loop_file Block block.bpf.c -- -O2 -g -Wall -Werror -mcpu=v2 -I.
+//go:generate go tool bpf2go -tags linux -target amd64,arm64 -go-package bpf -no-global-types -type device -type device_event -type refusal -type iot_device_action VXLAN vxlan.bpf.c -- -O2 -g -Wall -Werror -mcpu=v2 -I.
+//go:generate go tool bpf2go -tags linux -target amd64,arm64 -go-package bpf -no-global-types -type offsets -type daemon FUSE fuse.bpf.c -- -O2 -g -Wall -Werror -mcpu=v2 -I.
+//go:generate go tool bpf2go -tags linux -target amd64,arm64 -go-package bpf -no-global-types NFS nfs.bpf.c -- -O2 -g -Wall -Werror -mcpu=v2 -I.

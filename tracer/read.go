@@ -132,10 +132,12 @@ const (
 
 // Read returns what happened since the call before, or since New.
 func (t *Tracer) Read() (*Interval, error) {
+	t.restIdle()
 	start := t.last.end
 	if start.IsZero() {
 		start = t.start
 	}
+	t.refresh()
 	cache, err := t.nextCache()
 	if err != nil {
 		return nil, err
@@ -211,6 +213,20 @@ func (t *Tracer) Read() (*Interval, error) {
 	t.readCost(iv)
 	t.last.end = iv.End
 	return iv, nil
+}
+
+// refresh brings what sources know of the host up to date.
+func (t *Tracer) refresh() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for name, o := range t.objects {
+		if o.refresh == nil {
+			continue
+		}
+		if err := o.refresh(); err != nil {
+			t.opt.Log.Debug("refreshing", "source", name, "error", err)
+		}
+	}
 }
 
 // settle takes what was requeued from the rows it was counted under, or, where

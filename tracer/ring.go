@@ -52,6 +52,7 @@ const (
 	noticeCgroupRemoved = 2
 	noticeModuleLoaded  = 3
 	noticeModuleFreed   = 4
+	noticeMounting      = 5
 )
 
 func (t *Tracer) readNotices(r *ringbuf.Reader) {
@@ -88,7 +89,9 @@ func (t *Tracer) readNotices(r *ringbuf.Reader) {
 		case noticeModuleLoaded:
 			t.moduleLoaded(text)
 		case noticeModuleFreed:
-			t.opt.Log.Debug("module removed", "module", text)
+			t.moduleFreed(text)
+		case noticeMounting:
+			t.mounting(text)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -17,6 +18,7 @@ var ErrAbsent = errors.New("absent")
 // this one and one in bpf/.
 var sources = []descriptor{
 	{id: Block, name: "block", open: openBlock},
+	{id: NFS, name: "nfs", modules: []string{"nfs"}, open: openNFS, idle: nfsIdle},
 	{id: FUSE, name: fuseName, modules: []string{"fuse"}, open: openFUSE},
 }
 
@@ -26,6 +28,7 @@ type descriptor struct {
 	name    string
 	modules []string // kernel modules whose arrival makes the source possible
 	open    func(*host) (*object, error)
+	idle    func(*object) bool // nobody uses the module now; nil when that cannot be told
 }
 
 // SourceNames returns the names of all sources, for usage texts.
@@ -61,6 +64,7 @@ type hook struct {
 	program string // a name constant of package bpf
 	entry   string // kretprobe: the program for the function's entry, attached as well
 	cost    string // what this choice costs in exactness; empty when nothing
+	active  int    // calls at once that a kretprobe can wait for; 0 is the kernel's default
 }
 
 func (h hook) String() string { return h.kind.String() + "/" + h.target }
@@ -84,13 +88,18 @@ type object struct {
 	maps  map[string]*ebpf.Map
 	hooks []attached
 	costs []string
+
+	refresh func() error                    // called before totals are read; may be nil
+	watch   func(ctx context.Context) error // runs while the object is attached; may be nil
+
+	resting bool // some hooks are detached for now, see module.go
 }
 
 // Close detaches the hooks and frees the maps that are the object's own.
 func (o *object) Close() error {
 	var errs []error
 	for _, a := range o.hooks {
-		errs = append(errs, a.link.Close(), a.program.Close())
+		errs = append(errs, a.detach(), a.program.Close())
 	}
 	o.hooks = nil
 	for _, m := range o.maps {
@@ -234,7 +243,7 @@ func (h hook) link(p *ebpf.Program) (link.Link, error) {
 	case kprobe:
 		return link.Kprobe(h.target, p, nil)
 	case kretprobe:
-		return link.Kretprobe(h.target, p, nil)
+		return link.Kretprobe(h.target, p, &link.KprobeOptions{RetprobeMaxActive: h.active})
 	}
 	return nil, fmt.Errorf("unknown kind of hook %d", h.kind)
 }

@@ -70,6 +70,7 @@ type Tracer struct {
 	debts          map[Key]debt
 	ktimeOffset    time.Duration
 
+	ctx     context.Context // done when the tracer is closed
 	stop    context.CancelFunc
 	readers sync.WaitGroup
 	closers []func() error
@@ -103,8 +104,10 @@ func New(opt Options) (*Tracer, error) {
 		return nil, err
 	}
 	t := &Tracer{opt: opt, host: h, objects: map[string]*object{}, absent: map[string]error{}, debts: map[Key]debt{}}
+	t.ctx, t.stop = context.WithCancel(context.Background())
 	hostObject, err := h.open()
 	if err != nil {
+		t.stop()
 		return nil, explain(err)
 	}
 	t.objects["host"] = hostObject
@@ -113,9 +116,7 @@ func New(opt Options) (*Tracer, error) {
 		return nil, err
 	}
 	h.release()
-	ctx, stop := context.WithCancel(context.Background())
-	t.stop = stop
-	if err := t.startReaders(ctx); err != nil {
+	if err := t.startReaders(t.ctx); err != nil {
 		t.Close()
 		return nil, err
 	}
@@ -178,6 +179,13 @@ func (t *Tracer) openSource(d descriptor) error {
 	}
 	delete(t.absent, d.name)
 	t.objects[d.name] = o
+	if o.watch != nil {
+		t.readers.Go(func() {
+			if err := o.watch(t.ctx); err != nil {
+				t.opt.Log.Debug("watching devices", "source", d.name, "error", err)
+			}
+		})
+	}
 	return nil
 }
 
@@ -240,9 +248,7 @@ func (t *Tracer) Detach() {
 // Close detaches everything and frees the maps.
 func (t *Tracer) Close() error {
 	t.Detach()
-	if t.stop != nil {
-		t.stop()
-	}
+	t.stop()
 	var errs []error
 	for _, c := range t.closers {
 		errs = append(errs, c())

@@ -37,6 +37,9 @@ const (
 	Discard  Op = 3
 	Flush    Op = 4 // block flush, NFS COMMIT, FUSE FSYNC: no bytes
 	Metadata Op = 5 // lookups, opens ...: no bytes
+	// Retransmit counts what had to be sent again: its operations are in none of
+	// the others, its bytes are those of whole messages.
+	Retransmit Op = 6
 )
 
 func (o Op) String() string {
@@ -51,6 +54,8 @@ func (o Op) String() string {
 		return "flush"
 	case Metadata:
 		return "metadata"
+	case Retransmit:
+		return "retransmit"
 	}
 	return fmt.Sprintf("op(%d)", uint8(o))
 }

@@ -132,6 +132,9 @@ func (g *Guest) Sync() {
 	})
 }
 
+// Meminfo returns a line of /proc/meminfo in bytes, 0 if it is not there.
+func (g *Guest) Meminfo(field string) int64 { g.Helper(); return g.meminfo(field) }
+
 func (g *Guest) meminfo(field string) int64 {
 	g.Helper()
 	for _, line := range strings.Split(g.ReadFile("/proc/meminfo"), "\n") {

@@ -83,9 +83,15 @@ func (g *Guest) NFSServerUp() {
 // scenario's end. options are added to mount's -o. Each mount starts with fresh counters.
 func (g *Guest) NFS(version string, options ...string) *NFSMount {
 	g.Helper()
-	g.startServer()
 	g.loops++
-	m := &NFSMount{g, fmt.Sprintf("/mnt/nfs%s-%d-%d", version, g.serial, g.loops)}
+	return g.NFSAt(version, fmt.Sprintf("/mnt/nfs%s-%d-%d", version, g.serial, g.loops), options...)
+}
+
+// NFSAt is NFS on a directory of the caller's choice.
+func (g *Guest) NFSAt(version, target string, options ...string) *NFSMount {
+	g.Helper()
+	g.startServer()
+	m := &NFSMount{g, target}
 	// nosharecache: a mount of its own, not one more view of an older one.
 	o := append([]string{"vers=" + version, "timeo=50", "retrans=3", "nosharecache"}, options...)
 	source := "127.0.0.1:/"

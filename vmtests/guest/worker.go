@@ -212,7 +212,7 @@ func (w *workerState) do(q request) (reply, error) {
 	case "copy":
 		return w.copyRange(q)
 	}
-	return reply{}, fmt.Errorf("unknown request %q", q.Do)
+	return w.memory(q)
 }
 
 func pathErr(op, path string, err error) error {

@@ -1,0 +1,937 @@
+//go:build vm
+
+package vmtests
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
+)
+
+// TestNFS holds the rows of source nfs against the client's own mountstats and
+// against what each cgroup did, to the byte.
+func TestNFS(t *testing.T) {
+	suite{
+		source: "nfs",
+		memory: 1536,
+		// The whole list on an emulated processor that is shared.
+		deadline: nfsDeadline,
+		scenarios: []scenario{
+			// These two first: later ones leave the module loaded.
+			{name: "module_loaded_later", run: nfsModuleLater, smoke: true},
+			{name: "module_reloaded", run: nfsModuleReloaded},
+			{name: "delayed", run: nfs(nfsDelayed), smoke: true},
+			{name: "close", run: nfs(nfsClose)},
+			{name: "fsync", run: nfs(nfsFsync)},
+			{name: "direct", run: nfs(nfsDirect), smoke: true},
+			{name: "direct_foreign_memory", run: nfs(nfsDirectForeign)},
+			{name: "mmap_msync", run: nfs(nfsMmapMsync)},
+			{name: "mmap_delayed", run: nfs(nfsMmapDelayed)},
+			{name: "removed_cgroup", run: nfs(nfsRemovedCgroup)},
+			{name: "append", run: nfs(nfsAppend)},
+			{name: "overwrite_written", run: nfs(nfsOverwriteWritten)},
+			{name: "overwrite_read", run: nfs(nfsOverwriteRead)},
+			{name: "alternate_writers", run: nfs(nfsAlternate), smoke: true},
+			{name: "same_range_twice", run: nfs(nfsSameRange)},
+			{name: "osync", run: nfs(nfsOSync)},
+			{name: "sync_mount", run: nfsSyncMount},
+			{name: "one_page_many_writes", run: nfs(nfsOnePage)},
+			{name: "inherited_descriptor", run: nfs(nfsInherited)},
+			{name: "read_cold", run: nfs(nfsReadCold), smoke: true},
+			{name: "read_mmap", run: nfs(nfsReadMmap)},
+			{name: "read_sendfile", run: nfs(nfsReadSendfile)},
+			{name: "read_direct", run: nfs(nfsReadDirect)},
+			{name: "read_warm", run: nfs(nfsReadWarm)},
+			{name: "read_ahead", run: nfs(nfsReadAhead)},
+			{name: "io_uring", run: nfs(nfsURing)},
+			{name: "mounted_before", run: nfsMountedBefore},
+			{name: "remount", run: nfsRemount},
+			{name: "server_down_at_flush", run: nfs(nfsServerDown)},
+			{name: "server_restarted", run: nfs(nfsServerRestarted)},
+			{name: "umount_force", run: nfsUmountForce},
+			{name: "small_files", run: nfsSmallFiles},
+			{name: "writers_64", run: nfs(nfsWriters64)},
+			{name: "no_memory_controller", run: nfsNoMemory, cgroup: "v2", why: "version 1 cannot switch the memory controller off for a cgroup"},
+			{name: "metadata", run: nfsMetadata},
+			{name: "app_level", run: nfsAppLevel},
+			{name: "by_process", run: nfsByProcess},
+			{name: "events", run: nfsEvents},
+			{name: "blog", run: nfsBlog, smoke: true},
+			{name: "cost", run: nfsCost},
+		},
+	}.test(t)
+}
+
+const nfsDeadline = 40 * 60 * 1e9
+
+// Sizes that cannot be mistaken for each other.
+const (
+	bytesA = 5_000_011
+	bytesB = 3_000_017
+	bytesC = 2_000_003
+)
+
+// nfsCase is one scenario on one mount: what was done, and what each cgroup owes.
+type nfsCase struct {
+	*guest.Guest
+	version string
+	m       *guest.NFSMount
+	a, b    *guest.Cgroup
+	before  guest.NFSStats
+	wrote   map[*guest.Cgroup]int64
+	read    map[*guest.Cgroup]int64
+}
+
+func newNFSCase(g *guest.Guest, version string, options ...string) *nfsCase {
+	c := &nfsCase{Guest: g, version: version, m: g.NFS(version, options...), wrote: map[*guest.Cgroup]int64{}, read: map[*guest.Cgroup]int64{}}
+	c.a, c.b = c.cgroup("a"), c.cgroup("b")
+	c.before = c.m.Stats()
+	g.Cleanup(func() { // the server's memory is not for ever
+		files, _ := filepath.Glob(filepath.Join("/srv", c.name("*")))
+		for _, f := range files {
+			if err := os.RemoveAll(f); err != nil {
+				g.Error(err)
+			}
+		}
+	})
+	return c
+}
+
+// cgroup makes a cgroup that must have no byte beside those that are said later.
+func (c *nfsCase) cgroup(name string) *guest.Cgroup {
+	cg := c.Cgroup(name)
+	c.wrote[cg], c.read[cg] = 0, 0
+	return cg
+}
+
+// again forgets everything up to now: what follows is compared. Rows cannot be
+// taken back, so it is for what was done before the tracer was there.
+func (c *nfsCase) again() { c.before = c.m.Stats() }
+
+// settled is what is left to check of a case once its mount is quiet.
+type settled struct {
+	c  *nfsCase
+	id string
+	d  guest.NFSStats
+}
+
+func (c *nfsCase) settle() settled {
+	c.Sync()
+	return settled{c, c.m.ID(), c.m.Stats().Sub(c.before)}
+}
+
+// check compares rows with mountstats and with what the cgroups did.
+func (s settled) check(r *guest.Report) {
+	s.c.Helper()
+	v := "v" + s.c.version + " "
+	for cg, n := range s.c.wrote {
+		r.Equal(v+"written by "+cg.Path(), r.Written("nfs", s.id, cg), n)
+	}
+	for cg, n := range s.c.read {
+		r.Equal(v+"read by "+cg.Path(), r.Read("nfs", s.id, cg), n)
+	}
+	sum := func(field string) int64 {
+		return r.Sum(field, "iotrace.source", "nfs", "iotrace.level", "wire", "iotrace.device.id", s.id)
+	}
+	r.Equal(v+"server write", sum("iotrace.write.bytes"), s.d.ServerWrite)
+	r.Equal(v+"server read", sum("iotrace.read.bytes"), s.d.ServerRead)
+	r.Equal(v+"WRITE operations", sum("iotrace.write.ops"), s.d.Ops["WRITE"].Ops)
+	r.Equal(v+"READ operations", sum("iotrace.read.ops"), s.d.Ops["READ"].Ops+s.d.Ops["READ_PLUS"].Ops)
+	r.Equal(v+"COMMIT operations", sum("iotrace.flush.ops"), s.d.Ops["COMMIT"].Ops)
+	r.Equal(v+"unattributed", sum("iotrace.basis.none"), 0)
+}
+
+// traced are the arguments that all scenarios share.
+var traced = []string{"--by", "cgroup,device"}
+
+// nfs runs a scenario on a mount of each version under one tracer.
+func nfs(run func(*nfsCase)) func(*guest.Guest) {
+	return func(g *guest.Guest) {
+		g.HoldWriteback()
+		g.NFS("3") // loads the module and starts the server
+		tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
+		var cases []settled
+		for _, version := range []string{"3", "4.2"} {
+			c := newNFSCase(g, version)
+			run(c)
+			cases = append(cases, c.settle())
+		}
+		r := tr.Stop()
+		for _, s := range cases {
+			s.check(r)
+		}
+		r.Equal("lost", r.Lost(), 0)
+	}
+}
+
+// writeBoth lets A and B write a file each and keeps them open.
+func (c *nfsCase) writeBoth(flags int) (fa, fb *guest.File) {
+	fa = c.a.Process().Open(c.path("a"), guest.Create|flags)
+	fa.Write(0, bytesA)
+	fb = c.b.Process().Open(c.path("b"), guest.Create|flags)
+	fb.Write(0, bytesB)
+	c.wrote[c.a] += bytesA
+	c.wrote[c.b] += bytesB
+	return fa, fb
+}
+
+func nfsDelayed(c *nfsCase) {
+	c.writeBoth(0)
+	if got := c.m.Stats().Sub(c.before).ServerWrite; got != 0 {
+		c.Errorf("%d bytes were written before anyone asked", got)
+	}
+	c.Sync()
+}
+
+func nfsClose(c *nfsCase) {
+	fa, fb := c.writeBoth(0)
+	fa.Close()
+	fb.Close()
+}
+
+func nfsFsync(c *nfsCase) {
+	fa, fb := c.writeBoth(0)
+	fa.Fsync()
+	fb.Fsync()
+}
+
+func nfsOSync(c *nfsCase) { c.writeBoth(os.O_SYNC) }
+
+func nfsDirect(c *nfsCase) {
+	fa := c.a.Process().Open(c.path("a"), guest.Create|guest.Direct)
+	fa.WriteBlocks(0, 4194304, 1<<20)
+	fb := c.b.Process().Open(c.path("b"), guest.Create|guest.Direct)
+	fb.WriteBlocks(0, 2097152, 1<<20)
+	c.wrote[c.a], c.wrote[c.b] = 4194304, 2097152
+}
+
+// nfsDirectForeign writes by O_DIRECT from memory that says nothing about the
+// writer: the zero page, a huge page, shared memory that belongs to another.
+func nfsDirectForeign(c *nfsCase) {
+	pa, pb := c.a.Process(), c.b.Process()
+	zero := pb.AllocUntouched(1 << 20)
+	zero.WriteTo(pb.Open(c.path("zero"), guest.Create|guest.Direct), 0, 1<<20)
+	huge := pb.AllocHuge(4 << 20)
+	huge.WriteTo(pb.Open(c.path("huge"), guest.Create|guest.Direct), 0, 4<<20)
+	shm := filepath.Join("/dev/shm", "nfs-"+c.version)
+	sa := pa.Open(shm, guest.Create)
+	sa.Truncate(2 << 20)
+	sa.Map(0, 2<<20).Store()
+	sb := pb.Open(shm, os.O_RDWR)
+	sb.Map(0, 2<<20).WriteTo(pb.Open(c.path("shm"), guest.Create|guest.Direct), 0, 2<<20)
+	c.wrote[c.b] = 7 << 20
+	if err := os.Remove(shm); err != nil {
+		c.Error(err)
+	}
+}
+
+// mapped makes a file of n bytes with every page of it dirty through a mapping.
+// The page faults read the file's holes from the server.
+func (c *nfsCase) mapped(cg *guest.Cgroup, name string, n int64) (*guest.Process, *guest.Mapping) {
+	p := cg.Process()
+	f := p.Open(c.path(name), guest.Create)
+	f.Truncate(n)
+	m := f.Map(0, n)
+	m.Store()
+	c.wrote[cg] += n
+	return p, m
+}
+
+// readsAsCounted takes the reads of one cgroup from mountstats, where only their
+// owner and not their number is ours to tell.
+func (c *nfsCase) readsAsCounted(cg *guest.Cgroup) {
+	var others int64
+	for other, n := range c.read {
+		if other != cg {
+			others += n
+		}
+	}
+	c.read[cg] = c.m.Stats().Sub(c.before).ServerRead - others
+}
+
+func nfsMmapMsync(c *nfsCase) {
+	_, ma := c.mapped(c.a, "a", bytesA)
+	c.readsAsCounted(c.a)
+	_, mb := c.mapped(c.b, "b", bytesB)
+	c.readsAsCounted(c.b)
+	ma.Msync()
+	mb.Msync()
+}
+
+func nfsMmapDelayed(c *nfsCase) {
+	c.mapped(c.a, "a", bytesA)
+	c.readsAsCounted(c.a)
+	c.mapped(c.b, "b", bytesB)
+	c.readsAsCounted(c.b)
+	c.Sync()
+}
+
+// nfsRemovedCgroup flushes what a cgroup left behind that is gone by then.
+func nfsRemovedCgroup(c *nfsCase) {
+	gone := c.cgroup("gone")
+	p, _ := c.mapped(gone, "f", bytesC)
+	c.readsAsCounted(gone)
+	p.Exit()
+	gone.Remove()
+	c.Sync()
+}
+
+// nfsAppend appends to a file whose last page another cgroup has in the cache.
+func nfsAppend(c *nfsCase) {
+	fa := c.a.Process().Open(c.path("f"), guest.Create)
+	fa.Write(0, 1_000_001)
+	fa.Fsync()
+	c.wrote[c.a] = c.m.Stats().Sub(c.before).ServerWrite
+	fb := c.b.Process().Open(c.path("f"), os.O_RDWR|os.O_APPEND)
+	fb.Append(bytesC)
+	c.Sync()
+	c.wrote[c.b] = c.m.Stats().Sub(c.before).ServerWrite - c.wrote[c.a]
+	if c.wrote[c.b] < bytesC {
+		c.Errorf("%d bytes went out for %d appended", c.wrote[c.b], bytesC)
+	}
+	c.readsAsCounted(c.b)
+}
+
+func nfsOverwriteWritten(c *nfsCase) {
+	fa := c.a.Process().Open(c.path("f"), guest.Create)
+	fa.Write(0, bytesB)
+	fa.Fsync()
+	fb := c.b.Process().Open(c.path("f"), os.O_RDWR)
+	fb.Write(0, bytesB)
+	c.Sync()
+	c.wrote[c.a], c.wrote[c.b] = bytesB, bytesB
+	c.readsAsCounted(c.b)
+}
+
+func nfsOverwriteRead(c *nfsCase) {
+	c.prepare("f", bytesB)
+	c.a.Process().Open(c.path("f"), os.O_RDONLY).Read(0, bytesB)
+	c.readsAsCounted(c.a)
+	c.b.Process().Open(c.path("f"), os.O_RDWR).Write(0, bytesB)
+	c.Sync()
+	c.wrote[c.b] = bytesB
+	c.readsAsCounted(c.b)
+}
+
+// path is the file of this case on its mount: all mounts show the same export.
+func (c *nfsCase) path(name string) string { return c.m.File(c.name(name)) }
+
+func (c *nfsCase) name(name string) string { return filepath.Base(c.m.Target) + "-" + name }
+
+// prepare makes a file on the server, which the client has not seen.
+func (c *nfsCase) prepare(name string, n int) {
+	c.Helper()
+	data := make([]byte, n)
+	for i := range data {
+		data[i] = byte(i>>12 + i)
+	}
+	if err := os.WriteFile(filepath.Join("/srv", c.name(name)), data, 0o644); err != nil {
+		c.Fatal(err)
+	}
+}
+
+// nfsAlternate lets two cgroups write every other 16 KiB of one file: RPCs with
+// pages of both are split.
+func nfsAlternate(c *nfsCase) {
+	const chunk, n = 16 << 10, 128
+	fa := c.a.Process().Open(c.path("f"), guest.Create)
+	fb := c.b.Process().Open(c.path("f"), os.O_RDWR)
+	for i := int64(0); i < n; i++ {
+		fa.Write(i*2*chunk, chunk)
+		fb.Write(i*2*chunk+chunk, chunk)
+	}
+	c.Sync()
+	c.wrote[c.a], c.wrote[c.b] = chunk*n, chunk*n
+}
+
+// nfsSameRange lets B rewrite what A made dirty and nobody flushed: it goes out
+// once, for the one who made it dirty first.
+func nfsSameRange(c *nfsCase) {
+	fa := c.a.Process().Open(c.path("f"), guest.Create)
+	fa.Write(0, 1<<20)
+	fb := c.b.Process().Open(c.path("f"), os.O_RDWR)
+	sent := c.m.Stats().Sub(c.before).ServerWrite // an open may flush (close-to-open)
+	fb.Write(0, 1<<20)
+	c.Sync()
+	if sent == 0 {
+		c.wrote[c.a] = c.m.Stats().Sub(c.before).ServerWrite
+	} else {
+		c.wrote[c.a], c.wrote[c.b] = 1<<20, 1<<20
+	}
+	c.readsAsCounted(c.b)
+}
+
+func nfsSyncMount(g *guest.Guest) {
+	g.HoldWriteback()
+	g.NFS("3")
+	tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
+	c := newNFSCase(g, "3", "sync")
+	c.a.Process().Open(c.path("a"), guest.Create).Write(0, 1_000_001)
+	c.b.Process().Open(c.path("b"), guest.Create).Write(0, 500_001)
+	c.wrote[c.a], c.wrote[c.b] = 1_000_001, 500_001
+	s := c.settle()
+	s.check(tr.Stop())
+}
+
+// nfsOnePage writes 100 bytes a thousand times: the server gets them once.
+func nfsOnePage(c *nfsCase) {
+	fa := c.a.Process().Open(c.path("a"), guest.Create)
+	fb := c.b.Process().Open(c.path("b"), guest.Create)
+	for range 1000 {
+		fa.WriteBlocks(0, 100, 100)
+		fb.WriteBlocks(0, 100, 100)
+	}
+	c.Sync()
+	c.wrote[c.a], c.wrote[c.b] = 100, 100
+}
+
+// nfsInherited writes in B to a descriptor that A opened.
+func nfsInherited(c *nfsCase) {
+	script := fmt.Sprintf(`exec 3<>%s; (echo $BASHPID > %s; exec dd if=/dev/zero bs=65536 count=16 status=none >&3)`,
+		c.path("f"), c.b.File("cgroup.procs"))
+	c.a.Run("bash", "-c", script)
+	c.wrote[c.b] = 1 << 20
+}
+
+// readers opens a file of A's and one of B's that are on the server only.
+func (c *nfsCase) readers(flags int) (fa, fb *guest.File) {
+	c.prepare("a", bytesA)
+	c.prepare("b", bytesB)
+	return c.a.Process().Open(c.path("a"), os.O_RDONLY|flags), c.b.Process().Open(c.path("b"), os.O_RDONLY|flags)
+}
+
+func (c *nfsCase) readBoth() { c.read[c.a], c.read[c.b] = bytesA, bytesB }
+
+func nfsReadCold(c *nfsCase) {
+	fa, fb := c.readers(0)
+	fa.Read(0, bytesA)
+	fb.Read(0, bytesB)
+	c.readBoth()
+}
+
+func nfsReadMmap(c *nfsCase) {
+	fa, fb := c.readers(0)
+	fa.MapRead(0, bytesA).Touch()
+	fb.MapRead(0, bytesB).Touch()
+	c.readBoth()
+}
+
+func nfsReadSendfile(c *nfsCase) {
+	fa, fb := c.readers(0)
+	fa.Sendfile(0, bytesA)
+	fb.Sendfile(0, bytesB)
+	c.readBoth()
+}
+
+func nfsReadDirect(c *nfsCase) {
+	fa, fb := c.readers(guest.Direct)
+	fa.ReadBlocks(0, bytesA+1<<20, 1<<20)
+	fb.ReadBlocks(0, bytesB+1<<20, 1<<20)
+	c.readBoth()
+}
+
+func nfsReadWarm(c *nfsCase) {
+	fa, fb := c.readers(0)
+	for range 3 {
+		fa.Read(0, bytesA)
+		fb.Read(0, bytesB)
+	}
+	c.readBoth()
+}
+
+// nfsReadAhead reads the first page: the kernel asks for more.
+func nfsReadAhead(c *nfsCase) {
+	fa, fb := c.readers(0)
+	fa.ReadBlocks(0, 4096, 4096)
+	c.readsAsCounted(c.a)
+	fb.ReadBlocks(0, 4096, 4096)
+	c.readsAsCounted(c.b)
+	if c.read[c.a] < 4096 {
+		c.Errorf("the server gave %d bytes for a page", c.read[c.a])
+	}
+}
+
+func nfsURing(c *nfsCase) {
+	fa := c.a.Process().Open(c.path("a"), guest.Create)
+	fa.WriteURing(0, bytesA, 1<<16)
+	fb := c.b.Process().Open(c.path("b"), guest.Create|guest.Direct)
+	fb.WriteURing(0, 13<<16, 1<<16)
+	c.Sync()
+	c.wrote[c.a], c.wrote[c.b] = bytesA, 13<<16
+	fb.ReadURing(0, 7<<16, 1<<16)
+	c.read[c.b] = 7 << 16
+}
+
+// nfsMountedBefore starts the tracer on a mount in use: with dirty pages, a
+// mapping and open files.
+func nfsMountedBefore(g *guest.Guest) {
+	g.HoldWriteback()
+	for _, version := range []string{"3", "4.2"} {
+		c := newNFSCase(g, version)
+		fa := c.a.Process().Open(c.path("a"), guest.Create)
+		fa.Write(0, 1<<20)
+		fa.Fsync()
+		fb := c.b.Process().Open(c.path("b"), guest.Create)
+		fb.Truncate(bytesB)
+		mb := fb.Map(0, bytesB)
+		dirty := c.cgroup("dirty")
+		dirty.Process().Open(c.path("d"), guest.Create).Write(0, bytesC)
+		c.again()
+		tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
+		fa.Write(0, bytesA)
+		mb.Store()
+		c.readsAsCounted(c.b)
+		c.Sync()
+		c.wrote[c.a], c.wrote[c.b], c.wrote[dirty] = bytesA, bytesB, bytesC
+		s := c.settle()
+		s.check(tr.Stop())
+	}
+}
+
+func nfsRemount(g *guest.Guest) {
+	g.HoldWriteback()
+	g.NFS("3")
+	tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
+	a := g.Cgroup("a")
+	var want, ops int64
+	for i := range int64(3) {
+		for _, version := range []string{"3", "4.2"} {
+			m := g.NFS(version)
+			f := a.Process().Open(m.File("f"), guest.Create)
+			f.Write(0, bytesC+i)
+			g.Sync()
+			want += bytesC + i
+			d := m.Stats()
+			ops += d.Ops["WRITE"].Ops
+			f.Close()
+			g.Unmount(m.Target)
+		}
+	}
+	r := tr.Stop()
+	r.Equal("written by a", r.Sum("iotrace.write.bytes", "iotrace.source", "nfs", "iotrace.cgroup.path", a.Path()), want)
+	r.Equal("written in all", r.Sum("iotrace.write.bytes", "iotrace.source", "nfs"), want)
+	r.Equal("WRITE operations", r.Sum("iotrace.write.ops", "iotrace.source", "nfs"), ops)
+}
+
+// unloadNFS takes the client's modules out of the kernel.
+func unloadNFS(g *guest.Guest) {
+	g.Helper()
+	var out string
+	g.Eventually("unloading the NFS client", func() bool {
+		if _, err := os.Stat("/sys/module/nfs"); err != nil {
+			return true
+		}
+		for _, m := range []string{"nfsv4", "nfsv3", "nfs"} {
+			if o, err := g.Try("rmmod", m); err != nil {
+				out = o
+			}
+		}
+		return false
+	})
+	_ = out
+}
+
+// awaitNFS waits until the tracer says that it has attached to the module.
+func awaitNFS(g *guest.Guest, tr *guest.Tracer, times int) {
+	g.Helper()
+	g.Eventually("source nfs attached", func() bool {
+		return strings.Count(tr.Stderr(), "source attached") >= times
+	})
+}
+
+func nfsModuleLater(g *guest.Guest) {
+	g.HoldWriteback()
+	unloadNFS(g)
+	tr := g.Trace(traced...)
+	g.Modprobe("nfs")
+	awaitNFS(g, tr, 1)
+	var cases []settled
+	for _, version := range []string{"3", "4.2"} {
+		c := newNFSCase(g, version)
+		nfsDelayed(c)
+		cases = append(cases, c.settle())
+	}
+	r := tr.Stop()
+	for _, s := range cases {
+		s.check(r)
+	}
+}
+
+// nfsModuleReloaded unloads the module under a running tracer, twice.
+func nfsModuleReloaded(g *guest.Guest) {
+	g.HoldWriteback()
+	unloadNFS(g)
+	tr := g.Trace(traced...)
+	a := g.Cgroup("a")
+	var want int64
+	for i := range 3 {
+		g.Modprobe("nfs")
+		awaitNFS(g, tr, i+1)
+		for range 2 { // the second mount wakes a source that may have gone to rest
+			m := g.NFS("3")
+			f := a.Process().Open(m.File("f"), guest.Create)
+			f.Write(0, bytesC+int64(i))
+			f.Close()
+			if got := m.Stats().ServerWrite; got != bytesC+int64(i) {
+				g.Errorf("%d bytes written, want %d", got, bytesC+int64(i))
+			}
+			want += bytesC + int64(i)
+			g.Unmount(m.Target)
+			rests := strings.Count(tr.Stderr(), "source rests")
+			g.Eventually("source at rest", func() bool { return strings.Count(tr.Stderr(), "source rests") > rests || i > 0 })
+		}
+		unloadNFS(g)
+	}
+	r := tr.Stop()
+	r.Equal("written by a", r.Sum("iotrace.write.bytes", "iotrace.source", "nfs", "iotrace.cgroup.path", a.Path()), want)
+	r.Equal("written in all", r.Sum("iotrace.write.bytes", "iotrace.source", "nfs"), want)
+}
+
+// nfsServerDown flushes while the server does not answer.
+func nfsServerDown(c *nfsCase) {
+	f := c.a.Process().Open(c.path("f"), guest.Create)
+	f.Write(0, bytesC)
+	c.NFSServerDown()
+	flush := exec.Command("sync")
+	if err := flush.Start(); err != nil {
+		c.Fatal(err)
+	}
+	c.Eventually("writeback begun", func() bool { return c.Meminfo("Writeback") > 0 })
+	c.NFSServerUp()
+	if err := flush.Wait(); err != nil {
+		c.Error(err)
+	}
+	c.Sync()
+	c.wrote[c.a] = bytesC
+}
+
+// nfsServerRestarted restarts the server between WRITE and COMMIT.
+func nfsServerRestarted(c *nfsCase) {
+	f := c.a.Process().Open(c.path("f"), guest.Create)
+	f.Write(0, bytesC)
+	f.StartWriteback()
+	c.NFSServerDown()
+	c.NFSServerUp()
+	f.Fsync()
+	c.wrote[c.a] = c.m.Stats().Sub(c.before).ServerWrite // more when the server forgot what it had
+	if c.wrote[c.a] < bytesC {
+		c.Errorf("%d bytes written, want at least %d", c.wrote[c.a], bytesC)
+	}
+}
+
+// nfsUmountForce takes a mount away while its server is down and pages are dirty.
+func nfsUmountForce(g *guest.Guest) {
+	g.HoldWriteback()
+	g.NFS("3")
+	tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
+	c := newNFSCase(g, "3", "soft")
+	p := c.a.Process()
+	f := p.Open(c.path("f"), guest.Create)
+	f.Write(0, bytesC)
+	id := c.m.ID()
+	g.NFSServerDown()
+	flush := exec.Command("sync")
+	if err := flush.Start(); err != nil {
+		g.Fatal(err)
+	}
+	g.Eventually("writeback begun", func() bool { return g.Meminfo("Writeback") > 0 })
+	_, _ = g.Try("umount", "-f", c.m.Target) // fails all requests; the file keeps the mount busy
+	p.Kill()
+	_, _ = g.Try("umount", "-l", "-f", c.m.Target)
+	if err := flush.Wait(); err != nil {
+		g.Error(err)
+	}
+	g.NFSServerUp()
+	after := newNFSCase(g, "3")
+	after.a.Process().Open(after.path("g"), guest.Create).Write(0, bytesA)
+	after.wrote[after.a] = bytesA
+	s := after.settle()
+	r := tr.Stop()
+	s.check(r)
+	if s.id != id {
+		// What was sent is counted once, however often it was tried.
+		if got := r.Written("nfs", id, c.a); got > bytesC {
+			g.Errorf("a wrote %d bytes to the mount that went, of %d", got, bytesC)
+		}
+	}
+}
+
+func nfsSmallFiles(g *guest.Guest) {
+	const files = 10_000
+	g.HoldWriteback()
+	g.NFS("3")
+	tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
+	c := newNFSCase(g, "3")
+	script := `for ((i = 0; i < %d; i++)); do printf '%%0*d' $((i %% 13 + 1)) 7 > %s$i; done`
+	c.a.Run("bash", "-c", fmt.Sprintf(script, files/2, c.path("a")))
+	c.b.Run("bash", "-c", fmt.Sprintf(script, files/2, c.path("b")))
+	var n int64
+	for i := range files / 2 {
+		n += int64(i%13 + 1)
+	}
+	c.wrote[c.a], c.wrote[c.b] = n, n
+	s := c.settle()
+	r := tr.Stop()
+	s.check(r)
+	r.Equal("WRITEs of a", r.Sum("iotrace.write.ops", "iotrace.source", "nfs", "iotrace.cgroup.path", c.a.Path()), files/2)
+	if got := r.Sum("iotrace.metadata.ops", "iotrace.source", "nfs", "iotrace.cgroup.path", c.b.Path()); got < files/2 {
+		g.Errorf("b made %d files with %d metadata operations", files/2, got)
+	}
+}
+
+func nfsWriters64(c *nfsCase) {
+	for i := range int64(64) {
+		cg := c.cgroup("w" + strconv.FormatInt(i, 10))
+		f := cg.Process().Open(c.path(fmt.Sprintf("f%d", i)), guest.Create)
+		f.Write(0, 100_003+i*1_013)
+		c.wrote[cg] = 100_003 + i*1_013
+	}
+	c.Sync()
+}
+
+// nfsNoMemory takes the memory controller away: no page knows its cgroup.
+func nfsNoMemory(g *guest.Guest) {
+	g.HoldWriteback()
+	const control = "/sys/fs/cgroup/cgroup.subtree_control"
+	g.WriteFile(control, "-memory")
+	g.Cleanup(func() {
+		if err := os.WriteFile(control, []byte("+memory"), 0o644); err != nil {
+			g.Error(err)
+		}
+	})
+	nfs(func(c *nfsCase) {
+		c.writeBoth(0)
+		c.Sync()
+	})(g)
+}
+
+// nfsMetadata compares operations without data with mountstats.
+func nfsMetadata(g *guest.Guest) {
+	g.HoldWriteback()
+	g.NFS("3")
+	tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
+	type result struct {
+		c    *nfsCase
+		want int64
+	}
+	var results []result
+	for _, version := range []string{"3", "4.2"} {
+		c := newNFSCase(g, version)
+		script := `mkdir %[1]s; cd %[1]s; for i in 1 2 3 4 5 6 7; do mkdir d$i; : > d$i/f; ln -s f d$i/l; done; ls -lR > /dev/null; mv d1 e1; rm -r d2; stat nothere 2> /dev/null; true`
+		c.a.Run("bash", "-c", fmt.Sprintf(script, c.path("a")))
+		c.b.Run("bash", "-c", fmt.Sprintf(script, c.path("b")))
+		d := c.m.Stats().Sub(c.before)
+		var want int64
+		for name, op := range d.Ops {
+			switch name {
+			case "READ", "READ_PLUS", "WRITE", "COMMIT", "SEQUENCE", "RENEW": // the last two keep the lease
+			default:
+				want += op.Ops
+			}
+		}
+		results = append(results, result{c, want})
+	}
+	r := tr.Stop()
+	for _, x := range results {
+		ops := func(cg *guest.Cgroup) int64 {
+			return r.Sum("iotrace.metadata.ops", "iotrace.source", "nfs", "iotrace.cgroup.path", cg.Path())
+		}
+		r.Equal("v"+x.c.version+" operations of a and b", ops(x.c.a)+ops(x.c.b), x.want)
+		if a, b := ops(x.c.a), ops(x.c.b); a < 40 || b < 40 {
+			g.Errorf("v%s: a did %d operations, b %d: at least 40 each", x.c.version, a, b)
+		}
+	}
+}
+
+// nfsAppLevel compares what programs did with what the server was asked for.
+func nfsAppLevel(g *guest.Guest) {
+	g.HoldWriteback()
+	g.NFS("3")
+	tr := g.Trace(append([]string{"--source", "nfs", "--level", "both"}, traced...)...)
+	c := newNFSCase(g, "3")
+	c.prepare("r", bytesB)
+	fa := c.a.Process().Open(c.path("a"), guest.Create)
+	for range 1000 {
+		fa.WriteBlocks(0, 100, 100)
+	}
+	fb := c.b.Process().Open(c.path("r"), os.O_RDONLY)
+	fb.Read(0, bytesB)
+	fb.Read(0, bytesB) // from the cache
+	fb.Sendfile(0, bytesB)
+	id := c.m.ID()
+	g.Sync()
+	d := c.m.Stats().Sub(c.before)
+	r := tr.Stop()
+	at := func(level, field string, cg *guest.Cgroup) int64 {
+		return r.Sum(field, "iotrace.source", "nfs", "iotrace.level", level, "iotrace.device.id", id, "iotrace.cgroup.path", cg.Path())
+	}
+	r.Equal("wire write", at("wire", "iotrace.write.bytes", c.a), 100)
+	r.Equal("app write", at("app", "iotrace.write.bytes", c.a), 100_000)
+	r.Equal("app writes", at("app", "iotrace.write.ops", c.a), 1000)
+	r.Equal("wire read", at("wire", "iotrace.read.bytes", c.b), bytesB)
+	r.Equal("app read", at("app", "iotrace.read.bytes", c.b), 3*bytesB)
+	r.Equal("server", d.ServerWrite+d.ServerRead, 100+bytesB)
+}
+
+func nfsByProcess(g *guest.Guest) {
+	g.HoldWriteback()
+	g.NFS("3")
+	tr := g.Trace("--source", "nfs", "--by", "cgroup,device,process")
+	c := newNFSCase(g, "3")
+	pa, pb := c.a.Process(), c.b.Process()
+	pa.Open(c.path("a"), guest.Create).Write(0, bytesA)
+	pb.Open(c.path("b"), guest.Create).Write(0, bytesB)
+	c.wrote[c.a], c.wrote[c.b] = bytesA, bytesB
+	s := c.settle()
+	r := tr.Stop()
+	s.check(r)
+	for p, n := range map[*guest.Process]int64{pa: bytesA, pb: bytesB} {
+		r.Equal("by process", r.Sum("iotrace.write.bytes", "iotrace.source", "nfs", "process.pid", strconv.Itoa(p.PID())), n)
+	}
+}
+
+// nfsEvents compares one record per RPC with mountstats.
+func nfsEvents(g *guest.Guest) {
+	g.HoldWriteback()
+	g.NFS("3")
+	tr := g.Trace("--source", "nfs", "--events")
+	c := newNFSCase(g, "4.2")
+	c.prepare("r", bytesC)
+	c.writeBoth(0)
+	c.Sync()
+	c.b.Process().Open(c.path("r"), os.O_RDONLY).Read(0, bytesC)
+	s := c.settle()
+	r := tr.Stop()
+	type total struct{ ops, bytes, slow int64 }
+	got := map[string]total{}
+	for _, d := range r.Docs {
+		if d.String("event.dataset") != "iotrace.event" || d.String("iotrace.device.id") != s.id {
+			continue
+		}
+		op := d.String("iotrace.op")
+		t := got[op]
+		t.ops++
+		t.bytes += d.Int("iotrace.bytes")
+		if d.Int("iotrace.latency") > 0 {
+			t.slow++
+		}
+		got[op] = t
+	}
+	w, rd := s.d.Ops["WRITE"].Ops, s.d.Ops["READ"].Ops+s.d.Ops["READ_PLUS"].Ops
+	if want := (total{w, bytesA + bytesB, w}); got["write"] != want {
+		g.Errorf("write records %+v, want %+v", got["write"], want)
+	}
+	if want := (total{rd, bytesC, rd}); got["read"] != want {
+		g.Errorf("read records %+v, want %+v", got["read"], want)
+	}
+	if g.Failed() {
+		g.Logf("records: %+v", got)
+	}
+}
+
+// nfsBlog is the experiment that began it all: NFS mounted on a directory of an
+// ext4 file system on a loop device, and a container that writes there. The loop
+// device, which is where one would look, shows nothing.
+func nfsBlog(g *guest.Guest) {
+	g.HoldWriteback()
+	g.NFS("3")
+	g.Exec("truncate", "-s", "64M", "/tmp/disk.img")
+	loop := g.Loop("/tmp/disk.img")
+	loop.Format("ext4")
+	loop.MountAt("ext4", "/mnt/blog", "")
+	g.Cleanup(func() { os.Remove("/tmp/disk.img") })
+	g.Exec("mkdir", "-p", "/mnt/blog/data")
+	g.Sync()
+	tr := g.Trace(traced...)
+	for _, version := range []string{"3", "4.2"} {
+		a := g.Cgroup("a")
+		m := g.NFSAt(version, "/mnt/blog/data")
+		before, disk := m.Stats(), loop.Stats()
+		a.Run("dd", "if=/dev/zero", "of=/mnt/blog/data/file", "bs=1000003", "count=13", "status=none")
+		g.Sync()
+		d, moved := m.Stats().Sub(before), loop.Stats().Sub(disk)
+		id := m.ID()
+		g.Eventually("the row", func() bool { return tr.Now().Written("nfs", id, a) == d.ServerWrite })
+		r := tr.Now()
+		r.Equal("mountstats", d.ServerWrite, 13*1000003)
+		r.Equal("the container's row", r.Written("nfs", id, a), d.ServerWrite)
+		r.Equal("the loop device's row", r.Written("block", loop.ID(), a), 0)
+		if moved.WriteBytes > 64<<10 { // the superblock, now and then
+			g.Errorf("the loop device wrote %d bytes", moved.WriteBytes)
+		}
+		g.Unmount(m.Target)
+	}
+	tr.Stop()
+}
+
+// nfsCost lets the kernel measure the programs and reports what an RPC costs.
+// Emulated, the numbers are for comparing with each other only.
+func nfsCost(g *guest.Guest) {
+	g.HoldWriteback()
+	g.NFS("3")
+	g.Knob("/proc/sys/kernel/bpf_stats_enabled", "1")
+	tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
+	c := newNFSCase(g, "3")
+	f := c.a.Process().Open(c.path("f"), guest.Create)
+	for range 4 {
+		f.Write(0, 32<<20)
+		f.Fsync()
+	}
+	c.wrote[c.a] = 4 * 32 << 20
+	costs := programCosts(g)
+	s := c.settle()
+	r := tr.Stop()
+	s.check(r)
+	var total float64
+	rpcs := s.d.Ops["WRITE"].Ops
+	for _, p := range costs {
+		g.Logf("%-22s %6d runs, %8.0f ns each", p.name, p.runs, float64(p.spent)/float64(p.runs))
+		total += float64(p.spent)
+	}
+	g.Logf("all programs: %.0f ns for each of %d WRITE RPCs of %d bytes", total/float64(rpcs), rpcs, s.d.ServerWrite/rpcs)
+	if total == 0 {
+		g.Error("no program ran")
+	}
+}
+
+type programCost struct {
+	name        string
+	runs, spent int64
+}
+
+// programCosts asks the kernel about every program of ours that ran.
+func programCosts(g *guest.Guest) []programCost {
+	g.Helper()
+	var costs []programCost
+	var id ebpf.ProgramID
+	for {
+		next, err := ebpf.ProgramGetNextID(id)
+		if errors.Is(err, os.ErrNotExist) {
+			return costs
+		}
+		if err != nil {
+			g.Fatal(err)
+		}
+		id = next
+		p, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			continue // gone already
+		}
+		info, err := p.Info()
+		if err == nil {
+			if s, serr := p.Stats(); serr == nil && s.RunCount > 0 && strings.HasPrefix(info.Name, "iot_") {
+				costs = append(costs, programCost{info.Name, int64(s.RunCount), int64(s.Runtime)})
+			}
+		}
+		p.Close()
+	}
+}
