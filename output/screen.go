@@ -14,6 +14,7 @@ import (
 	"unicode"
 
 	tea "charm.land/bubbletea/v2"
+	"golang.org/x/term"
 )
 
 // ScreenOptions says what a screen shows at first, and where.
@@ -74,6 +75,19 @@ func RunScreen(ctx context.Context, intervals <-chan *Interval, opt ScreenOption
 	rep := *s.rep
 	rep.Rows, rep.Rest = fold(rep.Rows, rep.Rest, 20)
 	return errors.Join(last.Write(&rep, s.iv), last.Close())
+}
+
+// Interactive tells whether a screen can be shown: both ends are a terminal,
+// and one that can move its cursor. env looks up TERM; nil is os.Getenv.
+func Interactive(in, out *os.File, env func(string) string) bool {
+	if env == nil {
+		env = os.Getenv
+	}
+	switch env("TERM") {
+	case "", "dumb":
+		return false
+	}
+	return term.IsTerminal(int(in.Fd())) && term.IsTerminal(int(out.Fd()))
 }
 
 // drillOrder is the way down from a project to where its bytes go.

@@ -19,10 +19,11 @@ type timeline interface {
 }
 
 // What a live screen keeps to go back in time: a quarter of an hour at one
-// interval a second, less on hosts where an interval holds thousands of samples.
+// interval a second, less on hosts where an interval holds thousands of
+// samples. A sample takes 1 to 3 KB.
 const (
 	keepFrames  = 900
-	keepSamples = 60_000
+	keepSamples = 30_000
 )
 
 // liveFrames keeps the last intervals.

@@ -300,7 +300,7 @@ func TestScreenKeeps(t *testing.T) {
 	if end-first != keepFrames || s.pos != first {
 		t.Errorf("keeps %d to %d and shows %d", first, end, s.pos)
 	}
-	big := random(rand.New(rand.NewPCG(1, 1)), 25_000)
+	big := random(rand.New(rand.NewPCG(1, 1)), 12_000)
 	for range 5 {
 		s.Update(intervalMsg{big})
 	}

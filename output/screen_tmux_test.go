@@ -47,6 +47,16 @@ func screenChild(mode, path string) error {
 			time.Sleep(50 * time.Millisecond)
 		}
 		return nil
+	case "interactive":
+		null, err := os.Open(os.DevNull)
+		if err != nil {
+			return err
+		}
+		defer null.Close()
+		env := func(value string) func(string) string { return func(string) string { return value } }
+		fmt.Println("interactive:", Interactive(os.Stdin, os.Stdout, nil), Interactive(null, os.Stdout, nil), Interactive(os.Stdin, null, nil),
+			Interactive(os.Stdin, os.Stdout, env("dumb")), Interactive(os.Stdin, os.Stdout, env("")))
+		return nil
 	case "replay":
 		r, err := OpenRecording(path)
 		if err != nil {
@@ -396,6 +406,12 @@ func TestTmuxReplay(t *testing.T) {
 	term.wait("the end by playing", func(s string) bool { return strings.Contains(s, "30/30") && strings.Contains(s, "PAUSED") })
 	term.typed("q")
 	term.restored(0)
+}
+
+func TestTmuxInteractive(t *testing.T) {
+	term := newTerminal(t, 80, 24)
+	term.start("interactive", "")
+	term.has("interactive: true false false false false")
 }
 
 // TestTmuxTable: without the screen a table takes the place of the one before.
