@@ -62,8 +62,8 @@ type recordPartFile struct {
 
 // Recording reads what a Recorder wrote: FILE and, before it, the older FILE.n
 // of the same host. It needs no privileges but reading the files, and stands
-// hostile ones: whatever they say, memory stays below the order of what the
-// largest honest interval takes. Not for use by several goroutines at once.
+// hostile ones: whatever they say, reading takes less than 1 GiB of memory, which
+// is what the largest honest interval may need. Not for use by several goroutines at once.
 type Recording struct {
 	parts   []recordPartFile
 	headers []RecordingHeader

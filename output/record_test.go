@@ -449,7 +449,7 @@ func TestRecordTruncated(t *testing.T) {
 
 // TestRecordFlippedBits damages each byte in turn.
 func TestRecordFlippedBits(t *testing.T) {
-	b, ivs := small(t)
+	b, all := small(t)
 	ends := frames(t, b)
 	path := filepath.Join(t.TempDir(), "flipped.recording")
 	for n := range b {
@@ -466,6 +466,7 @@ func TestRecordFlippedBits(t *testing.T) {
 			continue
 		}
 		got, damage := drain(t, r)
+		ivs := all
 		before := 0
 		for before < len(ivs) && ends[before+1] <= int64(n) {
 			before++
@@ -482,9 +483,8 @@ func TestRecordFlippedBits(t *testing.T) {
 				}
 			}
 		}
-		_, ivs = small(t)
 		for i := range before {
-			mustEqual(t, "interval before the damage", got[i], ivs[i])
+			mustEqual(t, "interval before the damage", got[i], all[i])
 		}
 		for _, d := range damage {
 			if !errors.Is(d, ErrCorrupt) && !errors.Is(d, ErrTruncated) {
@@ -915,6 +915,56 @@ func TestRecordHostile(t *testing.T) {
 	}
 }
 
+// TestRecordLargest reads about the most that a file can make of 32 MiB: the
+// limits are what keeps a hostile file's memory in the order of this.
+func TestRecordLargest(t *testing.T) {
+	const samples, events = recordMaxSamples, recordMaxEvents
+	count := func(n, from, step int) []uint64 {
+		c := make([]uint64, n)
+		for i := range c {
+			c[i] = uint64(from + i*step)
+		}
+		return c
+	}
+	const buckets = 1 << 20
+	amount := map[int]any{1: []int{0}, 7: []int{buckets}, 8: count(buckets, 0, 1), 9: count(buckets, 1, 0)}
+	plain, err := cbor.Marshal(map[int]any{
+		1: 0, 2: 0, 10: recordIdentWidth, 11: make([]uint64, recordIdentWidth), 12: count(buckets, 0, 1),
+		13: make([]uint64, samples+events), 14: samples, 15: amount, 16: amount,
+		20: count(samples+events, 1, 0), 21: count(samples+events, 1, 0),
+		23: map[int]any{1: make([]int64, events), 4: count(events, samples+1, 1), 6: count(events, 1, 0), 7: count(events, 1, 0)},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	zenc, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mode, _ := cbor.EncOptions{}.EncMode()
+	frame, err := (&Recorder{zenc: zenc, enc: &recordEncoder{mode: mode}}).frame(recordEntry{Kind: recordKindInterval, Key: true}, plain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, _ := small(t)
+	path := filepath.Join(t.TempDir(), "largest.recording")
+	if err := os.WriteFile(path, append(b[:frames(t, b)[0]:frames(t, b)[0]], frame...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	ivs, damage := replay(t, path)
+	runtime.ReadMemStats(&after)
+	if len(ivs) != 1 || len(damage) != 0 || len(ivs[0].Samples) != samples || len(ivs[0].Events) != events {
+		t.Fatalf("%d intervals, damage %v", len(ivs), damage)
+	}
+	got := (after.TotalAlloc - before.TotalAlloc) >> 20
+	t.Logf("%d bytes of file, %d MiB of CBOR: %d MiB allocated in all", len(frame), len(plain)>>20, got)
+	if got > 1024 {
+		t.Errorf("allocated %d MiB", got)
+	}
+}
+
 // TestRecordVersion: a recording of tomorrow is refused in words.
 func TestRecordVersion(t *testing.T) {
 	zenc, err := zstd.NewWriter(nil)
@@ -1215,6 +1265,35 @@ func BenchmarkRecordWrite(b *testing.B) {
 			b.ReportMetric(float64(s.Bytes)/float64(s.Intervals), "B/interval")
 		})
 	}
+}
+
+// BenchmarkRecordEvents records 100,000 single requests in an interval.
+func BenchmarkRecordEvents(b *testing.B) {
+	rng := rand.New(rand.NewPCG(19, 20))
+	owners := recordOwners(rng, 1500)
+	iv := recordInterval(rng, owners, 0, 1)
+	for i := range 100000 {
+		s := owners[rng.IntN(40)]
+		ns := 50000 + rng.Uint64N(400000)
+		s.Write = Amount{Bytes: 4096 << rng.UintN(6), Ops: 1, Latency: Latency{Sum: ns, Max: ns}}
+		iv.Events = append(iv.Events, Event{
+			Time: recordStart.Add(time.Duration(i) * 10 * time.Microsecond), Dataset: "iotrace.event", Action: "write",
+			IO: &IO{Sample: s, Op: "write", Offset: rng.Uint64N(1<<40) &^ 4095, Latency: ns, Basis: "page"},
+		})
+	}
+	r, err := NewRecorder(filepath.Join(b.TempDir(), "a"), RecorderOptions{MaxBytes: -1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer r.Close()
+	for b.Loop() {
+		if err := r.Write(iv); err != nil {
+			b.Fatal(err)
+		}
+	}
+	s := r.Stats()
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(s.Intervals)/1e5, "ns/event")
+	b.ReportMetric(float64(s.Bytes)/float64(s.Intervals)/1e5, "B/event")
 }
 
 // BenchmarkRecordRead replays them.

@@ -4,10 +4,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
+	"unsafe"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -124,6 +126,9 @@ type recordEncoder struct {
 
 	w    *wireInterval
 	left uint64 // events left out of the last interval
+	// sets are the label sets of maps seen in this interval; between intervals a
+	// map may change, or another take its address.
+	sets map[unsafe.Pointer]uint64
 
 	key   []byte   // scratch
 	row   []uint64 // scratch
@@ -135,7 +140,7 @@ func newRecordEncoder() (*recordEncoder, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := &recordEncoder{mode: mode}
+	e := &recordEncoder{mode: mode, sets: map[unsafe.Pointer]uint64{}}
 	e.reset()
 	return e, nil
 }
@@ -146,6 +151,7 @@ func (e *recordEncoder) reset() {
 	e.labels = map[string]uint64{}
 	e.idents = map[string]uint64{}
 	e.bounds = map[uint64]uint64{}
+	clear(e.sets)
 	e.text, e.pairs = 0, 0
 }
 
@@ -163,6 +169,7 @@ func (e *recordEncoder) interval(iv *Interval) (*wireInterval, error) {
 	end := start + max(0, int64(iv.End.Sub(iv.Start)))
 	w := &wireInterval{Start: start, End: end, Unresolved: iv.Unresolved, Samples: uint64(len(iv.Samples))}
 	e.w = w
+	clear(e.sets)
 
 	events := iv.Events
 	e.left = 0
@@ -374,6 +381,10 @@ func (e *recordEncoder) labelSet(labels map[string]string) uint64 {
 	if len(labels) == 0 {
 		return 0
 	}
+	address := reflect.ValueOf(labels).UnsafePointer()
+	if n, ok := e.sets[address]; ok {
+		return n
+	}
 	e.names = slices.AppendSeq(e.names[:0], maps.Keys(labels))
 	slices.Sort(e.names)
 	pairs := make([]uint64, 0, 2*len(labels))
@@ -389,6 +400,7 @@ func (e *recordEncoder) labelSet(labels map[string]string) uint64 {
 		e.pairs += len(labels)
 		e.w.Labels = append(e.w.Labels, pairs)
 	}
+	e.sets[address] = n
 	return n
 }
 

@@ -10,6 +10,8 @@ import (
 	"html/template"
 	"io"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -136,6 +138,27 @@ func (r *HTMLReport) WriteTo(w io.Writer) (int64, error) {
 		return count.n, fmt.Errorf("writing report: %w", err)
 	}
 	return count.n, nil
+}
+
+// WriteFile writes the page to path, mode 0600, in place of what is there: by a
+// file beside it that is renamed once it is whole.
+func (r *HTMLReport) WriteFile(path string) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	if err != nil {
+		return fmt.Errorf("writing report '%s': %w", path, err)
+	}
+	_, err = r.WriteTo(f)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return fmt.Errorf("writing report '%s': %w", path, err)
+	}
+	return nil
 }
 
 type countWriter struct {

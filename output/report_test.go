@@ -364,14 +364,14 @@ func TestReportClock(t *testing.T) {
 	}
 }
 
-// TestReportBounded adds a day of short-lived containers: memory stays, and the
+// TestReportBounded adds 16 hours of short-lived containers: memory stays, and the
 // totals stay exact.
 func TestReportBounded(t *testing.T) {
 	r := NewHTMLReport(HTMLReportOptions{})
 	var want uint64
 	var peak uint64
-	const days = 86400 / 10
-	for i := range days {
+	const intervals = 6000
+	for i := range intervals {
 		start := recordStart.Add(time.Duration(i) * 10 * time.Second)
 		iv := &Interval{Start: start, End: start.Add(10 * time.Second)}
 		for j := range 30 {
@@ -409,10 +409,10 @@ func TestReportBounded(t *testing.T) {
 		for _, g := range rows {
 			sum.absorb(g)
 		}
-		if sum.usage.Bytes() != want || sum.usage.Ops() != days*30 {
+		if sum.usage.Bytes() != want || sum.usage.Ops() != intervals*30 {
 			t.Errorf("by %s: %d bytes, %d operations", joinKeys(v.by), sum.usage.Bytes(), sum.usage.Ops())
 		}
-		if n := sum.usage.Write.Latency.Count(); n != days*30 {
+		if n := sum.usage.Write.Latency.Count(); n != intervals*30 {
 			t.Errorf("by %s: %d latencies", joinKeys(v.by), n)
 		}
 		if len(v.groups) > reportMaxGroups {
@@ -633,6 +633,38 @@ func TestReportWriteTo(t *testing.T) {
 	idle.Add(&Interval{Start: recordStart, End: recordStart.Add(time.Second)})
 	if page := string(reportBytesOf(t, idle)); !strings.Contains(page, "No bytes were read or written") || strings.Contains(page, "NaN") {
 		t.Error("the page of an idle host does not say so")
+	}
+}
+
+// TestReportWriteFile: the file is whole or not there, and nothing stays beside it.
+func TestReportWriteFile(t *testing.T) {
+	r := reportOf(HTMLReportOptions{}, 20, time.Second)
+	want := reportBytesOf(t, r)
+	dir := t.TempDir()
+	path := filepath.Join(dir, "out.html")
+	for range 2 {
+		if err := r.WriteFile(path); err != nil {
+			t.Fatal(err)
+		}
+		got, err := os.ReadFile(path)
+		if err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("%d bytes, want %d: %v", len(got), len(want), err)
+		}
+	}
+	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", fi.Mode(), err)
+	}
+	// A directory cannot be replaced by a file.
+	if err := os.Mkdir(filepath.Join(dir, "taken"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, bad := range []string{filepath.Join(dir, "taken"), filepath.Join(dir, "none", "out.html")} {
+		if err := r.WriteFile(bad); err == nil || !strings.Contains(err.Error(), "'"+bad+"'") {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+	if names, _ := os.ReadDir(dir); len(names) != 2 {
+		t.Errorf("left behind: %v", names)
 	}
 }
 
