@@ -185,6 +185,9 @@ type docEncoder struct {
 	counts       [2]docCount
 	latencies    [5]docLatency
 	basis        docBasis
+	request      docRequest
+	took         int64
+	exported     map[string]map[string]string // labels by container, not to be changed
 }
 
 func newDocEncoder(r *Report, iv *Interval, opt NDJSONOptions) *docEncoder {
@@ -415,7 +418,7 @@ func (e *docEncoder) containerOf(c *Container) {
 	if c.ID == "" && c.Name == "" && c.Image == "" {
 		return
 	}
-	e.container = docContainer{ID: c.ID, Name: c.Name, Runtime: c.Runtime, Labels: e.labels(c.Labels)}
+	e.container = docContainer{ID: c.ID, Name: c.Name, Runtime: c.Runtime, Labels: e.labelsOf(c)}
 	if c.Image != "" || c.ImageTag != "" {
 		e.image = docImage{Name: c.Image, Tag: e.image.Tag[:0]}
 		if c.ImageTag != "" {
@@ -465,6 +468,26 @@ var exportedLabels = map[string]bool{
 	"iotrace.project":                          true,
 }
 
+// labelsOf returns labels of the same container but once: they never change
+// within an interval.
+func (e *docEncoder) labelsOf(c *Container) map[string]string {
+	if len(c.Labels) == 0 {
+		return nil
+	}
+	if c.ID == "" {
+		return e.labels(c.Labels)
+	}
+	labels, ok := e.exported[c.ID]
+	if !ok {
+		if e.exported == nil {
+			e.exported = make(map[string]map[string]string)
+		}
+		labels = e.labels(c.Labels)
+		e.exported[c.ID] = labels
+	}
+	return labels
+}
+
 // labels returns the labels that may leave the host, under keys without dots:
 // com.docker.compose.project would be a value and an object at once beside
 // com.docker.compose.project.config_files.
@@ -502,7 +525,7 @@ func (e *docEncoder) keyLabels(row *Row) {
 			e.container = docContainer{}
 			e.doc.Container = &e.container
 		}
-		if e.container.Labels == nil {
+		if e.container.Labels = maps.Clone(e.container.Labels); e.container.Labels == nil {
 			e.container.Labels = make(map[string]string)
 		}
 		putLabel(e.container.Labels, name, strings.TrimPrefix(k.ID, "label\x00"))
@@ -541,8 +564,8 @@ func (e *docEncoder) event(ev *Event) {
 	e.doc.Event.Action = io.Op
 	e.doc.Event.Outcome = outcome(io.Error)
 	if io.Latency > 0 {
-		d := long(io.Latency)
-		e.doc.Event.Duration = &d
+		e.took = long(io.Latency)
+		e.doc.Event.Duration = &e.took
 	}
 	s := &io.Sample
 	f := &e.doc.Iotrace
@@ -552,7 +575,8 @@ func (e *docEncoder) event(ev *Event) {
 	}
 	id := identity(s, 0)
 	e.identity(&id)
-	f.Request = &docRequest{Bytes: long(io.amount().Bytes), Offset: long(io.Offset), Latency: long(io.Latency), Basis: io.Basis}
+	e.request = docRequest{Bytes: long(io.amount().Bytes), Offset: long(io.Offset), Latency: long(io.Latency), Basis: io.Basis}
+	f.Request = &e.request
 }
 
 func outcome(failed bool) string {

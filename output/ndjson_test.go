@@ -559,4 +559,23 @@ func BenchmarkNDJSON(b *testing.B) {
 		}
 	}))
 	b.Run("encoder=none", each(func(*docEncoder) {}))
+
+	for i := range iv.Samples {
+		iv.Events = append(iv.Events, Event{Time: iv.End, IO: &IO{Sample: iv.Samples[i], Op: "write", Offset: uint64(i) << 12, Latency: 1 << 20, Basis: "page"}})
+	}
+	n, size = 0, 0
+	for d := range Documents(rep, iv, NDJSONOptions{Events: true}) {
+		n++
+		size += len(d.Line)
+	}
+	b.Run("events", func(b *testing.B) {
+		w := NewNDJSON(io.Discard, NDJSONOptions{Events: true})
+		b.ReportAllocs()
+		for b.Loop() {
+			if err := w.Write(rep, iv); err != nil {
+				b.Fatal(err)
+			}
+		}
+		report(b)
+	})
 }
