@@ -1,8 +1,8 @@
 package main
 
 import (
-	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -38,6 +38,22 @@ type options struct {
 	output       string
 	namespace    string
 	exportLabels []string
+	noScreen     bool
+
+	elasticsearch  []string
+	spool          string
+	esCA           string
+	esFingerprint  string
+	esUser         string
+	esAPIKeyFile   string
+	esPasswordFile string
+	prometheus     string
+	record         string
+	recordSize     int64 // MiB
+	report         string
+
+	vxlan  bool
+	screen bool // the interactive screen is the output
 
 	// names
 	dockerHost   string
@@ -79,9 +95,23 @@ func (o *options) flags() *pflag.FlagSet {
 	fs.BoolVar(&o.latency, "latency", true, "measure latency; false leaves one probe per I/O")
 	fs.BoolVar(&o.events, "events", false, "with ndjson: one document per I/O instead of totals")
 
-	fs.StringVar(&o.output, "output", "", "table or ndjson (default table)")
+	fs.StringVar(&o.output, "output", "", "table or ndjson (default the screen on a terminal, else table)")
+	fs.BoolVar(&o.noScreen, "no-tui", false, "a plain table even on a terminal")
 	fs.StringVar(&o.namespace, "namespace", "default", "namespace of the data streams that documents name")
 	fs.StringArrayVar(&o.exportLabels, "export-label", nil, "put this container label into documents as well; may repeat")
+
+	fs.StringSliceVar(&o.elasticsearch, "elasticsearch", nil, "ship documents to this server; several are nodes of one cluster")
+	fs.StringVar(&o.esAPIKeyFile, "elasticsearch-api-key-file", "", "file with the API key, or $IOTRACE_ELASTICSEARCH_API_KEY")
+	fs.StringVar(&o.esUser, "elasticsearch-username", "", "for basic authentication")
+	fs.StringVar(&o.esPasswordFile, "elasticsearch-password-file", "", "file with the password, or $IOTRACE_ELASTICSEARCH_PASSWORD")
+	fs.StringVar(&o.esCA, "elasticsearch-ca", "", "PEM file with the CA to trust")
+	fs.StringVar(&o.esFingerprint, "elasticsearch-fingerprint", "", "SHA-256 of the CA or of the server's certificate")
+	fs.StringVar(&o.spool, "elasticsearch-spool", "", "directory that keeps documents through an outage")
+	fs.StringVar(&o.prometheus, "prometheus", "", "serve /metrics on [HOST]:PORT; without HOST on loopback only")
+	fs.StringVar(&o.record, "record", "", "record everything into this file, for replay")
+	fs.Int64Var(&o.recordSize, "record-size", 0, "MiB after which a new file of the recording begins (0 is 256, -1 never)")
+	fs.StringVar(&o.report, "report", "", "write a page for the ticket to this file, at the end")
+	fs.BoolVar(&o.vxlan, "vxlan", true, "watch overlay devices as well, where there is an engine in swarm mode")
 
 	fs.StringVar(&o.dockerHost, "docker-host", "", "ask this Docker or Podman socket for names (default: all that exist)")
 	fs.StringVar(&o.cri, "cri", "", "ask this CRI socket for names (default: all that exist)")
@@ -101,14 +131,19 @@ func (o *options) flags() *pflag.FlagSet {
 // parse reads the command line. Errors are usage errors or pflag.ErrHelp.
 func (o *options) parse(args []string) error {
 	fs := o.flags()
+	if err := o.parseSet(fs, args); err != nil {
+		return err
+	}
+	return o.positional(fs.Args())
+}
+
+// parseSet reads flags and leaves the other arguments to the caller.
+func (o *options) parseSet(fs *pflag.FlagSet, args []string) error {
 	if err := fs.Parse(args); err != nil {
 		if err == pflag.ErrHelp {
 			return err
 		}
 		return &usageError{err}
-	}
-	if err := o.positional(fs.Args()); err != nil {
-		return err
 	}
 	return o.check(fs)
 }
@@ -122,6 +157,9 @@ func (o *options) positional(args []string) error {
 		d, err := parseInterval(args[0])
 		if err != nil {
 			return err
+		}
+		if d < minInterval {
+			return usagef("interval %v is too short: at least %v", d, minInterval)
 		}
 		o.interval = d
 	}
@@ -178,6 +216,8 @@ func (o *options) check(fs *pflag.FlagSet) error {
 		return usagef("--cgroup-depth %d: must not be negative", o.depth)
 	case o.maxGroups < 1 || o.maxGroups > 1<<22:
 		return usagef("--max-groups %d: must be from 1 to %d", o.maxGroups, 1<<22)
+	case o.recordSize < -1 || o.recordSize > 1<<30:
+		return usagef("--record-size %d: must be -1 or from 0 to %d", o.recordSize, 1<<30)
 	case o.ringSize < 4096 || o.ringSize&(o.ringSize-1) != 0 || o.ringSize > 1<<30:
 		return usagef("--event-buffer %d: must be a power of two from 4096 to %d", o.ringSize, 1<<30)
 	}
@@ -187,9 +227,7 @@ func (o *options) check(fs *pflag.FlagSet) error {
 		}
 	}
 	switch o.output {
-	case "":
-		o.output = "table"
-	case "table", "ndjson":
+	case "", "table", "ndjson":
 	default:
 		return usagef("--output: unknown output %q: use table or ndjson", o.output)
 	}
@@ -210,4 +248,12 @@ func (o *options) wants(key output.Key) bool {
 	return slices.ContainsFunc(o.group.Filters, func(f output.Filter) bool { return f.Key == key })
 }
 
-func (o *options) String() string { return fmt.Sprintf("%+v", *o) }
+// detailed tells whether rows may be grouped by other keys later: on the screen,
+// in a replay, in a report.
+func (o *options) detailed() bool { return o.screen || o.record != "" || o.report != "" }
+
+// wantsScreen tells whether the interactive screen is the output: on a terminal,
+// for a run without an end, unless something else was asked for.
+func (o *options) wantsScreen(stdout *os.File) bool {
+	return o.output == "" && !o.noScreen && o.count == 0 && o.duration == 0 && output.Interactive(os.Stdin, stdout, nil)
+}

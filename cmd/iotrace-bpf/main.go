@@ -40,11 +40,13 @@ func main() {
 // of them it traces.
 func commands() map[string]command {
 	return map[string]command{
-		"check":      runCheck,
-		"version":    runVersion,
-		"help":       runHelp,
-		"completion": runCompletion,
-		"vxlan":      runVXLAN,
+		"check":         runCheck,
+		"version":       runVersion,
+		"help":          runHelp,
+		"completion":    runCompletion,
+		"replay":        runReplay,
+		"vxlan":         runVXLAN,
+		"elasticsearch": runElasticsearch,
 	}
 }
 

@@ -18,12 +18,6 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
 
-// sink is where reports go.
-type sink interface {
-	Write(*output.Report, *output.Interval) error
-	Close() error
-}
-
 // runTrace is the main job: trace, name, report.
 func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var opt options
@@ -41,6 +35,12 @@ func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		}
 		defer pprof.StopCPUProfile()
 	}
+	stdoutFile, _ := stdout.(*os.File)
+	opt.screen = stdoutFile != nil && opt.wantsScreen(stdoutFile)
+	messages := &messageLines{lines: make(chan string, 64)}
+	if opt.screen {
+		stderr = messages // the screen has the terminal
+	}
 	s, err := openSession(ctx, &opt, stderr)
 	if err != nil {
 		return err
@@ -51,21 +51,31 @@ func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 			return fmt.Errorf("creating the ready file: %w", err)
 		}
 	}
-	sinks := []sink{opt.sink(stdout)}
-	err = s.run(ctx, sinks)
-	for _, k := range sinks {
-		err = errors.Join(err, k.Close())
+	if opt.screen {
+		return s.runScreen(ctx, stdoutFile, messages.lines)
 	}
-	return err
+	return s.runWith(ctx, opt.printer(stdout))
 }
 
-func (o *options) sink(stdout io.Writer) sink {
-	if o.output == "ndjson" {
-		return output.NewNDJSON(stdout, output.NDJSONOptions{
-			Namespace: o.namespace, ExportLabels: o.exportLabels, Events: o.events,
-		})
+// runWith reports to main and to the other outputs until the end.
+func (s *session) runWith(ctx context.Context, main sink) error {
+	out, err := s.opt.openSinks(ctx, main, s.host, "live", s.log)
+	if err != nil {
+		return err
 	}
-	return output.NewTable(stdout, output.TableOptions{Sort: o.group.Sort})
+	return errors.Join(s.run(ctx, out), out.Close())
+}
+
+// runScreen traces until the user leaves the screen.
+func (s *session) runScreen(ctx context.Context, stdout *os.File, messages <-chan string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	show := &screenSink{intervals: make(chan *output.Interval), gone: ctx.Done()}
+	ended := make(chan error, 1)
+	go func() { ended <- s.runWith(ctx, show) }()
+	err := output.RunScreen(ctx, show.intervals, output.ScreenOptions{Group: s.opt.group, Notices: messages, Output: stdout})
+	cancel()
+	return errors.Join(err, <-ended)
 }
 
 // logger writes what happens to standard error, never to standard output.
@@ -89,6 +99,7 @@ type session struct {
 	asked    map[uint64]bool // containers whose name was waited for once
 	records  recordBuffer
 	reported bool // whether a report went out yet
+	overlay  overlayEvents
 }
 
 // openSession attaches everything. The tracepoints are attached before the tree
@@ -110,8 +121,8 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 	topt := tracer.Options{
 		Sources:       opt.sources,
 		Hierarchy:     s.resolver.Hierarchy().ID,
-		ByProcess:     opt.wants(output.KeyProcess),
-		ByMount:       opt.wants(output.KeyMount),
+		ByProcess:     opt.wants(output.KeyProcess) || opt.detailed(),
+		ByMount:       opt.wants(output.KeyMount) || opt.detailed(),
 		Latency:       opt.latency,
 		CgroupCreated: s.resolver.CgroupCreated,
 		CgroupRemoved: s.resolver.CgroupRemoved,
@@ -131,10 +142,14 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 	s.joiner = joiner{resolver: s.resolver, devices: tracer.NewDevices(), comm: s.comm, mount: s.mount}
 	s.host = thisHost()
 	s.cost.read()
+	if opt.vxlan {
+		s.overlay.start(ctx, s, stderr)
+	}
 	return s, nil
 }
 
 func (s *session) Close() {
+	s.overlay.Close()
 	if s.tracer != nil {
 		if err := s.tracer.Close(); err != nil {
 			s.log.Debug("detaching", "error", err)
@@ -147,7 +162,7 @@ func (s *session) Close() {
 
 // run reports every interval until the end: by count, by duration or by the
 // user. What happened since the last full interval is reported as well.
-func (s *session) run(ctx context.Context, sinks []sink) error {
+func (s *session) run(ctx context.Context, out *sinks) error {
 	tick := time.NewTicker(s.opt.interval)
 	defer tick.Stop()
 	var end <-chan time.Time
@@ -158,37 +173,31 @@ func (s *session) run(ctx context.Context, sinks []sink) error {
 		select {
 		case <-tick.C:
 			if s.opt.count > 0 && n >= s.opt.count {
-				return s.last(sinks)
+				return s.last(out)
 			}
 		case <-end:
-			return s.last(sinks)
+			return s.last(out)
 		case <-ctx.Done():
-			return s.last(sinks)
+			return s.last(out)
 		}
-		if err := s.report(sinks); err != nil {
+		if err := s.report(out); err != nil {
 			return err
 		}
 	}
 }
 
 // last reports what is left, with all hooks taken away.
-func (s *session) last(sinks []sink) error {
+func (s *session) last(out *sinks) error {
 	s.tracer.Detach()
-	return s.report(sinks)
+	return s.report(out)
 }
 
-func (s *session) report(sinks []sink) error {
+func (s *session) report(out *sinks) error {
 	iv, err := s.interval()
 	if err != nil {
 		return err
 	}
-	rep := output.Group(iv, s.opt.group)
-	for _, k := range sinks {
-		if err := k.Write(rep, iv); err != nil {
-			return err
-		}
-	}
-	return nil
+	return out.write(output.Group(iv, s.opt.group), iv)
 }
 
 // interval reads the tracer and joins what it counted with names.
@@ -220,6 +229,7 @@ func (s *session) interval() (*output.Interval, error) {
 			iv.Unresolved++
 		}
 	}
+	s.overlay.into(iv)
 	records, lost := s.records.take()
 	iv.Lost.Records += lost
 	for i := range records {

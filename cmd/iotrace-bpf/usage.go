@@ -13,7 +13,10 @@ const usageHead = `Shows which container, service or project generates the I/O l
 
 Usage:
   iotrace-bpf [flags] [INTERVAL [COUNT]]     trace, and report every INTERVAL seconds
+  iotrace-bpf vxlan [list|watch|clean]       overlay devices that block networks
+  iotrace-bpf replay FILE                    a recording, through the same flags
   iotrace-bpf check                          what this kernel and host offer
+  iotrace-bpf elasticsearch setup            templates, lifecycle and dashboard
   iotrace-bpf completion bash|zsh|fish       a completion script for the shell
   iotrace-bpf version                        version of this program
   iotrace-bpf help                           this text

@@ -1,0 +1,258 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+)
+
+// sink is where reports go.
+type sink interface {
+	Write(*output.Report, *output.Interval) error
+	Close() error
+}
+
+// sinks are all places that reports go to. The first one is standard output or
+// the screen: when that fails the run ends. Of the others, one that fails costs
+// nothing but its own documents, which are counted.
+type sinks struct {
+	main   sink
+	others []sink
+	log    *slog.Logger
+	lost   func() uint64 // documents that were not delivered, so far; may be nil
+
+	warned map[int]time.Time
+}
+
+// complainAgain is how often a failing output is told of.
+const complainAgain = time.Minute
+
+func (s *sinks) write(rep *output.Report, iv *output.Interval) error {
+	for i, k := range s.others {
+		if err := k.Write(rep, iv); err != nil {
+			iv.Lost.Exports++
+			if time.Since(s.warned[i]) > complainAgain {
+				s.warned[i] = time.Now()
+				s.log.Warn("an output failed", "error", err)
+			}
+		}
+	}
+	return s.main.Write(rep, iv)
+}
+
+func (s *sinks) Close() error {
+	errs := []error{s.main.Close()}
+	for _, k := range s.others {
+		errs = append(errs, k.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// openSinks makes every output that the flags ask for. main is the one that has
+// standard output.
+func (o *options) openSinks(ctx context.Context, main sink, host output.Host, origin string, log *slog.Logger) (_ *sinks, err error) {
+	s := &sinks{main: main, log: log, warned: map[int]time.Time{}}
+	defer func() {
+		if err != nil {
+			for _, k := range s.others {
+				k.Close()
+			}
+		}
+	}()
+	var es *output.Elasticsearch
+	if len(o.elasticsearch) > 0 {
+		eo, err := o.elasticsearchOptions(log)
+		if err != nil {
+			return nil, err
+		}
+		if es, err = output.NewElasticsearch(ctx, eo); err != nil {
+			return nil, err
+		}
+		s.others = append(s.others, &elasticsearchSink{es: es, opt: o.documents()})
+	}
+	if o.prometheus != "" {
+		po := output.PrometheusOptions{Version: versionText(), Logger: log}
+		if es != nil {
+			po.Elasticsearch = es.Stats
+		}
+		p, err := output.NewPrometheus(o.prometheus, po)
+		if err != nil {
+			return nil, err
+		}
+		s.others = append(s.others, prometheusSink{p})
+		log.Info("serving metrics", "address", p.Addr())
+	}
+	if o.record != "" {
+		r, err := output.NewRecorder(o.record, output.RecorderOptions{
+			MaxBytes: o.recordSize << 20, Tool: versionText(), Host: host,
+		})
+		if err != nil {
+			return nil, err
+		}
+		s.others = append(s.others, recorderSink{r})
+	}
+	if o.report != "" {
+		r, err := newReportSink(o, host, origin)
+		if err != nil {
+			return nil, err
+		}
+		s.others = append(s.others, r)
+	}
+	return s, nil
+}
+
+// documents says how NDJSON documents are made.
+func (o *options) documents() output.NDJSONOptions {
+	return output.NDJSONOptions{Namespace: o.namespace, ExportLabels: o.exportLabels, Events: o.events}
+}
+
+// printer is the sink of standard output where there is no screen.
+func (o *options) printer(stdout io.Writer) sink {
+	if o.output == "ndjson" {
+		return output.NewNDJSON(stdout, o.documents())
+	}
+	return output.NewTable(stdout, output.TableOptions{Sort: o.group.Sort})
+}
+
+// elasticsearchOptions reads credentials from the files and the environment that name them.
+func (o *options) elasticsearchOptions(log *slog.Logger) (output.ElasticsearchOptions, error) {
+	eo := output.ElasticsearchOptions{URLs: o.elasticsearch, SpoolDir: o.spool, Logger: log}
+	eo.Credentials.CAFile, eo.Credentials.Fingerprint, eo.Credentials.Username = o.esCA, o.esFingerprint, o.esUser
+	if err := eo.Credentials.LoadCredentials(o.esAPIKeyFile, o.esPasswordFile, os.Getenv); err != nil {
+		return eo, fmt.Errorf("elasticsearch credentials: %w", err)
+	}
+	return eo, nil
+}
+
+// elasticsearchSink ships what NDJSON would print.
+type elasticsearchSink struct {
+	es   *output.Elasticsearch
+	opt  output.NDJSONOptions
+	lost uint64
+}
+
+func (s *elasticsearchSink) Write(rep *output.Report, iv *output.Interval) error {
+	var errs error
+	for d := range output.Documents(rep, iv, s.opt) {
+		stream := strings.Join([]string{d.Type, d.Dataset, d.Namespace}, "-")
+		errs = errors.Join(errs, s.es.Ship(stream, d.Line))
+	}
+	now := s.es.Stats()
+	iv.Lost.Exports += now.Lost() - s.lost
+	s.lost = now.Lost()
+	return errs
+}
+
+// closeTime is how long the last documents may take at the end; what is left
+// then stays in the spool.
+const closeTime = 10 * time.Second
+
+func (s *elasticsearchSink) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
+	defer cancel()
+	return s.es.Close(ctx)
+}
+
+type prometheusSink struct{ *output.Prometheus }
+
+func (s prometheusSink) Write(_ *output.Report, iv *output.Interval) error {
+	s.Observe(iv)
+	return nil
+}
+
+func (s prometheusSink) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
+	defer cancel()
+	return s.Prometheus.Close(ctx)
+}
+
+type recorderSink struct{ *output.Recorder }
+
+func (s recorderSink) Write(_ *output.Report, iv *output.Interval) error { return s.Recorder.Write(iv) }
+
+// reportSink writes the page at the end.
+type reportSink struct {
+	report *output.HTMLReport
+	file   *os.File
+}
+
+func newReportSink(o *options, host output.Host, origin string) (*reportSink, error) {
+	// Made now, so that a path that cannot be written is told of before the run.
+	f, err := os.OpenFile(o.report, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	title := "I/O report"
+	if host.Name != "" {
+		title += " of " + host.Name
+	}
+	return &reportSink{file: f, report: output.NewHTMLReport(output.HTMLReportOptions{
+		Title: title, By: o.group.By, Filters: o.group.Filters, CgroupDepth: o.group.CgroupDepth, Top: o.group.Top,
+		Tool: versionText(), Origin: origin, Location: time.Local, Now: time.Now(),
+	})}, nil
+}
+
+func (s *reportSink) Write(_ *output.Report, iv *output.Interval) error {
+	s.report.Add(iv)
+	return nil
+}
+
+func (s *reportSink) Close() error {
+	_, err := s.report.WriteTo(s.file)
+	if err := errors.Join(err, s.file.Close()); err != nil {
+		return fmt.Errorf("writing the report: %w", err)
+	}
+	return nil
+}
+
+// screenSink hands intervals to the screen.
+type screenSink struct {
+	intervals chan *output.Interval
+	gone      <-chan struct{} // the screen was left
+}
+
+func (s *screenSink) Write(_ *output.Report, iv *output.Interval) error {
+	select {
+	case s.intervals <- iv:
+	case <-s.gone:
+	}
+	return nil
+}
+
+func (s *screenSink) Close() error {
+	close(s.intervals)
+	return nil
+}
+
+// messageLines hands lines to a channel, and drops them when nobody reads: what
+// is logged while the screen has the terminal.
+type messageLines struct {
+	lines chan string
+	mu    sync.Mutex
+	part  strings.Builder
+}
+
+func (w *messageLines) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, b := range p {
+		if b != '\n' {
+			w.part.WriteByte(b)
+			continue
+		}
+		select {
+		case w.lines <- w.part.String():
+		default:
+		}
+		w.part.Reset()
+	}
+	return len(p), nil
+}
