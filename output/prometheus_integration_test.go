@@ -1,0 +1,184 @@
+//go:build integration
+
+package output
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// These tests run promtool and Prometheus of Debian's package prometheus.
+
+func TestPrometheusPromtool(t *testing.T) {
+	p := servePrometheus(t, PrometheusOptions{Version: "test", Elasticsearch: func() ElasticsearchStats { return ElasticsearchStats{Delivered: 1} }})
+	iv := elasticInterval(time.Now(), 5)
+	iv.Events = []Event{{Action: "leaked", VXLAN: &VXLAN{}}}
+	iv.Samples[0].Level = LevelApp
+	iv.Samples[1].Write.Errors, iv.Samples[1].MetaWriteBytes = 1, 512
+	p.Observe(iv)
+	body, _ := p.scrape(t, "")
+	cmd := exec.Command("promtool", "check", "metrics")
+	cmd.Stdin = bytes.NewReader(body)
+	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("promtool: %v\n%s", err, out)
+	}
+}
+
+// realPrometheus scrapes a target every quarter of a second.
+func realPrometheus(t *testing.T, target string, flags ...string) (query func(expr string) ([]promSeries, error)) {
+	dir := t.TempDir()
+	config := filepath.Join(dir, "prometheus.yml")
+	if err := os.WriteFile(config, []byte("global: {scrape_interval: 250ms, scrape_timeout: 200ms}\nscrape_configs:\n- job_name: iotrace\n  static_configs: [{targets: ['"+target+"']}]\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("promtool", "check", "config", config).CombinedOutput(); err != nil {
+		t.Fatalf("promtool check config: %v\n%s", err, out)
+	}
+	addr := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	cmd := exec.Command("prometheus", append(flags, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+addr)...)
+	var log bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &log, &log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+		if t.Failed() {
+			t.Log(cut(log.String(), 5000))
+		}
+	})
+	until(t, "prometheus", func() bool {
+		c, err := net.Dial("tcp", addr)
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+	return func(expr string) ([]promSeries, error) {
+		res, err := http.Get("http://" + addr + "/api/v1/query?query=" + url.QueryEscape(expr))
+		if err != nil {
+			return nil, err
+		}
+		defer res.Body.Close()
+		var reply struct {
+			Status, Error string
+			Data          struct{ Result []promSeries }
+		}
+		if err := json.NewDecoder(res.Body).Decode(&reply); err != nil {
+			return nil, err
+		}
+		if reply.Status != "success" {
+			return nil, fmt.Errorf("query %q: %s", expr, reply.Error)
+		}
+		return reply.Data.Result, nil
+	}
+}
+
+type promSeries struct {
+	Metric    map[string]string
+	Value     []any
+	Histogram []any
+}
+
+var grafanaVariable = regexp.MustCompile(`\$\{?\w+`)
+
+// TestGrafanaRealPrometheus lets a real Prometheus scrape us, without and with
+// native histograms, and runs every query of the dashboard there.
+func TestGrafanaRealPrometheus(t *testing.T) {
+	for name, flags := range map[string][]string{"fixed buckets": nil, "native histograms": {"--enable-feature=native-histograms"}} {
+		t.Run(name, func(t *testing.T) {
+			p := servePrometheus(t, PrometheusOptions{Elasticsearch: func() ElasticsearchStats { return ElasticsearchStats{Delivered: 1} }})
+			query := realPrometheus(t, p.Addr(), flags...)
+			written := make(map[string]uint64)
+			observe := func() {
+				iv := elasticInterval(time.Now(), 1000)
+				iv.Events = []Event{{Action: "leaked", VXLAN: &VXLAN{}}}
+				for _, s := range iv.Samples {
+					if !s.Device.Stacked {
+						written[s.Project] += s.Write.Bytes
+					}
+				}
+				p.Observe(iv)
+			}
+			observe()
+			scrapes := 0.0
+			until(t, "twenty scrapes", func() bool {
+				observe()
+				if r, err := query(`count_over_time(iotrace_intervals_total[1m])`); err == nil && len(r) == 1 {
+					fmt.Sscan(r[0].Value[1].(string), &scrapes)
+				}
+				time.Sleep(50 * time.Millisecond)
+				return scrapes >= 20
+			})
+			// Sums in Prometheus are what was observed.
+			until(t, "right sums", func() bool {
+				r, err := query(`sum by (project) (iotrace_io_bytes_total{operation="write"})`)
+				if err != nil {
+					t.Fatal(err)
+				}
+				right := len(r) == len(written)
+				for _, s := range r {
+					right = right && s.Value[1] == fmt.Sprint(written[s.Metric["project"]])
+				}
+				return right
+			})
+			replace := strings.NewReplacer("$__rate_interval", "30s", "$source", ".*", "$project", ".*")
+			ran := 0
+			for _, panel := range grafanaPanels(t) {
+				for _, target := range panel.Targets {
+					expr := replace.Replace(target.Expr)
+					if v := grafanaVariable.FindString(expr); v != "" {
+						t.Errorf("panel %q: variable %s is not known here", panel.Title, v)
+					}
+					r, err := query(expr)
+					if err != nil {
+						t.Errorf("panel %q: %v", panel.Title, err)
+						continue
+					}
+					ran++
+					if len(r) == 0 {
+						t.Errorf("panel %q finds nothing: %s", panel.Title, expr)
+					}
+					for _, s := range r {
+						if len(s.Value) == 2 && (s.Value[1] == "NaN" || s.Value[1] == "+Inf") {
+							t.Errorf("panel %q: %s for %v", panel.Title, s.Value[1], s.Metric)
+						}
+					}
+				}
+			}
+			if ran < 20 {
+				t.Errorf("only %d queries", ran)
+			}
+			// All writes took a power of two just above a millisecond.
+			r, err := query(`histogram_quantile(0.5, sum(rate(iotrace_io_latency_seconds[30s]))) or histogram_quantile(0.5, sum by (le) (rate(iotrace_io_latency_seconds_bucket[30s])))`)
+			if err != nil || len(r) != 1 {
+				t.Fatalf("quantile: %v, %v", r, err)
+			}
+			low, high := 0.001, 0.0025 // the fixed bucket
+			if flags != nil {
+				low, high = 0.00097, 0.00107 // the native one
+				if n, err := query(`iotrace_io_latency_seconds`); err != nil || len(n) == 0 || len(n[0].Histogram) == 0 {
+					t.Errorf("no native histogram is stored: %v, %v", n, err)
+				}
+			}
+			var q float64
+			if fmt.Sscan(r[0].Value[1].(string), &q); q < low || q > high {
+				t.Errorf("median latency %g, want %g to %g", q, low, high)
+			}
+		})
+	}
+}
