@@ -51,7 +51,7 @@ type recordIndex struct {
 	head        uint16
 	part        uint16
 	size, plain uint32
-	key         bool
+	group       uint32 // the key frame that decoding begins at: itself where it is one
 }
 
 // recordPartFile is one file of a recording.
@@ -72,8 +72,9 @@ type Recording struct {
 
 	pos    int           // the interval that Next returns
 	told   int           // how many of damage are behind us
-	tables *recordTables // nil: decoding has to begin at a key frame
-	at     int           // the interval that tables is ready for
+	tables *recordTables // what the intervals from group up to at have defined
+	group  uint32
+	at     int
 
 	zdec  *zstd.Decoder
 	frame []byte
@@ -107,7 +108,7 @@ func OpenRecording(path string) (*Recording, error) {
 	for _, p := range parts[:len(parts)-1] {
 		// An older file that is something else merely has an unlucky name.
 		h, err := r.openPart(p)
-		if err == nil && h.Host != newest.Host {
+		if err == nil && !sameMachine(h.Host, newest.Host) {
 			last := len(r.parts) - 1
 			r.parts[last].file.Close()
 			r.parts, r.headers = r.parts[:last], r.headers[:last]
@@ -125,6 +126,15 @@ func OpenRecording(path string) (*Recording, error) {
 		}
 	}
 	return r, nil
+}
+
+// sameMachine compares machine ids, names where one has none; the kernel may
+// have been changed in between.
+func sameMachine(a, b Host) bool {
+	if a.ID != "" && b.ID != "" {
+		return a.ID == b.ID
+	}
+	return a.Name == b.Name
 }
 
 // openPart opens one file and reads its header.
@@ -196,7 +206,8 @@ func (r *Recording) scan(part int) error {
 		return fmt.Errorf("recording '%s': %w", p.path, err)
 	}
 	size := fi.Size()
-	first := true
+	first := len(r.index) // names never reach from one file into the next
+	group := first
 	for off := int64(0); off < size; {
 		e, body, err := readRecordEntry(p.file, off)
 		if err == nil && body+int64(e.Size) > size {
@@ -214,11 +225,13 @@ func (r *Recording) scan(part int) error {
 		}
 		// Kinds that a later version may add are stepped over.
 		if e.Kind == recordKindInterval {
+			if e.Key {
+				group = len(r.index)
+			}
 			r.index = append(r.index, recordIndex{
 				start: e.Start, end: e.End, off: off, head: uint16(body - off), part: uint16(part),
-				size: e.Size, plain: e.Plain, key: e.Key || first,
+				size: e.Size, plain: e.Plain, group: uint32(group),
 			})
-			first = false
 		}
 		off = body + int64(e.Size)
 	}
@@ -289,18 +302,15 @@ func (r *Recording) Next() (*Interval, error) {
 	return iv, nil
 }
 
-// reach makes the tables ready for interval i.
+// reach makes the tables ready for interval i. They only ever grow within a
+// group: going back costs nothing, only going ahead does.
 func (r *Recording) reach(i int) error {
-	from := i
-	for !r.index[from].key && from > 0 {
-		from--
+	if g := r.index[i].group; r.tables == nil || r.group != g {
+		r.tables, r.group, r.at = newRecordTables(), g, int(g)
 	}
-	if r.tables != nil && r.at >= from && r.at <= i && !r.index[i].key {
-		from = r.at // already past the key frame, on the way to i
-	}
-	for j := from; j < i; j++ {
-		if _, err := r.decode(j); err != nil {
-			return r.skip(j, err)
+	for r.at < i {
+		if _, err := r.decode(r.at); err != nil {
+			return r.skip(r.at, err)
 		}
 	}
 	return nil
@@ -316,7 +326,7 @@ func (r *Recording) skip(i int, err error) error {
 	}
 	e := &r.index[i]
 	next := max(i, r.pos) + 1
-	for next < len(r.index) && !r.index[next].key {
+	for next < len(r.index) && int(r.index[next].group) != next {
 		next++
 	}
 	d := &DamageError{Path: r.parts[e.part].path, Offset: e.off, Read: r.pos, Lost: next - r.pos, Err: err}
@@ -324,13 +334,9 @@ func (r *Recording) skip(i int, err error) error {
 	return d
 }
 
-// decode reads interval i into w and takes in its names. tables has to be ready
-// for i, unless i is a key frame.
+// decode reads interval i and takes in its names, unless that was done before.
 func (r *Recording) decode(i int) (*wireInterval, error) {
 	e := &r.index[i]
-	if e.key {
-		r.tables = newRecordTables()
-	}
 	plain, err := r.unpack(r.parts[e.part].file, e.off+int64(e.head), e.size, e.plain)
 	if err != nil {
 		return nil, err
@@ -343,10 +349,12 @@ func (r *Recording) decode(i int) (*wireInterval, error) {
 	if w.Start != e.start || w.End != e.end {
 		return nil, fmt.Errorf("index and interval differ in time: %w", ErrCorrupt)
 	}
-	if err := r.tables.learn(&w); err != nil {
-		return nil, fmt.Errorf("%w: %v", ErrCorrupt, err)
+	if i == r.at {
+		if err := r.tables.learn(&w); err != nil {
+			return nil, fmt.Errorf("%w: %v", ErrCorrupt, err)
+		}
+		r.at++
 	}
-	r.at = i + 1
 	return &w, nil
 }
 

@@ -663,8 +663,15 @@ func TestRecordRestart(t *testing.T) {
 	for i := range got {
 		mustEqual(t, fmt.Sprintf("interval %d", i), got[i], ivs[i])
 	}
+	// The same host after an upgrade of its kernel, and under another name.
+	renamed := filepath.Join(t.TempDir(), "renamed")
+	for _, h := range []Host{{Name: "web1", ID: "4711", Kernel: "6.12"}, {Name: "web2", ID: "4711", Kernel: "6.18"}} {
+		record(t, renamed, RecorderOptions{Host: h}, ivs[0])
+	}
+	if got, damage = replay(t, renamed); len(got) != 2 || len(damage) != 0 {
+		t.Fatalf("of one machine: read %d intervals, damage %v", len(got), damage)
+	}
 	// Another host's recording that happens to have the name is not mixed in.
-	record(t, filepath.Join(t.TempDir(), "b"), RecorderOptions{Host: Host{Name: "other"}}, ivs...)
 	other := filepath.Join(t.TempDir(), "b")
 	record(t, other, RecorderOptions{Host: Host{Name: "other"}}, ivs...)
 	if err := os.Rename(other, path+".1"); err != nil {
@@ -1312,6 +1319,30 @@ func BenchmarkRecordRead(b *testing.B) {
 			if err := r.Seek(0); err != nil {
 				b.Fatal(err)
 			}
+		}
+		if _, err := r.Next(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkRecordBack goes back one interval at a time, as with a time slider.
+func BenchmarkRecordBack(b *testing.B) {
+	ivs := recordLoad(1, 300)
+	path := filepath.Join(b.TempDir(), "a")
+	record(b, path, RecorderOptions{MaxBytes: -1}, ivs...)
+	r, err := OpenRecording(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer r.Close()
+	i := 0
+	for b.Loop() {
+		if i--; i < 0 {
+			i = r.Len() - 1
+		}
+		if err := r.Seek(i); err != nil {
+			b.Fatal(err)
 		}
 		if _, err := r.Next(); err != nil {
 			b.Fatal(err)
