@@ -407,7 +407,7 @@ func Group(iv *Interval, opt GroupOptions) *Report {
 
 	used := make(map[Source]bool)
 	for _, s := range iv.Sources {
-		if s.Attached {
+		if s.Attached && slices.Contains(sources, s.Source) { // vxlan has events and no bytes
 			used[s.Source] = true
 		}
 	}
