@@ -1,0 +1,148 @@
+//go:build integration
+
+package output
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// TestRecorderNoSpace records onto a file system that is full for a while:
+// what is there stays readable, what is lost is counted, what comes after is
+// recorded.
+func TestRecorderNoSpace(t *testing.T) {
+	dir := t.TempDir()
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=640k"); err != nil {
+		t.Fatalf("mounting a tmpfs (this test needs root): %v", err)
+	}
+	defer syscall.Unmount(dir, syscall.MNT_DETACH)
+	filler := filepath.Join(dir, "filler")
+	if err := os.WriteFile(filler, make([]byte, 300<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "a.recording")
+	r, err := NewRecorder(path, RecorderOptions{MaxBytes: 140 << 10, Keep: 3})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	rng := rand.New(rand.NewPCG(23, 24))
+	owners := recordOwners(rng, 300)
+	written := map[int]*Interval{}
+	failed := 0
+	for i := range 200 {
+		iv := recordInterval(rng, owners, i, 1)
+		err := r.Write(iv)
+		switch {
+		case err == nil:
+			written[i] = iv
+		case errors.Is(err, syscall.ENOSPC):
+			if failed++; failed == 15 {
+				if err := os.Remove(filler); err != nil {
+					t.Fatal(err)
+				}
+			}
+		default:
+			t.Fatal(err)
+		}
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if s := r.Stats(); failed != 15 || s.Failed != 15 || s.Intervals != uint64(len(written)) {
+		t.Errorf("%d failed, stats %+v", failed, s)
+	}
+	got, damage := replay(t, path)
+	if len(got) == 0 || len(damage) != 0 {
+		t.Fatalf("read %d intervals, damage %v", len(got), damage)
+	}
+	for _, iv := range got {
+		i := int(iv.Start.Sub(recordStart).Seconds())
+		if written[i] == nil {
+			t.Fatalf("interval %d was not recorded", i)
+		}
+		mustEqual(t, fmt.Sprintf("interval %d", i), iv, written[i])
+	}
+	if last := got[len(got)-1]; !last.Start.Equal(written[199].Start) {
+		t.Errorf("the last interval is from %s", last.Start)
+	}
+}
+
+// TestReplayUnprivileged replays as nobody, without any capability.
+func TestReplayUnprivileged(t *testing.T) {
+	if n, path := os.Getenv("REPLAY_COUNT"), os.Getenv("REPLAY_PATH"); path != "" {
+		if os.Geteuid() == 0 {
+			t.Fatal("still root")
+		}
+		ivs, damage := replay(t, path)
+		if fmt.Sprint(len(ivs)) != n || len(damage) != 0 {
+			t.Fatalf("read %d intervals of %s, damage %v", len(ivs), n, damage)
+		}
+		r := NewHTMLReport(HTMLReportOptions{})
+		for _, iv := range ivs {
+			r.Add(iv)
+		}
+		if _, err := r.WriteTo(io.Discard); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Println("replayed")
+		return
+	}
+	const nobody = 65534
+	dir, err := os.MkdirTemp("/tmp", "replay")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(exe)
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := filepath.Join(dir, "child")
+	if err := os.WriteFile(child, b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	rng := rand.New(rand.NewPCG(25, 26))
+	owners := recordOwners(rng, 50)
+	var ivs []*Interval
+	for i := range 20 {
+		ivs = append(ivs, recordInterval(rng, owners, i, 1))
+	}
+	path := filepath.Join(dir, "a.recording")
+	record(t, path, RecorderOptions{}, ivs...)
+
+	run := func() (string, error) {
+		cmd := exec.Command(child, "-test.run=^TestReplayUnprivileged$")
+		cmd.Dir = dir
+		cmd.Env = []string{"REPLAY_PATH=" + path, fmt.Sprintf("REPLAY_COUNT=%d", len(ivs)), "TMPDIR=/tmp"}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	// It is root's, and nobody else may read it ...
+	if out, err := run(); err == nil || !strings.Contains(out, "permission denied") {
+		t.Errorf("reads what only root may: %v\n%s", err, out)
+	}
+	// ... until root hands it over.
+	if err := os.Chown(path, nobody, nobody); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := run(); err != nil || !strings.Contains(out, "replayed") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
