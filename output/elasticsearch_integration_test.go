@@ -4,6 +4,7 @@ package output
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -734,7 +735,8 @@ func TestElasticsearchDiskFull(t *testing.T) {
 }
 
 // BenchmarkElasticsearchReal ships documents of single requests to a real
-// server.
+// server, and beside that sends it the same requests, made in advance and one
+// after the other, by which we see what the server itself is capable of.
 func BenchmarkElasticsearchReal(b *testing.B) {
 	target := os.Getenv("IOTRACE_TEST_ELASTICSEARCH")
 	if target == "" {
@@ -744,25 +746,80 @@ func BenchmarkElasticsearchReal(b *testing.B) {
 	if err := SetupElasticsearch(b.Context(), opt, io.Discard); err != nil {
 		b.Fatal(err)
 	}
-	e, err := NewElasticsearch(b.Context(), opt)
+	doc := benchmarkDoc()
+	b.Run("shipper", func(b *testing.B) {
+		e, err := NewElasticsearch(b.Context(), opt)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.SetBytes(int64(len(doc)))
+		for b.Loop() {
+			for e.Stats().QueueBytes > 32<<20 {
+				time.Sleep(time.Millisecond)
+			}
+			if err := e.Ship(testEvents, doc); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := e.Close(context.Background()); err != nil {
+			b.Fatal(err)
+		}
+		if s := e.Stats(); s.Delivered != uint64(b.N) {
+			b.Fatalf("%+v", s)
+		}
+		b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "docs/s")
+	})
+	b.Run("server's limit", func(b *testing.B) {
+		const batch = 4000
+		client, err := newESClient(opt.URLs, opt.Credentials, opt.Flavour, discardLogger())
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer client.close()
+		srv, err := client.detect(b.Context())
+		if err != nil {
+			b.Fatal(err)
+		}
+		docs := make([]spooled, batch)
+		for i := range docs {
+			// Ids are the server's here.
+			docs[i] = spooled{Stream: testEvents, Body: bytes.TrimSuffix(doc, []byte("\n"))}
+		}
+		body, err := bulkBody(docs, srv)
+		if err != nil {
+			b.Fatal(err)
+		}
+		body = gunzip(b, body)
+		body = bytes.ReplaceAll(body, []byte(`,"_id":""`), nil)
+		b.SetBytes(int64(len(doc)))
+		sent := 0
+		for b.Loop() {
+			if sent++; sent%batch != 1 {
+				continue
+			}
+			res, err := http.Post(target+"/_bulk?filter_path=errors", "application/x-ndjson", bytes.NewReader(body))
+			if err != nil {
+				b.Fatal(err)
+			}
+			reply, _ := io.ReadAll(res.Body)
+			res.Body.Close()
+			if string(reply) != `{"errors":false}` {
+				b.Fatalf("%s", cut(string(reply), 500))
+			}
+		}
+		full := (sent + batch - 1) / batch * batch
+		b.ReportMetric(float64(full)/b.Elapsed().Seconds(), "docs/s")
+	})
+}
+
+func gunzip(b *testing.B, body []byte) []byte {
+	zr, err := gzip.NewReader(bytes.NewReader(body))
 	if err != nil {
 		b.Fatal(err)
 	}
-	doc := benchmarkDoc()
-	b.SetBytes(int64(len(doc)))
-	for b.Loop() {
-		for e.Stats().QueueBytes > 32<<20 {
-			time.Sleep(time.Millisecond)
-		}
-		if err := e.Ship(testEvents, doc); err != nil {
-			b.Fatal(err)
-		}
-	}
-	if err := e.Close(context.Background()); err != nil {
+	body, err = io.ReadAll(zr)
+	if err != nil {
 		b.Fatal(err)
 	}
-	if s := e.Stats(); s.Delivered != uint64(b.N) {
-		b.Fatalf("%+v", s)
-	}
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "docs/s")
+	return body
 }

@@ -906,6 +906,48 @@ func TestElasticsearchRedirect(t *testing.T) {
 	}
 }
 
+// TestElasticsearchNodes: a dead node does not hold up the others.
+func TestElasticsearchNodes(t *testing.T) {
+	f := newFakeServer(t)
+	opt := testOptions(t, f.URL)
+	opt.URLs = []string{"http://127.0.0.1:1", f.URL}
+	e := start(t, opt)
+	for i := range 20 {
+		ship(t, e, testEvents, 10*i, 10*i+10)
+		until(t, "documents stored", func() bool { return e.Stats().Pending == 0 })
+	}
+	if s := closeAll(t, e); f.count() != 200 || s.Lost() != 0 {
+		t.Errorf("server has %d documents; %+v", f.count(), s)
+	}
+}
+
+// FuzzElasticsearchReply feeds replies of a hostile server: every document
+// gets exactly one verdict, and a failure has a reason that is safe to print.
+func FuzzElasticsearchReply(f *testing.F) {
+	f.Add(200, []byte(`{"errors":true,"items":[{"create":{"status":429,"error":{"type":"es_rejected_execution_exception","reason":"x"}}},{"create":{"status":201}}]}`))
+	f.Add(200, []byte(`{"items":[{"create":{"status":201,"failure_store":"used"}},{"create":{"status":409}}]}`))
+	f.Add(413, []byte("\x1b[31m"))
+	f.Add(503, []byte(`{"error":{"type":"a\u001b","reason":"b"}}`))
+	f.Add(404, []byte(`{"error":"no handler"}`))
+	f.Add(200, []byte(`{"items":[{"create":null},{}]}`))
+	f.Fuzz(func(t *testing.T, status int, body []byte) {
+		r := classify(&reply{status: status, header: http.Header{}, body: body}, 2)
+		if r.items != nil && len(r.items) != 2 || r.items == nil && r.err == nil {
+			t.Errorf("%+v", r)
+		}
+		if r.items != nil && (status < 200 || status > 299) {
+			t.Errorf("documents taken for stored at status %d", status)
+		}
+		if r.cause != nil {
+			for _, c := range r.cause.Error() {
+				if c < ' ' || c == 0x7f {
+					t.Errorf("control character in %q", r.cause.Error())
+				}
+			}
+		}
+	})
+}
+
 // testCA issues certificates.
 type testCA struct {
 	key  *ecdsa.PrivateKey

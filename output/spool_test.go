@@ -245,6 +245,28 @@ func TestSpoolDamage(t *testing.T) {
 	}
 }
 
+// FuzzSpoolChunk decodes what may be on a broken disk.
+func FuzzSpoolChunk(f *testing.F) {
+	s, _, err := openSpool(f.TempDir(), spoolMinLimit)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { s.Close() })
+	good, err := s.encode(spoolDocs(0, 3))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add(good[:len(good)-1])
+	f.Add([]byte{spoolFormat, 0, 0, 0, 1})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		docs, err := s.decode(b)
+		if err != nil && (!errors.Is(err, errSpoolDamaged) || docs != nil) {
+			t.Errorf("%d documents, error %v", len(docs), err)
+		}
+	})
+}
+
 // TestSpoolDirectory wants an error, not an empty spool, where the directory
 // cannot be used.
 func TestSpoolDirectory(t *testing.T) {
