@@ -229,18 +229,27 @@ func testHostileNames(t *testing.T, engine *enginetest.Engine) {
 	d.format(t, mkExt4()...)
 	evil := "a\"b\\c\n\x1b[31mred\x1b]0;title\a\u202etxt"
 	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "project,label:evil,device", "--interval", "200ms")
-	table := exec.Command(binary(t), "--docker-host", "unix://"+engine.Socket, "--by", "project,label:evil", "--count", "3")
+	ready := filepath.Join(t.TempDir(), "ready")
+	table := exec.Command(binary(t), "--docker-host", "unix://"+engine.Socket, "--by", "project,label:evil",
+		"--interval", "200ms", "--filter", "container=*", "--ready-file", ready)
 	table.Env = append(os.Environ(), "COLUMNS=300")
 	var screen strings.Builder
 	table.Stdout = &screen
 	if err := table.Start(); err != nil {
 		t.Fatal(err)
 	}
+	enginetest.Poll(t, 30*time.Second, "the table is attached", func() bool {
+		_, err := os.Stat(ready)
+		return err == nil
+	})
 	args := append([]string{"run", "--rm", "--label", "evil=" + evil}, project(evil, "x")...)
 	engine.Docker(t, append(args, "-v", d.mount+":/data", enginetest.Image,
 		"dd", "if=/dev/zero", "of=/data/evil", "bs=1M", "count=2", "conv=fsync")...)
 	d.settle(t)
 	docs := r.stop(t) // holds every line against its schema
+	if err := table.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
 	if err := table.Wait(); err != nil {
 		t.Fatal(err)
 	}
