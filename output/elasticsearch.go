@@ -186,8 +186,8 @@ type Elasticsearch struct {
 }
 
 // NewElasticsearch starts to ship. An unreachable server is no error, a spool
-// that cannot be used is. ctx bounds the shipper's life; Close ends it in an
-// orderly way.
+// that cannot be used is. Only Close ends the shipper: the signal that cancels
+// ctx must not cut off the documents of the last interval.
 func NewElasticsearch(ctx context.Context, opt ElasticsearchOptions) (*Elasticsearch, error) {
 	if err := opt.setDefaults(); err != nil {
 		return nil, err
@@ -216,7 +216,7 @@ func NewElasticsearch(ctx context.Context, opt ElasticsearchOptions) (*Elasticse
 		e.stats.Spooled, e.stats.SpoolBytes = e.spool.docs, e.spool.bytes
 		e.dead = newDeadLetters(opt.SpoolDir)
 	}
-	ctx, e.stop = context.WithCancel(ctx)
+	ctx, e.stop = context.WithCancel(context.WithoutCancel(ctx))
 	e.tick = time.NewTicker(opt.FlushInterval)
 	go e.loop(ctx)
 	return e, nil

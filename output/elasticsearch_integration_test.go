@@ -219,7 +219,7 @@ func startOpenSearch(t *testing.T) *testServer {
 	}
 	s := &testServer{t: t, name: "opensearch", url: fmt.Sprintf("http://127.0.0.1:%d", port)}
 	s.command = func() *exec.Cmd {
-		cmd := exec.Command(filepath.Join(javaHome(t), "bin", "java"), "-Xms512m", "-Xmx512m", "-cp", filepath.Join(servers, "opensearch", "*"),
+		cmd := exec.Command(filepath.Join(javaHome(t), "bin", "java"), "-Xms512m", "-Xmx512m", "-Djava.security.manager=allow", "-cp", filepath.Join(servers, "opensearch", "*"),
 			launcher, filepath.Join(dir, "node"), strconv.Itoa(port))
 		cmd.Dir = dir
 		return cmd

@@ -906,6 +906,25 @@ func TestElasticsearchRedirect(t *testing.T) {
 	}
 }
 
+// TestElasticsearchCancelled: a signal cancels the context of everything, and
+// only then are the last documents made.
+func TestElasticsearchCancelled(t *testing.T) {
+	f := newFakeServer(t)
+	opt := testOptions(t, f.URL)
+	opt.SpoolDir, opt.FlushInterval = "", time.Hour
+	ctx, cancel := context.WithCancel(t.Context())
+	e, err := NewElasticsearch(ctx, opt)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ship(t, e, testEvents, 0, 5)
+	cancel()
+	ship(t, e, testEvents, 5, 10)
+	if s := closeAll(t, e); f.count() != 10 || s.Delivered != 10 {
+		t.Errorf("server has %d documents; %+v", f.count(), s)
+	}
+}
+
 // TestElasticsearchNodes: a dead node does not hold up the others.
 func TestElasticsearchNodes(t *testing.T) {
 	f := newFakeServer(t)

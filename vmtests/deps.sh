@@ -1,52 +1,103 @@
 #!/bin/sh
-# Installs what building and testing need, from Debian's or Ubuntu's packages (or
-# the nearest equivalents of Fedora's, Rocky's, Alma's and openSUSE's): the one
-# list of dependencies, used by the Makefile, by CI and by the Vagrantfile.
+# Installs what iotrace-bpf is built and tested with. One list for developers'
+# machines, CI and the Vagrant boxes.
 #
-#	deps.sh build    to regenerate the BPF objects (go build needs nothing of it)
-#	deps.sh test     to run every test on this machine and in QEMU
-#	deps.sh bench    to compare with other tools
+#   deps.sh build   what regenerates the BPF objects (go build needs Go alone)
+#   deps.sh test    what the integration tests and the virtual machines need
+#   deps.sh guest   the programs that scenarios run, on a machine that stands in
+#                   for a guest (a Vagrant box)
+#   deps.sh all     everything
+#
+# Nothing is done for what is installed already, so it is cheap to call always.
 set -eu
 
-build="clang-19 llvm-19 libbpf-dev make"
-# engines and file systems that tests run on this machine
-native="bpftool busybox-static docker.io podman iptables iproute2 kmod procps psmisc e2fsprogs fio fuse3 bindfs sshfs openssh-server jq tmux unzip ca-certificates"
-# servers and browsers that outputs are tested with
-outputs="prometheus maven openjdk-17-jre-headless chromium fish zsh"
-# guests
-guests="qemu-system-x86 qemu-utils apt-utils cpio e2fsprogs mmdebstrap squashfs-tools xz-utils zstd ruby"
-bench="bpftrace bpfcc-tools libbpf-tools iotop-c"
-
-missing() {
-	for p in "$@"; do
-		dpkg-query -W -f '${db:Status-Status}\n' "$p" 2>/dev/null | grep -qx installed || echo "$p"
-	done
-}
-
-debian() {
-	# Not available everywhere: Debian 11 has no clang-19, Ubuntu calls some otherwise.
-	want=$(missing "$@")
-	[ -n "$want" ] || return 0
-	sudo=
-	[ "$(id -u)" = 0 ] || sudo=sudo
-	$sudo apt-get update -qq
-	# shellcheck disable=SC2086 # a list
-	DEBIAN_FRONTEND=noninteractive $sudo apt-get install -qq -y --no-install-recommends $want >/dev/null
-}
-
-rpm() {
-	echo "deps.sh: on this distribution only 'build' is supported: install clang, llvm, libbpf-devel and make" >&2
-	exit 1
-}
-
-what=${1-test}
-command -v apt-get >/dev/null || rpm
+what=${1:-all}
 case $what in
-build) debian $build ;;
-test) debian $build $native $outputs $guests ;;
-bench) debian $build $native $bench ;;
+build | test | guest | all) ;;
 *)
-	echo "usage: deps.sh build|test|bench" >&2
+	echo "usage: $0 build|test|guest|all" >&2
 	exit 2
+	;;
+esac
+
+. /etc/os-release
+family=
+for id in $ID ${ID_LIKE:-}; do
+	case $id in
+	debian) family=debian ;;
+	fedora | rhel) family=fedora ;;
+	suse | opensuse) family=suse ;;
+	esac
+	[ -n "$family" ] && break
+done
+
+wants() { [ "$what" = "$1" ] || [ "$what" = all ]; }
+packages=
+
+case $family in
+debian)
+	guest="kmod e2fsprogs xfsprogs btrfs-progs dmsetup cryptsetup-bin mdadm nfs-kernel-server nfs-common rpcbind fuse3 sshfs bindfs fio iproute2 util-linux"
+	if wants build; then packages="$packages clang-19 llvm-19 libbpf-dev"; fi
+	if wants test; then
+		packages="$packages qemu-system-x86 qemu-system-arm qemu-utils mmdebstrap kmod e2fsprogs xz-utils zstd debian-archive-keyring \
+			docker.io fio fuse3 iproute2 ruby vagrant"
+	fi
+	if wants guest; then packages="$packages $guest"; fi
+	;;
+fedora)
+	if wants build; then packages="$packages clang llvm libbpf-devel"; fi
+	if wants test; then
+		packages="$packages qemu-system-x86 qemu-system-aarch64 qemu-img mmdebstrap apt dpkg debian-keyring kmod e2fsprogs xz zstd fio fuse3 iproute ruby"
+	fi
+	if wants guest; then
+		packages="$packages kmod e2fsprogs xfsprogs device-mapper cryptsetup mdadm nfs-utils rpcbind fuse3 fio iproute util-linux"
+	fi
+	;;
+suse)
+	if wants build; then packages="$packages clang llvm libbpf-devel"; fi
+	if wants test; then
+		echo "$0: the kernel matrix needs apt and mmdebstrap, which $NAME does not have; use 'guest'" >&2
+		packages="$packages qemu-x86 kmod e2fsprogs xz zstd fio fuse3 iproute2 ruby"
+	fi
+	if wants guest; then
+		packages="$packages kmod e2fsprogs xfsprogs btrfsprogs device-mapper cryptsetup mdadm nfs-kernel-server nfs-client rpcbind fuse3 sshfs fio iproute2 util-linux"
+	fi
+	;;
+*)
+	echo "$0: do not know how to install packages on $NAME" >&2
+	exit 1
+	;;
+esac
+
+as_root=
+if [ "$(id -u)" != 0 ]; then as_root=sudo; fi
+
+missing=
+for p in $packages; do
+	if [ "$family" = debian ]; then
+		[ "$(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null)" = installed ] && continue
+	else
+		rpm -q --quiet "$p" && continue
+	fi
+	missing="$missing $p"
+done
+[ -n "$missing" ] || exit 0
+echo "$0: installing$missing" >&2
+
+case $family in
+debian)
+	export DEBIAN_FRONTEND=noninteractive
+	$as_root apt-get -q update >&2
+	# Recommended packages would start services: an NFS server, mail, a display.
+	$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $missing >&2
+	;;
+fedora)
+	# What a release does not have (btrfs on Rocky, bindfs) is left out; the
+	# scenario that wants it will say so.
+	$as_root dnf -q install -y --skip-unavailable $missing >&2 ||
+		$as_root dnf -q install -y --setopt=strict=0 $missing >&2
+	;;
+suse)
+	$as_root zypper --non-interactive --quiet install --no-recommends $missing >&2
 	;;
 esac
