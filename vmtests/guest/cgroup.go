@@ -157,3 +157,13 @@ func (c *Cgroup) Run(program string, args ...string) string {
 	}
 	return string(out)
 }
+
+// LimitMemory limits the memory of the cgroup, in bytes; what is over goes to swap.
+func (c *Cgroup) LimitMemory(n int64) {
+	c.g.Helper()
+	limit := "memory.max"
+	if c.g.CgroupV1() {
+		limit = "memory.limit_in_bytes"
+	}
+	c.g.WriteFile(c.File(limit), fmt.Sprint(n))
+}

@@ -32,6 +32,9 @@ func tracerFile() string {
 	return "iotrace-bpf"
 }
 
+// Tool is the shipped binary, to be run with a command of its own.
+func (g *Guest) Tool() string { return tracerFile() }
+
 // Trace starts the tracer with NDJSON output and a one second interval and waits
 // until it says that every program is attached. More arguments follow those. If
 // the scenario fails, all that the tracer said on standard error is shown.
@@ -282,22 +285,32 @@ func (r *Report) Table(source string) string {
 	return b.String()
 }
 
-// Lost adds up all counters of the last status document that say that something
-// was not counted or could not be named in the kernel.
+// Lost adds up the counters of the status documents that say that something was
+// not counted or could not be named in the kernel.
 func (r *Report) Lost() int64 {
 	var n int64
-	for i := len(r.Docs) - 1; i >= 0; i-- {
-		if r.Docs[i].String("event.dataset") != "iotrace.status" {
-			continue
-		}
-		for k := range r.Docs[i] {
-			if strings.HasPrefix(k, "iotrace.lost.") {
-				n += r.Docs[i].Int(k)
-			}
-		}
-		break
+	for _, v := range r.lost() {
+		n += v
 	}
 	return n
+}
+
+// LostWhat names those counters, for a message.
+func (r *Report) LostWhat() string { return fmt.Sprint(r.lost()) }
+
+func (r *Report) lost() map[string]int64 {
+	lost := map[string]int64{}
+	for _, d := range r.Docs {
+		if d.String("event.dataset") != "iotrace.status" {
+			continue
+		}
+		for k := range d {
+			if n := d.Int(k); strings.HasPrefix(k, "iotrace.lost.") && n != 0 {
+				lost[strings.TrimPrefix(k, "iotrace.lost.")] += n
+			}
+		}
+	}
+	return lost
 }
 
 // Equal fails the scenario if got is not want, and shows all rows once.

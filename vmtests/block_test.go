@@ -1,0 +1,633 @@
+//go:build vm
+
+package vmtests
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
+)
+
+// TestBlock proves the block source: totals of every leaf device equal
+// /proc/diskstats to the byte and to the operation, and owners are right,
+// whatever file system, device stack or way of writing is used.
+func TestBlock(t *testing.T) {
+	suite{
+		source: "block",
+		scenarios: []scenario{
+			{name: "direct", run: blockDirect, smoke: true},
+			{name: "io_uring", run: blockURing},
+			{name: "buffered_ext4", run: blockFileSystem("ext4"), smoke: true},
+			{name: "buffered_xfs", run: blockFileSystem("xfs")},
+			{name: "buffered_btrfs", run: blockFileSystem("btrfs")},
+			{name: "overwrite", run: blockOverwrite, smoke: true},
+			{name: "mmap", run: blockMmap},
+			{name: "alternating", run: blockAlternating},
+			{name: "merged_bios", run: blockMergedBios},
+			{name: "removed", run: blockRemoved, smoke: true},
+			{name: "io_controller", run: blockIOController, cgroup: "v2", why: "only cgroup v2 has the io controller beside memory"},
+			{name: "overlay", run: blockOverlay},
+			{name: "swap", run: blockSwap},
+			{name: "discard", run: blockDiscard},
+			{name: "flush", run: blockFlush},
+			{name: "requeue", run: blockRequeue},
+			{name: "errors", run: blockErrors},
+			{name: "null_blk", run: blockNullBlk},
+			{name: "dm_linear", run: blockDMLinear},
+			{name: "dm_thin", run: blockDMThin},
+			{name: "dm_crypt", run: blockDMCrypt},
+			{name: "md_raid1", run: blockMDRaid1},
+			{name: "loop", run: blockLoop},
+			{name: "zram", run: blockZram},
+			{name: "many_groups", run: blockManyGroups},
+		},
+	}.test(t)
+}
+
+// blockTrace is a tracer whose totals are held against the kernel's.
+type blockTrace struct {
+	*guest.Report
+	g      *guest.Guest
+	tr     *guest.Tracer
+	disks  []guest.Disk
+	before []guest.IOStats
+}
+
+// traceBlock starts the tracer. disks are the leaf devices to be compared.
+func traceBlock(g *guest.Guest, disks ...guest.Disk) *blockTrace {
+	g.Helper()
+	g.Sync()
+	b := &blockTrace{g: g, disks: disks, tr: g.Trace("--by", "cgroup,device", "--source", "block")}
+	for _, d := range disks {
+		b.before = append(b.before, d.Stats())
+	}
+	return b
+}
+
+// stop writes what is dirty, ends the tracer and compares the totals of every
+// leaf device. It returns what /proc/diskstats counted, by disk.
+func (b *blockTrace) stop() []guest.IOStats {
+	b.g.Helper()
+	b.g.Sync()
+	var truth []guest.IOStats
+	for i, d := range b.disks {
+		truth = append(truth, d.Stats().Sub(b.before[i]))
+	}
+	b.Report = b.tr.Stop()
+	for i, d := range b.disks {
+		at := []string{"iotrace.source", "block", "iotrace.device.id", d.ID()}
+		for _, c := range []struct {
+			field string
+			want  int64
+		}{
+			{"read.bytes", truth[i].ReadBytes}, {"read.ops", truth[i].ReadOps},
+			{"write.bytes", truth[i].WriteBytes},
+			{"discard.bytes", truth[i].DiscardBytes}, {"discard.ops", truth[i].DiscardOps},
+		} {
+			b.Equal(d.Name+" "+c.field+" against diskstats", b.Sum("iotrace."+c.field, at...), c.want)
+		}
+		// diskstats counts a flush without data, which no driver is sent as a write,
+		// among the writes as well as among the flushes.
+		if n := b.Sum("iotrace.write.ops", at...); n > truth[i].WriteOps || n < truth[i].WriteOps-truth[i].FlushOps {
+			b.Equal(fmt.Sprintf("%s write.ops against diskstats less up to %d flushes", d.Name, truth[i].FlushOps), n, truth[i].WriteOps)
+		}
+		b.Equal(d.Name+" flush.ops against diskstats", b.Sum("iotrace.flush.ops", at...), truth[i].FlushOps)
+	}
+	if b.Lost() != 0 {
+		b.g.Errorf("tracer lost something: %s", b.LostWhat())
+	}
+	return truth
+}
+
+// wrote and read are the bytes of a cgroup at a leaf device.
+func (b *blockTrace) wrote(d guest.Disk, c *guest.Cgroup) int64 { return b.Written("block", d.ID(), c) }
+func (b *blockTrace) read(d guest.Disk, c *guest.Cgroup) int64 {
+	return b.Report.Read("block", d.ID(), c)
+}
+
+// Sizes that no block size divides and no two of which add up to a third.
+const (
+	sizeA = 8_000_009
+	sizeB = 5_000_011
+	sizeC = 3_000_017
+)
+
+// mountScratch makes a file system on a disk and mounts it.
+func mountScratch(g *guest.Guest, d guest.Disk, fstype string) string {
+	g.Helper()
+	d.Format(fstype)
+	dir := "/mnt/scratch"
+	options := ""
+	if fstype == "btrfs" {
+		options = "nodatasum" // checksums would be metadata of whoever wrote
+	}
+	d.MountAt(fstype, dir, options)
+	return dir
+}
+
+// blockDirect: direct I/O has no cache to blur anything, so owners are exact.
+func blockDirect(g *guest.Guest) {
+	disks := []guest.Disk{g.NVMe(), g.Virtio()}
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	t := traceBlock(g, disks...)
+	for i, d := range disks {
+		n := int64(i + 1)
+		fa, fb := pa.Open(d.Path(), os.O_RDWR|guest.Direct), pb.Open(d.Path(), os.O_RDWR|guest.Direct)
+		fa.WriteBlocks(0, n*101*4096, 64<<10)
+		fb.WriteBlocks(16<<20, n*67*4096, 4096)
+		fb.ReadBlocks(0, n*53*4096, 32<<10)
+		fa.ReadBlocks(16<<20, n*31*4096, 4096)
+		fa.Close()
+		fb.Close()
+	}
+	t.stop()
+	for i, d := range disks {
+		n := int64(i + 1)
+		t.Equal(d.Name+" a wrote", t.wrote(d, a), n*101*4096)
+		t.Equal(d.Name+" b wrote", t.wrote(d, b), n*67*4096)
+		t.Equal(d.Name+" a read", t.read(d, a), n*31*4096)
+		t.Equal(d.Name+" b read", t.read(d, b), n*53*4096)
+	}
+}
+
+// blockURing: requests may be issued from a worker thread of io_uring.
+func blockURing(g *guest.Guest) {
+	d := g.NVMe()
+	dir := mountScratch(g, d, "ext4")
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	fa := pa.Open(filepath.Join(dir, "a"), guest.Create|guest.Direct)
+	fb := pb.Open(filepath.Join(dir, "b"), guest.Create)
+	fa.Fallocate(0, 0, 8<<20)
+	t := traceBlock(g, d)
+	fa.WriteURing(0, 1009*4096, 64<<10)
+	fa.ReadURing(0, 499*4096, 64<<10)
+	fb.WriteURing(0, sizeB, 64<<10)
+	g.Sync()
+	fb.Close()
+	fa.Close()
+	t.stop()
+	t.Within("a wrote", t.wrote(d, a), 1009*4096, 100)
+	t.Within("a read", t.read(d, a), 499*4096, 100)
+	t.Within("b wrote", t.wrote(d, b), sizeB, 100)
+}
+
+// blockFileSystem: two cgroups write into the page cache and read cold files;
+// a third process asks for everything to be written.
+func blockFileSystem(fstype string) func(*guest.Guest) {
+	return func(g *guest.Guest) {
+		d := g.NVMe()
+		dir := mountScratch(g, d, fstype)
+		a, b := g.Cgroup("a"), g.Cgroup("b")
+		pa, pb := a.Process(), b.Process()
+		cold := pa.Open(filepath.Join(dir, "cold"), guest.Create)
+		cold.Write(0, sizeC)
+		cold.Fsync()
+		cold.Close()
+		g.DropCaches()
+		g.HoldWriteback()
+
+		t := traceBlock(g, d)
+		fa, fb := pa.Open(filepath.Join(dir, "a"), guest.Create), pb.Open(filepath.Join(dir, "b"), guest.Create)
+		fa.Write(0, sizeA)
+		fb.Write(0, sizeB)
+		fa.Close()
+		fb.Close()
+		fc := pb.Open(filepath.Join(dir, "cold"), os.O_RDONLY)
+		fc.Read(0, sizeC)
+		fc.Close()
+		t.stop()
+		t.Within("a wrote", t.wrote(d, a), sizeA, 100)
+		t.Within("b wrote", t.wrote(d, b), sizeB, 100)
+		// The inode and its map are read on b's behalf as well.
+		t.Within("b read", t.read(d, b), sizeC, 50)
+	}
+}
+
+// blockOverwrite: the pages were cached by a, what is in them is b's.
+func blockOverwrite(g *guest.Guest) {
+	d := g.NVMe()
+	dir := mountScratch(g, d, "ext4")
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	fa := pa.Open(filepath.Join(dir, "f"), guest.Create)
+	fa.Write(0, sizeA)
+	fa.Fsync()
+	g.HoldWriteback()
+	t := traceBlock(g, d)
+	fb := pb.Open(filepath.Join(dir, "f"), os.O_RDWR)
+	fb.Write(0, sizeB)
+	t.stop()
+	t.Within("b wrote", t.wrote(d, b), sizeB, 100)
+	if n := t.wrote(d, a); n > sizeB/100 {
+		t.Equal("a wrote", n, 0)
+	}
+}
+
+// blockMmap: stores to a mapping are no system calls; the dirtier is found all the same.
+func blockMmap(g *guest.Guest) {
+	d := g.NVMe()
+	dir := mountScratch(g, d, "ext4")
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	fa := pa.Open(filepath.Join(dir, "a"), guest.Create)
+	fa.Write(0, sizeA)
+	fa.Fsync()
+	g.HoldWriteback()
+	t := traceBlock(g, d)
+	// b stores into pages that a has cached; and a into a new file.
+	mb := pb.Open(filepath.Join(dir, "a"), os.O_RDWR).Map(0, 4<<20)
+	mb.Store()
+	fn := pa.Open(filepath.Join(dir, "new"), guest.Create)
+	fn.Truncate(3 << 20)
+	ma := fn.Map(0, 3<<20)
+	ma.Store()
+	t.stop()
+	t.Within("b wrote", t.wrote(d, b), 4<<20, 100)
+	t.Within("a wrote", t.wrote(d, a), 3<<20, 100)
+}
+
+// blockAlternating: a and b write the same file in turn, 64 KiB each, so that
+// single requests hold pages of both.
+func blockAlternating(g *guest.Guest) {
+	d := g.NVMe()
+	dir := mountScratch(g, d, "ext4")
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	fa := pa.Open(filepath.Join(dir, "f"), guest.Create)
+	fb := pb.Open(filepath.Join(dir, "f"), os.O_RDWR)
+	g.HoldWriteback()
+	t := traceBlock(g, d)
+	const chunk, chunks = 64 << 10, 61
+	for i := int64(0); i < chunks; i++ {
+		fa.Write(2*i*chunk, chunk)
+		fb.Write((2*i+1)*chunk, chunk)
+	}
+	truth := t.stop()
+	if truth[0].WriteOps >= 2*chunks {
+		g.Errorf("%d requests for %d chunks: nothing was merged, this proves nothing", truth[0].WriteOps, 2*chunks)
+	}
+	t.Within("a wrote", t.wrote(d, a), chunk*chunks, 100)
+	t.Within("b wrote", t.wrote(d, b), chunk*chunks, 100)
+}
+
+// blockMergedBios: a and b write neighbouring sectors of a slow device at the
+// same time; the scheduler makes requests of bios of both.
+func blockMergedBios(g *guest.Guest) {
+	g.Modprobe("mq-deadline")
+	g.Exec("modprobe", "null_blk", "nr_devices=1", "gb=1", "bs=512", "queue_mode=2", "submit_queues=1", "hw_queue_depth=1", "irqmode=2", "completion_nsec=5000000")
+	g.Cleanup(func() { g.Exec("modprobe", "-r", "null_blk") })
+	d := g.Disk("nullb0")
+	g.WriteFile("/sys/block/nullb0/queue/scheduler", "mq-deadline")
+	g.WriteFile("/sys/block/nullb0/queue/nr_requests", "256")
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	t := traceBlock(g, d)
+	fio := func(c *guest.Cgroup, offset string) []string {
+		return []string{"--name=w", "--filename=" + d.Path(), "--rw=write:4k", "--bs=4k", "--offset=" + offset, "--io_size=1228k", "--size=4m",
+			"--ioengine=libaio", "--direct=1", "--iodepth=64", "--iodepth_batch=16", "--thread", "--output=/run/" + c.Path()}
+	}
+	ca := a.Command("fio", fio(a, "0")...)
+	cb := b.Command("fio", fio(b, "4k")...)
+	for _, c := range []interface{ Start() error }{ca, cb} {
+		if err := c.Start(); err != nil {
+			g.Fatal(err)
+		}
+	}
+	if err := ca.Wait(); err != nil {
+		g.Errorf("fio a: %v\n%s", err, g.ReadFile("/run/"+a.Path()))
+	}
+	if err := cb.Wait(); err != nil {
+		g.Errorf("fio b: %v\n%s", err, g.ReadFile("/run/"+b.Path()))
+	}
+	truth := t.stop()
+	if truth[0].WriteOps >= 2*307 {
+		g.Errorf("%d requests for %d writes: nothing was merged, this proves nothing", truth[0].WriteOps, 2*307)
+	}
+	t.Equal("a wrote", t.wrote(d, a), 307*4096)
+	t.Equal("b wrote", t.wrote(d, b), 307*4096)
+}
+
+// blockRemoved: the cgroup is gone before its pages are written.
+func blockRemoved(g *guest.Guest) {
+	d := g.NVMe()
+	dir := mountScratch(g, d, "ext4")
+	c := g.Cgroup("gone")
+	g.HoldWriteback()
+	t := traceBlock(g, d)
+	p := c.Process()
+	f := p.Open(filepath.Join(dir, "f"), guest.Create)
+	f.Write(0, sizeB)
+	f.Close()
+	p.Exit()
+	c.Remove()
+	t.stop()
+	t.Within("removed cgroup wrote", t.wrote(d, c), sizeB, 100)
+}
+
+// blockIOController: with the io controller on, the bio has a cgroup of its own
+// and writeback is split by it.
+func blockIOController(g *guest.Guest) {
+	g.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", "+io")
+	g.Cleanup(func() { g.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", "-io") })
+	blockFileSystem("ext4")(g)
+}
+
+// blockOverlay: two containers on overlayfs, as Docker stacks it, over one ext4.
+func blockOverlay(g *guest.Guest) {
+	d := g.NVMe()
+	dir := mountScratch(g, d, "ext4")
+	g.Modprobe("overlay")
+	if err := os.MkdirAll(dir+"/lower", 0o755); err != nil {
+		g.Fatal(err)
+	}
+	g.WriteFile(dir+"/lower/big", strings.Repeat("0123456789abcde\n", sizeC/16))
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	merged := map[*guest.Cgroup]string{}
+	for _, c := range []*guest.Cgroup{a, b} {
+		base := dir + c.Path()
+		for _, sub := range []string{"/upper", "/work"} {
+			if err := os.MkdirAll(base+sub, 0o755); err != nil {
+				g.Fatal(err)
+			}
+		}
+		merged[c] = "/mnt/overlay" + c.Path()
+		g.Mount("overlay", "overlay", merged[c], fmt.Sprintf("lowerdir=%s/lower,upperdir=%s/upper,workdir=%s/work", dir, base, base))
+	}
+	g.DropCaches()
+	pa, pb := a.Process(), b.Process()
+	g.HoldWriteback()
+	t := traceBlock(g, d)
+	fa := pa.Open(merged[a]+"/new", guest.Create)
+	fa.Write(0, sizeA)
+	fa.Close()
+	// Opening for writing copies the lower file up: read and written for b.
+	fb := pb.Open(merged[b]+"/big", os.O_RDWR)
+	fb.Write(0, 1)
+	fb.Close()
+	t.stop()
+	t.Within("a wrote", t.wrote(d, a), sizeA, 100)
+	t.Within("b wrote", t.wrote(d, b), sizeC, 50)
+	t.Within("b read", t.read(d, b), sizeC, 50)
+}
+
+// blockSwap: memory that is paged out belongs to the cgroup it was charged to.
+func blockSwap(g *guest.Guest) {
+	d := g.Virtio()
+	g.Exec("mkswap", d.Path())
+	g.Exec("swapon", d.Path())
+	g.Cleanup(func() { g.Exec("swapoff", d.Path()) })
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	ma := pa.Alloc(24 << 20)
+	b.LimitMemory(20 << 20)
+	t := traceBlock(g, d)
+	ma.PageOut()
+	// More memory than b may have: some of it has to go, and comes back when touched.
+	mb := pb.Alloc(36 << 20)
+	mb.Touch()
+	truth := t.stop()
+	if truth[0].WriteBytes < 40<<20 || truth[0].ReadBytes < 8<<20 {
+		g.Errorf("only %d bytes were swapped out and %d in", truth[0].WriteBytes, truth[0].ReadBytes)
+	}
+	t.Within("a wrote", t.wrote(d, a), 24<<20, 20)
+	t.Within("a and b wrote", t.wrote(d, a)+t.wrote(d, b), truth[0].WriteBytes, 100)
+	t.Within("b read", t.read(d, b), truth[0].ReadBytes, 100)
+}
+
+// blockDiscard: discards are counted apart, bytes as diskstats has them.
+func blockDiscard(g *guest.Guest) {
+	d := g.Virtio()
+	a := g.Cgroup("a")
+	t := traceBlock(g, d)
+	a.Run("blkdiscard", "-o", "1048576", "-l", "13631488", d.Path())
+	truth := t.stop()
+	if truth[0].DiscardBytes != 13631488 {
+		g.Errorf("the device discarded %d bytes, want 13631488", truth[0].DiscardBytes)
+	}
+	t.Equal("a discarded", t.Sum("iotrace.discard.bytes", "iotrace.device.id", d.ID(), "iotrace.cgroup.path", a.Path()), 13631488)
+}
+
+// blockFlush: flushes carry no bytes and are not writes.
+func blockFlush(g *guest.Guest) {
+	d := g.NVMe()
+	a := g.Cgroup("a")
+	f := a.Process().Open(d.Path(), os.O_RDWR|guest.Direct)
+	t := traceBlock(g, d)
+	for i := int64(0); i < 17; i++ {
+		f.WriteBlocks(i*4096, 4096, 4096)
+		f.Fsync()
+	}
+	f.Close()
+	truth := t.stop()
+	t.Equal("a wrote", t.wrote(d, a), 17*4096)
+	t.Equal("writes", t.Sum("iotrace.write.ops", "iotrace.device.id", d.ID()), 17)
+	if truth[0].FlushOps < 17 {
+		g.Errorf("the device saw %d flushes, want 17 at least", truth[0].FlushOps)
+	}
+}
+
+// scsiDebug loads a SCSI disk in memory.
+func scsiDebug(g *guest.Guest, options ...string) guest.Disk {
+	g.Helper()
+	g.Modprobe("sd_mod")
+	g.Exec("modprobe", append([]string{"scsi_debug", "dev_size_mb=64", "delay=0"}, options...)...)
+	g.Cleanup(func() {
+		g.Eventually("scsi_debug unloads", func() bool { _, err := g.Try("modprobe", "-r", "scsi_debug"); return err == nil })
+	})
+	var name string
+	g.Eventually("disk of scsi_debug", func() bool {
+		dirs, _ := filepath.Glob("/sys/bus/pseudo/drivers/scsi_debug/adapter*/host*/target*/*/block/*")
+		for _, d := range dirs {
+			name = filepath.Base(d)
+		}
+		return name != ""
+	})
+	d := g.Disk(name)
+	g.Sync()
+	return d
+}
+
+// blockRequeue: the driver refuses every third command; refused requests are
+// issued again and must not count twice.
+func blockRequeue(g *guest.Guest) {
+	d := scsiDebug(g)
+	a := g.Cgroup("a")
+	f := a.Process().Open(d.Path(), os.O_RDWR|guest.Direct)
+	t := traceBlock(g, d)
+	const hostBusy = "0x8000"
+	g.WriteFile("/sys/bus/pseudo/drivers/scsi_debug/opts", hostBusy)
+	g.WriteFile("/sys/bus/pseudo/drivers/scsi_debug/every_nth", "3")
+	f.WriteBlocks(0, 211*4096, 4096)
+	f.ReadBlocks(0, 97*4096, 4096)
+	g.WriteFile("/sys/bus/pseudo/drivers/scsi_debug/every_nth", "0")
+	g.WriteFile("/sys/bus/pseudo/drivers/scsi_debug/opts", "0")
+	f.Close()
+	t.stop()
+	t.Equal("a wrote", t.wrote(d, a), 211*4096)
+	t.Equal("a read", t.read(d, a), 97*4096)
+}
+
+// blockErrors: a medium error ends a read half way; what the kernel counts as
+// done is what is counted.
+func blockErrors(g *guest.Guest) {
+	d := scsiDebug(g, "opts=2") // medium error at sector 0x1234
+	a := g.Cgroup("a")
+	f := a.Process().Open(d.Path(), os.O_RDWR|guest.Direct)
+	t := traceBlock(g, d)
+	f.WriteBlocks(0, 64*4096, 64<<10)
+	out := a.Command("dd", "if="+d.Path(), "of=/dev/null", "bs=64k", "count=1", "skip=36", "iflag=direct")
+	if err := out.Run(); err == nil {
+		g.Error("reading the bad sector succeeded")
+	}
+	f.Close()
+	t.stop()
+	t.Equal("a wrote", t.wrote(d, a), 64*4096)
+}
+
+// blockNullBlk: a device without memory or medium.
+func blockNullBlk(g *guest.Guest) {
+	g.Exec("modprobe", "null_blk", "nr_devices=1", "gb=1", "queue_mode=2")
+	g.Cleanup(func() { g.Exec("modprobe", "-r", "null_blk") })
+	d := g.Disk("nullb0")
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	fa, fb := a.Process().Open(d.Path(), os.O_RDWR|guest.Direct), b.Process().Open(d.Path(), os.O_RDWR|guest.Direct)
+	t := traceBlock(g, d)
+	fa.WriteBlocks(0, 1013*4096, 4096)
+	fb.ReadBlocks(0, 509*4096, 4096)
+	fa.Close()
+	fb.Close()
+	t.stop()
+	t.Equal("a wrote", t.wrote(d, a), 1013*4096)
+	t.Equal("b read", t.read(d, b), 509*4096)
+}
+
+// stacked writes through a stack of devices and checks the leaves: owners right
+// at each, the stack in no total.
+func stacked(g *guest.Guest, top guest.Disk, leaves ...guest.Disk) {
+	g.Helper()
+	dir := mountScratch(g, top, "ext4")
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	fa, fb := pa.Open(filepath.Join(dir, "a"), guest.Create), pb.Open(filepath.Join(dir, "b"), guest.Create|guest.Direct)
+	g.HoldWriteback()
+	t := traceBlock(g, leaves...)
+	fa.Write(0, sizeA)
+	fb.WriteBlocks(0, 1009*4096, 64<<10)
+	truth := t.stop()
+	for _, d := range leaves {
+		t.Within(d.Name+" a wrote", t.wrote(d, a), sizeA, 100)
+		t.Within(d.Name+" b wrote", t.wrote(d, b), 1009*4096, 100)
+	}
+	// The tracer's own total holds leaf devices only. The root disk is one too;
+	// nothing writes to it.
+	var want, got int64
+	for i := range leaves {
+		want += truth[i].WriteBytes
+	}
+	for _, doc := range t.Docs {
+		if doc.String("event.dataset") == "iotrace.status" {
+			got += doc.Int("iotrace.total.write.bytes")
+		}
+	}
+	t.Equal("total of all leaf devices", got, want)
+}
+
+func blockDMLinear(g *guest.Guest) {
+	d := g.NVMe()
+	half := d.Sectors() / 2
+	stacked(g, g.DM("linear", fmt.Sprintf("0 %d linear %s 0\n%d 65536 linear %s %d", half, d.Path(), half, d.Path(), half+2048)), d)
+}
+
+func blockDMThin(g *guest.Guest) {
+	d := g.NVMe()
+	g.Modprobe("dm-thin-pool")
+	g.Exec("dd", "if=/dev/zero", "of="+d.Path(), "bs=4k", "count=1", "oflag=direct")
+	const meta = 32768
+	data := (d.Sectors() - meta) &^ 127
+	md := g.DM("meta", fmt.Sprintf("0 %d linear %s 0", meta, d.Path()))
+	dd := g.DM("data", fmt.Sprintf("0 %d linear %s %d", data, d.Path(), meta))
+	pool := g.DM("pool", fmt.Sprintf("0 %d thin-pool %s %s 128 0", data, md.Path(), dd.Path()))
+	g.Exec("dmsetup", "message", "pool", "0", "create_thin 0")
+	stacked(g, g.DM("thin", "0 524288 thin "+pool.Path()+" 0"), d)
+}
+
+func blockDMCrypt(g *guest.Guest) {
+	d := g.NVMe()
+	g.Modprobe("dm-crypt")
+	stacked(g, g.DM("crypt", fmt.Sprintf("0 524288 crypt aes-xts-plain64 %s 0 %s 0", strings.Repeat("0123456789abcdef", 8), d.Path())), d)
+}
+
+func blockMDRaid1(g *guest.Guest) {
+	disks := []guest.Disk{g.NVMe(), g.Virtio()}
+	g.Modprobe("raid1")
+	g.Exec("mdadm", "--create", "/dev/md0", "--run", "--level=1", "--raid-devices=2", "--assume-clean", "--metadata=1.2", "--size=262144", "--bitmap=none", disks[0].Path(), disks[1].Path())
+	g.Cleanup(func() {
+		g.Exec("mdadm", "--stop", "/dev/md0")
+		for _, d := range disks {
+			g.Exec("mdadm", "--zero-superblock", d.Path())
+		}
+	})
+	stacked(g, g.Disk("md0"), disks...)
+}
+
+func blockLoop(g *guest.Guest) {
+	d := g.NVMe()
+	d.Format("ext4")
+	d.MountAt("ext4", "/mnt/below", "")
+	f, err := os.Create("/mnt/below/image")
+	if err != nil {
+		g.Fatal(err)
+	}
+	if err := f.Truncate(256 << 20); err != nil {
+		g.Fatal(err)
+	}
+	f.Close()
+	stacked(g, g.Loop("/mnt/below/image"), d)
+}
+
+// blockZram: compressed memory is no storage: it has no requests, is in no
+// total, and disturbs none.
+func blockZram(g *guest.Guest) {
+	d := g.NVMe()
+	g.Modprobe("zram")
+	g.WriteFile("/sys/block/zram0/disksize", "134217728")
+	g.Cleanup(func() { g.WriteFile("/sys/block/zram0/reset", "1") })
+	z := g.Disk("zram0")
+	a := g.Cgroup("a")
+	p := a.Process()
+	t := traceBlock(g, d)
+	fz := p.Open(z.Path(), os.O_RDWR|guest.Direct)
+	fz.WriteBlocks(0, 307*4096, 4096)
+	fz.Close()
+	fd := p.Open(d.Path(), os.O_RDWR|guest.Direct)
+	fd.WriteBlocks(0, 103*4096, 4096)
+	fd.Close()
+	t.stop()
+	t.Equal("a wrote to the disk", t.wrote(d, a), 103*4096)
+	t.Equal("a wrote to storage", t.Sum("iotrace.write.bytes", "iotrace.cgroup.path", a.Path()), 103*4096)
+}
+
+// blockManyGroups: with room for few groups the rest is still counted, as (other).
+func blockManyGroups(g *guest.Guest) {
+	d := g.NVMe()
+	g.Sync()
+	tr := g.Trace("--by", "cgroup,device", "--source", "block", "--max-groups", "8")
+	before := d.Stats()
+	const owners = 41
+	for i := 0; i < owners; i++ {
+		p := g.Cgroup("many").Process()
+		f := p.Open(d.Path(), os.O_RDWR|guest.Direct)
+		f.WriteBlocks(int64(i)<<16, 3*4096, 4096)
+		f.Close()
+		p.Exit()
+	}
+	truth := d.Stats().Sub(before)
+	r := tr.Stop()
+	r.Equal("all groups together", r.Sum("iotrace.write.bytes", "iotrace.device.id", d.ID()), truth.WriteBytes)
+	r.Equal("written", truth.WriteBytes, owners*3*4096)
+}
