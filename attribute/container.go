@@ -36,7 +36,9 @@ type container struct {
 
 	podName string // of a pod that labels do not name
 
+	inside  string // container that the runtime runs in
 	from    string // endpoint that told it
+	most    int    // records that it may have
 	toldAt  time.Time
 	rank    int  // of endpoints that tell of the same container, the higher one wins
 	partial bool // from an event, which says less than the runtime's list
@@ -63,6 +65,7 @@ type registry struct {
 	byID    map[string]*container
 	byPath  map[string]*container
 	pods    map[string]*container // any record of a pod, by the pod's uid
+	held    map[string]int        // records by who told them
 	gone    *list.List
 	refused uint64 // records beyond maxContainers
 }
@@ -71,7 +74,7 @@ func newRegistry(projectLabel string, keep time.Duration, now func() time.Time) 
 	return &registry{
 		projectLabel: projectLabel, keep: keep, now: now,
 		byID: map[string]*container{}, byPath: map[string]*container{}, pods: map[string]*container{},
-		gone: list.New(),
+		held: map[string]int{}, gone: list.New(),
 	}
 }
 
@@ -141,6 +144,11 @@ func (g *registry) find(p *place, path string) *container {
 		return nil
 	}
 	if p.id != "" {
+		if p.parent != "" {
+			if c := g.byID[p.parent+"/"+p.id]; c != nil {
+				return c
+			}
+		}
 		return g.byID[p.id]
 	}
 	if p.sandbox != "" {
@@ -170,13 +178,22 @@ func (g *registry) get(id string) *container {
 	return g.byID[id]
 }
 
-func (g *registry) pod(uid string) *container {
+// pod returns a record of a pod, of the runtime inside a container where there is
+// one around it.
+func (g *registry) pod(parent, uid string) *container {
 	if uid == "" {
 		return nil
 	}
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	return g.pods[uid]
+	return g.pods[podKey(parent, uid)]
+}
+
+func podKey(inside, uid string) string {
+	if inside == "" || uid == "" {
+		return uid
+	}
+	return inside + "/" + uid
 }
 
 func (g *registry) counts() (containers int, refused uint64) {
@@ -219,13 +236,15 @@ func (g *registry) store(c *container) {
 	g.expire()
 	old := g.byID[c.key]
 	if old != nil {
-		if old.goneAt.IsZero() && (old.rank > c.rank || c.partial && !old.partial) || c.partial && !old.partial && old.from == c.from {
+		// Of equals the first one keeps its word, or the name would come and go.
+		other := old.rank > c.rank || old.rank == c.rank && old.from != c.from
+		if old.goneAt.IsZero() && (other || c.partial && !old.partial) || c.partial && !old.partial && old.from == c.from {
 			if old.from == c.from {
 				g.revive(old)
 			}
 			return
 		}
-	} else if len(g.byID) >= maxContainers {
+	} else if len(g.byID) >= maxContainers || c.most > 0 && g.held[c.from] >= c.most {
 		g.refused++
 		return
 	}
@@ -237,12 +256,13 @@ func (g *registry) replace(old, c *container) {
 		g.forget(old)
 	}
 	g.byID[c.key] = c
+	g.held[c.from]++
 	if c.cgroupPath != "" {
 		g.byPath[c.cgroupPath] = c
 	}
-	if uid := c.naming.podUID; uid != "" {
+	if uid := podKey(c.inside, c.naming.podUID); uid != "" {
 		// The sandbox knows the pod's own labels: keep it in front.
-		if have := g.pods[uid]; have == nil || c.kind == KindPod || have.id == c.id {
+		if have := g.pods[uid]; have == nil || have.rank <= c.rank && (c.kind == KindPod || have.kind != KindPod) {
 			g.pods[uid] = c
 		}
 	}
@@ -274,12 +294,15 @@ func (g *registry) forget(c *container) {
 	}
 	if g.byID[c.key] == c {
 		delete(g.byID, c.key)
+		if g.held[c.from]--; g.held[c.from] <= 0 {
+			delete(g.held, c.from)
+		}
 	}
 	if g.byPath[c.cgroupPath] == c {
 		delete(g.byPath, c.cgroupPath)
 	}
-	if g.pods[c.naming.podUID] == c {
-		delete(g.pods, c.naming.podUID)
+	if uid := podKey(c.inside, c.naming.podUID); g.pods[uid] == c {
+		delete(g.pods, uid)
 	}
 }
 

@@ -47,7 +47,6 @@ func (s *containerdSession) follow(ctx context.Context, f *feed) error {
 	if err := reach(ctx, s.socket); err != nil {
 		return err
 	}
-	f.rank = 0 // who made a container says more of it
 	version, err := s.hello(ctx)
 	if err != nil {
 		return err
@@ -143,7 +142,9 @@ func (s *containerdSession) events(ctx context.Context, to chan<- *eventsapi.Env
 	if err != nil {
 		return rpcError("following events", err)
 	}
+	var flood throttle
 	for {
+		flood.take(ctx)
 		e, err := stream.Recv()
 		if err != nil {
 			return rpcError("following events", err)

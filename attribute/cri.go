@@ -54,8 +54,7 @@ func dialGRPC(socket string) (conn *grpc.ClientConn, path string, err error) {
 	conn, err = grpc.NewClient("passthrough:///"+path,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, path string) (net.Conn, error) {
-			d := net.Dialer{Timeout: callTime}
-			return d.DialContext(ctx, "unix", path)
+			return dialSocket(ctx, path)
 		}),
 		grpc.WithAuthority("localhost"),
 		grpc.WithMaxHeaderListSize(maxHeader),
@@ -151,7 +150,9 @@ func (s *criSession) events(ctx context.Context, to chan<- *cri.ContainerEventRe
 	if err != nil {
 		return
 	}
+	var flood throttle
 	for {
+		flood.take(ctx)
 		e, err := stream.Recv()
 		if err != nil {
 			return

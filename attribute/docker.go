@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -58,6 +59,9 @@ func openDocker(socket string) (session, error) {
 	d := &docker{runtime: runtimeDocker}
 	if path, ok := strings.CutPrefix(host, "unix://"); ok {
 		d.socket = path
+		if !strings.HasPrefix(socket, "/") {
+			d.socket = filepath.Clean(path)
+		}
 	}
 	c, err := client.NewClientWithOpts(client.WithHost(host), bounded(d.socket), client.WithAPIVersionNegotiation())
 	if err != nil {
@@ -76,11 +80,14 @@ func bounded(socket string) client.Opt {
 		}
 		t.MaxResponseHeaderBytes = 64 << 10
 		t.DisableCompression = true // a compressed answer would have no bound
-		t.MaxIdleConns, t.IdleConnTimeout = 2, time.Minute
+		t.DisableKeepAlives = true  // a local socket costs nothing to connect to
 		if socket != "" {
 			t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-				d := net.Dialer{Timeout: callTime}
-				return d.DialContext(ctx, "unix", socket)
+				c, err := dialSocket(ctx, socket)
+				if err != nil {
+					return nil, err
+				}
+				return newAskFirst(c), nil
 			}
 		}
 		return client.WithHTTPClient(&http.Client{
@@ -88,6 +95,31 @@ func bounded(socket string) client.Opt {
 			CheckRedirect: client.CheckRedirect,
 		})(c)
 	}
+}
+
+// askFirst is a connection that reads nothing before something was asked: what a
+// server says unasked is no answer, and net/http would print it.
+type askFirst struct {
+	net.Conn
+	asked chan struct{}
+	once  sync.Once
+}
+
+func newAskFirst(c net.Conn) *askFirst { return &askFirst{Conn: c, asked: make(chan struct{})} }
+
+func (c *askFirst) Read(p []byte) (int, error) {
+	<-c.asked
+	return c.Conn.Read(p)
+}
+
+func (c *askFirst) Write(p []byte) (int, error) {
+	c.once.Do(func() { close(c.asked) })
+	return c.Conn.Write(p)
+}
+
+func (c *askFirst) Close() error {
+	c.once.Do(func() { close(c.asked) })
+	return c.Conn.Close()
 }
 
 type boundedTransport struct{ *http.Transport }
@@ -163,6 +195,7 @@ func (d *docker) follow(ctx context.Context, f *feed) error {
 	list()
 	listing := true
 	first := true
+	var flood throttle
 	ping := time.NewTicker(pingTime)
 	defer ping.Stop()
 	again := time.NewTicker(listAgain)
@@ -172,15 +205,19 @@ func (d *docker) follow(ctx context.Context, f *feed) error {
 	for {
 		select {
 		case m := <-messages:
+			flood.take(ctx)
 			d.event(f, work, m)
 		case err := <-errs:
+			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+				return fmt.Errorf("the engine ended the stream of events: %w", err)
+			}
 			return fmt.Errorf("following events: %w", garbled(err))
 		case l := <-lists:
 			listing = false
 			switch {
 			case errors.Is(l.err, errTooLarge):
 				// The engine has more to say than we hold: ask for what is seen.
-				f.log.Warn("list of containers is too large, asking for single ones", "socket", f.socket)
+				f.log.Warn("list of containers is too large, asking for single ones", "socket", shown(f.socket))
 			case l.err != nil:
 				return l.err
 			default:

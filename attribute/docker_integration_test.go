@@ -279,3 +279,52 @@ func TestDockerHangs(t *testing.T) {
 	after := e.Run(t, "--name", "after", enginetest.Image, "sleep", "1000")
 	enginetest.Poll(t, patience, "named", func() bool { return ownerOf(t, e, r, after).ContainerName == "after" })
 }
+
+// A container of an engine that runs in a container shows under its own name and
+// belongs to the project of the one around it, unless it has one itself.
+func TestDockerInDocker(t *testing.T) {
+	e := enginetest.Start(t)
+	r := startResolver(t, Options{DockerHost: "unix://" + e.Socket})
+	settle(t, r)
+	outer := e.RunNested(t, "outer", "--label", "com.docker.compose.project=ci")
+	run := func(name string, args ...string) uint64 {
+		all := append([]string{"exec", outer, "docker", "run", "-d", "--network", "none", "--stop-signal", "KILL", "--name", name}, args...)
+		inner := e.Docker(t, append(all, enginetest.Image, "sleep", "100000")...)
+		// Its pid in our namespace is the one whose cgroup ends in its id.
+		files, err := filepath.Glob("/proc/[0-9]*/cgroup")
+		if err != nil {
+			t.Fatal(err)
+		}
+		pid := ""
+		for _, name := range files {
+			if b, _ := os.ReadFile(name); strings.Contains(string(b), "/"+inner) {
+				pid = filepath.Base(filepath.Dir(name))
+			}
+		}
+		id, _ := cgroupOf(t, r, pid)
+		return id
+	}
+	plain := run("plain")
+	labelled := run("labelled", "--label", "com.docker.compose.project=own")
+	enginetest.Poll(t, patience, "both named", func() bool {
+		return r.Owner(plain).ContainerName == "plain" && r.Owner(labelled).ContainerName == "labelled"
+	})
+	if o := r.Owner(plain); o.Parent != outer || o.Project != "ci" || o.ProjectRule != RuleParent || o.Image != "busybox" {
+		t.Errorf("plain: %+v", o)
+	}
+	if o := r.Owner(labelled); o.Parent != outer || o.Project != "own" || o.ProjectRule != RuleCompose {
+		t.Errorf("labelled: %+v", o)
+	}
+	e.Docker(t, "rm", "--force", outer)
+	enginetest.Poll(t, patience, "its engine is no endpoint any more", func() bool {
+		for _, e := range r.Endpoints() {
+			if strings.HasPrefix(e.Socket, "/proc/") {
+				return false
+			}
+		}
+		return true
+	})
+	if o := r.Owner(plain); o.ContainerName != "plain" {
+		t.Errorf("name forgotten before its late writeback: %+v", o)
+	}
+}

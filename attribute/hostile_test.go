@@ -17,6 +17,9 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // The test binary is also the hostile process: with this variable set it is no
@@ -74,6 +77,11 @@ func misbehave(mode, socket string) error {
 			held = append(held, c)
 			f(c)
 		}
+	}
+	if strings.HasPrefix(mode, "cri ") {
+		g := grpc.NewServer(grpc.MaxSendMsgSize(2 * huge))
+		cri.RegisterRuntimeServiceServer(g, hostileCRI{mode: strings.TrimPrefix(mode, "cri ")})
+		return g.Serve(l)
 	}
 	version := `{"Version":"20.10.24","ApiVersion":"1.41","MinAPIVersion":"1.12","Platform":{"Name":""}}`
 	list := `[{"Id":"` + idA + `","Names":["/a"],"Image":"i"}]`
@@ -137,6 +145,53 @@ func misbehave(mode, socket string) error {
 	return http.Serve(l, mux)
 }
 
+// hostileCRI is a CRI runtime that misbehaves.
+type hostileCRI struct {
+	cri.UnimplementedRuntimeServiceServer
+	mode string
+}
+
+func (h hostileCRI) Version(context.Context, *cri.VersionRequest) (*cri.VersionResponse, error) {
+	v := &cri.VersionResponse{RuntimeName: "crio-like", RuntimeVersion: "1", RuntimeApiVersion: "v1"}
+	if h.mode == "huge version" {
+		v.RuntimeVersion = strings.Repeat("x", huge)
+	}
+	return v, nil
+}
+
+func (h hostileCRI) ListPodSandbox(context.Context, *cri.ListPodSandboxRequest) (*cri.ListPodSandboxResponse, error) {
+	return &cri.ListPodSandboxResponse{Items: []*cri.PodSandbox{nil, {Id: idB}}}, nil // metadata is missing
+}
+
+func (h hostileCRI) ListContainers(context.Context, *cri.ListContainersRequest) (*cri.ListContainersResponse, error) {
+	c := &cri.Container{Id: idA, PodSandboxId: "none", Metadata: &cri.ContainerMetadata{Name: "a"}}
+	if h.mode == "huge list" {
+		c.Labels = map[string]string{"x": strings.Repeat("x", huge)}
+	}
+	return &cri.ListContainersResponse{Containers: []*cri.Container{c}}, nil
+}
+
+func (h hostileCRI) ContainerStatus(ctx context.Context, _ *cri.ContainerStatusRequest) (*cri.ContainerStatusResponse, error) {
+	if h.mode == "hanging status" {
+		<-ctx.Done()
+	}
+	return &cri.ContainerStatusResponse{}, nil // without a status
+}
+
+func (h hostileCRI) GetContainerEvents(_ *cri.GetEventsRequest, s cri.RuntimeService_GetContainerEventsServer) error {
+	if h.mode != "strange events" {
+		return nil // as CRI-O does, where events are off
+	}
+	for s.Context().Err() == nil {
+		for _, e := range []*cri.ContainerEventResponse{{}, {PodSandboxStatus: &cri.PodSandboxStatus{Id: "p"}, ContainersStatuses: []*cri.ContainerStatus{nil, {}}}} {
+			if err := s.Send(e); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 // hostile starts a misbehaving process and returns its socket.
 func hostile(t *testing.T, mode string) string {
 	t.Helper()
@@ -182,7 +237,7 @@ func lookAsNobody(socket string) error {
 			return err
 		}
 	}
-	e, err := look(socket)
+	e, err := look(Options{DockerHost: socket}, socket)
 	if err != nil {
 		return err
 	}
@@ -190,8 +245,9 @@ func lookAsNobody(socket string) error {
 }
 
 // look returns what a resolver finds at a socket.
-func look(socket string) (Endpoint, error) {
-	r, err := NewResolver(Options{CgroupRoot: os.TempDir(), DockerHost: socket})
+func look(opts Options, socket string) (Endpoint, error) {
+	opts.CgroupRoot = os.TempDir()
+	r, err := NewResolver(opts)
 	if err != nil {
 		return Endpoint{}, err
 	}
@@ -232,7 +288,7 @@ func TestHostileSockets(t *testing.T) {
 		t.Run(tt.mode, func(t *testing.T) {
 			t.Parallel()
 			socket := hostile(t, tt.mode)
-			e, err := look(socket)
+			e, err := look(Options{DockerHost: socket}, socket)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -241,6 +297,44 @@ func TestHostileSockets(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestHostileCRI(t *testing.T) {
+	tests := []struct {
+		mode  string
+		state State
+		cause error // nil for any
+	}{
+		{"cri honest", StateOK, nil},
+		{"cri strange events", StateOK, nil},
+		{"cri huge version", StateBroken, errTooLarge},
+		{"cri huge list", StateBroken, errTooLarge},
+		{"cri hanging status", StateHanging, nil},
+		{"honest", StateBroken, nil}, // an engine that speaks HTTP only
+		{"hang", StateHanging, nil},
+		{"hang up", StateBroken, nil},
+		{"babble", StateBroken, nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.mode, func(t *testing.T) {
+			t.Parallel()
+			socket := hostile(t, tt.mode)
+			e, err := look(Options{DockerHost: "/nonexistent", CRI: socket, containerdSockets: []string{}}, socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if e.State != tt.state || tt.cause != nil && !errors.Is(e.Err, tt.cause) {
+				t.Errorf("state %q, error %v; want %q, %v", e.State, e.Err, tt.state, tt.cause)
+			}
+		})
+	}
+	t.Run("containerd", func(t *testing.T) { // a CRI runtime that is no containerd
+		socket := hostile(t, "cri honest")
+		e, err := look(Options{DockerHost: "/nonexistent", CRI: "/nonexistent", containerdSockets: []string{socket}}, socket)
+		if err != nil || e.State != StateNotOffered {
+			t.Errorf("state %q, %v", e.State, err)
+		}
+	})
 }
 
 func TestSocketsThatAreNone(t *testing.T) {
@@ -262,7 +356,7 @@ func TestSocketsThatAreNone(t *testing.T) {
 		sub:                          StateNoSocket,
 		stale:                        StateRefused,
 	} {
-		if e, err := look(socket); err != nil || e.State != want {
+		if e, err := look(Options{DockerHost: socket}, socket); err != nil || e.State != want {
 			t.Errorf("%s: state %q (%v), %v; want %q", filepath.Base(socket), e.State, e.Err, err, want)
 		}
 	}

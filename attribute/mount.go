@@ -46,7 +46,9 @@ type mounts struct {
 	now      func() time.Time
 
 	mu     sync.Mutex
-	watch  *os.File // a mount table, held open: the kernel tells when it changed
+	watch  int    // a mount table, held open: the kernel tells when it changed; -1 without
+	name   string // of that table
+	closed bool
 	dirty  bool
 	loaded time.Time
 	host   table
@@ -68,18 +70,19 @@ type ownTable struct {
 }
 
 func newMounts(procRoot string, g *registry, t *tree, now func() time.Time) *mounts {
-	return &mounts{procRoot: procRoot, registry: g, tree: t, now: now, dirty: true, own: map[uint64]*ownTable{}}
+	return &mounts{procRoot: procRoot, registry: g, tree: t, now: now, watch: -1, dirty: true, own: map[uint64]*ownTable{}}
 }
 
 func (m *mounts) close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.watch == nil {
+	m.closed = true
+	if m.watch < 0 {
 		return nil
 	}
-	err := m.watch.Close()
-	m.watch = nil
-	return err
+	fd := m.watch
+	m.watch = -1
+	return unix.Close(fd)
 }
 
 // Mount names the mount that a cgroup's I/O on a device ("major:minor" of the
@@ -212,16 +215,10 @@ func splitExport(source string) (server, export string) {
 // refresh reads the host's table again when the kernel says that it changed, and
 // not too often: where containers come and go it changes all the time.
 func (m *mounts) refresh(dev string) {
-	if m.watch == nil {
-		f, err := os.Open(filepath.Join(m.procRoot, "1/mountinfo"))
-		if err != nil {
-			if f, err = os.Open(filepath.Join(m.procRoot, "self/mountinfo")); err != nil {
-				return
-			}
-		}
-		m.watch, m.dirty = f, true
+	if m.closed || m.watch < 0 && !m.open() {
+		return
 	}
-	fds := []unix.PollFd{{Fd: int32(m.watch.Fd()), Events: unix.POLLPRI}}
+	fds := []unix.PollFd{{Fd: int32(m.watch), Events: unix.POLLPRI}}
 	if n, err := unix.Poll(fds, 0); err == nil && n > 0 && fds[0].Revents&(unix.POLLPRI|unix.POLLERR) != 0 {
 		m.dirty = true
 	}
@@ -230,10 +227,23 @@ func (m *mounts) refresh(dev string) {
 	if !m.dirty || known && age < reloadKnown || age < reloadUnknown {
 		return
 	}
-	if t, err := readTable(m.watch.Name(), maxMounts); err == nil {
+	if t, err := readTable(m.name, maxMounts); err == nil {
 		m.host, m.dirty, m.loaded = t, false, m.now()
 		m.reads++
 	}
+}
+
+// open opens the host's table. It is no os.File: the runtime's poller would take
+// the news of a change, which the kernel tells once, away from us.
+func (m *mounts) open() bool {
+	for _, pid := range []string{"1", "self"} {
+		name := filepath.Join(m.procRoot, pid, "mountinfo")
+		if fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil {
+			m.watch, m.name, m.dirty = fd, name, true
+			return true
+		}
+	}
+	return false
 }
 
 // ownTable returns the mount table that a cgroup's processes see, empty when it

@@ -87,7 +87,7 @@ func NewResolver(opts Options) (*Resolver, error) {
 	}
 	r.tree.isBare = r.bare
 	r.mounts = newMounts(opts.ProcRoot, r.registry, r.tree, opts.now)
-	r.runtimes = newRuntimes(opts, r.registry)
+	r.runtimes = newRuntimes(opts, r.registry, r.tree)
 	return r, nil
 }
 
@@ -153,8 +153,10 @@ func (r *Resolver) Owner(id uint64) Owner {
 	}
 	if m := r.registry.find(p, c.path); m != nil {
 		describe(&o, m)
+	} else if p.parent != "" {
+		r.runtimes.inside(p.parent, c)
 	}
-	if pod := r.registry.pod(o.PodUID); pod != nil {
+	if pod := r.registry.pod(p.parent, o.PodUID); pod != nil {
 		o.Pod, o.Namespace = pod.naming.pod, pod.naming.namespace
 		if o.Project == "" {
 			o.Project, o.ProjectRule = pod.naming.project, pod.naming.rule
@@ -223,7 +225,7 @@ func (r *Resolver) inherit(o Owner) Owner {
 
 // bare tells whether a container has no more than an id.
 func (r *Resolver) bare(p *place) bool {
-	return p.kind == KindContainer && !p.named && r.registry.get(p.id) == nil
+	return p.kind == KindContainer && !p.named && r.registry.find(p, "") == nil
 }
 
 func (r *Resolver) note(id uint64, unresolved bool) {

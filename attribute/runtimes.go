@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -101,7 +100,9 @@ type feed struct {
 	registry *registry
 	from     string // who tells: the runtime and the socket
 	socket   string
+	inside   string // container that the runtime runs in, "" for the host's own
 	rank     int
+	most     int // containers that it may tell of
 	log      *slog.Logger
 	now      func() time.Time
 	wanted   chan string     // ids that were seen as cgroups and are not known
@@ -115,14 +116,35 @@ type feed struct {
 	settled  bool
 }
 
-func (f *feed) put(c container) {
-	c.from, c.rank, c.toldAt = f.from, f.rank, f.now()
-	f.registry.put(c)
+func (f *feed) put(c container) { f.registry.put(f.own(c)) }
+
+// own marks a record as this feed's. What an engine inside a container tells is
+// kept apart from all other names: it speaks of its own containers and no others,
+// and of paths in its own file system.
+func (f *feed) own(c container) container {
+	c.from, c.rank, c.most, c.toldAt = f.from, f.rank, f.most, f.now()
+	if c.key == "" {
+		c.key = c.id
+	}
+	if f.inside != "" {
+		c.inside, c.key, c.cgroupPath = f.inside, f.key(c.key), ""
+		for i := range c.volumes {
+			c.volumes[i].source = ""
+		}
+	}
+	return c
+}
+
+func (f *feed) key(id string) string {
+	if f.inside != "" {
+		return f.inside + "/" + id
+	}
+	return id
 }
 
 func (f *feed) sync(all []container, began time.Time) {
 	for i := range all {
-		all[i].from, all[i].rank, all[i].toldAt = f.from, f.rank, f.now()
+		all[i] = f.own(all[i])
 	}
 	f.registry.sync(f.from, all, began)
 	f.mu.Lock()
@@ -130,8 +152,8 @@ func (f *feed) sync(all []container, began time.Time) {
 	f.mu.Unlock()
 }
 
-func (f *feed) removed(id string)      { f.registry.removed(f.from, id) }
-func (f *feed) rename(id, name string) { f.registry.rename(f.from, id, name) }
+func (f *feed) removed(id string)      { f.registry.removed(f.from, f.key(id)) }
+func (f *feed) rename(id, name string) { f.registry.rename(f.from, f.key(id), name) }
 
 // ok takes the runtime's first complete answer of a connection.
 func (f *feed) ok(runtime, version string) {
@@ -167,7 +189,7 @@ var errGarbled = errors.New("not an answer of a container runtime")
 var errTooLarge = errors.New("answer is too large")
 
 func classify(err error) State {
-	var syntax interface{ Timeout() bool }
+	var timeout interface{ Timeout() bool }
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return StateAbsent
@@ -180,7 +202,7 @@ func classify(err error) State {
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return StateRefused
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, errHanging),
-		errors.As(err, &syntax) && syntax.Timeout(), errors.Is(err, syscall.EAGAIN):
+		errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, syscall.EAGAIN):
 		return StateHanging
 	}
 	return StateBroken
@@ -194,7 +216,12 @@ var (
 // reach connects to a unix socket once and hangs up, for an exact reason when it
 // cannot be done.
 func reach(ctx context.Context, socket string) error {
-	st, err := os.Stat(socket)
+	path, done, err := socketPath(socket)
+	if err != nil {
+		return err
+	}
+	defer done()
+	st, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
@@ -203,8 +230,7 @@ func reach(ctx context.Context, socket string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
-	var d net.Dialer
-	c, err := d.DialContext(ctx, "unix", socket)
+	c, err := dialSocket(ctx, socket)
 	if err != nil {
 		return err
 	}
@@ -218,8 +244,11 @@ const callTime = 3 * time.Second
 type runtimes struct {
 	table    []runtimeSpec
 	registry *registry
+	tree     *tree
+	procRoot string
 	log      *slog.Logger
 	now      func() time.Time
+	inner    chan nestedAsk
 
 	mu    sync.Mutex
 	feeds map[string]*feed // by runtime and socket
@@ -227,9 +256,10 @@ type runtimes struct {
 	first chan struct{} // closed when all sockets were looked for once
 }
 
-func newRuntimes(opts Options, g *registry) *runtimes {
+func newRuntimes(opts Options, g *registry, t *tree) *runtimes {
 	return &runtimes{
-		table: runtimeTable(opts), registry: g, log: opts.Log, now: opts.now,
+		table: runtimeTable(opts), registry: g, tree: t, procRoot: opts.ProcRoot, log: opts.Log, now: opts.now,
+		inner: make(chan nestedAsk, 64),
 		feeds: map[string]*feed{}, seen: map[string]time.Time{}, first: make(chan struct{}),
 	}
 }
@@ -244,7 +274,7 @@ func (rs *runtimes) run(ctx context.Context) {
 		for i := range rs.table {
 			spec := &rs.table[i]
 			for _, socket := range present(spec.sockets) {
-				if f := rs.add(spec, socket); f != nil {
+				if f := rs.add(spec, socket, ""); f != nil {
 					sessions.Go(func() { rs.keep(ctx, spec, f) })
 				}
 			}
@@ -256,6 +286,15 @@ func (rs *runtimes) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case ask := <-rs.inner:
+			err := rs.nested(ask, func(spec *runtimeSpec, socket string) {
+				if f := rs.add(spec, socket, ask.parent); f != nil {
+					sessions.Go(func() { rs.keep(ctx, spec, f) })
+				}
+			})
+			if err != nil {
+				rs.log.Debug("no engine found in a container", "container", ask.parent, "error", err)
+			}
 		}
 	}
 }
@@ -281,22 +320,59 @@ func present(patterns []string) []string {
 }
 
 // add returns a feed for a socket that has none yet.
-func (rs *runtimes) add(spec *runtimeSpec, socket string) *feed {
+func (rs *runtimes) add(spec *runtimeSpec, socket, inside string) *feed {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	key := spec.name + " " + socket
-	if rs.feeds[key] != nil || len(rs.feeds) >= maxEndpoints {
+	limit := maxEndpoints
+	if inside != "" {
+		limit = maxNested // whoever may start containers must not use up all places
+	}
+	same := 0
+	for _, f := range rs.feeds {
+		if (f.inside != "") == (inside != "") {
+			same++
+		}
+	}
+	if rs.feeds[key] != nil || same >= limit {
 		return nil
 	}
 	f := &feed{
-		registry: rs.registry, from: key, socket: socket, rank: 1, log: rs.log, now: rs.now,
+		registry: rs.registry, from: key, socket: socket, inside: inside, rank: rankRuntime, most: maxContainers, log: rs.log, now: rs.now,
 		wanted: make(chan string, maxWanted), asked: make(chan struct{}), ready: rs.askAgain,
-		endpoint: Endpoint{Socket: socket, Runtime: spec.name, State: StateConnecting},
+		endpoint: Endpoint{Socket: shown(socket), Runtime: spec.name, State: StateConnecting},
+	}
+	switch {
+	case inside != "":
+		f.most = nestedMost
+	case strings.HasPrefix(socket, "/run/user/"):
+		f.rank, f.most = rankUser, nestedMost
+	case spec.name == runtimeCRI:
+		f.rank = rankCRI
+	case spec.name == runtimeContainerd:
+		f.rank = rankContainerd
 	}
 	f.nudge = func(id string) { rs.spread(id, f) }
 	rs.feeds[key] = f
 	return f
 }
+
+// shown is a socket as people know it.
+func shown(socket string) string {
+	if strings.HasPrefix(socket, "/") {
+		return filepath.Clean(socket)
+	}
+	return socket
+}
+
+// Who made a container says more of it than who runs it, and no user may rename
+// what is not theirs: of several records of one id the higher rank wins.
+const (
+	rankUser = iota
+	rankContainerd
+	rankRuntime
+	rankCRI
+)
 
 // keep follows one socket for as long as we run: whatever the runtime does, it is
 // asked again, later and later.
@@ -315,7 +391,14 @@ func (rs *runtimes) keep(ctx context.Context, spec *runtimeSpec, f *feed) {
 		}
 		if s := err.Error(); s != last {
 			last = s
-			rs.log.Warn("no names from this socket for now", "socket", f.socket, "runtime", spec.name, "error", clip(s, maxText))
+			rs.log.Warn("no names from this socket for now", "socket", shown(f.socket), "runtime", spec.name, "error", clip(s, maxText))
+		}
+		if f.over() {
+			rs.mu.Lock()
+			delete(rs.feeds, f.from)
+			rs.mu.Unlock()
+			f.sync(nil, f.now())
+			return
 		}
 		select {
 		case <-ctx.Done():
@@ -341,27 +424,30 @@ func follow(ctx context.Context, spec *runtimeSpec, f *feed) error {
 // wanted asks the runtimes for one container that was seen as a cgroup and that
 // none has told of. It never waits.
 func (rs *runtimes) wanted(id string) {
+	if rs.fresh(id) {
+		rs.spread(id, nil)
+	}
+}
+
+// fresh tells whether something was not asked for recently.
+func (rs *runtimes) fresh(what string) bool {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	now := rs.now()
-	if until, ok := rs.seen[id]; ok && now.Before(until) {
-		return
+	if until, ok := rs.seen[what]; ok && now.Before(until) {
+		return false
 	}
 	if len(rs.seen) >= maxWanted {
 		clear(rs.seen)
 	}
-	rs.seen[id] = now.Add(wantedAgain)
-	rs.send(id, nil)
+	rs.seen[what] = now.Add(wantedAgain)
+	return true
 }
 
 // spread asks all runtimes but one.
 func (rs *runtimes) spread(id string, but *feed) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	rs.send(id, but)
-}
-
-func (rs *runtimes) send(id string, but *feed) {
 	for _, f := range rs.feeds {
 		if f == but {
 			continue
@@ -371,6 +457,33 @@ func (rs *runtimes) send(id string, but *feed) {
 		default:
 		}
 	}
+}
+
+// throttle bounds the events that are taken in a time: no engine on earth starts
+// that many containers, but one that lies could keep a processor busy.
+type throttle struct {
+	n     int
+	since time.Time
+}
+
+const (
+	throttleEvents = 512
+	throttleTime   = 100 * time.Millisecond
+)
+
+// take counts one event and waits when there were too many.
+func (t *throttle) take(ctx context.Context) {
+	if t.n++; t.n < throttleEvents {
+		return
+	}
+	wait := throttleTime - time.Since(t.since)
+	if wait > 0 {
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+	t.n, t.since = 0, time.Now()
 }
 
 // pacer says when the next list is due: regularly, and soon after there was news,

@@ -229,6 +229,49 @@ func (e *Engine) Import(t testing.TB, name string) {
 	output(t, cmd)
 }
 
+// RunNested starts a container with a dockerd of its own, on /run/docker.sock in
+// it, and waits until that answers. The programs are the host's, seen read-only.
+func (e *Engine) RunNested(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	const image = "nested:test"
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, dir := range []string{"usr/", "etc/", "run/", "tmp/", "proc/", "sys/", "dev/", "root/", "var/lib/docker/"} {
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	links := map[string]string{"var/run": "/run"}
+	for _, dir := range []string{"bin", "sbin", "lib", "lib32", "lib64"} {
+		links[dir] = "usr/" + dir
+	}
+	for name, to := range links {
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: to, Mode: 0o777}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	load := e.Command("import", "-", image)
+	load.Stdin = &buf
+	output(t, load)
+	script := `for d in /sys/fs/cgroup /sys/fs/cgroup/*; do mount -o remount,bind,rw $d 2>/dev/null; done
+mount -o remount,bind,rw /proc/sys
+exec dockerd --host unix:///run/docker.sock --bridge none --iptables=false --ip6tables=false --default-ulimit nofile=1024:1024`
+	all := append([]string{
+		"--name", name, "--cgroupns", "private", "--cap-add", "ALL", "--cap-drop", "SYS_RESOURCE",
+		"--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined",
+		"--volume", "/usr:/usr:ro", "--volume", "/var/lib/docker", "--tmpfs", "/run", "--tmpfs", "/tmp",
+	}, args...)
+	id := e.Run(t, append(all, image, "sh", "-c", script)...)
+	Poll(t, startTime, "the engine in "+name+" answers", func() bool { return e.Command("exec", id, "docker", "version").Run() == nil })
+	load = e.Command("exec", "--interactive", id, "docker", "import", "--change", `CMD ["sh"]`, "-", Image)
+	load.Stdin = bytes.NewReader(BusyboxTar(t))
+	output(t, load)
+	return id
+}
+
 // BusyboxTar returns a root file system with a static busybox and all its names.
 func BusyboxTar(t testing.TB) []byte {
 	t.Helper()

@@ -1,0 +1,163 @@
+package attribute
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	maxNested   = 32 // engines inside containers that are followed at once
+	maxAncestry = 128
+	nestedMost  = 1 << 12 // containers that one of them, or a user's engine, may tell of
+)
+
+// nestedAsk is a container inside a container of which no runtime has told.
+type nestedAsk struct {
+	parent string // id of the container around it
+	cgroup cgroup
+}
+
+// nestedTable lists the runtimes that are looked for inside of a container
+// (Docker-in-Docker, kind), at their usual places in its own file system.
+func nestedTable() []runtimeSpec {
+	return []runtimeSpec{
+		{runtimeDocker, dockerSockets()[:1], openDocker},
+		{runtimePodman, podmanSockets()[:1], openDocker},
+		{runtimeCRI, criSockets(), openCRI},
+		{runtimeContainerd, containerdSockets(), openContainerd},
+	}
+}
+
+// inside asks for the engine in the container around a container. It never waits.
+func (rs *runtimes) inside(parent string, c cgroup) {
+	if !c.goneAt.IsZero() || !rs.fresh("inside "+parent) {
+		return
+	}
+	select {
+	case rs.inner <- nestedAsk{parent, c}:
+	default:
+	}
+}
+
+// nested finds the sockets of an engine in the container that an ask is about.
+func (rs *runtimes) nested(ask nestedAsk, found func(spec *runtimeSpec, socket string)) error {
+	pid, err := rs.tree.process(&ask.cgroup)
+	if err != nil {
+		return err
+	}
+	// The topmost process that is still in the parent is its init, which sees the
+	// parent's file system and lives as long as it.
+	top := 0
+	for range maxAncestry {
+		if pid <= 1 || !rs.runsIn(pid, ask.parent) {
+			break
+		}
+		top = pid
+		if pid, err = rs.parentOf(pid); err != nil {
+			return err
+		}
+	}
+	if top == 0 {
+		return fmt.Errorf("no process of container %q: %w", clip(ask.parent, 64), fs.ErrNotExist)
+	}
+	table := nestedTable()
+	for i := range table {
+		for _, p := range table[i].sockets {
+			socket := inRoot(filepath.Join(rs.procRoot, strconv.Itoa(top), "root"), p)
+			if _, hang, err := socketPath(socket); err == nil {
+				hang()
+				found(&table[i], socket)
+			}
+		}
+	}
+	return nil
+}
+
+// runsIn tells whether a process is in a container, or in one inside of it. The
+// path must say so: a monitor's path has the container's name in it as well.
+func (rs *runtimes) runsIn(pid int, container string) bool {
+	b, err := os.ReadFile(filepath.Join(rs.procRoot, strconv.Itoa(pid), "cgroup"))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		_, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ":")
+		_, path, _ := strings.Cut(rest, ":")
+		if p := parsePath(path); p.id == container || p.parent == container && p.kind != KindHelper {
+			return true
+		}
+	}
+	return false
+}
+
+func (rs *runtimes) parentOf(pid int) (int, error) {
+	b, err := os.ReadFile(filepath.Join(rs.procRoot, strconv.Itoa(pid), "stat"))
+	if err != nil {
+		return 0, err
+	}
+	// pid (comm) state ppid: comm may hold anything, parentheses too.
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(f) < 2 {
+		return 0, fmt.Errorf("stat of process %d is cut off", pid)
+	}
+	return strconv.Atoi(f[1])
+}
+
+// inRoot names a socket by the file system that it is in, as another process sees
+// it. The two slashes mark where that begins; no cleaned path has them.
+func inRoot(root, path string) string { return root + "/" + path }
+
+// socketPath returns a path to connect to, good until done is called. A socket in
+// another process's root is looked up in that root, so that no link in a container
+// leads out of it.
+func socketPath(socket string) (path string, done func(), err error) {
+	dir, path, ok := strings.Cut(socket, "//")
+	if !ok {
+		return socket, func() {}, nil
+	}
+	root, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(root)
+	fd, err := unix.Openat2(root, path, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return "", nil, &os.PathError{Op: "open", Path: filepath.Clean(socket), Err: err}
+	}
+	return "/proc/self/fd/" + strconv.Itoa(fd), func() { unix.Close(fd) }, nil
+}
+
+// dialSocket connects to a unix socket.
+func dialSocket(ctx context.Context, socket string) (net.Conn, error) {
+	path, done, err := socketPath(socket)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	d := net.Dialer{Timeout: callTime}
+	return d.DialContext(ctx, "unix", path)
+}
+
+// over tells whether the container that a nested socket was in is no more.
+func (f *feed) over() bool {
+	if f.inside == "" {
+		return false
+	}
+	_, done, err := socketPath(f.socket)
+	if err == nil {
+		done()
+	}
+	return errors.Is(err, fs.ErrNotExist)
+}
