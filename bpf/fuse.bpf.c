@@ -493,6 +493,12 @@ static __always_inline __u64 iot_fuse_done(__u64 args, __u32 opcode)
 	return 0;
 }
 
+/* ENOSYS or EOPNOTSUPP: the daemon does not know the operation. */
+static __always_inline bool iot_fuse_unknown(__s32 error)
+{
+	return error == -38 || error == -95;
+}
+
 /* Whether an error means that something is broken, and is not just an answer ("no such file"). */
 static __always_inline bool iot_fuse_failed(__u8 op, __s32 error)
 {
@@ -501,7 +507,7 @@ static __always_inline bool iot_fuse_failed(__u8 op, __s32 error)
 	if (op == IOT_READ || op == IOT_WRITE)
 		return true;
 	if (op == IOT_FLUSH)
-		return error != -38; /* ENOSYS: the daemon does not do this */
+		return true;
 	switch (-error) {
 	case 4: /* EINTR */
 	case 5: /* EIO */
@@ -588,7 +594,9 @@ static __always_inline int iot_fuse_end(__u64 req)
 			return iot_fuse_book_unknown(args, opcode, iot_fuse_dev(req), error);
 	}
 	usage = f->usage;
-	if (!error) {
+	if (iot_fuse_unknown(error)) {
+		usage.op = IOT_META_OP; /* nothing was done, the kernel will do without */
+	} else if (!error) {
 		bytes = iot_fuse_done(args, opcode);
 		iot_fuse_meet_daemon(usage.dev);
 	}
@@ -606,7 +614,7 @@ static __always_inline int iot_fuse_end(__u64 req)
 		record.bytes = bytes;
 		iot_record(&record);
 	}
-	if (f->split)
+	if (f->split && usage.op == IOT_WRITE)
 		iot_fuse_book_parts(args, bytes);
 	else
 		iot_account(&usage, bytes, 1);

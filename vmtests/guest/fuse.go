@@ -11,10 +11,12 @@ import (
 	"path/filepath"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 )
 
 // FUSEOptions choose how the daemon behaves.
@@ -24,6 +26,7 @@ type FUSEOptions struct {
 	DirectIO    bool // FOPEN_DIRECT_IO
 	Passthrough bool // reads and writes bypass the daemon, since 6.9
 	MaxWrite    int  // bytes; 0 is the library's default
+	Background  int  // background requests at once; 0 is the library's default
 	Backing     string
 }
 
@@ -56,6 +59,7 @@ func (g *Guest) FUSE(o FUSEOptions) *FUSEMount {
 	name := fmt.Sprintf("fuse-%d-%d", g.serial, g.loops)
 	if o.Backing == "" {
 		o.Backing = "/run/" + name
+		g.Cleanup(func() { os.RemoveAll(o.Backing) })
 	}
 	m := &FUSEMount{g: g, Target: "/mnt/" + name, Daemon: g.Cgroup("fuse-daemon")}
 	for _, d := range []string{o.Backing, m.Target} {
@@ -98,6 +102,28 @@ func (m *FUSEMount) ID() string { m.g.Helper(); return m.g.MountDevice(m.Target)
 
 // PID is the daemon's process.
 func (m *FUSEMount) PID() int { return m.cmd.Process.Pid }
+
+// Kill ends the daemon as kill -9 does: the kernel gives up every request.
+func (m *FUSEMount) Kill() {
+	m.g.Helper()
+	if err := m.cmd.Process.Kill(); err != nil {
+		m.g.Fatalf("fuse daemon: %v", err)
+	}
+	_ = m.cmd.Wait()
+}
+
+// Suspend stops the daemon, so that requests wait, until Resume.
+func (m *FUSEMount) Suspend() { m.g.Helper(); m.signal(syscall.SIGSTOP) }
+
+// Resume lets a suspended daemon go on.
+func (m *FUSEMount) Resume() { m.g.Helper(); m.signal(syscall.SIGCONT) }
+
+func (m *FUSEMount) signal(s syscall.Signal) {
+	m.g.Helper()
+	if err := m.cmd.Process.Signal(s); err != nil {
+		m.g.Fatalf("fuse daemon: %v", err)
+	}
+}
 
 // Count asks the daemon for its counters.
 func (m *FUSEMount) Count() FUSECount {
@@ -147,6 +173,16 @@ func (c *counting) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) 
 	return n, st
 }
 
+// CopyFileRange counts as a write of what was copied.
+func (c *counting) CopyFileRange(cancel <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	n, st := c.RawFileSystem.CopyFileRange(cancel, in)
+	if st.Ok() {
+		c.writeOps.Add(1)
+		c.writeBytes.Add(int64(n))
+	}
+	return n, st
+}
+
 // Writev sends everything through Write, where it is counted.
 func (c *counting) Writev(<-chan struct{}, *fuse.WriteIn, [][]byte) (uint32, fuse.Status) {
 	return 0, fuse.ENOSYS
@@ -170,12 +206,15 @@ func (c *counting) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenO
 		}
 		in.Flags &^= uint32(os.O_APPEND)
 	}
+	// The kernel does what O_DIRECT asks for; tmpfs below knows it only since 6.6.
+	in.Flags &^= unix.O_DIRECT
 	st := c.RawFileSystem.Open(cancel, in, out)
 	c.flags(out)
 	return st
 }
 
 func (c *counting) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	in.Flags &^= unix.O_DIRECT
 	st := c.RawFileSystem.Create(cancel, in, name, out)
 	c.flags(&out.OpenOut)
 	return st
@@ -196,7 +235,7 @@ func fuseDaemon(args []string) error {
 		return err
 	}
 	second := time.Second
-	mo := fuse.MountOptions{DirectMountStrict: true, AllowOther: true, FsName: "counting", Name: "counting", MaxWrite: o.MaxWrite}
+	mo := fuse.MountOptions{DirectMountStrict: true, AllowOther: true, FsName: "counting", Name: "counting", MaxWrite: o.MaxWrite, MaxBackground: o.Background}
 	if o.Writeback {
 		mo.ExtraCapabilities |= fuse.CAP_WRITEBACK_CACHE
 	}

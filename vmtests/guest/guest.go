@@ -223,6 +223,9 @@ func (g *Guest) Unmount(target string) {
 	}
 }
 
+// Mounted says whether something is mounted there.
+func (g *Guest) Mounted(target string) bool { return mounted(target) }
+
 func mounted(target string) bool {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {

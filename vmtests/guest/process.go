@@ -7,6 +7,9 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -69,6 +72,24 @@ func (p *Process) call(q request, mayFail bool) reply {
 		p.g.Fatalf("worker %d: %s", p.PID(), r.Err)
 	}
 	return r
+}
+
+// Waiting says whether a thread of the process waits in the kernel for a FUSE
+// daemon: for the answer to its request, or for a page that is being read.
+func (p *Process) Waiting() bool {
+	tasks, _ := filepath.Glob("/proc/" + strconv.Itoa(p.PID()) + "/task/*")
+	for _, t := range tasks {
+		stack, _ := os.ReadFile(t + "/stack")
+		if strings.Contains(string(stack), "fuse") {
+			return true
+		}
+		stat, _ := os.ReadFile(t + "/stat")
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		if strings.HasPrefix(rest, "D") {
+			return true
+		}
+	}
+	return false
 }
 
 // Exit ends the process; its files are closed by the kernel.
@@ -170,6 +191,18 @@ func (f *File) all(q request) {
 func (f *File) TryWrite(off, n int64, size int) string {
 	f.p.g.Helper()
 	return f.p.call(request{Do: "write", FD: f.fd, Off: off, N: n, Block: size}, true).Err
+}
+
+// TryRead reads as Read does, in blocks of size, and returns the error's text, "" for none.
+func (f *File) TryRead(off, n int64, size int) string {
+	f.p.g.Helper()
+	return f.p.call(request{Do: "read", FD: f.fd, Off: off, N: n, Block: size}, true).Err
+}
+
+// TryFsync is Fsync; it returns the error's text, "" for none.
+func (f *File) TryFsync() string {
+	f.p.g.Helper()
+	return f.p.call(request{Do: "fsync", FD: f.fd}, true).Err
 }
 
 // Sendfile sends n bytes from off to nowhere.

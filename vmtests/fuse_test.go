@@ -1,0 +1,693 @@
+//go:build vm
+
+package vmtests
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
+)
+
+// TestFUSE proves the fuse source: totals of a mount equal what its daemon was
+// asked to read and write, to the byte and to the operation, and owners are
+// right to the byte, however a file is read or written.
+func TestFUSE(t *testing.T) {
+	suite{
+		source: "fuse",
+		scenarios: []scenario{
+			{name: "write_through", run: fuseWrites(guest.FUSEOptions{}), smoke: true},
+			{name: "write_back", run: fuseWrites(guest.FUSEOptions{Writeback: true}), smoke: true},
+			{name: "write_unbuffered", run: fuseWrites(guest.FUSEOptions{DirectIO: true})},
+			{name: "direct", run: fuseDirect(guest.FUSEOptions{})},
+			{name: "direct_write_back", run: fuseDirect(guest.FUSEOptions{Writeback: true})},
+			{name: "direct_unbuffered", run: fuseDirect(guest.FUSEOptions{DirectIO: true})},
+			{name: "read", run: fuseReads(guest.FUSEOptions{}), smoke: true},
+			{name: "read_write_back", run: fuseReads(guest.FUSEOptions{Writeback: true})},
+			{name: "read_unbuffered", run: fuseReads(guest.FUSEOptions{DirectIO: true})},
+			{name: "read_mapped", run: fuseReadMapped},
+			{name: "mapped", run: fuseMapped(guest.FUSEOptions{})},
+			{name: "mapped_write_back", run: fuseMapped(guest.FUSEOptions{Writeback: true})},
+			{name: "overwrite", run: fuseOverwrite, smoke: true},
+			{name: "shared_file", run: fuseShared},
+			{name: "libaio", run: fuseLibaio(guest.FUSEOptions{})},
+			{name: "libaio_write_back", run: fuseLibaio(guest.FUSEOptions{Writeback: true})},
+			{name: "io_uring", run: fuseURing},
+			{name: "waiting", run: fuseWaiting},
+			{name: "copy_file_range", run: fuseCopy},
+			{name: "fsync_by_other", run: fuseFsync},
+			{name: "removed", run: fuseRemoved},
+			{name: "before_start", run: fuseBeforeStart},
+			{name: "small_files", run: fuseSmallFiles},
+			{name: "many_cgroups", run: fuseManyCgroups},
+			{name: "daemon_killed", run: fuseKilled},
+			{name: "daemon_killed_write_back", run: fuseKilledWriteBack},
+			{name: "aborted", run: fuseAborted},
+			{name: "process", run: fuseProcess},
+			{name: "events", run: fuseEvents},
+			{name: "bindfs", run: fuseBindfs},
+			{name: "sshfs", run: fuseSSHFS},
+		},
+	}.test(t)
+}
+
+// fuseTrace is a tracer whose totals are held against the daemon's.
+type fuseTrace struct {
+	*guest.Report
+	g      *guest.Guest
+	m      *guest.FUSEMount
+	id     string
+	tr     *guest.Tracer
+	before guest.FUSECount
+}
+
+func traceFUSE(g *guest.Guest, m *guest.FUSEMount, args ...string) *fuseTrace {
+	g.Helper()
+	t := &fuseTrace{g: g, m: m, id: m.ID()}
+	t.tr = g.Trace(append([]string{"--by", "cgroup,device", "--source", "fuse"}, args...)...)
+	t.before = m.Count()
+	return t
+}
+
+// stop writes what is dirty, ends the tracer and compares the totals.
+func (t *fuseTrace) stop() guest.FUSECount {
+	t.g.Helper()
+	t.g.Sync()
+	truth := t.m.Count().Sub(t.before)
+	t.end()
+	t.total("read.bytes", truth.ReadBytes)
+	t.total("read.ops", truth.ReadOps)
+	t.total("write.bytes", truth.WriteBytes)
+	t.total("write.ops", truth.WriteOps)
+	t.Equal("bytes of nobody", t.Sum("iotrace.write.bytes", "iotrace.device.id", t.id, "iotrace.owner", "unattributed")+
+		t.Sum("iotrace.read.bytes", "iotrace.device.id", t.id, "iotrace.owner", "unattributed"), 0)
+	if n := t.Lost(); n != 0 {
+		t.g.Errorf("tracer lost %d of something", n)
+	}
+	return truth
+}
+
+// end ends the tracer and compares nothing.
+func (t *fuseTrace) end() { t.g.Helper(); t.Report = t.tr.Stop() }
+
+func (t *fuseTrace) total(field string, want int64) {
+	t.g.Helper()
+	t.Equal(field+" against the daemon", t.Sum("iotrace."+field, "iotrace.source", "fuse", "iotrace.device.id", t.id), want)
+}
+
+func (t *fuseTrace) of(field string, c *guest.Cgroup) int64 {
+	return t.Sum("iotrace."+field, "iotrace.source", "fuse", "iotrace.device.id", t.id, "iotrace.cgroup.path", c.Path())
+}
+
+// owns wants bytes of a cgroup, read and written, exactly.
+func (t *fuseTrace) owns(name string, c *guest.Cgroup, read, write int64) {
+	t.g.Helper()
+	t.Equal(name+" read", t.of("read.bytes", c), read)
+	t.Equal(name+" wrote", t.of("write.bytes", c), write)
+}
+
+func (t *fuseTrace) errors(c *guest.Cgroup) int64 {
+	return t.of("read.errors", c) + t.of("write.errors", c) + t.of("metadata.errors", c)
+}
+
+// failed wants requests of a cgroup to have failed. A call that fails need not
+// come as far as its read or write: write(2) asks for an extended attribute first.
+func (t *fuseTrace) failed(name string, c *guest.Cgroup) {
+	t.g.Helper()
+	if n := t.errors(c); n < 1 {
+		t.g.Errorf("%s shows %d errors, want one at least", name, n)
+	}
+}
+
+// fuseWrites: two cgroups write; with the write-back cache a third process makes
+// the kernel flush, and the daemon never writes for itself.
+func fuseWrites(o guest.FUSEOptions) func(*guest.Guest) {
+	return func(g *guest.Guest) {
+		g.HoldWriteback()
+		m := g.FUSE(o)
+		a, b := g.Cgroup("a"), g.Cgroup("b")
+		pa, pb := a.Process(), b.Process()
+		t := traceFUSE(g, m)
+		fa, fb := pa.Open(m.File("a"), guest.Create), pb.Open(m.File("b"), guest.Create)
+		fa.Write(0, sizeA)
+		fb.Write(0, sizeB)
+		if got := m.Count().Sub(t.before).WriteBytes; o.Writeback != (got == 0) {
+			g.Errorf("the daemon got %d bytes before anyone asked", got)
+		}
+		t.stop()
+		t.owns("a", a, 0, sizeA)
+		t.owns("b", b, 0, sizeB)
+		t.owns("daemon", m.Daemon, 0, 0)
+	}
+}
+
+// fuseDirect: O_DIRECT, in small and in large blocks.
+func fuseDirect(o guest.FUSEOptions) func(*guest.Guest) {
+	return func(g *guest.Guest) {
+		m := g.FUSE(o)
+		a, b := g.Cgroup("a"), g.Cgroup("b")
+		pa, pb := a.Process(), b.Process()
+		t := traceFUSE(g, m)
+		fa := pa.Open(m.File("a"), guest.Create|guest.Direct)
+		fb := pb.Open(m.File("b"), guest.Create|guest.Direct)
+		fa.WriteBlocks(0, 48*128<<10, 128<<10)
+		fb.WriteBlocks(0, 2*4<<20, 4<<20)
+		fb.ReadBlocks(0, 3*128<<10, 128<<10)
+		fa.ReadBlocks(0, 4<<20, 4<<20)
+		t.stop()
+		t.owns("a", a, 4<<20, 48*128<<10)
+		t.owns("b", b, 3*128<<10, 8<<20)
+	}
+}
+
+// fuseReads: cold reads in blocks, by sendfile and direct; each file is read by
+// one cgroup and at its end less comes than was asked for.
+func fuseReads(o guest.FUSEOptions) func(*guest.Guest) {
+	return func(g *guest.Guest) {
+		m := g.FUSE(o)
+		a, b := g.Cgroup("a"), g.Cgroup("b")
+		pa, pb := a.Process(), b.Process()
+		setup := g.Cgroup("setup").Process()
+		for name, n := range map[string]int64{"a": sizeA, "b": sizeB, "sent": sizeC, "direct": sizeC} {
+			f := setup.Open(m.File(name), guest.Create)
+			f.Write(0, n)
+			f.Close()
+		}
+		g.DropCaches()
+		t := traceFUSE(g, m)
+		pa.Open(m.File("a"), os.O_RDONLY).ReadBlocks(0, sizeA, 128<<10)
+		pb.Open(m.File("b"), os.O_RDONLY).ReadBlocks(0, sizeB, 1<<20)
+		pa.Open(m.File("sent"), os.O_RDONLY).Sendfile(0, sizeC)
+		pb.Open(m.File("direct"), os.O_RDONLY|guest.Direct).ReadBlocks(0, 1<<20, 256<<10)
+		t.stop()
+		t.owns("a", a, sizeA+sizeC, 0)
+		t.owns("b", b, sizeB+1<<20, 0)
+	}
+}
+
+// fuseReadMapped: page faults read.
+func fuseReadMapped(g *guest.Guest) {
+	m := g.FUSE(guest.FUSEOptions{})
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	setup := g.Cgroup("setup").Process()
+	for name, n := range map[string]int64{"a": 4 << 20, "b": 2 << 20} {
+		f := setup.Open(m.File(name), guest.Create)
+		f.Write(0, n)
+		f.Close()
+	}
+	g.DropCaches()
+	t := traceFUSE(g, m)
+	pa.Open(m.File("a"), os.O_RDONLY).MapRead(0, 4<<20).Touch()
+	pb.Open(m.File("b"), os.O_RDONLY).MapRead(0, 2<<20).Touch()
+	t.stop()
+	t.owns("a", a, 4<<20, 0)
+	t.owns("b", b, 2<<20, 0)
+}
+
+// fuseMapped: stores to a mapping are written by msync or by a flusher thread.
+func fuseMapped(o guest.FUSEOptions) func(*guest.Guest) {
+	return func(g *guest.Guest) {
+		g.HoldWriteback()
+		m := g.FUSE(o)
+		a, b := g.Cgroup("a"), g.Cgroup("b")
+		pa, pb := a.Process(), b.Process()
+		t := traceFUSE(g, m)
+		fa, fb := pa.Open(m.File("a"), guest.Create), pb.Open(m.File("b"), guest.Create)
+		fa.Truncate(4 << 20)
+		fb.Truncate(2 << 20)
+		ma, mb := fa.Map(0, 4<<20), fb.Map(0, 2<<20)
+		ma.Store()
+		mb.Store()
+		ma.Msync()
+		truth := t.stop()
+		// What was not there had to be read first, page by page or ahead.
+		t.owns("a", a, t.of("read.bytes", a), 4<<20)
+		t.owns("b", b, t.of("read.bytes", b), 2<<20)
+		t.Equal("both read", t.of("read.bytes", a)+t.of("read.bytes", b), truth.ReadBytes)
+	}
+}
+
+// fuseOverwrite: a read the file, so its pages are a's; b writes to them.
+func fuseOverwrite(g *guest.Guest) {
+	g.HoldWriteback()
+	m := g.FUSE(guest.FUSEOptions{Writeback: true, KeepCache: true})
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	setup := g.Cgroup("setup").Process()
+	f := setup.Open(m.File("f"), guest.Create)
+	f.Write(0, 4<<20)
+	f.Fsync()
+	g.DropCaches()
+	t := traceFUSE(g, m)
+	fa := pa.Open(m.File("f"), os.O_RDWR)
+	fa.Read(0, 4<<20)
+	fb := pb.Open(m.File("f"), os.O_RDWR)
+	fb.Write(0, 4<<20)
+	t.stop()
+	t.owns("a", a, 4<<20, 0)
+	t.owns("b", b, 0, 4<<20)
+}
+
+// fuseShared: a and b write the same file in turn, so that single requests hold
+// pages of both.
+func fuseShared(g *guest.Guest) {
+	g.HoldWriteback()
+	m := g.FUSE(guest.FUSEOptions{Writeback: true, KeepCache: true, MaxWrite: 1 << 20})
+	a, b, c := g.Cgroup("a"), g.Cgroup("b"), g.Cgroup("c")
+	pa, pb, pc := a.Process(), b.Process(), c.Process()
+	t := traceFUSE(g, m)
+	fa := pa.Open(m.File("f"), guest.Create)
+	fb, fc := pb.Open(m.File("f"), os.O_RDWR), pc.Open(m.File("f"), os.O_RDWR)
+	const page, turns = 4096, 101
+	for i := int64(0); i < turns; i++ {
+		fa.WriteBlocks(i*6*page, 3*page, 3*page)
+		fb.WriteBlocks((i*6+3)*page, 2*page, 2*page)
+		fc.WriteBlocks((i*6+5)*page, page, page)
+	}
+	truth := t.stop()
+	if truth.WriteOps >= turns {
+		g.Errorf("%d requests for %d turns: none has several owners, this proves nothing", truth.WriteOps, turns)
+	}
+	t.owns("a", a, 0, turns*3*page)
+	t.owns("b", b, 0, turns*2*page)
+	t.owns("c", c, 0, turns*page)
+}
+
+// fuseLibaio: many requests at once, which complete when nobody of the caller's runs.
+func fuseLibaio(o guest.FUSEOptions) func(*guest.Guest) {
+	return func(g *guest.Guest) {
+		o.Background = 4 // fewer than are submitted: the rest waits for the daemon
+		m := g.FUSE(o)
+		a, b := g.Cgroup("a"), g.Cgroup("b")
+		pa := a.Process()
+		f := pa.Open(m.File("b"), guest.Create)
+		f.Write(0, 4<<20)
+		f.Close()
+		g.DropCaches()
+		t := traceFUSE(g, m)
+		fio := func(file, rw, size string) []string {
+			return []string{"--name=j", "--filename=" + m.File(file), "--rw=" + rw, "--bs=64k", "--size=" + size,
+				"--ioengine=libaio", "--direct=1", "--iodepth=16", "--fallocate=none", "--end_fsync=0", "--output=/dev/null"}
+		}
+		ca, cb := a.Command("fio", fio("a", "write", "8m")...), b.Command("fio", fio("b", "read", "4m")...)
+		for _, c := range []interface{ Start() error }{ca, cb} {
+			if err := c.Start(); err != nil {
+				g.Fatal(err)
+			}
+		}
+		for _, c := range []interface{ Wait() error }{ca, cb} {
+			if err := c.Wait(); err != nil {
+				g.Fatal(err)
+			}
+		}
+		t.stop()
+		t.owns("a", a, t.of("read.bytes", a), 8<<20)
+		t.owns("b", b, 4<<20, 0)
+		t.owns("daemon", m.Daemon, 0, 0)
+	}
+}
+
+// fuseURing: io_uring submits from the task or from a worker thread of its own.
+func fuseURing(g *guest.Guest) {
+	g.HoldWriteback()
+	m := g.FUSE(guest.FUSEOptions{})
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	t := traceFUSE(g, m)
+	fa := pa.Open(m.File("a"), guest.Create|guest.Direct)
+	fb := pb.Open(m.File("b"), guest.Create)
+	fa.WriteURing(0, 101*4096, 64<<10)
+	fa.ReadURing(0, 51*4096, 64<<10)
+	fb.WriteURing(0, sizeB, 64<<10)
+	t.stop()
+	t.owns("a", a, 51*4096, 101*4096)
+	t.owns("b", b, 0, sizeB)
+}
+
+// fuseWaiting: one background request at a time, so that nearly all of them are
+// sent from the daemon's context.
+func fuseWaiting(g *guest.Guest) {
+	g.HoldWriteback()
+	m := g.FUSE(guest.FUSEOptions{Writeback: true, Background: 1})
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	setup := g.Cgroup("setup").Process()
+	f := setup.Open(m.File("cold"), guest.Create)
+	f.Write(0, sizeA)
+	f.Close()
+	g.DropCaches()
+	t := traceFUSE(g, m)
+	pa.Open(m.File("a"), guest.Create).Write(0, sizeB)
+	pb.Open(m.File("b"), guest.Create).Write(0, sizeC)
+	pb.Open(m.File("cold"), os.O_RDONLY).ReadBlocks(0, sizeA, 1<<20)
+	t.stop()
+	t.owns("a", a, 0, sizeB)
+	t.owns("b", b, sizeA, sizeC)
+	t.owns("daemon", m.Daemon, 0, 0)
+}
+
+// fuseCopy: the daemon copies by itself; what it copied was written for the caller.
+func fuseCopy(g *guest.Guest) {
+	m := g.FUSE(guest.FUSEOptions{})
+	a := g.Cgroup("a")
+	pa := a.Process()
+	setup := g.Cgroup("setup").Process()
+	f := setup.Open(m.File("from"), guest.Create)
+	f.Write(0, sizeC)
+	f.Close()
+	t := traceFUSE(g, m)
+	from, to := pa.Open(m.File("from"), os.O_RDONLY), pa.Open(m.File("to"), guest.Create)
+	from.CopyTo(to, sizeC)
+	t.stop()
+	t.owns("a", a, 0, sizeC)
+}
+
+// fuseFsync: b asks for what a wrote to be flushed; the bytes are a's, the flush is b's.
+func fuseFsync(g *guest.Guest) {
+	g.HoldWriteback()
+	m := g.FUSE(guest.FUSEOptions{Writeback: true, KeepCache: true})
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	t := traceFUSE(g, m)
+	fa := pa.Open(m.File("f"), guest.Create)
+	fa.Write(0, sizeA)
+	fb := pb.Open(m.File("f"), os.O_RDWR)
+	fb.Fsync()
+	t.stop()
+	t.owns("a", a, 0, sizeA)
+	t.owns("b", b, 0, 0)
+	t.Equal("flushes of b", t.of("flush.ops", b), 1)
+	t.Equal("flushes of a", t.of("flush.ops", a), 0)
+}
+
+// fuseRemoved: the cgroup is gone before its pages are written.
+func fuseRemoved(g *guest.Guest) {
+	g.HoldWriteback()
+	m := g.FUSE(guest.FUSEOptions{Writeback: true})
+	c := g.Cgroup("gone")
+	keep := g.Cgroup("keep").Process()
+	t := traceFUSE(g, m)
+	p := c.Process()
+	f := p.Open(m.File("f"), guest.Create)
+	f.Write(0, sizeB)
+	// Closing the last descriptor would flush: another process keeps the file.
+	mapping := keep.Open(m.File("f"), os.O_RDWR).Map(0, 4096)
+	p.Kill()
+	c.Remove()
+	t.stop()
+	mapping.Unmap()
+	t.owns("removed cgroup", c, 0, sizeB)
+}
+
+// fuseBeforeStart: pages were made dirty, and files opened, before the tracer was there.
+func fuseBeforeStart(g *guest.Guest) {
+	g.HoldWriteback()
+	m := g.FUSE(guest.FUSEOptions{Writeback: true})
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	fa, fb := pa.Open(m.File("a"), guest.Create), pb.Open(m.File("b"), guest.Create)
+	fa.Write(0, sizeA)
+	fb.Write(0, 3<<20)
+	t := traceFUSE(g, m)
+	fb.Write(3<<20, sizeC)
+	t.stop()
+	t.owns("a", a, 0, sizeA)
+	t.owns("b", b, 0, 3<<20+sizeC)
+}
+
+// fuseSmallFiles: ten thousand files.
+func fuseSmallFiles(g *guest.Guest) {
+	m := g.FUSE(guest.FUSEOptions{})
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	t := traceFUSE(g, m)
+	script := func(dir string, n, size int) string {
+		return fmt.Sprintf(`mkdir %[1]s && cd %[1]s && i=0; while [ $i -lt %[2]d ]; do printf %%0%[3]dd $i > f$i || exit 1; i=$((i+1)); done`, m.File(dir), n, size)
+	}
+	const files = 10_000
+	ca, cb := a.Command("sh", "-c", script("a", files, 101)), b.Command("sh", "-c", script("b", files/10, 4099))
+	for _, c := range []interface{ Start() error }{ca, cb} {
+		if err := c.Start(); err != nil {
+			g.Fatal(err)
+		}
+	}
+	for _, c := range []interface{ Wait() error }{ca, cb} {
+		if err := c.Wait(); err != nil {
+			g.Fatal(err)
+		}
+	}
+	t.stop()
+	t.owns("a", a, 0, files*101)
+	t.owns("b", b, 0, files/10*4099)
+	// A file is looked up, created and released at least.
+	if n := t.of("metadata.ops", a); n < 3*files {
+		g.Errorf("%d metadata operations for %d new files", n, files)
+	}
+	if n := t.of("flush.ops", a); n < files {
+		g.Errorf("%d flushes for %d closed files", n, files)
+	}
+}
+
+// fuseManyCgroups: 64 writers in 64 cgroups on one mount.
+func fuseManyCgroups(g *guest.Guest) {
+	g.HoldWriteback()
+	m := g.FUSE(guest.FUSEOptions{Writeback: true})
+	const writers = 64
+	var cgroups [writers]*guest.Cgroup
+	var processes [writers]*guest.Process
+	for i := range cgroups {
+		cgroups[i] = g.Cgroup(fmt.Sprintf("w%d", i))
+		processes[i] = cgroups[i].Process()
+	}
+	t := traceFUSE(g, m)
+	size := func(i int) int64 { return int64(i+1) * 10_007 }
+	for i, p := range processes {
+		p.Open(m.File(fmt.Sprintf("f%d", i)), guest.Create).Write(0, size(i))
+	}
+	t.stop()
+	for i, c := range cgroups {
+		t.owns(fmt.Sprintf("writer %d", i), c, 0, size(i))
+	}
+}
+
+// fuseKilled: the daemon is killed while requests wait for it. They are errors
+// of whoever asked, and no bytes.
+func fuseKilled(g *guest.Guest) {
+	m := g.FUSE(guest.FUSEOptions{})
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	setup := g.Cgroup("setup").Process()
+	f := setup.Open(m.File("cold"), guest.Create)
+	f.Write(0, sizeA)
+	f.Close()
+	g.DropCaches()
+	t := traceFUSE(g, m)
+	fa, fb := pa.Open(m.File("a"), guest.Create), pb.Open(m.File("cold"), os.O_RDONLY)
+	fa.Write(0, sizeC)
+	truth := m.Count().Sub(t.before)
+	m.Suspend()
+	failed := make(chan string, 2)
+	go func() { failed <- fa.TryWrite(sizeA, 1<<20, 1<<20) }()
+	go func() { failed <- fb.TryRead(0, 1<<20, 1<<20) }()
+	g.Eventually("requests waiting", func() bool { return pa.Waiting() && pb.Waiting() })
+	m.Kill()
+	for range 2 {
+		if msg := <-failed; msg == "" {
+			g.Error("a call succeeded without a daemon")
+		}
+	}
+	t.end()
+	t.total("read.bytes", truth.ReadBytes)
+	t.total("write.bytes", truth.WriteBytes)
+	t.owns("a", a, 0, sizeC)
+	t.owns("b", b, 0, 0)
+	t.failed("a", a)
+	t.failed("b", b)
+	t.Equal("errors of the daemon", t.errors(m.Daemon), 0)
+}
+
+// fuseKilledWriteBack: the daemon dies with pages still dirty. What is flushed
+// then fails, on account of who wrote it.
+func fuseKilledWriteBack(g *guest.Guest) {
+	g.HoldWriteback()
+	m := g.FUSE(guest.FUSEOptions{Writeback: true})
+	a := g.Cgroup("a")
+	pa := a.Process()
+	t := traceFUSE(g, m)
+	fa := pa.Open(m.File("a"), guest.Create)
+	fa.Write(0, sizeC)
+	fa.Fsync()
+	truth := m.Count().Sub(t.before)
+	fa.Write(0, sizeC)
+	m.Suspend()
+	synced := make(chan struct{})
+	go func() {
+		defer close(synced)
+		fa.TryFsync()
+	}()
+	g.Eventually("fsync waiting", pa.Waiting)
+	m.Kill()
+	<-synced
+	t.end()
+	t.total("write.bytes", truth.WriteBytes)
+	t.owns("a", a, 0, sizeC)
+	t.failed("a", a)
+}
+
+// fuseAborted: a mount that hangs is unmounted by force, and mounted anew.
+func fuseAborted(g *guest.Guest) {
+	m := g.FUSE(guest.FUSEOptions{})
+	a := g.Cgroup("a")
+	pa := a.Process()
+	t := traceFUSE(g, m)
+	fa := pa.Open(m.File("a"), guest.Create)
+	fa.Write(0, sizeC)
+	m.Suspend()
+	done := make(chan string, 1)
+	go func() { done <- fa.TryWrite(sizeC, 64<<10, 64<<10) }()
+	g.Eventually("write waiting", pa.Waiting)
+	if out, err := g.Try("umount", "-f", m.Target); err != nil && !strings.Contains(out, "busy") {
+		g.Fatalf("umount -f: %v: %s", err, out)
+	}
+	if msg := <-done; msg == "" {
+		g.Error("a write succeeded on a mount that was aborted")
+	}
+	pa.Exit()
+	m.Resume()
+	g.Unmount(m.Target)
+	again := g.FUSE(guest.FUSEOptions{})
+	pb := a.Process()
+	pb.Open(again.File("b"), guest.Create).Write(0, sizeB)
+	id := again.ID()
+	t.end()
+	t.owns("a", a, 0, map[bool]int64{true: sizeC + sizeB, false: sizeC}[id == t.id])
+	t.Equal("a on the second mount", t.Sum("iotrace.write.bytes", "iotrace.device.id", id, "iotrace.cgroup.path", a.Path()),
+		map[bool]int64{true: sizeC + sizeB, false: sizeB}[id == t.id])
+	t.failed("a", a)
+}
+
+// fuseProcess: two processes of one cgroup, told apart.
+func fuseProcess(g *guest.Guest) {
+	g.HoldWriteback()
+	m := g.FUSE(guest.FUSEOptions{Writeback: true})
+	a := g.Cgroup("a")
+	p1, p2 := a.Process(), a.Process()
+	t := &fuseTrace{g: g, m: m, id: m.ID()}
+	t.tr = g.Trace("--by", "process,device", "--source", "fuse")
+	t.before = m.Count()
+	p1.Open(m.File("a"), guest.Create).Write(0, sizeA)
+	p2.Open(m.File("b"), guest.Create|guest.Direct).WriteBlocks(0, 3<<20, 1<<20)
+	t.stop()
+	for pid, want := range map[int]int64{p1.PID(): sizeA, p2.PID(): 3 << 20} {
+		t.Equal(fmt.Sprintf("process %d wrote", pid), t.Sum("iotrace.write.bytes", "iotrace.device.id", t.id, "process.pid", fmt.Sprint(pid)), want)
+	}
+}
+
+// fuseEvents: one document per request, with where in the file it was.
+func fuseEvents(g *guest.Guest) {
+	m := g.FUSE(guest.FUSEOptions{})
+	a := g.Cgroup("a")
+	pa := a.Process()
+	id := m.ID()
+	tr := g.Trace("--events", "--source", "fuse")
+	fa := pa.Open(m.File("a"), guest.Create|guest.Direct)
+	fa.WriteBlocks(1<<20, 10*64<<10, 64<<10)
+	fa.Close()
+	writes := func(r *guest.Report) (docs []guest.Doc) {
+		for _, d := range r.Docs {
+			if d.String("event.dataset") == "iotrace.event" && d.String("iotrace.device.id") == id && d.String("event.action") == "write" {
+				docs = append(docs, d)
+			}
+		}
+		return docs
+	}
+	g.Eventually("events", func() bool { return len(writes(tr.Now())) >= 10 })
+	r := tr.Stop()
+	var n, bytes int64
+	offsets := map[int64]bool{}
+	for _, d := range writes(r) {
+		n++
+		bytes += d.Int("iotrace.request.bytes")
+		offsets[d.Int("iotrace.request.offset")] = true
+		if d.String("iotrace.cgroup.path") != a.Path() {
+			g.Errorf("a request of %q, want %q", d.String("iotrace.cgroup.path"), a.Path())
+		}
+		if d.Int("iotrace.request.latency") <= 0 {
+			g.Errorf("a request without latency: %v", d)
+		}
+	}
+	r.Equal("write events", n, 10)
+	r.Equal("bytes of write events", bytes, 10*64<<10)
+	for i := int64(0); i < 10; i++ {
+		if !offsets[1<<20+i*64<<10] {
+			g.Errorf("no write at offset %d", 1<<20+i*64<<10)
+		}
+	}
+}
+
+// fuseForeign runs two cgroups over a file system that nobody here wrote.
+func fuseForeign(g *guest.Guest, target string) {
+	g.Helper()
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	id := g.MountDevice(target)
+	t := &fuseTrace{g: g, id: id}
+	t.tr = g.Trace("--by", "cgroup,device", "--source", "fuse")
+	fa, fb := pa.Open(target+"/a", guest.Create), pb.Open(target+"/b", guest.Create)
+	fa.Write(0, sizeA)
+	fb.Write(0, sizeB)
+	fa.Close()
+	fb.Close()
+	g.DropCaches()
+	pa.Open(target+"/b", os.O_RDONLY).ReadBlocks(0, sizeB, 128<<10)
+	g.Sync()
+	t.end()
+	t.owns("a", a, sizeB, sizeA)
+	t.owns("b", b, 0, sizeB)
+	t.total("write.bytes", sizeA+sizeB)
+	t.total("read.bytes", sizeB)
+}
+
+func fuseBindfs(g *guest.Guest) {
+	target, from := "/mnt/bindfs", g.TempDir()
+	g.Modprobe("fuse")
+	if err := os.MkdirAll(target, 0o755); err != nil {
+		g.Fatal(err)
+	}
+	d := g.Cgroup("bindfs").Command("bindfs", "-f", from, target)
+	if err := d.Start(); err != nil {
+		g.Fatal(err)
+	}
+	g.Cleanup(func() { g.Unmount(target) })
+	g.Eventually("bindfs mounted", func() bool { return g.Mounted(target) })
+	fuseForeign(g, target)
+}
+
+func fuseSSHFS(g *guest.Guest) {
+	target, home := "/mnt/sshfs", g.TempDir()
+	g.Modprobe("fuse")
+	for _, dir := range []string{target, "/run/sshd", home + "/files"} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			g.Fatal(err)
+		}
+	}
+	g.Exec("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", home+"/key")
+	g.WriteFile(home+"/authorized", g.ReadFile(home+"/key.pub"))
+	sshd := g.Cgroup("sshd").Command("/usr/sbin/sshd", "-D", "-e", "-p", "2222", "-f", "/dev/null", "-h", home+"/key",
+		"-o", "ListenAddress=127.0.0.1", "-o", "AuthorizedKeysFile="+home+"/authorized", "-o", "StrictModes=no", "-o", "UsePAM=no",
+		"-o", "PidFile=none", "-o", "Subsystem=sftp internal-sftp")
+	if err := sshd.Start(); err != nil {
+		g.Fatal(err)
+	}
+	options := "port=2222,IdentityFile=" + home + "/key,StrictHostKeyChecking=no,UserKnownHostsFile=/dev/null"
+	mounter := g.Cgroup("sshfs")
+	g.Eventually("sshfs mounted", func() bool {
+		d := mounter.Command("sshfs", "-o", options, "root@127.0.0.1:"+home+"/files", target)
+		_ = d.Run()
+		return g.Mounted(target)
+	})
+	g.Cleanup(func() { g.Unmount(target) })
+	fuseForeign(g, target)
+}
