@@ -1,7 +1,5 @@
 package tracer
 
-import "math/bits"
-
 // bucketUpTo returns the largest latency in ns of a bucket of struct
 // latency_key: four buckets to a power of two, from 4 ns on.
 func bucketUpTo(bucket uint32) uint64 {
@@ -11,13 +9,4 @@ func bucketUpTo(bucket uint32) uint64 {
 	}
 	log, quarter := bucket>>2, uint64(bucket&3)
 	return 1<<log + (quarter+1)<<(log-2) - 1
-}
-
-// bucketOf is iot_bucket of bpf/account.h.
-func bucketOf(ns uint64) uint32 {
-	if ns < 4 {
-		return uint32(ns)
-	}
-	log := uint32(bits.Len64(ns) - 1)
-	return log<<2 | uint32(ns>>(log-2))&3
 }

@@ -68,7 +68,6 @@ type Tracer struct {
 	noCaches       []bpf.HostRowCache // zeroes
 	last           snapshot
 	debts          map[Key]debt
-	ktimeOffset    time.Duration
 
 	ctx     context.Context // done when the tracer is closed
 	stop    context.CancelFunc

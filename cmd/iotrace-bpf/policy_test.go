@@ -4,11 +4,14 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
 
 const module = "github.com/iotrace-bpf/iotrace-bpf/"
@@ -86,6 +89,68 @@ func TestDependencies(t *testing.T) {
 	for pkg := range edges {
 		if !seen[pkg] {
 			t.Errorf("package %q of the policy does not exist", pkg)
+		}
+	}
+}
+
+// TestSources: a source has one word everywhere.
+func TestSources(t *testing.T) {
+	root := filepath.Join("..", "..")
+	objects, err := filepath.Glob(filepath.Join(root, "bpf", "*.bpf.c"))
+	if err != nil || len(objects) == 0 {
+		t.Fatalf("%v, %v", objects, err)
+	}
+	readme, err := os.ReadFile(filepath.Join(root, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := tracer.SourceNames()
+	for _, o := range objects {
+		name := strings.TrimSuffix(filepath.Base(o), ".bpf.c")
+		if name == "host" { // what all sources need
+			continue
+		}
+		if name != "vxlan" && !slices.Contains(names, name) { // vxlan has events and no bytes
+			t.Errorf("%s is not in the table of sources", name)
+		}
+		if !strings.Contains(string(readme), "| `"+name+"`") {
+			t.Errorf("README.md has no row for %s", name)
+		}
+		for _, file := range []string{"vmtests/" + name + "_test.go", "tracer/" + name + "*"} {
+			if found, _ := filepath.Glob(filepath.Join(root, file)); len(found) == 0 {
+				t.Errorf("%s has no %s", name, file)
+			}
+		}
+	}
+	for _, name := range names {
+		if !slices.Contains(objects, filepath.Join(root, "bpf", name+".bpf.c")) {
+			t.Errorf("source %s has no bpf/%s.bpf.c", name, name)
+		}
+	}
+}
+
+// TestPackageComments: every package says what it is, once.
+func TestPackageComments(t *testing.T) {
+	for pkg := range edges {
+		files, err := filepath.Glob(filepath.Join("..", "..", pkg, "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, f := range files {
+			if strings.HasSuffix(f, "_test.go") {
+				continue
+			}
+			parsed, err := parser.ParseFile(token.NewFileSet(), f, nil, parser.PackageClauseOnly|parser.ParseComments)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if parsed.Doc != nil && !strings.HasPrefix(parsed.Doc.Text(), "Code generated") {
+				n++
+			}
+		}
+		if n != 1 {
+			t.Errorf("package %s has %d package comments, want one", pkg, n)
 		}
 	}
 }

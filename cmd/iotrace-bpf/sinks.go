@@ -27,7 +27,6 @@ type sinks struct {
 	main   sink
 	others []sink
 	log    *slog.Logger
-	lost   func() uint64 // documents that were not delivered, so far; may be nil
 
 	warned map[int]time.Time
 }

@@ -1,0 +1,136 @@
+package tracer
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// tree is a sysfs of the given devices: names, their numbers, and what they lie on.
+func tree(t *testing.T, devices map[string]string, slaves map[string][]string, loops map[string]string) *Devices {
+	t.Helper()
+	root := t.TempDir()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(os.MkdirAll(filepath.Join(root, "dev", "block"), 0o755))
+	for name, dev := range devices {
+		dir := filepath.Join(root, "devices", name)
+		must(os.MkdirAll(filepath.Join(dir, "slaves"), 0o755))
+		must(os.WriteFile(filepath.Join(dir, "dev"), []byte(dev+"\n"), 0o644))
+		for _, s := range slaves[name] {
+			must(os.Mkdir(filepath.Join(dir, "slaves", s), 0o755))
+		}
+		if file, ok := loops[name]; ok {
+			must(os.Mkdir(filepath.Join(dir, "loop"), 0o755))
+			must(os.WriteFile(filepath.Join(dir, "loop", "backing_file"), []byte(file+"\n"), 0o644))
+		}
+		must(os.Symlink(dir, filepath.Join(root, "dev", "block", dev)))
+		must(os.MkdirAll(filepath.Join(root, "block"), 0o755))
+		must(os.Symlink(dir, filepath.Join(root, "block", name)))
+	}
+	return &Devices{sys: root, dev: filepath.Join(root, "nodev"), proc: "/proc", last: map[Dev]Device{}}
+}
+
+func dev(major, minor uint32) Dev { return Dev(major<<20 | minor) }
+
+func TestDevices(t *testing.T) {
+	d := tree(t,
+		map[string]string{
+			"sda": "8:0", "sdb": "8:16", "md0": "9:0", "dm-0": "253:0", "dm-1": "253:1",
+			"cciss!c0d0": "104:0", "loop0": "7:0", "loop1": "7:1", "loop2": "7:2",
+		},
+		map[string][]string{"md0": {"sda", "sdb"}, "dm-0": {"md0"}},
+		map[string]string{"loop0": "/proc/self/status", "loop2": "/no/such/file"},
+	)
+	for _, tt := range []struct {
+		dev     Dev
+		name    string
+		stacked bool
+	}{
+		{dev(8, 0), "sda", false},
+		{dev(9, 0), "md0", true},
+		{dev(253, 0), "dm-0", true},
+		{dev(253, 1), "dm-1", false},       // a target without a device below: zero, error
+		{dev(104, 0), "cciss/c0d0", false}, // sysfs writes ! for /
+		{dev(7, 0), "loop0", false},        // over a file of no block device
+		{dev(7, 1), "loop1", false},        // not attached
+		{dev(7, 2), "loop2", true},         // over a file that cannot be looked at: rather not twice
+		{dev(259, 4095), "", false},        // not there
+	} {
+		if got := d.Device(tt.dev); got.Name != tt.name || got.Stacked != tt.stacked || got.Dev != tt.dev {
+			t.Errorf("%v: %+v, want %q, stacked %v", tt.dev, got, tt.name, tt.stacked)
+		}
+	}
+	leaves, err := d.Leaves()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(leaves) != 6 {
+		t.Errorf("leaves %+v, want 6", leaves)
+	}
+}
+
+// TestDeviceGone: what was known of a device that is gone still counts.
+func TestDeviceGone(t *testing.T) {
+	d := tree(t, map[string]string{"dm-0": "253:0", "sda": "8:0"}, map[string][]string{"dm-0": {"sda"}}, nil)
+	if got := d.Device(dev(253, 0)); !got.Stacked {
+		t.Fatalf("%+v", got)
+	}
+	if err := os.Remove(filepath.Join(d.sys, "dev", "block", "253:0")); err != nil {
+		t.Fatal(err)
+	}
+	if got := d.Device(dev(253, 0)); !got.Stacked || got.Name != "dm-0" {
+		t.Errorf("%+v, want what was known", got)
+	}
+}
+
+func TestParseDev(t *testing.T) {
+	for in, want := range map[string]Dev{"8:0": dev(8, 0), "259:1048575": dev(259, 1048575)} {
+		if got, ok := parseDev(in); !ok || got != want || got.String() != in {
+			t.Errorf("%q: %v, %v", in, got, ok)
+		}
+	}
+	for _, in := range []string{"", "8", "8:", ":0", "4096:0", "8:1048576", "-1:0", "8:0:0"} {
+		if got, ok := parseDev(in); ok {
+			t.Errorf("%q: %v, want an error", in, got)
+		}
+	}
+}
+
+// TestSettle: what was requeued is taken from its own row, else from the same
+// device's, else from what comes later; totals never go below zero.
+func TestSettle(t *testing.T) {
+	key := func(cgroup uint64, op Op) Key {
+		return Key{Source: Block, Op: op, Cgroup: cgroup, Dev: dev(8, 0), Basis: ByPage}
+	}
+	tr := &Tracer{debts: map[Key]debt{
+		key(1, Write): {bytes: 4096, ops: 1},
+		key(2, Write): {bytes: 8192, ops: 2},
+		key(3, Read):  {bytes: 512, ops: 1},
+	}}
+	rows := map[Key]*Row{
+		key(1, Write): {Key: key(1, Write), Bytes: 8192, Ops: 2},
+		key(4, Write): {Key: key(4, Write), Bytes: 65536, Ops: 4},
+	}
+	tr.settle(rows)
+	var bytes, ops uint64
+	for _, r := range rows {
+		bytes += r.Bytes
+		ops += r.Ops
+	}
+	if bytes != 8192+65536-4096-8192 || ops != 6-3 {
+		t.Errorf("%d bytes in %d operations are left", bytes, ops)
+	}
+	if len(tr.debts) != 1 || tr.debts[key(3, Read)] != (debt{512, 1}) {
+		t.Errorf("debts %+v, want the read's", tr.debts)
+	}
+	later := map[Key]*Row{key(5, Read): {Key: key(5, Read), Bytes: 512, Ops: 1}}
+	tr.settle(later)
+	if len(tr.debts) != 0 || later[key(5, Read)].Bytes != 0 {
+		t.Errorf("debts %+v, row %+v", tr.debts, later[key(5, Read)])
+	}
+}
