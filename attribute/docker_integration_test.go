@@ -328,3 +328,35 @@ func TestDockerInDocker(t *testing.T) {
 		t.Errorf("name forgotten before its late writeback: %+v", o)
 	}
 }
+
+// A managed plugin is a container that docker ps does not list and whose path
+// says no more than an id.
+func TestDockerPlugin(t *testing.T) {
+	e := enginetest.Start(t)
+	cgroupOfPlugin := func(r *Resolver, plugin string) (found uint64) {
+		enginetest.Poll(t, patience, "a process in the plugin's cgroup", func() bool {
+			files, err := filepath.Glob("/proc/[0-9]*/cgroup")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range files {
+				if b, _ := os.ReadFile(name); strings.Contains(string(b), "/"+plugin) {
+					found, _ = cgroupOf(t, r, filepath.Base(filepath.Dir(name)))
+					return true
+				}
+			}
+			return false
+		})
+		return found
+	}
+	before := e.EnablePlugin(t, "example/before:1")
+	r := startResolver(t, Options{DockerHost: e.Socket})
+	settle(t, r)
+	o := r.Owner(cgroupOfPlugin(r, before))
+	if o.Kind != KindContainer || o.Runtime != "docker-plugin" || o.ContainerID != before || o.ContainerName != "example/before:1" {
+		t.Errorf("%+v", o)
+	}
+	after := e.EnablePlugin(t, "example/after:1")
+	id := cgroupOfPlugin(r, after)
+	enginetest.Poll(t, patience, "named", func() bool { return r.Owner(id).ContainerName == "example/after:1" })
+}

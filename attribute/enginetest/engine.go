@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -270,6 +271,29 @@ exec dockerd --host unix:///run/docker.sock --bridge none --iptables=false --ip6
 	load.Stdin = bytes.NewReader(BusyboxTar(t))
 	output(t, load)
 	return id
+}
+
+// EnablePlugin makes and starts a managed volume plugin and returns its id.
+func (e *Engine) EnablePlugin(t testing.TB, name string) string {
+	t.Helper()
+	dir := t.TempDir()
+	_, here, _, ok := runtime.Caller(0)
+	if !ok {
+		t.Fatal("where is this file?")
+	}
+	build := exec.Command("go", "build", "-o", filepath.Join(dir, "rootfs", "plugin"), ".")
+	build.Dir = filepath.Join(filepath.Dir(here), "testdata", "plugin")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	output(t, build)
+	config := `{"description": "test", "entrypoint": ["/plugin"], "workdir": "/", "network": {"type": "none"},
+		"interface": {"types": ["docker.volumedriver/1.0"], "socket": "plugin.sock"}, "linux": {"capabilities": []}}`
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	e.Docker(t, "plugin", "create", name, dir)
+	e.Docker(t, "plugin", "enable", name)
+	t.Cleanup(func() { e.Command("plugin", "rm", "--force", name).Run() })
+	return e.Docker(t, "plugin", "inspect", "--format", "{{.Id}}", name)
 }
 
 // BusyboxTar returns a root file system with a static busybox and all its names.
