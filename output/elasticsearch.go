@@ -458,12 +458,16 @@ func (e *Elasticsearch) deliver(ctx context.Context, docs []spooled, fromSpool b
 	for _, p := range slices.Backward(pieces) {
 		rest = append(rest, p...)
 	}
-	e.settle(rest, fromSpool)
+	// Documents of a stream without template, or without privileges, go to the
+	// end of the line: others must not wait for somebody to put that right.
+	misfits := trouble != nil && trouble.items != nil && trouble.whole.verdict == verdictConfig
+	e.settle(rest, fromSpool, misfits)
 	if trouble == nil {
 		e.recovered()
 		return true
 	}
-	e.troubled(ctx, trouble, len(rest))
+	slowly := trouble.whole.verdict == verdictConfig && !(misfits && len(rest) < len(docs))
+	e.troubled(ctx, trouble, len(rest), slowly)
 	return false
 }
 
@@ -616,26 +620,46 @@ func (e *Elasticsearch) book(docs []spooled, r *bulkResult, fromSpool, first boo
 	return again
 }
 
-// settle keeps rest, which is what is left of documents after an attempt.
-func (e *Elasticsearch) settle(rest []spooled, fromSpool bool) {
-	switch {
-	case fromSpool:
-		kept, err := e.spool.settle(rest)
+// settle keeps rest, which is what is left of documents after an attempt:
+// for the next one or, with last, for after all others.
+func (e *Elasticsearch) settle(rest []spooled, fromSpool, last bool) {
+	kept := len(rest) == 0
+	if fromSpool {
+		var err error
+		if kept, err = e.spool.settle(rest, last); err != nil {
+			e.spoolFailed(err)
+		}
 		if !kept {
 			e.mu.Lock()
 			e.inFlight += len(rest)
 			e.mu.Unlock()
-			e.retry = rest
 		}
-		if err != nil {
-			e.spoolFailed(err)
-		}
-	case len(rest) == 0:
-	case e.spool != nil && e.put(rest):
+	} else if !kept && e.spool != nil {
+		kept = e.put(rest)
+	}
+	switch {
+	case kept:
+	case last:
+		e.requeue(rest)
 	default:
 		e.retry = rest
 	}
 	e.countSpool(0)
+}
+
+// requeue puts documents that are in flight at the end of the queue, as far as
+// there is room: for them, no others are dropped.
+func (e *Elasticsearch) requeue(docs []spooled) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.inFlight -= len(docs)
+	for _, d := range docs {
+		if e.queued+d.size() > e.opt.QueueBytes {
+			e.stats.Dropped++
+			continue
+		}
+		e.enqueue(d)
+	}
 }
 
 // put moves documents that are in flight to the spool.
@@ -727,7 +751,7 @@ func (e *Elasticsearch) recovered() {
 
 // troubled says that delivery fails, once, and waits. Meanwhile the queue
 // moves to the spool.
-func (e *Elasticsearch) troubled(ctx context.Context, r *bulkResult, n int) {
+func (e *Elasticsearch) troubled(ctx context.Context, r *bulkResult, n int, slowly bool) {
 	text := strconv.Quote(cut(r.err.Error(), 600))
 	if se := (*statusError)(nil); errors.As(r.err, &se) {
 		text = se.Error() // quotes what it must
@@ -743,7 +767,7 @@ func (e *Elasticsearch) troubled(ctx context.Context, r *bulkResult, n int) {
 	}
 	e.failing = true
 	wait := e.fast.NextBackOff()
-	if r.whole.verdict == verdictConfig {
+	if slowly {
 		wait = e.slow.NextBackOff()
 	}
 	if r.cause != nil {

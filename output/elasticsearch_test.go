@@ -56,7 +56,7 @@ type fakeServer struct {
 	// after may spoil the answer of a request whose documents are stored.
 	after func(n int, w http.ResponseWriter) bool
 	// item may turn a single document away.
-	item func(n int, id, doc string) (status int, kind string)
+	item func(n int, stream, doc string) (status int, kind string)
 }
 
 const (
@@ -141,7 +141,7 @@ func (f *fakeServer) bulk(w http.ResponseWriter, r *http.Request) {
 		}
 		it := item{Status: 201}
 		if f.item != nil {
-			if status, kind := f.item(n, id, doc); status != 0 {
+			if status, kind := f.item(n, stream, doc); status != 0 {
 				it.Status = status
 				if kind == "failure_store" {
 					it.Store = "used"
@@ -922,6 +922,44 @@ func TestElasticsearchCancelled(t *testing.T) {
 	ship(t, e, testEvents, 5, 10)
 	if s := closeAll(t, e); f.count() != 10 || s.Delivered != 10 {
 		t.Errorf("server has %d documents; %+v", f.count(), s)
+	}
+}
+
+// TestElasticsearchMisfits has a stream without template, and more documents
+// for it than a request can hold: the other streams do not wait for it, and
+// nothing is lost once there is one.
+func TestElasticsearchMisfits(t *testing.T) {
+	for _, spool := range []bool{true, false} {
+		f := newFakeServer(t)
+		installed := false
+		f.item = func(_ int, stream, _ string) (int, string) {
+			if !installed && stream != testEvents {
+				return 404, "index_not_found_exception"
+			}
+			return 0, ""
+		}
+		opt := testOptions(t, f.URL)
+		opt.BatchBytes, opt.QueueBytes = minBatchBytes, 4<<20
+		if !spool {
+			opt.SpoolDir = ""
+		}
+		e := start(t, opt)
+		const bad, good = 3000, 500
+		ship(t, e, "logs-iotrace.vxlan-default", 0, bad)
+		ship(t, e, testEvents, 0, good)
+		until(t, "the documents that fit", func() bool { return e.Stats().Delivered == good })
+		ship(t, e, testEvents, good, 2*good)
+		until(t, "more of them", func() bool { return e.Stats().Delivered == 2*good })
+		if s := e.Stats(); s.Pending != bad {
+			t.Errorf("spool %v: %+v", spool, s)
+		}
+		f.mu.Lock()
+		installed = true
+		f.mu.Unlock()
+		until(t, "the others", func() bool { return e.Stats().Pending == 0 })
+		if s := closeAll(t, e); f.count() != bad+2*good || s.Lost() != 0 {
+			t.Errorf("spool %v: server has %d documents; %+v", spool, f.count(), s)
+		}
 	}
 }
 

@@ -335,10 +335,10 @@ func (s *spool) hold(max int) (docs []spooled, lost uint64, err error) {
 	return docs, lost, nil
 }
 
-// settle replaces the held chunks by rest, which is what is left of them. It
-// reports whether rest is on disk; the held chunks are off the books in any
-// case.
-func (s *spool) settle(rest []spooled) (kept bool, err error) {
+// settle replaces the held chunks by rest, which is what is left of them: as
+// the oldest chunk or, with last, as the newest. It reports whether rest is on
+// disk; the held chunks are off the books in any case.
+func (s *spool) settle(rest []spooled, last bool) (kept bool, err error) {
 	n := s.held
 	if n == 0 {
 		return len(rest) == 0, nil
@@ -355,6 +355,10 @@ func (s *spool) settle(rest []spooled) (kept bool, err error) {
 	}
 	s.forget(0, n)
 	s.held = 0
+	key, at := keys[0], 0
+	if last {
+		key, at = s.next, len(s.chunks)
+	}
 	err = s.update(func(b *bbolt.Bucket) error {
 		for _, k := range keys {
 			if err := b.Delete(spoolKey(k)); err != nil {
@@ -364,15 +368,16 @@ func (s *spool) settle(rest []spooled) (kept bool, err error) {
 		if v == nil {
 			return nil
 		}
-		return b.Put(spoolKey(keys[0]), v)
+		return b.Put(spoolKey(key), v)
 	})
 	if err != nil {
 		s.garbage = append(s.garbage, keys...)
 		return false, fmt.Errorf("writing to spool: %w", err)
 	}
 	if v != nil {
-		c := spoolChunk{key: keys[0], size: spoolSize(v), docs: uint32(len(rest))}
-		s.chunks = slices.Insert(s.chunks, 0, c)
+		c := spoolChunk{key: key, size: spoolSize(v), docs: uint32(len(rest))}
+		s.chunks = slices.Insert(s.chunks, at, c)
+		s.next = max(s.next, key+1)
 		s.bytes += c.size
 		s.docs += uint64(c.docs)
 	}

@@ -64,7 +64,7 @@ func TestSpoolOrder(t *testing.T) {
 	if string(docs[1].Body) != string(testDoc(1)) || docs[1].Stream != testEvents {
 		t.Errorf("document came back as %+v", docs[1])
 	}
-	if kept, err := s.settle(docs[2:4]); !kept || err != nil {
+	if kept, err := s.settle(docs[2:4], false); !kept || err != nil {
 		t.Fatal(kept, err)
 	}
 	if s.docs != 5 {
@@ -82,11 +82,18 @@ func TestSpoolOrder(t *testing.T) {
 	if docs, _, _ := s.hold(1); ids(docs) != "2 10" {
 		t.Errorf("a chunk that is too big is not returned whole: %q", ids(docs))
 	}
-	s.release()
-	if _, _, err := s.hold(1 << 20); err != nil {
-		t.Fatal(err)
+	if kept, err := s.settle(docs[:1], true); !kept || err != nil {
+		t.Fatal(kept, err)
 	}
-	if kept, err := s.settle(nil); !kept || err != nil || s.docs != 0 || s.bytes != 0 {
+	if docs, _, _ := s.hold(1 << 20); ids(docs) != "20 21 22 2" {
+		t.Errorf("what was put last comes as %q", ids(docs))
+	}
+	s.Close()
+	s = testSpool(t, dir, spoolMinLimit)
+	if docs, _, _ := s.hold(1 << 20); ids(docs) != "20 21 22 2" {
+		t.Errorf("and after reopening as %q", ids(docs))
+	}
+	if kept, err := s.settle(nil, false); !kept || err != nil || s.docs != 0 || s.bytes != 0 {
 		t.Errorf("after settling everything: %d documents, %d bytes, %v", s.docs, s.bytes, err)
 	}
 }
@@ -161,7 +168,7 @@ func TestSpoolShrinks(t *testing.T) {
 		if _, _, err := s.hold(4 << 20); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.settle(nil); err != nil {
+		if _, err := s.settle(nil, false); err != nil {
 			t.Fatal(err)
 		}
 	}
