@@ -611,6 +611,7 @@ func (w *overlayWatch) poll(ctx context.Context) {
 			w.directory.complain(err)
 			w.directory.mu.Unlock()
 		}
+		slices.SortFunc(list, func(a, b refusedStart) int { return a.at.Compare(b.at) })
 		for _, r := range list {
 			if w.polled[r.task] || r.at.Before(start) {
 				continue
@@ -633,7 +634,7 @@ func (w *overlayWatch) refused(ctx context.Context, r *refusedStart) {
 		if n.ID != r.network {
 			continue
 		}
-		for _, vni := range n.VNIs {
+		for _, vni := range refusedVNIs(n, r.err) {
 			w.watcher.Report(ctx, vxlan.Event{
 				Time: r.at, Action: vxlan.Refused, Message: r.err,
 				Device: vxlan.Device{
@@ -643,6 +644,17 @@ func (w *overlayWatch) refused(ctx context.Context, r *refusedStart) {
 		}
 		return
 	}
+}
+
+// refusedVNIs picks the VNI of the subnet that an error names: the engine lists
+// both in the same order. Should it name none, it may be any of them.
+func refusedVNIs(n *vxlan.Network, text string) []uint32 {
+	for i, subnet := range n.Subnets {
+		if i < len(n.VNIs) && strings.Contains(text, `"`+subnet+`"`) {
+			return n.VNIs[i : i+1]
+		}
+	}
+	return n.VNIs
 }
 
 // event translates, and fills in the names.

@@ -127,7 +127,7 @@ func judgeElsewhere(m *Model, f *Finding, docker bool, space Namespace) {
 		if !f.Up {
 			f.Reason += ", not UP yet"
 		}
-	case docker && f.Underlay == m.host && liveOverlay(m, f.NetworkID, f.Network) == "":
+	case docker && f.Underlay == m.host && f.Port == dataPort(f.Network) && liveOverlay(m, f.NetworkID, f.Network) == "":
 		f.Verdict = Blocking
 		f.Reason = "bears Docker's name, but lies in a namespace that is no overlay's, and holds its VNI on the host"
 	default:
@@ -141,12 +141,20 @@ func judgeForeign(m *Model, f *Finding) {
 	if f.Network == nil || f.Underlay != m.host {
 		return
 	}
-	if f.Port != cmp.Or(f.Network.Port, DefaultPort) {
+	if f.Port != dataPort(f.Network) {
 		return
 	}
 	if liveOverlay(m, f.Network.ID, f.Network) == "" {
 		f.Verdict, f.Reason = Blocking, fmt.Sprintf("holds VNI %d on the host, which network %q needs", f.VNI, f.Network.Name)
 	}
+}
+
+// dataPort is the UDP port of a network's devices, as far as it is known.
+func dataPort(n *Network) uint16 {
+	if n == nil {
+		return DefaultPort
+	}
+	return cmp.Or(n.Port, DefaultPort)
 }
 
 // networkOf finds the network that a device belongs to or is in the way of: by

@@ -202,7 +202,8 @@ func parseNotifications(b []byte, from int, now time.Time) []notice {
 		b = b[min(len(b), int(hdr.Len+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)):]
 		switch hdr.Type {
 		case unix.RTM_DELNSID:
-			if id, ok := namespaceNumber(body); ok {
+			// Other namespaces tell about their own numbers.
+			if id, ok := namespaceNumber(body); ok && from == own {
 				list = append(list, notice{dead: &id})
 			}
 		case unix.RTM_NEWLINK, unix.RTM_DELLINK:

@@ -174,6 +174,14 @@ func TestVerdicts(t *testing.T) {
 				return name, w.other
 			}, verdict: Blocking, keep: "it is outside the host's namespace", id: "m64nq",
 		},
+		"moved to some namespace, another port": {
+			make: func(w world) (string, *space) {
+				w.other.bind(w.dir, "3f29e1c7a0bd")
+				w.host.vxlan(name, 4097, 4790)
+				w.host.move(name, w.other)
+				return name, w.other
+			}, verdict: Foreign, keep: "it is outside the host's namespace", id: "m64nq",
+		},
 		"moved to some namespace under another name": {
 			make: func(w world) (string, *space) {
 				w.other.bind(w.dir, "3f29e1c7a0bd")

@@ -26,7 +26,7 @@ const DefaultPort = 4789
 // Device is a network device as the kernel describes it.
 type Device struct {
 	Name     string
-	Kind     string // "vxlan"; other kinds only where a name was asked for
+	Kind     string // "vxlan", unless it was looked for by name
 	Ifindex  int
 	NetNS    uint64 // inode number of the namespace it lies in
 	Underlay uint64 // inode number of the namespace its packets travel in; 0 when not known
@@ -198,19 +198,36 @@ func (s *Scanner) paths() (found map[uint64]Namespace, unreadable int) {
 	return found, unreadable
 }
 
-// Scan lists the vxlan devices of every namespace that can be reached, and
-// devices of any kind that bear one of the names.
-func (s *Scanner) Scan(names ...string) (*Snapshot, error) {
+// named finds the device of any kind that bears a name in a namespace, by a
+// question about this one.
+func (s *Scanner) named(space Namespace, name string) (d Device, ok bool) {
+	ask := func(links *netlink.Handle) error {
+		link, err := links.LinkByName(name)
+		if err == nil {
+			d, ok = device(link, space.Inode), true
+		}
+		return nil // that there is none is an answer
+	}
+	if space.Inode == s.inode {
+		_ = ask(s.links)
+	} else {
+		_ = s.enter(space.Path, space.Inode, ask)
+	}
+	return d, ok
+}
+
+// Scan lists the vxlan devices of every namespace that can be reached.
+func (s *Scanner) Scan() (*Snapshot, error) {
 	snap := &Snapshot{Host: s.inode, Namespaces: make(map[uint64]Namespace)}
 	others, unreadable := s.paths()
 	snap.Unreadable = unreadable
 	host := Namespace{Inode: s.inode, Path: s.opts.HostNetNS, Host: true}
-	if err := s.list(s.links, &host, snap, names, others); err != nil {
+	if err := s.list(s.links, &host, snap, others); err != nil {
 		return nil, fmt.Errorf("devices of %q: %w", host.Path, err)
 	}
 	for inode, space := range others {
 		err := s.enter(space.Path, inode, func(links *netlink.Handle) error {
-			return s.list(links, &space, snap, names, others)
+			return s.list(links, &space, snap, others)
 		})
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errNotNetNS) {
 			snap.Unreadable++
@@ -254,7 +271,7 @@ func (s *Scanner) enter(path string, inode uint64, f func(*netlink.Handle) error
 // or went while the kernel wrote it.
 const dumpTries = 8
 
-func (s *Scanner) list(links *netlink.Handle, space *Namespace, snap *Snapshot, names []string, others map[uint64]Namespace) error {
+func (s *Scanner) list(links *netlink.Handle, space *Namespace, snap *Snapshot, others map[uint64]Namespace) error {
 	var list []netlink.Link
 	var err error
 	for range dumpTries {
@@ -269,11 +286,11 @@ func (s *Scanner) list(links *netlink.Handle, space *Namespace, snap *Snapshot, 
 		if link.Type() == "veth" && link.Attrs().RawFlags&unix.IFF_UP != 0 {
 			space.Ports++
 		}
-		if link.Type() != Kind && !slices.Contains(names, link.Attrs().Name) {
+		if link.Type() != Kind {
 			continue
 		}
 		d := device(link, space.Inode)
-		if id := int32(link.Attrs().NetNsID); d.Kind == Kind && id >= 0 {
+		if id := int32(link.Attrs().NetNsID); id >= 0 {
 			d.Underlay = s.byID(links, int(id), others)
 		}
 		snap.Devices = append(snap.Devices, d)

@@ -266,20 +266,28 @@ func TestScanHoldsNothing(t *testing.T) {
 	}
 }
 
-func TestScanFindsByNameOfAnyKind(t *testing.T) {
-	host := newSpace(t)
+func TestNamed(t *testing.T) {
+	host, other, dir := newSpace(t), newSpace(t), t.TempDir()
+	other.bind(dir, "3f29e1c7a0bd")
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "vx-001001-m64nq"
 	host.must(host.links.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}))
-	s := newScanner(t, scanOptions(host, t.TempDir(), t.TempDir()))
-	for _, names := range [][]string{nil, {"vx-001001-m64nq"}} {
-		snap, err := s.Scan(names...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(snap.Devices) != len(names) {
-			t.Errorf("Scan(%q) found %+v", names, snap.Devices)
-		}
+	index := other.vxlan("vx-001001-m64nq", 4097, 4789)
+	s := newScanner(t, scanOptions(host, dir, t.TempDir()))
+	snap, err := s.Scan()
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, ok := s.named(snap.Namespaces[host.inode], "vx-001001-m64nq")
+	if want := (Device{Name: "vx-001001-m64nq", Kind: "bridge", Ifindex: host.index("vx-001001-m64nq"), NetNS: host.inode}); !ok || d != want {
+		t.Errorf("in the host's namespace: %+v, %v, want %+v", d, ok, want)
+	}
+	d, ok = s.named(snap.Namespaces[other.inode], "vx-001001-m64nq")
+	if !ok || d.Kind != Kind || d.Ifindex != index || d.NetNS != other.inode || d.VNI != 4097 {
+		t.Errorf("elsewhere: %+v, %v", d, ok)
+	}
+	if d, ok := s.named(snap.Namespaces[host.inode], "none"); ok {
+		t.Errorf("no such name: %+v", d)
 	}
 }
 

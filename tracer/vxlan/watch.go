@@ -166,40 +166,29 @@ func (w *Watcher) Findings(networks []Network) []Finding {
 	return Judge(w.model, networks, time.Now(), w.grace)
 }
 
-// resyncPause is how long no second look is taken at everything: a burst of
-// events in unknown namespaces must not become a burst of looks.
+// resyncPause is how long a look at everything waits for more reasons to look,
+// and for the events on their way: what they tell must not seem newer than what
+// was seen.
 const resyncPause = 250 * time.Millisecond
 
 // losses are looked for this often.
 const lossPeriod = time.Second
 
-// resync looks at everything again, and gives devices of other kinds that bear
-// one of the names.
-func (w *Watcher) resync(names ...string) error {
-	_, err := w.look(names...)
-	return err
-}
-
-func (w *Watcher) look(names ...string) ([]Device, error) {
-	snap, err := w.scanner.Scan(names...)
+// resync looks at everything again.
+func (w *Watcher) resync() error {
+	snap, err := w.scanner.Scan()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	found := w.spaces.again()
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.model.Update(snap)
 	for _, inode := range found {
 		w.model.forget(inode)
 	}
-	w.mu.Unlock()
 	w.lastScan = snap.Time
-	var others []Device
-	for _, d := range snap.Devices {
-		if d.Kind != Kind {
-			others = append(others, d)
-		}
-	}
-	return others, nil
+	return nil
 }
 
 // Run calls emit with every event, from one goroutine, until ctx is done.
@@ -225,7 +214,7 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 	var due <-chan time.Time
 	resync := func() {
 		if due == nil {
-			late = time.NewTimer(max(0, resyncPause-time.Since(w.lastScan)))
+			late = time.NewTimer(resyncPause)
 			due = late.C
 		}
 	}
@@ -350,14 +339,19 @@ func (w *Watcher) take(n notice, emit func(Event)) (resync bool) {
 
 // accuse finds out what a refused creation collided with.
 func (w *Watcher) accuse(e *Event) {
-	var others []Device
 	if time.Since(w.lastScan) >= resyncPause {
-		names := []string{}
-		if e.Name != "" {
-			names = append(names, e.Name)
+		_ = w.resync() // without a look the model alone answers
+	}
+	var others []Device
+	if e.Name != "" {
+		w.mu.Lock()
+		space, known := w.model.Namespace(e.NetNS)
+		w.mu.Unlock()
+		if known {
+			if d, ok := w.scanner.named(space, e.Name); ok {
+				others = append(others, d)
+			}
 		}
-		// Without a look the model alone answers.
-		others, _ = w.look(names...)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

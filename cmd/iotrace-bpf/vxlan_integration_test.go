@@ -1,0 +1,385 @@
+//go:build integration
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
+)
+
+// swarmHost is a real engine in swarm mode whose host is a network namespace of
+// the test's own.
+type swarmHost struct {
+	*overlayHost
+	engine string // folder
+	socket string
+	lines  lineWriter
+	seen   []document
+}
+
+func startSwarm(t *testing.T) *swarmHost {
+	t.Helper()
+	s := &swarmHost{overlayHost: newOverlayHost(t), lines: make(lineWriter, 4096)}
+	dir, err := os.MkdirTemp("", "swarm") // not t.TempDir: the path of a socket must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.engine, s.socket = dir, filepath.Join(dir, "docker.sock")
+	s.dir = filepath.Join(dir, "exec/netns")
+	lo, err := s.links.LinkByName("lo")
+	if err == nil {
+		err = s.links.LinkSetUp(lo)
+	}
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "uplink"
+	bridge := &netlink.Bridge{LinkAttrs: attrs}
+	addr, _ := netlink.ParseAddr("192.0.2.1/24")
+	for _, step := range []func() error{
+		func() error { return err }, func() error { return s.links.LinkAdd(bridge) },
+		func() error { return s.links.AddrAdd(bridge, addr) }, func() error { return s.links.LinkSetUp(bridge) },
+		func() error { return os.WriteFile(filepath.Join(dir, "daemon.json"), []byte("{}"), 0o600) },
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log, err := os.Create(filepath.Join(dir, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("nsenter", "--net="+fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(s.ns)), "dockerd",
+		"--host", "unix://"+s.socket, "--data-root", filepath.Join(dir, "data"), "--exec-root", filepath.Join(dir, "exec"),
+		"--pidfile", filepath.Join(dir, "pid"), "--config-file", filepath.Join(dir, "daemon.json"),
+		"--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--default-ulimit", "nofile=1024:1024")
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("starting dockerd: %v", err)
+	}
+	exited := make(chan error, 1)
+	go func() { exited <- cmd.Wait() }()
+	t.Cleanup(func() {
+		_, _ = s.try("swarm", "leave", "--force")
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-exited:
+		case <-time.After(30 * time.Second):
+			_ = cmd.Process.Kill()
+			<-exited
+		}
+		if b, _ := os.ReadFile(log.Name()); t.Failed() {
+			t.Logf("end of dockerd's log:\n%s", b[max(0, len(b)-8<<10):])
+		}
+		log.Close()
+		s.remove()
+	})
+	enginetest.Poll(t, time.Minute, "dockerd answers", func() bool {
+		select {
+		case err := <-exited:
+			b, _ := os.ReadFile(log.Name())
+			t.Fatalf("dockerd ended: %v\n%s", err, b)
+		default:
+		}
+		_, err := s.try("version")
+		return err == nil
+	})
+	archive := filepath.Join(dir, "image.tar")
+	if err := os.WriteFile(archive, enginetest.ImageArchive(t, enginetest.Image), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.docker("load", "--input", archive)
+	s.docker("swarm", "init", "--advertise-addr", "192.0.2.1")
+	return s
+}
+
+// remove unmounts what the engine left behind and removes its folder.
+func (s *swarmHost) remove() {
+	var err error
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		b, _ := os.ReadFile("/proc/self/mountinfo")
+		for line := range strings.Lines(string(b)) {
+			if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], s.engine+"/") {
+				_ = unix.Unmount(f[4], unix.MNT_DETACH)
+			}
+		}
+		if err = os.RemoveAll(s.engine); err == nil {
+			return
+		}
+	}
+	s.t.Errorf("cleaning up: %v", err)
+}
+
+func (s *swarmHost) try(args ...string) (string, error) {
+	cmd := exec.Command("docker", args...)
+	cmd.Env = append(os.Environ(), "DOCKER_HOST=unix://"+s.socket, "DOCKER_CONFIG="+filepath.Join(s.engine, "client"))
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
+	if err != nil {
+		err = fmt.Errorf("docker %s: %w: %s", strings.Join(args, " "), err, errs.String())
+	}
+	return strings.TrimSpace(string(out)), err
+}
+
+func (s *swarmHost) docker(args ...string) string {
+	s.t.Helper()
+	out, err := s.try(args...)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return out
+}
+
+// service starts one with a single task on a network.
+func (s *swarmHost) service(name, network string) {
+	s.t.Helper()
+	s.docker("service", "create", "--quiet", "--detach", "--no-resolve-image", "--name", name, "--network", network,
+		"--stop-grace-period", "1s", enginetest.Image, "sleep", "100000")
+}
+
+// state is how the newest task of a service fares: "Running 2 seconds ago".
+func (s *swarmHost) state(name string) string {
+	out, _ := s.try("service", "ps", name, "--no-trunc", "--format", "{{.CurrentState}} {{.Error}}")
+	line, _, _ := strings.Cut(out, "\n")
+	return line
+}
+
+func (s *swarmHost) running(name string) {
+	s.t.Helper()
+	enginetest.Poll(s.t, 2*time.Minute, name+" runs", func() bool { return strings.HasPrefix(s.state(name), "Running") })
+}
+
+// stop removes a service and waits until nothing of it is left.
+func (s *swarmHost) stop(name string) {
+	s.t.Helper()
+	s.docker("service", "rm", name)
+	enginetest.Poll(s.t, 2*time.Minute, name+" is gone", func() bool {
+		out, err := s.try("ps", "--all", "--quiet", "--filter", "label=com.docker.swarm.service.name="+name)
+		return err == nil && out == ""
+	})
+}
+
+func (s *swarmHost) flags(grace string) []string {
+	return []string{
+		"--host-netns", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(s.ns)), "--netns-dir", s.dir, "--docker-host", s.socket, "--grace", grace,
+	}
+}
+
+// vxlan runs one of the commands.
+func (s *swarmHost) vxlan(args ...string) (code int, out string) {
+	s.t.Helper()
+	var stdout, stderr bytes.Buffer
+	err := runVXLANWith(s.t.Context(), append(args, s.flags("2s")...), strings.NewReader(""), &stdout, &stderr)
+	code = report(err, &stdout, &stderr)
+	if stderr.Len() > 0 {
+		s.t.Errorf("vxlan %s said: %s", args[0], stderr.String())
+	}
+	return code, stdout.String()
+}
+
+// watch starts "vxlan watch".
+func (s *swarmHost) watch() {
+	s.t.Helper()
+	ready := filepath.Join(s.engine, "ready")
+	ctx, cancel := context.WithCancel(s.t.Context())
+	done := make(chan error, 1)
+	var stderr bytes.Buffer
+	go func() {
+		done <- runVXLAN(ctx, append([]string{"watch", "--output", "ndjson", "--ready-file", ready}, s.flags("2s")...), s.lines, &stderr)
+	}()
+	s.t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			s.t.Errorf("vxlan watch: %v: %s", err, stderr.String())
+		}
+		if s.t.Failed() {
+			for _, d := range s.seen {
+				s.t.Logf("event %s %+v %s", d.Event.Action, d.Iotrace.VXLAN, d.Event.Reason)
+			}
+		}
+	})
+	enginetest.Poll(s.t, time.Minute, "the watch is attached", func() bool {
+		_, err := os.Stat(ready)
+		return err == nil
+	})
+}
+
+// event waits for the next event of that kind and gives it.
+func (s *swarmHost) event(action string, ok func(document) bool) document {
+	s.t.Helper()
+	deadline := time.After(2 * time.Minute)
+	for {
+		select {
+		case line := <-s.lines:
+			d := decodeEvents(s.t, line)[0]
+			s.seen = append(s.seen, d)
+			if d.Event.Action == action && (ok == nil || ok(d)) {
+				return d
+			}
+		case <-deadline:
+			s.t.Fatalf("no event %q", action)
+		}
+	}
+}
+
+// TestVXLANWithSwarm tells the whole story of a leak with a real engine: every
+// way in which a device blocks a network, found, blamed and removed, while all
+// that must not be touched stays.
+func TestVXLANWithSwarm(t *testing.T) {
+	s := startSwarm(t)
+	s.docker("network", "create", "--driver", "overlay", "--label", "com.docker.stack.namespace=shop", "fvov")
+	s.docker("network", "create", "--driver", "overlay", "healthy")
+	id := s.docker("network", "inspect", "--format", "{{.ID}}", "fvov")
+	vni := 0
+	if _, err := fmt.Sscan(s.docker("network", "inspect", "--format", `{{index .Options "com.docker.network.driver.overlay.vxlanid_list"}}`, "fvov"), &vni); err != nil {
+		t.Fatal(err)
+	}
+	name := fmt.Sprintf("vx-%06x-%.5s", vni, id)
+
+	// What must survive everything: a healthy overlay, foreign devices, and one elsewhere.
+	s.service("well", "healthy")
+	s.running("well")
+	s.add("flannel.1", 1, 8472)
+	s.up("flannel.1")
+	s.add("vxlan.calico", 99, 4789)
+	other, err := newNetNS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { other.Close() })
+	s.add("vx-00abcd-other", 0xabcd, 4790)
+	link, err := s.links.LinkByName("vx-00abcd-other")
+	if err == nil {
+		err = s.links.LinkSetNsFd(link, int(other))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	keeper := exec.Command("nsenter", "--net="+fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(other)), "sleep", "100000")
+	if err := keeper.Start(); err != nil { // so that a path leads there
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = keeper.Process.Kill(); _ = keeper.Wait() })
+	s.watch()
+
+	t.Run("life", func(t *testing.T) {
+		s.t = t
+		s.service("web", "fvov")
+		d := s.event("created", nil)
+		if v := d.Iotrace.VXLAN; v.Device != name || v.VNI != vni || v.Network.Name != "fvov" || v.Network.ID != id {
+			t.Errorf("created: %+v", d)
+		}
+		s.event("moved", nil)
+		if d := s.event("up", nil); d.Iotrace.VXLAN.Network.Name != "fvov" {
+			t.Errorf("up: %+v", d)
+		}
+		s.running("web")
+		code, out := s.vxlan("list")
+		if code != exitOK || strings.Count(out, " ok\n") != 3 { // ingress, healthy, fvov
+			t.Errorf("list: exit code %d:\n%s", code, out)
+		}
+		if code, out := s.vxlan("clean", "--yes"); code != exitOK || !strings.Contains(out, "nothing to delete") {
+			t.Errorf("clean: exit code %d:\n%s", code, out)
+		}
+		s.stop("web")
+		s.event("down", nil)
+		s.event("moved", nil)
+		if d := s.event("deleted", nil); d.Iotrace.VXLAN.Device != name || d.Iotrace.VXLAN.Network.Name != "fvov" {
+			t.Errorf("deleted: %+v", d)
+		}
+	})
+
+	for label, c := range map[string]struct {
+		device    string
+		elsewhere bool
+		verdict   string
+		cleaned   bool
+	}{
+		"a, same name and VNI":            {name, false, "leaked", true},
+		"b, same VNI, a name of Docker's": {fmt.Sprintf("vx-%06x-zzzzz", vni), false, "leaked", true},
+		"b, same VNI, another name":       {"blocker", false, "blocking", false},
+		"c, same VNI, elsewhere":          {name, true, "blocking", false},
+	} {
+		t.Run(label, func(t *testing.T) {
+			s.t = t
+			s.add(c.device, vni, 4789)
+			in := s.links
+			if c.elsewhere {
+				link, err := s.links.LinkByName(c.device)
+				if err == nil {
+					err = s.links.LinkSetNsFd(link, int(other))
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if in, err = netlink.NewHandleAt(other, unix.NETLINK_ROUTE); err != nil {
+					t.Fatal(err)
+				}
+				defer in.Close()
+			}
+			code, out := s.vxlan("list")
+			if code != exitLeaked || !strings.Contains(out, c.device+" (ifindex") || !strings.Contains(out, "): "+c.verdict+": ") {
+				t.Errorf("list: exit code %d:\n%s", code, out)
+			}
+			if !strings.Contains(out, id) && c.device != fmt.Sprintf("vx-%06x-zzzzz", vni) {
+				t.Errorf("list does not name the network:\n%s", out)
+			}
+			s.service("web", "fvov")
+			// Refusals of the round before may still be told.
+			refused := s.event("create_failed", func(d document) bool { return d.Iotrace.VXLAN.Culprit == c.device })
+			if v := refused.Iotrace.VXLAN; v.VNI != vni || v.Network.Name != "fvov" || refused.Event.Reason == "" {
+				t.Errorf("refused: %+v", refused)
+			}
+			if state := s.state("web"); strings.HasPrefix(state, "Running") {
+				t.Errorf("with the device in the way the service is %q", state)
+			}
+			before := s.names()
+			code, out = s.vxlan("clean", "--yes")
+			if c.cleaned {
+				if want := strings.Join(strings.Fields(strings.ReplaceAll(before, c.device, "")), " "); code != exitOK || s.names() != want {
+					t.Errorf("clean: exit code %d, left %q, want %q:\n%s", code, s.names(), want, out)
+				}
+			} else {
+				if code != exitLeaked || s.names() != before || !strings.Contains(out, "clean leaves it alone: ") {
+					t.Errorf("clean: exit code %d, left %q, want %q:\n%s", code, s.names(), before, out)
+				}
+				link, err := in.LinkByName(c.device) // as its user would
+				if err == nil {
+					err = in.LinkDel(link)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.running("web") // the next start works
+			s.stop("web")
+		})
+	}
+
+	s.t = t
+	s.running("well")
+	if got := s.names(); got != "flannel.1 vxlan.calico" {
+		t.Errorf("foreign devices left: %q", got)
+	}
+	in, err := netlink.NewHandleAt(other, unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	if _, err := in.LinkByName("vx-00abcd-other"); err != nil {
+		t.Errorf("the device elsewhere: %v", err)
+	}
+}
