@@ -24,15 +24,12 @@ type doubleBuffer struct {
 	first        *ebpf.Map // belongs to the object, not to us
 }
 
-func newDoubleBuffer(outer, first *ebpf.Map) (doubleBuffer, error) {
-	info, err := first.Info()
-	if err != nil {
-		return doubleBuffer{}, err
-	}
-	spare, err := ebpf.NewMap(&ebpf.MapSpec{
-		Name: info.Name, Type: first.Type(), KeySize: first.KeySize(), ValueSize: first.ValueSize(),
-		MaxEntries: first.MaxEntries(), Flags: first.Flags(),
-	})
+// newDoubleBuffer makes the spare map. spec is that of the first: up to 6.2 the
+// kernel takes two maps for one another only if both have types, or neither.
+func newDoubleBuffer(spec *ebpf.MapSpec, outer, first *ebpf.Map) (doubleBuffer, error) {
+	spec = spec.Copy()
+	spec.MaxEntries, spec.Flags = first.MaxEntries(), first.Flags()
+	spare, err := ebpf.NewMap(spec)
 	if err != nil {
 		return doubleBuffer{}, fmt.Errorf("making the second totals map: %w", err)
 	}

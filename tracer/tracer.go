@@ -124,11 +124,14 @@ func New(opt Options) (*Tracer, error) {
 }
 
 func (t *Tracer) openAll() error {
-	var err error
-	if t.usage, err = newDoubleBuffer(t.host.shared[bpf.HostMapUsages], t.host.shared[bpf.HostMapUsageA]); err != nil {
+	spec, err := bpf.LoadHost()
+	if err != nil {
+		return fmt.Errorf("reading the host object: %w", err)
+	}
+	if t.usage, err = newDoubleBuffer(spec.Maps[bpf.HostMapUsageA], t.host.shared[bpf.HostMapUsages], t.host.shared[bpf.HostMapUsageA]); err != nil {
 		return err
 	}
-	if t.latency, err = newDoubleBuffer(t.host.shared[bpf.HostMapLatencies], t.host.shared[bpf.HostMapLatencyA]); err != nil {
+	if t.latency, err = newDoubleBuffer(spec.Maps[bpf.HostMapLatencyA], t.host.shared[bpf.HostMapLatencies], t.host.shared[bpf.HostMapLatencyA]); err != nil {
 		return err
 	}
 	t.closers = append(t.closers, t.usage.Close, t.latency.Close)
