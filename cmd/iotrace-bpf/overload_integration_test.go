@@ -1,0 +1,313 @@
+//go:build integration
+
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute"
+	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
+)
+
+// TestOverload pushes the tracer over every limit it has. Totals stay equal to
+// /proc/diskstats to the byte, and what is lost is counted.
+func TestOverload(t *testing.T) {
+	t.Run("OneGroup", testOneGroup)
+	t.Run("ManyOwners", testManyOwners)
+	t.Run("SmallestRing", testSmallestRing)
+	t.Run("Stopped", testStoppedReader)
+}
+
+// owners are cgroups with a process that writes as all of them.
+type owners struct {
+	cgroups []string // directories
+	ids     []string // as documents have them
+	rounds  int
+
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out *bufio.Reader
+}
+
+// bytes is what each round writes as cgroup i.
+func (o *owners) bytes(i int) uint64 { return uint64(i%5+1) * 4096 * uint64(o.rounds) }
+
+// newOwners makes n cgroups and a process with a page of each, ready to write.
+func newOwners(t testing.TB, d *disk, n, rounds int) *owners {
+	t.Helper()
+	h, err := attribute.FindHierarchy("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := filepath.Join(t.TempDir(), "owners")
+	mustRun(t, "go", "build", "-o", bin, "./testdata/owners")
+	parent, err := os.MkdirTemp(h.Mount, "owners")
+	if err != nil {
+		t.Fatal(err)
+	}
+	o := &owners{rounds: rounds}
+	t.Cleanup(func() {
+		for _, dir := range append(o.cgroups, parent) {
+			enginetest.Poll(t, 20*time.Second, dir+" is empty", func() bool { return os.Remove(dir) == nil })
+		}
+	})
+	for i := range n {
+		dir := filepath.Join(parent, strconv.Itoa(i))
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		o.cgroups = append(o.cgroups, dir)
+		o.ids = append(o.ids, strconv.FormatUint(inode(t, dir), 10))
+	}
+	o.cmd = exec.Command(bin, append([]string{d.dev, strconv.Itoa(rounds)}, o.cgroups...)...)
+	o.cmd.Stderr = os.Stderr
+	if o.in, err = o.cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := o.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.out = bufio.NewReader(out)
+	if err := o.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { o.cmd.Process.Kill(); o.cmd.Wait() })
+	o.expect(t, "ready")
+	return o
+}
+
+func inode(t testing.TB, path string) uint64 {
+	t.Helper()
+	var st syscall.Stat_t
+	if err := syscall.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Ino
+}
+
+func (o *owners) expect(t testing.TB, want string) {
+	t.Helper()
+	if line, err := o.out.ReadString('\n'); err != nil || line != want+"\n" {
+		t.Fatalf("owners said %q (%v), want %q", line, err, want)
+	}
+}
+
+func (o *owners) begin(t testing.TB) {
+	t.Helper()
+	if _, err := io.WriteString(o.in, "go\n"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fio writes to a disk as fast as it takes, for so many requests.
+func fioCommand(d *disk, requests int) *exec.Cmd {
+	return exec.Command("fio", "--name=load", "--filename="+d.dev, "--rw=randwrite", "--bs=4k", "--iodepth=64",
+		"--ioengine=io_uring", "--direct=1", "--number_ios="+strconv.Itoa(requests), "--size=100%", "--norandommap",
+		"--io_size=100g", "--output-format=terse")
+}
+
+// lost adds up a loss counter over all intervals.
+func lost(docs []tracedDoc, which string) (n uint64) {
+	for i := range docs {
+		n += docs[i].Iotrace.Lost[which]
+	}
+	return n
+}
+
+// equalDiskstats fails unless all rows of the disk add up to what the kernel counted.
+func equalDiskstats(t *testing.T, d *disk, docs []tracedDoc, before diskStat) {
+	t.Helper()
+	delta := d.stat(t).minus(before)
+	all := sum(docs, d.match)
+	if all.write != delta.writeBytes || all.read != delta.readBytes || all.discard != delta.discardBytes {
+		t.Errorf("rows: %d written, %d read, %d discarded; /proc/diskstats: %d, %d, %d",
+			all.write, all.read, all.discard, delta.writeBytes, delta.readBytes, delta.discardBytes)
+	}
+	if all.writeOps < delta.writes {
+		t.Errorf("rows: %d writes; /proc/diskstats: %d", all.writeOps, delta.writes)
+	}
+	if n := lost(docs, "bytes") + lost(docs, "misses"); n != 0 {
+		t.Errorf("%d bytes or program runs lost: %v", n, lost(docs, "bytes"))
+	}
+	if delta.writes < 10_000 {
+		t.Errorf("%d writes are no load", delta.writes)
+	}
+}
+
+// testOneGroup: with room for a single row, whoever does not fit is counted under (other).
+func testOneGroup(t *testing.T) {
+	for _, flags := range [][]string{
+		{"--max-groups", "1"},
+		{"--max-groups", "8"},
+		{"--max-groups", "8", "--latency=false"},
+		{"--max-groups", "8", "--by", "process,cgroup,device"},
+	} {
+		t.Run(strings.Join(flags, " "), func(t *testing.T) {
+			d := newDisk(t, 256)
+			o := newOwners(t, d, 1000, 20)
+			before := d.stat(t)
+			r := trace(t, append([]string{"--source", "block", "--by", "cgroup,device", "--interval", "100ms"}, flags...)...)
+			fio := fioCommand(d, 400_000)
+			if err := fio.Start(); err != nil {
+				t.Fatal(err)
+			}
+			o.begin(t)
+			o.expect(t, "done")
+			if err := fio.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			d.settle(t)
+			docs := r.stop(t)
+			equalDiskstats(t, d, docs, before)
+			other := sum(docs, func(doc *tracedDoc) bool { return d.match(doc) && doc.Iotrace.Owner == "other" })
+			groups := lost(docs, "groups")
+			if other.write == 0 || groups == 0 {
+				t.Errorf("%d bytes under (other), %d I/Os counted as such", other.write, groups)
+			}
+			t.Logf("%d writes, %d of them under (other); lost %v", sum(docs, d.match).writeOps, other.writeOps, groups)
+		})
+	}
+}
+
+// testManyOwners: ten thousand cgroups, each with the bytes that it wrote and no others.
+func testManyOwners(t *testing.T) {
+	d := newDisk(t, 512)
+	o := newOwners(t, d, 10_000, 2)
+	before := d.stat(t)
+	r := trace(t, "--source", "block", "--by", "cgroup,device", "--interval", "1s")
+	fio := fioCommand(d, 400_000)
+	if err := fio.Start(); err != nil {
+		t.Fatal(err)
+	}
+	o.begin(t)
+	o.expect(t, "done")
+	if err := fio.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	d.settle(t)
+	docs := r.stop(t)
+	equalDiskstats(t, d, docs, before)
+	if n := lost(docs, "groups"); n != 0 {
+		t.Errorf("%d I/Os under (other), though there was room", n)
+	}
+	got := map[string]uint64{}
+	for i := range docs {
+		if doc := &docs[i]; doc.Event.Dataset == "iotrace.io" && d.match(doc) {
+			got[doc.Iotrace.Cgroup.ID] += doc.Iotrace.Write.Bytes
+		}
+	}
+	wrong := 0
+	for i, id := range o.ids {
+		if got[id] != o.bytes(i) {
+			wrong++
+			if wrong < 5 {
+				t.Errorf("cgroup %s wrote %d bytes, reported are %d", id, o.bytes(i), got[id])
+			}
+		}
+	}
+	if wrong > 0 {
+		t.Errorf("%d of %d cgroups are wrong", wrong, len(o.ids))
+	}
+}
+
+// testSmallestRing: what does not fit into the ring of --events is counted, one by one.
+func testSmallestRing(t *testing.T) {
+	for _, latency := range []string{"--latency=true", "--latency=false"} {
+		t.Run(latency, func(t *testing.T) {
+			d := newDisk(t, 256)
+			before := d.stat(t)
+			r := trace(t, "--source", "block", "--events", "--event-buffer", "4096", "--by", "cgroup,device",
+				"--filter", "device="+d.name(), "--interval", "200ms", latency)
+			if out, err := fioCommand(d, 300_000).CombinedOutput(); err != nil {
+				t.Fatalf("fio: %v\n%s", err, out)
+			}
+			d.settle(t)
+			docs := r.stop(t)
+			equalEvents(t, d, docs, before)
+			if lost(docs, "records") == 0 {
+				t.Error("nothing lost: this was no overload")
+			}
+		})
+	}
+}
+
+// equalEvents fails unless every request of the disk has its event or is counted
+// as lost. Only the disk may have been busy.
+func equalEvents(t *testing.T, d *disk, docs []tracedDoc, before diskStat) {
+	t.Helper()
+	delta := d.stat(t).minus(before)
+	var events, bytes uint64
+	for i := range docs {
+		if doc := &docs[i]; doc.Event.Dataset == "iotrace.event" && d.match(doc) {
+			events++
+			bytes += doc.Iotrace.Request.Bytes
+		}
+	}
+	records, latencies := lost(docs, "records"), lost(docs, "latencies")
+	t.Logf("%d requests: %d events, %d records and %d latencies lost", delta.reads+delta.writes, events, records, latencies)
+	if events == 0 {
+		t.Error("no event at all")
+	}
+	// Other disks of the machine may have lost some as well.
+	if got, want := events+records+latencies, delta.reads+delta.writes+delta.discards; got < want || got > want+want/50 {
+		t.Errorf("%d events, %d lost; /proc/diskstats has %d requests", events, records+latencies, want)
+	}
+	if bytes > delta.readBytes+delta.writeBytes+delta.discardBytes {
+		t.Errorf("events have %d bytes, /proc/diskstats %d", bytes, delta.writeBytes)
+	}
+}
+
+// testStoppedReader: the tracer does not run for seconds, at full load.
+func testStoppedReader(t *testing.T) {
+	for _, events := range []bool{false, true} {
+		t.Run(fmt.Sprintf("events=%v", events), func(t *testing.T) {
+			d := newDisk(t, 256)
+			o := newOwners(t, d, 2000, 20)
+			before := d.stat(t)
+			args := []string{"--source", "block", "--by", "cgroup,device", "--filter", "device=" + d.name(), "--interval", "100ms"}
+			if events {
+				args = append(args, "--events", "--event-buffer", "65536")
+			}
+			r := trace(t, args...)
+			fio := fioCommand(d, 1_000_000)
+			if err := fio.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			o.begin(t)
+			o.expect(t, "done")
+			if err := fio.Wait(); err != nil {
+				t.Fatal(err)
+			}
+			if err := r.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+				t.Fatal(err)
+			}
+			d.settle(t)
+			docs := r.stop(t)
+			if events {
+				equalEvents(t, d, docs, before)
+				return
+			}
+			equalDiskstats(t, d, docs, before)
+			for i, id := range o.ids {
+				got := sum(docs, func(doc *tracedDoc) bool { return d.match(doc) && doc.Iotrace.Cgroup.ID == id })
+				if got.write != o.bytes(i) {
+					t.Fatalf("cgroup %s wrote %d bytes, reported are %d", id, o.bytes(i), got.write)
+				}
+			}
+		})
+	}
+}
