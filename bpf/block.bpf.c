@@ -18,6 +18,7 @@
 #include "owner.h"
 
 const volatile bool rq_is_second_arg = false;
+const volatile bool bio_is_second_arg = false; /* block_bio_queue: until 5.11 (e8a676d61c07) */
 
 #define IOT_REQ_OP_MASK 0xff
 #define IOT_REQ_META (1U << 12) /* __REQ_META has been bit 12 since 4.10 (ef295ecf090d) */
@@ -31,8 +32,8 @@ enum {
 	IOT_OP_WRITE_ZEROES = 9,
 };
 
-#define IOT_BIOS 16 /* bios looked at before a request counts as long */
-#define IOT_STEPS 512 /* pages looked at in a request with several owners */
+#define IOT_BIOS 16 /* of a request with more bios than that every page is looked at */
+#define IOT_STEPS 512 /* pages looked at in such a request or one with several owners */
 #define IOT_STEPS_NO_LOOP 64 /* the same where the kernel has no bpf_loop (before 5.17) */
 
 /*
@@ -99,6 +100,41 @@ struct {
 	__type(key, __u32); /* device */
 	__type(value, struct loop_file);
 } loop_files SEC(".maps");
+
+/*
+ * dm-crypt writes pages of its own, charged to nobody, from a kernel thread: the
+ * address of crypt_endio tells its bios, once user space has found a crypt
+ * device and set it. Their bi_private is a struct dm_crypt_io, whose second
+ * member is the bio that came in, since the driver exists (drivers/md/dm-crypt.c).
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} crypt_end SEC(".maps");
+
+static __always_inline struct bio *iot_original(struct bio *bio)
+{
+	__u32 zero = 0;
+	__u64 *end = bpf_map_lookup_elem(&crypt_end, &zero);
+	struct bio *base = NULL;
+	void *io;
+
+	if (!end || !*end || (__u64)FIELD(bio, bi_end_io) != *end)
+		return bio;
+	io = FIELD(bio, bi_private);
+	bpf_probe_read_kernel(&base, sizeof(base), io + sizeof(void *));
+	return base ? base : bio;
+}
+
+/* Leaf devices that know no requests, only bios (zram, pmem, brd): user space fills it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32); /* device */
+	__type(value, __u32);
+} bio_leaves SEC(".maps");
 
 /* One request while its owners are found. */
 struct block_request {
@@ -204,6 +240,14 @@ static __always_inline void iot_walk_book(struct walk *w)
 	w->run = 0;
 }
 
+static __always_inline void iot_walk_bio(struct walk *w)
+{
+	struct bio *bio = iot_original(w->bio);
+
+	w->vec = FIELD(bio, bi_io_vec) + FIELD(bio, bi_iter.bi_idx);
+	w->in_vec = 0;
+}
+
 static long iot_walk_step(__u32 i, void *ctx)
 {
 	struct walk *w = ctx;
@@ -218,8 +262,7 @@ static long iot_walk_step(__u32 i, void *ctx)
 		if (!w->bio)
 			return 1;
 		w->in_bio = FIELD(w->bio, bi_iter.bi_size);
-		w->vec = FIELD(w->bio, bi_io_vec) + FIELD(w->bio, bi_iter.bi_idx);
-		w->in_vec = 0;
+		iot_walk_bio(w);
 	}
 	bpf_probe_read_kernel(&vec, sizeof(vec), w->vec);
 	if (w->in_vec >= vec.bv_len) {
@@ -265,7 +308,7 @@ static __noinline int iot_walk_request(struct block_request *r)
 	int i;
 
 	w.in_bio = FIELD(w.bio, bi_iter.bi_size);
-	w.vec = FIELD(w.bio, bi_io_vec) + FIELD(w.bio, bi_iter.bi_idx);
+	iot_walk_bio(&w);
 	if (have_bpf_loop)
 		bpf_loop(IOT_STEPS, iot_walk_step, &w, 0);
 	else
@@ -291,9 +334,12 @@ static __always_inline __u32 iot_bio_owner(struct owner *o, struct bio *bio, __u
 	struct bio_vec vec = {};
 	struct owner end = {};
 	struct folio *first, *last;
-	__u32 size = FIELD(bio, bi_iter.bi_size), idx = FIELD(bio, bi_iter.bi_idx), cnt;
-	struct bio_vec *vecs = FIELD(bio, bi_io_vec);
+	__u32 size = FIELD(bio, bi_iter.bi_size), idx, cnt;
+	struct bio_vec *vecs;
 
+	bio = iot_original(bio);
+	idx = FIELD(bio, bi_iter.bi_idx);
+	vecs = FIELD(bio, bi_io_vec);
 	bpf_probe_read_kernel(&vec, sizeof(vec), vecs + idx);
 	first = iot_folio(iot_page_add(vec.bv_page, vec.bv_offset >> IOT_PAGE_SHIFT));
 	iot_owner_of_folio(o, first, bio, cmd_flags & 1, cmd_flags & IOT_REQ_META);
@@ -331,7 +377,7 @@ static __always_inline bool iot_request_owner(struct owner *o, struct block_requ
 		if (!iot_bio_owner(&next, bio, r->flags) || !iot_same_owner(o, &next))
 			return false;
 	}
-	return true;
+	return false;
 }
 
 static __noinline int iot_long_request(struct block_request *r, struct owner *o)
@@ -525,6 +571,46 @@ static __always_inline int iot_complete(struct request *rq, __u32 error, __u32 b
 		iot_account(&usage, 0, 1);
 	}
 	return 0;
+}
+
+/* A bio for a leaf device that knows no requests. Its latency is not measured. */
+static __always_inline int iot_bio(struct bio *bio)
+{
+	struct gendisk *disk = iot_bio_disk(bio);
+	struct block_request r = {};
+	struct owner o = {};
+	bool single = true;
+	__u32 dev, op;
+
+	dev = FIELD(disk, major) << 20 | FIELD(disk, first_minor);
+	if (!bpf_map_lookup_elem(&bio_leaves, &dev))
+		return 0;
+	r.flags = FIELD(bio, bi_opf);
+	op = r.flags & IOT_REQ_OP_MASK;
+	if (op >= IOT_REQ_DRIVER)
+		return 0;
+	r.bytes = FIELD(bio, bi_iter.bi_size);
+	r.bio = bio;
+	r.usage.source = IOT_BLOCK;
+	r.usage.op = r.bytes ? iot_op(op) : IOT_FLUSH;
+	r.usage.flags = r.flags & IOT_REQ_META ? IOT_META : 0;
+	r.usage.dev = dev;
+	if (!r.bytes || !iot_op_has_pages(op))
+		iot_owner_without_pages(&o, bio);
+	else
+		single = iot_bio_owner(&o, bio, r.flags);
+	iot_own(&r.usage, &o);
+	if (single)
+		iot_account(&r.usage, r.bytes, 1);
+	else
+		iot_walk_request(&r);
+	return 0;
+}
+
+SEC("raw_tp/block_bio_queue")
+int iot_bio_queue(__u64 *ctx)
+{
+	return iot_bio((struct bio *)(bio_is_second_arg ? ctx[1] : ctx[0]));
 }
 
 #define RQ_ARG (rq_is_second_arg ? ctx[1] : ctx[0])

@@ -25,7 +25,9 @@ type BlockLoopFile struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	BlockMapBioLeaves        = "bio_leaves"
 	BlockMapComms            = "comms"
+	BlockMapCryptEnd         = "crypt_end"
 	BlockMapDeadOwners       = "dead_owners"
 	BlockMapGeneration       = "generation"
 	BlockMapInflight         = "inflight"
@@ -42,11 +44,13 @@ const (
 	BlockMapRowCaches        = "row_caches"
 	BlockMapUsageA           = "usage_a"
 	BlockMapUsages           = "usages"
+	BlockProgIotBioQueue     = "iot_bio_queue"
 	BlockProgIotRqComplete   = "iot_rq_complete"
 	BlockProgIotRqIssue      = "iot_rq_issue"
 	BlockProgIotRqIssueBtf   = "iot_rq_issue_btf"
 	BlockProgIotRqRequeue    = "iot_rq_requeue"
 	BlockProgIotRqRequeueBtf = "iot_rq_requeue_btf"
+	BlockVarBioIsSecondArg   = "bio_is_second_arg"
 	BlockVarBlkcgUsable      = "blkcg_usable"
 	BlockVarByMount          = "by_mount"
 	BlockVarByProcess        = "by_process"
@@ -101,6 +105,7 @@ type BlockSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockProgramSpecs struct {
+	IotBioQueue     *ebpf.ProgramSpec `ebpf:"iot_bio_queue"`
 	IotRqComplete   *ebpf.ProgramSpec `ebpf:"iot_rq_complete"`
 	IotRqIssue      *ebpf.ProgramSpec `ebpf:"iot_rq_issue"`
 	IotRqIssueBtf   *ebpf.ProgramSpec `ebpf:"iot_rq_issue_btf"`
@@ -112,7 +117,9 @@ type BlockProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockMapSpecs struct {
+	BioLeaves  *ebpf.MapSpec `ebpf:"bio_leaves"`
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
+	CryptEnd   *ebpf.MapSpec `ebpf:"crypt_end"`
 	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
 	Generation *ebpf.MapSpec `ebpf:"generation"`
 	Inflight   *ebpf.MapSpec `ebpf:"inflight"`
@@ -135,16 +142,17 @@ type BlockMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockVariableSpecs struct {
-	BlkcgUsable   *ebpf.VariableSpec `ebpf:"blkcg_usable"`
-	ByMount       *ebpf.VariableSpec `ebpf:"by_mount"`
-	ByProcess     *ebpf.VariableSpec `ebpf:"by_process"`
-	HaveBpfLoop   *ebpf.VariableSpec `ebpf:"have_bpf_loop"`
-	HierarchyId   *ebpf.VariableSpec `ebpf:"hierarchy_id"`
-	RqIsSecondArg *ebpf.VariableSpec `ebpf:"rq_is_second_arg"`
-	SelfPid       *ebpf.VariableSpec `ebpf:"self_pid"`
-	WithApp       *ebpf.VariableSpec `ebpf:"with_app"`
-	WithLatency   *ebpf.VariableSpec `ebpf:"with_latency"`
-	WithRecords   *ebpf.VariableSpec `ebpf:"with_records"`
+	BioIsSecondArg *ebpf.VariableSpec `ebpf:"bio_is_second_arg"`
+	BlkcgUsable    *ebpf.VariableSpec `ebpf:"blkcg_usable"`
+	ByMount        *ebpf.VariableSpec `ebpf:"by_mount"`
+	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
+	HaveBpfLoop    *ebpf.VariableSpec `ebpf:"have_bpf_loop"`
+	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
+	RqIsSecondArg  *ebpf.VariableSpec `ebpf:"rq_is_second_arg"`
+	SelfPid        *ebpf.VariableSpec `ebpf:"self_pid"`
+	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
+	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
+	WithRecords    *ebpf.VariableSpec `ebpf:"with_records"`
 }
 
 // BlockObjects contains all objects after they have been loaded into the kernel.
@@ -167,7 +175,9 @@ func (o *BlockObjects) Close() error {
 //
 // It can be passed to LoadBlockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockMaps struct {
+	BioLeaves  *ebpf.Map `ebpf:"bio_leaves"`
 	Comms      *ebpf.Map `ebpf:"comms"`
+	CryptEnd   *ebpf.Map `ebpf:"crypt_end"`
 	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
 	Generation *ebpf.Map `ebpf:"generation"`
 	Inflight   *ebpf.Map `ebpf:"inflight"`
@@ -188,7 +198,9 @@ type BlockMaps struct {
 
 func (m *BlockMaps) Close() error {
 	return _BlockClose(
+		m.BioLeaves,
 		m.Comms,
+		m.CryptEnd,
 		m.DeadOwners,
 		m.Generation,
 		m.Inflight,
@@ -212,22 +224,24 @@ func (m *BlockMaps) Close() error {
 //
 // It can be passed to LoadBlockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockVariables struct {
-	BlkcgUsable   *ebpf.Variable `ebpf:"blkcg_usable"`
-	ByMount       *ebpf.Variable `ebpf:"by_mount"`
-	ByProcess     *ebpf.Variable `ebpf:"by_process"`
-	HaveBpfLoop   *ebpf.Variable `ebpf:"have_bpf_loop"`
-	HierarchyId   *ebpf.Variable `ebpf:"hierarchy_id"`
-	RqIsSecondArg *ebpf.Variable `ebpf:"rq_is_second_arg"`
-	SelfPid       *ebpf.Variable `ebpf:"self_pid"`
-	WithApp       *ebpf.Variable `ebpf:"with_app"`
-	WithLatency   *ebpf.Variable `ebpf:"with_latency"`
-	WithRecords   *ebpf.Variable `ebpf:"with_records"`
+	BioIsSecondArg *ebpf.Variable `ebpf:"bio_is_second_arg"`
+	BlkcgUsable    *ebpf.Variable `ebpf:"blkcg_usable"`
+	ByMount        *ebpf.Variable `ebpf:"by_mount"`
+	ByProcess      *ebpf.Variable `ebpf:"by_process"`
+	HaveBpfLoop    *ebpf.Variable `ebpf:"have_bpf_loop"`
+	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
+	RqIsSecondArg  *ebpf.Variable `ebpf:"rq_is_second_arg"`
+	SelfPid        *ebpf.Variable `ebpf:"self_pid"`
+	WithApp        *ebpf.Variable `ebpf:"with_app"`
+	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
+	WithRecords    *ebpf.Variable `ebpf:"with_records"`
 }
 
 // BlockPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to LoadBlockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockPrograms struct {
+	IotBioQueue     *ebpf.Program `ebpf:"iot_bio_queue"`
 	IotRqComplete   *ebpf.Program `ebpf:"iot_rq_complete"`
 	IotRqIssue      *ebpf.Program `ebpf:"iot_rq_issue"`
 	IotRqIssueBtf   *ebpf.Program `ebpf:"iot_rq_issue_btf"`
@@ -237,6 +251,7 @@ type BlockPrograms struct {
 
 func (p *BlockPrograms) Close() error {
 	return _BlockClose(
+		p.IotBioQueue,
 		p.IotRqComplete,
 		p.IotRqIssue,
 		p.IotRqIssueBtf,

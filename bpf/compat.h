@@ -59,6 +59,19 @@ struct request___5_16 {
 	struct gendisk *rq_disk;
 };
 
+/* A bio pointed to its disk until 5.11, then to a block_device (309dca309fc3, "block: store a block_device pointer in struct bio"). */
+struct bio___5_11 {
+	struct gendisk *bi_disk;
+};
+
+struct block_device___5_12 {
+	struct gendisk *bd_disk;
+};
+
+struct bio___5_12 {
+	struct block_device___5_12 *bi_bdev;
+};
+
 #pragma clang attribute pop
 
 /*
@@ -70,6 +83,16 @@ struct request___5_16 {
 		typeof(ptr) __from = (ptr);       \
 		BPF_CORE_READ(__from, field);     \
 	})
+
+static __always_inline struct gendisk *iot_bio_disk(const struct bio *bio)
+{
+	const struct bio___5_11 *old = (const void *)bio;
+	const struct bio___5_12 *new = (const void *)bio;
+
+	if (bpf_core_field_exists(old->bi_disk))
+		return FIELD(old, bi_disk);
+	return BPF_CORE_READ(new, bi_bdev, bd_disk);
+}
 
 static __always_inline struct folio *iot_folio(const struct page *page)
 {

@@ -141,6 +141,9 @@ struct bio {
 	struct bio *bi_next;
 	struct bvec_iter bi_iter;
 	struct blkcg_gq *bi_blkg;
+	void *bi_end_io;
+	void *bi_private;
+	unsigned int bi_opf;
 	unsigned short bi_vcnt;
 	struct bio_vec *bi_io_vec;
 };

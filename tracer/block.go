@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/cilium/ebpf"
@@ -40,8 +41,10 @@ func openBlock(h *host) (*object, error) {
 		return nil, err
 	}
 	l := newLoops(o.maps[bpf.BlockMapLoopFiles], h.shared[bpf.HostMapNotesLive])
-	o.refresh, o.watch = l.scan, l.watch
-	if err := l.scan(); err != nil {
+	s := newStack(h, o)
+	o.refresh = func() error { return errors.Join(l.scan(), s.scan()) }
+	o.watch = l.watch
+	if err := o.refresh(); err != nil {
 		o.Close()
 		return nil, err
 	}

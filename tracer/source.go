@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -92,7 +94,9 @@ type object struct {
 	refresh func() error                    // called before totals are read; may be nil
 	watch   func(ctx context.Context) error // runs while the object is attached; may be nil
 
-	resting bool // some hooks are detached for now, see module.go
+	// See module.go.
+	resting   bool      // some hooks are detached for now
+	idleSince time.Time // nobody has used the module since; zero when somebody does
 }
 
 // Close detaches the hooks and frees the maps that are the object's own.
@@ -109,6 +113,11 @@ func (o *object) Close() error {
 	return errors.Join(errs...)
 }
 
+// has tells whether a program is in place.
+func (o *object) has(program string) bool {
+	return slices.ContainsFunc(o.hooks, func(a attached) bool { return a.hook.program == program })
+}
+
 func (o *object) addCost(cost string) {
 	if cost != "" && !slices.Contains(o.costs, cost) {
 		o.costs = append(o.costs, cost)
@@ -118,12 +127,24 @@ func (o *object) addCost(cost string) {
 // load makes the object's maps, with the shared ones taken from the host, then
 // for each signal loads and attaches the first hook that this kernel accepts.
 func (h *host) load(spec *ebpf.CollectionSpec, signals []signal, extra ebpf.ProgramOptions) (*object, error) {
+	return h.loadInto(nil, spec, signals, extra)
+}
+
+// loadInto is load with the maps of an object that is there already.
+func (h *host) loadInto(into *object, spec *ebpf.CollectionSpec, signals []signal, extra ebpf.ProgramOptions) (*object, error) {
 	if err := h.tune(spec); err != nil {
 		return nil, err
 	}
 	programs := spec.Programs
 	spec.Programs = map[string]*ebpf.ProgramSpec{}
 	opts := ebpf.CollectionOptions{MapReplacements: h.sharedIn(spec), Cache: h.cache}
+	if into != nil {
+		for name, m := range into.maps {
+			if _, ok := h.shared[name]; !ok && !strings.HasPrefix(name, ".") {
+				opts.MapReplacements[name] = m
+			}
+		}
+	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, opts)
 	if err != nil {
 		return nil, fmt.Errorf("making maps: %w", err)

@@ -28,6 +28,7 @@ func TestBlock(t *testing.T) {
 	t.Run("HostileNames", func(t *testing.T) { testHostileNames(t, engine) })
 	t.Run("Process", func(t *testing.T) { testProcess(t, engine) })
 	t.Run("Events", func(t *testing.T) { testEvents(t, engine) })
+	t.Run("Zram", func(t *testing.T) { testZram(t, engine) })
 	t.Run("EngineStopped", func(t *testing.T) { testEngineStopped(t, engine) })
 }
 
@@ -312,6 +313,45 @@ func testEvents(t *testing.T, engine *enginetest.Engine) {
 	}
 	if ops != 1009 || bytes != 1009*4096 || delta.writes != 1009 {
 		t.Errorf("%d events with %d bytes; /proc/diskstats has %d writes", ops, bytes, delta.writes)
+	}
+}
+
+// testZram: a device without requests, made while the tracer runs.
+func testZram(t *testing.T, engine *enginetest.Engine) {
+	d := &disk{dev: "/dev/zram0"}
+	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "container,device", "--interval", "200ms")
+	if err := os.WriteFile("/sys/block/zram0/disksize", []byte("200M"), 0o200); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		// Other mount namespaces let go of it a moment later than we do.
+		enginetest.Poll(t, 30*time.Second, "zram0 is free", func() bool {
+			return os.WriteFile("/sys/block/zram0/reset", []byte("1"), 0o200) == nil
+		})
+	})
+	enginetest.Poll(t, 20*time.Second, "the device is noticed", func() bool {
+		mustRun(t, "dd", "if=/dev/zero", "of="+d.dev, "bs=4k", "count=1", "oflag=direct")
+		return sum(r.seen(), d.match).write > 0
+	})
+	d.format(t, mkExt4()...)
+	r.stop(t)
+	r = trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "container,device", "--interval", "200ms")
+	start := d.stat(t)
+	engine.Docker(t, "run", "--rm", "--name", "squeeze", "-v", d.mount+":/data", enginetest.Image,
+		"dd", "if=/dev/zero", "of=/data/file", "bs=1M", "count=17")
+	d.settle(t)
+	docs := r.stop(t)
+	delta := d.stat(t).minus(start)
+	if all := sum(docs, d.match); all.write != delta.writeBytes || all.read != delta.readBytes {
+		t.Errorf("%d bytes written and %d read in all rows, /proc/diskstats has %d and %d",
+			all.write, all.read, delta.writeBytes, delta.readBytes)
+	}
+	got := sum(docs, func(doc *tracedDoc) bool { return d.match(doc) && doc.Container.Name == "squeeze" })
+	if got.write-got.metaWrite != 17*mib {
+		t.Errorf("%d bytes, want %d", got.write-got.metaWrite, 17*mib)
+	}
+	if t.Failed() {
+		dump(t, docs)
 	}
 }
 

@@ -1,0 +1,189 @@
+package tracer
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/iotrace-bpf/iotrace-bpf/bpf"
+)
+
+// stack tells the block programs of devices that need more than requests and
+// their pages: leaf devices without requests, and dm-crypt.
+type stack struct {
+	host    *host
+	block   *object
+	devices *Devices
+
+	leaves map[Dev]bool
+	crypts bool
+}
+
+func newStack(h *host, block *object) *stack {
+	return &stack{host: h, block: block, devices: NewDevices(), leaves: map[Dev]bool{}}
+}
+
+func (s *stack) scan() error {
+	return errors.Join(s.scanLeaves(), s.scanCrypt())
+}
+
+// scanLeaves finds leaf devices that are driven by bios alone (zram, pmem, brd)
+// and attaches the hook for them once there is one: it runs for every bio of the
+// host, so that nobody should pay for it in vain.
+func (s *stack) scanLeaves() error {
+	found, err := s.devices.bioLeaves()
+	if err != nil {
+		return fmt.Errorf("looking for devices without requests: %w", err)
+	}
+	files := s.block.maps[bpf.BlockMapBioLeaves]
+	for dev := range s.leaves {
+		if !found[dev] {
+			if err := files.Delete(uint32(dev)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				return err
+			}
+		}
+	}
+	for dev := range found {
+		if !s.leaves[dev] {
+			if err := files.Update(uint32(dev), uint32(1), ebpf.UpdateAny); err != nil {
+				return err
+			}
+		}
+	}
+	if len(found) > 0 && !s.block.has(bpf.BlockProgIotBioQueue) {
+		if err := s.attachBios(); err != nil {
+			s.block.addCost("devices without requests (zram, pmem, brd) are not counted: " + err.Error())
+		}
+	}
+	s.leaves = found
+	return nil
+}
+
+func (s *stack) attachBios() error {
+	if s.host.cache == nil {
+		if err := s.host.acquire(); err != nil {
+			return err
+		}
+		defer s.host.release()
+	}
+	spec, err := bpf.LoadBlock()
+	if err != nil {
+		return err
+	}
+	if s.host.tracepointArgs("block_bio_queue") == 2 {
+		if err := spec.Variables[bpf.BlockVarBioIsSecondArg].Set(true); err != nil {
+			return err
+		}
+	}
+	o, err := s.host.loadInto(s.block, spec, []signal{{hooks: []hook{
+		{
+			kind: rawTracepoint, target: "block_bio_queue", program: bpf.BlockProgIotBioQueue,
+			cost: "no latency of devices without requests (zram, pmem, brd)",
+		},
+	}}}, ebpf.ProgramOptions{})
+	if err != nil {
+		return err
+	}
+	for _, m := range o.maps { // handles of the maps of s.block
+		m.Close()
+	}
+	s.block.hooks = append(s.block.hooks, o.hooks...)
+	for _, c := range o.costs {
+		s.block.addCost(c)
+	}
+	return nil
+}
+
+// bioLeaves returns the leaf devices that have no request queue of their own.
+func (d *Devices) bioLeaves() (map[Dev]bool, error) {
+	entries, err := os.ReadDir(filepath.Join(d.sys, "block"))
+	if err != nil {
+		return nil, err
+	}
+	found := map[Dev]bool{}
+	for _, e := range entries {
+		dir := filepath.Join(d.sys, "block", e.Name())
+		// blk-mq shows its hardware queues; the head of an NVMe multipath has none
+		// either, but its paths are counted.
+		if _, err := os.Stat(filepath.Join(dir, "mq")); !errors.Is(err, fs.ErrNotExist) || strings.HasPrefix(e.Name(), "nvme") {
+			continue
+		}
+		size, err := os.ReadFile(filepath.Join(dir, "size"))
+		if err != nil || strings.TrimSpace(string(size)) == "0" {
+			continue
+		}
+		raw, err := os.ReadFile(filepath.Join(dir, "dev"))
+		if err != nil {
+			continue
+		}
+		if dev, ok := parseDev(strings.TrimSpace(string(raw))); ok && !d.Device(dev).Stacked {
+			found[dev] = true
+		}
+	}
+	return found, nil
+}
+
+// scanCrypt sets the address of dm-crypt's completion function once there is a
+// crypt device, and anew when there are some again: the module may have moved.
+func (s *stack) scanCrypt() error {
+	any, err := s.devices.haveCrypt()
+	if err != nil || any == s.crypts {
+		return err
+	}
+	s.crypts = any
+	if !any {
+		return nil
+	}
+	addr, err := kernelSymbol("crypt_endio")
+	if err != nil {
+		s.block.addCost("writes to dm-crypt devices count for (kernel): " + err.Error())
+		return nil
+	}
+	return s.block.maps[bpf.BlockMapCryptEnd].Update(uint32(0), addr, ebpf.UpdateAny)
+}
+
+func (d *Devices) haveCrypt() (bool, error) {
+	files, err := filepath.Glob(filepath.Join(d.sys, "block", "dm-*", "dm", "uuid"))
+	if err != nil {
+		return false, err
+	}
+	for _, f := range files {
+		if id, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(id), "CRYPT-") {
+			return true, nil
+		}
+	}
+	return false, nil
+}
+
+// kernelSymbol returns the address of a function, as /proc/kallsyms has it.
+func kernelSymbol(name string) (uint64, error) {
+	f, err := os.Open("/proc/kallsyms")
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	sc := bufio.NewScanner(f)
+	for sc.Scan() {
+		addr, rest, _ := strings.Cut(sc.Text(), " ")
+		fields := strings.Fields(rest)
+		if len(fields) < 2 || fields[1] != name {
+			continue
+		}
+		n, err := strconv.ParseUint(addr, 16, 64)
+		if err != nil || n == 0 {
+			return 0, fmt.Errorf("the address of %s is hidden (kernel.kptr_restrict)", name)
+		}
+		return n, nil
+	}
+	if err := sc.Err(); err != nil {
+		return 0, err
+	}
+	return 0, fmt.Errorf("no function %s", name)
+}
