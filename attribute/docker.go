@@ -44,9 +44,6 @@ type docker struct {
 	client  *client.Client
 	socket  string // "" when the engine is not behind a unix socket
 	runtime string
-
-	since  string // time of the last event, to go on from after a break
-	relist bool
 }
 
 // openDocker opens a session with the engine at a path or an address such as
@@ -177,9 +174,13 @@ func (d *docker) follow(ctx context.Context, f *feed) error {
 	defer cancel()
 
 	// Events first, then the list: nothing falls between the two.
-	messages, errs, err := d.events(ctx)
+	opened := f.now()
+	messages, errs, err := d.events(ctx, f.since)
 	if err != nil {
 		return err
+	}
+	if f.since == "" {
+		f.since = stamp(opened.UnixNano())
 	}
 	work := newInspector(d, f)
 	defer work.wait()
@@ -281,16 +282,21 @@ func (d *docker) ping(ctx context.Context) error {
 
 // events opens the stream of events. The client waits for the head of the answer,
 // so that this must have a deadline, and the stream itself must not.
-func (d *docker) events(ctx context.Context) (<-chan events.Message, <-chan error, error) {
+func (d *docker) events(ctx context.Context, since string) (<-chan events.Message, <-chan error, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(callTime, func() { cancel(errHanging) })
-	messages, errs := d.client.Events(ctx, events.ListOptions{
-		Since: d.since,
-		Filters: filters.NewArgs(
-			filters.Arg("type", string(events.ContainerEventType)),
-			filters.Arg("type", string(events.PluginEventType)),
-		),
-	})
+	want := filters.NewArgs(
+		filters.Arg("type", string(events.ContainerEventType)),
+		filters.Arg("type", string(events.PluginEventType)),
+	)
+	// Health checks alone make hundreds of events a second on a large host.
+	for _, action := range []events.Action{
+		events.ActionCreate, events.ActionStart, events.ActionDie, events.ActionDestroy, events.ActionRename, events.ActionEnable,
+		podmanDied, podmanRemove, podmanInit,
+	} {
+		want.Add("event", string(action))
+	}
+	messages, errs := d.client.Events(ctx, events.ListOptions{Since: since, Filters: want})
 	if !timer.Stop() {
 		return nil, nil, fmt.Errorf("opening the stream of events: %w", errHanging)
 	}
@@ -397,7 +403,7 @@ func (d *docker) inspect(ctx context.Context, id string) (container, error) {
 // anyone can ask for it.
 func (d *docker) event(f *feed, work *inspector, m events.Message) {
 	if m.TimeNano > 0 {
-		d.since = fmt.Sprintf("%d.%09d", m.TimeNano/1e9, m.TimeNano%1e9)
+		f.since = stamp(m.TimeNano)
 	}
 	id := m.Actor.ID
 	if m.Type == events.PluginEventType {
@@ -408,13 +414,13 @@ func (d *docker) event(f *feed, work *inspector, m events.Message) {
 		return
 	}
 	switch m.Action {
-	case events.ActionCreate, events.ActionStart, "init":
+	case events.ActionCreate, events.ActionStart, podmanInit:
 		f.put(d.partial(m))
 		work.add(id, f.now())
-	case events.ActionDie, "died":
+	case events.ActionDie, podmanDied:
 		f.put(d.partial(m)) // names it too, should the create event be lost
 		work.drop(id)
-	case events.ActionDestroy, "remove":
+	case events.ActionDestroy, podmanRemove:
 		work.drop(id)
 		f.removed(id)
 	case events.ActionRename:
@@ -422,6 +428,9 @@ func (d *docker) event(f *feed, work *inspector, m events.Message) {
 		work.add(id, f.now())
 	}
 }
+
+// stamp writes a time as engines read it.
+func stamp(nanos int64) string { return fmt.Sprintf("%d.%09d", nanos/1e9, nanos%1e9) }
 
 // engineAttributes are what engines add to a container's labels in an event. A
 // label of that name is hidden by it, and known again once the list is asked.

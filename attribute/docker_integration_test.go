@@ -4,6 +4,7 @@ package attribute
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -359,4 +360,42 @@ func TestDockerPlugin(t *testing.T) {
 	after := e.EnablePlugin(t, "example/after:1")
 	id := cgroupOfPlugin(r, after)
 	enginetest.Poll(t, patience, "named", func() bool { return r.Owner(id).ContainerName == "example/after:1" })
+}
+
+// What happened while no one listened is asked for when the stream of events is
+// opened again: a container that was made and removed meanwhile has a name.
+func TestDockerEventsSince(t *testing.T) {
+	e := enginetest.Start(t)
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerHost: e.Socket})
+	spec := &runtimeSpec{name: runtimeDocker, open: openDocker}
+	f := r.runtimes.add(spec, e.Socket, "")
+	listen := func(until func() bool) {
+		t.Helper()
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		done := make(chan error, 1)
+		go func() { done <- follow(ctx, spec, f) }()
+		enginetest.Poll(t, patience, "followed", until)
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("follow: %v", err)
+		}
+	}
+	blink := func(name string) string {
+		t.Helper()
+		id := e.Docker(t, "run", "-d", "--rm", "--network", "none", "--name", name, enginetest.Image, "true")
+		enginetest.Poll(t, patience, name+" is gone", func() bool { return e.Docker(t, "ps", "-aqf", "name="+name) == "" })
+		return id
+	}
+	listen(func() bool { return endpoint(t, r, e.Socket).State == StateOK })
+	for _, name := range []string{"before any event", "after one"} {
+		id := blink(strings.ReplaceAll(name, " ", "-"))
+		if c := r.registry.get(id); c != nil {
+			t.Fatalf("told of while no one listened: %+v", c)
+		}
+		listen(func() bool { return r.registry.get(id) != nil })
+		if c := r.registry.get(id); c.name != strings.ReplaceAll(name, " ", "-") || c.goneAt.IsZero() {
+			t.Errorf("%s: %+v", name, c)
+		}
+	}
 }

@@ -6,6 +6,15 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+
+	"github.com/docker/docker/api/types/events"
+)
+
+// Podman's own words for what happens to a container, where they are not Docker's.
+const (
+	podmanInit   events.Action = "init"
+	podmanDied   events.Action = "died"
+	podmanRemove events.Action = "remove"
 )
 
 // podmanSockets are where Podman offers Docker's API, once podman.socket is

@@ -102,7 +102,8 @@ type feed struct {
 	socket   string
 	inside   string // container that the runtime runs in, "" for the host's own
 	rank     int
-	most     int // containers that it may tell of
+	most     int    // containers that it may tell of
+	since    string // where the stream of events goes on after a break
 	log      *slog.Logger
 	now      func() time.Time
 	wanted   chan string     // ids that were seen as cgroups and are not known
@@ -287,14 +288,17 @@ func (rs *runtimes) run(ctx context.Context) {
 			return
 		case <-tick.C:
 		case ask := <-rs.inner:
-			err := rs.nested(ask, func(spec *runtimeSpec, socket string) {
-				if f := rs.add(spec, socket, ask.parent); f != nil {
-					sessions.Go(func() { rs.keep(ctx, spec, f) })
+			// Apart, because a look into a container's file system may take long.
+			sessions.Go(func() {
+				err := rs.nested(ask, func(spec *runtimeSpec, socket string) {
+					if f := rs.add(spec, socket, ask.parent); f != nil {
+						sessions.Go(func() { rs.keep(ctx, spec, f) })
+					}
+				})
+				if err != nil {
+					rs.log.Debug("no engine found in a container", "container", ask.parent, "error", err)
 				}
 			})
-			if err != nil {
-				rs.log.Debug("no engine found in a container", "container", ask.parent, "error", err)
-			}
 		}
 	}
 }
