@@ -13,6 +13,7 @@ import (
 	eventsapi "github.com/containerd/containerd/api/services/events/v1"
 	namespacesapi "github.com/containerd/containerd/api/services/namespaces/v1"
 	versionapi "github.com/containerd/containerd/api/services/version/v1"
+	"github.com/containerd/containerd/api/types"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
@@ -53,7 +54,7 @@ func (s *containerdSession) follow(ctx context.Context, f *feed) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	events := make(chan *eventsapi.Envelope, 256)
+	events := make(chan *types.Envelope, 256)
 	ended := make(chan error, 1)
 	go func() { ended <- s.events(ctx, events) }()
 	defer func() { cancel(); <-ended }()
@@ -135,7 +136,7 @@ func (s *containerdSession) list(ctx context.Context, f *feed) error {
 	return nil
 }
 
-func (s *containerdSession) events(ctx context.Context, to chan<- *eventsapi.Envelope) error {
+func (s *containerdSession) events(ctx context.Context, to chan<- *types.Envelope) error {
 	stream, err := eventsapi.NewEventsClient(s.conn).Subscribe(ctx, &eventsapi.SubscribeRequest{
 		Filters: []string{`topic=="/containers/create"`, `topic=="/containers/update"`, `topic=="/containers/delete"`},
 	})
@@ -157,7 +158,7 @@ func (s *containerdSession) events(ctx context.Context, to chan<- *eventsapi.Env
 	}
 }
 
-func (s *containerdSession) event(ctx context.Context, f *feed, e *eventsapi.Envelope) {
+func (s *containerdSession) event(ctx context.Context, f *feed, e *types.Envelope) {
 	if foreign(e.Namespace) || e.Event == nil {
 		return
 	}
@@ -182,7 +183,7 @@ func (s *containerdSession) event(ctx context.Context, f *feed, e *eventsapi.Env
 }
 
 // eventID returns the id of the container that an event is about.
-func eventID(e *eventsapi.Envelope) string {
+func eventID(e *types.Envelope) string {
 	var m interface {
 		proto.Message
 		GetID() string

@@ -59,7 +59,7 @@ func misbehave(mode, socket string) error {
 	}
 	fmt.Println("listening") // whoever started us waits for this line
 	raw := map[string]func(net.Conn){
-		"hang":    func(net.Conn) {},
+		"hang":    func(c net.Conn) { io.Copy(io.Discard, c) }, // reads all and says nothing
 		"hang up": func(c net.Conn) { c.Close() },
 		"babble":  func(c net.Conn) { stream(c, huge); c.Close() },
 		"endless header": func(c net.Conn) {
@@ -68,14 +68,12 @@ func misbehave(mode, socket string) error {
 		},
 	}
 	if f := raw[mode]; f != nil {
-		var held []net.Conn // or the collector would close them
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return err
 			}
-			held = append(held, c)
-			f(c)
+			go f(c)
 		}
 	}
 	if strings.HasPrefix(mode, "cri ") {

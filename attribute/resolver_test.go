@@ -161,3 +161,37 @@ func TestCloseWithoutStartAndTwice(t *testing.T) {
 		t.Errorf("after Close: %+v", o)
 	}
 }
+
+// One tree with the paths of every runtime, those that cannot run on a test
+// machine (CRI-O, ECS, Nomad, Garden) among them.
+func TestTreeOfAllRuntimes(t *testing.T) {
+	root := t.TempDir()
+	rows := map[uint64]int{}
+	for i, row := range pathRows {
+		path := fillPath(row.path)
+		if i == 0 || path == "" || path == "/" || strings.Contains(path, "..") || strings.HasSuffix(path, " (deleted)") {
+			continue
+		}
+		id := mkdir(t, root, path)
+		if _, twice := rows[id]; !twice {
+			rows[id] = i
+		}
+	}
+	if len(rows) < 75 {
+		t.Fatalf("only %d rows have a directory", len(rows))
+	}
+	r := newTestResolver(t, Options{CgroupRoot: root})
+	if err := r.Walk(); err != nil {
+		t.Fatal(err)
+	}
+	for id, i := range rows {
+		want, got := pathRows[i].want, r.Owner(id)
+		if got.Kind != want.kind || got.ContainerID != want.id || got.Runtime != want.runtime || got.Parent != want.parent ||
+			got.PodUID != want.podUID || got.Unit != want.unit {
+			t.Errorf("row %d: %q\n got %+v\nwant %+v", i, got.Path, got, want)
+		}
+		if want.named && got.ContainerName == "" {
+			t.Errorf("row %d: %q has no name", i, got.Path)
+		}
+	}
+}
