@@ -324,32 +324,35 @@ func writeFindings(w io.Writer, findings []vxlan.Finding, host uint64) error {
 // writeFinding says what is wrong with a device, and all that is known of the
 // network that suffers from it.
 func writeFinding(w io.Writer, f *vxlan.Finding) error {
-	text := fmt.Sprintf("\n%s (ifindex %d): %s: %s\n", f.Name, f.Ifindex, f.Verdict, f.Reason)
+	var b strings.Builder
+	fmt.Fprintf(&b, "\n%s (ifindex %d): %s: %s\n", output.SafeText(f.Name), f.Ifindex, f.Verdict, output.SafeText(f.Reason))
 	if n := f.Network; n != nil {
-		text += fmt.Sprintf("  network %s, id %s", n.Name, n.ID)
-		if n.Stack != "" {
-			text += ", stack " + n.Stack
+		fmt.Fprintf(&b, "  network %s, id %s", output.SafeText(n.Name), output.SafeText(n.ID))
+		for _, part := range []struct{ name, value string }{
+			{"stack", n.Stack}, {"services", strings.Join(n.Services, ", ")}, {"subnets", strings.Join(n.Subnets, ", ")},
+		} {
+			if part.value != "" {
+				fmt.Fprintf(&b, ", %s %s", part.name, output.SafeText(part.value))
+			}
 		}
-		if len(n.Services) > 0 {
-			text += ", services " + strings.Join(n.Services, ", ")
-		}
-		if len(n.Subnets) > 0 {
-			text += ", subnets " + strings.Join(n.Subnets, ", ")
-		}
-		text += "\n"
+		b.WriteByte('\n')
 	}
 	switch {
 	case f.Keep == "":
-		text += "  iotrace-bpf vxlan clean deletes it\n"
+		b.WriteString("  iotrace-bpf vxlan clean deletes it\n")
 	case bad(f):
-		text += "  clean leaves it alone: " + f.Keep + "\n"
+		fmt.Fprintf(&b, "  clean leaves it alone: %s\n", output.SafeText(f.Keep))
 	}
-	lines := strings.Split(text, "\n")
-	for i := range lines {
-		lines[i] = output.SafeText(lines[i])
-	}
-	_, err := io.WriteString(w, strings.Join(lines, "\n"))
+	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// devices counts in words.
+func devices(n int) string {
+	if n == 1 {
+		return "1 device"
+	}
+	return fmt.Sprintf("%d devices", n)
 }
 
 // findingEvent makes a document's content of a verdict.
@@ -458,11 +461,11 @@ func vxlanClean(ctx context.Context, o *vxlanOptions, stdin io.Reader, stdout, s
 	case len(doomed) == 0:
 		fmt.Fprintln(human, "nothing to delete")
 	case o.dryRun:
-		fmt.Fprintf(human, "\n%d devices would be deleted\n", len(doomed))
+		fmt.Fprintf(human, "\n%s would be deleted\n", devices(len(doomed)))
 	default:
 		agreed := o.yes
 		if !agreed {
-			if agreed, err = ask(ctx, stdin, human, fmt.Sprintf("\ndelete %d devices? [y/N] ", len(doomed))); err != nil {
+			if agreed, err = ask(ctx, stdin, human, fmt.Sprintf("\ndelete %s? [y/N] ", devices(len(doomed)))); err != nil {
 				return err
 			}
 		}
@@ -473,7 +476,7 @@ func vxlanClean(ctx context.Context, o *vxlanOptions, stdin io.Reader, stdout, s
 		}
 	}
 	if left > 0 {
-		fmt.Fprintf(human, "%d devices still leak or block\n", left)
+		fmt.Fprintf(human, "still leaking or blocking: %s\n", devices(left))
 		return &exitError{code: exitLeaked}
 	}
 	return nil
@@ -710,6 +713,78 @@ func (w *overlayWatch) history(c *vxlan.Track) string {
 		}
 	}
 	return text
+}
+
+// overlayFeed runs a watch in the background, for whoever reports by intervals.
+type overlayFeed struct {
+	watch  *overlayWatch
+	cancel context.CancelFunc
+	done   chan struct{}
+	told   uint64 // losses that take gave
+
+	mu     sync.Mutex // guards what follows
+	events []output.Event
+	missed uint64
+	err    error
+}
+
+// overlayPending bounds the events between two intervals.
+const overlayPending = 16384
+
+// startOverlayFeed attaches and follows until it is closed.
+func startOverlayFeed(ctx context.Context, o overlayOptions) (*overlayFeed, error) {
+	w, err := newOverlayWatch(o)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	f := &overlayFeed{watch: w, cancel: cancel, done: make(chan struct{})}
+	go func() {
+		defer close(f.done)
+		err := w.run(ctx, f.put)
+		f.mu.Lock()
+		f.err = err
+		f.mu.Unlock()
+	}()
+	return f, nil
+}
+
+func (f *overlayFeed) put(e output.Event) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.events) >= overlayPending {
+		f.missed++
+		return
+	}
+	f.events = append(f.events, e)
+}
+
+// take gives what happened since the call before, and how much of it was lost.
+func (f *overlayFeed) take() (events []output.Event, lost uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	events, f.events = f.events, nil
+	sum := f.watch.lost() + f.missed
+	lost, f.told = sum-f.told, sum
+	return events, lost
+}
+
+// status says what the watch is attached to, or why it ended.
+func (f *overlayFeed) status() output.SourceStatus {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.watch.status()
+	if f.err != nil {
+		s.Attached, s.Reason = false, f.err.Error()
+	}
+	return s
+}
+
+// Close detaches.
+func (f *overlayFeed) Close() error {
+	f.cancel()
+	<-f.done
+	return f.watch.Close()
 }
 
 // vxlanWatch tells what happens to vxlan devices.

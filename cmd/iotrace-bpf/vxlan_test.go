@@ -144,12 +144,12 @@ func TestVXLANLeak(t *testing.T) {
 	}
 
 	code, out, _ = h.run("", "clean", "--grace", grace, "--dry-run")
-	if code != exitLeaked || !strings.Contains(out, "1 devices would be deleted") {
+	if code != exitLeaked || !strings.Contains(out, "1 device would be deleted") {
 		t.Errorf("dry run: exit code %d:\n%s", code, out)
 	}
 	for _, answer := range []string{"", "\n", "n\n", "nope\n", "yess\n"} {
 		code, out, _ = h.run(answer, "clean", "--grace", grace)
-		if code != exitLeaked || !strings.Contains(out, "delete 1 devices? [y/N]") {
+		if code != exitLeaked || !strings.Contains(out, "delete 1 device? [y/N]") {
 			t.Errorf("answer %q: exit code %d:\n%s", answer, code, out)
 		}
 	}
@@ -157,7 +157,7 @@ func TestVXLANLeak(t *testing.T) {
 		t.Fatalf("without a yes these are left: %s", got)
 	}
 	code, out, _ = h.run("y\n", "clean", "--grace", grace)
-	if code != exitLeaked || !strings.Contains(out, "vx-001001-m64nq (ifindex") || !strings.Contains(out, "1 devices still leak or block") {
+	if code != exitLeaked || !strings.Contains(out, "vx-001001-m64nq (ifindex") || !strings.Contains(out, "still leaking or blocking: 1 device") {
 		t.Errorf("clean: exit code %d:\n%s", code, out)
 	}
 	if got := h.names(); got != "flannel.1 vx-001002-zzzzz" {
@@ -294,6 +294,55 @@ type lineWriter chan string
 func (w lineWriter) Write(b []byte) (int, error) {
 	w <- string(b)
 	return len(b), nil
+}
+
+// TestVXLANFeed is what the default run shows: events between intervals.
+func TestVXLANFeed(t *testing.T) {
+	h := newOverlayHost(t)
+	h.add("vx-001001-m64nq", 4097, 4789)
+	var errs bytes.Buffer
+	f, err := startOverlayFeed(t.Context(), overlayOptions{stderr: &errs, vxlanOptions: vxlanOptions{
+		hostNetNS: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(h.ns)), netNSDirs: []string{h.dir}, grace: 300 * time.Millisecond,
+		netlink: true, dockerHost: filepath.Join(h.dir, "no.sock"),
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := f.status(); s.Source != "vxlan" || !s.Attached || s.Hook != "rtnetlink" || s.Cost == "" {
+		t.Errorf("status %+v", s)
+	}
+	h.add("\x1b[31m\u202e", 5, 4789)
+	var events []output.Event
+	for end := time.Now().Add(time.Minute); len(events) < 2; time.Sleep(10 * time.Millisecond) {
+		more, lost := f.take()
+		events = append(events, more...)
+		if lost != 0 || time.Now().After(end) {
+			t.Fatalf("%d lost, events %+v", lost, events)
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	if events[0].Action != "created" || events[1].Action != "leaked" || events[1].VXLAN.Device != "vx-001001-m64nq" {
+		t.Errorf("events %+v", events)
+	}
+	if line := events[0].String(); strings.ContainsAny(line, "\x1b\u202e") {
+		t.Errorf("line %q", line)
+	}
+}
+
+// TestVXLANHostileNames: a device may be called anything but blanks and slashes.
+func TestVXLANHostileNames(t *testing.T) {
+	h := newOverlayHost(t)
+	h.add("\x1b[31m\u202e", 5, 4789)
+	_, out, errs := h.run("", "list")
+	if strings.ContainsAny(out+errs, "\x1b\u202e") || !strings.Contains(out, `\x1b[31m\u202e`) {
+		t.Errorf("list printed %q, %q", out, errs)
+	}
+	_, out, errs = h.run("", "list", "--output", "ndjson")
+	if strings.ContainsAny(out+errs, "\x1b") {
+		t.Errorf("list printed %q, %q", out, errs)
+	}
 }
 
 // TestVXLANReaderGone: a reader that goes away ends the watch.

@@ -116,7 +116,7 @@ func openNotifier() (fd int, err error) {
 func (n *notifier) hooks() string { return "rtnetlink" }
 
 func (n *notifier) cost() string {
-	return "no process behind an event, no refused creations, nothing of namespaces the host has no number for"
+	return "no process behind an event, nothing of namespaces that the host has no number for"
 }
 
 func (n *notifier) lost() uint64 { return n.dropped.Load() }

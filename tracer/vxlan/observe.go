@@ -102,7 +102,19 @@ func (o *Observer) Findings(networks []Network) (findings []Finding, unreadable 
 	if err != nil {
 		return nil, 0, err
 	}
-	return Judge(m, networks, time.Now(), o.watcher.grace), snap.Unreadable, nil
+	findings = Judge(m, networks, time.Now(), o.watcher.grace)
+	mono := time.Duration(monotonic())
+	for i := range findings {
+		f := &findings[i]
+		if f.NetNS != m.host || !f.Seen {
+			continue
+		}
+		// How long it has been DOWN is not what udev knows: only the age is.
+		if age, ok := o.scanner.udevAge(f.Ifindex, mono); ok && age > f.Age {
+			f.Age, f.AtLeast = age, false
+		}
+	}
+	return findings, snap.Unreadable, nil
 }
 
 // Delete deletes a device that was found to be leaked, if it still is: all is

@@ -3,6 +3,8 @@ package vxlan
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"testing"
 	"time"
 
@@ -387,6 +389,37 @@ func TestObserveReturnsAtOnceWhenNothingLooksLeaked(t *testing.T) {
 	host.vxlan("vx-001001-m64nq", 4097, 4789)
 	if _, err := Observe(ctx, WatchOptions{Scan: scanOptions(host, t.TempDir(), t.TempDir()), Grace: time.Hour}); !errors.Is(err, context.Canceled) {
 		t.Errorf("Observe of a candidate: %v, want %v", err, context.Canceled)
+	}
+}
+
+// TestAgeFromUdev: no snapshot knows the age of a device, but udev may.
+func TestAgeFromUdev(t *testing.T) {
+	host := newSpace(t)
+	mono := time.Duration(monotonic())
+	opts := scanOptions(host, t.TempDir(), t.TempDir())
+	opts.UdevData = t.TempDir()
+	for name, c := range map[string]struct {
+		data string
+		want time.Duration // 0: not from udev
+	}{
+		"flannel.1": {"E:ID_NET_DRIVER=vxlan\nI:1000000\nG:systemd\n", mono - time.Second},
+		"none":      {"E:ID_NET_DRIVER=vxlan\n", 0},
+		"garbage":   {"I:99x\n", 0},
+		"future":    {"I:9223372036854775807\n", 0},
+		"negative":  {"I:-5\n", 0},
+	} {
+		index := host.vxlan(name, len(name), 8472)
+		host.must(os.WriteFile(fmt.Sprintf("%s/n%d", opts.UdevData, index), []byte(c.data), 0o600))
+		o, err := Observe(t.Context(), WatchOptions{Scan: opts, Grace: testGrace})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := find(t, o, nil, name)
+		if c.want > 0 && (f.AtLeast || f.Age < c.want) || c.want == 0 && (!f.AtLeast || f.Age > time.Minute) {
+			t.Errorf("%s: age %v, at least %v; want %v", name, f.Age, f.AtLeast, c.want)
+		}
+		host.must(o.Close())
+		host.del(name)
 	}
 }
 

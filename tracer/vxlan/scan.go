@@ -64,6 +64,9 @@ type ScanOptions struct {
 	NetNSDirs []string
 	// Proc is where procfs is mounted. Default: /proc.
 	Proc string
+	// UdevData is udev's database, which knows since when a device has been in the
+	// host's namespace. Default: the machine's, unless HostNetNS is set.
+	UdevData string
 }
 
 // Scanner looks into every network namespace that can be reached.
@@ -88,6 +91,9 @@ func NewScanner(opts ScanOptions) (*Scanner, error) {
 	path := opts.HostNetNS
 	if path == "" {
 		path = filepath.Join(opts.Proc, "1/ns/net")
+		if opts.UdevData == "" {
+			opts.UdevData = "/run/udev/data"
+		}
 	}
 	host, inode, err := openNetNS(path)
 	if err != nil && opts.HostNetNS == "" && errors.Is(err, fs.ErrPermission) {
@@ -196,6 +202,30 @@ func (s *Scanner) paths() (found map[uint64]Namespace, unreadable int) {
 	}
 	delete(found, s.inode)
 	return found, unreadable
+}
+
+// udevAge tells for how long udev has known a device of the host's namespace;
+// ok is false where there is no udev.
+func (s *Scanner) udevAge(ifindex int, mono time.Duration) (age time.Duration, ok bool) {
+	if s.opts.UdevData == "" {
+		return 0, false
+	}
+	b, err := os.ReadFile(filepath.Join(s.opts.UdevData, "n"+strconv.Itoa(ifindex)))
+	if err != nil {
+		return 0, false
+	}
+	for line := range strings.Lines(string(b)) {
+		text, found := strings.CutPrefix(line, "I:") // microseconds of CLOCK_MONOTONIC
+		if !found {
+			continue
+		}
+		us, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+		if err != nil || us <= 0 || us > int64(mono/time.Microsecond) {
+			return 0, false
+		}
+		return mono - time.Duration(us)*time.Microsecond, true
+	}
+	return 0, false
 }
 
 // named finds the device of any kind that bears a name in a namespace, by a

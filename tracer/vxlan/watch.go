@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -110,7 +111,13 @@ func NewWatcher(opts WatchOptions) (*Watcher, error) {
 func (w *Watcher) Hooks() string { return w.join(feed.hooks, ", ") }
 
 // Cost says what is not known because of the choice of hooks; "" when nothing.
-func (w *Watcher) Cost() string { return w.join(feed.cost, "; ") }
+func (w *Watcher) Cost() string {
+	cost := w.join(feed.cost, "; ")
+	if !slices.ContainsFunc(w.feeds, func(f feed) bool { _, hooked := f.(*kernel); return hooked }) {
+		cost += "; no refused creations"
+	}
+	return cost
+}
 
 func (w *Watcher) join(text func(feed) string, separator string) string {
 	var list []string
