@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"net"
 	"net/http"
@@ -22,361 +21,35 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output/elastic/testserver"
 )
 
-// These tests run real servers, fetched by elastic/testserver/fetch.sh into
-// $IOTRACE_TEST_SERVERS or the user's cache directory. They need maven, unzip
-// and a JDK 17.
-
-// serverUser is whom Elasticsearch runs as: it refuses root.
-const serverUser = 65534
-
-var fetchServers = sync.OnceValues(func() (string, error) {
-	dir := os.Getenv("IOTRACE_TEST_SERVERS")
-	if dir == "" {
-		cache, err := os.UserCacheDir()
-		if err != nil {
-			cache = "/var/cache"
-		}
-		dir = filepath.Join(cache, "iotrace-bpf", "testservers")
-	}
-	out, err := exec.Command("elastic/testserver/fetch.sh", dir).CombinedOutput()
-	if err != nil {
-		return "", fmt.Errorf("fetching servers: %w: %s", err, out)
-	}
-	return dir, nil
-})
-
-// testServer is a real server on loopback that can be killed and started again.
-type testServer struct {
-	t       *testing.T
-	name    string
-	url     string
-	command func() *exec.Cmd
-	cmd     *exec.Cmd
-	exited  chan error
-	log     bytes.Buffer
-}
-
-func freePort(t *testing.T) int {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
-func javaHome(t *testing.T) string {
-	if h := os.Getenv("JAVA_HOME"); h != "" {
-		return h
-	}
-	java, err := exec.LookPath("java")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if java, err = filepath.EvalSymlinks(java); err != nil {
-		t.Fatal(err)
-	}
-	return filepath.Dir(filepath.Dir(java))
-}
-
-// serverDir makes a directory that the server may write to.
-func serverDir(t *testing.T) string {
-	dir, err := os.MkdirTemp("", "iotrace-testserver-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	if os.Geteuid() == 0 {
-		if err := os.Chown(dir, serverUser, serverUser); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return dir
-}
-
-// startElasticsearch runs Elasticsearch, with TLS and users if there is a
-// password for them.
-func startElasticsearch(t *testing.T, password string) *testServer {
-	servers, err := fetchServers()
-	if err != nil {
-		t.Fatal(err)
-	}
-	home, dir, port := filepath.Join(servers, "elasticsearch"), serverDir(t), freePort(t)
-	// The server writes a keystore beside its configuration.
-	conf := filepath.Join(dir, "config")
-	if err := os.CopyFS(conf, os.DirFS(filepath.Join(home, "config"))); err != nil {
-		t.Fatal(err)
-	}
-	env := append(os.Environ(), "ES_JAVA_HOME="+javaHome(t), "ES_JAVA_OPTS=-Xms512m -Xmx512m", "CLI_JAVA_OPTS=-Xmx64m", "ES_PATH_CONF="+conf, "ES_TMPDIR="+filepath.Join(dir, "tmp"), "HOME="+dir)
-	scheme, options := "http", []string{"xpack.security.enabled=false"}
-	if password != "" {
-		scheme = "https"
-		options = secure(t, conf, home, password, env)
-	}
-	if err := os.Mkdir(filepath.Join(dir, "tmp"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	chownAll(t, dir)
-	s := &testServer{t: t, name: "elasticsearch", url: fmt.Sprintf("%s://127.0.0.1:%d", scheme, port)}
-	s.command = func() *exec.Cmd {
-		cmd := exec.Command(filepath.Join(home, "bin", "elasticsearch"))
-		for _, o := range []string{"discovery.type=single-node", "network.host=127.0.0.1", "http.port=" + strconv.Itoa(port), "transport.port=" + strconv.Itoa(freePort(t)),
-			"path.data=" + filepath.Join(dir, "data"), "path.logs=" + filepath.Join(dir, "logs"), "cluster.routing.allocation.disk.threshold_enabled=false"} {
-			cmd.Args = append(cmd.Args, "-E", o)
-		}
-		for _, o := range options {
-			cmd.Args = append(cmd.Args, "-E", o)
-		}
-		cmd.Env, cmd.Dir = env, dir
-		return cmd
-	}
-	s.start()
-	return s
-}
-
-// testAuthority issues the certificate of the server with security.
-var testAuthority = sync.OnceValues(func() (*testCA, error) { return makeTestCA() })
-
-// secure gives the server a certificate, the password of its superuser, and a
-// user called writer, with the same password, who may create documents in our
-// streams and nothing else. (API keys need an index of the server's own that
-// this distribution cannot make.)
-func secure(t *testing.T, conf, home, password string, env []string) []string {
-	ca, err := testAuthority()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cert := ca.issue(t, "localhost", net.IPv4(127, 0, 0, 1))
-	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
-	if err != nil {
-		t.Fatal(err)
-	}
-	chain := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[0]})
-	chain = append(chain, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Certificate[1]})...)
-	for name, b := range map[string][]byte{
-		"http.crt":  chain,
-		"http.key":  pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key}),
-		"roles.yml": []byte("iotrace_writer:\n  cluster: []\n  indices:\n    - names: ['metrics-iotrace.*', 'logs-iotrace.*']\n      privileges: [create_doc, auto_configure]\n"),
-	} {
-		if err := os.WriteFile(filepath.Join(conf, name), b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	run := func(input, name string, args ...string) {
-		cmd := exec.Command(filepath.Join(home, "bin", name), args...)
-		cmd.Env, cmd.Stdin = env, strings.NewReader(input)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%s: %v: %s", name, err, out)
-		}
-	}
-	run(password, "elasticsearch-keystore", "add", "-x", "-f", "bootstrap.password")
-	run("", "elasticsearch-users", "useradd", "writer", "-p", password, "-r", "iotrace_writer")
-	return []string{"xpack.security.enabled=true", "xpack.security.transport.ssl.enabled=false", "xpack.security.http.ssl.enabled=true",
-		"xpack.security.http.ssl.certificate=http.crt", "xpack.security.http.ssl.key=http.key"}
-}
-
-// client trusts the test's authority.
-func (s *testServer) client() *http.Client {
-	ca, err := testAuthority()
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	roots := x509.NewCertPool()
-	roots.AddCert(ca.cert)
-	return &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}}
-}
-
-func startOpenSearch(t *testing.T) *testServer {
-	servers, err := fetchServers()
-	if err != nil {
-		t.Fatal(err)
-	}
-	launcher, err := filepath.Abs("elastic/testserver/OpenSearch.java")
-	if err != nil {
-		t.Fatal(err)
-	}
-	// The server's user need not be able to read the source tree.
-	source, err := os.ReadFile(launcher)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, port := serverDir(t), freePort(t)
-	launcher = filepath.Join(dir, "OpenSearch.java")
-	if err := os.WriteFile(launcher, source, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	s := &testServer{t: t, name: "opensearch", url: fmt.Sprintf("http://127.0.0.1:%d", port)}
-	s.command = func() *exec.Cmd {
-		cmd := exec.Command(filepath.Join(javaHome(t), "bin", "java"), "-Xms512m", "-Xmx512m", "-Djava.security.manager=allow", "-cp", filepath.Join(servers, "opensearch", "*"),
-			launcher, filepath.Join(dir, "node"), strconv.Itoa(port))
-		cmd.Dir = dir
-		return cmd
-	}
-	s.start()
-	return s
-}
-
-func chownAll(t *testing.T, dir string) {
-	if os.Geteuid() != 0 {
-		return
-	}
-	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		return os.Chown(path, serverUser, serverUser)
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// start runs the server and returns at once.
-func (s *testServer) start() {
-	s.t.Helper()
-	cmd := s.command()
-	cmd.Stdout, cmd.Stderr = &s.log, &s.log
-	// A group of its own: Elasticsearch's launcher is a process beside it.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	if os.Geteuid() == 0 && s.name == "elasticsearch" {
-		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: serverUser, Gid: serverUser}
-	}
-	if err := cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
-	s.cmd, s.exited = cmd, exited
-	s.t.Cleanup(func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) })
-}
-
-// kill ends the server without a chance to tidy up.
-func (s *testServer) kill() {
-	s.t.Helper()
-	if err := syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL); err != nil {
-		s.t.Fatal(err)
-	}
-	<-s.exited
-}
-
-// ready waits until the server answers for its indices.
-func (s *testServer) ready(user, password string) {
-	s.t.Helper()
-	deadline, client := time.Now().Add(3*time.Minute), s.client()
-	for {
-		req, err := http.NewRequest(http.MethodGet, s.url+"/_cluster/health?wait_for_status=yellow&timeout=60s", nil)
-		if err != nil {
-			s.t.Fatal(err)
-		}
-		if password != "" {
-			req.SetBasicAuth(user, password)
-		}
-		res, err := client.Do(req)
-		if err == nil {
-			res.Body.Close()
-			if res.StatusCode == http.StatusOK {
-				return
-			}
-		}
-		select {
-		case err := <-s.exited:
-			s.t.Fatalf("%s ended: %v\n%s", s.name, err, s.log.String())
-		case <-time.After(100 * time.Millisecond):
-		}
-		if time.Now().After(deadline) {
-			s.t.Fatalf("%s is not ready after three minutes: %v", s.name, err)
-		}
-	}
-}
-
-// ask sends a request and decodes the answer.
-func (s *testServer) ask(method, path, body string, into any) int {
-	s.t.Helper()
-	req, err := http.NewRequest(method, s.url+path, strings.NewReader(body))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	req.Header.Set("Content-Type", "application/json")
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if into != nil {
-		if res.StatusCode != http.StatusOK {
-			s.t.Fatalf("%s %s: %d %s", method, path, res.StatusCode, b)
-		}
-		if err := json.Unmarshal(b, into); err != nil {
-			s.t.Fatalf("%s %s: %v", method, path, err)
-		}
-	}
-	return res.StatusCode
-}
-
-func (s *testServer) count(stream string) int {
-	s.t.Helper()
-	var r struct{ Count int }
-	s.ask(http.MethodGet, "/"+stream+"/_count", "", &r)
-	return r.Count
-}
-
-// sums returns the sum of a field by the values of another.
-func (s *testServer) sums(stream, by, field, query string) map[string]uint64 {
-	s.t.Helper()
-	var r struct {
-		Aggregations struct {
-			G struct {
-				Buckets []struct {
-					Key string
-					S   struct{ Value float64 }
-				}
-			}
-		}
-	}
-	s.ask(http.MethodPost, "/"+stream+"/_search", fmt.Sprintf(`{"size":0,"query":%s,"aggs":{"g":{"terms":{"field":%q,"size":1000,"missing":"(none)"},"aggs":{"s":{"sum":{"field":%q}}}}}}`, query, by, field), &r)
-	sums := make(map[string]uint64)
-	for _, b := range r.Aggregations.G.Buckets {
-		sums[b.Key] = uint64(b.S.Value)
-	}
-	return sums
-}
+// These tests run real servers: see package testserver.
 
 func TestElasticsearchRealServer(t *testing.T) {
 	for _, c := range []struct {
 		name  string
-		start func(*testing.T) *testServer
+		start func(*testing.T) *testserver.Server
 	}{
-		{"elasticsearch", func(t *testing.T) *testServer { return startElasticsearch(t, "") }},
-		{"opensearch", startOpenSearch},
+		{"elasticsearch", func(t *testing.T) *testserver.Server { return testserver.Elasticsearch(t, nil) }},
+		{"opensearch", func(t *testing.T) *testserver.Server { return testserver.OpenSearch(t) }},
 	} {
-		t.Run(c.name, func(t *testing.T) {
-			s := c.start(t)
-			s.ready("", "")
-			testOutage(t, s)
-		})
+		t.Run(c.name, func(t *testing.T) { testOutage(t, c.start(t)) })
 	}
 }
 
 // testOutage ships documents while the server is killed twice and our own
 // process is replaced once in between, and asks the server for the sums.
-func testOutage(t *testing.T, s *testServer) {
-	opt := testOptions(t, lossyProxy(t, s.url))
+func testOutage(t *testing.T, s *testserver.Server) {
+	opt := testOptions(t, lossyProxy(t, s.URL))
 	opt.BatchBytes = minBatchBytes // many requests: some are cut off half-way
 	opt.QueueBytes = 4 << 20
 	opt.retry = retryRange{20 * time.Millisecond, 500 * time.Millisecond}
@@ -410,7 +83,7 @@ func testOutage(t *testing.T, s *testServer) {
 	done := stored()
 	send(0, 40)
 	until(t, "some documents stored", func() bool { return stored() > done })
-	s.kill() // with requests on their way
+	s.Kill() // with requests on their way
 	send(40, 80)
 	until(t, "documents on disk", func() bool { st := e.Stats(); return st.Failing && st.Spooled > 0 })
 	before := closeAll(t, e)
@@ -419,14 +92,12 @@ func testOutage(t *testing.T, s *testServer) {
 	}
 	e = start(t, opt)
 	send(80, 100)
-	s.start()
-	s.ready("", "")
+	s.Start()
 	done = stored()
 	until(t, "some documents stored", func() bool { return stored() > done })
-	s.kill()
+	s.Kill()
 	send(100, 120)
-	s.start()
-	s.ready("", "")
+	s.Start()
 	until(t, "everything stored", func() bool { return e.Stats().Pending == 0 })
 	after := closeAll(t, e)
 	t.Logf("before our restart %+v\nafter it %+v", before, after)
@@ -440,18 +111,17 @@ func testOutage(t *testing.T, s *testServer) {
 		t.Error("no reply was lost: the test did not try what it is there for")
 	}
 	for stream, n := range want.docs {
-		s.ask(http.MethodPost, "/"+stream+"/_refresh", "", nil)
-		if got := s.count(stream); got != n {
+		if got := s.Count(stream); got != n {
 			t.Errorf("%s has %d documents, want %d", stream, got, n)
 		}
 	}
 	const wire = `{"bool":{"filter":[{"term":{"iotrace.level":"wire"}}],"must_not":[{"term":{"iotrace.device.stacked":true}}]}}`
 	for field, sums := range map[string]map[string]uint64{"iotrace.write.bytes": want.written, "iotrace.read.bytes": want.read} {
-		if got := s.sums(testIO, "iotrace.project.name", field, wire); !maps.Equal(got, sums) {
+		if got := s.Sums(testIO, "iotrace.project.name", field, wire); !maps.Equal(got, sums) {
 			t.Errorf("%s by project: %v, want %v", field, got, sums)
 		}
 	}
-	if got := s.sums(testEvents, "iotrace.project.name", "iotrace.request.bytes", `{"match_all":{}}`); !maps.Equal(got, want.events) {
+	if got := s.Sums(testEvents, "iotrace.project.name", "iotrace.request.bytes", `{"match_all":{}}`); !maps.Equal(got, want.events) {
 		t.Errorf("bytes of requests by project: %v, want %v", got, want.events)
 	}
 	checkMapping(t, s)
@@ -530,11 +200,11 @@ func (w *totals) ship(t *testing.T, e *Elasticsearch, iv *Interval) {
 
 // checkMapping wants the types of the templates in the index, and a document
 // to come back whole.
-func checkMapping(t *testing.T, s *testServer) {
+func checkMapping(t *testing.T, s *testserver.Server) {
 	var caps map[string]struct {
 		Mappings struct{ Properties map[string]any }
 	}
-	s.ask(http.MethodGet, "/"+testIO+"/_mapping", "", &caps)
+	s.Ask(http.MethodGet, "/"+testIO+"/_mapping", "", &caps)
 	if len(caps) == 0 {
 		t.Fatal("no backing index")
 	}
@@ -545,7 +215,7 @@ func checkMapping(t *testing.T, s *testServer) {
 		io, _ := m.Mappings.Properties["iotrace"].(map[string]any)
 		read := lookup(io, "properties.read.properties.bytes.type")
 		dim := lookup(io, "properties.group.properties.id.time_series_dimension")
-		if read != "long" || (dim == true) != (s.name == "elasticsearch") {
+		if read != "long" || (dim == true) != s.TimeSeries {
 			t.Errorf("mapping: read.bytes is %v, group.id is a dimension: %v", read, dim)
 		}
 	}
@@ -556,7 +226,7 @@ func checkMapping(t *testing.T, s *testServer) {
 			}
 		}
 	}
-	s.ask(http.MethodPost, "/"+testIO+"/_search", `{"size":1,"query":{"term":{"iotrace.project.name":"project-1"}}}`, &found)
+	s.Ask(http.MethodPost, "/"+testIO+"/_search", `{"size":1,"query":{"term":{"iotrace.project.name":"project-1"}}}`, &found)
 	if len(found.Hits.Hits) != 1 {
 		t.Fatal("no document of project-1")
 	}
@@ -572,7 +242,7 @@ func checkMapping(t *testing.T, s *testServer) {
 }
 
 // checkDashboard runs every aggregation of the dashboard.
-func checkDashboard(t *testing.T, s *testServer) {
+func checkDashboard(t *testing.T, s *testserver.Server) {
 	objects := savedObjects(t)
 	ran := 0
 	for name, o := range objects {
@@ -618,7 +288,7 @@ func checkDashboard(t *testing.T, s *testServer) {
 				Buckets []any
 			}
 		}
-		s.ask(http.MethodPost, "/"+url.PathEscape(index)+"/_search", string(body), &r)
+		s.Ask(http.MethodPost, "/"+url.PathEscape(index)+"/_search", string(body), &r)
 		for id, a := range r.Aggregations {
 			if a.Value == nil && len(a.Buckets) == 0 {
 				t.Errorf("%s: aggregation %s finds nothing in %s", name, id, index)
@@ -639,24 +309,35 @@ func titleOf(objects map[string]savedObject, name string) string {
 // user who may write to our streams and do nothing else.
 func TestElasticsearchRealSecurity(t *testing.T) {
 	const password = "changeme-iotrace"
-	s := startElasticsearch(t, password)
-	s.ready("elastic", password)
-	ca, err := testAuthority()
+	ca := newTestCA(t)
+	cert := ca.issue(t, "localhost", net.IPv4(127, 0, 0, 1))
+	key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
 	if err != nil {
 		t.Fatal(err)
 	}
+	block := func(kind string, der []byte) []byte { return pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}) }
+	roots := x509.NewCertPool()
+	roots.AddCert(ca.cert)
+	s := testserver.Elasticsearch(t, &testserver.Security{
+		Password: password,
+		Cert:     append(block("CERTIFICATE", cert.Certificate[0]), block("CERTIFICATE", cert.Certificate[1])...),
+		Key:      block("PRIVATE KEY", key),
+		Client:   &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}, DisableKeepAlives: true}},
+		Writer:   "writer",
+		Role:     "iotrace_writer:\n  cluster: []\n  indices:\n    - names: ['metrics-iotrace.*', 'logs-iotrace.*']\n      privileges: [create_doc, auto_configure]\n",
+	})
 	fingerprint := fmt.Sprintf("%x", sha256.Sum256(ca.cert.Raw))
 	caFile := filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(caFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.cert.Raw}), 0o600); err != nil {
+	if err := os.WriteFile(caFile, block("CERTIFICATE", ca.cert.Raw), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	admin := testOptions(t, s.url)
+	admin := testOptions(t, s.URL)
 	admin.Credentials = ElasticsearchCredentials{Username: "elastic", Password: password, Fingerprint: fingerprint}
 	var progress bytes.Buffer
 	if err := SetupElasticsearch(t.Context(), admin, &progress); err != nil {
 		t.Fatalf("%v\n%s", err, progress.String())
 	}
-	writer := testOptions(t, s.url)
+	writer := testOptions(t, s.URL)
 	writer.Credentials = ElasticsearchCredentials{Username: "writer", Password: password, CAFile: caFile}
 	e := start(t, writer)
 	ship(t, e, testEvents, 0, 10)

@@ -46,7 +46,12 @@ func realPrometheus(t *testing.T, target string, flags ...string) (query func(ex
 	if out, err := exec.Command("promtool", "check", "config", config).CombinedOutput(); err != nil {
 		t.Fatalf("promtool check config: %v\n%s", err, out)
 	}
-	addr := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := free.Addr().String()
+	free.Close()
 	cmd := exec.Command("prometheus", append(flags, "--config.file="+config, "--storage.tsdb.path="+filepath.Join(dir, "data"), "--web.listen-address="+addr)...)
 	var log bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &log, &log
