@@ -13,9 +13,9 @@ set -eu
 
 what=${1:-all}
 case $what in
-build | test | guest | all) ;;
+build | test | guest | bench | all) ;;
 *)
-	echo "usage: $0 build|test|guest|all" >&2
+	echo "usage: $0 build|test|guest|bench|all" >&2
 	exit 2
 	;;
 esac
@@ -41,7 +41,12 @@ debian)
 	if wants test; then
 		packages="$packages qemu-system-x86 qemu-system-arm qemu-utils mmdebstrap kmod e2fsprogs xz-utils zstd debian-archive-keyring \
 			docker.io fio fuse3 iproute2 ruby vagrant"
+		# what the tests on this machine run: engines, file systems, servers, browsers
+		packages="$packages bpftool busybox-static containerd runc podman conmon catatonit crun netavark aardvark-dns \
+			iptables procps psmisc bindfs sshfs openssh-server cryptsetup-bin dmsetup jq tmux unzip ca-certificates \
+			prometheus maven openjdk-17-jre-headless chromium fonts-dejavu-core fonts-noto-core fish zsh"
 	fi
+	if wants bench; then packages="$packages fio bpftool bpftrace bpfcc-tools libbpf-tools iotop-c"; fi
 	if wants guest; then packages="$packages $guest"; fi
 	;;
 fedora)
