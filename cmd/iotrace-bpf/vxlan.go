@@ -152,7 +152,8 @@ type overlayDirectory struct {
 	mu       sync.Mutex
 	networks []vxlan.Network
 	asked    time.Time
-	said     string // the last complaint: each is made once
+	failed   time.Time // when it last did not answer
+	said     string    // the last complaint: each is made once
 }
 
 // overlayAge is how old an answer of the engine may be in a watch.
@@ -188,25 +189,25 @@ func (d *overlayDirectory) complain(err error) {
 	}
 }
 
-// get gives the networks; with an answer that is at most so old.
+// get gives the networks, with an answer that is at most so old. An engine that
+// does not answer is left alone for a while, unless the answer has to be new.
 func (d *overlayDirectory) get(ctx context.Context, age time.Duration) []vxlan.Network {
 	if d.names == nil {
 		return nil
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !d.asked.IsZero() && time.Since(d.asked) < age {
+	if time.Since(d.asked) < age || age > 0 && time.Since(d.failed) < overlayAge {
 		return d.networks
 	}
 	networks, err := d.names.networks(ctx)
-	d.asked = time.Now()
 	if err != nil {
-		if ctx.Err() == nil {
+		if d.failed = time.Now(); ctx.Err() == nil {
 			d.complain(err)
 		}
 		return d.networks
 	}
-	d.networks = networks
+	d.networks, d.asked, d.failed = networks, time.Now(), time.Time{}
 	return networks
 }
 

@@ -382,6 +382,29 @@ func TestVXLANUsage(t *testing.T) {
 	}
 }
 
+// TestVXLANNobodyToAsk: without a terminal, clean must not take silence for a yes.
+func TestVXLANNobodyToAsk(t *testing.T) {
+	h := newOverlayHost(t)
+	h.add("vx-001001-m64nq", 4097, 4789)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if _, err := w.WriteString("y\n"); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	args := []string{
+		"clean", "--grace", "200ms", "--docker-host", filepath.Join(h.dir, "no.sock"),
+		"--host-netns", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(h.ns)), "--netns-dir", h.dir,
+	}
+	var out, errs bytes.Buffer
+	if code := report(runVXLANWith(t.Context(), args, r, &out, &errs), &out, &errs); code != exitUsage || h.names() != "vx-001001-m64nq" {
+		t.Errorf("exit code %d, left %q: %s", code, h.names(), errs.String())
+	}
+}
+
 func TestVNIList(t *testing.T) {
 	for text, want := range map[string]string{
 		"4097": "[4097]", "4097,4098": "[4097 4098]", "": "[]", "0": "[]", "x": "[]", "4097,": "[4097]", "99999999": "[]", "-1": "[]",

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -49,42 +48,15 @@ type notifier struct {
 }
 
 func newNotifier(host netns.NsHandle) (*notifier, error) {
-	type result struct {
-		fd  int
-		err error
-	}
-	made := make(chan result)
-	go func() {
-		fd, err := openNotifierIn(host)
-		made <- result{fd, err}
-	}()
-	r := <-made
-	if r.err != nil {
-		return nil, r.err
-	}
-	return &notifier{file: os.NewFile(uintptr(r.fd), "rtnetlink")}, nil
-}
-
-// openNotifierIn opens the socket from within a namespace. Its goroutine is for
-// this alone: should there be no way back, its thread stays locked and is never
-// used again.
-func openNotifierIn(host netns.NsHandle) (int, error) {
-	runtime.LockOSThread()
-	before, err := netns.Get()
+	fd := -1
+	err := within(host, func() (err error) {
+		fd, err = openNotifier()
+		return err
+	})
 	if err != nil {
-		runtime.UnlockOSThread()
-		return -1, fmt.Errorf("our network namespace: %w", err)
+		return nil, err
 	}
-	defer before.Close()
-	if err := netns.Set(host); err != nil {
-		runtime.UnlockOSThread()
-		return -1, fmt.Errorf("entering the host's network namespace: %w", err)
-	}
-	fd, err := openNotifier()
-	if netns.Set(before) == nil {
-		runtime.UnlockOSThread()
-	}
-	return fd, err
+	return &notifier{file: os.NewFile(uintptr(fd), "rtnetlink")}, nil
 }
 
 func openNotifier() (fd int, err error) {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -103,10 +104,10 @@ func NewScanner(opts ScanOptions) (*Scanner, error) {
 	if err != nil {
 		return nil, fmt.Errorf("host's network namespace: %w", err)
 	}
-	links, err := netlink.NewHandleAt(host, unix.NETLINK_ROUTE)
+	links, err := handleIn(host)
 	if err != nil {
 		host.Close()
-		return nil, fmt.Errorf("netlink in %q: %w", path, err)
+		return nil, fmt.Errorf("devices of %q: %w", path, err)
 	}
 	opts.HostNetNS = path
 	return &Scanner{opts: opts, host: host, inode: inode, links: links}, nil
@@ -147,6 +148,42 @@ func openNetNS(path string) (netns.NsHandle, uint64, error) {
 		return netns.None(), 0, &fs.PathError{Op: "namespace", Path: path, Err: err}
 	}
 	return netns.NsHandle(fd), st.Ino, nil
+}
+
+// within runs f in a network namespace. It has a thread for this alone: should
+// there be no way back, the thread stays locked and is never used again.
+func within(ns netns.NsHandle, f func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		before, err := netns.Get()
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("our network namespace: %w", err)
+			return
+		}
+		defer before.Close()
+		if err := netns.Set(ns); err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("entering a network namespace: %w", err)
+			return
+		}
+		err = f()
+		if netns.Set(before) == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// handleIn opens rtnetlink in a namespace.
+func handleIn(ns netns.NsHandle) (links *netlink.Handle, err error) {
+	err = within(ns, func() error {
+		links, err = netlink.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	return links, err
 }
 
 // paths gives one way into every namespace but the host's, and says which file
@@ -289,7 +326,7 @@ func (s *Scanner) enter(path string, inode uint64, f func(*netlink.Handle) error
 	if got != inode {
 		return &fs.PathError{Op: "namespace", Path: path, Err: fs.ErrNotExist}
 	}
-	links, err := netlink.NewHandleAt(ns, unix.NETLINK_ROUTE)
+	links, err := handleIn(ns)
 	if err != nil {
 		return err
 	}
