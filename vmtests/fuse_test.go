@@ -47,6 +47,9 @@ func TestFUSE(t *testing.T) {
 			{name: "aborted", run: fuseAborted},
 			{name: "process", run: fuseProcess},
 			{name: "events", run: fuseEvents},
+			{name: "application", run: fuseApplication},
+			{name: "passthrough", run: fusePassthrough, since: "6.12", why: "FUSE passthrough came with 6.9"},
+			{name: "module", run: fuseModule, before: "6.12", why: "from 6.12 on Debian builds FUSE in"},
 			{name: "bindfs", run: fuseBindfs},
 			{name: "sshfs", run: fuseSSHFS},
 		},
@@ -94,11 +97,15 @@ func (t *fuseTrace) end() { t.g.Helper(); t.Report = t.tr.Stop() }
 
 func (t *fuseTrace) total(field string, want int64) {
 	t.g.Helper()
-	t.Equal(field+" against the daemon", t.Sum("iotrace."+field, "iotrace.source", "fuse", "iotrace.device.id", t.id), want)
+	t.Equal(field+" against the daemon", t.Sum("iotrace."+field, "iotrace.source", "fuse", "iotrace.level", "wire", "iotrace.device.id", t.id), want)
 }
 
 func (t *fuseTrace) of(field string, c *guest.Cgroup) int64 {
-	return t.Sum("iotrace."+field, "iotrace.source", "fuse", "iotrace.device.id", t.id, "iotrace.cgroup.path", c.Path())
+	return t.at("wire", field, c)
+}
+
+func (t *fuseTrace) at(level, field string, c *guest.Cgroup) int64 {
+	return t.Sum("iotrace."+field, "iotrace.source", "fuse", "iotrace.level", level, "iotrace.device.id", t.id, "iotrace.cgroup.path", c.Path())
 }
 
 // owns wants bytes of a cgroup, read and written, exactly.
@@ -133,8 +140,8 @@ func fuseWrites(o guest.FUSEOptions) func(*guest.Guest) {
 		fa, fb := pa.Open(m.File("a"), guest.Create), pb.Open(m.File("b"), guest.Create)
 		fa.Write(0, sizeA)
 		fb.Write(0, sizeB)
-		if got := m.Count().Sub(t.before).WriteBytes; o.Writeback != (got == 0) {
-			g.Errorf("the daemon got %d bytes before anyone asked", got)
+		if got := m.Count().Sub(t.before).WriteBytes; !o.Writeback && got != sizeA+sizeB {
+			g.Errorf("the daemon got %d bytes of writes that do not wait, want %d", got, sizeA+sizeB)
 		}
 		t.stop()
 		t.owns("a", a, 0, sizeA)
@@ -625,6 +632,89 @@ func fuseEvents(g *guest.Guest) {
 			g.Errorf("no write at offset %d", 1<<20+i*64<<10)
 		}
 	}
+}
+
+// fuseApplication: what programs read and write, beside what the daemon is asked
+// for. Reads from the cache show at the one level only.
+func fuseApplication(g *guest.Guest) {
+	m := g.FUSE(guest.FUSEOptions{KeepCache: true})
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	setup := g.Cgroup("setup").Process()
+	f := setup.Open(m.File("cold"), guest.Create)
+	f.Write(0, sizeC)
+	f.Close()
+	g.DropCaches()
+	t := traceFUSE(g, m, "--level", "both")
+	pa.Open(m.File("a"), guest.Create).WriteBlocks(0, sizeA, 32<<10)
+	cold := pb.Open(m.File("cold"), os.O_RDONLY)
+	cold.Read(0, sizeC)
+	cold.Read(0, sizeC)
+	cold.Sendfile(0, sizeC)
+	pb.Open(m.File("b"), guest.Create|guest.Direct).WriteBlocks(0, 1<<20, 256<<10)
+	b.Run("fio", "--name=j", "--filename="+m.File("aio"), "--rw=write", "--bs=64k", "--size=2m",
+		"--ioengine=libaio", "--direct=1", "--iodepth=8", "--fallocate=none", "--output=/dev/null")
+	t.stop()
+	t.owns("a", a, 0, sizeA)
+	t.Equal("b's application wrote", t.at("app", "write.bytes", b), 3<<20)
+	t.Equal("b's wire wrote", t.at("wire", "write.bytes", b), 3<<20)
+	t.Equal("a's application wrote", t.at("app", "write.bytes", a), sizeA)
+	t.Equal("a's application's calls", t.at("app", "write.ops", a), (sizeA+32<<10-1)/(32<<10))
+	t.Equal("b's application read", t.at("app", "read.bytes", b), 3*sizeC)
+	t.Equal("b's wire read", t.at("wire", "read.bytes", b), sizeC)
+}
+
+// fusePassthrough: the kernel reads and writes the file below by itself. There
+// is no request, and so nothing at wire level; the application level shows it.
+func fusePassthrough(g *guest.Guest) {
+	g.NVMe().Format("ext4")
+	g.NVMe().MountAt("ext4", "/mnt/backing", "")
+	m := g.FUSE(guest.FUSEOptions{Passthrough: true, Backing: "/mnt/backing"})
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	t := traceFUSE(g, m, "--level", "both")
+	fa := pa.Open(m.File("f"), guest.Create)
+	fa.Write(0, sizeA)
+	pb.Open(m.File("f"), os.O_RDONLY).Read(0, sizeA)
+	fa.Sendfile(0, sizeC)
+	t.stop()
+	t.owns("a", a, 0, 0)
+	t.owns("b", b, 0, 0)
+	t.Equal("a's application wrote", t.at("app", "write.bytes", a), sizeA)
+	t.Equal("a's application read", t.at("app", "read.bytes", a), sizeC)
+	t.Equal("b's application read", t.at("app", "read.bytes", b), sizeA)
+}
+
+// fuseModule: the module comes after the tracer, goes, and comes again. The
+// tracer does not keep it from going.
+func fuseModule(g *guest.Guest) {
+	_, _ = g.Try("umount", "/sys/fs/fuse/connections")
+	g.Exec("modprobe", "-r", "fuse")
+	a := g.Cgroup("a")
+	pa := a.Process()
+	tr := g.Trace("--by", "cgroup,device")
+	for round := int64(1); round <= 2; round++ {
+		g.Exec("modprobe", "fuse")
+		g.Eventually("source attached", func() bool { return strings.Count(tr.Stderr(), "source attached") >= int(round) })
+		m := g.FUSE(guest.FUSEOptions{})
+		id := m.ID()
+		f := pa.Open(m.File("f"), guest.Create)
+		f.Write(0, round*1_000_003)
+		f.Close()
+		if got := m.Count().WriteBytes; got != round*1_000_003 {
+			g.Fatalf("round %d: the daemon counted %d bytes", round, got)
+		}
+		g.Eventually("bytes counted", func() bool {
+			return tr.Now().Sum("iotrace.write.bytes", "iotrace.source", "fuse", "iotrace.device.id", id, "iotrace.cgroup.path", a.Path()) >= round*1_000_003
+		})
+		g.Unmount(m.Target)
+		g.Eventually("module unloaded", func() bool {
+			_, err := g.Try("modprobe", "-r", "fuse")
+			return err == nil
+		})
+	}
+	r := tr.Stop()
+	r.Equal("a wrote in both rounds", r.Sum("iotrace.write.bytes", "iotrace.source", "fuse", "iotrace.cgroup.path", a.Path()), 3*1_000_003)
 }
 
 // fuseForeign runs two cgroups over a file system that nobody here wrote.

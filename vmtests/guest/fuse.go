@@ -220,19 +220,17 @@ func (c *counting) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string
 	return st
 }
 
-// fuseDaemon is a worker: MOUNTPOINT OPTIONS. It answers "count" on standard
-// input and ends when it is unmounted.
-func fuseDaemon(args []string) error {
-	if len(args) != 2 {
-		return errors.New("fuse: mount point and options wanted")
-	}
-	var o FUSEOptions
-	if err := json.Unmarshal([]byte(args[1]), &o); err != nil {
-		return err
-	}
+// FUSEServer is the daemon: a loopback file system that counts.
+type FUSEServer struct {
+	counting *counting
+	server   *fuse.Server
+}
+
+// ServeFUSE mounts the daemon's file system and answers for it until it is unmounted.
+func ServeFUSE(target string, o FUSEOptions) (*FUSEServer, error) {
 	root, err := fs.NewLoopbackRoot(o.Backing)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	second := time.Second
 	mo := fuse.MountOptions{DirectMountStrict: true, AllowOther: true, FsName: "counting", Name: "counting", MaxWrite: o.MaxWrite, MaxBackground: o.Background}
@@ -245,21 +243,47 @@ func fuseDaemon(args []string) error {
 		mo.DisabledCapabilities |= fuse.CAP_PASSTHROUGH
 	}
 	c := &counting{RawFileSystem: fs.NewNodeFS(root, &fs.Options{AttrTimeout: &second, EntryTimeout: &second}), o: o}
-	server, err := fuse.NewServer(c, args[0], &mo)
+	server, err := fuse.NewServer(c, target, &mo)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	go server.Serve()
 	if err := server.WaitMount(); err != nil {
+		return nil, err
+	}
+	return &FUSEServer{counting: c, server: server}, nil
+}
+
+// Count is what it was asked to do and did.
+func (s *FUSEServer) Count() FUSECount {
+	c := s.counting
+	return FUSECount{c.readOps.Load(), c.readBytes.Load(), c.writeOps.Load(), c.writeBytes.Load()}
+}
+
+// Unmount ends it; it fails while the file system is in use.
+func (s *FUSEServer) Unmount() error { return s.server.Unmount() }
+
+// fuseDaemon is a worker: MOUNTPOINT OPTIONS. It answers "count" on standard
+// input and ends when it is unmounted.
+func fuseDaemon(args []string) error {
+	if len(args) != 2 {
+		return errors.New("fuse: mount point and options wanted")
+	}
+	var o FUSEOptions
+	if err := json.Unmarshal([]byte(args[1]), &o); err != nil {
+		return err
+	}
+	s, err := ServeFUSE(args[0], o)
+	if err != nil {
 		return err
 	}
 	fmt.Println("mounted")
 	go func() {
 		enc := json.NewEncoder(os.Stdout)
 		for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
-			_ = enc.Encode(FUSECount{c.readOps.Load(), c.readBytes.Load(), c.writeOps.Load(), c.writeBytes.Load()})
+			_ = enc.Encode(s.Count())
 		}
 	}()
-	server.Wait()
+	s.server.Wait()
 	return nil
 }
