@@ -330,12 +330,13 @@ func (s *Server) Ask(method, path, body string, into any) {
 	}
 }
 
-// Count returns the number of documents in a stream, the newest included.
+// Count returns the number of documents in a stream, the newest included; 0
+// for a stream that does not exist.
 func (s *Server) Count(stream string) int {
 	s.t.Helper()
-	s.Ask(http.MethodPost, "/"+stream+"/_refresh", "", nil)
+	s.Ask(http.MethodPost, "/"+stream+"/_refresh?ignore_unavailable=true", "", nil)
 	var r struct{ Count int }
-	s.Ask(http.MethodGet, "/"+stream+"/_count", "", &r)
+	s.Ask(http.MethodGet, "/"+stream+"/_count?ignore_unavailable=true", "", &r)
 	return r.Count
 }
 
@@ -343,7 +344,7 @@ func (s *Server) Count(stream string) int {
 // there is none, over the documents of query.
 func (s *Server) Sums(stream, by, field, query string) map[string]uint64 {
 	s.t.Helper()
-	s.Ask(http.MethodPost, "/"+stream+"/_refresh", "", nil)
+	s.Ask(http.MethodPost, "/"+stream+"/_refresh?ignore_unavailable=true", "", nil)
 	var r struct {
 		Aggregations struct {
 			Groups struct {
@@ -354,7 +355,7 @@ func (s *Server) Sums(stream, by, field, query string) map[string]uint64 {
 			}
 		}
 	}
-	s.Ask(http.MethodPost, "/"+stream+"/_search", fmt.Sprintf(
+	s.Ask(http.MethodPost, "/"+stream+"/_search?ignore_unavailable=true", fmt.Sprintf(
 		`{"size":0,"query":%s,"aggs":{"groups":{"terms":{"field":%q,"size":1000,"missing":"(none)"},"aggs":{"sum":{"sum":{"field":%q}}}}}}`,
 		query, by, field), &r)
 	sums := make(map[string]uint64)

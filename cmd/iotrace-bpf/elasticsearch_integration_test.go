@@ -1,0 +1,108 @@
+//go:build integration
+
+package main
+
+import (
+	"fmt"
+	"maps"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
+	"github.com/iotrace-bpf/iotrace-bpf/output/elastic/testserver"
+)
+
+// TestElasticsearch: containers write while the server is killed; our own run
+// ends and another one begins before it is back. What the server says in the
+// end is what the disk counted and what standard output was told.
+func TestElasticsearch(t *testing.T) {
+	server := testserver.Elasticsearch(t, nil)
+	setup := mustRun(t, binary(t), "elasticsearch", "setup", "--elasticsearch", server.URL)
+	if !strings.Contains(setup, "index template metrics-iotrace.io: installed") {
+		t.Fatalf("setup said:\n%s", setup)
+	}
+	engine := enginetest.Start(t)
+	d := newDisk(t, 400)
+	d.format(t, mkExt4()...)
+	before := d.stat(t)
+
+	spool := filepath.Join(t.TempDir(), "spool")
+	start := func() *traced {
+		return trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "project,device", "--source", "block", "--interval", "200ms",
+			"--elasticsearch", server.URL, "--elasticsearch-spool", spool)
+	}
+	write := func(p string, mibs int) {
+		args := append([]string{"run", "--rm"}, project(p, "db")...)
+		out, err := engine.Command(append(args, "-v", d.mount+":/data", enginetest.Image, "dd", "if=/dev/zero", "of=/data/"+p, "bs=1M",
+			fmt.Sprintf("count=%d", mibs))...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("container: %v\n%s", err, out)
+		}
+		unix.Sync()
+	}
+	const stream = "metrics-iotrace.io-default"
+	onDisk := fmt.Sprintf(`{"term":{"iotrace.device.name":%q}}`, d.name())
+
+	r := start()
+	write("shop", 61)
+	enginetest.Poll(t, time.Minute, "the first documents are on the server", func() bool {
+		return server.Sums(stream, "iotrace.project.name", "iotrace.write.bytes", onDisk)["shop"] >= 61*mib
+	})
+	server.Kill()
+	write("blog", 43)
+	d.settle(t)
+	docs := r.stop(t)
+	r = start()
+	write("shop", 7)
+	server.Launch()
+	write("wiki", 11)
+	server.Ready()
+	d.settle(t)
+	docs = append(docs, r.stop(t)...)
+	delta := d.stat(t).minus(before)
+
+	// The second run may have ended before everything was out; a further one
+	// that has nothing to say of its own delivers the rest.
+	all := func(*tracedDoc) bool { return true }
+	for range 5 {
+		if sum(docs, all).docs == uint64(server.Count(stream)) {
+			break
+		}
+		docs = append(docs, trace(t, "--source", "block", "--filter", "device=none", "--interval", "200ms",
+			"--elasticsearch", server.URL, "--elasticsearch-spool", spool).stop(t)...)
+	}
+	if got, want := uint64(server.Count(stream)), sum(docs, all).docs; got != want {
+		t.Errorf("server has %d documents, %d were printed", got, want)
+	}
+
+	want := map[string]uint64{}
+	for i := range docs {
+		if doc := &docs[i]; doc.Event.Dataset == "iotrace.io" && d.match(doc) {
+			name := doc.Iotrace.Project.Name
+			if name == "" {
+				name = "(none)"
+			}
+			want[name] += doc.Iotrace.Write.Bytes
+		}
+	}
+	got := server.Sums(stream, "iotrace.project.name", "iotrace.write.bytes", onDisk)
+	maps.DeleteFunc(got, func(_ string, n uint64) bool { return n == 0 })
+	maps.DeleteFunc(want, func(_ string, n uint64) bool { return n == 0 })
+	if !maps.Equal(got, want) {
+		t.Errorf("server has %v, standard output had %v", got, want)
+	}
+	var total uint64
+	for _, n := range got {
+		total += n
+	}
+	if total != delta.writeBytes {
+		t.Errorf("server has %d bytes, /proc/diskstats %d", total, delta.writeBytes)
+	}
+	for p, mibs := range map[string]uint64{"shop": 68, "blog": 43, "wiki": 11} {
+		near(t, p, got[p], mibs*mib)
+	}
+}
