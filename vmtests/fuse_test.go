@@ -49,6 +49,8 @@ func TestFUSE(t *testing.T) {
 			{name: "events", run: fuseEvents},
 			{name: "application", run: fuseApplication},
 			{name: "passthrough", run: fusePassthrough, since: "6.12", why: "FUSE passthrough came with 6.9"},
+			{name: "over_io_uring", run: fuseOverURing(false), since: "6.18", why: "FUSE over io_uring came with 6.14"},
+			{name: "over_io_uring_write_back", run: fuseOverURing(true), since: "6.18", why: "FUSE over io_uring came with 6.14"},
 			{name: "module", run: fuseModule, before: "6.12", why: "from 6.12 on Debian builds FUSE in"},
 			{name: "bindfs", run: fuseBindfs},
 			{name: "sshfs", run: fuseSSHFS},
@@ -683,6 +685,41 @@ func fusePassthrough(g *guest.Guest) {
 	t.Equal("a's application wrote", t.at("app", "write.bytes", a), sizeA)
 	t.Equal("a's application read", t.at("app", "read.bytes", a), sizeC)
 	t.Equal("b's application read", t.at("app", "read.bytes", b), sizeA)
+}
+
+// fuseOverURing: requests come to the daemon as completions of its ring; those
+// in the background pass no tracepoint when they are sent.
+func fuseOverURing(writeback bool) func(*guest.Guest) {
+	return func(g *guest.Guest) {
+		g.HoldWriteback()
+		g.Modprobe("fuse")
+		g.Knob("/sys/module/fuse/parameters/enable_uring", "Y")
+		m := g.FUSE(guest.FUSEOptions{URing: true, Writeback: writeback})
+		a, b := g.Cgroup("a"), g.Cgroup("b")
+		pa, pb := a.Process(), b.Process()
+		setup := g.Cgroup("setup").Process()
+		f := setup.Open(m.File("cold"), guest.Create)
+		f.Write(0, sizeA)
+		f.Close()
+		g.DropCaches()
+		t := traceFUSE(g, m)
+		pa.Open(m.File("a"), guest.Create).Write(0, sizeB)
+		pb.Open(m.File("b"), guest.Create|guest.Direct).WriteBlocks(0, 3<<20, 1<<20)
+		pb.Open(m.File("cold"), os.O_RDONLY).ReadBlocks(0, sizeA, 128<<10)
+		g.Sync()
+		truth := m.Count().Sub(t.before)
+		t.end()
+		if ops := truth.ReadOps + truth.WriteOps; truth.URing < ops {
+			g.Errorf("%d of %d requests came over io_uring", truth.URing, ops)
+		}
+		t.total("read.bytes", truth.ReadBytes)
+		t.total("read.ops", truth.ReadOps)
+		t.total("write.bytes", truth.WriteBytes)
+		t.total("write.ops", truth.WriteOps)
+		t.owns("a", a, 0, sizeB)
+		t.owns("b", b, sizeA, 3<<20)
+		t.owns("daemon", m.Daemon, 0, 0)
+	}
 }
 
 // fuseModule: the module comes after the tracer, goes, and comes again. The

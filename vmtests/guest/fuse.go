@@ -27,17 +27,19 @@ type FUSEOptions struct {
 	Passthrough bool // reads and writes bypass the daemon, since 6.9
 	MaxWrite    int  // bytes; 0 is the library's default
 	Background  int  // background requests at once; 0 is the library's default
+	URing       bool // requests come over io_uring, since 6.14; the module's enable_uring must be on
 	Backing     string
 }
 
 // FUSECount is what the daemon was asked to do and did.
 type FUSECount struct {
 	ReadOps, ReadBytes, WriteOps, WriteBytes int64
+	URing                                    int64 // requests of any kind that came over io_uring
 }
 
 // Sub is what was counted since.
 func (c FUSECount) Sub(old FUSECount) FUSECount {
-	return FUSECount{c.ReadOps - old.ReadOps, c.ReadBytes - old.ReadBytes, c.WriteOps - old.WriteOps, c.WriteBytes - old.WriteBytes}
+	return FUSECount{c.ReadOps - old.ReadOps, c.ReadBytes - old.ReadBytes, c.WriteOps - old.WriteOps, c.WriteBytes - old.WriteBytes, c.URing - old.URing}
 }
 
 // FUSEMount is a mount of a loopback file system that counts.
@@ -224,6 +226,7 @@ func (c *counting) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string
 type FUSEServer struct {
 	counting *counting
 	server   *fuse.Server
+	uring    *uringFUSE // instead of server
 }
 
 // ServeFUSE mounts the daemon's file system and answers for it until it is unmounted.
@@ -243,6 +246,13 @@ func ServeFUSE(target string, o FUSEOptions) (*FUSEServer, error) {
 		mo.DisabledCapabilities |= fuse.CAP_PASSTHROUGH
 	}
 	c := &counting{RawFileSystem: fs.NewNodeFS(root, &fs.Options{AttrTimeout: &second, EntryTimeout: &second}), o: o}
+	if o.URing {
+		u, err := serveURing(target, c, &mo)
+		if err != nil {
+			return nil, err
+		}
+		return &FUSEServer{counting: c, uring: u}, nil
+	}
 	server, err := fuse.NewServer(c, target, &mo)
 	if err != nil {
 		return nil, err
@@ -257,11 +267,23 @@ func ServeFUSE(target string, o FUSEOptions) (*FUSEServer, error) {
 // Count is what it was asked to do and did.
 func (s *FUSEServer) Count() FUSECount {
 	c := s.counting
-	return FUSECount{c.readOps.Load(), c.readBytes.Load(), c.writeOps.Load(), c.writeBytes.Load()}
+	n := FUSECount{ReadOps: c.readOps.Load(), ReadBytes: c.readBytes.Load(), WriteOps: c.writeOps.Load(), WriteBytes: c.writeBytes.Load()}
+	if s.uring != nil {
+		n.URing = s.uring.requests.Load()
+	}
+	return n
 }
 
 // Unmount ends it; it fails while the file system is in use.
 func (s *FUSEServer) Unmount() error { return s.server.Unmount() }
+
+func (s *FUSEServer) wait() {
+	if s.uring != nil {
+		<-s.uring.done
+		return
+	}
+	s.server.Wait()
+}
 
 // fuseDaemon is a worker: MOUNTPOINT OPTIONS. It answers "count" on standard
 // input and ends when it is unmounted.
@@ -284,6 +306,6 @@ func fuseDaemon(args []string) error {
 			_ = enc.Encode(s.Count())
 		}
 	}()
-	s.server.Wait()
+	s.wait()
 	return nil
 }
