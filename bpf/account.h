@@ -37,7 +37,7 @@ static __noinline int iot_account_new(const struct usage_key *key, void *map, __
 			}
 		}
 	}
-	iot_lost(IOT_LOST_GROUPS, 1);
+	iot_lost(IOT_LOST_GROUPS, ops);
 	rest.dev = key->dev;
 	rest.source = key->source;
 	rest.op = key->op;

@@ -234,6 +234,9 @@ type docSelf struct {
 	BPFNanos int64 `json:"bpf_ns"`
 	CPUNanos int64 `json:"cpu_ns"`
 	RSSBytes int64 `json:"rss_bytes"`
+
+	ReadBytes  int64 `json:"read_bytes,omitempty"`
+	WriteBytes int64 `json:"write_bytes,omitempty"`
 }
 
 type docVXLAN struct {

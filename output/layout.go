@@ -380,7 +380,11 @@ func footer(iv *Interval, rep *Report) (parts []string, alert bool) {
 	if iv.Self.BPFNanos > 0 {
 		cost += ", bpf " + percentText(float64(iv.Self.BPFNanos), float64(d))
 	}
-	return append(parts, cost+", "+sizeText(iv.Self.RSSBytes)), alert
+	cost += ", " + sizeText(iv.Self.RSSBytes)
+	if own := iv.Self.ReadBytes + iv.Self.WriteBytes; own > 0 {
+		cost += ", I/O " + sizeText(own) + " kept out"
+	}
+	return append(parts, cost), alert
 }
 
 // lostText names all losses; it is empty when there are none.

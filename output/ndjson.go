@@ -554,7 +554,8 @@ func (e *docEncoder) status() {
 		Groups: long(l.Groups), Walks: long(l.Walks), Misses: long(l.Misses), Exports: long(l.Exports)}
 	f.Unattributed = &docBytes{long(iv.Unattributed())}
 	f.Unresolved = &docUnresolved{long(iv.Unresolved)}
-	f.Self = &docSelf{long(iv.Self.BPFNanos), long(iv.Self.CPUNanos), long(iv.Self.RSSBytes)}
+	self := &iv.Self
+	f.Self = &docSelf{long(self.BPFNanos), long(self.CPUNanos), long(self.RSSBytes), long(self.ReadBytes), long(self.WriteBytes)}
 }
 
 func (e *docEncoder) event(ev *Event) {

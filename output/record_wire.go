@@ -25,7 +25,7 @@ type wireInterval struct {
 	Host       []uint64 `cbor:"3,keyasint,omitempty"` // name, id, kernel: strings
 	Unresolved uint64   `cbor:"4,keyasint,omitempty"`
 	Lost       []uint64 `cbor:"5,keyasint,omitempty"` // records, notices, latencies, groups, walks, misses, exports, bytes
-	Self       []uint64 `cbor:"6,keyasint,omitempty"` // ns in BPF, ns of CPU, bytes of memory
+	Self       []uint64 `cbor:"6,keyasint,omitempty"` // ns in BPF, ns of CPU, bytes of memory, read, written
 	Sources    []uint64 `cbor:"7,keyasint,omitempty"` // source, attached, hook, reason, cost
 
 	// What this interval adds to the tables.
@@ -180,7 +180,7 @@ func (e *recordEncoder) interval(iv *Interval) (*wireInterval, error) {
 	w.Host = noneIfZero([]uint64{e.str(iv.Host.Name), e.str(iv.Host.ID), e.str(iv.Host.Kernel)})
 	l := iv.Lost
 	w.Lost = noneIfZero([]uint64{l.Records, l.Notices, l.Latencies, l.Groups, l.Walks, l.Misses, l.Exports + e.left, l.Bytes})
-	w.Self = noneIfZero([]uint64{iv.Self.BPFNanos, iv.Self.CPUNanos, iv.Self.RSSBytes})
+	w.Self = noneIfZero([]uint64{iv.Self.BPFNanos, iv.Self.CPUNanos, iv.Self.RSSBytes, iv.Self.ReadBytes, iv.Self.WriteBytes})
 	for _, s := range iv.Sources {
 		w.Sources = append(w.Sources, e.str(string(s.Source)), bit(s.Attached), e.str(s.Hook), e.str(s.Reason), e.str(s.Cost))
 	}
@@ -593,7 +593,7 @@ func (t *recordTables) interval(w *wireInterval) (*Interval, error) {
 			Records: at(w.Lost, 0), Notices: at(w.Lost, 1), Latencies: at(w.Lost, 2), Groups: at(w.Lost, 3),
 			Walks: at(w.Lost, 4), Misses: at(w.Lost, 5), Exports: at(w.Lost, 6), Bytes: at(w.Lost, 7),
 		},
-		Self: Self{BPFNanos: at(w.Self, 0), CPUNanos: at(w.Self, 1), RSSBytes: at(w.Self, 2)},
+		Self: Self{BPFNanos: at(w.Self, 0), CPUNanos: at(w.Self, 1), RSSBytes: at(w.Self, 2), ReadBytes: at(w.Self, 3), WriteBytes: at(w.Self, 4)},
 	}
 	for c := range slices.Chunk(w.Sources, recordSrcWidth) {
 		iv.Sources = append(iv.Sources, SourceStatus{

@@ -175,6 +175,9 @@ type Self struct {
 	BPFNanos uint64 // needs kernel.bpf_stats_enabled=1; 0 otherwise
 	CPUNanos uint64 // user and system time of this process
 	RSSBytes uint64
+	// What this process read and wrote itself, where that is kept out of the
+	// samples (--exclude-self); 0 otherwise.
+	ReadBytes, WriteBytes uint64
 }
 
 // Interval is everything of one reporting interval.

@@ -15,6 +15,10 @@ import (
 // batch is how many entries one system call reads at most.
 const batch = 4096
 
+// minBatch is more than one bucket of a hash holds: the kernel reads whole
+// buckets, and those of a small map may for a moment have more than it allows.
+const minBatch = 128
+
 // doubleBuffer is a map that can be read at rest: programs find the map to
 // write to in outer[0], and Swap puts the spare one there.
 type doubleBuffer struct {
@@ -69,7 +73,7 @@ func (d *doubleBuffer) Close() error {
 // of all CPUs for each key.
 func drain[K, V any](m *ebpf.Map, cpus int, visit func(*K, []V)) error {
 	var cursor ebpf.MapBatchCursor
-	n := min(int(m.MaxEntries()), batch)
+	n := min(max(int(m.MaxEntries()), minBatch), batch)
 	keys := make([]K, n)
 	values := make([]V, n*cpus)
 	for {

@@ -37,12 +37,29 @@ func (t *Tracer) startReaders(ctx context.Context) error {
 		return fmt.Errorf("opening the ring of records: %w", err)
 	}
 	t.closers = append(t.closers, records.Close)
+	t.records, t.flushed = records, make(chan struct{})
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
 		return fmt.Errorf("reading the clock: %w", err)
 	}
 	boot := time.Now().Add(-time.Duration(ts.Nano()))
 	t.readers.Go(func() { t.readRecords(ctx, records, boot) })
+	return nil
+}
+
+// FlushRecords returns once every record that is in the ring now has been handed
+// to Options.Records.
+func (t *Tracer) FlushRecords() error {
+	if t.records == nil {
+		return nil
+	}
+	if err := t.records.Flush(); err != nil {
+		return fmt.Errorf("flushing the ring of records: %w", err)
+	}
+	select {
+	case <-t.flushed:
+	case <-t.ctx.Done():
+	}
 	return nil
 }
 
@@ -115,6 +132,13 @@ func (t *Tracer) readRecords(ctx context.Context, r *ringbuf.Reader, boot time.T
 				return
 			}
 			r.SetDeadline(time.Now().Add(recordsPoll))
+			continue
+		case errors.Is(err, ringbuf.ErrFlushed):
+			flush()
+			select {
+			case t.flushed <- struct{}{}:
+			case <-ctx.Done():
+			}
 			continue
 		case err != nil:
 			flush()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
@@ -68,6 +69,8 @@ type Tracer struct {
 	noCaches       []bpf.HostRowCache // zeroes
 	last           snapshot
 	debts          map[Key]debt
+	records        *ringbuf.Reader // nil unless somebody wants them
+	flushed        chan struct{}   // the ring of records was read to its end
 
 	ctx     context.Context // done when the tracer is closed
 	stop    context.CancelFunc

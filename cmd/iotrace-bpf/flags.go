@@ -52,6 +52,8 @@ type options struct {
 	recordSize     int64 // MiB
 	report         string
 
+	excludeSelf bool
+
 	vxlan  bool
 	screen bool // the interactive screen is the output
 
@@ -93,6 +95,7 @@ func (o *options) flags() *pflag.FlagSet {
 
 	fs.StringSliceVar(&o.sources, "source", nil, "trace only these: "+strings.Join(tracer.SourceNames(), ", "))
 	fs.BoolVar(&o.latency, "latency", true, "measure latency; false leaves one probe per I/O")
+	fs.BoolVar(&o.excludeSelf, "exclude-self", false, "keep what this program reads and writes out of the rows; the status tells it")
 	fs.BoolVar(&o.events, "events", false, "with ndjson: one document per I/O instead of totals")
 
 	fs.StringVar(&o.output, "output", "", "table or ndjson (default the screen on a terminal, else table)")

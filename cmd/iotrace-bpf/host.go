@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
 
 // thisHost describes the machine that we run on.
@@ -43,4 +45,33 @@ func (c *selfCost) read() output.Self {
 		}
 	}
 	return self
+}
+
+func selfPID() uint32 { return uint32(os.Getpid()) }
+
+// firstPIDs tells whether the kernel calls this process by the pid that we know,
+// which it does in the first pid namespace alone.
+func firstPIDs() bool {
+	const first = "pid:[4026531836]" // PROC_PID_INIT_INO, include/linux/proc_ns.h
+	name, err := os.Readlink("/proc/self/ns/pid")
+	return err == nil && name == first
+}
+
+// ownRows takes the rows of this process out and adds those of leaf devices up in self.
+func (s *session) ownRows(rows []tracer.Row, self *output.Self) []tracer.Row {
+	return slices.DeleteFunc(rows, func(r tracer.Row) bool {
+		if r.PID != selfPID() {
+			return false
+		}
+		if r.App || r.Source == tracer.Block && s.joiner.devices.Device(r.Dev).Stacked {
+			return true
+		}
+		switch r.Op {
+		case tracer.Read:
+			self.ReadBytes += r.Bytes
+		case tracer.Write:
+			self.WriteBytes += r.Bytes
+		}
+		return true
+	})
 }

@@ -156,20 +156,33 @@ func (j *joiner) name(s *output.Sample, cgroup uint64) {
 	s.Pod = output.Pod{Name: o.Pod, Namespace: o.Namespace, UID: o.PodUID}
 }
 
-// record turns one I/O into an event.
-func (j *joiner) record(r *tracer.Record) output.Event {
-	s := j.identity(&r.Key)
-	row := tracer.Row{Key: r.Key, Bytes: r.Bytes, Ops: 1}
-	if r.Error {
-		row.Errors = 1
+// events makes an event of each record and adds them to the interval.
+func (j *joiner) events(iv *output.Interval, records []tracer.Record) {
+	if len(records) == 0 {
+		return
 	}
-	add(&s, &row)
-	return output.Event{
-		Time: r.Time, Dataset: "iotrace.event", Action: r.Op.String(),
-		IO: &output.IO{
-			Sample: s, Op: r.Op.String(), Offset: r.Offset, Latency: uint64(r.Latency),
-			Basis: r.Basis.String(), Error: r.Error,
-		},
+	known := map[sampleKey]*output.Sample{} // naming anew for each I/O would cost system calls
+	ios := make([]output.IO, len(records))
+	iv.Events = slices.Grow(iv.Events, len(records))
+	for i := range records {
+		r := &records[i]
+		k := sampleKey{r.Source, r.App, r.Cgroup, r.Dev, r.FSDev, r.PID}
+		identity := known[k]
+		if identity == nil {
+			s := j.identity(&r.Key)
+			identity = &s
+			known[k] = identity
+		}
+		io := &ios[i]
+		io.Sample = *identity
+		io.Op, io.Basis = r.Op.String(), r.Basis.String()
+		io.Offset, io.Latency, io.Error = r.Offset, uint64(r.Latency), r.Error
+		row := tracer.Row{Key: r.Key, Bytes: r.Bytes, Ops: 1}
+		if r.Error {
+			row.Errors = 1
+		}
+		add(&io.Sample, &row)
+		iv.Events = append(iv.Events, output.Event{Time: r.Time, Dataset: output.DatasetEvent, Action: io.Op, IO: io})
 	}
 }
 

@@ -184,10 +184,15 @@ type tracedDoc struct {
 			MetaBytes  uint64 `json:"meta_bytes"`
 			Latency    struct{ P50, P99, Max uint64 }
 		}
-		Flush        struct{ Ops uint64 }
-		Request      struct{ Bytes, Offset, Latency uint64 }
-		Basis        struct{ Dirtier, Page, Bio, Task, None uint64 }
-		Lost         map[string]uint64
+		Flush   struct{ Ops uint64 }
+		Request struct{ Bytes, Offset, Latency uint64 }
+		Basis   struct{ Dirtier, Page, Bio, Task, None uint64 }
+		Lost    map[string]uint64
+		Self    struct {
+			RSS   uint64 `json:"rss_bytes"`
+			Read  uint64 `json:"read_bytes"`
+			Write uint64 `json:"write_bytes"`
+		}
 		Unattributed struct{ Bytes uint64 }
 	}
 }

@@ -7,10 +7,10 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime/debug"
 	"runtime/pprof"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/attribute"
@@ -97,14 +97,17 @@ type session struct {
 	host     output.Host
 	cost     selfCost
 	asked    map[uint64]bool // containers whose name was waited for once
-	records  recordBuffer
-	reported bool // whether a report went out yet
+	records  *recordBuffer   // nil without --events
+	reported bool            // whether a report went out yet
 	overlay  overlayEvents
 }
 
 // openSession attaches everything. The tracepoints are attached before the tree
 // of cgroups is walked, so that none is missed in between.
 func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *session, err error) {
+	if opt.excludeSelf && !firstPIDs() {
+		return nil, &exitError{exitUnsupported, errors.New("--exclude-self: in a pid namespace of its own, this program cannot tell which I/O is its own")}
+	}
 	s := &session{opt: opt, log: opt.logger(stderr), asked: map[uint64]bool{}}
 	defer func() {
 		if err != nil {
@@ -121,9 +124,10 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 	topt := tracer.Options{
 		Sources:       opt.sources,
 		Hierarchy:     s.resolver.Hierarchy().ID,
-		ByProcess:     opt.wants(output.KeyProcess) || opt.detailed(),
+		ByProcess:     opt.wants(output.KeyProcess) || opt.detailed() || opt.excludeSelf,
 		ByMount:       opt.wants(output.KeyMount) || opt.detailed(),
 		Latency:       opt.latency,
+		App:           opt.group.Level != output.LevelWire,
 		CgroupCreated: s.resolver.CgroupCreated,
 		CgroupRemoved: s.resolver.CgroupRemoved,
 		MaxGroups:     opt.maxGroups,
@@ -131,6 +135,7 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 		Log:           s.log,
 	}
 	if opt.events {
+		s.records = newRecordBuffer()
 		topt.Records = s.records.add
 	}
 	if s.tracer, err = tracer.New(topt); err != nil {
@@ -142,6 +147,8 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 	s.joiner = joiner{resolver: s.resolver, devices: tracer.NewDevices(), comm: s.comm, mount: s.mount}
 	s.host = thisHost()
 	s.cost.read()
+	// Loading took tens of MiB for the kernel's types that nobody needs any more.
+	go debug.FreeOSMemory()
 	if opt.vxlan {
 		s.overlay.start(ctx, s, stderr)
 	}
@@ -150,6 +157,9 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 
 func (s *session) Close() {
 	s.overlay.Close()
+	if s.records != nil {
+		s.records.close() // before the tracer, whose reader may wait for room
+	}
 	if s.tracer != nil {
 		if err := s.tracer.Close(); err != nil {
 			s.log.Debug("detaching", "error", err)
@@ -169,12 +179,18 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 	if s.opt.duration > 0 {
 		end = time.After(s.opt.duration)
 	}
-	for n := 1; ; n++ {
+	var many <-chan struct{} // records for a report of their own
+	if s.records != nil {
+		many = s.records.many
+	}
+	for n := 1; ; {
 		select {
 		case <-tick.C:
 			if s.opt.count > 0 && n >= s.opt.count {
 				return s.last(out)
 			}
+			n++
+		case <-many:
 		case <-end:
 			return s.last(out)
 		case <-ctx.Done():
@@ -189,7 +205,29 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 // last reports what is left, with all hooks taken away.
 func (s *session) last(out *sinks) error {
 	s.tracer.Detach()
-	return s.report(out)
+	if s.records == nil {
+		return s.report(out)
+	}
+	flushed := make(chan error, 1)
+	go func() { flushed <- s.tracer.FlushRecords() }()
+	for {
+		select {
+		case err := <-flushed:
+			if err != nil {
+				return err
+			}
+			for more := true; more; more = s.records.left() {
+				if err := s.report(out); err != nil {
+					return err
+				}
+			}
+			return nil
+		case <-s.records.many:
+			if err := s.report(out); err != nil {
+				return err
+			}
+		}
+	}
 }
 
 func (s *session) report(out *sinks) error {
@@ -206,6 +244,11 @@ func (s *session) interval() (*output.Interval, error) {
 	if err != nil {
 		return nil, err
 	}
+	self := s.cost.read()
+	self.BPFNanos = read.BPFNanos
+	if s.opt.excludeSelf {
+		read.Rows = s.ownRows(read.Rows, &self)
+	}
 	s.awaitNames(read.Rows)
 	iv := &output.Interval{
 		Start: read.Start, End: read.End, Host: s.host,
@@ -214,9 +257,8 @@ func (s *session) interval() (*output.Interval, error) {
 			Records: read.Lost.Records, Notices: read.Lost.Notices, Latencies: read.Lost.Latencies,
 			Groups: read.Lost.Groups, Walks: read.Lost.Walks, Misses: read.Lost.Misses, Bytes: read.Lost.Bytes,
 		},
-		Self: s.cost.read(),
+		Self: self,
 	}
-	iv.Self.BPFNanos = read.BPFNanos
 	for _, st := range s.tracer.Status() {
 		iv.Sources = append(iv.Sources, output.SourceStatus{
 			Source: output.Source(st.Source), Attached: st.Attached, Hook: strings.Join(st.Hooks, ", "),
@@ -230,10 +272,12 @@ func (s *session) interval() (*output.Interval, error) {
 		}
 	}
 	s.overlay.into(iv)
-	records, lost := s.records.take()
-	iv.Lost.Records += lost
-	for i := range records {
-		iv.Events = append(iv.Events, s.joiner.record(&records[i]))
+	if s.records != nil {
+		records := s.records.take(eventsAtOnce)
+		if s.opt.excludeSelf {
+			records = slices.DeleteFunc(records, func(r tracer.Record) bool { return r.PID == selfPID() })
+		}
+		s.joiner.events(iv, records)
 	}
 	return iv, nil
 }
@@ -297,31 +341,4 @@ func (s *session) mount(dev tracer.Dev, cgroup uint64) output.Mount {
 		Source: m.Source, Point: m.Point, FSType: m.FSType, Volume: m.Volume, Driver: m.Driver,
 		NFSServer: m.NFSServer, NFSExport: m.NFSExport, NFSVersion: m.NFSVersion, FUSESubtype: m.FUSESubtype,
 	}
-}
-
-// maxRecords bounds the records that wait for the end of an interval.
-const maxRecords = 1 << 20
-
-// recordBuffer collects records between two reports.
-type recordBuffer struct {
-	mu   sync.Mutex
-	list []tracer.Record
-	lost uint64
-}
-
-func (b *recordBuffer) add(batch []tracer.Record) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	room := max(0, maxRecords-len(b.list))
-	n := min(room, len(batch))
-	b.list = append(b.list, batch[:n]...)
-	b.lost += uint64(len(batch) - n)
-}
-
-func (b *recordBuffer) take() ([]tracer.Record, uint64) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	list, lost := b.list, b.lost
-	b.list, b.lost = nil, 0
-	return list, lost
 }
