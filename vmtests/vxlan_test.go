@@ -59,7 +59,7 @@ func watchVXLAN(g *guest.Guest, without ...string) *vxlanWatch {
 	g.Helper()
 	dir := g.TempDir()
 	ready := filepath.Join(dir, "ready")
-	args := []string{"vxlan", "watch", "--output", "ndjson", "--grace", "3s", "--ready-file", ready}
+	args := []string{"vxlan", "watch", "--output", "ndjson", "--grace", "3s", "--verbose", "--ready-file", ready}
 	for _, w := range without {
 		args = append(args, "--without-hook", w)
 	}
@@ -163,6 +163,9 @@ func vxlanLife(g *guest.Guest, hooks string, without ...string) {
 	overlay := newNetNS(g, "overlay")
 	host := netNS(g, "/proc/1/ns/net")
 	w := watchVXLAN(g, without...)
+	if said := g.ReadFile(w.err); !strings.Contains(said, "attached ") || !strings.Contains(said, hooks) {
+		g.Errorf("attached to something else than %q: %s", hooks, said)
+	}
 	noProcess := hooks == "rtnetlink"
 	a := g.Cgroup("engine")
 	a.Run("ip", ipVXLAN("vx-001001-m64nq", 4097)...)

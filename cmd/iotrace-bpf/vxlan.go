@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -66,6 +67,7 @@ type vxlanOptions struct {
 	without    []string
 	readyFile  string
 	namespace  string
+	verbose    bool
 }
 
 func (o *vxlanOptions) flags() *pflag.FlagSet {
@@ -83,6 +85,7 @@ func (o *vxlanOptions) flags() *pflag.FlagSet {
 	fs.StringVar(&o.hostNetNS, "host-netns", "", "the host's network namespace (default: that of process 1)")
 	fs.StringSliceVar(&o.netNSDirs, "netns-dir", nil, "folders with namespace files (default: those of Docker and ip-netns)")
 	fs.StringVar(&o.namespace, "namespace", "default", "namespace of the data streams that documents name")
+	fs.BoolVarP(&o.verbose, "verbose", "v", false, "watch: say what is attached, and why nothing better")
 	fs.StringSliceVar(&o.without, "without-hook", nil, "leave out hooks that start with this")
 	fs.StringVar(&o.readyFile, "ready-file", "", "create this file once everything is attached")
 	for _, hidden := range []string{"without-hook", "ready-file"} {
@@ -716,78 +719,6 @@ func (w *overlayWatch) history(c *vxlan.Track) string {
 	return text
 }
 
-// overlayFeed runs a watch in the background, for whoever reports by intervals.
-type overlayFeed struct {
-	watch  *overlayWatch
-	cancel context.CancelFunc
-	done   chan struct{}
-	told   uint64 // losses that take gave
-
-	mu     sync.Mutex // guards what follows
-	events []output.Event
-	missed uint64
-	err    error
-}
-
-// overlayPending bounds the events between two intervals.
-const overlayPending = 16384
-
-// startOverlayFeed attaches and follows until it is closed.
-func startOverlayFeed(ctx context.Context, o overlayOptions) (*overlayFeed, error) {
-	w, err := newOverlayWatch(o)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	f := &overlayFeed{watch: w, cancel: cancel, done: make(chan struct{})}
-	go func() {
-		defer close(f.done)
-		err := w.run(ctx, f.put)
-		f.mu.Lock()
-		f.err = err
-		f.mu.Unlock()
-	}()
-	return f, nil
-}
-
-func (f *overlayFeed) put(e output.Event) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if len(f.events) >= overlayPending {
-		f.missed++
-		return
-	}
-	f.events = append(f.events, e)
-}
-
-// take gives what happened since the call before, and how much of it was lost.
-func (f *overlayFeed) take() (events []output.Event, lost uint64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	events, f.events = f.events, nil
-	sum := f.watch.lost() + f.missed
-	lost, f.told = sum-f.told, sum
-	return events, lost
-}
-
-// status says what the watch is attached to, or why it ended.
-func (f *overlayFeed) status() output.SourceStatus {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	s := f.watch.status()
-	if f.err != nil {
-		s.Attached, s.Reason = false, f.err.Error()
-	}
-	return s
-}
-
-// Close detaches.
-func (f *overlayFeed) Close() error {
-	f.cancel()
-	<-f.done
-	return f.watch.Close()
-}
-
 // vxlanWatch tells what happens to vxlan devices.
 func vxlanWatch(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stderr io.Writer) error {
 	resolver, err := attribute.NewResolver(attribute.Options{DockerHost: o.dockerHost})
@@ -811,7 +742,12 @@ func vxlanWatch(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stder
 	if err != nil {
 		return err
 	}
-	if why := w.watcher.Fallback(); why != nil {
+	if o.verbose {
+		fmt.Fprintf(stderr, "iotrace-bpf: attached %s; not known: %s\n", w.watcher.Hooks(), cmp.Or(w.watcher.Cost(), "nothing"))
+		if why := w.watcher.Fallback(); why != nil {
+			fmt.Fprintf(stderr, "iotrace-bpf: %s\n", output.SafeText(why.Error()))
+		}
+	} else if w.watcher.Fallback() != nil {
 		fmt.Fprintf(stderr, "iotrace-bpf: this kernel lets us attach %s only: %s\n", w.watcher.Hooks(), w.watcher.Cost())
 	}
 	if o.readyFile != "" {

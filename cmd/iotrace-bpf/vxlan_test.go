@@ -296,41 +296,6 @@ func (w lineWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// TestVXLANFeed is what the default run shows: events between intervals.
-func TestVXLANFeed(t *testing.T) {
-	h := newOverlayHost(t)
-	h.add("vx-001001-m64nq", 4097, 4789)
-	var errs bytes.Buffer
-	f, err := startOverlayFeed(t.Context(), overlayOptions{stderr: &errs, vxlanOptions: vxlanOptions{
-		hostNetNS: fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(h.ns)), netNSDirs: []string{h.dir}, grace: 300 * time.Millisecond,
-		netlink: true, dockerHost: filepath.Join(h.dir, "no.sock"),
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s := f.status(); s.Source != "vxlan" || !s.Attached || s.Hook != "rtnetlink" || s.Cost == "" {
-		t.Errorf("status %+v", s)
-	}
-	h.add("\x1b[31m\u202e", 5, 4789)
-	var events []output.Event
-	for end := time.Now().Add(time.Minute); len(events) < 2; time.Sleep(10 * time.Millisecond) {
-		more, lost := f.take()
-		events = append(events, more...)
-		if lost != 0 || time.Now().After(end) {
-			t.Fatalf("%d lost, events %+v", lost, events)
-		}
-	}
-	if err := f.Close(); err != nil {
-		t.Error(err)
-	}
-	if events[0].Action != "created" || events[1].Action != "leaked" || events[1].VXLAN.Device != "vx-001001-m64nq" {
-		t.Errorf("events %+v", events)
-	}
-	if line := events[0].String(); strings.ContainsAny(line, "\x1b\u202e") {
-		t.Errorf("line %q", line)
-	}
-}
-
 // TestVXLANHostileNames: a device may be called anything but blanks and slashes.
 func TestVXLANHostileNames(t *testing.T) {
 	h := newOverlayHost(t)
