@@ -307,20 +307,28 @@ func (s *Server) Ready() {
 	}
 }
 
-// Ask sends a request and decodes the answer, which must be 200.
+// Ask sends a request and decodes the answer, which must be 200. While the
+// server says 503, as it does for an index of which it has no copy yet, the
+// request is repeated.
 func (s *Server) Ask(method, path, body string, into any) {
 	s.t.Helper()
-	res, err := s.do(method, path, body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer res.Body.Close()
-	b, err := io.ReadAll(res.Body)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	if res.StatusCode != http.StatusOK {
-		s.t.Fatalf("%s %s: %d %s", method, path, res.StatusCode, b)
+	var b []byte
+	for deadline := time.Now().Add(readyTime); ; time.Sleep(50 * time.Millisecond) {
+		res, err := s.do(method, path, body)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		b, err = io.ReadAll(res.Body)
+		res.Body.Close()
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if res.StatusCode == http.StatusOK {
+			break
+		}
+		if res.StatusCode != http.StatusServiceUnavailable || time.Now().After(deadline) {
+			s.t.Fatalf("%s %s: %d %s", method, path, res.StatusCode, b)
+		}
 	}
 	if into == nil {
 		return
