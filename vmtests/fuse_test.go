@@ -46,6 +46,7 @@ func TestFUSE(t *testing.T) {
 			{name: "daemon_killed_write_back", run: fuseKilledWriteBack},
 			{name: "aborted", run: fuseAborted},
 			{name: "process", run: fuseProcess},
+			{name: "mount", run: fuseMountNamed, smoke: true},
 			{name: "events", run: fuseEvents},
 			{name: "application", run: fuseApplication},
 			{name: "passthrough", run: fusePassthrough, since: "6.12", why: "FUSE passthrough came with 6.9"},
@@ -591,6 +592,22 @@ func fuseProcess(g *guest.Guest) {
 	t.stop()
 	for pid, want := range map[int]int64{p1.PID(): sizeA, p2.PID(): 3 << 20} {
 		t.Equal(fmt.Sprintf("process %d wrote", pid), t.Sum("iotrace.write.bytes", "iotrace.device.id", t.id, "process.pid", fmt.Sprint(pid)), want)
+	}
+}
+
+// fuseMountNamed: a row by mount says what is mounted, where, and who answers for it.
+func fuseMountNamed(g *guest.Guest) {
+	m := g.FUSE(guest.FUSEOptions{})
+	pa := g.Cgroup("a").Process()
+	tr := g.Trace("--by", "mount", "--source", "fuse")
+	pa.Open(m.File("a"), guest.Create).Write(0, sizeC)
+	r := tr.Stop()
+	at := []string{"iotrace.mount.point", m.Target}
+	r.Equal("bytes on the mount", r.Sum("iotrace.write.bytes", at...), sizeC)
+	for _, d := range r.Where(at...) {
+		if d.String("iotrace.fuse.subtype") != "counting" || d.Int("iotrace.fuse.daemon.pid") != int64(m.PID()) {
+			g.Errorf("subtype %q and daemon %d, want counting and %d", d.String("iotrace.fuse.subtype"), d.Int("iotrace.fuse.daemon.pid"), m.PID())
+		}
 	}
 }
 

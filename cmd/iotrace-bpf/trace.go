@@ -94,6 +94,7 @@ type session struct {
 	tracer   *tracer.Tracer
 	resolver *attribute.Resolver
 	joiner   joiner
+	daemons  map[tracer.Dev]uint32 // of FUSE file systems
 	host     output.Host
 	cost     selfCost
 	asked    map[uint64]bool // containers whose name was waited for once
@@ -250,6 +251,7 @@ func (s *session) interval() (*output.Interval, error) {
 		read.Rows = s.ownRows(read.Rows, &self)
 	}
 	s.awaitNames(read.Rows)
+	s.daemons = s.tracer.FUSEDaemons()
 	iv := &output.Interval{
 		Start: read.Start, End: read.End, Host: s.host,
 		Samples: s.joiner.samples(read.Rows),
@@ -340,5 +342,6 @@ func (s *session) mount(dev tracer.Dev, cgroup uint64) output.Mount {
 	return output.Mount{
 		Source: m.Source, Point: m.Point, FSType: m.FSType, Volume: m.Volume, Driver: m.Driver,
 		NFSServer: m.NFSServer, NFSExport: m.NFSExport, NFSVersion: m.NFSVersion, FUSESubtype: m.FUSESubtype,
+		FUSEDaemonPID: s.daemons[dev],
 	}
 }
