@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -252,20 +253,44 @@ func (h *host) acceleration(ctx context.Context, k vm.Kernel) vm.Accel {
 	return h.accel[k.Arch]
 }
 
-// boot runs the suite's guest for one kernel and turns what it reported into
-// subtests. Whatever was not reported as passed has failed.
-func (s suite) boot(t *testing.T, k Kernel) {
+// outcome is all that is known of one guest after its end.
+type outcome struct {
+	*guestReport
+	console  string
+	problems []string // of the guest as a whole; scenarios have their own
+	sick     bool     // the machine, not a test
+	log      []string
+}
+
+// verdict says of one scenario whether it passed; "" if so.
+func (o *outcome) verdict(name string) string {
+	r := o.tests[name]
+	switch {
+	case r == nil:
+		return "did not run"
+	case r.action == "pass":
+		return ""
+	case r.action == "":
+		return "began and never ended\n" + r.output.String()
+	}
+	// Fail, and skip too: what a kernel cannot do is declared, not found out.
+	return r.action + "\n" + r.output.String()
+}
+
+// run boots the guest and judges what it reported. Whatever was not reported as
+// passed has failed.
+func (s suite) run(ctx context.Context, test string, k Kernel, names []string) (*outcome, error) {
 	h, err := theHost()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	image := s.image
 	if image == "" {
 		image = "base"
 	}
-	g, err := h.prepare(t.Context(), k, image, !s.noTracer)
+	g, err := h.prepare(ctx, k, image, !s.noTracer)
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	if s.memory != 0 {
 		g.MemoryMiB = s.memory
@@ -276,70 +301,87 @@ func (s suite) boot(t *testing.T, k Kernel) {
 	if s.deadline != 0 {
 		g.Deadline = s.deadline
 	}
-	names := s.expected(t, k)
-	// iotrace.run is the test to run; the scenarios follow behind a slash.
-	run := "^" + t.Name()[:strings.Index(t.Name(), "/")] + "$/^(" + strings.Join(names, "|") + ")$"
-	g.Append = append(append(g.Append, s.append...), "iotrace.run="+run, "iotrace.timeout="+strconv.Itoa(int(g.Deadline.Seconds())-45)+"s")
+	// The test to run; the scenarios follow behind a slash. The test's own limit
+	// is shorter than the guest's, so that it can still show its stacks.
+	limit := max(g.Deadline-45*time.Second, 2*g.Deadline/3)
+	g.Append = append(append(g.Append, s.append...), "iotrace.run=^"+test+"$/^("+strings.Join(names, "|")+")$", "iotrace.timeout="+limit.String())
 
 	var console, raw bytes.Buffer
 	var bootErr error
+	o := &outcome{}
 	for try := 1; ; try++ {
 		console.Reset()
 		raw.Reset()
 		g.Console, g.Results = &console, &raw
 		begin := time.Now()
-		bootErr = g.Boot(t.Context())
-		t.Logf("kernel %s, %s, %d MiB: guest ran for %s", g.Kernel.Release, g.Accel, g.MemoryMiB, time.Since(begin).Round(100*time.Millisecond))
+		bootErr = g.Boot(ctx)
+		o.log = append(o.log, fmt.Sprintf("kernel %s, %s, %d MiB: guest ran for %s", g.Kernel.Release, g.Accel, g.MemoryMiB, time.Since(begin).Round(100*time.Millisecond)))
 		// Emulation is known to kill a kernel early in its life now and then.
 		// Once a test has begun nothing is tried again.
 		if try == 1 && raw.Len() == 0 && vm.Panicked(console.Bytes()) {
-			t.Logf("kernel panic before the first test; trying once more\n%s", lastLines(console.String(), 40))
+			o.log = append(o.log, "kernel panic before the first test; trying once more\n"+lastLines(console.String(), 40))
 			continue
 		}
 		break
 	}
-	rep := parseGuest(raw.Bytes())
+	o.guestReport, o.console = parseGuest(raw.Bytes()), console.String()
 	bad := vm.Trouble(console.Bytes())
-	healthy := bootErr == nil && rep.exited && len(bad) == 0
-
+	o.sick = bootErr != nil || !o.exited || len(bad) > 0
+	problem := func(format string, args ...any) { o.problems = append(o.problems, fmt.Sprintf(format, args...)) }
+	passed := true
 	for _, name := range names {
-		t.Run(name, func(t *testing.T) {
-			r := rep.tests[name]
-			switch {
-			case r == nil:
-				t.Error("did not run")
-			case r.action == "pass":
-				t.Logf("%.1fs in the guest\n%s", r.elapsed, r.output.String())
-			case r.action == "":
-				t.Errorf("began and never ended\n%s", r.output.String())
-			default: // fail, and skip too: what a kernel cannot do is declared, not found out
-				t.Errorf("%s\n%s", r.action, r.output.String())
-			}
-			delete(rep.tests, name)
-		})
+		passed = passed && o.verdict(name) == ""
 	}
-	for name, r := range rep.tests {
-		t.Errorf("guest reported a test that was not expected: %s: %s", name, r.action)
+	for name, r := range o.tests {
+		if !slices.Contains(names, name) {
+			problem("guest reported a test that was not expected: %s: %s", name, r.action)
+		}
 	}
 	if bootErr != nil {
-		t.Errorf("guest: %v", bootErr)
+		problem("guest: %v", bootErr)
 	}
-	if !rep.exited {
-		t.Error("guest never reported the end of its tests")
-	} else if rep.status != 0 && !t.Failed() {
-		t.Errorf("tests in the guest exited with status %d", rep.status)
+	if !o.exited {
+		problem("guest never reported the end of its tests")
+	} else if o.status != 0 && passed {
+		problem("tests in the guest exited with status %d", o.status)
 	}
 	if len(bad) > 0 {
-		t.Errorf("the kernel complained:\n%s", strings.Join(bad, "\n"))
+		problem("the kernel complained:\n%s", strings.Join(bad, "\n"))
 	}
-	if t.Failed() {
-		t.Logf("output outside of tests:\n%s", rep.outside.String())
-		if rep.dmesg.Len() > 0 {
-			t.Logf("kernel log:\n%s", lastLines(rep.dmesg.String(), 60))
-		}
-		if !healthy {
-			t.Logf("console:\n%s", lastLines(console.String(), 120))
-		}
+	return o, nil
+}
+
+// boot runs the suite's guest for one kernel and turns what it reported into subtests.
+func (s suite) boot(t *testing.T, k Kernel) {
+	names := s.expected(t, k)
+	o, err := s.run(t.Context(), t.Name()[:strings.Index(t.Name(), "/")], k, names)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range o.log {
+		t.Log(line)
+	}
+	for _, name := range names {
+		t.Run(name, func(t *testing.T) {
+			if bad := o.verdict(name); bad != "" {
+				t.Error(bad)
+				return
+			}
+			t.Logf("%.1fs in the guest\n%s", o.tests[name].elapsed, o.tests[name].output.String())
+		})
+	}
+	for _, p := range o.problems {
+		t.Error(p)
+	}
+	if !t.Failed() {
+		return
+	}
+	t.Logf("output outside of tests:\n%s", o.outside.String())
+	if o.dmesg.Len() > 0 {
+		t.Logf("kernel log:\n%s", lastLines(o.dmesg.String(), 60))
+	}
+	if o.sick {
+		t.Logf("console:\n%s", lastLines(o.console, 120))
 	}
 }
 
