@@ -50,7 +50,7 @@ enum iot_device_action {
 	IOT_DEVICE_MESSAGE = 8, /* a struct refusal: only the kernel's words, in request */
 };
 
-struct device {
+struct iface {
 	__u32 ifindex;
 	__u32 netns; /* inode number */
 	__u32 underlay; /* inode number of the namespace that the packets travel in; 0 unknown */
@@ -65,7 +65,7 @@ struct device_event {
 	__u32 pid;
 	__u64 time;
 	__u64 cgroup;
-	struct device device; /* for a move where it was */
+	struct iface device; /* for a move where it was */
 	__u32 to_netns;
 	__u32 to_ifindex;
 	char old_name[IOT_NAME_MAX];
@@ -74,7 +74,7 @@ struct device_event {
 
 struct refusal {
 	struct device_event event; /* device: nothing but the asker's namespace */
-	struct device holder; /* of the VNI, where it could be found */
+	struct iface holder; /* of the VNI, where it could be found */
 	__u32 vni; /* that the request asked for */
 	__u32 len; /* of request */
 	__u8 request[IOT_REQUEST_MAX]; /* from the nlmsghdr on */
@@ -301,7 +301,7 @@ static __always_inline bool iot_is_moving(const struct net_device *dev)
 	return BPF_CORE_READ_BITFIELD_PROBED(old, reg_state) == NETREG_REGISTERED;
 }
 
-static __always_inline void iot_describe(struct device *d, const struct net_device *dev)
+static __always_inline void iot_describe(struct iface *d, const struct net_device *dev)
 {
 	void *vxlan = iot_vxlan(dev);
 
@@ -534,7 +534,7 @@ static __always_inline __u32 iot_requested_vni(const void *request, __u32 end)
  * Looks for the device that holds a VNI in the list of those made in the
  * namespace: it may lie in another one by now, which no path leads to.
  */
-static __always_inline void iot_find_holder(struct device *holder, struct net *net, __u32 vni)
+static __always_inline void iot_find_holder(struct iface *holder, struct net *net, __u32 vni)
 {
 	__u64 next_offset = VXLAN_NEXT, dev_offset = VXLAN_DEV, *id_at;
 	void *data, *head, *at;

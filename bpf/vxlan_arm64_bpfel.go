@@ -13,7 +13,20 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type VXLANDevice struct {
+type VXLANDeviceEvent struct {
+	_         structs.HostLayout
+	Action    VXLANIotDeviceAction
+	Pid       uint32
+	Time      uint64
+	Cgroup    uint64
+	Device    VXLANIface
+	ToNetns   uint32
+	ToIfindex uint32
+	OldName   [16]int8
+	Comm      [16]int8
+}
+
+type VXLANIface struct {
 	_        structs.HostLayout
 	Ifindex  uint32
 	Netns    uint32
@@ -22,19 +35,6 @@ type VXLANDevice struct {
 	Flags    uint32
 	Port     uint32
 	Name     [16]int8
-}
-
-type VXLANDeviceEvent struct {
-	_         structs.HostLayout
-	Action    VXLANIotDeviceAction
-	Pid       uint32
-	Time      uint64
-	Cgroup    uint64
-	Device    VXLANDevice
-	ToNetns   uint32
-	ToIfindex uint32
-	OldName   [16]int8
-	Comm      [16]int8
 }
 
 type VXLANIotDeviceAction uint32
@@ -53,7 +53,7 @@ const (
 type VXLANRefusal struct {
 	_       structs.HostLayout
 	Event   VXLANDeviceEvent
-	Holder  VXLANDevice
+	Holder  VXLANIface
 	Vni     uint32
 	Len     uint32
 	Request [1024]uint8

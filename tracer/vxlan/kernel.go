@@ -70,6 +70,7 @@ var refusals = []variant{
 
 // kernel is the feed of the programs in bpf/vxlan.bpf.c.
 type kernel struct {
+	programs   []*ebpf.Program
 	maps       *ebpf.Collection
 	closes     []io.Closer
 	reader     *ringbuf.Reader
@@ -160,13 +161,18 @@ func (k *kernel) attach(spec *ebpf.CollectionSpec, v variant) (closes []io.Close
 	if err != nil {
 		return closes, err
 	}
-	defer loaded.Close() // the links keep the programs
+	defer loaded.Close() // but for what is kept
 	for _, name := range v.programs {
 		l, err := attach(part.Programs[name], loaded.Programs[name])
 		if err != nil {
 			return closes, err
 		}
 		closes = append(closes, l)
+	}
+	for _, name := range v.programs {
+		p := loaded.DetachProgram(name)
+		k.programs = append(k.programs, p)
+		closes = append(closes, p)
 	}
 	return closes, nil
 }
@@ -214,13 +220,18 @@ func (k *kernel) cost() string {
 }
 
 func (k *kernel) lost() uint64 {
-	var perCPU []uint64
-	if err := k.maps.Maps[bpf.VXLANMapDeviceLosses].Lookup(uint32(0), &perCPU); err != nil {
-		return k.drops.Load()
-	}
 	sum := k.drops.Load()
-	for _, n := range perCPU {
-		sum += n
+	var perCPU []uint64
+	if k.maps.Maps[bpf.VXLANMapDeviceLosses].Lookup(uint32(0), &perCPU) == nil {
+		for _, n := range perCPU {
+			sum += n
+		}
+	}
+	for _, p := range k.programs {
+		// Runs that the kernel skipped because the program ran on that CPU already; counted since 5.12.
+		if stats, err := p.Stats(); err == nil {
+			sum += stats.RecursionMisses
+		}
 	}
 	return sum
 }
@@ -355,7 +366,7 @@ func decode(raw []byte, now time.Time, mono uint64) (*Event, error) {
 	return e, nil
 }
 
-func deviceOf(d *bpf.VXLANDevice) Device {
+func deviceOf(d *bpf.VXLANIface) Device {
 	return Device{
 		Name: chars(d.Name[:]), Kind: Kind, Ifindex: int(d.Ifindex), NetNS: uint64(d.Netns), Underlay: uint64(d.Underlay),
 		VNI: d.Vni, Port: uint16(d.Port), Up: d.Flags&unix.IFF_UP != 0,

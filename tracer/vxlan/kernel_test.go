@@ -30,7 +30,7 @@ func int8s(s string) (a [16]int8) {
 func kernelEvent(action bpf.VXLANIotDeviceAction) bpf.VXLANDeviceEvent {
 	return bpf.VXLANDeviceEvent{
 		Action: action, Pid: 7, Time: 4_000_000_000, Cgroup: 1 << 33,
-		Device: bpf.VXLANDevice{Ifindex: 5, Netns: 4026531840, Underlay: 4026531840, Vni: 4097, Flags: 0x1003, Port: 4789, Name: int8s("vxlan0")},
+		Device: bpf.VXLANIface{Ifindex: 5, Netns: 4026531840, Underlay: 4026531840, Vni: 4097, Flags: 0x1003, Port: 4789, Name: int8s("vxlan0")},
 		Comm:   int8s("dockerd"), ToNetns: 4026532000, ToIfindex: 6, OldName: int8s("vx-001001-m64nq"),
 	}
 }
@@ -55,12 +55,12 @@ func TestDecode(t *testing.T) {
 func TestDecodeRefusal(t *testing.T) {
 	refusal := func(request []byte) bpf.VXLANRefusal {
 		r := bpf.VXLANRefusal{Event: kernelEvent(bpf.VXLANIotDeviceActionIOT_DEVICE_REFUSED), Vni: 77, Len: uint32(len(request))}
-		r.Event.Device = bpf.VXLANDevice{Netns: 4026531840}
+		r.Event.Device = bpf.VXLANIface{Netns: 4026531840}
 		copy(r.Request[:], request)
 		return r
 	}
 	r := refusal(request(attr(3, []byte("vx-001001-m64nq\x00")), vxlanInfo("vxlan", 4097, 4789)))
-	r.Holder = bpf.VXLANDevice{Ifindex: 9, Netns: 4026532000, Underlay: 4026531840, Vni: 4097, Name: int8s("hidden")}
+	r.Holder = bpf.VXLANIface{Ifindex: 9, Netns: 4026532000, Underlay: 4026531840, Vni: 4097, Name: int8s("hidden")}
 	e, err := decode(record(t, r), time.Now(), 0)
 	if err != nil {
 		t.Fatal(err)
