@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // A raw tracepoint's link holds a reference on the module that has it: as long
@@ -42,10 +43,11 @@ func (o *object) rest() error {
 	return errors.Join(errs...)
 }
 
-// wake attaches again what rest has detached.
+// wake attaches again what rest has detached. The last hooks come first: those
+// that begin something are the ones that must not be late.
 func (o *object) wake() error {
 	var errs []error
-	for i := range o.hooks {
+	for i := range slices.Backward(o.hooks) {
 		a := &o.hooks[i]
 		if a.link != nil {
 			continue
@@ -57,17 +59,31 @@ func (o *object) wake() error {
 		}
 		a.link = l
 	}
-	o.resting = false
+	o.resting, o.idleSince = false, time.Time{}
 	return errors.Join(errs...)
 }
 
-// restIdle lets sources rest whose modules nobody uses.
+// restAfter is how long nobody may have used a module before its source rests:
+// mounts that come and go do not find it asleep.
+const restAfter = 5 * time.Second
+
+// restIdle lets sources rest whose modules nobody has used for a while.
 func (t *Tracer) restIdle() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, d := range sources {
 		o := t.objects[d.name]
-		if o == nil || d.idle == nil || o.resting || !d.idle(o) {
+		if o == nil || d.idle == nil || o.resting {
+			continue
+		}
+		if !d.idle(o) {
+			o.idleSince = time.Time{}
+			continue
+		}
+		if o.idleSince.IsZero() {
+			o.idleSince = time.Now()
+		}
+		if time.Since(o.idleSince) < restAfter {
 			continue
 		}
 		if err := o.rest(); err != nil {

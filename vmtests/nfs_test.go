@@ -5,9 +5,11 @@ package vmtests
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -89,6 +91,8 @@ type nfsCase struct {
 	before  guest.NFSStats
 	wrote   map[*guest.Cgroup]int64
 	read    map[*guest.Cgroup]int64
+
+	restarted bool // the server was away: RPCs were tried more than once
 }
 
 func newNFSCase(g *guest.Guest, version string, options ...string) *nfsCase {
@@ -144,10 +148,16 @@ func (s settled) check(r *guest.Report) {
 	}
 	r.Equal(v+"server write", sum("iotrace.write.bytes"), s.d.ServerWrite)
 	r.Equal(v+"server read", sum("iotrace.read.bytes"), s.d.ServerRead)
+	r.Equal(v+"unattributed", sum("iotrace.basis.none"), 0)
+	if s.c.restarted { // the client counts an RPC again that it starts again
+		if got, tried := sum("iotrace.write.ops"), s.d.Ops["WRITE"].Ops; got > tried {
+			s.c.Errorf("%s%d WRITE operations, %d were tried", v, got, tried)
+		}
+		return
+	}
 	r.Equal(v+"WRITE operations", sum("iotrace.write.ops"), s.d.Ops["WRITE"].Ops)
 	r.Equal(v+"READ operations", sum("iotrace.read.ops"), s.d.Ops["READ"].Ops+s.d.Ops["READ_PLUS"].Ops)
 	r.Equal(v+"COMMIT operations", sum("iotrace.flush.ops"), s.d.Ops["COMMIT"].Ops)
-	r.Equal(v+"unattributed", sum("iotrace.basis.none"), 0)
 }
 
 // traced are the arguments that all scenarios share.
@@ -509,8 +519,8 @@ func nfsRemount(g *guest.Guest) {
 			f := a.Process().Open(m.File("f"), guest.Create)
 			f.Write(0, bytesC+i)
 			g.Sync()
-			want += bytesC + i
 			d := m.Stats()
+			want += d.ServerWrite // a file that is there already may grow by pages
 			ops += d.Ops["WRITE"].Ops
 			f.Close()
 			g.Unmount(m.Target)
@@ -544,7 +554,7 @@ func unloadNFS(g *guest.Guest) {
 func awaitNFS(g *guest.Guest, tr *guest.Tracer, times int) {
 	g.Helper()
 	g.Eventually("source nfs attached", func() bool {
-		return strings.Count(tr.Stderr(), "source attached") >= times
+		return strings.Count(tr.Stderr(), `msg="source attached" source=nfs`) >= times
 	})
 }
 
@@ -586,8 +596,9 @@ func nfsModuleReloaded(g *guest.Guest) {
 			}
 			want += bytesC + int64(i)
 			g.Unmount(m.Target)
-			rests := strings.Count(tr.Stderr(), "source rests")
-			g.Eventually("source at rest", func() bool { return strings.Count(tr.Stderr(), "source rests") > rests || i > 0 })
+			if i == 0 { // let it go to rest, so that the next mount has to wake it
+				g.Eventually("source at rest", func() bool { return strings.Contains(tr.Stderr(), "source rests") })
+			}
 		}
 		unloadNFS(g)
 	}
@@ -601,6 +612,7 @@ func nfsServerDown(c *nfsCase) {
 	f := c.a.Process().Open(c.path("f"), guest.Create)
 	f.Write(0, bytesC)
 	c.NFSServerDown()
+	c.restarted = true
 	flush := exec.Command("sync")
 	if err := flush.Start(); err != nil {
 		c.Fatal(err)
@@ -619,6 +631,7 @@ func nfsServerRestarted(c *nfsCase) {
 	f := c.a.Process().Open(c.path("f"), guest.Create)
 	f.Write(0, bytesC)
 	f.StartWriteback()
+	c.restarted = true
 	c.NFSServerDown()
 	c.NFSServerUp()
 	f.Fsync()
@@ -653,16 +666,17 @@ func nfsUmountForce(g *guest.Guest) {
 	g.NFSServerUp()
 	after := newNFSCase(g, "3")
 	after.a.Process().Open(after.path("g"), guest.Create).Write(0, bytesA)
-	after.wrote[after.a] = bytesA
-	s := after.settle()
+	g.Sync()
+	got := after.m.Stats().ServerWrite
 	r := tr.Stop()
-	s.check(r)
-	if s.id != id {
-		// What was sent is counted once, however often it was tried.
-		if got := r.Written("nfs", id, c.a); got > bytesC {
-			g.Errorf("a wrote %d bytes to the mount that went, of %d", got, bytesC)
-		}
+	r.Equal("the next mount", got, bytesA)
+	r.Equal("written to the next mount", r.Written("nfs", after.m.ID(), after.a), bytesA)
+	// What was sent to the mount that went is counted once, however often it was tried.
+	lost := r.Written("nfs", id, c.a)
+	if lost > bytesC {
+		g.Errorf("a wrote %d bytes to the mount that went, of %d", lost, bytesC)
 	}
+	r.Equal("written in all", r.Sum("iotrace.write.bytes", "iotrace.source", "nfs"), lost+bytesA)
 }
 
 func nfsSmallFiles(g *guest.Guest) {
@@ -820,8 +834,8 @@ func nfsEvents(g *guest.Guest) {
 		op := d.String("iotrace.op")
 		t := got[op]
 		t.ops++
-		t.bytes += d.Int("iotrace.bytes")
-		if d.Int("iotrace.latency") > 0 {
+		t.bytes += d.Int("iotrace.request.bytes")
+		if d.Int("iotrace.request.latency") > 0 {
 			t.slow++
 		}
 		got[op] = t
@@ -882,36 +896,51 @@ func nfsCost(g *guest.Guest) {
 	tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
 	c := newNFSCase(g, "3")
 	f := c.a.Process().Open(c.path("f"), guest.Create)
-	for range 4 {
-		f.Write(0, 32<<20)
+	// The least of several rounds: a round in which the guest lost its processor
+	// says nothing.
+	least := map[string]float64{}
+	runs := map[string]int64{}
+	const rounds, size = 5, 16 << 20
+	before := programCosts(g)
+	for range rounds {
+		f.Write(0, size)
 		f.Fsync()
+		now := programCosts(g)
+		for name, p := range now {
+			n := p.runs - before[name].runs
+			if n == 0 {
+				continue
+			}
+			ns := float64(p.spent-before[name].spent) / float64(n)
+			if old, ok := least[name]; !ok || ns < old {
+				least[name] = ns
+			}
+			runs[name] = n
+		}
+		before = now
 	}
-	c.wrote[c.a] = 4 * 32 << 20
-	costs := programCosts(g)
+	c.wrote[c.a] = rounds * size
 	s := c.settle()
 	r := tr.Stop()
 	s.check(r)
+	rpcs := float64(s.d.Ops["WRITE"].Ops) / rounds
 	var total float64
-	rpcs := s.d.Ops["WRITE"].Ops
-	for _, p := range costs {
-		g.Logf("%-22s %6d runs, %8.0f ns each", p.name, p.runs, float64(p.spent)/float64(p.runs))
-		total += float64(p.spent)
+	for _, name := range slices.Sorted(maps.Keys(least)) {
+		g.Logf("%-22s %5.2f runs for an RPC, %7.0f ns each", name, float64(runs[name])/rpcs, least[name])
+		total += least[name] * float64(runs[name]) / rpcs
 	}
-	g.Logf("all programs: %.0f ns for each of %d WRITE RPCs of %d bytes", total/float64(rpcs), rpcs, s.d.ServerWrite/rpcs)
-	if total == 0 {
-		g.Error("no program ran")
+	g.Logf("all programs: %.0f ns for a WRITE RPC of %.0f bytes", total, size/rpcs)
+	if least["iot_initiate_write"] == 0 {
+		g.Error("iot_initiate_write never ran")
 	}
 }
 
-type programCost struct {
-	name        string
-	runs, spent int64
-}
+type programCost struct{ runs, spent int64 }
 
 // programCosts asks the kernel about every program of ours that ran.
-func programCosts(g *guest.Guest) []programCost {
+func programCosts(g *guest.Guest) map[string]programCost {
 	g.Helper()
-	var costs []programCost
+	costs := map[string]programCost{}
 	var id ebpf.ProgramID
 	for {
 		next, err := ebpf.ProgramGetNextID(id)
@@ -929,7 +958,8 @@ func programCosts(g *guest.Guest) []programCost {
 		info, err := p.Info()
 		if err == nil {
 			if s, serr := p.Stats(); serr == nil && s.RunCount > 0 && strings.HasPrefix(info.Name, "iot_") {
-				costs = append(costs, programCost{info.Name, int64(s.RunCount), int64(s.Runtime)})
+				c := costs[info.Name]
+				costs[info.Name] = programCost{c.runs + int64(s.RunCount), c.spent + int64(s.Runtime)}
 			}
 		}
 		p.Close()
