@@ -51,7 +51,7 @@ func (l *loops) scan() error {
 			continue // detached meanwhile
 		}
 		dev, ok := parseDev(strings.TrimSpace(string(raw)))
-		if !ok || !l.devices.Device(dev).Stacked {
+		if !ok {
 			continue
 		}
 		file, err := loopFile(filepath.Join(l.devices.dev, filepath.Base(filepath.Dir(dir))))

@@ -48,6 +48,8 @@ func TestFUSE(t *testing.T) {
 			{name: "process", run: fuseProcess},
 			{name: "mount", run: fuseMountNamed, smoke: true},
 			{name: "events", run: fuseEvents},
+			{name: "turns", run: fuseTurns},
+			{name: "loop", run: fuseLoop},
 			{name: "application", run: fuseApplication},
 			{name: "passthrough", run: fusePassthrough, since: "6.12", why: "FUSE passthrough came with 6.9"},
 			{name: "over_io_uring", run: fuseOverURing(false), since: "6.18", why: "FUSE over io_uring came with 6.14"},
@@ -284,6 +286,49 @@ func fuseShared(g *guest.Guest) {
 	t.owns("a", a, 0, turns*3*page)
 	t.owns("b", b, 0, turns*2*page)
 	t.owns("c", c, 0, turns*page)
+}
+
+// fuseTurns: a and b overwrite the same pages one after the other, flushed in between.
+func fuseTurns(g *guest.Guest) {
+	g.HoldWriteback()
+	m := g.FUSE(guest.FUSEOptions{Writeback: true, KeepCache: true})
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	fa, fb := pa.Open(m.File("f"), guest.Create), pb.Open(m.File("f"), guest.Create)
+	t := traceFUSE(g, m)
+	for range 3 {
+		fa.Write(0, 1<<20)
+		fa.Fsync()
+		fb.Write(0, 1<<20)
+		fa.Fsync()
+	}
+	t.stop()
+	t.owns("a", a, 0, 3<<20)
+	t.owns("b", b, 0, 3<<20)
+}
+
+// fuseLoop: a file on FUSE is the disk below a loop device. The loop driver's
+// thread reads and writes it for whoever uses the device.
+func fuseLoop(g *guest.Guest) {
+	g.HoldWriteback()
+	m := g.FUSE(guest.FUSEOptions{})
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	setup := g.Cgroup("setup").Process()
+	f := setup.Open(m.File("image"), guest.Create)
+	f.Write(0, 16<<20)
+	f.Close()
+	g.Modprobe("loop")
+	loop := g.Loop(m.File("image")).Path()
+	g.DropCaches()
+	t := traceFUSE(g, m, "--source", "block")
+	pa.Open(loop, os.O_RDWR|guest.Direct).WriteBlocks(0, 2<<20, 64<<10)
+	pb.Open(loop, os.O_RDWR|guest.Direct).ReadBlocks(8<<20, 1<<20, 64<<10)
+	truth := t.stop()
+	t.owns("a", a, 0, 2<<20)
+	t.Equal("b wrote", t.of("write.bytes", b), 0)
+	// The file is read ahead of what b asked for.
+	t.Equal("b read", t.of("read.bytes", b), truth.ReadBytes)
 }
 
 // fuseLibaio: many requests at once, which complete when nobody of the caller's runs.
