@@ -310,14 +310,6 @@ func (e *Elasticsearch) take(max int) []spooled {
 	return docs
 }
 
-// drop counts documents that were in flight as lost.
-func (e *Elasticsearch) drop(n int) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	e.inFlight -= n
-	e.stats.Dropped += uint64(n)
-}
-
 // Stats returns the counters.
 func (e *Elasticsearch) Stats() ElasticsearchStats {
 	e.mu.Lock()

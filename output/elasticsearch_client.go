@@ -155,17 +155,11 @@ func newESClient(urls []string, cred ElasticsearchCredentials, flavour Flavour, 
 	if len(urls) == 0 {
 		return nil, errors.New("no Elasticsearch URL")
 	}
-	cfg := elastictransport.Config{
-		UserAgent:    esUserAgent,
-		Username:     cred.Username,
-		Password:     string(cred.Password),
-		DisableRetry: true,
-	}
 	key, err := encodedAPIKey(cred.APIKey)
 	if err != nil {
 		return nil, err
 	}
-	cfg.APIKey = key
+	options := []elastictransport.Option{elastictransport.WithUserAgent(esUserAgent), elastictransport.WithDisableRetry()}
 	switch {
 	case cred.APIKey != "" && (cred.Username != "" || cred.Password != ""):
 		return nil, errors.New("both an API key and a user name or password are given: use one")
@@ -174,7 +168,14 @@ func newESClient(urls []string, cred ElasticsearchCredentials, flavour Flavour, 
 	case cred.Username == "" && cred.Password != "":
 		return nil, fmt.Errorf("a password without a user name: set %s", EnvElasticsearchUsername)
 	}
+	switch {
+	case key != "":
+		options = append(options, elastictransport.WithAPIKey(key))
+	case cred.Username != "":
+		options = append(options, elastictransport.WithBasicAuth(cred.Username, string(cred.Password)))
+	}
 	secret := cred.APIKey != "" || cred.Password != ""
+	var nodes []*url.URL
 	for _, raw := range urls {
 		u, err := parseServerURL(raw)
 		if err != nil {
@@ -183,9 +184,9 @@ func newESClient(urls []string, cred ElasticsearchCredentials, flavour Flavour, 
 		if secret && u.Scheme == "http" && !isLoopback(u.Hostname()) {
 			log.Warn("credentials travel unencrypted: use https", "url", u.String())
 		}
-		cfg.URLs = append(cfg.URLs, u)
+		nodes = append(nodes, u)
 	}
-	tlsConfig, err := serverTLS(cred.CAFile, cred.Fingerprint, cfg.URLs)
+	tlsConfig, err := serverTLS(cred.CAFile, cred.Fingerprint, nodes)
 	if err != nil {
 		return nil, err
 	}
@@ -199,8 +200,7 @@ func newESClient(urls []string, cred ElasticsearchCredentials, flavour Flavour, 
 		IdleConnTimeout:       90 * time.Second,
 		ExpectContinueTimeout: time.Second,
 	}
-	cfg.Transport = transport
-	c, err := elastictransport.New(cfg)
+	c, err := elastictransport.NewClient(append(options, elastictransport.WithURLs(nodes...), elastictransport.WithTransport(transport))...)
 	if err != nil {
 		return nil, fmt.Errorf("elasticsearch transport: %w", err)
 	}
@@ -333,15 +333,16 @@ func (s *esServer) String() string {
 }
 
 // timeSeries tells whether setup makes metrics-iotrace.io a time series
-// stream there. Such streams exist since 8.7; since 8.15 they give back every
-// field of a document. A server that keeps its version to itself, as it does
-// to a key without the monitor privilege, is taken for a current one.
+// stream there. Such streams exist since 8.7; they give back every field of a
+// document since 8.15 and took booleans for dimensions soon after. A server
+// that keeps its version to itself, as it does to a key without the monitor
+// privilege, is taken for a current one.
 func (s *esServer) timeSeries() bool {
 	switch s.flavour {
 	case FlavourServerless:
 		return true
 	case FlavourElasticsearch:
-		return s.version == "" || s.atLeast(8, 15)
+		return s.version == "" || s.atLeast(8, 17)
 	}
 	return false
 }

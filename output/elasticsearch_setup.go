@@ -244,7 +244,11 @@ func (s *setup) adapt(raw []byte) ([]byte, error) {
 		}
 	}
 	if settings, ok := body["settings"].(map[string]any); ok {
-		if index, ok := settings["index"].(map[string]any); ok && index["mode"] != nil && s.srv.lacks("data-streams") {
+		index, ok := settings["index"].(map[string]any)
+		if ok && s.srv.flavour == FlavourServerless {
+			delete(index, "codec") // is not ours to choose there
+		}
+		if ok && index["mode"] != nil && s.srv.lacks("data-streams") {
 			// The module of that name fills the routing path from the mapping
 			// and owns look_back_time.
 			delete(index, "look_back_time")

@@ -269,6 +269,17 @@ func TestElasticsearchSetupOlder(t *testing.T) {
 	}
 }
 
+func TestElasticsearchSetupServerless(t *testing.T) {
+	f := newFakeCluster(t, `{"version":{"number":"8.11.0","build_flavor":"serverless"}}`, `{"error":"gone"}`)
+	if _, err := f.setup(t, ElasticsearchSetup{}); err != nil {
+		t.Fatal(err)
+	}
+	all := fmt.Sprint(f.got)
+	if !strings.Contains(all, "time_series") || !strings.Contains(all, `"data_retention":"14d"`) || strings.Contains(all, "codec") || strings.Contains(all, "_ilm") {
+		t.Errorf("sent: %s", all)
+	}
+}
+
 func TestElasticsearchSetupOpenSearch(t *testing.T) {
 	f := newFakeCluster(t, infoOpenSearch, `{}`)
 	if _, err := f.setup(t, ElasticsearchSetup{}); err != nil {
