@@ -34,7 +34,6 @@ enum {
 
 #define IOT_BIOS 16 /* of a request with more bios than that every page is looked at */
 #define IOT_STEPS 512 /* pages looked at in such a request or one with several owners */
-#define IOT_STEPS_NO_LOOP 64 /* the same where the kernel has no bpf_loop (before 5.17) */
 
 /*
  * From issue to completion: request -> its owner. Direct
@@ -169,27 +168,13 @@ static __always_inline void iot_note_page(struct loop_notes *n)
 	bpf_map_update_elem(&loop_notes, &n->page, &n->note, BPF_ANY);
 }
 
-static long iot_note_next(__u32 i, void *ctx)
-{
-	struct loop_notes *n = ctx;
-
-	iot_note_page(n);
-	n->page.index++;
-	return 0;
-}
-
 /* Leaves notes for the pages of the backing file that a request to a loop device is about. */
-static __noinline int iot_note_loop(const struct usage_key *usage, __u64 start, __u32 bytes)
+__noinline int iot_note_loop(__u32 dev, __u64 owner, __u32 pid, __u64 start, __u32 bytes)
 {
-	/* 64 bits: the kernel inlines bpf_loop and compares all of its first argument. */
-	__u64 pages, i;
-	__u32 dev;
+	__u32 pages, i;
 	struct loop_notes n = {};
 	struct loop_file *file;
 
-	if (!usage)
-		return 0;
-	dev = usage->dev;
 	file = bpf_map_lookup_elem(&loop_files, &dev);
 	if (!file || !bytes)
 		return 0;
@@ -198,15 +183,14 @@ static __noinline int iot_note_loop(const struct usage_key *usage, __u64 start, 
 	n.page.ino = file->ino;
 	n.page.fsdev = file->fsdev;
 	n.page.index = IOT_ANY_PAGE;
-	n.note.owner = iot_pack(usage->cgroup, usage->basis);
-	n.note.pid = usage->pid;
+	n.note.owner = owner;
+	n.note.pid = pid;
 	iot_note_page(&n);
 	n.page.index = start >> IOT_PAGE_SHIFT;
-	if (have_bpf_loop)
-		bpf_loop(pages, iot_note_next, &n, 0);
-	else
-		for (i = 0; i < IOT_STEPS && i < pages; i++)
-			iot_note_next(i, &n);
+	for (i = 0; i < IOT_STEPS && i < pages; i++) {
+		iot_note_page(&n);
+		n.page.index++;
+	}
 	return 0;
 }
 
@@ -233,7 +217,8 @@ static __always_inline void iot_walk_book(struct walk *w)
 	if (w->run) {
 		iot_account(&w->usage, w->run, w->ops);
 		if (w->is_loop)
-			iot_note_loop(&w->usage, w->start, w->run);
+			iot_note_loop(w->usage.dev, iot_pack(w->usage.cgroup, w->usage.basis), w->usage.pid, w->start,
+				      w->run);
 	}
 	w->start += w->run;
 	w->ops = w->run ? 0 : w->ops;
@@ -248,19 +233,32 @@ static __always_inline void iot_walk_bio(struct walk *w)
 	w->in_vec = 0;
 }
 
-static long iot_walk_step(__u32 i, void *ctx)
+/* The walk under way on this CPU; a request that comes back has one of its own, it may interrupt. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct walk);
+} walks SEC(".maps");
+
+/*
+ * One step; returns whether there is another. A function of its own and a plain
+ * loop around it verify quickly on every kernel: bpf_loop is not there before
+ * 5.17, and 5.10 refuses a program that mentions it even where it never runs.
+ */
+__noinline int iot_walk_step(__u32 which)
 {
-	struct walk *w = ctx;
+	struct walk *w = bpf_map_lookup_elem(&walks, &which);
 	struct owner o = {};
 	struct bio_vec vec = {};
 	__u32 start, n;
 
-	if (!w->left || !w->bio)
-		return 1;
+	if (!w || !w->left || !w->bio)
+		return 0;
 	if (!w->in_bio) {
 		w->bio = FIELD(w->bio, bi_next);
 		if (!w->bio)
-			return 1;
+			return 0;
 		w->in_bio = FIELD(w->bio, bi_iter.bi_size);
 		iot_walk_bio(w);
 	}
@@ -279,7 +277,7 @@ static long iot_walk_step(__u32 i, void *ctx)
 	if (n > w->left)
 		n = w->left;
 	if (!n)
-		return 1;
+		return 0;
 	iot_owner_of_folio(&o, iot_folio(iot_page_add(vec.bv_page, start >> IOT_PAGE_SHIFT)), w->bio,
 			   w->cmd_flags & 1, w->cmd_flags & IOT_REQ_META);
 	if (o.cgroup != w->usage.cgroup || o.basis != w->usage.basis || o.pid != w->usage.pid ||
@@ -291,35 +289,34 @@ static long iot_walk_step(__u32 i, void *ctx)
 	w->in_vec += n;
 	w->in_bio -= n;
 	w->left -= n;
-	return 0;
+	return w->left != 0;
 }
 
 static __noinline int iot_walk_request(struct block_request *r)
 {
-	struct walk w = {
-		.usage = r->usage,
-		.bio = r->bio,
-		.left = r->bytes,
-		.ops = 1,
-		.cmd_flags = r->flags,
-		.start = r->start,
-		.is_loop = r->is_loop,
-	};
-	int i;
+	__u32 which = r->usage.flags & IOT_REQUEUED ? 1 : 0, i;
+	struct walk *w = bpf_map_lookup_elem(&walks, &which);
 
-	w.in_bio = FIELD(w.bio, bi_iter.bi_size);
-	iot_walk_bio(&w);
-	if (have_bpf_loop)
-		bpf_loop(IOT_STEPS, iot_walk_step, &w, 0);
-	else
-		for (i = 0; i < IOT_STEPS_NO_LOOP; i++)
-			if (iot_walk_step(i, &w))
-				break;
-	if (w.left) { /* the rest goes to the last owner seen */
+	if (!w)
+		return 0;
+	__builtin_memset(w, 0, sizeof(*w));
+	w->usage = r->usage;
+	w->bio = r->bio;
+	w->left = r->bytes;
+	w->ops = 1;
+	w->cmd_flags = r->flags;
+	w->start = r->start;
+	w->is_loop = r->is_loop;
+	w->in_bio = FIELD(w->bio, bi_iter.bi_size);
+	iot_walk_bio(w);
+	for (i = 0; i < IOT_STEPS; i++)
+		if (!iot_walk_step(which))
+			break;
+	if (w->left) { /* the rest goes to the last owner seen */
 		iot_lost(IOT_LOST_WALKS, 1);
-		w.run += w.left;
+		w->run += w->left;
 	}
-	iot_walk_book(&w);
+	iot_walk_book(w);
 	return 0;
 }
 
@@ -522,7 +519,7 @@ static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed)
 		r.is_loop = true;
 		r.start = FIELD(rq, __sector) << 9;
 		if (single)
-			iot_note_loop(&r.usage, r.start, r.bytes);
+			iot_note_loop(r.usage.dev, iot_pack(o.cgroup, o.basis), o.pid, r.start, r.bytes);
 	}
 	if (single)
 		iot_account(&r.usage, r.bytes, 1);

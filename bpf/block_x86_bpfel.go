@@ -44,6 +44,7 @@ const (
 	BlockMapRowCaches        = "row_caches"
 	BlockMapUsageA           = "usage_a"
 	BlockMapUsages           = "usages"
+	BlockMapWalks            = "walks"
 	BlockProgIotBioQueue     = "iot_bio_queue"
 	BlockProgIotRqComplete   = "iot_rq_complete"
 	BlockProgIotRqIssue      = "iot_rq_issue"
@@ -136,6 +137,7 @@ type BlockMapSpecs struct {
 	RowCaches  *ebpf.MapSpec `ebpf:"row_caches"`
 	UsageA     *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages     *ebpf.MapSpec `ebpf:"usages"`
+	Walks      *ebpf.MapSpec `ebpf:"walks"`
 }
 
 // BlockVariableSpecs contains global variables before they are loaded into the kernel.
@@ -194,6 +196,7 @@ type BlockMaps struct {
 	RowCaches  *ebpf.Map `ebpf:"row_caches"`
 	UsageA     *ebpf.Map `ebpf:"usage_a"`
 	Usages     *ebpf.Map `ebpf:"usages"`
+	Walks      *ebpf.Map `ebpf:"walks"`
 }
 
 func (m *BlockMaps) Close() error {
@@ -217,6 +220,7 @@ func (m *BlockMaps) Close() error {
 		m.RowCaches,
 		m.UsageA,
 		m.Usages,
+		m.Walks,
 	)
 }
 
