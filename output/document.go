@@ -97,6 +97,7 @@ type docFields struct {
 	Discard      *docAmount           `json:"discard,omitempty"`
 	Flush        *docCount            `json:"flush,omitempty"`
 	Metadata     *docCount            `json:"metadata,omitempty"`
+	Retransmits  int64                `json:"retransmits,omitempty"`
 	Basis        *docBasis            `json:"basis,omitempty"`
 	Request      *docRequest          `json:"request,omitempty"`
 	Sources      map[string]docSource `json:"sources,omitempty"`

@@ -116,6 +116,7 @@ type Usage struct {
 
 	// The part of Read.Bytes and Write.Bytes that is file-system metadata.
 	MetaReadBytes, MetaWriteBytes uint64
+	Retransmits                   uint64
 
 	// Basis is not told per operation: where reads were separated from writes
 	// of one sample (by op, or a filter on it) BasisUnknown is set instead.
@@ -189,6 +190,7 @@ func (u *Usage) add(o *Usage) {
 	}
 	u.MetaReadBytes += o.MetaReadBytes
 	u.MetaWriteBytes += o.MetaWriteBytes
+	u.Retransmits += o.Retransmits
 	u.Basis.add(&o.Basis)
 	u.BasisUnknown = u.BasisUnknown || o.BasisUnknown
 }
@@ -199,6 +201,7 @@ func (u *Usage) addSample(s *Sample) {
 	}
 	u.MetaReadBytes += s.MetaReadBytes
 	u.MetaWriteBytes += s.MetaWriteBytes
+	u.Retransmits += s.Retransmits
 	u.Basis.add(&s.Basis)
 }
 

@@ -321,6 +321,7 @@ func (e *docEncoder) io(row *Row, su *SourceUsage, stacked bool) {
 	if u.Metadata.Ops > 0 {
 		f.Metadata = e.count(1, &u.Metadata)
 	}
+	f.Retransmits = long(u.Retransmits)
 	if !u.BasisUnknown {
 		b := &u.Basis
 		e.basis = docBasis{long(b.Dirtier), long(b.Page), long(b.Bio), long(b.Task), long(b.None)}

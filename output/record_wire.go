@@ -49,6 +49,8 @@ type wireInterval struct {
 	Basis     [][]uint64 `cbor:"22,keyasint,omitempty"` // dirtier, page, bio, task, none
 
 	Events wireEvents `cbor:"23,keyasint"`
+
+	Retransmits []uint64 `cbor:"24,keyasint,omitempty"` // as MetaRead
 }
 
 // wireAmounts holds the rows whose Amount is not all zero.
@@ -204,12 +206,13 @@ func (e *recordEncoder) interval(iv *Interval) (*wireInterval, error) {
 
 	w.MetaRead = make([]uint64, len(rows))
 	w.MetaWrite = make([]uint64, len(rows))
+	w.Retransmits = make([]uint64, len(rows))
 	basis := [][]uint64{make([]uint64, len(rows)), make([]uint64, len(rows)), make([]uint64, len(rows)), make([]uint64, len(rows)), make([]uint64, len(rows))}
 	for i, s := range rows {
-		w.MetaRead[i], w.MetaWrite[i] = s.MetaReadBytes, s.MetaWriteBytes
+		w.MetaRead[i], w.MetaWrite[i], w.Retransmits[i] = s.MetaReadBytes, s.MetaWriteBytes, s.Retransmits
 		basis[0][i], basis[1][i], basis[2][i], basis[3][i], basis[4][i] = s.Basis.Dirtier, s.Basis.Page, s.Basis.Bio, s.Basis.Task, s.Basis.None
 	}
-	w.MetaRead, w.MetaWrite = noneIfZero(w.MetaRead), noneIfZero(w.MetaWrite)
+	w.MetaRead, w.MetaWrite, w.Retransmits = noneIfZero(w.MetaRead), noneIfZero(w.MetaWrite), noneIfZero(w.Retransmits)
 	used := false
 	for i := range basis {
 		basis[i] = noneIfZero(basis[i])
@@ -572,6 +575,7 @@ func (t *recordTables) interval(w *wireInterval) (*Interval, error) {
 		}
 	}
 	t.column("metadata read", w.MetaRead, n)
+	t.column("retransmits", w.Retransmits, n)
 	t.column("metadata written", w.MetaWrite, n)
 	var basis [5][]uint64
 	if len(w.Basis) > 0 && len(w.Basis) < len(basis) {
@@ -602,7 +606,7 @@ func (t *recordTables) interval(w *wireInterval) (*Interval, error) {
 	}
 	fill := func(s *Sample, i int) {
 		*s = t.idents[w.Rows[i]]
-		s.MetaReadBytes, s.MetaWriteBytes = at(w.MetaRead, i), at(w.MetaWrite, i)
+		s.MetaReadBytes, s.MetaWriteBytes, s.Retransmits = at(w.MetaRead, i), at(w.MetaWrite, i), at(w.Retransmits, i)
 		s.Basis = BasisBytes{
 			Dirtier: at(basis[0], i), Page: at(basis[1], i), Bio: at(basis[2], i), Task: at(basis[3], i), None: at(basis[4], i),
 		}

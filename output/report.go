@@ -361,7 +361,7 @@ func (r *HTMLReport) merge(s *Sample) {
 		m = new(Sample)
 		*m = *s
 		m.Read, m.Write, m.Discard, m.Flush, m.Metadata = Amount{}, Amount{}, Amount{}, Amount{}, Amount{}
-		m.MetaReadBytes, m.MetaWriteBytes, m.Basis = 0, 0, BasisBytes{}
+		m.MetaReadBytes, m.MetaWriteBytes, m.Retransmits, m.Basis = 0, 0, 0, BasisBytes{}
 		m.Process = k.process
 		r.merged[k] = m
 	}
@@ -372,6 +372,7 @@ func (r *HTMLReport) merge(s *Sample) {
 	}
 	m.MetaReadBytes += s.MetaReadBytes
 	m.MetaWriteBytes += s.MetaWriteBytes
+	m.Retransmits += s.Retransmits
 	m.Basis.add(&s.Basis)
 }
 

@@ -139,6 +139,7 @@ type Sample struct {
 	// MetaBytes is the part of Read.Bytes and Write.Bytes that is file-system
 	// metadata and journal (REQ_META), shown apart.
 	MetaReadBytes, MetaWriteBytes uint64
+	Retransmits                   uint64 // requests to a server that had to be sent again, in none of the amounts
 
 	Basis BasisBytes
 }

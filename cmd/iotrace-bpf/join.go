@@ -54,6 +54,9 @@ func (j *joiner) samples(rows []tracer.Row) []output.Sample {
 func add(s *output.Sample, r *tracer.Row) {
 	var a *output.Amount
 	switch r.Op {
+	case tracer.Retransmit:
+		s.Retransmits += r.Ops
+		return
 	case tracer.Read:
 		a = &s.Read
 	case tracer.Write:
