@@ -69,8 +69,14 @@ enum {
 #define IOT_FUSE_WRITE_CACHE 1 /* delayed write from the page cache */
 
 #define IOT_PAGE_SIZE (1U << IOT_PAGE_SHIFT)
-#define IOT_PAGES 65536 /* the most that fs.fuse.max_pages_limit allows */
-#define IOT_PAGES_NO_LOOP 256 /* the most that a request has before 6.13 */
+/*
+ * Pages of one request that are looked at, in turns: 16 MiB. The kernel's limit
+ * is 1 MiB unless fs.fuse.max_pages_limit (6.13) was raised. Two plain loops over
+ * global functions cost the verifier nothing and do without bpf_loop, whose mere
+ * presence 5.10 refuses.
+ */
+#define IOT_TURNS 64
+#define IOT_TURN 64
 #define IOT_PARTS 16 /* owners in one request that are kept apart */
 
 /* From send to end: fuse_args -> what the request will be booked on. */
@@ -273,12 +279,15 @@ __noinline int iot_split_page(__u64 args)
 	return 0;
 }
 
-static long iot_split_step(__u32 i, void *ctx)
+/* Looks at the next pages; 1 when there are no more. */
+__noinline int iot_split_turn(__u64 args)
 {
-	long end = iot_split_page(*(__u64 *)ctx);
+	int i;
 
-	barrier_var(end); /* that it is 0 or 1 the compiler knows and the verifier does not */
-	return end & 1;
+	for (i = 0; i < IOT_TURN; i++)
+		if (iot_split_page(args))
+			return 1;
+	return 0;
 }
 
 static const struct split no_split;
@@ -342,12 +351,9 @@ __noinline int iot_fuse_own_writeback(__u64 args, __u64 in)
 	split->mapping = inode + bpf_core_field_offset(struct inode, i_data);
 	split->offset = f->offset;
 	split->left = iot_u32_at(in + IOT_FUSE_IN_SIZE);
-	if (have_bpf_loop)
-		bpf_loop(IOT_PAGES, iot_split_step, &args, 0);
-	else
-		for (i = 0; i < IOT_PAGES_NO_LOOP; i++)
-			if (iot_split_page(args))
-				break;
+	for (i = 0; i < IOT_TURNS; i++)
+		if (iot_split_turn(args))
+			break;
 	if (split->left) { /* the rest goes to the last owner seen */
 		iot_lost(IOT_LOST_WALKS, 1);
 		split->run.bytes += split->left;
