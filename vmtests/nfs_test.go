@@ -149,6 +149,13 @@ func (s settled) check(r *guest.Report) {
 	r.Equal(v+"server write", sum("iotrace.write.bytes"), s.d.ServerWrite)
 	r.Equal(v+"server read", sum("iotrace.read.bytes"), s.d.ServerRead)
 	r.Equal(v+"unattributed", sum("iotrace.basis.none"), 0)
+	if s.c.version == "3" { // version 4 adds the client's own operations to each of its mounts
+		var again int64
+		for _, op := range s.d.Ops {
+			again += op.Transmissions - op.Ops
+		}
+		r.Equal(v+"retransmissions", sum("iotrace.retransmits"), again)
+	}
 	if s.c.restarted { // the client counts an RPC again that it starts again
 		if got, tried := sum("iotrace.write.ops"), s.d.Ops["WRITE"].Ops; got > tried {
 			s.c.Errorf("%s%d WRITE operations, %d were tried", v, got, tried)

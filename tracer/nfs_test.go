@@ -1,0 +1,93 @@
+package tracer
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/iotrace-bpf/iotrace-bpf/bpf"
+)
+
+func targets(signals []signal) []string {
+	var list []string
+	for _, s := range signals {
+		list = append(list, s.hooks[0].target)
+	}
+	return list
+}
+
+// TestNFSSignalOrder holds that nothing can begin and end unseen while hooks are
+// attached one by one: what notes a request's end is there before what notes its
+// beginning, and what names owners before what asks for them.
+func TestNFSSignalOrder(t *testing.T) {
+	got := targets(nfsSignals(Options{Latency: true}, nil))
+	for _, order := range [][2]string{
+		{"nfs_readpage_done", "nfs_initiate_read"},
+		{"nfs_writeback_done", "nfs_initiate_write"},
+		{"nfs_commit_done", "nfs_initiate_commit"},
+		{"nfs_file_write", "nfs_initiate_write"},
+		{"nfs_vm_page_mkwrite", "nfs_initiate_write"},
+		{"rpc_task_begin", "rpc_stats_latency"},
+	} {
+		first, second := slices.Index(got, order[0]), slices.Index(got, order[1])
+		if first < 0 || second < 0 || first > second {
+			t.Errorf("%q is hook %d, %q is hook %d", order[0], first, order[1], second)
+		}
+	}
+}
+
+// TestNFSLatencyOff holds that nothing is paid for latencies nobody wants; reads
+// are counted when they come back in any case.
+func TestNFSLatencyOff(t *testing.T) {
+	got := targets(nfsSignals(Options{}, nil))
+	for _, name := range []string{"nfs_writeback_done", "nfs_commit_done"} {
+		if slices.Contains(got, name) {
+			t.Errorf("%q is attached without latency", name)
+		}
+	}
+	if !slices.Contains(got, "nfs_readpage_done") {
+		t.Error("reads are not counted")
+	}
+}
+
+// TestNFSPrograms holds that every program that a signal names is in the object,
+// and that no program of the object is left unused.
+func TestNFSPrograms(t *testing.T) {
+	spec, err := bpf.LoadNFS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	used := map[string]bool{bpf.NFSProgIotAppSplice: true, bpf.NFSProgIotAppEnterFile: true} // only where the module has the function
+	for _, s := range nfsSignals(Options{Latency: true, App: true}, nil) {
+		for _, h := range s.hooks {
+			for _, name := range []string{h.program, h.entry} {
+				if name == "" {
+					continue
+				}
+				used[name] = true
+				if spec.Programs[name] == nil {
+					t.Errorf("%s: no program %q", h, name)
+				}
+			}
+		}
+	}
+	for name := range spec.Programs {
+		if !used[name] {
+			t.Errorf("program %q is never attached", name)
+		}
+	}
+}
+
+// TestNFSIdle holds that a source is never put to rest that could not be woken or
+// whose programs pin the module themselves.
+func TestNFSIdle(t *testing.T) {
+	for name, o := range map[string]*object{
+		"no way to notice a mount": {hooks: []attached{{hook: hook{kind: rawTracepoint, target: "nfs_initiate_write"}}}},
+		"fexit pins by itself": {hooks: []attached{
+			{hook: hook{kind: kprobe, target: nfsMountFunction}}, {hook: hook{kind: fexit, target: "nfs_file_read"}},
+		}},
+	} {
+		if nfsIdle(o) {
+			t.Errorf("%s: idle", name)
+		}
+	}
+}
