@@ -66,6 +66,7 @@ type Watcher struct {
 
 	lastScan time.Time
 	lastLost uint64
+	failures int // looks at everything that failed in a row
 }
 
 // NewWatcher attaches to the kernel, or to rtnetlink where hooks are refused,
@@ -195,7 +196,20 @@ func (w *Watcher) resync() error {
 		w.model.forget(inode)
 	}
 	w.lastScan = snap.Time
+	w.failures = 0
 	return nil
+}
+
+// maxFailures is how often in a row a look may fail. On a host where devices come
+// and go by the thousand the kernel's lists are not always consistent.
+const maxFailures = 20
+
+// failed gives the error once there were too many in a row.
+func (w *Watcher) failed(err error) error {
+	if w.failures++; w.failures < maxFailures {
+		return nil
+	}
+	return fmt.Errorf("looking at all devices: %w", err)
 }
 
 // Run calls emit with every event, from one goroutine, until ctx is done.
@@ -217,6 +231,7 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 	defer tick.Stop()
 	ripe := time.NewTimer(time.Hour)
 	defer ripe.Stop()
+	var hold time.Time   // before this nothing is called ripe again
 	var late *time.Timer // a look that is due
 	var due <-chan time.Time
 	resync := func() {
@@ -234,10 +249,13 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 		w.mu.Lock()
 		next := w.model.NextRipe(w.grace)
 		w.mu.Unlock()
-		if next.IsZero() {
+		switch {
+		case next.IsZero():
 			ripe.Reset(time.Hour)
-		} else {
-			ripe.Reset(max(0, time.Until(next)))
+		case next.Before(hold):
+			ripe.Reset(time.Until(hold))
+		default:
+			ripe.Reset(time.Until(next))
 		}
 		select {
 		case <-ctx.Done():
@@ -278,11 +296,17 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 		case <-due:
 			due = nil
 			if err := w.resync(); err != nil {
-				return fmt.Errorf("looking at all devices: %w", err)
+				if err := w.failed(err); err != nil {
+					return err
+				}
+				resync()
 			}
 		case <-ripe.C:
 			if err := w.ripen(emit); err != nil {
-				return fmt.Errorf("looking at all devices: %w", err)
+				if err := w.failed(err); err != nil {
+					return err
+				}
+				hold = time.Now().Add(resyncPause)
 			}
 		}
 	}
