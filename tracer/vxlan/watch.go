@@ -1,6 +1,7 @@
 package vxlan
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -262,10 +263,10 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 			return nil
 		case err := <-ended:
 			running--
-			if err == nil {
-				err = errors.New("events ended")
+			if ctx.Err() != nil { // that is why
+				return nil
 			}
-			return err
+			return cmp.Or(err, errors.New("events ended"))
 		case n := <-notices:
 			if n.overrun {
 				w.mu.Lock()
