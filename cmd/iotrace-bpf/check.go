@@ -37,6 +37,7 @@ func runCheck(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	for _, st := range s.tracer.Status() {
 		writeStatus(w, st)
 	}
+	writeStatus(w, overlayStatus(h.ID))
 	for _, e := range s.resolver.Endpoints() {
 		fmt.Fprintf(w, "socket %s\t%s: %s", output.SafeText(e.Socket), e.Runtime, e.State)
 		if e.Version != "" {

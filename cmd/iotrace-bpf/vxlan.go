@@ -19,6 +19,7 @@ import (
 
 	"github.com/iotrace-bpf/iotrace-bpf/attribute"
 	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer/vxlan"
 )
 
@@ -717,6 +718,20 @@ func (w *overlayWatch) history(c *vxlan.Track) string {
 		}
 	}
 	return text
+}
+
+// overlayStatus attaches a watch, says to what, and detaches.
+func overlayStatus(hierarchy int) tracer.Status {
+	w, err := vxlan.NewWatcher(vxlan.WatchOptions{Hierarchy: uint32(hierarchy)})
+	if err != nil {
+		return tracer.Status{Source: "vxlan", Reason: err.Error()}
+	}
+	defer w.Close()
+	st := tracer.Status{Source: "vxlan", Attached: true, Hooks: strings.Split(w.Hooks(), ", ")}
+	if cost := w.Cost(); cost != "" {
+		st.Costs = strings.Split(cost, "; ")
+	}
+	return st
 }
 
 // vxlanWatch tells what happens to vxlan devices.
