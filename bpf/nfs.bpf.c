@@ -200,12 +200,13 @@ static __always_inline int iot_meet(void)
  */
 static __always_inline bool iot_owner_from_lock(struct owner *o, struct nfs_lock_context *lock)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
 	__u64 files = (__u64)FIELD(lock, lockowner);
 	struct writer now = {}, *w;
+	struct task_struct *task;
 
 	w = bpf_map_lookup_elem(&writers, &files);
 	if (!w) {
+		task = (void *)bpf_get_current_task();
 		if (!files || (__u64)FIELD(task, files) != files || !iot_current_writer(&now, task))
 			return false;
 		w = &now;
@@ -439,11 +440,13 @@ static __always_inline void iot_walk_write(struct nfs_pgio_header *hdr, const st
 static __always_inline bool iot_single_writer(struct nfs_pgio_header *hdr, struct nfs_lock_context *lock)
 {
 	struct nfs_open_context *ctx = FIELD(hdr, args.context);
-	struct list_head *next = FIELD(ctx, list.next);
+	struct list_head list = {};
 	__u64 locks = (__u64)ctx + bpf_core_field_offset(struct nfs_open_context, lock_context.list);
 
-	return next && next == FIELD(ctx, list.prev) && (__u64)FIELD(ctx, lock_context.list.next) == locks &&
-	       (__u64)lock == (__u64)ctx + bpf_core_field_offset(struct nfs_open_context, lock_context);
+	if ((__u64)lock != (__u64)ctx + bpf_core_field_offset(struct nfs_open_context, lock_context))
+		return false;
+	bpf_core_read(&list, sizeof(list), &ctx->list);
+	return list.next && list.next == list.prev && (__u64)FIELD(ctx, lock_context.list.next) == locks;
 }
 
 static __always_inline int iot_write(struct nfs_pgio_header *hdr)

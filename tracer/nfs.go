@@ -92,11 +92,12 @@ const nfsCallsAtOnce = 4096
 
 // nfsAppSignals lists the hooks for what programs read and wrote.
 func nfsAppSignals(types []*btf.Spec) []signal {
+	const cost = "mapped memory and asynchronous direct I/O on NFS are not counted at application level"
 	call := func(target, exit, ret, entry string) signal {
 		return signal{
 			hooks: []hook{
-				{kind: fexit, target: target, program: exit},
-				{kind: kretprobe, target: target, program: ret, entry: entry, active: nfsCallsAtOnce},
+				{kind: fexit, target: target, program: exit, cost: cost},
+				{kind: kretprobe, target: target, program: ret, entry: entry, active: nfsCallsAtOnce, cost: cost},
 			},
 			optional: "reads and writes of programs on NFS are not all counted at application level",
 		}

@@ -1,0 +1,129 @@
+//go:build vm
+
+package vmtests
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
+)
+
+// TestNFSDocker is the question as its askers have it: containers of two compose
+// projects write to Docker volumes of type nfs. Which project loads the server?
+func TestNFSDocker(t *testing.T) {
+	suite{
+		source:    "nfs",
+		image:     "docker",
+		memory:    2048,
+		deadline:  20 * time.Minute,
+		scenarios: []scenario{{name: "docker_volume", run: nfsDockerVolume}},
+	}.test(t)
+}
+
+// startDocker runs an engine without networks until the scenario's end.
+func startDocker(g *guest.Guest) {
+	g.Helper()
+	g.Modprobe("overlay")
+	log := filepath.Join(g.TempDir(), "dockerd.log")
+	f, err := os.Create(log)
+	if err != nil {
+		g.Fatal(err)
+	}
+	cmd := exec.Command("dockerd", "--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false")
+	cmd.Stdout, cmd.Stderr = f, f
+	if err := cmd.Start(); err != nil {
+		g.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	g.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		<-ended
+		f.Close()
+		if g.Failed() {
+			text := g.ReadFile(log)
+			g.Logf("end of dockerd's log:\n%s", text[max(0, len(text)-8<<10):])
+		}
+	})
+	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
+		if _, err := g.Try("docker", "version"); err == nil {
+			break
+		}
+		select {
+		case err := <-ended:
+			ended <- err
+			g.Fatalf("dockerd ended: %v", err)
+		default:
+		}
+		if time.Now().After(end) {
+			g.Fatal("dockerd does not answer")
+		}
+	}
+	root := filepath.Join(g.TempDir(), "root")
+	g.Exec("mkdir", "-p", filepath.Join(root, "bin"))
+	g.Exec("cp", "/bin/busybox", filepath.Join(root, "bin/dd"))
+	g.Exec("tar", "-C", root, "-cf", root+".tar", ".")
+	g.Exec("docker", "import", root+".tar", "dd:test")
+}
+
+func nfsDockerVolume(g *guest.Guest) {
+	g.HoldWriteback()
+	g.NFS("3") // starts the server
+	startDocker(g)
+	tr := g.Trace("--source", "nfs", "--by", "project,mount")
+	const block = 1_000_003
+	blocks := map[string]int64{"shop": 13, "bank": 7}
+	for project, n := range blocks {
+		volume := project + "_data"
+		if err := os.MkdirAll(filepath.Join("/srv", project), 0o777); err != nil {
+			g.Fatal(err)
+		}
+		g.Exec("docker", "volume", "create", "--driver", "local", "--opt", "type=nfs",
+			"--opt", "o=addr=127.0.0.1,vers=4.2,rw", "--opt", "device=:/"+project, volume)
+		g.Exec("docker", "run", "--name", project+"-web-1", "--network", "none",
+			"--label", "com.docker.compose.project="+project, "--label", "com.docker.compose.service=web",
+			"--volume", volume+":/data", "dd:test", "/bin/dd", "if=/dev/zero", "of=/data/file", fmt.Sprintf("bs=%d", block), fmt.Sprintf("count=%d", n))
+	}
+	g.Sync()
+	for project, n := range blocks { // what the server has
+		fi, err := os.Stat(filepath.Join("/srv", project, "file"))
+		if err != nil {
+			g.Fatal(err)
+		}
+		if fi.Size() != n*block {
+			g.Errorf("the server has %d bytes of project %q, want %d", fi.Size(), project, n*block)
+		}
+	}
+	r := tr.Stop()
+	for project, n := range blocks {
+		rows := r.Where("iotrace.source", "nfs", "iotrace.project.name", project)
+		var written int64
+		for _, d := range rows {
+			written += d.Int("iotrace.write.bytes")
+			if d.Int("iotrace.write.bytes") == 0 {
+				continue
+			}
+			for field, want := range map[string]string{
+				"iotrace.mount.volume": project + "_data", "iotrace.nfs.server": "127.0.0.1", "iotrace.nfs.export": "/" + project, "iotrace.nfs.version": "4.2",
+			} {
+				if got := d.String(field); got != want {
+					g.Errorf("project %q: %s is %q, want %q", project, field, got, want)
+				}
+			}
+		}
+		r.Equal("project "+project, written, n*block)
+	}
+	r.Equal("all", r.Sum("iotrace.write.bytes", "iotrace.source", "nfs"), 20*block)
+	if g.Failed() {
+		for _, d := range r.Where("iotrace.source", "nfs") {
+			g.Logf("%s", strings.ReplaceAll(fmt.Sprint(d), "map[", "\n["))
+		}
+	}
+}
