@@ -165,6 +165,11 @@ struct loop_notes {
 
 static __always_inline void iot_note_page(struct loop_notes *n)
 {
+	struct page_note *old = bpf_map_lookup_elem(&loop_notes, &n->page);
+
+	/* An update of an LRU hash costs several times a look. */
+	if (old && old->owner == n->note.owner && old->pid == n->note.pid)
+		return;
 	bpf_map_update_elem(&loop_notes, &n->page, &n->note, BPF_ANY);
 }
 

@@ -108,23 +108,40 @@ func (d *Devices) backingDevice(name, path string) (major, minor uint32, err err
 // own lives on block devices all the same, as btrfs, bcachefs and ZFS do, and
 // overlayfs over any of them.
 func (d *Devices) anonymousIsLocal(dev Dev) bool {
+	switch d.fileSystems()[dev] {
+	case "btrfs", "bcachefs", "zfs", "overlay":
+		return true
+	}
+	return false
+}
+
+// fileSystems returns the type of every file system that is mounted here.
+func (d *Devices) fileSystems() map[Dev]string {
+	types := map[Dev]string{}
 	f, err := os.Open(filepath.Join(d.proc, "self", "mountinfo"))
 	if err != nil {
-		return false
+		return types
 	}
 	defer f.Close()
 	sc := bufio.NewScanner(f)
 	for sc.Scan() {
 		before, after, ok := strings.Cut(sc.Text(), " - ")
 		fields := strings.Fields(before)
-		if !ok || len(fields) < 3 || fields[2] != dev.String() {
+		if !ok || len(fields) < 3 {
 			continue
 		}
-		fstype, _, _ := strings.Cut(after, " ")
-		switch fstype {
-		case "btrfs", "bcachefs", "zfs", "overlay":
-			return true
+		if dev, ok := parseDev(fields[2]); ok {
+			types[dev], _, _ = strings.Cut(after, " ")
 		}
+	}
+	return types
+}
+
+// inMemory tells whether a file system asks no storage for anything.
+func inMemory(fstype string) bool {
+	switch fstype {
+	case "tmpfs", "ramfs", "devtmpfs", "rootfs", "hugetlbfs":
+		return true
 	}
 	return false
 }

@@ -45,6 +45,7 @@ func (l *loops) scan() error {
 		return err
 	}
 	found := map[Dev]bpf.BlockLoopFile{}
+	var types map[Dev]string
 	for _, dir := range dirs {
 		raw, err := os.ReadFile(filepath.Join(filepath.Dir(dir), "dev"))
 		if err != nil {
@@ -57,6 +58,14 @@ func (l *loops) scan() error {
 		file, err := loopFile(filepath.Join(l.devices.dev, filepath.Base(filepath.Dir(dir))))
 		if err != nil {
 			continue
+		}
+		if Dev(file.Fsdev).Major() == 0 {
+			if types == nil {
+				types = l.devices.fileSystems()
+			}
+			if inMemory(types[Dev(file.Fsdev)]) {
+				continue // nobody will ask whose its pages are, and notes cost
+			}
 		}
 		found[dev] = file
 	}
