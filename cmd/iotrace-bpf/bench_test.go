@@ -1,0 +1,784 @@
+//go:build integration && bench
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute"
+	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
+)
+
+// TestBench is `make bench`: this program and its peers, side by side in one run,
+// in turns, medians of several rounds. It writes the tables of BENCHMARKS.md.
+//
+// The tools take turns within each round, so that whatever else the machine does
+// meets all of them alike. Only one is attached at a time, except in the table
+// that says otherwise.
+func TestBench(t *testing.T) {
+	b := &bench{t: t, rounds: 5, load: 2 * time.Second}
+	if n, err := strconv.Atoi(os.Getenv("ROUNDS")); err == nil && n > 0 {
+		b.rounds = n
+	}
+	var out strings.Builder
+	fmt.Fprintf(&out, "%s\n\n", b.machine())
+	b.blockTable(&out)
+	b.together(&out)
+	b.buffered(&out)
+	b.smallFiles(&out)
+	b.starts(&out)
+	b.maps(&out)
+	if t.Failed() {
+		return
+	}
+	const begin, end = "<!-- measured -->\n", "<!-- end of measured -->\n"
+	path := filepath.Join("..", "..", "BENCHMARKS.md")
+	page, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, rest, ok := strings.Cut(string(page), begin)
+	_, tail, ok2 := strings.Cut(rest, end)
+	if !ok || !ok2 {
+		t.Fatalf("%s has no place for the tables", path)
+	}
+	if err := os.WriteFile(path, []byte(head+begin+"\n"+out.String()+end+tail), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+type bench struct {
+	t      *testing.T
+	rounds int
+	load   time.Duration
+}
+
+func (b *bench) machine() string {
+	cpu := "unknown CPU"
+	if data, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		if m := regexp.MustCompile(`(?m)^model name\s*: (.*)$`).FindSubmatch(data); m != nil {
+			cpu = string(m[1])
+		}
+	}
+	memory := "?"
+	if data, err := os.ReadFile("/proc/meminfo"); err == nil {
+		var kib float64
+		if _, err := fmt.Sscanf(string(data), "MemTotal: %f kB", &kib); err == nil {
+			memory = fmt.Sprintf("%.0f GiB", kib/(1<<20))
+		}
+	}
+	return fmt.Sprintf("%s, %d CPUs, %s, Linux %s, %s, %s; %d rounds of %v, medians. Written by `make bench` on %s.",
+		cpu, runtime.NumCPU(), memory, mustRun(b.t, "uname", "-r"), mustRun(b.t, "fio", "--version"),
+		mustRun(b.t, "bpftrace", "--version"), b.rounds, b.load, time.Now().UTC().Format(time.DateOnly))
+}
+
+// tool is one thing that is compared.
+type tool struct {
+	name string
+	args []string // without: no tracer at all
+	bpf  bool     // it has BPF programs
+}
+
+const (
+	oneLiner = `tracepoint:block:block_rq_issue { @[cgroup, args->dev] = sum(args->bytes); }`
+	// What biosnoop does, on the tracepoints that every kernel has: a hash of
+	// starts, a line for each request.
+	snoop = `tracepoint:block:block_rq_issue { @start[args->dev, args->sector] = nsecs; @comm[args->dev, args->sector] = comm; @pid[args->dev, args->sector] = pid; } ` +
+		`tracepoint:block:block_rq_complete /@start[args->dev, args->sector]/ { printf("%-16s %-7d %d %d %d\n", @comm[args->dev, args->sector], @pid[args->dev, args->sector], args->dev, args->nr_sector, nsecs - @start[args->dev, args->sector]); ` +
+		`delete(@start[args->dev, args->sector]); delete(@comm[args->dev, args->sector]); delete(@pid[args->dev, args->sector]); }`
+)
+
+func ours(b *bench, flags ...string) []string {
+	return append([]string{binary(b.t), "--source", "block", "--output", "ndjson"}, flags...)
+}
+
+func (b *bench) tools() []tool {
+	list := []tool{
+		{"no tracer", nil, false},
+		{"iotrace-bpf `--latency=false`", ours(b, "--latency=false"), true},
+		{"iotrace-bpf", ours(b), true},
+		{"iotrace-bpf `--by process`", ours(b, "--by", "process"), true},
+		{"iotrace-bpf `--events`", ours(b, "--events"), true},
+		{"bpftrace one-liner, bytes by cgroup and device", []string{"bpftrace", "-e", oneLiner}, true},
+		{"bpftrace, biosnoop's way on tracepoints", []string{"bpftrace", "-e", snoop}, true},
+	}
+	for _, peer := range []tool{
+		{"biotop (bcc)", []string{"biotop-bpfcc", "1"}, true},
+		{"biosnoop (bcc)", []string{"biosnoop-bpfcc"}, true},
+		{"biolatency (bcc)", []string{"biolatency-bpfcc", "1"}, true},
+		{"biotop (libbpf-tools)", []string{"/usr/sbin/biotop", "1"}, true},
+		{"biosnoop (libbpf-tools)", []string{"/usr/sbin/biosnoop"}, true},
+		{"biolatency (libbpf-tools)", []string{"/usr/sbin/biolatency", "1"}, true},
+		{"iotop-c", []string{"iotop-c", "-b", "-o", "-d", "1"}, false},
+	} {
+		list = append(list, peer)
+	}
+	return list
+}
+
+// program is a BPF program as bpftool has it.
+type program struct {
+	ID   int
+	Name string
+	Time float64 `json:"run_time_ns"`
+	Runs float64 `json:"run_cnt"`
+}
+
+func bpfPrograms(t testing.TB) map[int]program {
+	t.Helper()
+	var list []program
+	if err := json.Unmarshal([]byte(mustRun(t, "bpftool", "prog", "show", "-j")), &list); err != nil {
+		t.Fatal(err)
+	}
+	byID := map[int]program{}
+	for _, p := range list {
+		byID[p.ID] = p
+	}
+	return byID
+}
+
+// running is a tool at work.
+type running struct {
+	tool
+	cmd      *exec.Cmd
+	out      *bytes.Buffer
+	programs []int
+}
+
+// start runs a tool and returns once its programs are there, or nil where they
+// never come.
+func (b *bench) start(tl tool) *running {
+	b.t.Helper()
+	r := &running{tool: tl, out: &bytes.Buffer{}}
+	if tl.args == nil {
+		return r
+	}
+	before := bpfPrograms(b.t)
+	r.cmd = exec.Command(tl.args[0], tl.args[1:]...)
+	ready := ""
+	if tl.args[0] == binary(b.t) {
+		ready = filepath.Join(b.t.TempDir(), "ready")
+		r.cmd.Args = append(r.cmd.Args, "--ready-file", ready)
+	}
+	// What a tool prints goes to a pipe that somebody reads, as with a terminal.
+	r.cmd.Stdout, r.cmd.Stderr = &tail{buf: r.out}, &tail{buf: r.out}
+	r.cmd.Env = append(os.Environ(), "PYTHONUNBUFFERED=1", "BPFTRACE_STRLEN=64")
+	if err := r.cmd.Start(); err != nil {
+		b.t.Fatal(err)
+	}
+	gone := make(chan struct{})
+	go func() { r.cmd.Wait(); close(gone) }()
+	stable := 0
+	deadline := time.Now().Add(20 * time.Second)
+	for stable < 4 && time.Now().Before(deadline) {
+		select {
+		case <-gone:
+			return nil
+		case <-time.After(150 * time.Millisecond):
+		}
+		var now []int
+		for id := range bpfPrograms(b.t) {
+			if _, ok := before[id]; !ok {
+				now = append(now, id)
+			}
+		}
+		slices.Sort(now)
+		there := ready == ""
+		if ready != "" {
+			_, err := os.Stat(ready)
+			there = err == nil
+		}
+		if there && (len(now) > 0 || !tl.bpf) && slices.Equal(now, r.programs) {
+			stable++
+		} else {
+			stable = 0
+		}
+		r.programs = now
+	}
+	if stable < 4 {
+		r.stop()
+		return nil
+	}
+	return r
+}
+
+func (r *running) stop() {
+	if r.cmd == nil {
+		return
+	}
+	r.cmd.Process.Signal(os.Interrupt)
+	for range 100 {
+		if r.cmd.Process.Signal(syscall.Signal(0)) != nil {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	r.cmd.Process.Kill()
+}
+
+// tail keeps the first part of what is written to it, and takes the rest.
+type tail struct{ buf *bytes.Buffer }
+
+func (w *tail) Write(p []byte) (int, error) {
+	if w.buf.Len() < 64<<20 {
+		w.buf.Write(p)
+	}
+	return len(p), nil
+}
+
+// cpu returns the user and system time of a process.
+func (r *running) cpu() (user, system time.Duration) {
+	if r.cmd == nil {
+		return 0, 0
+	}
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", r.cmd.Process.Pid))
+	if err != nil {
+		return 0, 0
+	}
+	_, rest, _ := strings.Cut(string(data), ") ")
+	f := strings.Fields(rest)
+	ticks := func(s string) time.Duration {
+		n, _ := strconv.Atoi(s)
+		return time.Duration(n) * time.Second / 100
+	}
+	return ticks(f[11]), ticks(f[12])
+}
+
+// rss returns the resident memory of a process in MiB.
+func (r *running) rss() float64 {
+	if r.cmd == nil {
+		return 0
+	}
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", r.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(data), "VmRSS:")
+	var kib float64
+	fmt.Sscan(rest, &kib)
+	return kib / 1024
+}
+
+// bpfTime returns what the tool's programs have run for, and how many ran.
+func (r *running) bpfTime(t testing.TB) float64 {
+	var ns float64
+	all := bpfPrograms(t)
+	for _, id := range r.programs {
+		ns += all[id].Time
+	}
+	return ns
+}
+
+func setStats(t testing.TB, on bool) {
+	t.Helper()
+	value := "0"
+	if on {
+		value = "1"
+	}
+	if err := os.WriteFile("/proc/sys/kernel/bpf_stats_enabled", []byte(value), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// result is one measurement.
+type result struct {
+	iops, ns, user, system, rss float64
+}
+
+func median(list []float64) float64 {
+	if len(list) == 0 {
+		return math.NaN()
+	}
+	s := slices.Sorted(slices.Values(list))
+	return (s[len(s)/2] + s[(len(s)-1)/2]) / 2
+}
+
+func pick(list []result, f func(result) float64) float64 {
+	var values []float64
+	for _, r := range list {
+		values = append(values, f(r))
+	}
+	return median(values)
+}
+
+// fio loads the disk and returns I/O per second and how many I/Os there were.
+func (b *bench) fio(d *disk, rw string) (rate, ios float64) {
+	b.t.Helper()
+	before := d.stat(b.t)
+	mustRun(b.t, "fio", "--name=bench", "--filename="+d.dev, "--rw="+rw, "--bs=4k", "--iodepth=64", "--ioengine=io_uring", "--direct=1",
+		"--time_based", fmt.Sprintf("--runtime=%dms", b.load.Milliseconds()), "--norandommap", "--output-format=terse")
+	delta := d.stat(b.t).minus(before)
+	ios = float64(delta.reads + delta.writes)
+	return ios / b.load.Seconds(), ios
+}
+
+// measure runs one load under a tool.
+func (b *bench) measure(r *running, d *disk, rw string) result {
+	ns := r.bpfTime(b.t)
+	user, system := r.cpu()
+	rate, ios := b.fio(d, rw)
+	user2, system2 := r.cpu()
+	return result{
+		iops: rate, ns: (r.bpfTime(b.t) - ns) / ios, rss: r.rss(),
+		user: 100 * (user2 - user).Seconds() / b.load.Seconds(), system: 100 * (system2 - system).Seconds() / b.load.Seconds(),
+	}
+}
+
+// blockTable: random I/O of 4 KiB, one tool after the other.
+func (b *bench) blockTable(out *strings.Builder) {
+	d := newDisk(b.t, 512)
+	mustRun(b.t, "dd", "if=/dev/zero", "of="+d.dev, "bs=1M", "count=512", "oflag=direct") // no holes to read
+	unusable := map[string]bool{}
+	for _, rw := range []string{"randwrite", "randread"} {
+		timed, counted := map[string][]result{}, map[string][]result{}
+		for round := range b.rounds {
+			for _, tl := range b.tools() {
+				if unusable[tl.name] || rw == "randread" && strings.Contains(tl.name, "process") {
+					continue
+				}
+				r := b.start(tl)
+				if r == nil {
+					unusable[tl.name] = true
+					continue
+				}
+				setStats(b.t, false)
+				timed[tl.name] = append(timed[tl.name], b.measure(r, d, rw))
+				if tl.bpf && round < max(3, b.rounds/2) {
+					setStats(b.t, true)
+					counted[tl.name] = append(counted[tl.name], b.measure(r, d, rw))
+					setStats(b.t, false)
+				}
+				r.stop()
+			}
+		}
+		fmt.Fprintf(out, "### fio 4 KiB %s, io_uring, O_DIRECT, 64 in flight, loop over tmpfs\n\n", map[string]string{"randwrite": "random writes", "randread": "random reads"}[rw])
+		fmt.Fprint(out, "| tool | I/O per second | rate lost | BPF ns per I/O | user CPU | system CPU | resident |\n|---|---|---|---|---|---|---|\n")
+		none := pick(timed["no tracer"], func(r result) float64 { return r.iops })
+		for _, tl := range b.tools() {
+			m := timed[tl.name]
+			if unusable[tl.name] {
+				if rw == "randwrite" {
+					fmt.Fprintf(out, "| %s | cannot run on this kernel | | | | | |\n", tl.name)
+				}
+				continue
+			}
+			if len(m) == 0 {
+				continue
+			}
+			rate := pick(m, func(r result) float64 { return r.iops })
+			row := []string{tl.name, fmt.Sprintf("%.0f", rate), "", "", "", "", ""}
+			if tl.args != nil {
+				row[2] = fmt.Sprintf("%.1f %%", 100*(1-rate/none))
+				row[4] = fmt.Sprintf("%.1f %%", pick(m, func(r result) float64 { return r.user }))
+				row[5] = fmt.Sprintf("%.1f %%", pick(m, func(r result) float64 { return r.system }))
+				row[6] = fmt.Sprintf("%.0f MiB", pick(m, func(r result) float64 { return r.rss }))
+			}
+			if tl.bpf {
+				row[3] = fmt.Sprintf("%.0f", pick(counted[tl.name], func(r result) float64 { return r.ns }))
+			}
+			fmt.Fprintf(out, "| %s |\n", strings.Join(row, " | "))
+		}
+		fmt.Fprintln(out)
+		b.t.Logf("\n%s", out)
+	}
+}
+
+// together attaches all at once: the same I/Os, the same noise.
+func (b *bench) together(out *strings.Builder) {
+	d := newDisk(b.t, 512)
+	setStats(b.t, true)
+	defer setStats(b.t, false)
+	var all []*running
+	for _, tl := range b.tools() {
+		if !tl.bpf || strings.Contains(tl.name, "process") {
+			continue
+		}
+		if r := b.start(tl); r != nil {
+			all = append(all, r)
+		}
+	}
+	ns := map[string][]float64{}
+	for range b.rounds {
+		var before []float64
+		for _, r := range all {
+			before = append(before, r.bpfTime(b.t))
+		}
+		_, ios := b.fio(d, "randwrite")
+		for i, r := range all {
+			ns[r.name] = append(ns[r.name], (r.bpfTime(b.t)-before[i])/ios)
+		}
+	}
+	base := math.NaN()
+	for _, r := range all {
+		if r.args[0] == "bpftrace" && math.IsNaN(base) {
+			base = median(ns[r.name])
+		}
+	}
+	fmt.Fprint(out, "### All attached at once, random writes\n\n| tool | BPF ns per I/O | ratio |\n|---|---|---|\n")
+	for _, r := range all {
+		fmt.Fprintf(out, "| %s | %.0f | %.2f |\n", r.name, median(ns[r.name]), median(ns[r.name])/base)
+		r.stop()
+	}
+	fmt.Fprintln(out)
+	b.t.Logf("\n%s", out)
+}
+
+// writer is a process in a cgroup of its own, on every hierarchy that tools look at.
+type writer struct {
+	name   string // of the process
+	bin    string
+	ids    map[string]bool // of its cgroups
+	dirs   []string
+	amount uint64
+}
+
+func (b *bench) newWriter(name string, amount uint64) *writer {
+	b.t.Helper()
+	h, err := attribute.FindHierarchy("")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	w := &writer{name: name, amount: amount, bin: filepath.Join(b.t.TempDir(), name), ids: map[string]bool{}}
+	data, err := os.ReadFile("/bin/dd")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	if err := os.WriteFile(w.bin, data, 0o755); err != nil {
+		b.t.Fatal(err)
+	}
+	for _, top := range []string{h.Mount, "/sys/fs/cgroup/unified"} {
+		if _, err := os.Stat(filepath.Join(top, "cgroup.procs")); err != nil {
+			continue
+		}
+		dir, err := os.MkdirTemp(top, "bench-"+name)
+		if err != nil {
+			b.t.Fatal(err)
+		}
+		b.t.Cleanup(func() { os.Remove(dir) })
+		w.dirs = append(w.dirs, dir)
+		w.ids[strconv.FormatUint(inode(b.t, dir), 10)] = true
+	}
+	return w
+}
+
+// write returns a command that writes a file as this owner.
+func (w *writer) write(file string) *exec.Cmd {
+	var join strings.Builder
+	for _, d := range w.dirs {
+		fmt.Fprintf(&join, "echo $$ >%s/cgroup.procs; ", d)
+	}
+	return exec.Command("sh", "-c", join.String()+fmt.Sprintf("exec %s if=/dev/zero of=%s bs=1M count=%d status=none", w.bin, file, w.amount>>20))
+}
+
+// buffered: two owners write into the page cache, a third party calls sync. How
+// many bytes has each tool under the wrong name?
+func (b *bench) buffered(out *strings.Builder) {
+	d := newDisk(b.t, 900)
+	d.format(b.t, mkExt4()...)
+	a, c := b.newWriter("ioalpha", 192<<20), b.newWriter("iobeta", 96<<20)
+	type attribution struct {
+		tool
+		count func(text string, w *writer) uint64
+	}
+	biosnoopLine := func(text string, w *writer) (n uint64) {
+		for line := range strings.Lines(text) {
+			var comm string
+			var pid, dev, sectors uint64
+			if _, err := fmt.Sscan(line, &comm, &pid, &dev, &sectors); err == nil && comm == w.name {
+				n += sectors * 512
+			}
+		}
+		return n
+	}
+	iotopLine := func(text string, w *writer) (n uint64) {
+		for line := range strings.Lines(text) {
+			f := strings.Fields(line)
+			if len(f) > 6 && strings.HasSuffix(f[len(f)-1], w.name) || strings.Contains(line, w.name) && len(f) > 6 {
+				for i, word := range f {
+					if word == "K/s" && i > 5 {
+						kib, _ := strconv.ParseFloat(f[i-1], 64)
+						n += uint64(kib * 1024)
+						break
+					}
+				}
+			}
+		}
+		return n
+	}
+	cases := []attribution{
+		{tool{"iotrace-bpf `--by cgroup`", ours(b, "--by", "cgroup,device", "--interval", "200ms"), true}, func(text string, w *writer) (n uint64) {
+			for line := range strings.Lines(text) {
+				var doc tracedDoc
+				if json.Unmarshal([]byte(line), &doc) == nil && d.match(&doc) && w.ids[doc.Iotrace.Cgroup.ID] {
+					n += doc.Iotrace.Write.Bytes - doc.Iotrace.Write.MetaBytes
+				}
+			}
+			return n
+		}},
+		{tool{"iotrace-bpf `--by process`", ours(b, "--by", "process,device", "--interval", "200ms"), true}, func(text string, w *writer) (n uint64) {
+			for line := range strings.Lines(text) {
+				var doc tracedDoc
+				if json.Unmarshal([]byte(line), &doc) == nil && d.match(&doc) && doc.Process.Name == w.name {
+					n += doc.Iotrace.Write.Bytes - doc.Iotrace.Write.MetaBytes
+				}
+			}
+			return n
+		}},
+		{tool{"bpftrace one-liner", []string{"bpftrace", "-e", oneLiner}, true}, func(text string, w *writer) (n uint64) {
+			for line := range strings.Lines(text) {
+				var id, dev, bytes uint64
+				if _, err := fmt.Sscanf(line, "@[%d, %d]: %d", &id, &dev, &bytes); err == nil && w.ids[strconv.FormatUint(id, 10)] {
+					n += bytes
+				}
+			}
+			return n
+		}},
+		{tool{"bpftrace, biosnoop's way on tracepoints", []string{"bpftrace", "-e", snoop}, true}, biosnoopLine},
+		{tool{"iotop-c", []string{"iotop-c", "-b", "-o", "-k", "-d", "1"}, false}, iotopLine},
+	}
+	fmt.Fprintf(out, "### Buffered sequential writes, two cgroups, %d and %d MiB, written back by `sync` of a third\n\n", a.amount>>20, c.amount>>20)
+	fmt.Fprint(out, "| tool | under the first | under the second | bytes under a wrong name |\n|---|---|---|---|\n")
+	wrong := map[string][3][]float64{}
+	for range max(3, b.rounds/2) {
+		for _, x := range cases {
+			r := b.start(x.tool)
+			if r == nil {
+				continue
+			}
+			first, second := a.write(filepath.Join(d.mount, "a")), c.write(filepath.Join(d.mount, "b"))
+			for _, cmd := range []*exec.Cmd{first, second} {
+				if err := cmd.Start(); err != nil {
+					b.t.Fatal(err)
+				}
+			}
+			for _, cmd := range []*exec.Cmd{first, second} {
+				if err := cmd.Wait(); err != nil {
+					b.t.Fatal(err)
+				}
+			}
+			d.settle(b.t)
+			time.Sleep(1200 * time.Millisecond) // tools with a fixed interval of a second
+			r.stop()
+			na, nc := x.count(r.out.String(), a), x.count(r.out.String(), c)
+			e := wrong[x.name]
+			e[0] = append(e[0], float64(na))
+			e[1] = append(e[1], float64(nc))
+			e[2] = append(e[2], math.Abs(float64(a.amount)-float64(na))+math.Abs(float64(c.amount)-float64(nc)))
+			wrong[x.name] = e
+			os.Remove(filepath.Join(d.mount, "a"))
+			os.Remove(filepath.Join(d.mount, "b"))
+			d.settle(b.t)
+		}
+	}
+	for _, x := range cases {
+		e, ok := wrong[x.name]
+		if !ok {
+			continue
+		}
+		fmt.Fprintf(out, "| %s | %.1f MiB | %.1f MiB | %.0f (%.1f %%) |\n", x.name, median(e[0])/mib, median(e[1])/mib, median(e[2]),
+			100*median(e[2])/float64(a.amount+c.amount))
+	}
+	fmt.Fprintln(out)
+	b.t.Logf("\n%s", out)
+}
+
+// smallFiles: many small files made and written back.
+func (b *bench) smallFiles(out *strings.Builder) {
+	const files = 10_000
+	d := newDisk(b.t, 400)
+	d.format(b.t, mkExt4()...)
+	took, ns := map[string][]float64{}, map[string][]float64{}
+	tools := slices.DeleteFunc(b.tools(), func(tl tool) bool {
+		return !(tl.args == nil || strings.HasPrefix(tl.name, "iotrace") || strings.HasPrefix(tl.name, "bpftrace"))
+	})
+	content := bytes.Repeat([]byte("x"), 4096)
+	for range b.rounds {
+		for _, tl := range tools {
+			r := b.start(tl)
+			if r == nil {
+				continue
+			}
+			setStats(b.t, false)
+			run := func() float64 {
+				dir := filepath.Join(d.mount, "files")
+				if err := os.Mkdir(dir, 0o755); err != nil {
+					b.t.Fatal(err)
+				}
+				start := time.Now()
+				for i := range files {
+					if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(i)), content, 0o644); err != nil {
+						b.t.Fatal(err)
+					}
+				}
+				unix.Sync()
+				n := time.Since(start).Seconds()
+				if err := os.RemoveAll(dir); err != nil {
+					b.t.Fatal(err)
+				}
+				d.settle(b.t)
+				return n
+			}
+			took[tl.name] = append(took[tl.name], run())
+			if tl.bpf {
+				setStats(b.t, true)
+				before := r.bpfTime(b.t)
+				run()
+				ns[tl.name] = append(ns[tl.name], (r.bpfTime(b.t)-before)/files)
+				setStats(b.t, false)
+			}
+			r.stop()
+		}
+	}
+	fmt.Fprintf(out, "### %d files of 4 KiB, made, written back, removed, ext4\n\n| tool | files per second | rate lost | BPF ns per file |\n|---|---|---|---|\n", files)
+	none := median(took["no tracer"])
+	for _, tl := range tools {
+		if len(took[tl.name]) == 0 {
+			continue
+		}
+		cost, slower := "", ""
+		if tl.bpf {
+			cost = fmt.Sprintf("%.0f", median(ns[tl.name]))
+			slower = fmt.Sprintf("%.1f %%", 100*(1-none/median(took[tl.name])))
+		}
+		fmt.Fprintf(out, "| %s | %.0f | %s | %s |\n", tl.name, files/median(took[tl.name]), slower, cost)
+	}
+	fmt.Fprintln(out)
+	b.t.Logf("\n%s", out)
+}
+
+// starts: from the command to its first number, and the memory then.
+func (b *bench) starts(out *strings.Builder) {
+	h, err := attribute.FindHierarchy("")
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	fmt.Fprint(out, "### From the command to the first number\n\n| tool | containers | ms | resident |\n|---|---|---|---|\n")
+	var made []string
+	defer func() {
+		for _, dir := range slices.Backward(made) {
+			os.Remove(dir)
+		}
+	}()
+	parent := filepath.Join(h.Mount, "docker")
+	if os.Mkdir(parent, 0o755) == nil {
+		made = append(made, parent)
+	}
+	for _, n := range []int{5, 1500} {
+		for i := len(made); i < n; i++ {
+			dir := filepath.Join(parent, fmt.Sprintf("%064x", i+1))
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				b.t.Fatal(err)
+			}
+			made = append(made, dir)
+		}
+		for _, tl := range []tool{
+			{"iotrace-bpf, all sources", []string{binary(b.t), "--output", "ndjson", "--interval", "10ms"}, true},
+			{"bpftrace one-liner, printed every 10 ms", []string{"bpftrace", "-e", oneLiner + ` interval:ms:10 { print(@); printf("\n"); }`}, true},
+			{"iotop-c", []string{"iotop-c", "-b", "-d", "1"}, false},
+		} {
+			var ms, rss []float64
+			for range b.rounds {
+				cmd := exec.Command(tl.args[0], tl.args[1:]...)
+				stdout, err := cmd.StdoutPipe()
+				if err != nil {
+					b.t.Fatal(err)
+				}
+				start := time.Now()
+				if err := cmd.Start(); err != nil {
+					b.t.Fatal(err)
+				}
+				in := bufio.NewReader(stdout)
+				for {
+					line, err := in.ReadString('\n')
+					if err != nil {
+						b.t.Fatalf("%s: no number: %v", tl.name, err)
+					}
+					if !strings.HasPrefix(line, "Attaching") {
+						break
+					}
+				}
+				ms = append(ms, float64(time.Since(start).Microseconds())/1000)
+				rss = append(rss, (&running{cmd: cmd}).rss())
+				cmd.Process.Kill()
+				cmd.Wait()
+			}
+			fmt.Fprintf(out, "| %s | %d | %.0f | %.0f MiB |\n", tl.name, n, median(ms), median(rss))
+		}
+	}
+	fmt.Fprintln(out)
+	b.t.Logf("\n%s", out)
+	b.resident(out)
+}
+
+// resident is the memory of a run with 1,500 containers that all do I/O.
+func (b *bench) resident(out *strings.Builder) {
+	d := newDisk(b.t, 256)
+	o := newOwners(b.t, d, 1500, 40)
+	r := b.start(tool{"iotrace-bpf", ours(b, "--interval", "200ms"), true})
+	if r == nil {
+		b.t.Fatal("iotrace-bpf did not start")
+	}
+	o.begin(b.t)
+	o.expect(b.t, "done")
+	enginetest.Poll(b.t, 10*time.Second, "a report with all of them", func() bool { return r.out.Len() > 1500*300 })
+	fmt.Fprintf(out, "With 1,500 cgroups that do I/O, reported five times a second: %.0f MiB resident.\n\n", r.rss())
+	r.stop()
+}
+
+// maps is the kernel memory of our maps, and the size of the binary.
+func (b *bench) maps(out *strings.Builder) {
+	fmt.Fprintf(out, "### Kernel memory of the maps, %d possible CPUs\n\n| flags | MiB |\n|---|---|\n", runtime.NumCPU())
+	for _, flags := range [][]string{{"--latency=false"}, nil, {"--events"}, {"--max-groups", "65536"}, {"--by", "process"}} {
+		before := mapMemory(b.t)
+		r := b.start(tool{"", ours(b, flags...), true})
+		if r == nil {
+			b.t.Fatal("iotrace-bpf did not start")
+		}
+		var bytes uint64
+		for id, n := range mapMemory(b.t) {
+			if _, ok := before[id]; !ok {
+				bytes += n
+			}
+		}
+		r.stop()
+		fmt.Fprintf(out, "| `%s` | %.1f |\n", strings.Join(append([]string{"iotrace-bpf --source block"}, flags...), " "), float64(bytes)/mib)
+	}
+	info, err := os.Stat(filepath.Join("..", "..", "iotrace-bpf"))
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	fmt.Fprintf(out, "\nThe binary, as `make build` makes it: %.1f MB.\n\n", float64(info.Size())/1e6)
+}
+
+func mapMemory(t testing.TB) map[int]uint64 {
+	t.Helper()
+	var list []struct {
+		ID      int
+		Memlock uint64 `json:"bytes_memlock"`
+	}
+	if err := json.Unmarshal([]byte(mustRun(t, "bpftool", "map", "show", "-j")), &list); err != nil {
+		t.Fatal(err)
+	}
+	m := map[int]uint64{}
+	for _, x := range list {
+		m[x.ID] = x.Memlock
+	}
+	return m
+}
