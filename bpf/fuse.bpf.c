@@ -166,6 +166,15 @@ static __always_inline __u32 iot_u32_at(__u64 addr)
 	return word;
 }
 
+/*
+ * An argument of a function at fentry without its type: the verifier would let
+ * nobody calculate with it.
+ */
+static __always_inline __u64 iot_arg(const __u64 *ctx, int n)
+{
+	return iot_word_at((__u64)&ctx[n]);
+}
+
 static __always_inline __u8 iot_fuse_op(__u32 opcode)
 {
 	switch (opcode) {
@@ -659,7 +668,7 @@ static __always_inline int iot_fuse_end_call(__u64 req)
 SEC("fentry/fuse_request_end")
 int iot_fuse_end_fentry(__u64 *ctx)
 {
-	return iot_fuse_end_call(ctx[0]);
+	return iot_fuse_end_call(iot_arg(ctx, 0));
 }
 
 SEC("kprobe/fuse_request_end")
@@ -680,7 +689,7 @@ static __always_inline int iot_fuse_call(__u64 mount, __u64 args, __u32 how)
 SEC("fentry/fuse_simple_request")
 int iot_fuse_request_fentry(__u64 *ctx)
 {
-	return iot_fuse_call(ctx[0], ctx[1], 0);
+	return iot_fuse_call(iot_arg(ctx, 0), iot_arg(ctx, 1), 0);
 }
 
 SEC("kprobe/fuse_simple_request")
@@ -693,7 +702,7 @@ int iot_fuse_request_kprobe(__u64 *ctx)
 SEC("fentry/__fuse_simple_request")
 int iot_fuse_request_idmap_fentry(__u64 *ctx)
 {
-	return iot_fuse_call(ctx[1], ctx[2], 0);
+	return iot_fuse_call(iot_arg(ctx, 1), iot_arg(ctx, 2), 0);
 }
 
 SEC("kprobe/__fuse_simple_request")
@@ -705,7 +714,7 @@ int iot_fuse_request_idmap_kprobe(__u64 *ctx)
 SEC("fentry/fuse_simple_background")
 int iot_fuse_background_fentry(__u64 *ctx)
 {
-	return iot_fuse_call(ctx[0], ctx[1], IOT_FUSE_SUBMIT);
+	return iot_fuse_call(iot_arg(ctx, 0), iot_arg(ctx, 1), IOT_FUSE_SUBMIT);
 }
 
 SEC("kprobe/fuse_simple_background")

@@ -236,8 +236,10 @@ func fuseMapped(o guest.FUSEOptions) func(*guest.Guest) {
 		ma.Msync()
 		truth := t.stop()
 		// What was not there had to be read first, page by page or ahead.
-		t.owns("a", a, t.of("read.bytes", a), 4<<20)
-		t.owns("b", b, t.of("read.bytes", b), 2<<20)
+		// A page that is flushed while it is being filled goes out twice.
+		t.Within("a wrote", t.of("write.bytes", a), 4<<20, 100)
+		t.Within("b wrote", t.of("write.bytes", b), 2<<20, 100)
+		t.Equal("both wrote", t.of("write.bytes", a)+t.of("write.bytes", b), truth.WriteBytes)
 		t.Equal("both read", t.of("read.bytes", a)+t.of("read.bytes", b), truth.ReadBytes)
 	}
 }
@@ -460,17 +462,17 @@ func fuseRemoved(g *guest.Guest) {
 // fuseBeforeStart: pages were made dirty, and files opened, before the tracer was there.
 func fuseBeforeStart(g *guest.Guest) {
 	g.HoldWriteback()
-	m := g.FUSE(guest.FUSEOptions{Writeback: true})
+	m := g.FUSE(guest.FUSEOptions{Writeback: true, KeepCache: true})
 	a, b := g.Cgroup("a"), g.Cgroup("b")
 	pa, pb := a.Process(), b.Process()
-	fa, fb := pa.Open(m.File("a"), guest.Create), pb.Open(m.File("b"), guest.Create)
-	fa.Write(0, sizeA)
-	fb.Write(0, 3<<20)
+	fa, fb := pa.Open(m.File("f"), guest.Create), pb.Open(m.File("f"), guest.Create)
+	fa.Write(0, 3<<20)
 	t := traceFUSE(g, m)
 	fb.Write(3<<20, sizeC)
 	t.stop()
-	t.owns("a", a, 0, sizeA)
-	t.owns("b", b, 0, 3<<20+sizeC)
+	// The kernel may have flushed some before the tracer came.
+	t.owns("a", a, 0, 3<<20-t.before.WriteBytes)
+	t.owns("b", b, 0, sizeC)
 }
 
 // fuseSmallFiles: ten thousand files.
