@@ -75,6 +75,7 @@ type Prometheus struct {
 	lost       Lost
 	self       Self
 	events     map[string]uint64 // by action
+	leaked     map[overlayKey]struct{}
 }
 
 // family tells which metric a sample's bytes belong to.
@@ -149,6 +150,7 @@ func NewPrometheus(addr string, opt PrometheusOptions) (*Prometheus, error) {
 		opt: opt, listener: listener, done: make(chan struct{}), registry: prometheus.NewRegistry(), started: time.Now(),
 		usage: make(map[usageKey]*promUsage), containers: make(map[containerInfo]time.Time), mounts: make(map[mountInfo]time.Time),
 		events: make(map[string]uint64),
+		leaked: make(map[overlayKey]struct{}),
 	}
 	p.registry.MustRegister(p, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	errorLog := slog.NewLogLogger(opt.Logger.Handler(), slog.LevelError)
@@ -212,6 +214,29 @@ func (p *Prometheus) Close(ctx context.Context) error {
 	return err
 }
 
+// maxLeaked bounds the devices that are remembered to be leaked.
+const maxLeaked = 4096
+
+// overlayKey is one device: ifindexes are unique within a network namespace.
+type overlayKey struct {
+	netNS   uint64
+	ifindex uint32
+}
+
+// noteLeak follows which devices are leaked: those that were reported and have
+// not gone, moved or come up since.
+func (p *Prometheus) noteLeak(ev *Event) {
+	key := overlayKey{ev.VXLAN.NetNS, ev.VXLAN.Ifindex}
+	switch ev.Action {
+	case "leaked":
+		if len(p.leaked) < maxLeaked {
+			p.leaked[key] = struct{}{}
+		}
+	case "deleted", "cleaned", "moved", "up", "created":
+		delete(p.leaked, key)
+	}
+}
+
 // Observe adds an interval to the counters. It keeps nothing of iv that the
 // caller may change.
 func (p *Prometheus) Observe(iv *Interval) {
@@ -229,6 +254,7 @@ func (p *Prometheus) Observe(iv *Interval) {
 			if action := labelValue(ev.Action); p.events[action] > 0 || len(p.events) < 32 {
 				p.events[action]++
 			}
+			p.noteLeak(ev)
 		}
 	}
 	p.lost.Records += iv.Lost.Records
@@ -508,6 +534,7 @@ var (
 	descSeriesLimit = newDesc("iotrace_series_limit", "Limit of iotrace_series.")
 	descOverflow    = newDesc("iotrace_series_overflow_total", "Times that I/O was counted as (other) because of the limit.")
 	descVXLAN       = newDesc("iotrace_vxlan_events_total", "Events in the life of overlay devices.", "action")
+	descLeaked      = newDesc("iotrace_vxlan_leaked_devices", "Overlay devices that were left behind and keep containers from starting.")
 	descBuild       = newDesc("iotrace_build_info", "Version of the tracer.", "version")
 	descHost        = newDesc("iotrace_host_info", "The machine that is traced.", "host", "host_id", "kernel")
 	descES          = newDesc("iotrace_elasticsearch_documents_total", "Documents for Elasticsearch by what became of them.", "outcome")
@@ -524,7 +551,7 @@ func (p *Prometheus) Describe(ch chan<- *prometheus.Desc) {
 		}
 	}
 	for _, d := range []*prometheus.Desc{descContainer, descMount, descSource, descLost, descLostBytes, descUnresolved, descBPF, descCPU, descRSS, descIntervals, descLast,
-		descSeries, descSeriesLimit, descOverflow, descVXLAN, descBuild, descHost, descES, descESPending, descESSpool, descESFailing} {
+		descSeries, descSeriesLimit, descOverflow, descVXLAN, descLeaked, descBuild, descHost, descES, descESPending, descESSpool, descESFailing} {
 		ch <- d
 	}
 }
@@ -641,6 +668,7 @@ func (p *Prometheus) collectHealth(l *metricList) {
 		l.counter(descLost, float64(v.n), p.started, v.what)
 	}
 	l.counter(descLostBytes, float64(p.lost.Bytes), p.started)
+	l.gauge(descLeaked, float64(len(p.leaked)))
 	for action, n := range p.events {
 		l.counter(descVXLAN, float64(n), p.started, action)
 	}

@@ -478,3 +478,32 @@ func BenchmarkPrometheusScrape(b *testing.B) {
 		p.scrape(b, "")
 	}
 }
+
+// TestPrometheusLeaked: the gauge is for alerts, so a device that is gone or in
+// use again must not stay in it.
+func TestPrometheusLeaked(t *testing.T) {
+	p := servePrometheus(t, PrometheusOptions{})
+	at := func(action string, ifindex uint32) Event {
+		return Event{Action: action, VXLAN: &VXLAN{NetNS: 4026531840, Ifindex: ifindex}}
+	}
+	for i, step := range []struct {
+		events []Event
+		want   int
+	}{
+		{[]Event{at("created", 1), at("leaked", 1), at("leaked", 2), at("leaked", 2), at("leaked", 3), at("leaked", 4)}, 4},
+		{[]Event{at("renamed", 1), at("down", 1), at("create_failed", 0)}, 4},
+		{[]Event{at("deleted", 1), at("cleaned", 2), at("moved", 3), at("deleted", 99)}, 1},
+		{[]Event{at("up", 4)}, 0},
+	} {
+		p.Observe(&Interval{Events: step.events})
+		if len(p.leaked) != step.want {
+			t.Errorf("after step %d: %d devices are leaked, want %d", i, len(p.leaked), step.want)
+		}
+	}
+	for i := range uint32(3 * maxLeaked) {
+		p.Observe(&Interval{Events: []Event{at("leaked", i)}})
+	}
+	if len(p.leaked) != maxLeaked {
+		t.Errorf("%d devices are remembered, want %d", len(p.leaked), maxLeaked)
+	}
+}
