@@ -91,7 +91,13 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(m.Run())
+	status := m.Run()
+	if !guest.Inside() {
+		if h, err := theHost(); err == nil {
+			os.RemoveAll(h.work)
+		}
+	}
+	os.Exit(status)
 }
 
 // test runs the suite: on the host by booting a guest for each kernel, in the
@@ -106,6 +112,10 @@ func (s suite) test(t *testing.T) {
 		}
 		return
 	}
+	s.checkSection(t)
+	if *flagSupport {
+		return
+	}
 	kernels, err := selected()
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +126,10 @@ func (s suite) test(t *testing.T) {
 			continue
 		}
 		ran++
-		t.Run(k.Name, func(t *testing.T) { s.boot(t, k) })
+		t.Run(k.Name, func(t *testing.T) {
+			t.Parallel() // as many guests at once as -parallel says
+			s.boot(t, k)
+		})
 	}
 	if ran == 0 && *flagScenario == "" {
 		t.Error("no kernel of the matrix runs any scenario of this suite")
@@ -174,10 +187,11 @@ func (s suite) expected(t *testing.T, k Kernel) []string {
 type host struct {
 	cache  string
 	mirror vm.Mirror
-	work   string
+	work   string // thrown away at the end
 
-	mu    sync.Mutex
+	mu    sync.Mutex // guests are prepared one after the other: they share kernels, images and builds
 	accel map[string]vm.Accel
+	built map[string]error // by file: every program is built once a run, so that all guests run the same
 }
 
 var theHost = sync.OnceValues(func() (*host, error) {
@@ -190,12 +204,17 @@ var theHost = sync.OnceValues(func() (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	work := filepath.Join(cache, "build")
-	return &host{cache: cache, mirror: m, work: work, accel: map[string]vm.Accel{}}, os.MkdirAll(work, 0o755)
+	work, err := os.MkdirTemp("", "iotrace-vmtests-")
+	if err != nil {
+		return nil, err
+	}
+	return &host{cache: cache, mirror: m, work: work, accel: map[string]vm.Accel{}, built: map[string]error{}}, nil
 })
 
 // prepare makes everything that a guest of this kernel boots from.
 func (h *host) prepare(ctx context.Context, k Kernel, image string, tracer bool) (vm.Guest, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	kernel, err := vm.FetchKernel(ctx, h.cache, h.mirror, k.Arch, k.Series, *flagRefresh)
 	if err != nil {
 		return vm.Guest{}, err
@@ -208,45 +227,57 @@ func (h *host) prepare(ctx context.Context, k Kernel, image string, tracer bool)
 	if err != nil {
 		return vm.Guest{}, err
 	}
-	files := map[string]string{"init": filepath.Join(h.work, "vmtests.test-"+k.Arch)}
-	if err := h.build(ctx, k.Arch, files["init"], "test", "-c", "-tags", "vm", "-o", files["init"], "."); err != nil {
-		return vm.Guest{}, err
-	}
-	if tracer {
-		files["iotrace-bpf"] = filepath.Join(h.work, "iotrace-bpf-"+k.Arch)
-		if err := h.build(ctx, k.Arch, files["iotrace-bpf"], "build", "-o", files["iotrace-bpf"], "../cmd/iotrace-bpf"); err != nil {
-			return vm.Guest{}, err
-		}
-	}
-	initramfs := filepath.Join(h.work, "initramfs-"+k.Arch)
-	if err := vm.WriteInitramfs(initramfs, files); err != nil {
+	initramfs, err := h.initramfs(ctx, k.Arch, tracer)
+	if err != nil {
 		return vm.Guest{}, err
 	}
 	g := vm.Guest{Kernel: kernel, Root: root, Initramfs: initramfs, MemoryMiB: 1024, DiskMiB: 1024, Accel: h.acceleration(ctx, kernel),
-		Append: []string{"iotrace.cgroup=" + k.Cgroup}, Deadline: 10 * time.Minute}
+		Append: []string{"iotrace.cgroup=" + k.Cgroup}, Deadline: 20 * time.Minute}
 	if k.Smoke {
 		g.Append = append(g.Append, "iotrace.smoke=1")
 	}
 	return g, nil
 }
 
-// build runs the go command for the guest: static, so that it runs under any
-// root. The go command's own cache makes the second time cheap.
-func (h *host) build(ctx context.Context, arch, _ string, args ...string) error {
+// initramfs puts the programs of a guest together.
+func (h *host) initramfs(ctx context.Context, arch string, tracer bool) (string, error) {
+	path := filepath.Join(h.work, "initramfs-"+arch)
+	files := map[string]string{"init": filepath.Join(h.work, "vmtests.test-"+arch)}
+	if err := h.build(ctx, arch, files["init"], "test", "-c", "-tags", "vm", "-o", files["init"], "."); err != nil {
+		return "", err
+	}
+	if tracer {
+		path += "-tracer"
+		files["iotrace-bpf"] = filepath.Join(h.work, "iotrace-bpf-"+arch)
+		if err := h.build(ctx, arch, files["iotrace-bpf"], "build", "-o", files["iotrace-bpf"], "../cmd/iotrace-bpf"); err != nil {
+			return "", err
+		}
+	}
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	return path, vm.WriteInitramfs(path, files)
+}
+
+// build runs the go command for the guest: static, so that it runs under any root.
+func (h *host) build(ctx context.Context, arch, file string, args ...string) error {
+	if err, done := h.built[file]; done {
+		return err
+	}
 	cmd := exec.CommandContext(ctx, "go", args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOFLAGS=")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("go %s: %w\n%s", strings.Join(args, " "), err, out)
 	}
-	return nil
+	h.built[file] = err
+	return err
 }
 
 func (h *host) acceleration(ctx context.Context, k vm.Kernel) vm.Accel {
 	if *flagAccel != "" {
 		return vm.Accel(*flagAccel)
 	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	if _, ok := h.accel[k.Arch]; !ok {
 		h.accel[k.Arch] = vm.Probe(ctx, k)
 	}
@@ -352,7 +383,7 @@ func (s suite) run(ctx context.Context, test string, k Kernel, names []string) (
 }
 
 // boot runs the suite's guest for one kernel and turns what it reported into subtests.
-func (s suite) boot(t *testing.T, k Kernel) {
+func (s suite) boot(t *testing.T, k Kernel) *outcome {
 	names := s.expected(t, k)
 	o, err := s.run(t.Context(), t.Name()[:strings.Index(t.Name(), "/")], k, names)
 	if err != nil {
@@ -374,7 +405,7 @@ func (s suite) boot(t *testing.T, k Kernel) {
 		t.Error(p)
 	}
 	if !t.Failed() {
-		return
+		return o
 	}
 	t.Logf("output outside of tests:\n%s", o.outside.String())
 	if o.dmesg.Len() > 0 {
@@ -383,6 +414,7 @@ func (s suite) boot(t *testing.T, k Kernel) {
 	if o.sick {
 		t.Logf("console:\n%s", lastLines(o.console, 120))
 	}
+	return o
 }
 
 type guestTest struct {

@@ -89,6 +89,10 @@ func (g *Guest) Trace(args ...string) *Tracer {
 	return tr
 }
 
+// Tracer runs iotrace-bpf with these arguments to its end and returns what it
+// printed on standard output; a failure ends the scenario.
+func (g *Guest) Tracer(args ...string) string { g.Helper(); return g.Exec(tracerFile(), args...) }
+
 func (tr *Tracer) file(name string) string { return filepath.Join(tr.dir, name) }
 
 // PID is the tracer's process.
@@ -188,6 +192,9 @@ func ParseReport(out []byte) (*Report, error) {
 		var v map[string]any
 		if err := dec.Decode(&v); err != nil {
 			return nil, fmt.Errorf("line %d is no JSON object: %w: %q", i+1, err, line)
+		}
+		if dec.More() {
+			return nil, fmt.Errorf("line %d is more than one JSON object: %q", i+1, line)
 		}
 		d := Doc{}
 		flatten(d, "", v)
