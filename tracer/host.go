@@ -21,7 +21,7 @@ import (
 var sharedMaps = []string{
 	bpf.HostMapUsages, bpf.HostMapUsageA, bpf.HostMapLatencies, bpf.HostMapLatencyA, bpf.HostMapOverflow,
 	bpf.HostMapRowCaches, bpf.HostMapGeneration, bpf.HostMapLosses, bpf.HostMapRecords, bpf.HostMapNotices, bpf.HostMapNotes, bpf.HostMapNotesLive,
-	bpf.HostMapDeadOwners, bpf.HostMapComms, bpf.HostMapInodeNotes,
+	bpf.HostMapDeadOwners, bpf.HostMapLoopNotes, bpf.HostMapComms, bpf.HostMapInodeNotes,
 }
 
 // host is the kernel that we run on: what it offers, and the maps that all
