@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	dcontainer "github.com/docker/docker/api/types/container"
@@ -17,6 +18,7 @@ import (
 	"github.com/docker/docker/api/types/system"
 	"github.com/docker/docker/client"
 
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer/vxlan"
 )
 
@@ -239,4 +241,94 @@ func subnetIn(text string, a *swarm.NetworkAttachment) bool {
 	return slices.ContainsFunc(a.Network.IPAMOptions.Configs, func(c swarm.IPAMConfig) bool {
 		return c.Subnet != "" && strings.Contains(text, `"`+c.Subnet+`"`)
 	})
+}
+
+// overlayDirectory is what the engine says of its networks, asked anew when
+// it is old.
+type overlayDirectory struct {
+	names  *overlayNames
+	stderr io.Writer
+
+	mu       sync.Mutex
+	networks []vxlan.Network
+	asked    time.Time
+	failed   time.Time // when it last did not answer
+	said     string    // the last complaint: each is made once
+}
+
+// overlayAge is how old an answer of the engine may be in a watch.
+const overlayAge = 30 * time.Second
+
+// newOverlayDirectory never fails: without an engine, what the devices tell has
+// to do.
+func newOverlayDirectory(o *vxlanOptions, stderr io.Writer) *overlayDirectory {
+	d := &overlayDirectory{stderr: stderr}
+	host := dockerSocket(o.dockerHost)
+	if host == "" {
+		return d
+	}
+	names, err := newOverlayNames(host)
+	if err != nil {
+		d.complain(err)
+		return d
+	}
+	d.names = names
+	return d
+}
+
+func (d *overlayDirectory) Close() {
+	if d.names != nil {
+		d.names.Close()
+	}
+}
+
+func (d *overlayDirectory) complain(err error) {
+	if text := err.Error(); text != d.said {
+		d.said = text
+		fmt.Fprintf(d.stderr, "iotrace-bpf: names of networks are not known: %s\n", output.SafeText(text))
+	}
+}
+
+// get gives the networks, with an answer that is at most so old. An engine that
+// does not answer is left alone for a while, unless the answer has to be new.
+func (d *overlayDirectory) get(ctx context.Context, age time.Duration) []vxlan.Network {
+	if d.names == nil {
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if time.Since(d.asked) < age || age > 0 && time.Since(d.failed) < overlayAge {
+		return d.networks
+	}
+	networks, err := d.names.networks(ctx)
+	if err != nil {
+		if d.failed = time.Now(); ctx.Err() == nil {
+			d.complain(err)
+		}
+		return d.networks
+	}
+	d.networks, d.asked, d.failed = networks, time.Now(), time.Time{}
+	return networks
+}
+
+// of finds the network that a device belongs to.
+func (d *overlayDirectory) of(ctx context.Context, name string, vni uint32, known *vxlan.Network) *vxlan.Network {
+	if known != nil {
+		return known
+	}
+	find := func(networks []vxlan.Network) *vxlan.Network {
+		_, id, named := vxlan.ParseName(name)
+		for i := range networks {
+			n := &networks[i]
+			if named && strings.HasPrefix(n.ID, id) || !named && vni != 0 && slices.Contains(n.VNIs, vni) {
+				return n
+			}
+		}
+		return nil
+	}
+	if n := find(d.get(ctx, overlayAge)); n != nil {
+		return n
+	}
+	// It may be younger than the answer.
+	return find(d.get(ctx, time.Second))
 }
