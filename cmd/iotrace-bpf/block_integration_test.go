@@ -168,7 +168,7 @@ func testReads(t *testing.T, engine *enginetest.Engine) {
 			d.settle(t)
 			// Not drop_caches, which other tests on the machine would feel.
 			mustRun(t, "umount", d.mount)
-			mustRun(t, "mount", d.dev, d.mount)
+			mustRun(t, "mount", "-o", d.options, d.dev, d.mount)
 			d.settle(t)
 			before := d.stat(t)
 			r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "container,device", "--interval", "200ms")

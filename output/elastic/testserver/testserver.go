@@ -43,8 +43,9 @@ const (
 var fetch = sync.OnceValues(func() (string, error) {
 	dir := os.Getenv("IOTRACE_TEST_SERVERS")
 	if dir == "" {
+		// The server's user has to get there too, which root's own folder does not allow.
 		cache, err := os.UserCacheDir()
-		if err != nil {
+		if err != nil || os.Geteuid() == 0 {
 			cache = "/var/cache"
 		}
 		dir = filepath.Join(cache, "iotrace-bpf", "testservers")
