@@ -84,9 +84,11 @@ func (b *bench) machine() string {
 			memory = fmt.Sprintf("%.0f GiB", kib/(1<<20))
 		}
 	}
-	return fmt.Sprintf("%s, %d CPUs, %s, Linux %s, %s, %s; %d rounds of %v, medians. Written by `make bench` on %s.",
+	loads, _ := os.ReadFile("/proc/loadavg")
+	load, _, _ := strings.Cut(string(loads), " ")
+	return fmt.Sprintf("%s, %d CPUs, %s, Linux %s, %s, %s; %d rounds of %v, medians; load average %s. Written by `make bench` on %s.",
 		cpu, runtime.NumCPU(), memory, mustRun(b.t, "uname", "-r"), mustRun(b.t, "fio", "--version"),
-		mustRun(b.t, "bpftrace", "--version"), b.rounds, b.load, time.Now().UTC().Format(time.DateOnly))
+		mustRun(b.t, "bpftrace", "--version"), b.rounds, b.load, load, time.Now().UTC().Format(time.DateOnly))
 }
 
 // tool is one thing that is compared.
@@ -370,7 +372,6 @@ func (b *bench) blockTable(out *strings.Builder) {
 		}
 		fmt.Fprintf(out, "### fio 4 KiB %s, io_uring, O_DIRECT, 64 in flight, loop over tmpfs\n\n", map[string]string{"randwrite": "random writes", "randread": "random reads"}[rw])
 		fmt.Fprint(out, "| tool | I/O per second | rate lost | BPF ns per I/O | user CPU | system CPU | resident |\n|---|---|---|---|---|---|---|\n")
-		none := pick(timed["no tracer"], func(r result) float64 { return r.iops })
 		for _, tl := range b.tools() {
 			m := timed[tl.name]
 			if unusable[tl.name] {
@@ -385,7 +386,7 @@ func (b *bench) blockTable(out *strings.Builder) {
 			rate := pick(m, func(r result) float64 { return r.iops })
 			row := []string{tl.name, fmt.Sprintf("%.0f", rate), "", "", "", "", ""}
 			if tl.args != nil {
-				row[2] = fmt.Sprintf("%.1f %%", 100*(1-rate/none))
+				row[2] = fmt.Sprintf("%.1f %%", 100*lostRate(timed["no tracer"], m))
 				row[4] = fmt.Sprintf("%.1f %%", pick(m, func(r result) float64 { return r.user }))
 				row[5] = fmt.Sprintf("%.1f %%", pick(m, func(r result) float64 { return r.system }))
 				row[6] = fmt.Sprintf("%.0f MiB", pick(m, func(r result) float64 { return r.rss }))
@@ -398,6 +399,16 @@ func (b *bench) blockTable(out *strings.Builder) {
 		fmt.Fprintln(out)
 		b.t.Logf("\n%s", out)
 	}
+}
+
+// lostRate is the median of what each round lost against the same round without
+// a tracer.
+func lostRate(none, with []result) float64 {
+	var lost []float64
+	for i := range min(len(none), len(with)) {
+		lost = append(lost, 1-with[i].iops/none[i].iops)
+	}
+	return median(lost)
 }
 
 // together attaches all at once: the same I/Os, the same noise.
@@ -484,7 +495,9 @@ func (w *writer) write(file string) *exec.Cmd {
 	for _, d := range w.dirs {
 		fmt.Fprintf(&join, "echo $$ >%s/cgroup.procs; ", d)
 	}
-	return exec.Command("sh", "-c", join.String()+fmt.Sprintf("exec %s if=/dev/zero of=%s bs=1M count=%d status=none", w.bin, file, w.amount>>20))
+	// Over some seconds: a tool that looks once a second must have a chance.
+	return exec.Command("sh", "-c", join.String()+fmt.Sprintf("for i in 1 2 3 4 5 6 7 8 9 10 11 12; do head -c %d /dev/zero; sleep 0.25; done | exec %s iflag=fullblock of=%s bs=1M status=none",
+		w.amount/12, w.bin, file))
 }
 
 // buffered: two owners write into the page cache, a third party calls sync. How
@@ -510,14 +523,10 @@ func (b *bench) buffered(out *strings.Builder) {
 	iotopLine := func(text string, w *writer) (n uint64) {
 		for line := range strings.Lines(text) {
 			f := strings.Fields(line)
-			if len(f) > 6 && strings.HasSuffix(f[len(f)-1], w.name) || strings.Contains(line, w.name) && len(f) > 6 {
-				for i, word := range f {
-					if word == "K/s" && i > 5 {
-						kib, _ := strconv.ParseFloat(f[i-1], 64)
-						n += uint64(kib * 1024)
-						break
-					}
-				}
+			// TID PRIO USER READ K/s WRITE K/s ... COMMAND
+			if len(f) > 7 && f[4] == "K/s" && f[6] == "K/s" && strings.HasSuffix(strings.TrimSpace(line), w.name) {
+				kib, _ := strconv.ParseFloat(f[5], 64)
+				n += uint64(kib * 1024)
 			}
 		}
 		return n

@@ -302,6 +302,11 @@ func (s *session) awaitNames(rows []tracer.Row) {
 		s.reported = true
 		_ = s.resolver.Settle(ctx) // at the worst, names are missing
 	}
+	if !slices.ContainsFunc(s.resolver.Endpoints(), func(e attribute.Endpoint) bool {
+		return e.State == attribute.StateOK || e.State == attribute.StateConnecting
+	}) {
+		return // nobody to wait for
+	}
 	var nameless []uint64
 	for i := range rows {
 		id := rows[i].Cgroup
