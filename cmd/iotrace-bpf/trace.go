@@ -63,6 +63,10 @@ func (s *session) runWith(ctx context.Context, main sink) error {
 	if err != nil {
 		return err
 	}
+	absent := slices.ContainsFunc(s.tracer.Status(), func(st tracer.Status) bool { return !st.Attached })
+	if err := dropPrivileges(s.opt.keptCapabilities(absent)); err != nil {
+		s.log.Debug("privileges stay", "error", err)
+	}
 	return errors.Join(s.run(ctx, out), out.Close())
 }
 
