@@ -8,6 +8,10 @@
 //	go test -tags vm ./vmtests -run TestBlock -args -kernel 6.1-v1 -scenario overwrite
 //	make vmtest KERNEL=6.12 RUN=nfs                          the same in short
 //	make vmtest-shell KERNEL=7.3                             a shell in the guest, tracer in PATH
+//	make vmtest-arm64                                        the smoke scenarios on arm64
+//	make support                                             rewrites SUPPORT.md
+//
+// As many guests run at once as -parallel says, one for each processor by default.
 //
 // # How it works
 //
@@ -72,6 +76,8 @@
 //   - A worker (Cgroup.Process) moves into its cgroup and executes itself again before it
 //     touches memory, so everything it allocates is charged there. It keeps files open
 //     between calls.
+//   - A guest's memory, disks and modules are its own, but scenarios of a suite share it:
+//     clean up with Cleanup whatever a helper does not clean up itself.
 //   - What a kernel cannot do is declared (since, before, cgroup, with a why), never
 //     found out and skipped: a skip is a failure. The declarations end up in the table
 //     of kernels in SUPPORT.md, so they are promises to users.
