@@ -38,8 +38,9 @@ by that rule but holds the name or the VNI that a network needs.
 
 clean deletes leaked devices and nothing else: none that is UP, outside the
 host's namespace, younger than the grace period, not Docker's by name, made in
-another namespace, part of a bridge, or of an overlay that works on this host. It
-looks at everything again, immediately before each deletion.
+another namespace, part of a bridge, or of an overlay that works on this host; and
+nothing where neither an engine nor its namespaces are found to tell that. It looks
+at everything again, immediately before each deletion.
 
 Flags:
 `

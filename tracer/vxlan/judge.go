@@ -53,7 +53,7 @@ type Finding struct {
 }
 
 // Judge gives the verdict on every device that the model knows. Networks are
-// those that the engine knows of, none when there is no engine to ask.
+// those that the engine knows of, nil when no engine answered.
 func Judge(m *Model, networks []Network, now time.Time, grace time.Duration) []Finding {
 	var list []Finding
 	for _, t := range m.Devices() {
@@ -83,7 +83,7 @@ func judge(m *Model, t *Track, networks []Network, now time.Time, grace time.Dur
 	case t.NetNS != m.host:
 		judgeElsewhere(m, &f, docker, space)
 	case docker:
-		judgeHost(m, &f, grace)
+		judgeHost(m, &f, grace, networks != nil)
 	default:
 		f.Keep = "its name is not one that Docker gives"
 		judgeForeign(m, &f)
@@ -91,8 +91,9 @@ func judge(m *Model, t *Track, networks []Network, now time.Time, grace time.Dur
 	return f
 }
 
-// judgeHost is for a device of Docker's in the host's namespace.
-func judgeHost(m *Model, f *Finding, grace time.Duration) {
+// judgeHost is for a device of Docker's in the host's namespace. Unless the
+// engine answered or its namespaces were seen, nobody knows what is live.
+func judgeHost(m *Model, f *Finding, grace time.Duration, answered bool) {
 	live := liveOverlay(m, f.NetworkID, f.Network)
 	switch {
 	case f.Up && live != "":
@@ -115,6 +116,9 @@ func judgeHost(m *Model, f *Finding, grace time.Duration) {
 		f.Keep = "its overlay is live on this host: " + live
 	default:
 		f.Verdict, f.Reason = IsLeaked, "left behind DOWN in the host's namespace: no container of its network can start here"
+		if !answered && !m.engine {
+			f.Keep = "neither an engine nor its namespaces were found, so its overlay may be live (--docker-host and --netns-dir say where they are)"
+		}
 	}
 }
 

@@ -79,6 +79,7 @@ type Model struct {
 	host    uint64
 	devices map[Place]*Track
 	spaces  map[uint64]Namespace
+	engine  bool // Snapshot.Engine
 }
 
 // NewModel makes an empty model; host is the inode number of the host's namespace.
@@ -109,7 +110,7 @@ func (m *Model) Update(snap *Snapshot) {
 			delete(m.devices, place)
 		}
 	}
-	m.spaces = snap.Namespaces
+	m.spaces, m.engine = snap.Namespaces, snap.Engine
 }
 
 func newTrack(d Device, now time.Time, seen bool) *Track {

@@ -278,7 +278,7 @@ func (n *numbering) of(from int, id int) uint64 {
 		return n.host(id)
 	}
 	inode := n.host(from)
-	others, _ := n.scanner.paths()
+	others, _, _ := n.scanner.paths()
 	space, ok := others[inode]
 	if !ok {
 		return 0

@@ -423,11 +423,37 @@ func TestAgeFromUdev(t *testing.T) {
 	}
 }
 
+// TestNothingToGoBy: where neither an engine nor its namespaces are found, nobody
+// knows which overlay is live.
+func TestNothingToGoBy(t *testing.T) {
+	const name = "vx-001001-m64nq"
+	host := newSpace(t)
+	host.vxlan(name, 4097, 4789)
+	ipNetNS := t.TempDir() + "/run/netns" // says nothing about Docker
+	host.must(os.MkdirAll(ipNetNS, 0o700))
+	for _, dir := range []string{"/nowhere", ipNetNS} {
+		o, err := Observe(t.Context(), WatchOptions{Scan: scanOptions(host, dir, t.TempDir()), Grace: testGrace})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := find(t, o, nil, name)
+		var kept *KeptError
+		if err := o.Delete(f, nil); f.Verdict != IsLeaked || f.Keep == "" || !errors.As(err, &kept) || !host.has(name) {
+			t.Errorf("verdict %q, keep %q; Delete: %v", f.Verdict, f.Keep, err)
+		}
+		// An engine that answers and knows no network of that name is enough.
+		if f := find(t, o, []Network{}, name); f.Keep != "" {
+			t.Errorf("keep %q", f.Keep)
+		}
+		host.must(o.Close())
+	}
+}
+
 func TestSnapshotOfDeadNamespace(t *testing.T) {
 	host, other, dir := newSpace(t), newSpace(t), t.TempDir()
 	other.bind(dir, "3f29e1c7a0bd")
 	s := newScanner(t, scanOptions(host, dir, t.TempDir()))
-	found, _ := s.paths()
+	found, _, _ := s.paths()
 	host.must(unix.Unmount(found[other.inode].Path, unix.MNT_DETACH))
 	if err := s.enter(found[other.inode].Path, other.inode, func(*netlink.Handle) error { return nil }); err == nil {
 		t.Error("a plain file was entered as a namespace")

@@ -53,6 +53,9 @@ type Snapshot struct {
 	Namespaces map[uint64]Namespace
 	Devices    []Device
 	Unreadable int // namespaces that exist but could not be entered or read
+	// Engine tells whether a folder with an engine's namespaces was there, so that
+	// an overlay that works would have been seen.
+	Engine bool
 }
 
 // ScanOptions tells where to look. The zero value looks at this host.
@@ -188,13 +191,14 @@ func handleIn(ns netns.NsHandle) (links *netlink.Handle, err error) {
 
 // paths gives one way into every namespace but the host's, and says which file
 // of an overlay names it.
-func (s *Scanner) paths() (found map[uint64]Namespace, unreadable int) {
+func (s *Scanner) paths() (found map[uint64]Namespace, unreadable int, engine bool) {
 	found = make(map[uint64]Namespace)
 	for _, dir := range s.opts.NetNSDirs {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			continue // an engine that is not there has no folder
 		}
+		engine = engine || !strings.HasSuffix(dir, "/run/netns") // that is ip-netns's
 		for _, e := range entries {
 			path := filepath.Join(dir, e.Name())
 			ns, inode, err := openNetNS(path)
@@ -217,7 +221,7 @@ func (s *Scanner) paths() (found map[uint64]Namespace, unreadable int) {
 	}
 	processes, err := os.ReadDir(s.opts.Proc)
 	if err != nil {
-		return found, unreadable + 1
+		return found, unreadable + 1, engine
 	}
 	for _, e := range processes {
 		if _, err := strconv.ParseUint(e.Name(), 10, 32); err != nil {
@@ -238,7 +242,7 @@ func (s *Scanner) paths() (found map[uint64]Namespace, unreadable int) {
 		}
 	}
 	delete(found, s.inode)
-	return found, unreadable
+	return found, unreadable, engine
 }
 
 // udevAge tells for how long udev has known a device of the host's namespace;
@@ -286,8 +290,8 @@ func (s *Scanner) named(space Namespace, name string) (d Device, ok bool) {
 // Scan lists the vxlan devices of every namespace that can be reached.
 func (s *Scanner) Scan() (*Snapshot, error) {
 	snap := &Snapshot{Host: s.inode, Namespaces: make(map[uint64]Namespace)}
-	others, unreadable := s.paths()
-	snap.Unreadable = unreadable
+	others, unreadable, engine := s.paths()
+	snap.Unreadable, snap.Engine = unreadable, engine
 	host := Namespace{Inode: s.inode, Path: s.opts.HostNetNS, Host: true}
 	if err := s.list(s.links, &host, snap, others); err != nil {
 		return nil, fmt.Errorf("devices of %q: %w", host.Path, err)
@@ -406,6 +410,6 @@ func (s *Scanner) byID(links *netlink.Handle, id int, others map[uint64]Namespac
 // namespaceOf finds the namespace that the host's knows by a number; 0 when no
 // path leads to it.
 func (s *Scanner) namespaceOf(id int) uint64 {
-	others, _ := s.paths()
+	others, _, _ := s.paths()
 	return s.byID(s.links, id, others)
 }
