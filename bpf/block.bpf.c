@@ -34,6 +34,7 @@ enum {
 
 #define IOT_BIOS 16 /* of a request with more bios than that every page is looked at */
 #define IOT_STEPS 512 /* pages looked at in such a request or one with several owners */
+#define IOT_ROUND 16 /* steps in a round: see iot_scan_some */
 
 /*
  * From issue to completion: request -> its owner. Direct
@@ -143,7 +144,19 @@ struct block_request {
 	__u64 start; /* on the device, bytes; only where is_loop */
 	struct bio *bio;
 	bool is_loop;
+	bool is_bio; /* there is no request: iot_bio */
 };
+
+/*
+ * Which of the per-CPU elements is ours. Requests that go out, those that come
+ * back and bios have one each: their hooks may interrupt each other.
+ */
+static __always_inline __u32 iot_which(const struct block_request *r)
+{
+	if (r->is_bio)
+		return 2;
+	return r->usage.flags & IOT_REQUEUED ? 1 : 0;
+}
 
 static __always_inline struct page *iot_page_add(struct page *page, __u32 n)
 {
@@ -158,44 +171,37 @@ static __always_inline void iot_own(struct usage_key *usage, const struct owner 
 	usage->fsdev = o->fsdev;
 }
 
-struct loop_notes {
-	struct file_page page;
-	struct page_note note;
-};
-
-static __always_inline void iot_note_page(struct loop_notes *n)
+/* Leaves a note for one page of a backing file. */
+__noinline int iot_note_page(__u64 ino, __u64 index, __u32 fsdev, __u64 owner, __u32 pid)
 {
-	struct page_note *old = bpf_map_lookup_elem(&loop_notes, &n->page);
+	struct file_page page = { .ino = ino, .index = index, .fsdev = fsdev };
+	struct page_note note = { .owner = owner, .pid = pid }, *old;
 
 	/* An update of an LRU hash costs several times a look. */
-	if (old && old->owner == n->note.owner && old->pid == n->note.pid)
-		return;
-	bpf_map_update_elem(&loop_notes, &n->page, &n->note, BPF_ANY);
+	old = bpf_map_lookup_elem(&loop_notes, &page);
+	if (!old || old->owner != owner || old->pid != pid)
+		bpf_map_update_elem(&loop_notes, &page, &note, BPF_ANY);
+	return 0;
 }
 
 /* Leaves notes for the pages of the backing file that a request to a loop device is about. */
 __noinline int iot_note_loop(__u32 dev, __u64 owner, __u32 pid, __u64 start, __u32 bytes)
 {
-	__u32 pages, i;
-	struct loop_notes n = {};
-	struct loop_file *file;
+	struct loop_file *file = bpf_map_lookup_elem(&loop_files, &dev);
+	__u64 ino, index, end;
+	__u32 fsdev;
+	int i;
 
-	file = bpf_map_lookup_elem(&loop_files, &dev);
 	if (!file || !bytes)
 		return 0;
+	ino = file->ino;
+	fsdev = file->fsdev;
 	start += file->offset;
-	pages = ((start + bytes - 1) >> IOT_PAGE_SHIFT) - (start >> IOT_PAGE_SHIFT) + 1;
-	n.page.ino = file->ino;
-	n.page.fsdev = file->fsdev;
-	n.page.index = IOT_ANY_PAGE;
-	n.note.owner = owner;
-	n.note.pid = pid;
-	iot_note_page(&n);
-	n.page.index = start >> IOT_PAGE_SHIFT;
-	for (i = 0; i < IOT_STEPS && i < pages; i++) {
-		iot_note_page(&n);
-		n.page.index++;
-	}
+	index = start >> IOT_PAGE_SHIFT;
+	end = (start + bytes - 1) >> IOT_PAGE_SHIFT;
+	iot_note_page(ino, IOT_ANY_PAGE, fsdev, owner, pid);
+	for (i = 0; i < IOT_STEPS && index <= end; i++)
+		iot_note_page(ino, index++, fsdev, owner, pid);
 	return 0;
 }
 
@@ -238,10 +244,10 @@ static __always_inline void iot_walk_bio(struct walk *w)
 	w->in_vec = 0;
 }
 
-/* The walk under way on this CPU; a request that comes back has one of its own, it may interrupt. */
+/* The walks under way on this CPU: see iot_which. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 2);
+	__uint(max_entries, 3);
 	__type(key, __u32);
 	__type(value, struct walk);
 } walks SEC(".maps");
@@ -297,9 +303,19 @@ __noinline int iot_walk_step(__u32 which)
 	return w->left != 0;
 }
 
+__noinline int iot_walk_some(__u32 which)
+{
+	int i;
+
+	for (i = 0; i < IOT_ROUND; i++)
+		if (!iot_walk_step(which))
+			return 0;
+	return 1;
+}
+
 static __noinline int iot_walk_request(struct block_request *r)
 {
-	__u32 which = r->usage.flags & IOT_REQUEUED ? 1 : 0, i;
+	__u32 which = iot_which(r), i;
 	struct walk *w = bpf_map_lookup_elem(&walks, &which);
 
 	if (!w)
@@ -314,8 +330,8 @@ static __noinline int iot_walk_request(struct block_request *r)
 	w->is_loop = r->is_loop;
 	w->in_bio = FIELD(w->bio, bi_iter.bi_size);
 	iot_walk_bio(w);
-	for (i = 0; i < IOT_STEPS; i++)
-		if (!iot_walk_step(which))
+	for (i = 0; i < IOT_STEPS / IOT_ROUND; i++)
+		if (!iot_walk_some(which))
 			break;
 	if (w->left) { /* the rest goes to the last owner seen */
 		iot_lost(IOT_LOST_WALKS, 1);
@@ -325,66 +341,158 @@ static __noinline int iot_walk_request(struct block_request *r)
 	return 0;
 }
 
-static __always_inline bool iot_same_owner(const struct owner *a, const struct owner *b)
+/*
+ * Scan of a bio that writes more than a page: do all its pages have the owner of
+ * its first? Nearly always yes, found out by one look at each vector's owner word.
+ */
+struct scan {
+	struct bio *bio;
+	struct bio_vec *vec;
+	__u64 owner; /* of the first page, packed */
+	unsigned long word; /* its owner word */
+	__u32 pid;
+	__u32 fsdev;
+	__u32 left; /* bytes to look at */
+	__u32 flags;
+	__u32 differ;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 3);
+	__type(key, __u32);
+	__type(value, struct scan);
+} scans SEC(".maps");
+
+static __always_inline bool iot_scan_differs(struct scan *s, struct folio *folio)
 {
-	return a->cgroup == b->cgroup && a->basis == b->basis && a->pid == b->pid;
+	bool notes = iot_notes_live() || iot_have_notes(IOT_LOOP_NOTES);
+
+	if (!notes && iot_folio_owner_word(folio) == s->word)
+		return false;
+	return iot_folio_owner((__u64)folio, (__u64)s->bio, s->flags) != s->owner;
 }
 
-/* Owner of the first page of a bio; *last is the folio of the last page of its first vector. */
-static __always_inline __u32 iot_bio_owner(struct owner *o, struct bio *bio, __u32 cmd_flags)
+/* Looks at one vector; returns whether to go on. */
+__noinline int iot_scan_step(__u32 which)
 {
+	struct scan *s = bpf_map_lookup_elem(&scans, &which);
 	struct bio_vec vec = {};
-	struct owner end = {};
 	struct folio *first, *last;
-	__u32 size = FIELD(bio, bi_iter.bi_size), idx, cnt;
-	struct bio_vec *vecs;
+
+	if (!s || !s->left)
+		return 0;
+	bpf_probe_read_kernel(&vec, sizeof(vec), s->vec);
+	if (!vec.bv_len)
+		return 0;
+	first = iot_folio(iot_page_add(vec.bv_page, vec.bv_offset >> IOT_PAGE_SHIFT));
+	last = iot_folio(iot_page_add(vec.bv_page, (vec.bv_offset + vec.bv_len - 1) >> IOT_PAGE_SHIFT));
+	if (iot_scan_differs(s, first) || (last != first && iot_scan_differs(s, last))) {
+		s->differ = 1;
+		return 0;
+	}
+	s->vec++;
+	s->left -= vec.bv_len < s->left ? vec.bv_len : s->left;
+	return s->left != 0;
+}
+
+/* A loop in a loop, each a function: the verifier looks at the rounds of both, not at their product. */
+__noinline int iot_scan_some(__u32 which)
+{
+	int i;
+
+	for (i = 0; i < IOT_ROUND; i++)
+		if (!iot_scan_step(which))
+			return 0;
+	return 1;
+}
+
+__noinline int iot_scan_same(__u32 which)
+{
+	struct scan *s;
+	int i;
+
+	for (i = 0; i < IOT_STEPS / IOT_ROUND; i++)
+		if (!iot_scan_some(which))
+			break;
+	s = bpf_map_lookup_elem(&scans, &which);
+	return !s || !s->differ;
+}
+
+/*
+ * Finds the owner of a bio's first page and whether it has all of them: owner,
+ * pid, fsdev and differ of the scan. Returns 1 where one owner has the bio.
+ */
+__noinline int iot_bio_owner(__u64 bio_addr, __u32 cmd_flags, __u32 which)
+{
+	struct bio *bio = (void *)bio_addr;
+	__u32 size = FIELD(bio, bi_iter.bi_size), idx;
+	struct bio_vec vec = {}, *vecs;
+	struct folio *first;
+	struct owner o = {};
+	struct scan *s;
 
 	bio = iot_original(bio);
 	idx = FIELD(bio, bi_iter.bi_idx);
 	vecs = FIELD(bio, bi_io_vec);
 	bpf_probe_read_kernel(&vec, sizeof(vec), vecs + idx);
 	first = iot_folio(iot_page_add(vec.bv_page, vec.bv_offset >> IOT_PAGE_SHIFT));
-	iot_owner_of_folio(o, first, bio, cmd_flags & 1, cmd_flags & IOT_REQ_META);
-	if (size <= (1U << IOT_PAGE_SHIFT) && size <= vec.bv_len)
+	iot_owner_of_folio(&o, first, bio, cmd_flags & 1, cmd_flags & IOT_REQ_META);
+	s = bpf_map_lookup_elem(&scans, &which);
+	if (!s)
 		return 1;
-	if (vec.bv_len < size) {
-		/* A clone does not know its count: then its first vector has to do. */
-		cnt = FIELD(bio, bi_vcnt);
-		if (cnt > idx + 1)
-			bpf_probe_read_kernel(&vec, sizeof(vec), vecs + cnt - 1);
-	}
-	if (!vec.bv_len)
+	s->owner = iot_pack(o.cgroup, o.basis);
+	s->pid = o.pid;
+	s->fsdev = o.fsdev;
+	s->differ = 0;
+	/* What is read was allocated for who asked. */
+	if (!(cmd_flags & 1) || (size <= (1U << IOT_PAGE_SHIFT) && size <= vec.bv_len))
 		return 1;
-	last = iot_folio(iot_page_add(vec.bv_page, (vec.bv_offset + vec.bv_len - 1) >> IOT_PAGE_SHIFT));
-	if (last == first)
-		return 1;
-	iot_owner_of_folio(&end, last, bio, cmd_flags & 1, cmd_flags & IOT_REQ_META);
-	return iot_same_owner(o, &end);
+	s->bio = bio;
+	s->vec = vecs + idx;
+	s->word = iot_folio_owner_word(first);
+	s->left = size;
+	s->flags = IOT_FOR_WRITE | (cmd_flags & IOT_REQ_META ? IOT_FOR_META : 0);
+	return iot_scan_same(which);
 }
 
-/* Looks at both ends of every bio; returns whether one owner has them all. */
-static __always_inline bool iot_request_owner(struct owner *o, struct block_request *r)
+static __always_inline void iot_owner_of_scan(struct owner *o, const struct scan *s)
 {
-	struct bio *bio = r->bio;
-	struct owner next;
+	iot_unpack(o, s->owner);
+	o->pid = s->pid;
+	o->fsdev = s->fsdev;
+}
+
+/* Looks at every bio of a request; returns whether one owner has them all. */
+static __noinline int iot_request_owner(struct block_request *r, struct owner *o)
+{
+	__u32 which = iot_which(r), flags = r->flags;
+	__u64 bio = (__u64)r->bio, first;
+	struct scan *s;
+	__u32 pid;
 	int i;
 
-	if (!iot_bio_owner(o, bio, r->flags))
+	if (!iot_bio_owner(bio, flags, which)) {
+		s = bpf_map_lookup_elem(&scans, &which);
+		if (s)
+			iot_owner_of_scan(o, s);
 		return false;
+	}
+	s = bpf_map_lookup_elem(&scans, &which);
+	if (!s)
+		return true;
+	iot_owner_of_scan(o, s);
+	first = s->owner;
+	pid = s->pid;
 	for (i = 0; i < IOT_BIOS; i++) {
-		bio = FIELD(bio, bi_next);
+		bio = (__u64)FIELD((struct bio *)bio, bi_next);
 		if (!bio)
 			return true;
-		__builtin_memset(&next, 0, sizeof(next));
-		if (!iot_bio_owner(&next, bio, r->flags) || !iot_same_owner(o, &next))
+		if (!iot_bio_owner(bio, flags, which) || s->owner != first || s->pid != pid)
 			return false;
 	}
 	return false;
-}
-
-static __noinline int iot_long_request(struct block_request *r, struct owner *o)
-{
-	return iot_request_owner(o, r);
 }
 
 /* A pointer without its type, as functions of their own and plain arithmetic need it. */
@@ -515,10 +623,8 @@ static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed)
 		iot_unpack(&o, small);
 	else if (!r.bio || !iot_op_has_pages(r.flags & IOT_REQ_OP_MASK))
 		iot_owner_without_pages(&o, r.bio);
-	else if (r.bytes <= 1U << IOT_PAGE_SHIFT)
-		iot_bio_owner(&o, r.bio, r.flags);
 	else
-		single = iot_long_request(&r, &o);
+		single = iot_request_owner(&r, &o);
 	iot_own(&r.usage, &o);
 	if (!flags && iot_have_notes(IOT_LOOP_NOTES) && bpf_map_lookup_elem(&loop_files, &r.usage.dev)) {
 		r.is_loop = true;
@@ -540,6 +646,23 @@ static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed)
 	return 0;
 }
 
+/* When everything was attached (CLOCK_MONOTONIC); 0 until then. User space sets it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} attached_at SEC(".maps");
+
+/* Whether a request was made since we are there to see it. */
+static __always_inline bool iot_is_ours(struct request *rq)
+{
+	__u32 zero = 0;
+	__u64 *at = bpf_map_lookup_elem(&attached_at, &zero);
+
+	return at && *at && FIELD(rq, start_time_ns) > *at;
+}
+
 static __always_inline int iot_complete(struct request *rq, __u32 error, __u32 bytes)
 {
 	struct inflight *f = iot_recall(rq);
@@ -548,7 +671,7 @@ static __always_inline int iot_complete(struct request *rq, __u32 error, __u32 b
 
 	if (!f) {
 		/* A flush sequence completes its request once more, without bytes and without an issue. */
-		if (bytes && (FIELD(rq, cmd_flags) & IOT_REQ_OP_MASK) < IOT_REQ_DRIVER)
+		if (bytes && (FIELD(rq, cmd_flags) & IOT_REQ_OP_MASK) < IOT_REQ_DRIVER && iot_is_ours(rq))
 			iot_lost(IOT_LOST_LATENCIES, 1);
 		return 0;
 	}
@@ -593,6 +716,7 @@ static __always_inline int iot_bio(struct bio *bio)
 		return 0;
 	r.bytes = FIELD(bio, bi_iter.bi_size);
 	r.bio = bio;
+	r.is_bio = true;
 	r.usage.source = IOT_BLOCK;
 	r.usage.op = r.bytes ? iot_op(op) : IOT_FLUSH;
 	r.usage.flags = r.flags & IOT_REQ_META ? IOT_META : 0;
@@ -600,7 +724,7 @@ static __always_inline int iot_bio(struct bio *bio)
 	if (!r.bytes || !iot_op_has_pages(op))
 		iot_owner_without_pages(&o, bio);
 	else
-		single = iot_bio_owner(&o, bio, r.flags);
+		single = iot_request_owner(&r, &o);
 	iot_own(&r.usage, &o);
 	if (single)
 		iot_account(&r.usage, r.bytes, 1);
@@ -617,6 +741,18 @@ int iot_bio_queue(__u64 *ctx)
 
 #define RQ_ARG (rq_is_second_arg ? ctx[1] : ctx[0])
 
+/*
+ * The driver gave it back; it will be issued, and counted, again. A request that
+ * the driver refused before it started it was never issued, and comes by here
+ * all the same.
+ */
+static __always_inline int iot_requeue(struct request *rq, bool typed)
+{
+	if (FIELD(rq, state) == MQ_RQ_IDLE)
+		return 0;
+	return iot_count(rq, IOT_REQUEUED, typed);
+}
+
 SEC("raw_tp/block_rq_issue")
 int iot_rq_issue(__u64 *ctx)
 {
@@ -626,7 +762,7 @@ int iot_rq_issue(__u64 *ctx)
 SEC("raw_tp/block_rq_requeue")
 int iot_rq_requeue(__u64 *ctx)
 {
-	return iot_count((struct request *)RQ_ARG, IOT_REQUEUED, false);
+	return iot_requeue((struct request *)RQ_ARG, false);
 }
 
 SEC("raw_tp/block_rq_complete")
@@ -644,7 +780,7 @@ int iot_rq_issue_btf(__u64 *ctx)
 SEC("tp_btf/block_rq_requeue")
 int iot_rq_requeue_btf(__u64 *ctx)
 {
-	return iot_count((struct request *)RQ_ARG, IOT_REQUEUED, true);
+	return iot_requeue((struct request *)RQ_ARG, true);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -25,6 +25,7 @@ type BlockLoopFile struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	BlockMapAttachedAt       = "attached_at"
 	BlockMapBioLeaves        = "bio_leaves"
 	BlockMapComms            = "comms"
 	BlockMapCryptEnd         = "crypt_end"
@@ -42,6 +43,7 @@ const (
 	BlockMapOverflow         = "overflow"
 	BlockMapRecords          = "records"
 	BlockMapRowCaches        = "row_caches"
+	BlockMapScans            = "scans"
 	BlockMapUsageA           = "usage_a"
 	BlockMapUsages           = "usages"
 	BlockMapWalks            = "walks"
@@ -118,6 +120,7 @@ type BlockProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockMapSpecs struct {
+	AttachedAt *ebpf.MapSpec `ebpf:"attached_at"`
 	BioLeaves  *ebpf.MapSpec `ebpf:"bio_leaves"`
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
 	CryptEnd   *ebpf.MapSpec `ebpf:"crypt_end"`
@@ -135,6 +138,7 @@ type BlockMapSpecs struct {
 	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
 	Records    *ebpf.MapSpec `ebpf:"records"`
 	RowCaches  *ebpf.MapSpec `ebpf:"row_caches"`
+	Scans      *ebpf.MapSpec `ebpf:"scans"`
 	UsageA     *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages     *ebpf.MapSpec `ebpf:"usages"`
 	Walks      *ebpf.MapSpec `ebpf:"walks"`
@@ -177,6 +181,7 @@ func (o *BlockObjects) Close() error {
 //
 // It can be passed to LoadBlockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockMaps struct {
+	AttachedAt *ebpf.Map `ebpf:"attached_at"`
 	BioLeaves  *ebpf.Map `ebpf:"bio_leaves"`
 	Comms      *ebpf.Map `ebpf:"comms"`
 	CryptEnd   *ebpf.Map `ebpf:"crypt_end"`
@@ -194,6 +199,7 @@ type BlockMaps struct {
 	Overflow   *ebpf.Map `ebpf:"overflow"`
 	Records    *ebpf.Map `ebpf:"records"`
 	RowCaches  *ebpf.Map `ebpf:"row_caches"`
+	Scans      *ebpf.Map `ebpf:"scans"`
 	UsageA     *ebpf.Map `ebpf:"usage_a"`
 	Usages     *ebpf.Map `ebpf:"usages"`
 	Walks      *ebpf.Map `ebpf:"walks"`
@@ -201,6 +207,7 @@ type BlockMaps struct {
 
 func (m *BlockMaps) Close() error {
 	return _BlockClose(
+		m.AttachedAt,
 		m.BioLeaves,
 		m.Comms,
 		m.CryptEnd,
@@ -218,6 +225,7 @@ func (m *BlockMaps) Close() error {
 		m.Overflow,
 		m.Records,
 		m.RowCaches,
+		m.Scans,
 		m.UsageA,
 		m.Usages,
 		m.Walks,

@@ -148,6 +148,10 @@ struct bio {
 	struct bio_vec *bi_io_vec;
 };
 
+enum mq_rq_state {
+	MQ_RQ_IDLE = 0, /* not (or no longer) with the driver */
+};
+
 struct request {
 	struct request_queue *q;
 	unsigned int cmd_flags;
@@ -156,6 +160,7 @@ struct request {
 	struct bio *bio;
 	struct bio *biotail;
 	__u64 start_time_ns;
+	enum mq_rq_state state;
 };
 
 /* modules: the name alone; MODULE_NAME_LEN is 56 on 64 bit */

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
@@ -39,6 +40,14 @@ func openBlock(h *host) (*object, error) {
 	o, err := h.load(spec, signals, ebpf.ProgramOptions{})
 	if err != nil {
 		return nil, err
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err == nil {
+		err = o.maps[bpf.BlockMapAttachedAt].Update(uint32(0), uint64(now.Nano()), ebpf.UpdateAny)
+		if err != nil {
+			o.Close()
+			return nil, fmt.Errorf("noting when the block source was attached: %w", err)
+		}
 	}
 	l := newLoops(o.maps[bpf.BlockMapLoopFiles], h.shared[bpf.HostMapNotesLive])
 	s := newStack(h, o)

@@ -130,8 +130,8 @@ func (d *Devices) bioLeaves() (map[Dev]bool, error) {
 	return found, nil
 }
 
-// scanCrypt sets the address of dm-crypt's completion function once there is a
-// crypt device, and anew when there are some again: the module may have moved.
+// scanCrypt sets the address of dm-crypt's completion function once there may be
+// a crypt device, and anew when there are some again: the module may have moved.
 func (s *stack) scanCrypt() error {
 	any, err := s.devices.haveCrypt()
 	if err != nil || any == s.crypts {
@@ -150,16 +150,12 @@ func (s *stack) scanCrypt() error {
 }
 
 func (d *Devices) haveCrypt() (bool, error) {
-	files, err := filepath.Glob(filepath.Join(d.sys, "block", "dm-*", "dm", "uuid"))
-	if err != nil {
-		return false, err
+	// Only cryptsetup says so in a device's uuid; any device-mapper device may be one.
+	if _, err := os.Stat(filepath.Join(d.sys, "module", "dm_crypt")); err != nil {
+		return false, nil
 	}
-	for _, f := range files {
-		if id, err := os.ReadFile(f); err == nil && strings.HasPrefix(string(id), "CRYPT-") {
-			return true, nil
-		}
-	}
-	return false, nil
+	devices, err := filepath.Glob(filepath.Join(d.sys, "block", "dm-*"))
+	return len(devices) > 0, err
 }
 
 // kernelSymbol returns the address of a function, as /proc/kallsyms has it.
