@@ -100,9 +100,13 @@ func (h *host) tune(spec *ebpf.CollectionSpec) error {
 // size gives the shared maps the sizes that the options ask for.
 func (h *host) size(spec *ebpf.CollectionSpec) {
 	groups := h.opt.MaxGroups
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		cpus = 1
+	}
 	for name, entries := range map[string]uint32{
 		bpf.HostMapUsageA:   groups,
-		bpf.HostMapLatencyA: groups * 4,
+		bpf.HostMapLatencyA: latencyEntries(groups, cpus),
 		bpf.HostMapRecords:  h.opt.RecordRing,
 		bpf.HostMapNotices:  h.opt.NoticeRing,
 	} {
@@ -127,6 +131,19 @@ func (h *host) size(spec *ebpf.CollectionSpec) {
 	if !h.opt.ByProcess {
 		spec.Maps[bpf.HostMapComms].MaxEntries = 1
 	}
+}
+
+// latencyMemory bounds each of the two maps of latencies, whose entries have a
+// value for every CPU: 16,384 groups would take 400 MiB on 128 CPUs, all at once
+// on kernels that allocate ahead.
+const latencyMemory = 64 << 20
+
+// latencyEntries returns how many buckets of latencies are kept for so many
+// groups. What does not fit is counted as lost, and its bytes are not.
+func latencyEntries(groups uint32, cpus int) uint32 {
+	const element, value = 48 + 32 + 8, 24 // struct htab_elem with key and pointer; struct latency
+	fit := uint32(latencyMemory / (element + value*cpus))
+	return min(groups*4, max(fit, 4096))
 }
 
 // sharedIn returns the shared maps that an object declares.

@@ -1,0 +1,210 @@
+//go:build integration
+
+package tracer
+
+import (
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"golang.org/x/sys/unix"
+
+	"github.com/iotrace-bpf/iotrace-bpf/bpf"
+)
+
+// open returns a tracer of block devices on this machine; it needs root.
+func open(tb testing.TB, opt Options) *Tracer {
+	tb.Helper()
+	opt.Sources = []string{"block"}
+	t, err := New(opt)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		if err := t.Close(); err != nil {
+			tb.Error(err)
+		}
+	})
+	return t
+}
+
+// noMajor is no device's number.
+const noMajor = 4095
+
+// fill puts so many rows into the totals map that programs use, as they would.
+func fill(tb testing.TB, t *Tracer, groups int) {
+	tb.Helper()
+	keys := make([]bpf.HostUsageKey, groups)
+	values := make([]bpf.HostUsage, groups*t.usage.cpus)
+	for i := range keys {
+		keys[i] = bpf.HostUsageKey{Cgroup: uint64(i%1500 + 1<<32), Dev: uint32(noMajor<<20 | i/1500), Source: uint8(Block), Op: uint8(Write), Basis: uint8(ByPage)}
+		for cpu := range t.usage.cpus {
+			values[i*t.usage.cpus+cpu] = bpf.HostUsage{Bytes: 4096, Ops: 1}
+		}
+	}
+	if _, err := t.usage.inUse.BatchUpdate(keys, values, nil); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// TestDrain: every row that is in the map comes out once, with the sum of all CPUs.
+func TestDrain(t *testing.T) {
+	const groups = 10_000
+	tr := open(t, Options{})
+	for round := range 3 {
+		fill(t, tr, groups)
+		iv, err := tr.Read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		for _, r := range iv.Rows {
+			if r.Dev.Major() != noMajor {
+				continue // this machine's own I/O
+			}
+			n++
+			if r.Bytes != uint64(4096*tr.usage.cpus) || r.Ops != uint64(tr.usage.cpus) {
+				t.Fatalf("round %d: %+v", round, r)
+			}
+		}
+		if n != groups {
+			t.Fatalf("round %d: %d rows, want %d", round, n, groups)
+		}
+	}
+}
+
+func BenchmarkRead(b *testing.B) {
+	for _, c := range []struct {
+		name   string
+		groups int
+		opt    Options
+	}{
+		{"none", 0, Options{}},
+		{"1500", 1500, Options{}},
+		{"10000", 10_000, Options{}},
+		{"10000-latency", 10_000, Options{Latency: true}},
+		{"60000", 60_000, Options{MaxGroups: 65536}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			t := open(b, c.opt)
+			b.ReportAllocs()
+			var took time.Duration
+			for range b.N {
+				b.StopTimer()
+				fill(b, t, c.groups)
+				b.StartTimer()
+				start := cpuTime(b)
+				if _, err := t.Read(); err != nil {
+					b.Fatal(err)
+				}
+				took += cpuTime(b) - start
+			}
+			b.ReportMetric(took.Seconds()*1e3/float64(b.N), "cpu-ms/op")
+		})
+	}
+}
+
+// producer returns a program that puts one record into the ring each time it runs.
+func producer(tb testing.TB, ring *ebpf.Map) *ebpf.Program {
+	tb.Helper()
+	const size = int16(unsafe.Sizeof(bpf.HostIoRecord{}))
+	insns := asm.Instructions{asm.Mov.Imm(asm.R0, 0)}
+	for off := -size; off < 0; off += 8 {
+		insns = append(insns, asm.StoreMem(asm.RFP, off, asm.R0, asm.DWord))
+	}
+	insns = append(insns,
+		asm.StoreImm(asm.RFP, -size+20, int64(Block)|int64(Write)<<8|int64(ByPage)<<16, asm.Word), // source, op, basis
+		asm.Mov.Imm(asm.R1, 4096), asm.StoreMem(asm.RFP, -8, asm.R1, asm.DWord), // bytes
+		asm.LoadMapPtr(asm.R1, ring.FD()),
+		asm.Mov.Reg(asm.R2, asm.RFP), asm.Add.Imm(asm.R2, int32(-size)),
+		asm.Mov.Imm(asm.R3, int32(size)), asm.Mov.Imm(asm.R4, 1), // BPF_RB_NO_WAKEUP
+		asm.FnRingbufOutput.Call(),
+		asm.Mov.Imm(asm.R0, 0), asm.Return(),
+	)
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SocketFilter, License: "GPL", Instructions: insns})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { p.Close() })
+	return p
+}
+
+func produce(tb testing.TB, p *ebpf.Program, n int) {
+	tb.Helper()
+	if _, err := p.Run(&ebpf.RunOptions{Data: make([]byte, 14), Repeat: uint32(n)}); err != nil {
+		tb.Fatal(err)
+	}
+}
+
+// TestRecords: what is in the ring comes out, all of it, at the latest with FlushRecords.
+func TestRecords(t *testing.T) {
+	const produced = 50_000
+	n := 0
+	tr := open(t, Options{Records: func(list []Record) {
+		for i := range list {
+			if list[i].Cgroup == 0 && list[i].Dev == 0 && list[i].Bytes == 4096 {
+				n++
+			}
+		}
+	}})
+	p := producer(t, tr.host.shared[bpf.HostMapRecords])
+	for round := 1; round <= 3; round++ {
+		produce(t, p, produced)
+		if err := tr.FlushRecords(); err != nil {
+			t.Fatal(err)
+		}
+		if n != round*produced {
+			t.Fatalf("round %d: %d records came out, %d went in", round, n, round*produced)
+		}
+	}
+}
+
+// BenchmarkRecords drains the ring, decodes its records and groups them. The
+// aim is 5 million records per second and core.
+func BenchmarkRecords(b *testing.B) {
+	const produced = 100_000
+	groups := map[Key]uint64{}
+	var gate sync.Mutex // held while the ring is filled: the reader gets one batch and waits
+	t := open(b, Options{Records: func(list []Record) {
+		gate.Lock()
+		defer gate.Unlock()
+		for i := range list {
+			groups[list[i].Key] += list[i].Bytes
+		}
+	}})
+	p := producer(b, t.host.shared[bpf.HostMapRecords])
+	if err := t.FlushRecords(); err != nil {
+		b.Fatal(err)
+	}
+	runtime.GC()
+	var took time.Duration
+	b.ReportAllocs()
+	b.ResetTimer()
+	for range b.N {
+		b.StopTimer()
+		gate.Lock()
+		produce(b, p, produced)
+		b.StartTimer()
+		start := cpuTime(b)
+		gate.Unlock()
+		if err := t.FlushRecords(); err != nil {
+			b.Fatal(err)
+		}
+		took += cpuTime(b) - start
+	}
+	b.ReportMetric(float64(produced)*float64(b.N)/took.Seconds()/1e6, "Mrecords/cpu-s")
+}
+
+// cpuTime is what this process has used: the machine may be busy with others.
+func cpuTime(tb testing.TB) time.Duration {
+	tb.Helper()
+	var ru unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &ru); err != nil {
+		tb.Fatal(err)
+	}
+	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+}
