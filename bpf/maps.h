@@ -43,8 +43,12 @@ struct {
 	__array(values, struct usage_map);
 } usages SEC(".maps");
 
+/*
+ * Not per CPU: rows in use are in row_caches, and few come by here. Allocated
+ * ahead, because an allocation from interrupts fails now and then.
+ */
 struct latency_map {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 32768);
 	__type(key, struct latency_key);
 	__type(value, struct latency);

@@ -12,7 +12,6 @@ import (
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
-	"golang.org/x/sys/unix"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
@@ -100,13 +99,9 @@ func (h *host) tune(spec *ebpf.CollectionSpec) error {
 // size gives the shared maps the sizes that the options ask for.
 func (h *host) size(spec *ebpf.CollectionSpec) {
 	groups := h.opt.MaxGroups
-	cpus, err := ebpf.PossibleCPU()
-	if err != nil {
-		cpus = 1
-	}
 	for name, entries := range map[string]uint32{
 		bpf.HostMapUsageA:   groups,
-		bpf.HostMapLatencyA: latencyEntries(groups, cpus),
+		bpf.HostMapLatencyA: latencyEntries(groups),
 		bpf.HostMapRecords:  h.opt.RecordRing,
 		bpf.HostMapNotices:  h.opt.NoticeRing,
 	} {
@@ -115,13 +110,6 @@ func (h *host) size(spec *ebpf.CollectionSpec) {
 	// A template alone; hashes of any size fit where it says (134fede4eecf, 5.10).
 	spec.Maps[bpf.HostMapUsages].InnerMap.MaxEntries = 1
 	spec.Maps[bpf.HostMapLatencies].InnerMap.MaxEntries = 1
-	// Latencies are many small entries of which few are in use: allocate them as
-	// they come, where the kernel can do that from any context. A failure costs a
-	// latency (counted); totals are allocated up front, so that they cannot fail.
-	if h.haveStruct("bpf_mem_alloc") {
-		spec.Maps[bpf.HostMapLatencyA].Flags |= unix.BPF_F_NO_PREALLOC
-		spec.Maps[bpf.HostMapLatencies].InnerMap.Flags |= unix.BPF_F_NO_PREALLOC
-	}
 	if h.opt.Records == nil {
 		spec.Maps[bpf.HostMapRecords].MaxEntries = uint32(os.Getpagesize())
 	}
@@ -133,18 +121,12 @@ func (h *host) size(spec *ebpf.CollectionSpec) {
 	}
 }
 
-// latencyMemory bounds each of the two maps of latencies, whose entries have a
-// value for every CPU: 16,384 groups would take 400 MiB on 128 CPUs, all at once
-// on kernels that allocate ahead.
-const latencyMemory = 64 << 20
+// maxLatencies bounds each of the two maps of latencies to some 60 MiB.
+const maxLatencies = 1 << 19
 
 // latencyEntries returns how many buckets of latencies are kept for so many
 // groups. What does not fit is counted as lost, and its bytes are not.
-func latencyEntries(groups uint32, cpus int) uint32 {
-	const element, value = 48 + 32 + 8, 24 // struct htab_elem with key and pointer; struct latency
-	fit := uint32(latencyMemory / (element + value*cpus))
-	return min(groups*4, max(fit, 4096))
-}
+func latencyEntries(groups uint32) uint32 { return min(groups*4, maxLatencies) }
 
 // sharedIn returns the shared maps that an object declares.
 func (h *host) sharedIn(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {

@@ -46,6 +46,9 @@ func newDoubleBuffer(spec *ebpf.MapSpec, outer, first *ebpf.Map) (doubleBuffer, 
 		spare.Close()
 		return doubleBuffer{}, fmt.Errorf("setting the totals map: %w", err)
 	}
+	if first.Type() == ebpf.Hash {
+		cpus = 1 // one value for all
+	}
 	return doubleBuffer{outer: outer, inUse: first, spare: spare, first: first, cpus: cpus}, nil
 }
 
