@@ -130,7 +130,8 @@ struct inflight {
 	__u64 issued;
 	struct usage_key usage;
 	__u64 offset;
-	__u64 recorded; /* --events has it already */
+	__u32 recorded; /* --events has it already */
+	__u32 done; /* free to be taken; until then an RPC that is started again finds it */
 };
 
 #define IOT_SLOTS 8192
@@ -288,9 +289,7 @@ static __always_inline struct inflight *iot_slot(__u64 id, bool make)
 	__u32 slot = ((id >> 6) * 0x9E3779B97F4A7C15ULL) >> 51; /* 13 bits: IOT_SLOTS */
 	struct inflight *f = bpf_map_lookup_elem(&inflight, &slot), *other;
 
-	if (!f || f->id == id)
-		return f;
-	if (make && !f->id)
+	if (!f || f->id == id || (make && (f->done || !f->id)))
 		return f;
 	slot ^= 1;
 	other = bpf_map_lookup_elem(&inflight, &slot);
@@ -309,6 +308,7 @@ static __always_inline void iot_remember(__u64 id, const struct usage_key *usage
 	f->usage = *usage;
 	f->offset = offset;
 	f->recorded = recorded;
+	f->done = 0;
 	f->id = id;
 }
 
@@ -508,9 +508,10 @@ static __always_inline void iot_done(struct inflight *f, struct usage_key *usage
 	}
 	if (with_records && !f->recorded)
 		iot_nfs_record(usage, f->issued, now - f->issued, f->offset, bytes);
-	/* A short answer is followed by another RPC for the rest. */
+	/* After a short answer or a lost session the same RPC is sent again, for the rest or for all. */
 	f->issued = now;
 	f->offset += bytes;
+	f->done = 1;
 }
 
 static __always_inline int iot_read_done(struct rpc_task *task, struct nfs_pgio_header *hdr)
@@ -530,8 +531,6 @@ static __always_inline int iot_read_done(struct rpc_task *task, struct nfs_pgio_
 		return 0;
 	}
 	iot_done(f, &usage, failed, bytes);
-	if (failed || bytes >= FIELD(hdr, args.count))
-		f->id = 0;
 	return 0;
 }
 
@@ -548,8 +547,6 @@ static __always_inline int iot_write_done(struct rpc_task *task, struct nfs_pgio
 	}
 	usage = f->usage;
 	iot_done(f, &usage, failed, bytes);
-	if (failed || bytes >= FIELD(hdr, args.count))
-		f->id = 0;
 	return 0;
 }
 
@@ -584,7 +581,6 @@ static __always_inline int iot_commit_finished(struct rpc_task *task, struct nfs
 	}
 	usage = f->usage;
 	iot_done(f, &usage, FIELD(task, tk_status) < 0, 0);
-	f->id = 0;
 	return 0;
 }
 
