@@ -112,7 +112,7 @@ func ours(b *bench, flags ...string) []string {
 }
 
 func (b *bench) tools() []tool {
-	list := []tool{
+	return []tool{
 		{"no tracer", nil, false},
 		{"iotrace-bpf `--latency=false`", ours(b, "--latency=false"), true},
 		{"iotrace-bpf", ours(b), true},
@@ -120,8 +120,6 @@ func (b *bench) tools() []tool {
 		{"iotrace-bpf `--events`", ours(b, "--events"), true},
 		{"bpftrace one-liner, bytes by cgroup and device", []string{"bpftrace", "-e", oneLiner}, true},
 		{"bpftrace, biosnoop's way on tracepoints", []string{"bpftrace", "-e", snoop}, true},
-	}
-	for _, peer := range []tool{
 		{"biotop (bcc)", []string{"biotop-bpfcc", "1"}, true},
 		{"biosnoop (bcc)", []string{"biosnoop-bpfcc"}, true},
 		{"biolatency (bcc)", []string{"biolatency-bpfcc", "1"}, true},
@@ -129,10 +127,7 @@ func (b *bench) tools() []tool {
 		{"biosnoop (libbpf-tools)", []string{"/usr/sbin/biosnoop"}, true},
 		{"biolatency (libbpf-tools)", []string{"/usr/sbin/biolatency", "1"}, true},
 		{"iotop-c", []string{"iotop-c", "-b", "-o", "-d", "1"}, false},
-	} {
-		list = append(list, peer)
 	}
-	return list
 }
 
 // program is a BPF program as bpftool has it.
@@ -315,6 +310,7 @@ func setStats(t testing.TB, on bool) {
 // result is one measurement.
 type result struct {
 	iops, ns, user, system, rss float64
+	none                        float64 // I/O per second right before and after, without it
 }
 
 func median(list []float64) float64 {
@@ -364,8 +360,9 @@ func (b *bench) blockTable(out *strings.Builder) {
 	for _, rw := range []string{"randwrite", "randread"} {
 		timed, counted := map[string][]result{}, map[string][]result{}
 		for round := range b.rounds {
+			before, _ := b.fio(d, rw)
 			for _, tl := range b.tools() {
-				if unusable[tl.name] || rw == "randread" && strings.Contains(tl.name, "process") {
+				if tl.args == nil || unusable[tl.name] || rw == "randread" && strings.Contains(tl.name, "process") {
 					continue
 				}
 				r := b.start(tl)
@@ -376,13 +373,17 @@ func (b *bench) blockTable(out *strings.Builder) {
 					continue
 				}
 				setStats(b.t, false)
-				timed[tl.name] = append(timed[tl.name], b.measure(r, d, rw))
+				m := b.measure(r, d, rw)
 				if tl.bpf && round < max(3, b.rounds/2) {
 					setStats(b.t, true)
 					counted[tl.name] = append(counted[tl.name], b.measure(r, d, rw))
 					setStats(b.t, false)
 				}
 				r.stop()
+				after, _ := b.fio(d, rw)
+				m.none, before = (before+after)/2, after
+				timed[tl.name] = append(timed[tl.name], m)
+				timed["no tracer"] = append(timed["no tracer"], result{iops: after})
 			}
 		}
 		fmt.Fprintf(out, "### fio 4 KiB %s, io_uring, O_DIRECT, 64 in flight, loop over tmpfs\n\n", map[string]string{"randwrite": "random writes", "randread": "random reads"}[rw])
@@ -401,7 +402,7 @@ func (b *bench) blockTable(out *strings.Builder) {
 			rate := pick(m, func(r result) float64 { return r.iops })
 			row := []string{tl.name, fmt.Sprintf("%.0f", rate), "", "", "", "", ""}
 			if tl.args != nil {
-				row[2] = fmt.Sprintf("%.1f %%", 100*lostRate(timed["no tracer"], m))
+				row[2] = fmt.Sprintf("%.1f %%", 100*pick(m, func(r result) float64 { return 1 - r.iops/r.none }))
 				row[4] = fmt.Sprintf("%.1f %%", pick(m, func(r result) float64 { return r.user }))
 				row[5] = fmt.Sprintf("%.1f %%", pick(m, func(r result) float64 { return r.system }))
 				row[6] = fmt.Sprintf("%.0f MiB", pick(m, func(r result) float64 { return r.rss }))
@@ -414,16 +415,6 @@ func (b *bench) blockTable(out *strings.Builder) {
 		fmt.Fprintln(out)
 		b.t.Logf("\n%s", out)
 	}
-}
-
-// lostRate is the median of what each round lost against the same round without
-// a tracer.
-func lostRate(none, with []result) float64 {
-	var lost []float64
-	for i := range min(len(none), len(with)) {
-		lost = append(lost, 1-with[i].iops/none[i].iops)
-	}
-	return median(lost)
 }
 
 // together attaches all at once: the same I/Os, the same noise.
@@ -664,13 +655,17 @@ func (b *bench) smallFiles(out *strings.Builder) {
 				setStats(b.t, true)
 				before := r.stats(b.t)
 				run()
-				ns[tl.name] = append(ns[tl.name], r.perIO(b.t, before, files/20))
+				var total float64
+				for id, now := range r.stats(b.t) {
+					total += now.Time - before[id].Time
+				}
+				ns[tl.name] = append(ns[tl.name], total/files)
 				setStats(b.t, false)
 			}
 			r.stop()
 		}
 	}
-	fmt.Fprintf(out, "### %d files of 4 KiB, made, written back, removed, ext4\n\n| tool | files per second | rate lost | BPF ns per run, all programs |\n|---|---|---|---|\n", files)
+	fmt.Fprintf(out, "### %d files of 4 KiB, made, written back, removed, ext4\n\n| tool | files per second | rate lost | BPF ns per file |\n|---|---|---|---|\n", files)
 	none := median(took["no tracer"])
 	for _, tl := range tools {
 		if len(took[tl.name]) == 0 {
@@ -700,13 +695,14 @@ func (b *bench) starts(out *strings.Builder) {
 			os.Remove(dir)
 		}
 	}()
-	parent := filepath.Join(h.Mount, "docker")
-	if os.Mkdir(parent, 0o755) == nil {
-		made = append(made, parent)
+	parent, err := os.MkdirTemp(h.Mount, "bench")
+	if err != nil {
+		b.t.Fatal(err)
 	}
+	made = append(made, parent)
 	for _, n := range []int{5, 1500} {
-		for i := len(made); i < n; i++ {
-			dir := filepath.Join(parent, fmt.Sprintf("%064x", i+1))
+		for i := len(made) - 1; i < n; i++ {
+			dir := filepath.Join(parent, fmt.Sprintf("docker-%064x.scope", i))
 			if err := os.Mkdir(dir, 0o755); err != nil {
 				b.t.Fatal(err)
 			}

@@ -47,7 +47,7 @@ func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	}
 	defer s.Close()
 	if opt.readyFile != "" {
-		if err := os.WriteFile(opt.readyFile, nil, 0o644); err != nil {
+		if err := os.WriteFile(opt.readyFile, nil, 0o600); err != nil {
 			return fmt.Errorf("creating the ready file: %w", err)
 		}
 	}

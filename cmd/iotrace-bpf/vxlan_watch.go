@@ -240,7 +240,7 @@ func vxlanWatch(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stder
 		fmt.Fprintf(stderr, "iotrace-bpf: this kernel lets us attach %s only: %s\n", w.watcher.Hooks(), w.watcher.Cost())
 	}
 	if o.readyFile != "" {
-		if err := os.WriteFile(o.readyFile, nil, 0o644); err != nil {
+		if err := os.WriteFile(o.readyFile, nil, 0o600); err != nil {
 			return errors.Join(fmt.Errorf("creating the ready file: %w", err), w.Close())
 		}
 	}
