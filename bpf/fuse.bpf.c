@@ -535,8 +535,24 @@ static __always_inline bool iot_fuse_failed(__u8 op, __s32 error)
 	return false;
 }
 
+static __always_inline void iot_fuse_record(const struct flight *f, const struct usage_key *usage, __u64 bytes,
+					    __s32 error)
+{
+	struct io_record record = {
+		.usage = *usage,
+		.time = f->issued,
+		.latency = f->issued ? bpf_ktime_get_ns() - f->issued : 0,
+		.offset = f->offset,
+		.bytes = bytes,
+	};
+
+	if (error)
+		record.usage.flags |= IOT_ERROR;
+	iot_record(&record);
+}
+
 /* Books a part of a request, of which the daemon took so many bytes from here on; returns how many were booked. */
-__noinline __u64 iot_fuse_book_part(__u64 args, __u32 i, __u64 taken)
+__noinline __u64 iot_fuse_book_part(__u64 args, __u32 i, __u64 taken, __s32 error)
 {
 	struct split *split = bpf_map_lookup_elem(&splits, &args);
 	struct flight *f = bpf_map_lookup_elem(&flights, &args);
@@ -552,17 +568,20 @@ __noinline __u64 iot_fuse_book_part(__u64 args, __u32 i, __u64 taken)
 	usage.cgroup = iot_packed_cgroup(part->owner);
 	usage.basis = iot_packed_basis(part->owner);
 	usage.pid = part->pid;
-	if (n || !i) /* the operation itself is booked once, with the first part */
-		iot_account(&usage, n, !i);
+	if (!n && i)
+		return 0;
+	iot_account(&usage, n, !i); /* the operation itself is booked once, with the first part */
+	if (with_records)
+		iot_fuse_record(f, &usage, n, error);
 	return n;
 }
 
-static __always_inline void iot_fuse_book_parts(__u64 args, __u64 bytes)
+static __always_inline void iot_fuse_book_parts(__u64 args, __u64 bytes, __s32 error)
 {
 	__u32 i;
 
 	for (i = 0; i < IOT_PARTS; i++) {
-		bytes -= iot_fuse_book_part(args, i, bytes);
+		bytes -= iot_fuse_book_part(args, i, bytes, error);
 		if (!bytes)
 			break;
 	}
@@ -583,31 +602,29 @@ static __always_inline void iot_fuse_book_async(struct usage_key usage, __u64 ar
 	iot_account(&usage, bytes, 0);
 }
 
-static __noinline int iot_fuse_book_unknown(__u64 args, __u32 opcode, __u32 dev, __s32 error)
+__noinline int iot_fuse_book_unknown(__u64 args, __u32 dev, __s32 error)
 {
+	__u32 opcode = iot_u32_at(args + layout.opcode);
 	struct usage_key usage = { .source = IOT_FUSE, .op = iot_fuse_op(opcode), .dev = dev };
 
 	iot_account(&usage, error ? 0 : iot_fuse_done(args, opcode), 1);
 	return 0;
 }
 
-/* fuse_request_end: the daemon has answered, or the request was given up. */
-static __always_inline int iot_fuse_end(__u64 req)
+/*
+ * Books a request that ended; 1 when it is not known. Functions that call each
+ * other share 512 bytes of stack, of which kernels before 6.8 give each at least
+ * 32: so this one, which needs much, is not below those that find owners.
+ */
+__noinline int iot_fuse_finish(__u64 args, __s32 error)
 {
-	__u64 args = iot_word_at(req + layout.req_args), bytes = 0, ns = 0;
-	__s32 error = iot_u32_at(req + layout.req_error);
-	__u32 opcode = iot_u32_at(args + layout.opcode);
 	struct flight *f = bpf_map_lookup_elem(&flights, &args);
+	__u32 opcode = iot_u32_at(args + layout.opcode);
+	__u64 bytes = 0, ns = 0;
 	struct usage_key usage;
-	struct io_record record = {};
 
-	if (!f) {
-		iot_lost(IOT_LOST_LATENCIES, 1);
-		iot_fuse_begin(args, iot_fuse_dev(req), IOT_FUSE_LATE);
-		f = bpf_map_lookup_elem(&flights, &args);
-		if (!f) /* no room to note it */
-			return iot_fuse_book_unknown(args, opcode, iot_fuse_dev(req), error);
-	}
+	if (!f)
+		return 1;
 	usage = f->usage;
 	if (iot_fuse_unknown(error)) {
 		usage.op = IOT_META_OP; /* nothing was done, the kernel will do without */
@@ -619,20 +636,13 @@ static __always_inline int iot_fuse_end(__u64 req)
 		ns = bpf_ktime_get_ns() - f->issued;
 		iot_latency(&usage, ns);
 	}
-	if (with_records) {
-		record.usage = usage;
-		if (error)
-			record.usage.flags |= IOT_ERROR;
-		record.time = f->issued;
-		record.latency = ns;
-		record.offset = f->offset;
-		record.bytes = bytes;
-		iot_record(&record);
-	}
-	if (f->split && usage.op == IOT_WRITE)
-		iot_fuse_book_parts(args, bytes);
-	else
+	if (f->split && usage.op == IOT_WRITE) {
+		iot_fuse_book_parts(args, bytes, error);
+	} else {
 		iot_account(&usage, bytes, 1);
+		if (with_records)
+			iot_fuse_record(f, &usage, bytes, error);
+	}
 	bpf_map_delete_elem(&flights, &args);
 	if (iot_fuse_failed(usage.op, error)) {
 		usage.flags |= IOT_ERROR;
@@ -640,6 +650,21 @@ static __always_inline int iot_fuse_end(__u64 req)
 	} else if (with_app && bytes && (opcode == IOT_FUSE_READ || opcode == IOT_FUSE_WRITE)) {
 		iot_fuse_book_async(usage, args, bytes);
 	}
+	return 0;
+}
+
+/* fuse_request_end: the daemon has answered, or the request was given up. */
+static __always_inline int iot_fuse_end(__u64 req)
+{
+	__u64 args = iot_word_at(req + layout.req_args);
+	__s32 error = iot_u32_at(req + layout.req_error);
+
+	if (!iot_fuse_finish(args, error))
+		return 0;
+	iot_lost(IOT_LOST_LATENCIES, 1);
+	iot_fuse_begin(args, iot_fuse_dev(req), IOT_FUSE_LATE);
+	if (iot_fuse_finish(args, error)) /* there was no room to note it */
+		iot_fuse_book_unknown(args, iot_fuse_dev(req), error);
 	return 0;
 }
 
