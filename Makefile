@@ -43,7 +43,7 @@ lint: ## gofmt, vet, staticcheck, gosec
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"
 	$(GO) vet -tags 'integration vm bench' ./...
 	$(GO) tool staticcheck -tags 'integration vm bench' ./...
-	$(GO) run $(GOSEC) -quiet -exclude $(GOSEC_OFF) -exclude-dir testdata -exclude-dir vmtests -exclude-dir testserver -exclude-dir enginetest ./...
+	$(GO) run $(GOSEC) -quiet -exclude-generated -exclude $(GOSEC_OFF) -exclude-dir testdata -exclude-dir vmtests -exclude-dir testserver -exclude-dir enginetest ./...
 
 GOSEC := github.com/securego/gosec/v2/cmd/gosec@v2.22.9
 # Left out, and why: G104 errors of Close on the way out of another error; G115
@@ -81,6 +81,12 @@ vmtest-arm64: ## the main scenarios on an arm64 guest, with the cross-built prog
 vmtest-shell: ## a shell in a guest with the tracer in it (KERNEL=7.3)
 	vmtests/deps.sh test
 	$(VMTEST) -timeout 0 -v -args -shell $(if $(KERNEL),-kernel $(KERNEL))
+
+.PHONY: bench
+bench: build ## compare with other tools; writes BENCHMARKS.md (ROUNDS=5)
+	vmtests/deps.sh bench
+	$(SUDO) env "PATH=$$PATH" ROUNDS=$(ROUNDS) $(GO) test -count=1 -timeout 60m -tags 'integration bench' -run '^TestBench$$' -v ./cmd/iotrace-bpf
+	$(SUDO) env "PATH=$$PATH" $(GO) test -count=1 -tags integration -run '^$$' -bench . -benchtime 30x ./tracer
 
 .PHONY: fuzz
 fuzz: ## every fuzz test for a short time (FUZZTIME=10s)
