@@ -117,6 +117,7 @@ func producer(tb testing.TB, ring *ebpf.Map) *ebpf.Program {
 		insns = append(insns, asm.StoreMem(asm.RFP, off, asm.R0, asm.DWord))
 	}
 	insns = append(insns,
+		asm.FnKtimeGetNs.Call(), asm.StoreMem(asm.RFP, -size+int16(unsafe.Offsetof(bpf.HostIoRecord{}.Time)), asm.R0, asm.DWord),
 		asm.StoreImm(asm.RFP, -size+20, int64(Block)|int64(Write)<<8|int64(ByPage)<<16, asm.Word), // source, op, basis
 		asm.Mov.Imm(asm.R1, 4096), asm.StoreMem(asm.RFP, -8, asm.R1, asm.DWord), // bytes
 		asm.LoadMapPtr(asm.R1, ring.FD()),
@@ -144,8 +145,12 @@ func produce(tb testing.TB, p *ebpf.Program, n int) {
 func TestRecords(t *testing.T) {
 	const produced = 50_000
 	n := 0
+	began := time.Now()
 	tr := open(t, Options{Records: func(list []Record) {
 		for i := range list {
+			if at := list[i].Time; at.Before(began.Add(-time.Second)) || at.After(time.Now().Add(time.Second)) {
+				t.Errorf("a record of %v, at %v", at, time.Now())
+			}
 			if list[i].Cgroup == 0 && list[i].Dev == 0 && list[i].Bytes == 4096 {
 				n++
 			}

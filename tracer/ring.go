@@ -38,13 +38,21 @@ func (t *Tracer) startReaders(ctx context.Context) error {
 	}
 	t.closers = append(t.closers, records.Close)
 	t.records, t.flushed = records, make(chan struct{})
-	var ts unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+	if _, err := bootTime(); err != nil {
 		return fmt.Errorf("reading the clock: %w", err)
 	}
-	boot := time.Now().Add(-time.Duration(ts.Nano()))
-	t.readers.Go(func() { t.readRecords(ctx, records, boot) })
+	t.readers.Go(func() { t.readRecords(ctx, records) })
 	return nil
+}
+
+// bootTime returns when CLOCK_MONOTONIC, which records are stamped with, was 0.
+// That changes when the wall clock is set and with every suspend.
+func bootTime() (time.Time, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
+		return time.Time{}, err
+	}
+	return time.Now().Round(0).Add(-time.Duration(ts.Nano())), nil
 }
 
 // FlushRecords returns once every record that is in the ring now has been handed
@@ -113,10 +121,12 @@ func (t *Tracer) readNotices(r *ringbuf.Reader) {
 	}
 }
 
-func (t *Tracer) readRecords(ctx context.Context, r *ringbuf.Reader, boot time.Time) {
+func (t *Tracer) readRecords(ctx context.Context, r *ringbuf.Reader) {
 	var rec ringbuf.Record
 	out := make([]Record, 0, recordsBatch)
+	boot, _ := bootTime() // that it can be read was seen before
 	flush := func() {
+		boot, _ = bootTime()
 		if len(out) > 0 {
 			t.opt.Records(out)
 			out = out[:0]
