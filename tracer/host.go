@@ -185,12 +185,6 @@ func (h *host) tracepointArgs(name string) int {
 	return len(proto.Params) - 1 // the first is the tracepoint's own data pointer
 }
 
-// haveStruct tells whether vmlinux has a struct of that name.
-func (h *host) haveStruct(name string) bool {
-	var st *btf.Struct
-	return h.types.TypeByName(name, &st) == nil
-}
-
 // haveFunc tells whether vmlinux has a function of that name.
 func (h *host) haveFunc(name string) bool {
 	var fn *btf.Func
