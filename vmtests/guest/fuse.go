@@ -114,8 +114,21 @@ func (m *FUSEMount) Kill() {
 	_ = m.cmd.Wait()
 }
 
-// Suspend stops the daemon, so that requests wait, until Resume.
-func (m *FUSEMount) Suspend() { m.g.Helper(); m.signal(syscall.SIGSTOP) }
+// Suspend stops the daemon, all of its threads, so that requests wait, until Resume.
+func (m *FUSEMount) Suspend() {
+	m.g.Helper()
+	m.signal(syscall.SIGSTOP)
+	m.g.Eventually("fuse daemon stopped", func() bool {
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", m.PID()))
+		for _, t := range tasks {
+			stat, _ := os.ReadFile(t)
+			if _, rest, ok := strings.Cut(string(stat), ") "); ok && !strings.HasPrefix(rest, "T") {
+				return false
+			}
+		}
+		return len(tasks) > 0
+	})
+}
 
 // Resume lets a suspended daemon go on.
 func (m *FUSEMount) Resume() { m.g.Helper(); m.signal(syscall.SIGCONT) }
