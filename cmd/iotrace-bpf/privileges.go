@@ -13,10 +13,8 @@ func (o *options) keptCapabilities(sourceAbsent bool) []uint {
 	kept := []uint{
 		unix.CAP_BPF, unix.CAP_PERFMON, // sources whose module comes later; before 5.19 reading maps as well
 		unix.CAP_DAC_READ_SEARCH, // cgroups by their id, devices, other users' /proc
+		unix.CAP_DAC_OVERRIDE,    // sockets of other users' engines; further files of a recording beside their files
 		unix.CAP_SYS_PTRACE,      // mounts and descriptors of other users' processes
-	}
-	if o.record != "" || o.spool != "" {
-		kept = append(kept, unix.CAP_DAC_OVERRIDE) // further files, in a directory of somebody else
 	}
 	if o.vxlan {
 		kept = append(kept, unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_SYSLOG) // namespaces, their devices, kernel symbols
