@@ -30,6 +30,7 @@ type sampleKey struct {
 
 // samples joins the rows of an interval, in a stable order.
 func (j *joiner) samples(rows []tracer.Row) []output.Sample {
+	seen := map[tracer.Dev]tracer.Device{}
 	index := make(map[sampleKey]int, len(rows))
 	list := make([]output.Sample, 0, len(rows))
 	for i := range rows {
@@ -39,7 +40,7 @@ func (j *joiner) samples(rows []tracer.Row) []output.Sample {
 		if !ok {
 			at = len(list)
 			index[k] = at
-			list = append(list, j.identity(&r.Key))
+			list = append(list, j.identity(&r.Key, seen))
 		}
 		add(&list[at], r)
 	}
@@ -102,8 +103,9 @@ func add(s *output.Sample, r *tracer.Row) {
 	}
 }
 
-// identity returns an empty sample of the key's owner, device and mount.
-func (j *joiner) identity(k *tracer.Key) output.Sample {
+// identity returns an empty sample of the key's owner, device and mount. seen
+// are the devices looked at already: a look costs some twenty system calls.
+func (j *joiner) identity(k *tracer.Key, seen map[tracer.Dev]tracer.Device) output.Sample {
 	s := output.Sample{Source: output.Source(k.Source.String()), Level: output.LevelWire}
 	if k.App {
 		s.Level = output.LevelApp
@@ -123,7 +125,11 @@ func (j *joiner) identity(k *tracer.Key) output.Sample {
 	}
 	s.Device.ID = k.Dev.String()
 	if k.Source == tracer.Block {
-		d := j.devices.Device(k.Dev)
+		d, ok := seen[k.Dev]
+		if !ok {
+			d = j.devices.Device(k.Dev)
+			seen[k.Dev] = d
+		}
 		s.Device.Name, s.Device.Stacked = d.Name, d.Stacked
 		if k.FSDev != 0 {
 			s.Mount = j.mount(k.FSDev, k.Cgroup)
@@ -164,6 +170,7 @@ func (j *joiner) events(iv *output.Interval, records []tracer.Record) {
 	if len(records) == 0 {
 		return
 	}
+	seen := map[tracer.Dev]tracer.Device{}
 	known := map[sampleKey]*output.Sample{} // naming anew for each I/O would cost system calls
 	ios := make([]output.IO, len(records))
 	iv.Events = slices.Grow(iv.Events, len(records))
@@ -172,7 +179,7 @@ func (j *joiner) events(iv *output.Interval, records []tracer.Record) {
 		k := sampleKey{r.Source, r.App, r.Cgroup, r.Dev, r.FSDev, r.PID}
 		identity := known[k]
 		if identity == nil {
-			s := j.identity(&r.Key)
+			s := j.identity(&r.Key, seen)
 			identity = &s
 			known[k] = identity
 		}

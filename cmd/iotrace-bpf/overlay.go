@@ -34,7 +34,7 @@ func (o *overlayEvents) start(ctx context.Context, s *session, stderr io.Writer)
 		vxlanOptions: vxlanOptions{grace: vxlan.DefaultGrace, dockerHost: s.opt.dockerHost},
 		hierarchy:    s.resolver.Hierarchy().ID,
 		owner: func(cgroup uint64) *output.Sample {
-			sample := s.joiner.identity(&tracer.Key{Source: tracer.Block, Cgroup: cgroup})
+			sample := s.joiner.identity(&tracer.Key{Source: tracer.Block, Cgroup: cgroup}, map[tracer.Dev]tracer.Device{})
 			return &sample
 		},
 		stderr: io.Discard,

@@ -312,11 +312,13 @@ func (s *session) awaitNames(rows []tracer.Row) {
 		return // nobody to wait for
 	}
 	var nameless []uint64
+	looked := map[uint64]bool{}
 	for i := range rows {
 		id := rows[i].Cgroup
-		if s.asked[id] || slices.Contains(nameless, id) {
+		if s.asked[id] || looked[id] {
 			continue
 		}
+		looked[id] = true
 		if o := s.resolver.Owner(id); o.Kind == attribute.KindContainer && o.ContainerName == "" {
 			nameless = append(nameless, id)
 		}

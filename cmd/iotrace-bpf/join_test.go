@@ -1,0 +1,74 @@
+package main
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute"
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/tracer"
+)
+
+// manyRows are what so many containers did on a disk: reads and writes.
+func manyRows(tb testing.TB, containers int) (*joiner, []tracer.Row) {
+	tb.Helper()
+	r, err := attribute.NewResolver(attribute.Options{CgroupRoot: tb.TempDir()})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { r.Close() })
+	j := &joiner{
+		resolver: r, devices: tracer.NewDevices(), comm: pidText,
+		mount: func(tracer.Dev, uint64) output.Mount { return output.Mount{} },
+	}
+	var rows []tracer.Row
+	for i := range uint64(containers) {
+		r.CgroupCreated(i+2, fmt.Sprintf("/system.slice/docker-%064x.scope", i))
+		for _, op := range []tracer.Op{tracer.Read, tracer.Write} {
+			rows = append(rows, tracer.Row{
+				Key:   tracer.Key{Source: tracer.Block, Op: op, Basis: tracer.ByPage, Cgroup: i + 2, Dev: 7 << 20},
+				Bytes: 4096, Ops: 1, Latency: tracer.Latency{Sum: 1000, Max: 1000, Buckets: []tracer.Bucket{{UpTo: 1023, Count: 1}}},
+			})
+		}
+	}
+	return j, rows
+}
+
+// TestSamplesOfMany: each container is one sample with its reads and writes.
+func TestSamplesOfMany(t *testing.T) {
+	j, rows := manyRows(t, 1500)
+	samples := j.samples(rows)
+	if len(samples) != 1500 {
+		t.Fatalf("%d samples", len(samples))
+	}
+	for i := range samples {
+		s := &samples[i]
+		if s.Read.Bytes != 4096 || s.Write.Bytes != 4096 || s.Owner != output.OwnerContainer || s.Device.ID != "7:0" {
+			t.Fatalf("%+v", s)
+		}
+	}
+	iv := &output.Interval{Start: time.Now(), End: time.Now(), Samples: samples}
+	by, err := output.ParseKeys("container")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rep := output.Group(iv, output.GroupOptions{By: by}); len(rep.Rows) != 1500 || rep.Total.Total.Bytes() != 1500*8192 {
+		t.Errorf("%d rows, %d bytes", len(rep.Rows), rep.Total.Total.Bytes())
+	}
+}
+
+// BenchmarkJoin is what an interval of 1,500 containers costs between the
+// kernel's numbers and the rows of a report.
+func BenchmarkJoin(b *testing.B) {
+	j, rows := manyRows(b, 1500)
+	by, err := output.ParseKeys("container")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		iv := &output.Interval{Samples: j.samples(rows)}
+		output.Group(iv, output.GroupOptions{By: by})
+	}
+}
