@@ -42,7 +42,7 @@ debian)
 		packages="$packages qemu-system-x86 qemu-system-arm qemu-utils mmdebstrap kmod e2fsprogs xz-utils zstd debian-archive-keyring \
 			docker.io fio fuse3 iproute2 ruby vagrant"
 		# what the tests on this machine run: engines, file systems, servers, browsers
-		packages="$packages bpftool busybox-static containerd runc podman conmon catatonit crun netavark aardvark-dns \
+		packages="$packages bpftool strace systemd busybox-static containerd runc podman conmon catatonit crun netavark aardvark-dns \
 			iptables procps psmisc bindfs sshfs openssh-server cryptsetup-bin dmsetup jq tmux unzip ca-certificates \
 			prometheus maven openjdk-17-jre-headless chromium fonts-dejavu-core fonts-noto-core fish zsh"
 	fi
