@@ -736,7 +736,11 @@ static __always_inline int iot_bio(struct bio *bio)
 SEC("raw_tp/block_bio_queue")
 int iot_bio_queue(__u64 *ctx)
 {
-	return iot_bio((struct bio *)(bio_is_second_arg ? ctx[1] : ctx[0]));
+	__u64 first = ctx[0], second = ctx[1];
+
+	/* Both by now: else clang adds to ctx and loads once, which verifiers of 5.10 refuse. */
+	asm volatile("" : "+r"(first), "+r"(second));
+	return iot_bio((struct bio *)(bio_is_second_arg ? second : first));
 }
 
 #define RQ_ARG (rq_is_second_arg ? ctx[1] : ctx[0])
