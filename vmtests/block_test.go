@@ -272,8 +272,10 @@ func blockAlternating(g *guest.Guest) {
 	if truth[0].WriteOps >= 2*chunks {
 		g.Errorf("%d requests for %d chunks: nothing was merged, this proves nothing", truth[0].WriteOps, 2*chunks)
 	}
-	t.Within("a wrote", t.wrote(d, a), chunk*chunks, 100)
-	t.Within("b wrote", t.wrote(d, b), chunk*chunks, 100)
+	// Pages of both that happen to be neighbours in memory share a vector of the
+	// request, and of a vector only the ends are looked at.
+	t.Within("a wrote", t.wrote(d, a), chunk*chunks, 20)
+	t.Within("b wrote", t.wrote(d, b), chunk*chunks, 20)
 }
 
 // blockMergedBios: a and b write neighbouring sectors of a slow device at the
@@ -286,30 +288,20 @@ func blockMergedBios(g *guest.Guest) {
 	g.WriteFile("/sys/block/nullb0/queue/scheduler", "mq-deadline")
 	g.WriteFile("/sys/block/nullb0/queue/nr_requests", "256")
 	a, b := g.Cgroup("a"), g.Cgroup("b")
+	fa, fb := a.Process().Open(d.Path(), os.O_RDWR|guest.Direct), b.Process().Open(d.Path(), os.O_RDWR|guest.Direct)
 	t := traceBlock(g, d)
-	fio := func(c *guest.Cgroup, offset string) []string {
-		return []string{"--name=w", "--filename=" + d.Path(), "--rw=write:4k", "--bs=4k", "--offset=" + offset, "--io_size=1228k", "--size=4m",
-			"--ioengine=libaio", "--direct=1", "--iodepth=64", "--iodepth_batch=16", "--thread", "--output=/run/" + c.Path()}
-	}
-	ca := a.Command("fio", fio(a, "0")...)
-	cb := b.Command("fio", fio(b, "4k")...)
-	for _, c := range []interface{ Start() error }{ca, cb} {
-		if err := c.Start(); err != nil {
-			g.Fatal(err)
-		}
-	}
-	if err := ca.Wait(); err != nil {
-		g.Errorf("fio a: %v\n%s", err, g.ReadFile("/run/"+a.Path()))
-	}
-	if err := cb.Wait(); err != nil {
-		g.Errorf("fio b: %v\n%s", err, g.ReadFile("/run/"+b.Path()))
-	}
+	const count = 101
+	waitA, waitB := fa.Burst(0, count, 8192, 4096), fb.Burst(4096, count, 8192, 4096)
+	waitA()
+	waitB()
+	fa.Close()
+	fb.Close()
 	truth := t.stop()
-	if truth[0].WriteOps >= 2*307 {
-		g.Errorf("%d requests for %d writes: nothing was merged, this proves nothing", truth[0].WriteOps, 2*307)
+	if truth[0].WriteOps >= 2*count {
+		g.Errorf("%d requests for %d writes: nothing was merged, this proves nothing", truth[0].WriteOps, 2*count)
 	}
-	t.Equal("a wrote", t.wrote(d, a), 307*4096)
-	t.Equal("b wrote", t.wrote(d, b), 307*4096)
+	t.Equal("a wrote", t.wrote(d, a), count*4096)
+	t.Equal("b wrote", t.wrote(d, b), count*4096)
 }
 
 // blockRemoved: the cgroup is gone before its pages are written.
@@ -399,17 +391,25 @@ func blockSwap(g *guest.Guest) {
 	t.Within("b read", t.read(d, b), truth[0].ReadBytes, 100)
 }
 
-// blockDiscard: discards are counted apart, bytes as diskstats has them.
+// blockDiscard: discards are counted apart, bytes as diskstats has them. They
+// have no pages and are issued by a kernel thread, so that only the io controller
+// knows who asked; without it they are the kernel's.
 func blockDiscard(g *guest.Guest) {
 	d := g.Virtio()
 	a := g.Cgroup("a")
+	owner := []string{"iotrace.owner", "kernel"}
+	if !g.CgroupV1() {
+		g.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", "+io")
+		g.Cleanup(func() { g.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", "-io") })
+		owner = []string{"iotrace.cgroup.path", a.Path()}
+	}
 	t := traceBlock(g, d)
 	a.Run("blkdiscard", "-o", "1048576", "-l", "13631488", d.Path())
 	truth := t.stop()
 	if truth[0].DiscardBytes != 13631488 {
 		g.Errorf("the device discarded %d bytes, want 13631488", truth[0].DiscardBytes)
 	}
-	t.Equal("a discarded", t.Sum("iotrace.discard.bytes", "iotrace.device.id", d.ID(), "iotrace.cgroup.path", a.Path()), 13631488)
+	t.Equal("discarded by its owner", t.Sum("iotrace.discard.bytes", append(owner, "iotrace.device.id", d.ID())...), 13631488)
 }
 
 // blockFlush: flushes carry no bytes and are not writes.

@@ -72,7 +72,10 @@ func (d Disk) MountAt(fstype, target, options string) {
 	d.g.Modprobe(fstype)
 	if fstype == "ext4" && options == "" {
 		// Nothing of its own accord, later on: tests count every byte.
-		options = "noinit_itable,no_prefetch_block_bitmaps"
+		options = "noinit_itable"
+		if d.g.AtLeast(5, 13) { // the kernel reads ahead block bitmaps since then, unless told
+			options += ",no_prefetch_block_bitmaps"
+		}
 	}
 	d.g.Mount(fstype, d.Path(), target, options)
 }

@@ -53,6 +53,12 @@ func (p *Process) PID() int { return p.cmd.Process.Pid }
 
 func (p *Process) call(q request, mayFail bool) reply {
 	p.g.Helper()
+	p.send(q)
+	return p.receive(q, mayFail)
+}
+
+func (p *Process) send(q request) {
+	p.g.Helper()
 	b, err := json.Marshal(q)
 	if err != nil {
 		p.g.Fatal(err)
@@ -60,6 +66,10 @@ func (p *Process) call(q request, mayFail bool) reply {
 	if _, err := p.in.Write(append(b, '\n')); err != nil {
 		p.g.Fatalf("worker %d died before %s: %v\n%s", p.PID(), q.Do, err, p.err.String())
 	}
+}
+
+func (p *Process) receive(q request, mayFail bool) reply {
+	p.g.Helper()
 	line, err := p.out.ReadBytes('\n')
 	if err != nil {
 		p.g.Fatalf("worker %d died in %s: %v\n%s", p.PID(), q.Do, err, p.err.String())
@@ -178,6 +188,16 @@ func (f *File) WriteURing(off, n int64, size int) {
 func (f *File) ReadURing(off, n int64, size int) {
 	f.p.g.Helper()
 	f.all(request{Do: "uring-read", FD: f.fd, Off: off, N: n, Block: size})
+}
+
+// Burst begins to write count blocks of size bytes, all at once, the first at off
+// and each stride behind the one before. The function returned waits for them;
+// the process does nothing else until then.
+func (f *File) Burst(off, count, stride int64, size int) func() {
+	f.p.g.Helper()
+	q := request{Do: "burst", FD: f.fd, Off: off, N: count, To: int(stride), Block: size}
+	f.p.send(q)
+	return func() { f.p.g.Helper(); f.p.receive(q, false) }
 }
 
 func (f *File) all(q request) {

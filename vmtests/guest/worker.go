@@ -152,6 +152,8 @@ func (w *workerState) do(q request) (reply, error) {
 		return reply{}, unix.Close(q.FD)
 	case "write", "read":
 		return w.transfer(q)
+	case "burst":
+		return w.burst(q)
 	case "uring-write", "uring-read":
 		return w.uringTransfer(q)
 	case "mmap":
@@ -256,6 +258,29 @@ func (w *workerState) transfer(q request) (reply, error) {
 		done += int64(got)
 	}
 	return reply{N: done}, nil
+}
+
+// burst writes N blocks at once, each from a thread of its own, To bytes apart.
+func (w *workerState) burst(q request) (reply, error) {
+	b, err := buffer(q.Block)
+	if err != nil {
+		return reply{}, err
+	}
+	defer unix.Munmap(b)
+	failed := make(chan error, q.N)
+	for i := int64(0); i < q.N; i++ {
+		go func() {
+			n, err := unix.Pwrite(q.FD, b, q.Off+i*int64(q.To))
+			if err == nil && n != len(b) {
+				err = io.ErrShortWrite
+			}
+			failed <- err
+		}()
+	}
+	for i := int64(0); i < q.N; i++ {
+		err = errors.Join(err, <-failed)
+	}
+	return reply{N: q.N}, err
 }
 
 func (w *workerState) sendfile(q request) (reply, error) {
