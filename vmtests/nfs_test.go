@@ -186,8 +186,33 @@ func nfs(run func(*nfsCase)) func(*guest.Guest) {
 		for _, s := range cases {
 			s.check(r)
 		}
-		r.Equal("lost", r.Lost(), 0)
+		lost, skipped := losses(r)
+		r.Equal("lost", lost, 0)
+		if skipped > 0 {
+			g.Logf("the kernel skipped %d runs of programs", skipped)
+		}
 	}
+}
+
+// losses adds up everything that a whole report says was lost, and apart from it
+// the runs of programs that the kernel skipped: from 7.x on it may preempt one, and
+// does not run it a second time on that processor meanwhile. Where such a run
+// would have counted bytes, the comparison with mountstats fails.
+func losses(r *guest.Report) (lost, skipped int64) {
+	for _, d := range r.Docs {
+		if d.String("event.dataset") != "iotrace.status" {
+			continue
+		}
+		for k := range d {
+			switch {
+			case k == "iotrace.lost.misses":
+				skipped += d.Int(k)
+			case strings.HasPrefix(k, "iotrace.lost."):
+				lost += d.Int(k)
+			}
+		}
+	}
+	return lost, skipped
 }
 
 // writeBoth lets A and B write a file each and keeps them open.
