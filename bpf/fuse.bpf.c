@@ -680,6 +680,31 @@ int iot_fuse_request_end(__u64 *ctx)
 	return iot_fuse_end(ctx[0]);
 }
 
+/*
+ * A program is not run while another run of it is under way on the same
+ * processor. From 7.0 on tracepoints can be preempted, so that does happen; then
+ * a second program on the same tracepoint, which runs after the first, finds
+ * that its work was not done.
+ */
+SEC("raw_tp/fuse_request_send")
+int iot_fuse_request_send_again(__u64 *ctx)
+{
+	__u64 args = iot_word_at(ctx[0] + layout.req_args);
+	struct flight *f = bpf_map_lookup_elem(&flights, &args);
+
+	return f && !f->submitted ? 0 : iot_fuse_send(ctx[0]);
+}
+
+SEC("raw_tp/fuse_request_end")
+int iot_fuse_request_end_again(__u64 *ctx)
+{
+	__u64 args = iot_word_at(ctx[0] + layout.req_args);
+
+	if (bpf_map_lookup_elem(&flights, &args))
+		iot_fuse_finish(args, iot_u32_at(ctx[0] + layout.req_error));
+	return 0;
+}
+
 /* The function may be called again for a request that it has ended already. */
 static __always_inline int iot_fuse_end_call(__u64 req)
 {

@@ -78,11 +78,13 @@ const (
 	FUSEProgIotFuseEndFentry          = "iot_fuse_end_fentry"
 	FUSEProgIotFuseEndKprobe          = "iot_fuse_end_kprobe"
 	FUSEProgIotFuseRequestEnd         = "iot_fuse_request_end"
+	FUSEProgIotFuseRequestEndAgain    = "iot_fuse_request_end_again"
 	FUSEProgIotFuseRequestFentry      = "iot_fuse_request_fentry"
 	FUSEProgIotFuseRequestIdmapFentry = "iot_fuse_request_idmap_fentry"
 	FUSEProgIotFuseRequestIdmapKprobe = "iot_fuse_request_idmap_kprobe"
 	FUSEProgIotFuseRequestKprobe      = "iot_fuse_request_kprobe"
 	FUSEProgIotFuseRequestSend        = "iot_fuse_request_send"
+	FUSEProgIotFuseRequestSendAgain   = "iot_fuse_request_send_again"
 	FUSEVarBlkcgUsable                = "blkcg_usable"
 	FUSEVarByMount                    = "by_mount"
 	FUSEVarByProcess                  = "by_process"
@@ -150,11 +152,13 @@ type FUSEProgramSpecs struct {
 	IotFuseEndFentry          *ebpf.ProgramSpec `ebpf:"iot_fuse_end_fentry"`
 	IotFuseEndKprobe          *ebpf.ProgramSpec `ebpf:"iot_fuse_end_kprobe"`
 	IotFuseRequestEnd         *ebpf.ProgramSpec `ebpf:"iot_fuse_request_end"`
+	IotFuseRequestEndAgain    *ebpf.ProgramSpec `ebpf:"iot_fuse_request_end_again"`
 	IotFuseRequestFentry      *ebpf.ProgramSpec `ebpf:"iot_fuse_request_fentry"`
 	IotFuseRequestIdmapFentry *ebpf.ProgramSpec `ebpf:"iot_fuse_request_idmap_fentry"`
 	IotFuseRequestIdmapKprobe *ebpf.ProgramSpec `ebpf:"iot_fuse_request_idmap_kprobe"`
 	IotFuseRequestKprobe      *ebpf.ProgramSpec `ebpf:"iot_fuse_request_kprobe"`
 	IotFuseRequestSend        *ebpf.ProgramSpec `ebpf:"iot_fuse_request_send"`
+	IotFuseRequestSendAgain   *ebpf.ProgramSpec `ebpf:"iot_fuse_request_send_again"`
 }
 
 // FUSEMapSpecs contains maps before they are loaded into the kernel.
@@ -300,11 +304,13 @@ type FUSEPrograms struct {
 	IotFuseEndFentry          *ebpf.Program `ebpf:"iot_fuse_end_fentry"`
 	IotFuseEndKprobe          *ebpf.Program `ebpf:"iot_fuse_end_kprobe"`
 	IotFuseRequestEnd         *ebpf.Program `ebpf:"iot_fuse_request_end"`
+	IotFuseRequestEndAgain    *ebpf.Program `ebpf:"iot_fuse_request_end_again"`
 	IotFuseRequestFentry      *ebpf.Program `ebpf:"iot_fuse_request_fentry"`
 	IotFuseRequestIdmapFentry *ebpf.Program `ebpf:"iot_fuse_request_idmap_fentry"`
 	IotFuseRequestIdmapKprobe *ebpf.Program `ebpf:"iot_fuse_request_idmap_kprobe"`
 	IotFuseRequestKprobe      *ebpf.Program `ebpf:"iot_fuse_request_kprobe"`
 	IotFuseRequestSend        *ebpf.Program `ebpf:"iot_fuse_request_send"`
+	IotFuseRequestSendAgain   *ebpf.Program `ebpf:"iot_fuse_request_send_again"`
 }
 
 func (p *FUSEPrograms) Close() error {
@@ -321,11 +327,13 @@ func (p *FUSEPrograms) Close() error {
 		p.IotFuseEndFentry,
 		p.IotFuseEndKprobe,
 		p.IotFuseRequestEnd,
+		p.IotFuseRequestEndAgain,
 		p.IotFuseRequestFentry,
 		p.IotFuseRequestIdmapFentry,
 		p.IotFuseRequestIdmapKprobe,
 		p.IotFuseRequestKprobe,
 		p.IotFuseRequestSend,
+		p.IotFuseRequestSendAgain,
 	)
 }
 

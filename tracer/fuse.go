@@ -228,8 +228,9 @@ func (k *fuseKernel) has(name string) bool {
 }
 
 const (
-	fuseWaitedCost = "requests that waited behind max_background count for the owner of their pages, those without pages for nobody"
-	fuseAppCost    = "no application level: functions of the kernel cannot be probed at their ends"
+	fuseWaitedCost  = "requests that waited behind max_background count for the owner of their pages, those without pages for nobody"
+	fuseSkippedCost = "requests are missed whose program the kernel skipped"
+	fuseAppCost     = "no application level: functions of the kernel cannot be probed at their ends"
 )
 
 // signals returns the hooks to try. With tracepoints the functions only add who
@@ -263,6 +264,12 @@ func (k *fuseKernel) signals(app bool) []signal {
 	}
 	// The end first: a request must not be sent and answered unseen in between.
 	signals := []signal{end, background, send}
+	if send.hooks[0].kind == rawTracepoint {
+		// After those they stand in for: programs run in the order they were attached.
+		signals = append(signals,
+			signal{hooks: []hook{{kind: rawTracepoint, target: "fuse_request_end", program: bpf.FUSEProgIotFuseRequestEndAgain}}, optional: fuseSkippedCost},
+			signal{hooks: []hook{{kind: rawTracepoint, target: "fuse_request_send", program: bpf.FUSEProgIotFuseRequestSendAgain}}, optional: fuseSkippedCost})
+	}
 	if app {
 		signals = append(signals, k.appSignals()...)
 	}

@@ -175,7 +175,7 @@ func TestFUSESignals(t *testing.T) {
 		want     []string // first choice of each signal, the end of requests first
 		optional []bool
 	}{
-		"tracepoints":    {fuseKernel{types: specOf(t, tracepoints()...)}, []string{"raw_tp/fuse_request_end", "fentry/fuse_simple_background", "raw_tp/fuse_request_send"}, []bool{false, true, false}},
+		"tracepoints":    {fuseKernel{types: specOf(t, tracepoints()...)}, []string{"raw_tp/fuse_request_end", "fentry/fuse_simple_background", "raw_tp/fuse_request_send", "raw_tp/fuse_request_end", "raw_tp/fuse_request_send"}, []bool{false, true, false, true, true}},
 		"with idmap":     {fuseKernel{types: specOf(t, function("__fuse_simple_request")...)}, []string{"fentry/fuse_request_end", "fentry/fuse_simple_background", "fentry/__fuse_simple_request"}, []bool{false, false, false}},
 		"module":         {fuseKernel{types: specOf(t, function("fuse_simple_request")...), module: true}, []string{"kprobe/fuse_request_end", "kprobe/fuse_simple_background", "kprobe/fuse_simple_request"}, []bool{false, false, false}},
 		"module, no BTF": {fuseKernel{module: true, assumed: true}, []string{"kprobe/fuse_request_end", "kprobe/fuse_simple_background", "kprobe/fuse_simple_request"}, []bool{false, false, false}},
