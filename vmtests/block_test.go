@@ -26,7 +26,7 @@ func TestBlock(t *testing.T) {
 			{name: "buffered_btrfs", run: blockFileSystem("btrfs")},
 			{name: "overwrite", run: blockOverwrite, smoke: true},
 			{name: "mmap", run: blockMmap},
-			{name: "alternating", run: blockAlternating},
+			{name: "alternating", run: blockAlternating, since: "6.1", why: "without bpf_loop only the first pages of a request with several owners are told apart"},
 			{name: "merged_bios", run: blockMergedBios},
 			{name: "removed", run: blockRemoved, smoke: true},
 			{name: "io_controller", run: blockIOController, cgroup: "v2", why: "only cgroup v2 has the io controller beside memory"},
@@ -39,7 +39,7 @@ func TestBlock(t *testing.T) {
 			{name: "null_blk", run: blockNullBlk},
 			{name: "dm_linear", run: blockDMLinear},
 			{name: "dm_thin", run: blockDMThin},
-			{name: "dm_crypt", run: blockDMCrypt},
+			{name: "dm_crypt", run: blockDMCrypt, since: "6.1", why: "buffered writes through dm-crypt are named in part"},
 			{name: "md_raid1", run: blockMDRaid1},
 			{name: "loop", run: blockLoop},
 			{name: "zram", run: blockZram},
@@ -97,7 +97,13 @@ func (b *blockTrace) stop() []guest.IOStats {
 		}
 		b.Equal(d.Name+" flush.ops against diskstats", b.Sum("iotrace.flush.ops", at...), truth[i].FlushOps)
 	}
-	if b.Lost() != 0 {
+	// A request whose slot another one took loses its latency, not its bytes.
+	var requests int64
+	for _, n := range truth {
+		requests += n.ReadOps + n.WriteOps
+	}
+	latencies := b.LostOf("latencies")
+	if b.Lost() != latencies || latencies > 5+requests/10 {
 		b.g.Errorf("tracer lost something: %s", b.LostWhat())
 	}
 	return truth
@@ -282,7 +288,7 @@ func blockAlternating(g *guest.Guest) {
 // same time; the scheduler makes requests of bios of both.
 func blockMergedBios(g *guest.Guest) {
 	g.Modprobe("mq-deadline")
-	g.Exec("modprobe", "null_blk", "nr_devices=1", "gb=1", "bs=512", "queue_mode=2", "submit_queues=1", "hw_queue_depth=1", "irqmode=2", "completion_nsec=5000000")
+	g.Exec("modprobe", "null_blk", "nr_devices=1", "gb=1", "bs=512", "queue_mode=2", "submit_queues=1", "hw_queue_depth=1", "irqmode=2", "completion_nsec=20000000")
 	g.Cleanup(func() { g.Exec("modprobe", "-r", "null_blk") })
 	d := g.Disk("nullb0")
 	g.WriteFile("/sys/block/nullb0/queue/scheduler", "mq-deadline")
@@ -572,7 +578,10 @@ func blockMDRaid1(g *guest.Guest) {
 			g.Exec("mdadm", "--zero-superblock", d.Path())
 		}
 	})
-	stacked(g, g.Disk("md0"), disks...)
+	md := g.Disk("md0")
+	// Else the array writes its superblock some time after the last write.
+	g.WriteFile("/sys/block/md0/md/safe_mode_delay", "0")
+	stacked(g, md, disks...)
 }
 
 func blockLoop(g *guest.Guest) {

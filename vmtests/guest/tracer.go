@@ -302,6 +302,9 @@ func (r *Report) Lost() int64 {
 	return n
 }
 
+// LostOf is one of those counters.
+func (r *Report) LostOf(counter string) int64 { return r.lost()[counter] }
+
 // LostWhat names those counters, for a message.
 func (r *Report) LostWhat() string { return fmt.Sprint(r.lost()) }
 
