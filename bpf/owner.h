@@ -155,12 +155,13 @@ static __always_inline bool iot_is_user_task(struct task_struct *task)
 
 static __always_inline void iot_name_process(struct task_struct *task, __u32 pid)
 {
-	struct comm comm = {};
+	struct comm comm = {}, *old;
 
-	if (bpf_map_lookup_elem(&comms, &pid))
-		return;
 	bpf_probe_read_kernel(&comm, sizeof(comm), &task->comm);
-	bpf_map_update_elem(&comms, &pid, &comm, BPF_ANY);
+	old = bpf_map_lookup_elem(&comms, &pid);
+	/* It may have executed something else since. */
+	if (!old || __builtin_memcmp(old, &comm, sizeof(comm)))
+		bpf_map_update_elem(&comms, &pid, &comm, BPF_ANY);
 }
 
 /* The current task as owner; 0 in a kernel thread. */

@@ -228,7 +228,9 @@ func (t *Tracer) Status() []Status {
 		if o := t.objects[d.name]; o != nil {
 			s.Attached = true
 			for _, a := range o.hooks {
-				s.Hooks = append(s.Hooks, a.hook.String())
+				if name := a.hook.String(); !slices.Contains(s.Hooks, name) { // some have two programs
+					s.Hooks = append(s.Hooks, name)
+				}
 			}
 			s.Costs = append(slices.Clone(o.costs), t.objects["host"].costs...)
 		} else if err := t.absent[d.name]; err != nil {
