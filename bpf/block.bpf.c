@@ -736,11 +736,21 @@ static __always_inline int iot_bio(struct bio *bio)
 SEC("raw_tp/block_bio_queue")
 int iot_bio_queue(__u64 *ctx)
 {
-	__u64 first = ctx[0], second = ctx[1];
+	__u64 bio;
 
-	/* Both by now: else clang adds to ctx and loads once, which verifiers of 5.10 refuse. */
-	asm volatile("" : "+r"(first), "+r"(second));
-	return iot_bio((struct bio *)(bio_is_second_arg ? second : first));
+	/*
+	 * Two loads, held apart: else clang adds to ctx and loads once, which
+	 * verifiers of 5.10 refuse. And only one of them run: a second argument that
+	 * the tracepoint does not have is refused when the program is attached.
+	 */
+	if (bio_is_second_arg) {
+		bio = ctx[1];
+		asm volatile("/* second */" : "+r"(bio));
+	} else {
+		bio = ctx[0];
+		asm volatile("/* first */" : "+r"(bio));
+	}
+	return iot_bio((struct bio *)bio);
 }
 
 #define RQ_ARG (rq_is_second_arg ? ctx[1] : ctx[0])
