@@ -25,13 +25,7 @@ const volatile bool fixed_nfs_page = false; /* struct nfs_page is not in any BTF
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct nfs_lock_context {
-	struct list_head list;
 	void *lockowner; /* struct files_struct * */
-};
-
-struct nfs_open_context {
-	struct nfs_lock_context lock_context;
-	struct list_head list; /* of all open contexts of the inode */
 };
 
 struct nfs_page {
@@ -42,7 +36,6 @@ struct nfs_page {
 };
 
 struct nfs_pgio_args {
-	struct nfs_open_context *context;
 	struct nfs_lock_context *lock_context;
 	__u32 count;
 };
@@ -196,21 +189,23 @@ static __always_inline int iot_meet(void)
 }
 
 /*
- * The owner by a lock owner: the note, or else the current task when the lock
- * owner is its own (reads, direct I/O, flushes at close).
+ * The owner by a lock owner: the current task when the lock owner is its own
+ * (reads, direct I/O, flushes at close), else the note. In that order, because
+ * the memory of a files_struct is soon used again: a note may be about somebody
+ * who is gone, until the newcomer writes for the first time.
  */
 static __always_inline bool iot_owner_from_lock(struct owner *o, struct nfs_lock_context *lock)
 {
+	struct task_struct *task = (void *)bpf_get_current_task();
 	__u64 files = (__u64)FIELD(lock, lockowner);
-	struct writer now = {}, *w;
-	struct task_struct *task;
+	struct writer now = {}, *w = &now;
 
-	w = bpf_map_lookup_elem(&writers, &files);
-	if (!w) {
-		task = (void *)bpf_get_current_task();
-		if (!files || (__u64)FIELD(task, files) != files || !iot_current_writer(&now, task))
+	if (!files)
+		return false;
+	if ((__u64)FIELD(task, files) != files || !iot_current_writer(&now, task)) {
+		w = bpf_map_lookup_elem(&writers, &files);
+		if (!w)
 			return false;
-		w = &now;
 	}
 	o->cgroup = w->cgroup;
 	o->pid = w->pid;
@@ -346,10 +341,10 @@ struct nfs_walk {
 	__u8 pad[2];
 };
 
-/* Only iot_initiate_write uses it, and the kernel never runs that twice at once on a CPU. */
+/* One for each program that walks: the kernel never runs one program twice at once on a CPU. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, 2);
 	__type(key, __u32);
 	__type(value, struct nfs_walk);
 } walk SEC(".maps");
@@ -373,14 +368,13 @@ static __always_inline void iot_book_run(struct nfs_walk *w, bool last)
  * plain numbers for arguments, so that the verifier looks at it once and not once
  * for every turn of a loop.
  */
-__noinline __u64 iot_walk_page(__u64 req)
+__noinline __u64 iot_walk_page(__u64 req, __u32 walker)
 {
 	struct nfs_req r = {};
 	struct owner o = {};
 	struct nfs_walk *w;
-	__u32 zero = 0;
 
-	w = bpf_map_lookup_elem(&walk, &zero);
+	w = bpf_map_lookup_elem(&walk, &walker);
 	if (!w)
 		return 0;
 	iot_read_page(&r, req);
@@ -400,15 +394,15 @@ __noinline __u64 iot_walk_page(__u64 req)
 	return r.next == w->end ? 0 : r.next;
 }
 
-static __always_inline void iot_walk_write(struct nfs_pgio_header *hdr, const struct usage_key *usage, __u32 bytes)
+static __always_inline void iot_walk_write(struct nfs_pgio_header *hdr, const struct usage_key *usage, __u32 bytes,
+					   __u32 walker)
 {
 	__u64 req = (__u64)FIELD(hdr, pages.next);
 	struct nfs_walk *w;
-	__u32 zero = 0;
 	bool alone;
 	int i;
 
-	w = bpf_map_lookup_elem(&walk, &zero);
+	w = bpf_map_lookup_elem(&walk, &walker);
 	if (!w)
 		return;
 	__builtin_memset(w, 0, sizeof(*w));
@@ -421,7 +415,7 @@ static __always_inline void iot_walk_write(struct nfs_pgio_header *hdr, const st
 	if (req == w->end)
 		req = 0;
 	for (i = 0; i < IOT_PAGES && req; i++)
-		req = iot_walk_page(req);
+		req = iot_walk_page(req, walker);
 	if (w->booked + w->run < bytes) { /* the rest goes to the last owner seen */
 		iot_lost(IOT_LOST_WALKS, 1);
 		w->run = bytes - w->booked;
@@ -432,41 +426,12 @@ static __always_inline void iot_walk_write(struct nfs_pgio_header *hdr, const st
 		iot_remember((__u64)hdr, &w->first, FIELD(hdr, io_start), !alone);
 }
 
-/*
- * Whether nobody else can have pages in this RPC: the inode has one open context
- * (its list holds nothing but itself and the inode's head) and that one lock
- * owner. A context stays listed as long as a page waits for it.
- */
-static __always_inline bool iot_single_writer(struct nfs_pgio_header *hdr, struct nfs_lock_context *lock)
-{
-	struct nfs_open_context *ctx = FIELD(hdr, args.context);
-	struct list_head list = {};
-	__u64 locks = (__u64)ctx + bpf_core_field_offset(struct nfs_open_context, lock_context.list);
-
-	if ((__u64)lock != (__u64)ctx + bpf_core_field_offset(struct nfs_open_context, lock_context))
-		return false;
-	bpf_core_read(&list, sizeof(list), &ctx->list);
-	return list.next && list.next == list.prev && (__u64)FIELD(ctx, lock_context.list.next) == locks;
-}
-
-static __always_inline int iot_write(struct nfs_pgio_header *hdr)
+static __always_inline int iot_write(struct nfs_pgio_header *hdr, __u32 walker)
 {
 	struct usage_key usage = { .source = IOT_NFS, .op = IOT_WRITE };
-	struct nfs_lock_context *lock = FIELD(hdr, args.lock_context);
-	__u32 bytes = FIELD(hdr, args.count);
-	struct owner o = {};
 
 	usage.dev = iot_inode_dev(FIELD(hdr, inode));
-	if (!iot_single_writer(hdr, lock) || !iot_owner_from_lock(&o, lock)) {
-		iot_walk_write(hdr, &usage, bytes);
-		return 0;
-	}
-	iot_own_usage(&usage, &o);
-	iot_book(&usage, bytes, 1);
-	if (with_latency)
-		iot_remember((__u64)hdr, &usage, FIELD(hdr, io_start), false);
-	else if (with_records)
-		iot_nfs_record(&usage, bpf_ktime_get_ns(), 0, FIELD(hdr, io_start), bytes);
+	iot_walk_write(hdr, &usage, FIELD(hdr, args.count), walker);
 	return 0;
 }
 
@@ -763,7 +728,23 @@ static __always_inline int iot_mounting(void)
 SEC("raw_tp/nfs_initiate_write")
 int iot_initiate_write(__u64 *ctx)
 {
-	return iot_write((struct nfs_pgio_header *)ctx[0]);
+	return iot_write((struct nfs_pgio_header *)ctx[0], 0);
+}
+
+/*
+ * A program is not run while another run of it is under way on the same CPU.
+ * From 7.0 on tracepoints can be preempted, so that this happens. A second
+ * program, attached behind the first, sees by what is in flight that the first
+ * did not run, and does its work.
+ */
+SEC("raw_tp/nfs_initiate_write")
+int iot_initiate_write_again(__u64 *ctx)
+{
+	struct inflight *f = iot_slot(ctx[0], false);
+
+	if (!with_latency || (f && !f->done))
+		return 0;
+	return iot_write((struct nfs_pgio_header *)ctx[0], 1);
 }
 
 SEC("raw_tp/nfs_initiate_read")
@@ -775,6 +756,16 @@ int iot_initiate_read(__u64 *ctx)
 SEC("raw_tp/nfs_readpage_done")
 int iot_readpage_done(__u64 *ctx)
 {
+	return iot_read_done((struct rpc_task *)ctx[0], (struct nfs_pgio_header *)ctx[1]);
+}
+
+SEC("raw_tp/nfs_readpage_done")
+int iot_readpage_done_again(__u64 *ctx)
+{
+	struct inflight *f = iot_slot(ctx[1], false);
+
+	if (!f || f->done)
+		return 0;
 	return iot_read_done((struct rpc_task *)ctx[0], (struct nfs_pgio_header *)ctx[1]);
 }
 

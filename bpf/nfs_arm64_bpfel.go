@@ -16,57 +16,59 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	NFSMapCalls              = "calls"
-	NFSMapClients            = "clients"
-	NFSMapComms              = "comms"
-	NFSMapDeadOwners         = "dead_owners"
-	NFSMapGeneration         = "generation"
-	NFSMapInflight           = "inflight"
-	NFSMapLatencies          = "latencies"
-	NFSMapLatencyA           = "latency_a"
-	NFSMapLoopNotes          = "loop_notes"
-	NFSMapLosses             = "losses"
-	NFSMapNotes              = "notes"
-	NFSMapNotesLive          = "notes_live"
-	NFSMapNotices            = "notices"
-	NFSMapOverflow           = "overflow"
-	NFSMapRecords            = "records"
-	NFSMapRowCaches          = "row_caches"
-	NFSMapStarters           = "starters"
-	NFSMapUsageA             = "usage_a"
-	NFSMapUsages             = "usages"
-	NFSMapWalk               = "walk"
-	NFSMapWriters            = "writers"
-	NFSProgIotAppEnterFile   = "iot_app_enter_file"
-	NFSProgIotAppEnterIocb   = "iot_app_enter_iocb"
-	NFSProgIotAppRead        = "iot_app_read"
-	NFSProgIotAppReadReturn  = "iot_app_read_return"
-	NFSProgIotAppSplice      = "iot_app_splice"
-	NFSProgIotAppWrite       = "iot_app_write"
-	NFSProgIotAppWriteReturn = "iot_app_write_return"
-	NFSProgIotCommitDone     = "iot_commit_done"
-	NFSProgIotGetTree        = "iot_get_tree"
-	NFSProgIotInitiateCommit = "iot_initiate_commit"
-	NFSProgIotInitiateRead   = "iot_initiate_read"
-	NFSProgIotInitiateWrite  = "iot_initiate_write"
-	NFSProgIotReadpageDone   = "iot_readpage_done"
-	NFSProgIotRefreshInode   = "iot_refresh_inode"
-	NFSProgIotRpcStats       = "iot_rpc_stats"
-	NFSProgIotRpcTaskBegin   = "iot_rpc_task_begin"
-	NFSProgIotWritebackDone  = "iot_writeback_done"
-	NFSProgIotWriterFentry   = "iot_writer_fentry"
-	NFSProgIotWriterKprobe   = "iot_writer_kprobe"
-	NFSProgIotWriterRaw      = "iot_writer_raw"
-	NFSVarBlkcgUsable        = "blkcg_usable"
-	NFSVarByMount            = "by_mount"
-	NFSVarByProcess          = "by_process"
-	NFSVarFixedNfsPage       = "fixed_nfs_page"
-	NFSVarHaveBpfLoop        = "have_bpf_loop"
-	NFSVarHierarchyId        = "hierarchy_id"
-	NFSVarSelfPid            = "self_pid"
-	NFSVarWithApp            = "with_app"
-	NFSVarWithLatency        = "with_latency"
-	NFSVarWithRecords        = "with_records"
+	NFSMapCalls                  = "calls"
+	NFSMapClients                = "clients"
+	NFSMapComms                  = "comms"
+	NFSMapDeadOwners             = "dead_owners"
+	NFSMapGeneration             = "generation"
+	NFSMapInflight               = "inflight"
+	NFSMapLatencies              = "latencies"
+	NFSMapLatencyA               = "latency_a"
+	NFSMapLoopNotes              = "loop_notes"
+	NFSMapLosses                 = "losses"
+	NFSMapNotes                  = "notes"
+	NFSMapNotesLive              = "notes_live"
+	NFSMapNotices                = "notices"
+	NFSMapOverflow               = "overflow"
+	NFSMapRecords                = "records"
+	NFSMapRowCaches              = "row_caches"
+	NFSMapStarters               = "starters"
+	NFSMapUsageA                 = "usage_a"
+	NFSMapUsages                 = "usages"
+	NFSMapWalk                   = "walk"
+	NFSMapWriters                = "writers"
+	NFSProgIotAppEnterFile       = "iot_app_enter_file"
+	NFSProgIotAppEnterIocb       = "iot_app_enter_iocb"
+	NFSProgIotAppRead            = "iot_app_read"
+	NFSProgIotAppReadReturn      = "iot_app_read_return"
+	NFSProgIotAppSplice          = "iot_app_splice"
+	NFSProgIotAppWrite           = "iot_app_write"
+	NFSProgIotAppWriteReturn     = "iot_app_write_return"
+	NFSProgIotCommitDone         = "iot_commit_done"
+	NFSProgIotGetTree            = "iot_get_tree"
+	NFSProgIotInitiateCommit     = "iot_initiate_commit"
+	NFSProgIotInitiateRead       = "iot_initiate_read"
+	NFSProgIotInitiateWrite      = "iot_initiate_write"
+	NFSProgIotInitiateWriteAgain = "iot_initiate_write_again"
+	NFSProgIotReadpageDone       = "iot_readpage_done"
+	NFSProgIotReadpageDoneAgain  = "iot_readpage_done_again"
+	NFSProgIotRefreshInode       = "iot_refresh_inode"
+	NFSProgIotRpcStats           = "iot_rpc_stats"
+	NFSProgIotRpcTaskBegin       = "iot_rpc_task_begin"
+	NFSProgIotWritebackDone      = "iot_writeback_done"
+	NFSProgIotWriterFentry       = "iot_writer_fentry"
+	NFSProgIotWriterKprobe       = "iot_writer_kprobe"
+	NFSProgIotWriterRaw          = "iot_writer_raw"
+	NFSVarBlkcgUsable            = "blkcg_usable"
+	NFSVarByMount                = "by_mount"
+	NFSVarByProcess              = "by_process"
+	NFSVarFixedNfsPage           = "fixed_nfs_page"
+	NFSVarHaveBpfLoop            = "have_bpf_loop"
+	NFSVarHierarchyId            = "hierarchy_id"
+	NFSVarSelfPid                = "self_pid"
+	NFSVarWithApp                = "with_app"
+	NFSVarWithLatency            = "with_latency"
+	NFSVarWithRecords            = "with_records"
 )
 
 // LoadNFS returns the embedded CollectionSpec for NFS.
@@ -111,26 +113,28 @@ type NFSSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NFSProgramSpecs struct {
-	IotAppEnterFile   *ebpf.ProgramSpec `ebpf:"iot_app_enter_file"`
-	IotAppEnterIocb   *ebpf.ProgramSpec `ebpf:"iot_app_enter_iocb"`
-	IotAppRead        *ebpf.ProgramSpec `ebpf:"iot_app_read"`
-	IotAppReadReturn  *ebpf.ProgramSpec `ebpf:"iot_app_read_return"`
-	IotAppSplice      *ebpf.ProgramSpec `ebpf:"iot_app_splice"`
-	IotAppWrite       *ebpf.ProgramSpec `ebpf:"iot_app_write"`
-	IotAppWriteReturn *ebpf.ProgramSpec `ebpf:"iot_app_write_return"`
-	IotCommitDone     *ebpf.ProgramSpec `ebpf:"iot_commit_done"`
-	IotGetTree        *ebpf.ProgramSpec `ebpf:"iot_get_tree"`
-	IotInitiateCommit *ebpf.ProgramSpec `ebpf:"iot_initiate_commit"`
-	IotInitiateRead   *ebpf.ProgramSpec `ebpf:"iot_initiate_read"`
-	IotInitiateWrite  *ebpf.ProgramSpec `ebpf:"iot_initiate_write"`
-	IotReadpageDone   *ebpf.ProgramSpec `ebpf:"iot_readpage_done"`
-	IotRefreshInode   *ebpf.ProgramSpec `ebpf:"iot_refresh_inode"`
-	IotRpcStats       *ebpf.ProgramSpec `ebpf:"iot_rpc_stats"`
-	IotRpcTaskBegin   *ebpf.ProgramSpec `ebpf:"iot_rpc_task_begin"`
-	IotWritebackDone  *ebpf.ProgramSpec `ebpf:"iot_writeback_done"`
-	IotWriterFentry   *ebpf.ProgramSpec `ebpf:"iot_writer_fentry"`
-	IotWriterKprobe   *ebpf.ProgramSpec `ebpf:"iot_writer_kprobe"`
-	IotWriterRaw      *ebpf.ProgramSpec `ebpf:"iot_writer_raw"`
+	IotAppEnterFile       *ebpf.ProgramSpec `ebpf:"iot_app_enter_file"`
+	IotAppEnterIocb       *ebpf.ProgramSpec `ebpf:"iot_app_enter_iocb"`
+	IotAppRead            *ebpf.ProgramSpec `ebpf:"iot_app_read"`
+	IotAppReadReturn      *ebpf.ProgramSpec `ebpf:"iot_app_read_return"`
+	IotAppSplice          *ebpf.ProgramSpec `ebpf:"iot_app_splice"`
+	IotAppWrite           *ebpf.ProgramSpec `ebpf:"iot_app_write"`
+	IotAppWriteReturn     *ebpf.ProgramSpec `ebpf:"iot_app_write_return"`
+	IotCommitDone         *ebpf.ProgramSpec `ebpf:"iot_commit_done"`
+	IotGetTree            *ebpf.ProgramSpec `ebpf:"iot_get_tree"`
+	IotInitiateCommit     *ebpf.ProgramSpec `ebpf:"iot_initiate_commit"`
+	IotInitiateRead       *ebpf.ProgramSpec `ebpf:"iot_initiate_read"`
+	IotInitiateWrite      *ebpf.ProgramSpec `ebpf:"iot_initiate_write"`
+	IotInitiateWriteAgain *ebpf.ProgramSpec `ebpf:"iot_initiate_write_again"`
+	IotReadpageDone       *ebpf.ProgramSpec `ebpf:"iot_readpage_done"`
+	IotReadpageDoneAgain  *ebpf.ProgramSpec `ebpf:"iot_readpage_done_again"`
+	IotRefreshInode       *ebpf.ProgramSpec `ebpf:"iot_refresh_inode"`
+	IotRpcStats           *ebpf.ProgramSpec `ebpf:"iot_rpc_stats"`
+	IotRpcTaskBegin       *ebpf.ProgramSpec `ebpf:"iot_rpc_task_begin"`
+	IotWritebackDone      *ebpf.ProgramSpec `ebpf:"iot_writeback_done"`
+	IotWriterFentry       *ebpf.ProgramSpec `ebpf:"iot_writer_fentry"`
+	IotWriterKprobe       *ebpf.ProgramSpec `ebpf:"iot_writer_kprobe"`
+	IotWriterRaw          *ebpf.ProgramSpec `ebpf:"iot_writer_raw"`
 }
 
 // NFSMapSpecs contains maps before they are loaded into the kernel.
@@ -265,26 +269,28 @@ type NFSVariables struct {
 //
 // It can be passed to LoadNFSObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NFSPrograms struct {
-	IotAppEnterFile   *ebpf.Program `ebpf:"iot_app_enter_file"`
-	IotAppEnterIocb   *ebpf.Program `ebpf:"iot_app_enter_iocb"`
-	IotAppRead        *ebpf.Program `ebpf:"iot_app_read"`
-	IotAppReadReturn  *ebpf.Program `ebpf:"iot_app_read_return"`
-	IotAppSplice      *ebpf.Program `ebpf:"iot_app_splice"`
-	IotAppWrite       *ebpf.Program `ebpf:"iot_app_write"`
-	IotAppWriteReturn *ebpf.Program `ebpf:"iot_app_write_return"`
-	IotCommitDone     *ebpf.Program `ebpf:"iot_commit_done"`
-	IotGetTree        *ebpf.Program `ebpf:"iot_get_tree"`
-	IotInitiateCommit *ebpf.Program `ebpf:"iot_initiate_commit"`
-	IotInitiateRead   *ebpf.Program `ebpf:"iot_initiate_read"`
-	IotInitiateWrite  *ebpf.Program `ebpf:"iot_initiate_write"`
-	IotReadpageDone   *ebpf.Program `ebpf:"iot_readpage_done"`
-	IotRefreshInode   *ebpf.Program `ebpf:"iot_refresh_inode"`
-	IotRpcStats       *ebpf.Program `ebpf:"iot_rpc_stats"`
-	IotRpcTaskBegin   *ebpf.Program `ebpf:"iot_rpc_task_begin"`
-	IotWritebackDone  *ebpf.Program `ebpf:"iot_writeback_done"`
-	IotWriterFentry   *ebpf.Program `ebpf:"iot_writer_fentry"`
-	IotWriterKprobe   *ebpf.Program `ebpf:"iot_writer_kprobe"`
-	IotWriterRaw      *ebpf.Program `ebpf:"iot_writer_raw"`
+	IotAppEnterFile       *ebpf.Program `ebpf:"iot_app_enter_file"`
+	IotAppEnterIocb       *ebpf.Program `ebpf:"iot_app_enter_iocb"`
+	IotAppRead            *ebpf.Program `ebpf:"iot_app_read"`
+	IotAppReadReturn      *ebpf.Program `ebpf:"iot_app_read_return"`
+	IotAppSplice          *ebpf.Program `ebpf:"iot_app_splice"`
+	IotAppWrite           *ebpf.Program `ebpf:"iot_app_write"`
+	IotAppWriteReturn     *ebpf.Program `ebpf:"iot_app_write_return"`
+	IotCommitDone         *ebpf.Program `ebpf:"iot_commit_done"`
+	IotGetTree            *ebpf.Program `ebpf:"iot_get_tree"`
+	IotInitiateCommit     *ebpf.Program `ebpf:"iot_initiate_commit"`
+	IotInitiateRead       *ebpf.Program `ebpf:"iot_initiate_read"`
+	IotInitiateWrite      *ebpf.Program `ebpf:"iot_initiate_write"`
+	IotInitiateWriteAgain *ebpf.Program `ebpf:"iot_initiate_write_again"`
+	IotReadpageDone       *ebpf.Program `ebpf:"iot_readpage_done"`
+	IotReadpageDoneAgain  *ebpf.Program `ebpf:"iot_readpage_done_again"`
+	IotRefreshInode       *ebpf.Program `ebpf:"iot_refresh_inode"`
+	IotRpcStats           *ebpf.Program `ebpf:"iot_rpc_stats"`
+	IotRpcTaskBegin       *ebpf.Program `ebpf:"iot_rpc_task_begin"`
+	IotWritebackDone      *ebpf.Program `ebpf:"iot_writeback_done"`
+	IotWriterFentry       *ebpf.Program `ebpf:"iot_writer_fentry"`
+	IotWriterKprobe       *ebpf.Program `ebpf:"iot_writer_kprobe"`
+	IotWriterRaw          *ebpf.Program `ebpf:"iot_writer_raw"`
 }
 
 func (p *NFSPrograms) Close() error {
@@ -301,7 +307,9 @@ func (p *NFSPrograms) Close() error {
 		p.IotInitiateCommit,
 		p.IotInitiateRead,
 		p.IotInitiateWrite,
+		p.IotInitiateWriteAgain,
 		p.IotReadpageDone,
+		p.IotReadpageDoneAgain,
 		p.IotRefreshInode,
 		p.IotRpcStats,
 		p.IotRpcTaskBegin,

@@ -43,11 +43,11 @@ func (o *object) rest() error {
 	return errors.Join(errs...)
 }
 
-// wake attaches again what rest has detached. The last hooks come first: those
-// that begin something are the ones that must not be late.
+// wake attaches again what rest has detached, in the order of old: some programs
+// must run behind others.
 func (o *object) wake() error {
 	var errs []error
-	for i := range slices.Backward(o.hooks) {
+	for i := range o.hooks {
 		a := &o.hooks[i]
 		if a.link != nil {
 			continue

@@ -74,14 +74,19 @@ func nfsSignals(opt Options, types []*btf.Spec) []signal {
 			{kind: kprobe, target: "nfs_vm_page_mkwrite", program: bpf.NFSProgIotWriterKprobe},
 			{kind: fentry, target: "nfs_vm_page_mkwrite", program: bpf.NFSProgIotWriterFentry},
 		}, optional: "owners of delayed writes to mapped NFS files are those of the pages"},
+		// Behind the one that it stands in for: programs run in the order they were attached.
+		signal{hooks: raw("nfs_readpage_done", bpf.NFSProgIotReadpageDoneAgain), optional: nfsSkippedCost},
 		signal{hooks: raw("nfs_initiate_read", bpf.NFSProgIotInitiateRead)},
 		signal{hooks: raw("nfs_initiate_write", bpf.NFSProgIotInitiateWrite)},
+		signal{hooks: raw("nfs_initiate_write", bpf.NFSProgIotInitiateWriteAgain), optional: nfsSkippedCost},
 		signal{hooks: raw("nfs_initiate_commit", bpf.NFSProgIotInitiateCommit)},
 		signal{hooks: []hook{
 			{kind: kprobe, target: nfsMountFunction, program: bpf.NFSProgIotGetTree},
 		}, optional: "module nfs cannot be unloaded while it is traced"},
 	)
 }
+
+const nfsSkippedCost = "requests to NFS servers are missed whose program the kernel skipped"
 
 // nfsMountFunction is called for every mount, of all versions.
 const nfsMountFunction = "nfs_get_tree_common"
