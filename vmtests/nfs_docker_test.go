@@ -67,6 +67,7 @@ func startDocker(g *guest.Guest) {
 	root := filepath.Join(g.TempDir(), "root")
 	g.Exec("mkdir", "-p", filepath.Join(root, "bin"))
 	g.Exec("cp", "/bin/busybox", filepath.Join(root, "bin/dd"))
+	g.Exec("cp", "/bin/busybox", filepath.Join(root, "bin/sleep"))
 	g.Exec("tar", "-C", root, "-cf", root+".tar", ".")
 	g.Exec("docker", "import", root+".tar", "dd:test")
 }
@@ -84,7 +85,11 @@ func nfsDockerVolume(g *guest.Guest) {
 			g.Fatal(err)
 		}
 		g.Exec("docker", "volume", "create", "--driver", "local", "--opt", "type=nfs",
-			"--opt", "o=addr=127.0.0.1,vers=4.2,rw", "--opt", "device=:/"+project, volume)
+			"--opt", "o=addr=127.0.0.1,vers=4.2,rw,nosharecache", "--opt", "device=:/"+project, volume)
+		// Keeps the volume mounted: the engine unmounts it with its last container,
+		// and a mount that is gone when the interval ends has lost its name.
+		g.Exec("docker", "run", "--detach", "--name", project+"-idle-1", "--network", "none", "--volume", volume+":/data", "dd:test", "/bin/sleep", "100000")
+		g.Cleanup(func() { _, _ = g.Try("docker", "rm", "--force", project+"-idle-1") })
 		g.Exec("docker", "run", "--name", project+"-web-1", "--network", "none",
 			"--label", "com.docker.compose.project="+project, "--label", "com.docker.compose.service=web",
 			"--volume", volume+":/data", "dd:test", "/bin/dd", "if=/dev/zero", "of=/data/file", fmt.Sprintf("bs=%d", block), fmt.Sprintf("count=%d", n))
