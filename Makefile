@@ -35,7 +35,8 @@ generate-check: generate ## fail if the committed objects are not what the sourc
 .PHONY: readme
 readme: ## put the help text into README.md
 	$(GO) run ./cmd/iotrace-bpf help | awk 'NR == FNR { help = help $$0 "\n"; next } \
-		/^```text$$/ { print; printf "%s", help; skip = 1; next } /^```$$/ { skip = 0 } !skip' - README.md > README.new
+		/^<!-- help -->$$/ { here = 1 } here && /^```text$$/ { print; printf "%s", help; skip = 1; here = 0; next } \
+		/^```$$/ { skip = 0 } !skip' - README.md > README.new
 	mv README.new README.md
 
 .PHONY: lint
