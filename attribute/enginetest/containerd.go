@@ -1,14 +1,16 @@
-//go:build integration
+//go:build integration || vm
 
 package enginetest
 
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,24 +19,41 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
 // Containerd is a running containerd with its CRI plugin.
 type Containerd struct {
 	Socket string // path of its unix socket, for its own API and for CRI
 
-	dir string
+	dir     string
+	systemd bool
+}
+
+// ContainerdOptions are what tests want of a containerd.
+type ContainerdOptions struct {
+	Socket        string // where it listens, "" for a place of its own
+	SystemdCgroup bool   // pods are systemd's scopes and slices
 }
 
 // StartContainerd runs a containerd, which has Image in the namespaces "default"
 // and "k8s.io", until the test ends.
-func StartContainerd(t testing.TB) *Containerd {
+func StartContainerd(t testing.TB, opts ContainerdOptions) *Containerd {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "ctrd")
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &Containerd{Socket: filepath.Join(dir, "containerd.sock"), dir: dir}
+	c := &Containerd{Socket: opts.Socket, dir: dir, systemd: opts.SystemdCgroup}
+	if c.Socket == "" {
+		c.Socket = filepath.Join(dir, "containerd.sock")
+	}
+	if err := os.MkdirAll(filepath.Dir(c.Socket), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	config := fmt.Sprintf(`version = 2
 root = %q
 state = %q
@@ -46,10 +65,14 @@ state = %q
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = %q
     conf_dir = %q
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      SystemdCgroup = %t
 [plugins."io.containerd.internal.v1.opt"]
   path = %q
 `, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.Socket, "docker.io/library/"+Image,
-		filepath.Join(dir, "cni"), filepath.Join(dir, "cni"), filepath.Join(dir, "opt"))
+		filepath.Join(dir, "cni"), filepath.Join(dir, "cni"), c.systemd, filepath.Join(dir, "opt"))
 	if err := os.WriteFile(filepath.Join(dir, "config.toml"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -110,6 +133,83 @@ func (c *Containerd) Command(args ...string) *exec.Cmd {
 func (c *Containerd) Ctr(t testing.TB, args ...string) string {
 	t.Helper()
 	return output(t, c.Command(args...))
+}
+
+// Task returns the pid of a task.
+func (c *Containerd) Task(t testing.TB, namespace, id string) string {
+	t.Helper()
+	for line := range strings.Lines(c.Ctr(t, "--namespace", namespace, "tasks", "ls")) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == id {
+			return f[1]
+		}
+	}
+	t.Fatalf("no task %q in %q", id, namespace)
+	return ""
+}
+
+// Pod is a pod with one container, of Image.
+type Pod struct {
+	Namespace, Name, UID string
+	Labels               map[string]string // of the pod, as its user wrote them
+	Container            string
+	Command              []string
+	Mounts               map[string]string // path on the host by path in the container
+}
+
+// RunPod asks for a pod as the kubelet does, over CRI, and starts its container.
+func (c *Containerd) RunPod(t testing.TB, p Pod) (container, sandbox string) {
+	t.Helper()
+	conn, err := grpc.NewClient("unix://"+c.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	client := cri.NewRuntimeServiceClient(conn)
+	ctx, cancel := context.WithTimeout(context.Background(), startTime)
+	defer cancel()
+
+	labels := map[string]string{"io.kubernetes.pod.name": p.Name, "io.kubernetes.pod.namespace": p.Namespace, "io.kubernetes.pod.uid": p.UID}
+	own := maps.Clone(labels)
+	own["io.kubernetes.container.name"] = p.Container
+	maps.Copy(labels, p.Labels)
+	parent := "/kubepods/burstable/pod" + p.UID
+	if c.systemd {
+		parent = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + strings.ReplaceAll(p.UID, "-", "_") + ".slice"
+	}
+	config := &cri.PodSandboxConfig{
+		Metadata: &cri.PodSandboxMetadata{Name: p.Name, Namespace: p.Namespace, Uid: p.UID},
+		Labels:   labels,
+		Linux: &cri.LinuxPodSandboxConfig{
+			CgroupParent:    parent,
+			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}},
+		},
+	}
+	box, err := client.RunPodSandbox(ctx, &cri.RunPodSandboxRequest{Config: config})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mounts []*cri.Mount
+	for in, from := range p.Mounts {
+		mounts = append(mounts, &cri.Mount{ContainerPath: in, HostPath: from})
+	}
+	made, err := client.CreateContainer(ctx, &cri.CreateContainerRequest{
+		PodSandboxId: box.PodSandboxId, SandboxConfig: config,
+		Config: &cri.ContainerConfig{
+			Metadata: &cri.ContainerMetadata{Name: p.Container},
+			Image:    &cri.ImageSpec{Image: "docker.io/library/" + Image},
+			Command:  p.Command,
+			Labels:   own,
+			Mounts:   mounts,
+			Linux:    &cri.LinuxContainerConfig{},
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.StartContainer(ctx, &cri.StartContainerRequest{ContainerId: made.ContainerId}); err != nil {
+		t.Fatal(err)
+	}
+	return made.ContainerId, box.PodSandboxId
 }
 
 // removeAll ends whatever the test left running, shims included.

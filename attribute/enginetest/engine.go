@@ -1,4 +1,4 @@
-//go:build integration
+//go:build integration || vm
 
 // Package enginetest runs real container engines for tests: each one in
 // directories of its own, on a unix socket of its own, stopped and cleaned up when
@@ -28,8 +28,9 @@ const (
 	// Image is the image that every engine has: a static busybox and nothing else.
 	Image = "busybox:test"
 
-	startTime = 60 * time.Second
-	stopTime  = 30 * time.Second
+	// Bounds, and no claims about speed: an emulated machine is slow.
+	startTime = 5 * time.Minute
+	stopTime  = time.Minute
 )
 
 // Engine is a running dockerd.
