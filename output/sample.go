@@ -189,7 +189,7 @@ type Interval struct {
 	Sources    []SourceStatus
 	Lost       Lost
 	Self       Self
-	Unresolved uint64 // cgroups with I/O whose name is not known (yet)
+	Unresolved uint64 // cgroups with I/O whose name is not known (yet): bare ids
 	Events     []Event
 }
 

@@ -165,6 +165,21 @@ func (j *joiner) name(s *output.Sample, cgroup uint64) {
 	s.Pod = output.Pod{Name: o.Pod, Namespace: o.Namespace, UID: o.PodUID}
 }
 
+// unnamed counts the cgroups that have I/O and no name: ids that no path is known
+// of, and containers and pods of which no runtime has told more than the id that
+// is in their path.
+func unnamed(samples []output.Sample) uint64 {
+	found := map[uint64]struct{}{}
+	for i := range samples {
+		s := &samples[i]
+		bare := s.Cgroup.Path == "" || s.Owner == output.OwnerContainer && s.Container.Name == "" || s.Owner == output.OwnerPod && s.Pod.Name == ""
+		if s.Cgroup.ID != 0 && bare {
+			found[s.Cgroup.ID] = struct{}{}
+		}
+	}
+	return uint64(len(found))
+}
+
 // events makes an event of each record and adds them to the interval.
 func (j *joiner) events(iv *output.Interval, records []tracer.Record) {
 	if len(records) == 0 {

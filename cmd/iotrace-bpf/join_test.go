@@ -58,6 +58,26 @@ func TestSamplesOfMany(t *testing.T) {
 	}
 }
 
+// TestUnnamed: what is no more than an id is counted once, on however many devices it has I/O.
+func TestUnnamed(t *testing.T) {
+	j, rows := manyRows(t, 3)
+	for _, dev := range []tracer.Dev{7 << 20, 8 << 20} {
+		for _, cgroup := range []uint64{99, tracer.CgroupKernel, tracer.CgroupNone, tracer.CgroupOther} {
+			rows = append(rows, tracer.Row{Key: tracer.Key{Source: tracer.Block, Op: tracer.Write, Cgroup: cgroup, Dev: dev}, Bytes: 4096, Ops: 1})
+		}
+	}
+	for id, path := range map[uint64]string{
+		100: "/system.slice/cron.service", 101: "/machine.slice/machine-shop.scope", 102: "/kubepods/pod0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9",
+	} {
+		j.resolver.CgroupCreated(id, path)
+		rows = append(rows, tracer.Row{Key: tracer.Key{Source: tracer.Block, Op: tracer.Write, Cgroup: id, Dev: 7 << 20}, Bytes: 4096, Ops: 1})
+	}
+	// Three containers that no runtime told of, an id without a path, a pod; the unit and the machine have names.
+	if n := unnamed(j.samples(rows)); n != 5 {
+		t.Errorf("%d unnamed, want 5", n)
+	}
+}
+
 // BenchmarkJoin is what an interval of 1,500 containers costs between the
 // kernel's numbers and the rows of a report.
 func BenchmarkJoin(b *testing.B) {

@@ -274,12 +274,7 @@ func (s *session) interval() (*output.Interval, error) {
 			Reason: st.Reason, Cost: strings.Join(st.Costs, "; "),
 		})
 	}
-	for i := range iv.Samples {
-		sm := &iv.Samples[i]
-		if sm.Cgroup.ID != 0 && sm.Cgroup.Path == "" {
-			iv.Unresolved++
-		}
-	}
+	iv.Unresolved = unnamed(iv.Samples)
 	s.overlay.into(iv)
 	if s.records != nil {
 		records := s.records.take(eventsAtOnce)
