@@ -200,6 +200,7 @@ type tracedDoc struct {
 			Write uint64 `json:"write_bytes"`
 		}
 		Unattributed struct{ Bytes uint64 }
+		Unresolved   struct{ Cgroups uint64 }
 	}
 }
 

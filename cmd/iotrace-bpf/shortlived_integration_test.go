@@ -1,0 +1,190 @@
+//go:build integration
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	dcontainer "github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/events"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/client"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
+)
+
+// TestShortLives: 500 containers, each gone after some 50 ms, before anyone could
+// have asked for it. What they wrote reaches the disk when they are gone, and every
+// byte of it is in a row with its container's own name, image and project.
+func TestShortLives(t *testing.T) {
+	e := enginetest.Start(t)
+	d := newDisk(t, 256)
+	d.format(t, "mkfs.ext4", "-q")
+	// The service is Docker's own client: its command takes longer than a container lives.
+	engine, err := client.NewClientWithOpts(client.WithHost("unix://"+e.Socket), client.WithAPIVersionNegotiation())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer engine.Close()
+	lives := watchLives(t, engine)
+	tr := trace(t, "--source", "block", "--by", "container,device", "--interval", "1s", "--docker-host", "unix://"+e.Socket)
+
+	const n, projects = 500, 41
+	pages := func(i int) uint64 { return uint64(3 + i%11) }
+	ids := make([]string, n)
+	began := time.Now()
+	work := make(chan int)
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for i := range work {
+				made, err := engine.ContainerCreate(t.Context(), &dcontainer.Config{
+					Image: enginetest.Image,
+					Cmd:   []string{"dd", "if=/dev/zero", fmt.Sprintf("of=/data/f%d", i), "bs=4096", fmt.Sprintf("count=%d", pages(i)), "status=none"},
+					Labels: map[string]string{
+						"com.docker.compose.project": fmt.Sprintf("p%d", i%projects), "com.docker.compose.service": "flash",
+					},
+				}, &dcontainer.HostConfig{NetworkMode: "none", AutoRemove: true, Binds: []string{d.mount + ":/data"}}, nil, nil, fmt.Sprintf("flash%d", i))
+				if err == nil {
+					ids[i] = made.ID
+					err = engine.ContainerStart(t.Context(), made.ID, dcontainer.StartOptions{})
+				}
+				if err != nil {
+					t.Errorf("container %d: %v", i, err)
+				}
+			}
+		})
+	}
+	for i := range n {
+		work <- i
+	}
+	close(work)
+	wg.Wait()
+	if t.Failed() {
+		return
+	}
+	lives.await(t, ids)
+	took := time.Since(began)
+	t.Logf("%d containers in %s, %.0f a minute; half of them lived less than %s, 9 of 10 less than %s",
+		n, took.Round(time.Second), n/took.Minutes(), lives.quantile(0.5).Round(time.Millisecond), lives.quantile(0.9).Round(time.Millisecond))
+	d.settle(t)
+	docs := tr.stop(t)
+
+	var want uint64
+	wrote := map[string]uint64{}
+	for i := range docs {
+		doc := &docs[i]
+		if doc.Event.Dataset != "iotrace.io" || !d.match(doc) {
+			continue
+		}
+		if id := doc.Container.ID; id != "" {
+			wrote[id] += doc.Iotrace.Write.Bytes - doc.Iotrace.Write.MetaBytes
+			at := slices.Index(ids, id)
+			if at < 0 {
+				t.Errorf("a container that we did not start: %+v", doc)
+			} else if name, p := fmt.Sprintf("flash%d", at), fmt.Sprintf("p%d", at%projects); doc.Container.Name != name || doc.Iotrace.Project.Name != p ||
+				doc.Iotrace.Project.Rule != "compose" || doc.Container.Image.Name != "busybox" || doc.Iotrace.Service.Name != "flash" {
+				t.Errorf("row of %s in %s: %+v", name, p, doc)
+			}
+		} else if b := doc.Iotrace.Write.Bytes - doc.Iotrace.Write.MetaBytes; b != 0 {
+			t.Errorf("%d bytes of no container: %+v", b, doc)
+		}
+	}
+	for i, id := range ids {
+		want += pages(i) * 4096
+		if wrote[id] != pages(i)*4096 {
+			t.Errorf("container %d wrote %d bytes, want %d", i, wrote[id], pages(i)*4096)
+		}
+	}
+	var all uint64
+	for _, b := range wrote {
+		all += b
+	}
+	if all != want {
+		t.Errorf("%d bytes in all, want %d", all, want)
+	}
+}
+
+// TestBareIDs: what no runtime in reach tells of keeps its id, and the status
+// record counts it.
+func TestBareIDs(t *testing.T) {
+	e := enginetest.Start(t)
+	d := newDisk(t, 64)
+	d.format(t, "mkfs.ext4", "-q")
+	tr := trace(t, "--source", "block", "--by", "container,device", "--interval", "500ms", "--docker-host", "unix:///nonexistent/docker.sock")
+	id := e.Run(t, "--volume", d.mount+":/data", enginetest.Image, "sh", "-c",
+		"while :; do dd if=/dev/zero of=/data/f bs=4096 count=1 oflag=direct 2>/dev/null; sleep 0.1; done")
+	enginetest.Poll(t, 30*time.Second, "a row with the id, and a status that counts it", func() bool {
+		row, counted := false, false
+		for _, doc := range tr.seen() {
+			row = row || doc.Container.ID == id && doc.Container.Name == "" && d.match(&doc) && doc.Iotrace.Write.Bytes > 0
+			counted = counted || row && doc.Event.Dataset == "iotrace.status" && doc.Iotrace.Unresolved.Cgroups > 0
+		}
+		return counted
+	})
+	tr.stop(t)
+}
+
+// lives is how long containers lived, by what their engine says.
+type lives struct {
+	mu        sync.Mutex
+	started   map[string]time.Time
+	lived     []time.Duration
+	destroyed map[string]bool
+}
+
+func watchLives(t *testing.T, engine *client.Client) *lives {
+	t.Helper()
+	l := &lives{started: map[string]time.Time{}, destroyed: map[string]bool{}}
+	ctx, cancel := context.WithCancel(context.Background())
+	messages, errs := engine.Events(ctx, events.ListOptions{Filters: filters.NewArgs(filters.Arg("type", "container"))})
+	done := make(chan struct{})
+	t.Cleanup(func() { cancel(); <-done })
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-errs:
+				return
+			case m := <-messages:
+				l.mu.Lock()
+				at := time.Unix(0, m.TimeNano)
+				switch m.Action {
+				case events.ActionStart:
+					l.started[m.Actor.ID] = at
+				case events.ActionDie:
+					l.lived = append(l.lived, at.Sub(l.started[m.Actor.ID]))
+				case events.ActionDestroy:
+					l.destroyed[m.Actor.ID] = true
+				}
+				l.mu.Unlock()
+			}
+		}
+	}()
+	return l
+}
+
+// await waits until the engine removed all of them.
+func (l *lives) await(t *testing.T, ids []string) {
+	t.Helper()
+	enginetest.Poll(t, 2*time.Minute, "all containers are gone", func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return !slices.ContainsFunc(ids, func(id string) bool { return !l.destroyed[id] })
+	})
+}
+
+func (l *lives) quantile(q float64) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	slices.Sort(l.lived)
+	if len(l.lived) == 0 {
+		return 0
+	}
+	return l.lived[int(q*float64(len(l.lived)-1))]
+}
