@@ -20,7 +20,7 @@ type sink interface {
 	Close() error
 }
 
-// sinks are all places that reports go to. The first one is standard output or
+// sinks are all places that reports go to. The main one is standard output or
 // the screen: when that fails the run ends. Of the others, one that fails costs
 // nothing but its own documents, which are counted.
 type sinks struct {
@@ -28,23 +28,55 @@ type sinks struct {
 	others []sink
 	log    *slog.Logger
 
-	warned map[int]time.Time
+	lost   uint64          // what the others did not take, since the beginning
+	states map[sink]*state // of all of them
+}
+
+// state is what is known of a sink.
+type state struct {
+	warned time.Time // when its failure was last told of
+	lost   uint64    // what it said it had lost when it was last asked
+	told   uint64    // how much of sinks.lost was in the intervals that it got
+}
+
+// loser is a sink that counts itself what it loses, then or later.
+type loser interface {
+	lost() uint64 // documents, since the beginning
 }
 
 // complainAgain is how often a failing output is told of.
 const complainAgain = time.Minute
 
+// write hands an interval to all sinks. Each is told in it what any of them has
+// lost since it was told last: so in the end all of them say the same, those too
+// that write before the one that fails.
 func (s *sinks) write(rep *output.Report, iv *output.Interval) error {
-	for i, k := range s.others {
-		if err := k.Write(rep, iv); err != nil {
-			iv.Lost.Exports++
-			if time.Since(s.warned[i]) > complainAgain {
-				s.warned[i] = time.Now()
-				s.log.Warn("an output failed", "error", err)
-			}
+	exports := iv.Lost.Exports
+	to := func(k sink) error {
+		st := s.states[k]
+		if st == nil {
+			st = &state{}
+			s.states[k] = st
+		}
+		iv.Lost.Exports = exports + s.lost - st.told
+		st.told = s.lost
+		err := k.Write(rep, iv)
+		if l, ok := k.(loser); ok {
+			now := l.lost()
+			s.lost += now - st.lost
+			st.lost = now
+		} else if err != nil {
+			s.lost++
+		}
+		return err
+	}
+	for _, k := range s.others {
+		if err := to(k); err != nil && time.Since(s.states[k].warned) > complainAgain {
+			s.states[k].warned = time.Now()
+			s.log.Warn("an output failed", "error", err)
 		}
 	}
-	return s.main.Write(rep, iv)
+	return to(s.main)
 }
 
 func (s *sinks) Close() error {
@@ -58,7 +90,7 @@ func (s *sinks) Close() error {
 // openSinks makes every output that the flags ask for. main is the one that has
 // standard output.
 func (o *options) openSinks(ctx context.Context, main sink, host output.Host, origin string, log *slog.Logger) (_ *sinks, err error) {
-	s := &sinks{main: main, log: log, warned: map[int]time.Time{}}
+	s := &sinks{main: main, log: log, states: map[sink]*state{}}
 	defer func() {
 		if err != nil {
 			for _, k := range s.others {
@@ -133,21 +165,28 @@ func (o *options) elasticsearchOptions(log *slog.Logger) (output.ElasticsearchOp
 
 // elasticsearchSink ships what NDJSON would print.
 type elasticsearchSink struct {
-	es   *output.Elasticsearch
-	opt  output.NDJSONOptions
-	lost uint64
+	es      *output.Elasticsearch
+	opt     output.NDJSONOptions
+	refused uint64 // documents that were not even taken
 }
 
 func (s *elasticsearchSink) Write(rep *output.Report, iv *output.Interval) error {
-	var errs error
+	var first error // of the same kind are all of them, and there may be thousands
 	for d := range output.Documents(rep, iv, s.opt) {
 		stream := strings.Join([]string{d.Type, d.Dataset, d.Namespace}, "-")
-		errs = errors.Join(errs, s.es.Ship(stream, d.Line))
+		if err := s.es.Ship(stream, d.Line); err != nil {
+			s.refused++
+			if first == nil {
+				first = err
+			}
+		}
 	}
-	now := s.es.Stats()
-	iv.Lost.Exports += now.Lost() - s.lost
-	s.lost = now.Lost()
-	return errs
+	return first
+}
+
+func (s *elasticsearchSink) lost() uint64 {
+	st := s.es.Stats()
+	return st.Lost() + s.refused
 }
 
 // closeTime is how long the last documents may take at the end; what is left

@@ -1,0 +1,189 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+)
+
+// tellingSink keeps what it is told to be lost, and fails when it is to.
+type tellingSink struct {
+	exports []uint64
+	fail    func(n int) error
+}
+
+func (s *tellingSink) Write(_ *output.Report, iv *output.Interval) error {
+	s.exports = append(s.exports, iv.Lost.Exports)
+	if s.fail == nil {
+		return nil
+	}
+	return s.fail(len(s.exports))
+}
+
+func (s *tellingSink) Close() error { return nil }
+
+// laterSink loses documents some time after it took them.
+type laterSink struct {
+	tellingSink
+	n uint64
+}
+
+func (s *laterSink) lost() uint64 { return s.n }
+
+func (s *tellingSink) sum() (n uint64) {
+	for _, e := range s.exports {
+		n += e
+	}
+	return n
+}
+
+// TestSinksLosses: one output's loss is told to all of them, once each, the ones
+// before it included.
+func TestSinksLosses(t *testing.T) {
+	early, main := &tellingSink{}, &tellingSink{}
+	failing := &tellingSink{fail: func(n int) error {
+		if n%2 == 0 {
+			return errors.New("no room")
+		}
+		return nil
+	}}
+	later := &laterSink{}
+	var log bytes.Buffer
+	s := &sinks{main: main, others: []sink{early, failing, later}, log: slog.New(slog.NewTextHandler(&log, nil)), states: map[sink]*state{}}
+	for i := range 10 {
+		if i == 3 {
+			later.n += 7 // between two intervals
+		}
+		iv := &output.Interval{}
+		if i == 5 {
+			iv.Lost.Exports = 100 // a recording says that its own run lost these
+		}
+		if err := s.write(&output.Report{}, iv); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.write(&output.Report{}, &output.Interval{}); err != nil {
+		t.Fatal(err)
+	}
+	const want = 100 + 5 + 7
+	for name, k := range map[string]*tellingSink{"early": early, "failing": failing, "later": &later.tellingSink, "main": main} {
+		if got := k.sum(); got != want {
+			t.Errorf("%s was told of %d losses, want %d: %v", name, got, want, k.exports)
+		}
+	}
+	if main.exports[3] != 1+7 || early.exports[4] != 1+7 {
+		t.Errorf("main was told %v, the first output %v", main.exports, early.exports)
+	}
+	if n := strings.Count(log.String(), "no room"); n != 1 {
+		t.Errorf("%d complaints within a minute", n)
+	}
+}
+
+// TestSinksMainFails: without its main output a run ends.
+func TestSinksMainFails(t *testing.T) {
+	other := &tellingSink{}
+	s := &sinks{main: &tellingSink{fail: func(int) error { return io.ErrClosedPipe }}, others: []sink{other}, log: slog.New(slog.DiscardHandler), states: map[sink]*state{}}
+	if err := s.write(&output.Report{}, &output.Interval{}); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("error %v", err)
+	}
+	if len(other.exports) != 1 {
+		t.Error("the other output did not get the interval")
+	}
+}
+
+// TestServerNeverThere: for a whole run no server answers. Memory stays within
+// bounds, and every document that was not delivered is counted, in the documents
+// of standard output as well as at the end.
+func TestServerNeverThere(t *testing.T) {
+	var opt options
+	if err := opt.parse([]string{"--output", "ndjson", "--by", "container", "--elasticsearch", "http://127.0.0.1:1"}); err != nil {
+		t.Fatal(err)
+	}
+	var stdout bytes.Buffer
+	s, err := opt.openSinks(t.Context(), opt.printer(&stdout), output.Host{}, "live", slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	es := s.others[0].(*elasticsearchSink).es
+	iv := &output.Interval{}
+	for i := range 200 {
+		iv.Samples = append(iv.Samples, output.Sample{
+			Source: output.SourceBlock, Level: output.LevelWire, Owner: output.OwnerContainer, Container: output.Container{ID: fmt.Sprintf("%064x", i), Name: fmt.Sprint("web-", i)},
+			Device: output.Device{ID: "8:0", Name: "sda"}, Write: output.Amount{Bytes: 4096, Ops: 1},
+		})
+	}
+	const limit = 32 << 20 // the queue of output.ElasticsearchOptions
+	for start := time.Now(); ; {
+		iv.Start, iv.End, iv.Lost = start, start.Add(time.Second), output.Lost{}
+		if err := s.write(output.Group(iv, opt.group), iv); err != nil {
+			t.Fatal(err)
+		}
+		st := es.Stats()
+		if st.QueueBytes > limit {
+			t.Fatalf("%d bytes in the queue", st.QueueBytes)
+		}
+		if start = iv.End; st.Dropped > 1000 {
+			break
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err = es.Close(ctx)
+	if err == nil || !strings.Contains(err.Error(), "documents were not delivered and are lost") {
+		t.Errorf("closing: %v", err)
+	}
+	// One more report, of which the server gets nothing: it tells the rest.
+	iv.Start, iv.End, iv.Lost = iv.End, iv.End.Add(time.Second), output.Lost{}
+	if err := s.write(output.Group(iv, opt.group), iv); err != nil {
+		t.Fatal(err)
+	}
+	var exports, docs uint64
+	for line := range strings.Lines(stdout.String()) {
+		var doc struct {
+			Iotrace struct{ Lost struct{ Exports uint64 } }
+		}
+		if err := json.Unmarshal([]byte(line), &doc); err != nil {
+			t.Fatal(err)
+		}
+		docs++
+		exports += doc.Iotrace.Lost.Exports
+	}
+	if st := es.Stats(); exports != docs || st.Delivered != 0 || st.Pending != 0 {
+		t.Errorf("%d documents, %d of them told to be lost; %+v", docs, exports, st)
+	}
+}
+
+// TestReportFullDisk: a page that finds no room says so, and so does the exit status.
+func TestReportFullDisk(t *testing.T) {
+	if _, err := os.Stat("/dev/full"); err != nil {
+		t.Fatal(err)
+	}
+	recording := filepath.Join(t.TempDir(), "recording")
+	rec, err := output.NewRecorder(recording, output.RecorderOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	if err := rec.Write(&output.Interval{Start: now, End: now.Add(time.Second), Samples: []output.Sample{{Source: output.SourceBlock, Write: output.Amount{Bytes: 1, Ops: 1}}}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := rec.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr bytes.Buffer
+	code := run(t.Context(), []string{"replay", recording, "--report", "/dev/full"}, &stdout, &stderr)
+	if code != exitFailed || !strings.Contains(stderr.String(), "writing the report") || !strings.Contains(stderr.String(), "no space left") || stdout.Len() > 0 {
+		t.Errorf("exit code %d, %q, %q", code, stderr.String(), stdout.String())
+	}
+}
