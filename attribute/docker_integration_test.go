@@ -184,10 +184,32 @@ func TestDocker(t *testing.T) {
 			t.Fatal(err)
 		}
 		dev := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
+		// The engine keeps volumes and containers' own files on one disk.
 		m, ok := r.Mount(dev, id)
-		if !ok || m.Volume != "dbdata" || m.Driver != "local" || m.Point != "/var/lib/db" {
+		if !ok || m.Volume != "/|dbdata" || m.Point != "/|/var/lib/db" {
 			t.Errorf("Mount(%s) = %+v, %v", dev, m, ok)
 		}
+	})
+
+	t.Run("volume on a disk of its own", func(t *testing.T) {
+		dir := t.TempDir()
+		if err := unix.Mount("none", dir, "tmpfs", 0, ""); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+		cid := e.Run(t, append([]string{"--name", "ondisk", "--mount", "type=volume,src=fast,dst=/fast,volume-driver=local,volume-opt=type=none,volume-opt=o=bind,volume-opt=device=" + dir}, sleep...)...)
+		t.Cleanup(func() { e.Docker(t, "rm", "--force", cid) })
+		pid := e.Inspect(t, cid, "{{.State.Pid}}")
+		id, _ := cgroupOf(t, r, pid)
+		var st unix.Stat_t
+		if err := unix.Stat("/proc/"+pid+"/root/fast", &st); err != nil {
+			t.Fatal(err)
+		}
+		dev := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
+		enginetest.Poll(t, patience, "the volume is named", func() bool {
+			m, ok := r.Mount(dev, id)
+			return ok && m.Volume == "fast" && m.Driver == "local" && m.Point == "/fast"
+		})
 	})
 
 	t.Run("endpoint", func(t *testing.T) {

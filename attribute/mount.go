@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +20,7 @@ const (
 	maxOwnMounts  = 1 << 12 // of one container
 	maxMountinfo  = 32 << 20
 	maxNamespaces = 512
+	maxLayers     = 64 // places of layers: engines have one each
 
 	reloadKnown   = 5 * time.Second        // between two readings of a changed table
 	reloadUnknown = 250 * time.Millisecond // the same, when a device is not in it
@@ -53,6 +55,7 @@ type mounts struct {
 	loaded time.Time
 	host   table
 	own    map[uint64]*ownTable // by cgroup
+	layers map[string]bool      // devices that hold the containers' own files, once seen: theirs too is written late
 	reads  uint64
 }
 
@@ -60,6 +63,7 @@ type mounts struct {
 type table struct {
 	byDev   map[string]mounted
 	byPoint map[string]string // device
+	uppers  map[string]bool   // directories that hold the writable layers of overlays
 }
 
 type mounted struct{ source, point, fstype, options string }
@@ -70,7 +74,8 @@ type ownTable struct {
 }
 
 func newMounts(procRoot string, g *registry, t *tree, now func() time.Time) *mounts {
-	return &mounts{procRoot: procRoot, registry: g, tree: t, now: now, watch: -1, dirty: true, own: map[uint64]*ownTable{}}
+	return &mounts{procRoot: procRoot, registry: g, tree: t, now: now, watch: -1, dirty: true,
+		own: map[uint64]*ownTable{}, layers: map[string]bool{}}
 }
 
 func (m *mounts) close() error {
@@ -125,28 +130,74 @@ func (m *mounts) find(dev string, id uint64) (Mount, bool) {
 	return result, true
 }
 
-// nameVolume names the volume of a container on a device, if exactly one is.
+// nameVolume names the volume of a container on a device. A device is all that
+// the kernel's numbers tell: where several volumes are on it, or the container's
+// own files as well, all that it may have been are named, with bars between.
 func (m *mounts) nameVolume(result *Mount, dev string, c *container) {
+	var on []volume
 	if c != nil {
-		var on []volume
 		for _, v := range c.volumes {
-			if m.host.deviceOf(v.source) == dev {
+			if m.host.deviceOf(v.source) == dev && !ofEngine(v.destination) {
 				on = append(on, v)
 			}
 		}
-		if len(on) == 1 {
-			result.Point = on[0].destination
-			result.Volume, result.Driver = on[0].name, on[0].driver
-			if result.Volume == "" {
-				result.Volume, result.Driver = pathVolume(on[0].source)
-			}
-			return
-		}
-		if len(on) > 1 {
-			return // which of them cannot be told from the device
+	}
+	if len(on) == 0 {
+		result.Volume, result.Driver = pathVolume(result.Point)
+		return
+	}
+	if m.layers[dev] {
+		on = append(on, volume{destination: "/"})
+	}
+	for i := range on {
+		if v := &on[i]; v.name == "" {
+			v.name, v.driver = pathVolume(v.source)
 		}
 	}
-	result.Volume, result.Driver = pathVolume(result.Point)
+	// Runtimes list mounts in no order: the same question must have one answer.
+	slices.SortFunc(on, func(a, b volume) int { return strings.Compare(a.destination, b.destination) })
+	result.Volume, result.Driver, result.Point = either(on)
+}
+
+// maxCandidates are the volumes that an ambiguous name lists.
+const maxCandidates = 4
+
+// either names volumes of which it was one, each that has no name by its place in
+// the container. The driver is told where they share one.
+func either(on []volume) (name, driver, point string) {
+	if len(on) == 1 {
+		return on[0].name, on[0].driver, on[0].destination
+	}
+	names, points := make([]string, 0, maxCandidates+1), make([]string, 0, maxCandidates+1)
+	driver = on[0].driver
+	for i, v := range on {
+		if v.driver != driver {
+			driver = ""
+		}
+		if i >= maxCandidates {
+			continue
+		}
+		n := v.name
+		if n == "" {
+			n = v.destination
+		}
+		names, points = append(names, n), append(points, v.destination)
+	}
+	if more := len(on) - maxCandidates; more > 0 {
+		rest := "+" + strconv.Itoa(more)
+		names, points = append(names, rest), append(points, rest)
+	}
+	return clip(strings.Join(names, "|"), maxText), driver, clip(strings.Join(points, "|"), maxText)
+}
+
+// ofEngine tells the single files that engines and kubelets mount into every
+// container: nobody's load.
+func ofEngine(destination string) bool {
+	switch destination {
+	case "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/termination-log", "/run/.containerenv", "/run/secrets":
+		return true
+	}
+	return false
 }
 
 // pathVolume names a volume by the directory that engines and kubelets mount it
@@ -230,6 +281,11 @@ func (m *mounts) refresh(dev string) {
 	if t, err := readTable(m.name, maxMounts); err == nil {
 		m.host, m.dirty, m.loaded = t, false, m.now()
 		m.reads++
+		for dir := range t.uppers {
+			if dev := t.deviceOf(dir); dev != "" && len(m.layers) < maxLayers {
+				m.layers[dev] = true
+			}
+		}
 	}
 }
 
@@ -281,7 +337,7 @@ func readTable(name string, limit int) (table, error) {
 		return table{}, err
 	}
 	defer f.Close()
-	t := table{byDev: map[string]mounted{}, byPoint: map[string]string{}}
+	t := table{byDev: map[string]mounted{}, byPoint: map[string]string{}, uppers: map[string]bool{}}
 	_, err = mountinfo.GetMountsFromReader(io.LimitReader(f, maxMountinfo), func(i *mountinfo.Info) (skip, stop bool) {
 		if len(t.byPoint) >= limit {
 			return false, true // the parser does not stop at what it skips
@@ -290,6 +346,11 @@ func readTable(name string, limit int) (table, error) {
 			return true, false
 		}
 		dev := strconv.Itoa(i.Major) + ":" + strconv.Itoa(i.Minor)
+		if i.FSType == "overlay" && len(t.uppers) < maxLayers {
+			if dir := layersDir(i.VFSOptions); dir != "" {
+				t.uppers[dir] = true
+			}
+		}
 		point := clip(i.Mountpoint, maxText)
 		t.byPoint[point] = dev
 		// Of several places the first: the others are binds of it.
@@ -302,6 +363,17 @@ func readTable(name string, limit int) (table, error) {
 		return table{}, fmt.Errorf("reading mounts from %q: %w", name, err)
 	}
 	return t, nil
+}
+
+// layersDir returns the directory that an engine keeps all its layers in, by the
+// options of one container's overlay: .../overlay2/<id>/diff, .../snapshots/<n>/fs.
+func layersDir(options string) string {
+	for opt := range strings.SplitSeq(options, ",") {
+		if upper, ok := strings.CutPrefix(opt, "upperdir="); ok && strings.HasPrefix(upper, "/") {
+			return clip(filepath.Dir(filepath.Dir(upper)), maxText)
+		}
+	}
+	return ""
 }
 
 // pseudo tells the file systems that hold no data, of which a host of containers

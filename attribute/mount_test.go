@@ -83,8 +83,9 @@ func TestMountOfAContainer(t *testing.T) {
 	for dev, want := range map[string]Mount{
 		"0:52": {Source: ":/exports/shared", Point: "/data", FSType: "nfs4", Volume: "shared", Driver: "local",
 			NFSServer: "192.0.2.9", NFSExport: "/exports/shared", NFSVersion: "4.1"},
-		"0:53":  {Source: "ann@host:/srv", Point: "/ssh", FSType: "fuse.sshfs", FUSESubtype: "sshfs"},
-		"254:0": {Source: "/dev/vda", Point: "/", FSType: "ext4"}, // two volumes on it: which one cannot be told
+		"0:53": {Source: "ann@host:/srv", Point: "/ssh", FSType: "fuse.sshfs", FUSESubtype: "sshfs"},
+		// Two volumes on it, and no telling them apart.
+		"254:0": {Source: "/dev/vda", Point: "/one|/two", FSType: "ext4", Volume: "one|two", Driver: "local"},
 		"0:70":  {Source: "remote:", Point: "/inner", FSType: "fuse.rclone", Volume: "inner", Driver: "rclone", FUSESubtype: "rclone"},
 	} {
 		if got, ok := r.Mount(dev, id); !ok || got != want {
@@ -103,6 +104,52 @@ func TestMountOfAContainer(t *testing.T) {
 	r.CgroupRemoved(id, "")
 	if got, ok := r.Mount("0:52", id); !ok || got.Volume != "shared" {
 		t.Errorf("late writeback of a container that is gone: %+v, %v", got, ok)
+	}
+}
+
+// Where a container's own files are on the device as well, they may be what was
+// written. They still are when the container is gone.
+func TestVolumesOnOneDevice(t *testing.T) {
+	r, proc, root := mountHost(t)
+	overlay := "68 27 0:60 / /var/lib/docker/overlay2/X/merged rw - overlay overlay rw,lowerdir=/l/A:/l/B,upperdir=/mnt/ssd/layers/X/diff,workdir=/w\n" +
+		"69 27 8:1 / /mnt/ssd rw - xfs /dev/sda1 rw\n"
+	if err := os.WriteFile(filepath.Join(proc, "1/mountinfo"), []byte(hostMounts+overlay), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	const ssd = "8:1"
+	for i, tt := range []struct {
+		volumes []volume
+		want    Mount
+	}{
+		{nil, Mount{Point: "/mnt/ssd"}},
+		{[]volume{{source: "/mnt/ssd/data", destination: "/data"}}, Mount{Point: "/|/data", Volume: "/|/data"}},
+		{[]volume{{name: "b", driver: "local", source: "/mnt/ssd/b", destination: "/b"}, {name: "a", driver: "local", source: "/mnt/ssd/a", destination: "/z"}},
+			Mount{Point: "/|/b|/z", Volume: "/|b|a"}},
+		{[]volume{{source: "/mnt/ssd/hosts", destination: "/etc/hosts"}, {source: "/elsewhere", destination: "/data"}}, Mount{Point: "/mnt/ssd"}},
+		{[]volume{{source: "/mnt/ssd/pods/u/volumes/kubernetes.io~csi/pvc-2/mount", destination: "/pg"}}, Mount{Point: "/|/pg", Volume: "/|pvc-2"}},
+		{[]volume{{source: "/mnt/ssd/1", destination: "/1"}, {source: "/mnt/ssd/2", destination: "/2"}, {source: "/mnt/ssd/3", destination: "/3"},
+			{source: "/mnt/ssd/4", destination: "/4"}, {source: "/mnt/ssd/5", destination: "/5"}}, Mount{Point: "/|/1|/2|/3|+2", Volume: "/|/1|/2|/3|+2"}},
+	} {
+		container1 := strings.Repeat(strconv.Itoa(i), 64)
+		id := mkdir(t, root, "docker", container1)
+		r.CgroupCreated(id, "/docker/"+container1)
+		r.registry.put(container{id: container1, from: "test", volumes: tt.volumes})
+		tt.want.Source, tt.want.FSType = "/dev/sda1", "xfs"
+		if got, ok := r.Mount(ssd, id); !ok || got != tt.want {
+			t.Errorf("volumes %+v\n got %+v, %v\nwant %+v", tt.volumes, got, ok, tt.want)
+		}
+	}
+	// The overlay is unmounted with its container, whose pages are still dirty.
+	id := mkdir(t, root, "docker", idA)
+	r.CgroupCreated(id, "/docker/"+idA)
+	r.registry.put(container{id: idA, from: "test", volumes: []volume{{name: "v", source: "/mnt/ssd/v", destination: "/v"}}})
+	if err := os.WriteFile(filepath.Join(proc, "1/mountinfo"), []byte(hostMounts+"69 27 8:1 / /mnt/ssd rw - xfs /dev/sda1 rw\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.mounts.dirty, r.mounts.loaded = true, r.mounts.loaded.Add(-reloadKnown)
+	r.CgroupRemoved(id, "")
+	if got, _ := r.Mount(ssd, id); got.Volume != "/|v" || r.mounts.reads != 2 {
+		t.Errorf("when it is gone: %+v, %d tables read", got, r.mounts.reads)
 	}
 }
 
