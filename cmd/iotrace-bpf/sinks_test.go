@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -164,26 +165,78 @@ func TestServerNeverThere(t *testing.T) {
 	}
 }
 
-// TestReportFullDisk: a page that finds no room says so, and so does the exit status.
-func TestReportFullDisk(t *testing.T) {
-	if _, err := os.Stat("/dev/full"); err != nil {
-		t.Fatal(err)
-	}
-	recording := filepath.Join(t.TempDir(), "recording")
-	rec, err := output.NewRecorder(recording, output.RecorderOptions{})
+// recordingOf makes a recording of n seconds.
+func recordingOf(t *testing.T, n int) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "recording")
+	rec, err := output.NewRecorder(path, output.RecorderOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	now := time.Now()
-	if err := rec.Write(&output.Interval{Start: now, End: now.Add(time.Second), Samples: []output.Sample{{Source: output.SourceBlock, Write: output.Amount{Bytes: 1, Ops: 1}}}}); err != nil {
-		t.Fatal(err)
+	start := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+	for i := range n {
+		at := start.Add(time.Duration(i) * time.Second)
+		iv := &output.Interval{Start: at, End: at.Add(time.Second), Samples: []output.Sample{{
+			Source: output.SourceBlock, Level: output.LevelWire, Owner: output.OwnerUnit, Unit: "cron.service", Write: output.Amount{Bytes: 4099, Ops: 1},
+		}}}
+		if err := rec.Write(iv); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := rec.Close(); err != nil {
 		t.Fatal(err)
 	}
+	return path
+}
+
+// TestReportFullDisk: a page that finds no room says so, and so does the exit status.
+func TestReportFullDisk(t *testing.T) {
 	var stdout, stderr bytes.Buffer
-	code := run(t.Context(), []string{"replay", recording, "--report", "/dev/full"}, &stdout, &stderr)
+	code := run(t.Context(), []string{"replay", recordingOf(t, 3), "--report", "/dev/full"}, &stdout, &stderr)
 	if code != exitFailed || !strings.Contains(stderr.String(), "writing the report") || !strings.Contains(stderr.String(), "no space left") || stdout.Len() > 0 {
 		t.Errorf("exit code %d, %q, %q", code, stderr.String(), stdout.String())
+	}
+}
+
+// goneAfter is a pipe whose reader goes after so many lines.
+type goneAfter struct{ lines int }
+
+func (w *goneAfter) Write(p []byte) (int, error) {
+	if w.lines--; w.lines < 0 {
+		return 0, syscall.EPIPE
+	}
+	return len(p), nil
+}
+
+// TestClosedOutputEndsTheRest: when standard output is closed the run ends, with
+// every other output whole up to there.
+func TestClosedOutputEndsTheRest(t *testing.T) {
+	dir := t.TempDir()
+	copied, page := filepath.Join(dir, "copy"), filepath.Join(dir, "page.html")
+	var stderr bytes.Buffer
+	// Of an interval: its row and its status.
+	code := run(t.Context(), []string{"replay", recordingOf(t, 100), "--output", "ndjson", "--record", copied, "--report", page}, &goneAfter{lines: 2 * 7}, &stderr)
+	if code != exitFailed || !strings.Contains(stderr.String(), "standard output was closed") {
+		t.Errorf("exit code %d, %q", code, stderr.String())
+	}
+	rec, err := output.OpenRecording(copied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rec.Close()
+	n := 0
+	for ; ; n++ {
+		if _, err := rec.Next(); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n != 8 { // the one that could not be printed is the last
+		t.Errorf("the recording has %d intervals", n)
+	}
+	b, err := os.ReadFile(page)
+	if err != nil || !bytes.HasSuffix(bytes.TrimSpace(b), []byte("</html>")) || !bytes.Contains(b, []byte("cron.service")) {
+		t.Errorf("page of %d bytes, %v", len(b), err)
 	}
 }
