@@ -10,9 +10,8 @@
  * on every kernel since 5.10; block_rq_issue had a queue before it until 5.11
  * (a54895fa057c), which user space tells us.
  *
- * The two hooks that look into requests exist as raw tracepoint and as
- * BTF-typed tracepoint, whose loads are cheaper; user space keeps the one that
- * the kernel allows.
+ * These hooks exist as raw tracepoint and as BTF-typed tracepoint, whose loads
+ * are cheaper; user space keeps the one that the kernel allows.
  */
 #include "account.h"
 #include "owner.h"
@@ -552,14 +551,14 @@ static __always_inline struct inflight *iot_recall(struct request *rq)
 	return f && f->rq == (__u64)rq ? f : NULL;
 }
 
-static __always_inline void iot_block_record(struct request *rq, const struct usage_key *usage, __u64 issued,
+static __always_inline void iot_block_record(__u64 sector, const struct usage_key *usage, __u64 issued,
 					     __u64 latency, __u64 bytes)
 {
 	struct io_record record = {
 		.usage = *usage,
 		.time = issued,
 		.latency = latency,
-		.offset = FIELD(rq, __sector) << 9,
+		.offset = sector << 9,
 		.bytes = bytes,
 	};
 
@@ -642,7 +641,7 @@ static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed)
 	if (with_latency)
 		iot_remember(rq, &r.usage);
 	else if (with_records)
-		iot_block_record(rq, &r.usage, bpf_ktime_get_ns(), 0, r.bytes);
+		iot_block_record(FIELD(rq, __sector), &r.usage, bpf_ktime_get_ns(), 0, r.bytes);
 	return 0;
 }
 
@@ -655,46 +654,46 @@ struct {
 } attached_at SEC(".maps");
 
 /* Whether a request was made since we are there to see it. */
-static __always_inline bool iot_is_ours(struct request *rq)
+static __always_inline bool iot_is_ours(__u64 start)
 {
 	__u32 zero = 0;
 	__u64 *at = bpf_map_lookup_elem(&attached_at, &zero);
 
-	return at && *at && FIELD(rq, start_time_ns) > *at;
+	return at && *at && start > *at;
 }
 
-static __always_inline int iot_complete(struct request *rq, __u32 error, __u32 bytes)
+static __always_inline int iot_complete(struct request *rq, __u32 error, __u32 bytes, bool typed)
 {
-	struct inflight *f = iot_recall(rq);
-	struct usage_key usage;
-	__u64 start, ns;
-
-	if (!f) {
-		/* A flush sequence completes its request once more, without bytes and without an issue. */
-		if (bytes && (FIELD(rq, cmd_flags) & IOT_REQ_OP_MASK) < IOT_REQ_DRIVER && iot_is_ours(rq))
-			iot_lost(IOT_LOST_LATENCIES, 1);
-		return 0;
-	}
-	if (!error && bytes < FIELD(rq, __data_len)) /* more of it is to come */
-		return 0;
-	usage = f->usage;
-	f->rq = 0;
 	/*
 	 * When the request was made. /proc/diskstats adds up the same, and the kernel
 	 * keeps it for every request unless queue/iostats is switched off.
 	 */
-	start = FIELD(rq, start_time_ns);
+	__u64 start = LOAD(typed, rq, start_time_ns), ns;
+	struct request *addr = typed ? (struct request *)iot_untyped(rq) : rq;
+	struct inflight *f = iot_recall(addr);
+	struct usage_key usage;
+
+	if (!f) {
+		/* A flush sequence completes its request once more, without bytes and without an issue. */
+		if (bytes && (LOAD(typed, rq, cmd_flags) & IOT_REQ_OP_MASK) < IOT_REQ_DRIVER && iot_is_ours(start))
+			iot_lost(IOT_LOST_LATENCIES, 1);
+		return 0;
+	}
+	if (!error && bytes < LOAD(typed, rq, __data_len)) /* more of it is to come */
+		return 0;
+	usage = f->usage;
+	f->rq = 0;
 	ns = start ? bpf_ktime_get_ns() - start : 0;
 	if (start)
 		iot_latency(&usage, ns);
 	else
 		iot_lost(IOT_LOST_LATENCIES, 1);
-	if (with_records)
-		iot_block_record(rq, &usage, start, ns, bytes);
 	if (error) {
 		usage.flags |= IOT_ERROR;
 		iot_account(&usage, 0, 1);
 	}
+	if (with_records)
+		iot_block_record(LOAD(typed, rq, __sector), &usage, start, ns, bytes);
 	return 0;
 }
 
@@ -782,7 +781,7 @@ int iot_rq_requeue(__u64 *ctx)
 SEC("raw_tp/block_rq_complete")
 int iot_rq_complete(__u64 *ctx)
 {
-	return iot_complete((struct request *)ctx[0], ctx[1], ctx[2]);
+	return iot_complete((struct request *)ctx[0], ctx[1], ctx[2], false);
 }
 
 SEC("tp_btf/block_rq_issue")
@@ -795,6 +794,12 @@ SEC("tp_btf/block_rq_requeue")
 int iot_rq_requeue_btf(__u64 *ctx)
 {
 	return iot_requeue((struct request *)RQ_ARG, true);
+}
+
+SEC("tp_btf/block_rq_complete")
+int iot_rq_complete_btf(__u64 *ctx)
+{
+	return iot_complete((struct request *)ctx[0], ctx[1], ctx[2], true);
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -25,45 +25,48 @@ type BlockLoopFile struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	BlockMapAttachedAt       = "attached_at"
-	BlockMapBioLeaves        = "bio_leaves"
-	BlockMapComms            = "comms"
-	BlockMapCryptEnd         = "crypt_end"
-	BlockMapDeadOwners       = "dead_owners"
-	BlockMapGeneration       = "generation"
-	BlockMapInflight         = "inflight"
-	BlockMapLatencies        = "latencies"
-	BlockMapLatencyA         = "latency_a"
-	BlockMapLoopFiles        = "loop_files"
-	BlockMapLoopNotes        = "loop_notes"
-	BlockMapLosses           = "losses"
-	BlockMapNotes            = "notes"
-	BlockMapNotesLive        = "notes_live"
-	BlockMapNotices          = "notices"
-	BlockMapOverflow         = "overflow"
-	BlockMapRecords          = "records"
-	BlockMapRowCaches        = "row_caches"
-	BlockMapScans            = "scans"
-	BlockMapUsageA           = "usage_a"
-	BlockMapUsages           = "usages"
-	BlockMapWalks            = "walks"
-	BlockProgIotBioQueue     = "iot_bio_queue"
-	BlockProgIotRqComplete   = "iot_rq_complete"
-	BlockProgIotRqIssue      = "iot_rq_issue"
-	BlockProgIotRqIssueBtf   = "iot_rq_issue_btf"
-	BlockProgIotRqRequeue    = "iot_rq_requeue"
-	BlockProgIotRqRequeueBtf = "iot_rq_requeue_btf"
-	BlockVarBioIsSecondArg   = "bio_is_second_arg"
-	BlockVarBlkcgUsable      = "blkcg_usable"
-	BlockVarByMount          = "by_mount"
-	BlockVarByProcess        = "by_process"
-	BlockVarHaveBpfLoop      = "have_bpf_loop"
-	BlockVarHierarchyId      = "hierarchy_id"
-	BlockVarRqIsSecondArg    = "rq_is_second_arg"
-	BlockVarSelfPid          = "self_pid"
-	BlockVarWithApp          = "with_app"
-	BlockVarWithLatency      = "with_latency"
-	BlockVarWithRecords      = "with_records"
+	BlockMapAttachedAt        = "attached_at"
+	BlockMapBatches           = "batches"
+	BlockMapBioLeaves         = "bio_leaves"
+	BlockMapComms             = "comms"
+	BlockMapCryptEnd          = "crypt_end"
+	BlockMapDeadOwners        = "dead_owners"
+	BlockMapGeneration        = "generation"
+	BlockMapInflight          = "inflight"
+	BlockMapLatencies         = "latencies"
+	BlockMapLatencyA          = "latency_a"
+	BlockMapLoopFiles         = "loop_files"
+	BlockMapLoopNotes         = "loop_notes"
+	BlockMapLosses            = "losses"
+	BlockMapNotes             = "notes"
+	BlockMapNotesLive         = "notes_live"
+	BlockMapNotices           = "notices"
+	BlockMapOverflow          = "overflow"
+	BlockMapRecords           = "records"
+	BlockMapRowCaches         = "row_caches"
+	BlockMapScans             = "scans"
+	BlockMapUsageA            = "usage_a"
+	BlockMapUsages            = "usages"
+	BlockMapWalks             = "walks"
+	BlockProgIotBioQueue      = "iot_bio_queue"
+	BlockProgIotRqComplete    = "iot_rq_complete"
+	BlockProgIotRqCompleteBtf = "iot_rq_complete_btf"
+	BlockProgIotRqIssue       = "iot_rq_issue"
+	BlockProgIotRqIssueBtf    = "iot_rq_issue_btf"
+	BlockProgIotRqRequeue     = "iot_rq_requeue"
+	BlockProgIotRqRequeueBtf  = "iot_rq_requeue_btf"
+	BlockVarBioIsSecondArg    = "bio_is_second_arg"
+	BlockVarBlkcgUsable       = "blkcg_usable"
+	BlockVarByMount           = "by_mount"
+	BlockVarByProcess         = "by_process"
+	BlockVarCountLatencies    = "count_latencies"
+	BlockVarHaveBpfLoop       = "have_bpf_loop"
+	BlockVarHierarchyId       = "hierarchy_id"
+	BlockVarRqIsSecondArg     = "rq_is_second_arg"
+	BlockVarSelfPid           = "self_pid"
+	BlockVarWithApp           = "with_app"
+	BlockVarWithLatency       = "with_latency"
+	BlockVarWithRecords       = "with_records"
 )
 
 // LoadBlock returns the embedded CollectionSpec for Block.
@@ -108,12 +111,13 @@ type BlockSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockProgramSpecs struct {
-	IotBioQueue     *ebpf.ProgramSpec `ebpf:"iot_bio_queue"`
-	IotRqComplete   *ebpf.ProgramSpec `ebpf:"iot_rq_complete"`
-	IotRqIssue      *ebpf.ProgramSpec `ebpf:"iot_rq_issue"`
-	IotRqIssueBtf   *ebpf.ProgramSpec `ebpf:"iot_rq_issue_btf"`
-	IotRqRequeue    *ebpf.ProgramSpec `ebpf:"iot_rq_requeue"`
-	IotRqRequeueBtf *ebpf.ProgramSpec `ebpf:"iot_rq_requeue_btf"`
+	IotBioQueue      *ebpf.ProgramSpec `ebpf:"iot_bio_queue"`
+	IotRqComplete    *ebpf.ProgramSpec `ebpf:"iot_rq_complete"`
+	IotRqCompleteBtf *ebpf.ProgramSpec `ebpf:"iot_rq_complete_btf"`
+	IotRqIssue       *ebpf.ProgramSpec `ebpf:"iot_rq_issue"`
+	IotRqIssueBtf    *ebpf.ProgramSpec `ebpf:"iot_rq_issue_btf"`
+	IotRqRequeue     *ebpf.ProgramSpec `ebpf:"iot_rq_requeue"`
+	IotRqRequeueBtf  *ebpf.ProgramSpec `ebpf:"iot_rq_requeue_btf"`
 }
 
 // BlockMapSpecs contains maps before they are loaded into the kernel.
@@ -121,6 +125,7 @@ type BlockProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockMapSpecs struct {
 	AttachedAt *ebpf.MapSpec `ebpf:"attached_at"`
+	Batches    *ebpf.MapSpec `ebpf:"batches"`
 	BioLeaves  *ebpf.MapSpec `ebpf:"bio_leaves"`
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
 	CryptEnd   *ebpf.MapSpec `ebpf:"crypt_end"`
@@ -152,6 +157,7 @@ type BlockVariableSpecs struct {
 	BlkcgUsable    *ebpf.VariableSpec `ebpf:"blkcg_usable"`
 	ByMount        *ebpf.VariableSpec `ebpf:"by_mount"`
 	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
+	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
 	HaveBpfLoop    *ebpf.VariableSpec `ebpf:"have_bpf_loop"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
 	RqIsSecondArg  *ebpf.VariableSpec `ebpf:"rq_is_second_arg"`
@@ -182,6 +188,7 @@ func (o *BlockObjects) Close() error {
 // It can be passed to LoadBlockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockMaps struct {
 	AttachedAt *ebpf.Map `ebpf:"attached_at"`
+	Batches    *ebpf.Map `ebpf:"batches"`
 	BioLeaves  *ebpf.Map `ebpf:"bio_leaves"`
 	Comms      *ebpf.Map `ebpf:"comms"`
 	CryptEnd   *ebpf.Map `ebpf:"crypt_end"`
@@ -208,6 +215,7 @@ type BlockMaps struct {
 func (m *BlockMaps) Close() error {
 	return _BlockClose(
 		m.AttachedAt,
+		m.Batches,
 		m.BioLeaves,
 		m.Comms,
 		m.CryptEnd,
@@ -240,6 +248,7 @@ type BlockVariables struct {
 	BlkcgUsable    *ebpf.Variable `ebpf:"blkcg_usable"`
 	ByMount        *ebpf.Variable `ebpf:"by_mount"`
 	ByProcess      *ebpf.Variable `ebpf:"by_process"`
+	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
 	HaveBpfLoop    *ebpf.Variable `ebpf:"have_bpf_loop"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
 	RqIsSecondArg  *ebpf.Variable `ebpf:"rq_is_second_arg"`
@@ -253,18 +262,20 @@ type BlockVariables struct {
 //
 // It can be passed to LoadBlockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockPrograms struct {
-	IotBioQueue     *ebpf.Program `ebpf:"iot_bio_queue"`
-	IotRqComplete   *ebpf.Program `ebpf:"iot_rq_complete"`
-	IotRqIssue      *ebpf.Program `ebpf:"iot_rq_issue"`
-	IotRqIssueBtf   *ebpf.Program `ebpf:"iot_rq_issue_btf"`
-	IotRqRequeue    *ebpf.Program `ebpf:"iot_rq_requeue"`
-	IotRqRequeueBtf *ebpf.Program `ebpf:"iot_rq_requeue_btf"`
+	IotBioQueue      *ebpf.Program `ebpf:"iot_bio_queue"`
+	IotRqComplete    *ebpf.Program `ebpf:"iot_rq_complete"`
+	IotRqCompleteBtf *ebpf.Program `ebpf:"iot_rq_complete_btf"`
+	IotRqIssue       *ebpf.Program `ebpf:"iot_rq_issue"`
+	IotRqIssueBtf    *ebpf.Program `ebpf:"iot_rq_issue_btf"`
+	IotRqRequeue     *ebpf.Program `ebpf:"iot_rq_requeue"`
+	IotRqRequeueBtf  *ebpf.Program `ebpf:"iot_rq_requeue_btf"`
 }
 
 func (p *BlockPrograms) Close() error {
 	return _BlockClose(
 		p.IotBioQueue,
 		p.IotRqComplete,
+		p.IotRqCompleteBtf,
 		p.IotRqIssue,
 		p.IotRqIssueBtf,
 		p.IotRqRequeue,

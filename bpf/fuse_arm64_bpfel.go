@@ -47,6 +47,7 @@ type FUSEOffsets struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	FUSEMapAppCalls                   = "app_calls"
+	FUSEMapBatches                    = "batches"
 	FUSEMapComms                      = "comms"
 	FUSEMapDaemons                    = "daemons"
 	FUSEMapDeadOwners                 = "dead_owners"
@@ -88,6 +89,7 @@ const (
 	FUSEVarBlkcgUsable                = "blkcg_usable"
 	FUSEVarByMount                    = "by_mount"
 	FUSEVarByProcess                  = "by_process"
+	FUSEVarCountLatencies             = "count_latencies"
 	FUSEVarHaveBpfLoop                = "have_bpf_loop"
 	FUSEVarHierarchyId                = "hierarchy_id"
 	FUSEVarLayout                     = "layout"
@@ -166,6 +168,7 @@ type FUSEProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type FUSEMapSpecs struct {
 	AppCalls   *ebpf.MapSpec `ebpf:"app_calls"`
+	Batches    *ebpf.MapSpec `ebpf:"batches"`
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
 	Daemons    *ebpf.MapSpec `ebpf:"daemons"`
 	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
@@ -191,17 +194,18 @@ type FUSEMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type FUSEVariableSpecs struct {
-	BlkcgUsable   *ebpf.VariableSpec `ebpf:"blkcg_usable"`
-	ByMount       *ebpf.VariableSpec `ebpf:"by_mount"`
-	ByProcess     *ebpf.VariableSpec `ebpf:"by_process"`
-	HaveBpfLoop   *ebpf.VariableSpec `ebpf:"have_bpf_loop"`
-	HierarchyId   *ebpf.VariableSpec `ebpf:"hierarchy_id"`
-	Layout        *ebpf.VariableSpec `ebpf:"layout"`
-	LayoutAssumed *ebpf.VariableSpec `ebpf:"layout_assumed"`
-	SelfPid       *ebpf.VariableSpec `ebpf:"self_pid"`
-	WithApp       *ebpf.VariableSpec `ebpf:"with_app"`
-	WithLatency   *ebpf.VariableSpec `ebpf:"with_latency"`
-	WithRecords   *ebpf.VariableSpec `ebpf:"with_records"`
+	BlkcgUsable    *ebpf.VariableSpec `ebpf:"blkcg_usable"`
+	ByMount        *ebpf.VariableSpec `ebpf:"by_mount"`
+	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
+	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
+	HaveBpfLoop    *ebpf.VariableSpec `ebpf:"have_bpf_loop"`
+	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
+	Layout         *ebpf.VariableSpec `ebpf:"layout"`
+	LayoutAssumed  *ebpf.VariableSpec `ebpf:"layout_assumed"`
+	SelfPid        *ebpf.VariableSpec `ebpf:"self_pid"`
+	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
+	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
+	WithRecords    *ebpf.VariableSpec `ebpf:"with_records"`
 }
 
 // FUSEObjects contains all objects after they have been loaded into the kernel.
@@ -225,6 +229,7 @@ func (o *FUSEObjects) Close() error {
 // It can be passed to LoadFUSEObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FUSEMaps struct {
 	AppCalls   *ebpf.Map `ebpf:"app_calls"`
+	Batches    *ebpf.Map `ebpf:"batches"`
 	Comms      *ebpf.Map `ebpf:"comms"`
 	Daemons    *ebpf.Map `ebpf:"daemons"`
 	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
@@ -249,6 +254,7 @@ type FUSEMaps struct {
 func (m *FUSEMaps) Close() error {
 	return _FUSEClose(
 		m.AppCalls,
+		m.Batches,
 		m.Comms,
 		m.Daemons,
 		m.DeadOwners,
@@ -275,17 +281,18 @@ func (m *FUSEMaps) Close() error {
 //
 // It can be passed to LoadFUSEObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FUSEVariables struct {
-	BlkcgUsable   *ebpf.Variable `ebpf:"blkcg_usable"`
-	ByMount       *ebpf.Variable `ebpf:"by_mount"`
-	ByProcess     *ebpf.Variable `ebpf:"by_process"`
-	HaveBpfLoop   *ebpf.Variable `ebpf:"have_bpf_loop"`
-	HierarchyId   *ebpf.Variable `ebpf:"hierarchy_id"`
-	Layout        *ebpf.Variable `ebpf:"layout"`
-	LayoutAssumed *ebpf.Variable `ebpf:"layout_assumed"`
-	SelfPid       *ebpf.Variable `ebpf:"self_pid"`
-	WithApp       *ebpf.Variable `ebpf:"with_app"`
-	WithLatency   *ebpf.Variable `ebpf:"with_latency"`
-	WithRecords   *ebpf.Variable `ebpf:"with_records"`
+	BlkcgUsable    *ebpf.Variable `ebpf:"blkcg_usable"`
+	ByMount        *ebpf.Variable `ebpf:"by_mount"`
+	ByProcess      *ebpf.Variable `ebpf:"by_process"`
+	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
+	HaveBpfLoop    *ebpf.Variable `ebpf:"have_bpf_loop"`
+	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
+	Layout         *ebpf.Variable `ebpf:"layout"`
+	LayoutAssumed  *ebpf.Variable `ebpf:"layout_assumed"`
+	SelfPid        *ebpf.Variable `ebpf:"self_pid"`
+	WithApp        *ebpf.Variable `ebpf:"with_app"`
+	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
+	WithRecords    *ebpf.Variable `ebpf:"with_records"`
 }
 
 // FUSEPrograms contains all programs after they have been loaded into the kernel.

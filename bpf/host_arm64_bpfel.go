@@ -80,6 +80,13 @@ type HostPageNote struct {
 	Pad   uint32
 }
 
+type HostRecordBatch struct {
+	_       structs.HostLayout
+	Busy    uint64
+	N       uint64
+	Records [16]HostIoRecord
+}
+
 type HostRowCache struct {
 	_     structs.HostLayout
 	Busy  uint64
@@ -117,6 +124,7 @@ type HostUsageKey struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	HostMapBatches                = "batches"
 	HostMapComms                  = "comms"
 	HostMapDeadOwners             = "dead_owners"
 	HostMapDraft                  = "draft"
@@ -145,6 +153,7 @@ const (
 	HostVarBlkcgUsable            = "blkcg_usable"
 	HostVarByMount                = "by_mount"
 	HostVarByProcess              = "by_process"
+	HostVarCountLatencies         = "count_latencies"
 	HostVarHaveBpfLoop            = "have_bpf_loop"
 	HostVarHierarchyId            = "hierarchy_id"
 	HostVarNodes                  = "nodes"
@@ -211,6 +220,7 @@ type HostProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type HostMapSpecs struct {
+	Batches    *ebpf.MapSpec `ebpf:"batches"`
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
 	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
 	Draft      *ebpf.MapSpec `ebpf:"draft"`
@@ -234,17 +244,18 @@ type HostMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type HostVariableSpecs struct {
-	BlkcgUsable *ebpf.VariableSpec `ebpf:"blkcg_usable"`
-	ByMount     *ebpf.VariableSpec `ebpf:"by_mount"`
-	ByProcess   *ebpf.VariableSpec `ebpf:"by_process"`
-	HaveBpfLoop *ebpf.VariableSpec `ebpf:"have_bpf_loop"`
-	HierarchyId *ebpf.VariableSpec `ebpf:"hierarchy_id"`
-	Nodes       *ebpf.VariableSpec `ebpf:"nodes"`
-	NoteInodes  *ebpf.VariableSpec `ebpf:"note_inodes"`
-	SelfPid     *ebpf.VariableSpec `ebpf:"self_pid"`
-	WithApp     *ebpf.VariableSpec `ebpf:"with_app"`
-	WithLatency *ebpf.VariableSpec `ebpf:"with_latency"`
-	WithRecords *ebpf.VariableSpec `ebpf:"with_records"`
+	BlkcgUsable    *ebpf.VariableSpec `ebpf:"blkcg_usable"`
+	ByMount        *ebpf.VariableSpec `ebpf:"by_mount"`
+	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
+	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
+	HaveBpfLoop    *ebpf.VariableSpec `ebpf:"have_bpf_loop"`
+	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
+	Nodes          *ebpf.VariableSpec `ebpf:"nodes"`
+	NoteInodes     *ebpf.VariableSpec `ebpf:"note_inodes"`
+	SelfPid        *ebpf.VariableSpec `ebpf:"self_pid"`
+	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
+	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
+	WithRecords    *ebpf.VariableSpec `ebpf:"with_records"`
 }
 
 // HostObjects contains all objects after they have been loaded into the kernel.
@@ -267,6 +278,7 @@ func (o *HostObjects) Close() error {
 //
 // It can be passed to LoadHostObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HostMaps struct {
+	Batches    *ebpf.Map `ebpf:"batches"`
 	Comms      *ebpf.Map `ebpf:"comms"`
 	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
 	Draft      *ebpf.Map `ebpf:"draft"`
@@ -288,6 +300,7 @@ type HostMaps struct {
 
 func (m *HostMaps) Close() error {
 	return _HostClose(
+		m.Batches,
 		m.Comms,
 		m.DeadOwners,
 		m.Draft,
@@ -312,17 +325,18 @@ func (m *HostMaps) Close() error {
 //
 // It can be passed to LoadHostObjects or ebpf.CollectionSpec.LoadAndAssign.
 type HostVariables struct {
-	BlkcgUsable *ebpf.Variable `ebpf:"blkcg_usable"`
-	ByMount     *ebpf.Variable `ebpf:"by_mount"`
-	ByProcess   *ebpf.Variable `ebpf:"by_process"`
-	HaveBpfLoop *ebpf.Variable `ebpf:"have_bpf_loop"`
-	HierarchyId *ebpf.Variable `ebpf:"hierarchy_id"`
-	Nodes       *ebpf.Variable `ebpf:"nodes"`
-	NoteInodes  *ebpf.Variable `ebpf:"note_inodes"`
-	SelfPid     *ebpf.Variable `ebpf:"self_pid"`
-	WithApp     *ebpf.Variable `ebpf:"with_app"`
-	WithLatency *ebpf.Variable `ebpf:"with_latency"`
-	WithRecords *ebpf.Variable `ebpf:"with_records"`
+	BlkcgUsable    *ebpf.Variable `ebpf:"blkcg_usable"`
+	ByMount        *ebpf.Variable `ebpf:"by_mount"`
+	ByProcess      *ebpf.Variable `ebpf:"by_process"`
+	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
+	HaveBpfLoop    *ebpf.Variable `ebpf:"have_bpf_loop"`
+	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
+	Nodes          *ebpf.Variable `ebpf:"nodes"`
+	NoteInodes     *ebpf.Variable `ebpf:"note_inodes"`
+	SelfPid        *ebpf.Variable `ebpf:"self_pid"`
+	WithApp        *ebpf.Variable `ebpf:"with_app"`
+	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
+	WithRecords    *ebpf.Variable `ebpf:"with_records"`
 }
 
 // HostPrograms contains all programs after they have been loaded into the kernel.

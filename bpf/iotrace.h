@@ -138,6 +138,19 @@ struct io_record {
 	__u64 bytes;
 };
 
+/*
+ * Records are handed over by so many: the ring has one lock for all CPUs, which
+ * would cost as much as the rest. What waits for company is read with the
+ * totals. busy is as in struct row_cache.
+ */
+#define IOT_BATCH 16
+
+struct record_batch {
+	__u64 busy;
+	__u64 n;
+	struct io_record records[IOT_BATCH];
+};
+
 enum iot_notice_kind {
 	IOT_CGROUP_CREATED = 1,
 	IOT_CGROUP_REMOVED = 2,

@@ -17,6 +17,7 @@ const volatile __u32 hierarchy_id = 0; /* the hierarchy that names cgroups: 0 is
 const volatile bool by_process = false; /* key by pid */
 const volatile bool by_mount = false; /* key by file system */
 const volatile bool with_latency = false;
+const volatile bool count_latencies = false; /* in buckets; off where records alone have them */
 const volatile bool with_records = false;
 const volatile bool with_app = false; /* count system calls beside requests (IOT_APP) */
 const volatile bool have_bpf_loop = false;
@@ -94,6 +95,14 @@ struct {
 	__type(value, __u64);
 } losses SEC(".maps");
 
+/* Records on their way to the ring; by generation, as row_caches. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct record_batch);
+} batches SEC(".maps");
+
 /* One record per I/O (--events); made tiny by user space when not asked for. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -145,7 +154,7 @@ static __always_inline void iot_lost(__u32 which, __u64 n)
 	__u64 *count = bpf_map_lookup_elem(&losses, &which);
 
 	if (count)
-		*count += n;
+		__sync_fetch_and_add(count, n); /* an interrupt may count here as well */
 }
 
 #endif

@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	NFSMapBatches                = "batches"
 	NFSMapCalls                  = "calls"
 	NFSMapClients                = "clients"
 	NFSMapComms                  = "comms"
@@ -62,6 +63,7 @@ const (
 	NFSVarBlkcgUsable            = "blkcg_usable"
 	NFSVarByMount                = "by_mount"
 	NFSVarByProcess              = "by_process"
+	NFSVarCountLatencies         = "count_latencies"
 	NFSVarFixedNfsPage           = "fixed_nfs_page"
 	NFSVarHaveBpfLoop            = "have_bpf_loop"
 	NFSVarHierarchyId            = "hierarchy_id"
@@ -141,6 +143,7 @@ type NFSProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NFSMapSpecs struct {
+	Batches    *ebpf.MapSpec `ebpf:"batches"`
 	Calls      *ebpf.MapSpec `ebpf:"calls"`
 	Clients    *ebpf.MapSpec `ebpf:"clients"`
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
@@ -168,16 +171,17 @@ type NFSMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NFSVariableSpecs struct {
-	BlkcgUsable  *ebpf.VariableSpec `ebpf:"blkcg_usable"`
-	ByMount      *ebpf.VariableSpec `ebpf:"by_mount"`
-	ByProcess    *ebpf.VariableSpec `ebpf:"by_process"`
-	FixedNfsPage *ebpf.VariableSpec `ebpf:"fixed_nfs_page"`
-	HaveBpfLoop  *ebpf.VariableSpec `ebpf:"have_bpf_loop"`
-	HierarchyId  *ebpf.VariableSpec `ebpf:"hierarchy_id"`
-	SelfPid      *ebpf.VariableSpec `ebpf:"self_pid"`
-	WithApp      *ebpf.VariableSpec `ebpf:"with_app"`
-	WithLatency  *ebpf.VariableSpec `ebpf:"with_latency"`
-	WithRecords  *ebpf.VariableSpec `ebpf:"with_records"`
+	BlkcgUsable    *ebpf.VariableSpec `ebpf:"blkcg_usable"`
+	ByMount        *ebpf.VariableSpec `ebpf:"by_mount"`
+	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
+	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
+	FixedNfsPage   *ebpf.VariableSpec `ebpf:"fixed_nfs_page"`
+	HaveBpfLoop    *ebpf.VariableSpec `ebpf:"have_bpf_loop"`
+	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
+	SelfPid        *ebpf.VariableSpec `ebpf:"self_pid"`
+	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
+	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
+	WithRecords    *ebpf.VariableSpec `ebpf:"with_records"`
 }
 
 // NFSObjects contains all objects after they have been loaded into the kernel.
@@ -200,6 +204,7 @@ func (o *NFSObjects) Close() error {
 //
 // It can be passed to LoadNFSObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NFSMaps struct {
+	Batches    *ebpf.Map `ebpf:"batches"`
 	Calls      *ebpf.Map `ebpf:"calls"`
 	Clients    *ebpf.Map `ebpf:"clients"`
 	Comms      *ebpf.Map `ebpf:"comms"`
@@ -225,6 +230,7 @@ type NFSMaps struct {
 
 func (m *NFSMaps) Close() error {
 	return _NFSClose(
+		m.Batches,
 		m.Calls,
 		m.Clients,
 		m.Comms,
@@ -253,16 +259,17 @@ func (m *NFSMaps) Close() error {
 //
 // It can be passed to LoadNFSObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NFSVariables struct {
-	BlkcgUsable  *ebpf.Variable `ebpf:"blkcg_usable"`
-	ByMount      *ebpf.Variable `ebpf:"by_mount"`
-	ByProcess    *ebpf.Variable `ebpf:"by_process"`
-	FixedNfsPage *ebpf.Variable `ebpf:"fixed_nfs_page"`
-	HaveBpfLoop  *ebpf.Variable `ebpf:"have_bpf_loop"`
-	HierarchyId  *ebpf.Variable `ebpf:"hierarchy_id"`
-	SelfPid      *ebpf.Variable `ebpf:"self_pid"`
-	WithApp      *ebpf.Variable `ebpf:"with_app"`
-	WithLatency  *ebpf.Variable `ebpf:"with_latency"`
-	WithRecords  *ebpf.Variable `ebpf:"with_records"`
+	BlkcgUsable    *ebpf.Variable `ebpf:"blkcg_usable"`
+	ByMount        *ebpf.Variable `ebpf:"by_mount"`
+	ByProcess      *ebpf.Variable `ebpf:"by_process"`
+	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
+	FixedNfsPage   *ebpf.Variable `ebpf:"fixed_nfs_page"`
+	HaveBpfLoop    *ebpf.Variable `ebpf:"have_bpf_loop"`
+	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
+	SelfPid        *ebpf.Variable `ebpf:"self_pid"`
+	WithApp        *ebpf.Variable `ebpf:"with_app"`
+	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
+	WithRecords    *ebpf.Variable `ebpf:"with_records"`
 }
 
 // NFSPrograms contains all programs after they have been loaded into the kernel.

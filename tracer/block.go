@@ -34,6 +34,7 @@ func openBlock(h *host) (*object, error) {
 	if h.opt.Latency {
 		// Last: a completion whose issue was not seen counts as lost.
 		signals = append(signals, signal{hooks: []hook{
+			{kind: btfTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqCompleteBtf},
 			{kind: rawTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqComplete},
 		}})
 	}

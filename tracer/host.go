@@ -19,7 +19,7 @@ import (
 // sharedMaps are made once, by the host object, and handed to every source.
 var sharedMaps = []string{
 	bpf.HostMapUsages, bpf.HostMapUsageA, bpf.HostMapLatencies, bpf.HostMapLatencyA, bpf.HostMapOverflow,
-	bpf.HostMapRowCaches, bpf.HostMapGeneration, bpf.HostMapLosses, bpf.HostMapRecords, bpf.HostMapNotices, bpf.HostMapNotes, bpf.HostMapNotesLive,
+	bpf.HostMapRowCaches, bpf.HostMapGeneration, bpf.HostMapLosses, bpf.HostMapRecords, bpf.HostMapBatches, bpf.HostMapNotices, bpf.HostMapNotes, bpf.HostMapNotesLive,
 	bpf.HostMapDeadOwners, bpf.HostMapLoopNotes, bpf.HostMapComms, bpf.HostMapInodeNotes,
 }
 
@@ -73,13 +73,14 @@ func (h *host) release() { h.cache, h.types = nil, nil }
 // tune sets the constants that every object has.
 func (h *host) tune(spec *ebpf.CollectionSpec) error {
 	values := map[string]any{
-		bpf.HostVarHierarchyId: uint32(h.opt.Hierarchy),
-		bpf.HostVarByProcess:   h.opt.ByProcess,
-		bpf.HostVarByMount:     h.opt.ByMount,
-		bpf.HostVarWithLatency: h.opt.Latency,
-		bpf.HostVarWithRecords: h.opt.Records != nil,
-		bpf.HostVarWithApp:     h.opt.App,
-		bpf.HostVarHaveBpfLoop: h.haveLoop,
+		bpf.HostVarHierarchyId:    uint32(h.opt.Hierarchy),
+		bpf.HostVarByProcess:      h.opt.ByProcess,
+		bpf.HostVarByMount:        h.opt.ByMount,
+		bpf.HostVarWithLatency:    h.opt.Latency,
+		bpf.HostVarCountLatencies: h.opt.countsLatencies(),
+		bpf.HostVarWithRecords:    h.opt.Records != nil,
+		bpf.HostVarWithApp:        h.opt.App,
+		bpf.HostVarHaveBpfLoop:    h.haveLoop,
 		// On cgroup v1 a bio's cgroup is in another hierarchy, with ids of its own.
 		bpf.HostVarBlkcgUsable: h.opt.Hierarchy == 0,
 		bpf.HostVarSelfPid:     uint32(os.Getpid()),
@@ -113,7 +114,7 @@ func (h *host) size(spec *ebpf.CollectionSpec) {
 	if h.opt.Records == nil {
 		spec.Maps[bpf.HostMapRecords].MaxEntries = uint32(os.Getpagesize())
 	}
-	if !h.opt.Latency {
+	if !h.opt.countsLatencies() {
 		spec.Maps[bpf.HostMapLatencyA].MaxEntries = 1
 	}
 	if !h.opt.ByProcess {

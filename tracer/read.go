@@ -196,10 +196,15 @@ func (t *Tracer) Read() (*Interval, error) {
 			}
 		}
 	}
+	if t.opt.Records != nil {
+		if iv.Records, err = t.takeBatches(cache); err != nil {
+			return nil, err
+		}
+	}
 	if err := t.readOverflow(book); err != nil {
 		return nil, err
 	}
-	if t.opt.Latency {
+	if t.opt.countsLatencies() {
 		if err := t.readLatency(caches, row); err != nil {
 			return nil, err
 		}

@@ -9,18 +9,59 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-// recordsPoll is how long a record may wait in the ring: programs wake the
-// reader only when a quarter of it is full.
-const recordsPoll = 50 * time.Millisecond
+// No program wakes the reader of records: it looks when an eighth of the ring
+// should be full, and within these bounds.
+const (
+	recordsSoon = time.Millisecond
+	recordsLate = 50 * time.Millisecond
+)
+
+// recordsBurst is how many records a second may come in all of a sudden: a ring
+// too small for recordsLate of them is looked at more often, even while idle.
+const recordsBurst = 1 << 20
+
+const (
+	recordSize = int(unsafe.Sizeof(bpf.HostIoRecord{}))
+	ringHeader = 8 // BPF_RINGBUF_HDR_SZ
+)
 
 // recordsBatch is how many records are handed over at once at most.
 const recordsBatch = 4096
+
+// pace says when to look for records again.
+type pace struct {
+	ring int           // bytes
+	late time.Duration // at the latest
+	wait time.Duration // the last answer
+}
+
+func newPace(ring int) *pace {
+	late := time.Duration(ring/recordSize) * time.Second / recordsBurst
+	late = min(max(late, 5*recordsSoon), recordsLate)
+	return &pace{ring: ring, late: late, wait: late}
+}
+
+// next takes how many records came in, and in which time.
+func (p *pace) next(records int, in time.Duration) time.Duration {
+	wait := p.late
+	if bytes := records * recordSize; bytes > 0 {
+		wait = time.Duration(float64(in) * float64(p.ring/8) / float64(bytes))
+		if bytes > p.ring/2 {
+			p.wait = 0 // records are about to be lost, or were
+			return 0
+		}
+	}
+	wait = min(wait, 2*p.wait) // the rate may have sunk for a moment alone
+	p.wait = min(max(wait, recordsSoon), p.late)
+	return p.wait
+}
 
 func (t *Tracer) startReaders(ctx context.Context) error {
 	notices, err := ringbuf.NewReader(t.host.shared[bpf.HostMapNotices])
@@ -36,11 +77,11 @@ func (t *Tracer) startReaders(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("opening the ring of records: %w", err)
 	}
-	t.closers = append(t.closers, records.Close)
-	t.records, t.flushed = records, make(chan struct{})
 	if _, err := bootTime(); err != nil {
+		records.Close()
 		return fmt.Errorf("reading the clock: %w", err)
 	}
+	t.flush = make(chan chan struct{})
 	t.readers.Go(func() { t.readRecords(ctx, records) })
 	return nil
 }
@@ -58,14 +99,17 @@ func bootTime() (time.Time, error) {
 // FlushRecords returns once every record that is in the ring now has been handed
 // to Options.Records.
 func (t *Tracer) FlushRecords() error {
-	if t.records == nil {
+	if t.flush == nil {
 		return nil
 	}
-	if err := t.records.Flush(); err != nil {
-		return fmt.Errorf("flushing the ring of records: %w", err)
+	done := make(chan struct{})
+	select {
+	case t.flush <- done:
+	case <-t.ctx.Done():
+		return nil
 	}
 	select {
-	case <-t.flushed:
+	case <-done:
 	case <-t.ctx.Done():
 	}
 	return nil
@@ -122,53 +166,107 @@ func (t *Tracer) readNotices(r *ringbuf.Reader) {
 }
 
 func (t *Tracer) readRecords(ctx context.Context, r *ringbuf.Reader) {
-	var rec ringbuf.Record
-	out := make([]Record, 0, recordsBatch)
-	boot, _ := bootTime() // that it can be read was seen before
-	flush := func() {
-		boot, _ = bootTime()
-		if len(out) > 0 {
-			t.opt.Records(out)
-			out = out[:0]
-		}
-	}
-	r.SetDeadline(time.Now().Add(recordsPoll))
+	defer r.Close()
+	r.SetDeadline(time.Unix(0, 1)) // what is there, without waiting: poll would return for each single record
+	drain := recordDrain{reader: r, out: make([]Record, 0, recordsBatch), hand: t.opt.Records}
+	pace := newPace(r.BufferSize())
+	last := time.Now()
+	timer := time.NewTimer(pace.wait)
+	defer timer.Stop()
 	for {
-		err := r.ReadInto(&rec)
-		switch {
-		case errors.Is(err, os.ErrDeadlineExceeded):
-			flush()
-			if ctx.Err() != nil {
-				return
-			}
-			r.SetDeadline(time.Now().Add(recordsPoll))
-			continue
-		case errors.Is(err, ringbuf.ErrFlushed):
-			flush()
-			select {
-			case t.flushed <- struct{}{}:
-			case <-ctx.Done():
-			}
-			continue
-		case err != nil:
-			flush()
-			if !errors.Is(err, ringbuf.ErrClosed) {
-				t.opt.Log.Warn("reading records", "error", err)
-			}
+		var flushed chan struct{}
+		select {
+		case <-timer.C:
+		case flushed = <-t.flush:
+		case <-ctx.Done():
 			return
 		}
-		if len(rec.RawSample) < int(unsafe.Sizeof(bpf.HostIoRecord{})) {
-			continue
+		n, err := drain.run()
+		if err != nil {
+			t.opt.Log.Warn("reading records", "error", err)
+			return
 		}
+		if flushed != nil {
+			close(flushed)
+		}
+		now := time.Now()
+		timer.Reset(pace.next(n, now.Sub(last)))
+		last = now
+	}
+}
+
+// recordDrain takes records out of the ring.
+type recordDrain struct {
+	reader *ringbuf.Reader
+	record ringbuf.Record
+	out    []Record
+	hand   func([]Record)
+}
+
+// run hands over what is in the ring now, and says how many records that were.
+func (d *recordDrain) run() (n int, err error) {
+	boot, err := bootTime()
+	if err != nil {
+		return 0, err
+	}
+	for bytes := d.reader.AvailableBytes(); bytes > 0; {
+		err := d.reader.ReadInto(&d.record)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			break
+		}
+		if err != nil {
+			return n, err
+		}
+		bytes -= len(d.record.RawSample) + ringHeader
 		// The ring's data is 8-byte aligned and the struct has no padding.
-		raw := (*bpf.HostIoRecord)(unsafe.Pointer(&rec.RawSample[0]))
-		key, _, failed := keyOf(&raw.Usage)
-		out = append(out, Record{
-			Key: key, Time: boot.Add(time.Duration(raw.Time)), Latency: time.Duration(raw.Latency),
-			Offset: raw.Offset, Bytes: raw.Bytes, Error: failed,
-		})
-		if len(out) == cap(out) {
-			flush()
+		for sample := d.record.RawSample; len(sample) >= recordSize; sample = sample[recordSize:] {
+			n++
+			d.out = append(d.out, recordOf((*bpf.HostIoRecord)(unsafe.Pointer(&sample[0])), boot))
+			if len(d.out) == cap(d.out) {
+				d.hand(d.out)
+				d.out = d.out[:0]
+			}
 		}
 	}
+	if len(d.out) > 0 {
+		d.hand(d.out)
+		d.out = d.out[:0]
+	}
+	return n, nil
+}
+
+func recordOf(raw *bpf.HostIoRecord, boot time.Time) Record {
+	key, _, failed := keyOf(&raw.Usage)
+	return Record{
+		Key: key, Time: boot.Add(time.Duration(raw.Time)), Latency: time.Duration(raw.Latency),
+		Offset: raw.Offset, Bytes: raw.Bytes, Error: failed,
+	}
+}
+
+// takeBatches returns the records that wait for company in batches at rest, and
+// empties those.
+func (t *Tracer) takeBatches(generation uint32) ([]Record, error) {
+	m := t.host.shared[bpf.HostMapBatches]
+	if err := m.Lookup(generation, &t.batches); err != nil {
+		return nil, fmt.Errorf("reading batches of records: %w", err)
+	}
+	boot, err := bootTime()
+	if err != nil {
+		return nil, err
+	}
+	var list []Record
+	for i := range t.batches {
+		b := &t.batches[i]
+		for j := range b.Records[:min(b.N, uint64(len(b.Records)))] {
+			list = append(list, recordOf(&b.Records[j], boot))
+		}
+		b.N = 0
+	}
+	if len(list) == 0 {
+		return nil, nil
+	}
+	if err := m.Update(generation, t.batches, ebpf.UpdateAny); err != nil {
+		return nil, fmt.Errorf("emptying batches of records: %w", err)
+	}
+	return list, nil
 }

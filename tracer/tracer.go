@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
@@ -26,7 +25,11 @@ type Options struct {
 	ByMount   bool     // fill Key.FSDev
 	Latency   bool
 	App       bool           // count system calls beside requests: rows with Key.App
-	Records   func([]Record) // called with batches of I/Os, from one goroutine; the slice is reused
+	Records   func([]Record) // called with most I/Os, in batches, from one goroutine; the slice is reused
+
+	// LatencyOfRecords keeps latencies out of rows, which saves a quarter of what
+	// an I/O with a record costs: the records have them.
+	LatencyOfRecords bool
 
 	CgroupCreated func(id uint64, path string) // called from one goroutine
 	CgroupRemoved func(id uint64, path string)
@@ -37,6 +40,9 @@ type Options struct {
 
 	Log *slog.Logger // nil discards
 }
+
+// countsLatencies tells whether rows have latencies.
+func (o *Options) countsLatencies() bool { return o.Latency && !o.LatencyOfRecords }
 
 func (o *Options) needsInodes() bool { return o.wants("fuse") }
 
@@ -69,8 +75,8 @@ type Tracer struct {
 	noCaches       []bpf.HostRowCache // zeroes
 	last           snapshot
 	debts          map[Key]debt
-	records        *ringbuf.Reader // nil unless somebody wants them
-	flushed        chan struct{}   // the ring of records was read to its end
+	batches        []bpf.HostRecordBatch
+	flush          chan chan struct{} // asks for the records in the ring; nil unless somebody wants them
 
 	ctx     context.Context // done when the tracer is closed
 	stop    context.CancelFunc

@@ -157,6 +157,7 @@ type Lost struct {
 type Interval struct {
 	Start, End time.Time
 	Rows       []Row
+	Records    []Record // that Options.Records was not called with
 	Lost       Lost
 	Notes      uint64 // pages made dirty by another cgroup than their own
 	BPFNanos   uint64 // time spent in the programs; 0 unless kernel.bpf_stats_enabled

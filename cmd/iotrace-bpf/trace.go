@@ -145,6 +145,7 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 	if opt.events {
 		s.records = newRecordBuffer()
 		topt.Records = s.records.add
+		topt.LatencyOfRecords = !opt.detailed() && opt.prometheus == "" // the outputs that have totals as well
 	}
 	if s.tracer, err = tracer.New(topt); err != nil {
 		return nil, err
@@ -277,7 +278,7 @@ func (s *session) interval() (*output.Interval, error) {
 	iv.Unresolved = unnamed(iv.Samples)
 	s.overlay.into(iv)
 	if s.records != nil {
-		records := s.records.take(eventsAtOnce)
+		records := append(s.records.take(eventsAtOnce), read.Records...)
 		if s.opt.excludeSelf {
 			records = slices.DeleteFunc(records, func(r tracer.Record) bool { return r.PID == selfPID() })
 		}

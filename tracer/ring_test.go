@@ -1,0 +1,49 @@
+package tracer
+
+import (
+	"testing"
+	"time"
+)
+
+func TestPace(t *testing.T) {
+	const ring = 8 << 20
+	eighth := ring / 8 / recordSize
+	for _, c := range []struct {
+		name    string
+		ring    int
+		before  time.Duration // the wait before; 0 is the longest
+		records int
+		in      time.Duration
+		want    time.Duration
+	}{
+		{"idle", ring, 0, 0, recordsLate, recordsLate},
+		{"idle, small ring", 64 << 10, 0, 0, recordsLate, 5 * recordsSoon},
+		{"smallest ring", 4096, 0, 0, recordsLate, 5 * recordsSoon},
+		{"as expected", ring, 0, eighth, recordsLate, recordsLate},
+		{"twice the rate", ring, 0, 2 * eighth, recordsLate, recordsLate / 2},
+		{"very fast", ring, 0, 3 * eighth, recordsSoon, recordsSoon},
+		{"almost full", ring, 0, 5 * eighth, recordsLate, 0},
+		{"slower again", ring, 4 * recordsSoon, 1, 4 * recordsSoon, 8 * recordsSoon},
+		{"after a full ring", ring, recordsSoon, 0, recordsSoon, 2 * recordsSoon},
+	} {
+		p := newPace(c.ring)
+		if c.before != 0 {
+			p.wait = c.before
+		}
+		got := p.next(c.records, c.in)
+		if diff := got - c.want; diff < -time.Microsecond*10 || diff > time.Microsecond*10 {
+			t.Errorf("%s: look again in %v, want %v", c.name, got, c.want)
+		}
+	}
+	// A full ring is looked at again at once, and the wait grows from there.
+	p := newPace(ring)
+	for range 20 {
+		p.next(8*eighth, recordsLate)
+	}
+	for i := 0; p.wait < p.late; i++ {
+		if i > 20 {
+			t.Fatalf("still %v between two looks, with nothing to see", p.wait)
+		}
+		p.next(0, p.wait)
+	}
+}
