@@ -3,7 +3,9 @@ package main
 import (
 	"context"
 	"io"
+	"runtime/debug"
 	"sync"
+	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
@@ -11,8 +13,11 @@ import (
 )
 
 // overlayEvents watches overlay devices beside the I/O. It starts in the
-// background, and what keeps it from starting is no reason not to trace.
+// background, once the first report is out: it needs as much CPU time for that as
+// all sources, and finds what it missed by looking at what there is. What keeps
+// it from starting is no reason not to trace.
 type overlayEvents struct {
+	begin   func() // nil unless it is to start, and has not
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 
@@ -27,9 +32,26 @@ type overlayEvents struct {
 // maxOverlayEvents bounds the events that wait for the end of an interval.
 const maxOverlayEvents = 1 << 14
 
-func (o *overlayEvents) start(ctx context.Context, s *session, stderr io.Writer) {
+// overlayStart is when the watch starts at the latest, should the first report
+// be later.
+const overlayStart = 300 * time.Millisecond
+
+// prepare has start start the watch.
+func (o *overlayEvents) prepare(ctx context.Context, s *session, stderr io.Writer) {
 	ctx, o.cancel = context.WithCancel(ctx)
 	o.status = output.SourceStatus{Source: "vxlan", Reason: "starting"}
+	o.begin = func() { o.run(ctx, s, stderr) }
+}
+
+// start starts the watch, unless it was started.
+func (o *overlayEvents) start() {
+	if o.begin != nil {
+		o.begin()
+		o.begin = nil
+	}
+}
+
+func (o *overlayEvents) run(ctx context.Context, s *session, stderr io.Writer) {
 	opt := overlayOptions{
 		vxlanOptions: vxlanOptions{grace: vxlan.DefaultGrace, dockerHost: s.opt.dockerHost},
 		hierarchy:    s.resolver.Hierarchy().ID,
@@ -43,12 +65,16 @@ func (o *overlayEvents) start(ctx context.Context, s *session, stderr io.Writer)
 		opt.stderr = stderr
 	}
 	o.running.Go(func() {
+		// The kernel's types are read once more: not beside what is there now, for a moment's sake.
+		percent := debug.SetGCPercent(10)
 		w, err := newOverlayWatch(opt)
+		debug.SetGCPercent(percent)
 		if err != nil {
 			o.failed(s, err)
 			return
 		}
 		defer w.Close()
+		giveBack()
 		o.mu.Lock()
 		o.watch, o.status = w, w.status()
 		o.mu.Unlock()

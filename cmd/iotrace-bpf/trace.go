@@ -156,10 +156,9 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 	s.joiner = joiner{resolver: s.resolver, devices: tracer.NewDevices(), comm: s.comm, mount: s.mount}
 	s.host = thisHost()
 	s.cost.read()
-	// Loading took tens of MiB for the kernel's types that nobody needs any more.
-	go debug.FreeOSMemory()
+	go giveBack()
 	if opt.vxlan {
-		s.overlay.start(ctx, s, stderr)
+		s.overlay.prepare(ctx, s, stderr)
 	}
 	return s, nil
 }
@@ -188,6 +187,7 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 	if s.opt.duration > 0 {
 		end = time.After(s.opt.duration)
 	}
+	overlay := time.After(overlayStart)
 	var many <-chan struct{} // records for a report of their own
 	if s.records != nil {
 		many = s.records.many
@@ -200,6 +200,9 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 			}
 			n++
 		case <-many:
+		case <-overlay:
+			s.overlay.start()
+			continue
 		case <-end:
 			return s.last(out)
 		case <-ctx.Done():
@@ -208,6 +211,7 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 		if err := s.report(out); err != nil {
 			return err
 		}
+		s.overlay.start()
 	}
 }
 
