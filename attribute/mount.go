@@ -1,6 +1,7 @@
 package attribute
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
@@ -62,11 +63,11 @@ type mounts struct {
 // table is a mount table, by device and by mount point.
 type table struct {
 	byDev   map[string]mounted
-	byPoint map[string]string // device
-	uppers  map[string]bool   // directories that hold the writable layers of overlays
+	byPoint map[string]mounted
+	uppers  map[string]bool // directories that hold the writable layers of overlays
 }
 
-type mounted struct{ source, point, fstype, options string }
+type mounted struct{ dev, source, point, fstype, options string }
 
 type ownTable struct {
 	table
@@ -137,7 +138,7 @@ func (m *mounts) nameVolume(result *Mount, dev string, c *container) {
 	var on []volume
 	if c != nil {
 		for _, v := range c.volumes {
-			if m.host.deviceOf(v.source) == dev && !ofEngine(v.destination) {
+			if m.host.of(v.source).dev == dev && !ofEngine(v.destination) {
 				on = append(on, v)
 			}
 		}
@@ -146,16 +147,27 @@ func (m *mounts) nameVolume(result *Mount, dev string, c *container) {
 		result.Volume, result.Driver = pathVolume(result.Point)
 		return
 	}
-	if m.layers[dev] {
-		on = append(on, volume{destination: "/"})
-	}
-	for i := range on {
-		if v := &on[i]; v.name == "" {
-			v.name, v.driver = pathVolume(v.source)
-		}
-	}
 	// Runtimes list mounts in no order: the same question must have one answer.
 	slices.SortFunc(on, func(a, b volume) int { return strings.Compare(a.destination, b.destination) })
+	// Mounts of one NFS server may share a superblock: the volume's own says what it
+	// is a mount of.
+	var sources, exports []string
+	for i := range on {
+		v := &on[i]
+		if v.name == "" {
+			v.name, v.driver = pathVolume(v.source)
+		}
+		if e := m.host.of(v.source); !slices.Contains(sources, e.source) {
+			*result = e.mount()
+			sources, exports = append(sources, e.source), append(exports, result.NFSExport)
+		}
+	}
+	if len(sources) > 1 {
+		result.Source, result.NFSExport = joined(sources), joined(slices.Compact(exports))
+	}
+	if m.layers[dev] {
+		on = slices.Insert(on, 0, volume{destination: "/"})
+	}
 	result.Volume, result.Driver, result.Point = either(on)
 }
 
@@ -168,26 +180,23 @@ func either(on []volume) (name, driver, point string) {
 	if len(on) == 1 {
 		return on[0].name, on[0].driver, on[0].destination
 	}
-	names, points := make([]string, 0, maxCandidates+1), make([]string, 0, maxCandidates+1)
+	var names, points []string
 	driver = on[0].driver
-	for i, v := range on {
+	for _, v := range on {
 		if v.driver != driver {
 			driver = ""
 		}
-		if i >= maxCandidates {
-			continue
-		}
-		n := v.name
-		if n == "" {
-			n = v.destination
-		}
-		names, points = append(names, n), append(points, v.destination)
+		names, points = append(names, cmp.Or(v.name, v.destination)), append(points, v.destination)
 	}
-	if more := len(on) - maxCandidates; more > 0 {
-		rest := "+" + strconv.Itoa(more)
-		names, points = append(names, rest), append(points, rest)
+	return joined(names), driver, joined(points)
+}
+
+// joined writes names of which one is meant, the first few of them.
+func joined(names []string) string {
+	if more := len(names) - maxCandidates; more > 0 {
+		names = append(names[:maxCandidates:maxCandidates], "+"+strconv.Itoa(more))
 	}
-	return clip(strings.Join(names, "|"), maxText), driver, clip(strings.Join(points, "|"), maxText)
+	return clip(strings.Join(names, "|"), maxText)
 }
 
 // ofEngine tells the single files that engines and kubelets mount into every
@@ -215,14 +224,14 @@ func pathVolume(path string) (name, driver string) {
 	return "", ""
 }
 
-// deviceOf returns the device of the mount that a path is on.
-func (t table) deviceOf(path string) string {
+// of returns the mount that a path is on.
+func (t table) of(path string) mounted {
 	if !strings.HasPrefix(path, "/") {
-		return ""
+		return mounted{}
 	}
 	for up := path; up != ""; up = up[:strings.LastIndexByte(up, '/')] {
-		if dev, ok := t.byPoint[up]; ok {
-			return dev
+		if e, ok := t.byPoint[up]; ok {
+			return e
 		}
 	}
 	return t.byPoint["/"]
@@ -282,7 +291,7 @@ func (m *mounts) refresh(dev string) {
 		m.host, m.dirty, m.loaded = t, false, m.now()
 		m.reads++
 		for dir := range t.uppers {
-			if dev := t.deviceOf(dir); dev != "" && len(m.layers) < maxLayers {
+			if dev := t.of(dir).dev; dev != "" && len(m.layers) < maxLayers {
 				m.layers[dev] = true
 			}
 		}
@@ -337,7 +346,7 @@ func readTable(name string, limit int) (table, error) {
 		return table{}, err
 	}
 	defer f.Close()
-	t := table{byDev: map[string]mounted{}, byPoint: map[string]string{}, uppers: map[string]bool{}}
+	t := table{byDev: map[string]mounted{}, byPoint: map[string]mounted{}, uppers: map[string]bool{}}
 	_, err = mountinfo.GetMountsFromReader(io.LimitReader(f, maxMountinfo), func(i *mountinfo.Info) (skip, stop bool) {
 		if len(t.byPoint) >= limit {
 			return false, true // the parser does not stop at what it skips
@@ -352,10 +361,12 @@ func readTable(name string, limit int) (table, error) {
 			}
 		}
 		point := clip(i.Mountpoint, maxText)
-		t.byPoint[point] = dev
-		// Of several places the first: the others are binds of it.
+		e := mounted{dev, clip(i.Source, maxText), point, clip(i.FSType, maxText), clip(i.VFSOptions, maxText)}
+		t.byPoint[point] = e
+		// Of several places the first: the others are binds of it, or directories of
+		// the same export of an NFS server.
 		if _, ok := t.byDev[dev]; !ok {
-			t.byDev[dev] = mounted{clip(i.Source, maxText), point, clip(i.FSType, maxText), clip(i.VFSOptions, maxText)}
+			t.byDev[dev] = e
 		}
 		return true, false
 	})

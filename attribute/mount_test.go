@@ -107,6 +107,38 @@ func TestMountOfAContainer(t *testing.T) {
 	}
 }
 
+// Two directories of one NFS server, one superblock: each container's volume says
+// which of the two it is.
+func TestVolumesOfOneSuperblock(t *testing.T) {
+	r, proc, root := mountHost(t)
+	nfs := "70 27 0:71 /a /var/lib/docker/volumes/a/_data rw - nfs4 nas:/exports/a rw,vers=4.2,addr=192.0.2.9\n" +
+		"71 27 0:71 /b /var/lib/docker/volumes/b/_data rw - nfs4 nas:/exports/b rw,vers=4.2,addr=192.0.2.9\n"
+	if err := os.WriteFile(filepath.Join(proc, "1/mountinfo"), []byte(hostMounts+nfs), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	data := func(name, at string) volume {
+		return volume{name: name, driver: "local", source: "/var/lib/docker/volumes/" + name + "/_data", destination: at}
+	}
+	for i, tt := range []struct {
+		volumes []volume
+		want    Mount
+	}{
+		{[]volume{data("a", "/data")}, Mount{Source: "nas:/exports/a", Point: "/data", Volume: "a", NFSExport: "/exports/a"}},
+		{[]volume{data("b", "/data")}, Mount{Source: "nas:/exports/b", Point: "/data", Volume: "b", NFSExport: "/exports/b"}},
+		{[]volume{data("b", "/1"), data("b", "/2")}, Mount{Source: "nas:/exports/b", Point: "/1|/2", Volume: "b|b", NFSExport: "/exports/b"}},
+		{[]volume{data("b", "/b"), data("a", "/a")}, Mount{Source: "nas:/exports/a|nas:/exports/b", Point: "/a|/b", Volume: "a|b", NFSExport: "/exports/a|/exports/b"}},
+	} {
+		name := strings.Repeat(strconv.Itoa(i), 64)
+		id := mkdir(t, root, "docker", name)
+		r.CgroupCreated(id, "/docker/"+name)
+		r.registry.put(container{id: name, from: "test", volumes: tt.volumes})
+		tt.want.FSType, tt.want.Driver, tt.want.NFSServer, tt.want.NFSVersion = "nfs4", "local", "nas", "4.2"
+		if got, ok := r.Mount("0:71", id); !ok || got != tt.want {
+			t.Errorf("volumes %+v\n got %+v, %v\nwant %+v", tt.volumes, got, ok, tt.want)
+		}
+	}
+}
+
 // Where a container's own files are on the device as well, they may be what was
 // written. They still are when the container is gone.
 func TestVolumesOnOneDevice(t *testing.T) {
