@@ -31,9 +31,9 @@ enum {
 	IOT_OP_WRITE_ZEROES = 9,
 };
 
-#define IOT_BIOS 16 /* of a request with more bios than that every page is looked at */
-#define IOT_STEPS 512 /* pages looked at in such a request or one with several owners */
-#define IOT_ROUND 16 /* steps in a round: see iot_scan_some */
+#define IOT_STEPS 2048 /* pages of a request that are asked whose they are */
+#define IOT_NOTES 512 /* pages of a loop device's file that get a note for one request */
+#define IOT_ROUND 32 /* steps in a round: see iot_walk_some */
 
 /*
  * From issue to completion: request -> its owner. Direct
@@ -46,6 +46,7 @@ struct inflight {
 };
 
 #define IOT_SLOTS 32768
+#define IOT_SEVERAL 0x80 /* in flags of usage, here only: the request has several owners */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -113,18 +114,51 @@ struct {
 	__type(value, __u64);
 } crypt_end SEC(".maps");
 
-static __always_inline struct bio *iot_original(struct bio *bio)
+/* struct bvec_iter; from 7.1 on the last member is called bi_offset. */
+struct iter {
+	__u64 sector;
+	__u32 size;
+	__u32 idx;
+	__u32 done; /* bytes of the vector that are behind it */
+} __attribute__((packed));
+
+static __always_inline void iot_read_iter(struct iter *iter, struct bio *bio)
 {
-	__u32 zero = 0;
+	bpf_probe_read_kernel(iter, sizeof(*iter), &bio->bi_iter);
+}
+
+/*
+ * The bio in whose vectors the pages are, and by iter where. One that the device
+ * cannot take whole is cut by the block layer: what goes first is a bio of its
+ * own that leads to the rest, and the end of the rest stays where it was.
+ */
+static __always_inline struct bio *iot_original(struct bio *bio, struct iter *iter)
+{
+	__u32 zero = 0, from_end;
 	__u64 *end = bpf_map_lookup_elem(&crypt_end, &zero);
-	struct bio *base = NULL;
+	struct bio *clone = bio, *base = NULL;
+	struct iter whole = {};
 	void *io;
 
-	if (!end || !*end || (__u64)FIELD(bio, bi_end_io) != *end)
+	if (!end || !*end)
 		return bio;
-	io = FIELD(bio, bi_private);
+	if ((__u64)FIELD(clone, bi_end_io) != *end) {
+		clone = FIELD(bio, bi_private);
+		if (!clone || (__u64)FIELD(clone, bi_end_io) != *end)
+			return bio;
+	}
+	io = FIELD(clone, bi_private);
 	bpf_probe_read_kernel(&base, sizeof(base), io + sizeof(void *));
-	return base ? base : bio;
+	if (!base)
+		return bio;
+	iot_read_iter(&whole, clone);
+	from_end = whole.size + ((whole.sector - iter->sector) << 9);
+	iot_read_iter(&whole, base);
+	if (from_end > whole.size)
+		return bio;
+	iter->idx = whole.idx;
+	iter->done = whole.done + whole.size - from_end;
+	return base;
 }
 
 /* Leaf devices that know no requests, only bios (zram, pmem, brd): user space fills it. */
@@ -170,16 +204,20 @@ static __always_inline void iot_own(struct usage_key *usage, const struct owner 
 	usage->fsdev = o->fsdev;
 }
 
-/* Leaves a note for one page of a backing file. */
-__noinline int iot_note_page(__u64 ino, __u64 index, __u32 fsdev, __u64 owner, __u32 pid)
+/* Leaves notes for up to a round of pages of a backing file; fsdev and pid share a word. */
+__noinline int iot_note_pages(__u64 ino, __u64 index, __u64 fsdev_pid, __u64 owner, __u64 pages)
 {
-	struct file_page page = { .ino = ino, .index = index, .fsdev = fsdev };
-	struct page_note note = { .owner = owner, .pid = pid }, *old;
+	struct file_page page = { .ino = ino, .index = index, .fsdev = fsdev_pid >> 32 };
+	struct page_note note = { .owner = owner, .pid = fsdev_pid }, *old;
+	__u64 i;
 
-	/* An update of an LRU hash costs several times a look. */
-	old = bpf_map_lookup_elem(&loop_notes, &page);
-	if (!old || old->owner != owner || old->pid != pid)
-		bpf_map_update_elem(&loop_notes, &page, &note, BPF_ANY);
+	for (i = 0; i < IOT_ROUND && i < pages; i++) {
+		/* An update of an LRU hash costs several times a look. */
+		old = bpf_map_lookup_elem(&loop_notes, &page);
+		if (!old || old->owner != owner || old->pid != note.pid)
+			bpf_map_update_elem(&loop_notes, &page, &note, BPF_ANY);
+		page.index++;
+	}
 	return 0;
 }
 
@@ -187,61 +225,49 @@ __noinline int iot_note_page(__u64 ino, __u64 index, __u32 fsdev, __u64 owner, _
 __noinline int iot_note_loop(__u32 dev, __u64 owner, __u32 pid, __u64 start, __u32 bytes)
 {
 	struct loop_file *file = bpf_map_lookup_elem(&loop_files, &dev);
-	__u64 ino, index, end;
-	__u32 fsdev;
+	__u64 ino, index, end, fsdev_pid;
 	int i;
 
 	if (!file || !bytes)
 		return 0;
 	ino = file->ino;
-	fsdev = file->fsdev;
+	fsdev_pid = (__u64)file->fsdev << 32 | pid;
 	start += file->offset;
 	index = start >> IOT_PAGE_SHIFT;
-	end = (start + bytes - 1) >> IOT_PAGE_SHIFT;
-	iot_note_page(ino, IOT_ANY_PAGE, fsdev, owner, pid);
-	for (i = 0; i < IOT_STEPS && index <= end; i++)
-		iot_note_page(ino, index++, fsdev, owner, pid);
+	end = ((start + bytes - 1) >> IOT_PAGE_SHIFT) + 1;
+	iot_note_pages(ino, IOT_ANY_PAGE, fsdev_pid, owner, 1);
+	for (i = 0; i < IOT_NOTES / IOT_ROUND && index < end; i++) {
+		iot_note_pages(ino, index, fsdev_pid, owner, end - index);
+		index += IOT_ROUND;
+	}
 	return 0;
 }
 
 /*
- * Walk over a request page by page. Only requests whose ends (or whose bios)
- * have different owners come here.
+ * The walk over a request, page by page. A folio is one step, and so is a bio
+ * that is read or has memory that is no file's. What belongs to one owner is a
+ * run; it is booked when somebody else's page comes.
  */
 struct walk {
-	struct usage_key usage;
-	struct bio *bio;
-	struct bio_vec *vec;
+	struct usage_key usage; /* whose the run is */
+	struct usage_key first; /* whose the first run was, once there are several */
+	__u64 bio;
+	__u64 vec; /* 0: at the beginning */
+	__u64 pages; /* of this vector */
+	unsigned long word; /* owner word of the folios of the run; 0: ask for each folio */
 	__u64 start; /* of the run on the device, bytes */
+	__u32 vec_len; /* 0: this vector is to be read */
+	__u32 vec_offset;
+	__u32 in_vec; /* bytes of this vector that are behind us */
 	__u32 in_bio; /* bytes of this bio still to come */
-	__u32 in_vec; /* offset in this vector */
 	__u32 left; /* bytes of the request still to come */
 	__u32 run; /* bytes seen for usage's owner and not booked yet */
 	__u32 ops; /* the operation itself is booked once, with the first run */
 	__u32 cmd_flags;
+	__u32 several;
 	__u32 is_loop;
+	struct page_words words; /* of the folio; too much for the stack */
 };
-
-static __always_inline void iot_walk_book(struct walk *w)
-{
-	if (w->run) {
-		iot_account(&w->usage, w->run, w->ops);
-		if (w->is_loop)
-			iot_note_loop(w->usage.dev, iot_pack(w->usage.cgroup, w->usage.basis), w->usage.pid, w->start,
-				      w->run);
-	}
-	w->start += w->run;
-	w->ops = w->run ? 0 : w->ops;
-	w->run = 0;
-}
-
-static __always_inline void iot_walk_bio(struct walk *w)
-{
-	struct bio *bio = iot_original(w->bio);
-
-	w->vec = FIELD(bio, bi_io_vec) + FIELD(bio, bi_iter.bi_idx);
-	w->in_vec = 0;
-}
 
 /* The walks under way on this CPU: see iot_which. */
 struct {
@@ -251,6 +277,95 @@ struct {
 	__type(value, struct walk);
 } walks SEC(".maps");
 
+static __always_inline void iot_walk_book(struct walk *w)
+{
+	iot_account(&w->usage, w->run, w->ops);
+	if (w->is_loop)
+		iot_note_loop(w->usage.dev, iot_pack(w->usage.cgroup, w->usage.basis), w->usage.pid, w->start, w->run);
+	w->start += w->run;
+	w->ops = 0;
+	w->run = 0;
+}
+
+/* Goes to the next bio, the first at first; returns whether there is one. */
+__noinline int iot_walk_bio(__u32 which)
+{
+	struct walk *w = bpf_map_lookup_elem(&walks, &which);
+	struct iter iter = {};
+	struct bio *bio;
+
+	if (!w)
+		return 0;
+	bio = (void *)w->bio;
+	if (w->vec) {
+		bio = FIELD(bio, bi_next);
+		if (!bio)
+			return 0;
+		w->bio = (__u64)bio;
+	}
+	iot_read_iter(&iter, bio);
+	w->in_bio = iter.size;
+	bio = iot_original(bio, &iter);
+	w->vec = (__u64)(FIELD(bio, bi_io_vec) + iter.idx);
+	w->vec_len = 0;
+	w->in_vec = iter.done;
+	w->word = 0;
+	return 1;
+}
+
+/* Reads the vector that we are in; false if it is behind us. */
+static __always_inline bool iot_walk_vec(struct walk *w)
+{
+	struct bio_vec vec = {};
+
+	if (w->vec_len)
+		return true;
+	bpf_probe_read_kernel(&vec, sizeof(vec), (void *)w->vec);
+	if (w->in_vec < vec.bv_len) {
+		w->pages = (__u64)vec.bv_page;
+		w->vec_offset = vec.bv_offset;
+		w->vec_len = vec.bv_len;
+		return true;
+	}
+	if (!vec.bv_len) /* unreadable */
+		w->in_bio = 0;
+	w->in_vec -= vec.bv_len;
+	w->vec += sizeof(vec);
+	return false;
+}
+
+/* Whether a folio is the run's owner's beyond doubt: charged to the same, and no note says otherwise. */
+static __always_inline bool iot_walk_same(const struct walk *w, __u64 folio, unsigned long word)
+{
+	if (by_process || !word || word != w->word || iot_have_notes(IOT_LOOP_NOTES))
+		return false;
+	return !iot_notes_live() || !bpf_map_lookup_elem(&notes, &folio);
+}
+
+/* Finds the owner of the next folio, and begins a run if it is another one. */
+__noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word)
+{
+	struct walk *w = bpf_map_lookup_elem(&walks, &which);
+	struct owner o = {};
+
+	if (!w)
+		return 0;
+	iot_owner_of_folio(&o, (struct folio *)folio, (struct bio *)w->bio, w->cmd_flags & 1,
+			   w->cmd_flags & IOT_REQ_META);
+	w->word = o.basis == IOT_DIRTIER ? 0 : word;
+	if (o.cgroup == w->usage.cgroup && o.basis == w->usage.basis && o.pid == w->usage.pid &&
+	    o.fsdev == w->usage.fsdev)
+		return 0;
+	if (w->run) {
+		if (!w->several)
+			w->first = w->usage;
+		w->several = 1;
+		iot_walk_book(w);
+	}
+	iot_own(&w->usage, &o);
+	return 0;
+}
+
 /*
  * One step; returns whether there is another. A function of its own and a plain
  * loop around it verify quickly on every kernel: bpf_loop is not there before
@@ -259,49 +374,55 @@ struct {
 __noinline int iot_walk_step(__u32 which)
 {
 	struct walk *w = bpf_map_lookup_elem(&walks, &which);
-	struct owner o = {};
-	struct bio_vec vec = {};
-	__u32 start, n;
+	struct page *page, *last;
+	struct folio *folio;
+	unsigned long word;
+	__u32 at, n, rest;
 
-	if (!w || !w->left || !w->bio)
+	if (!w || !w->left)
 		return 0;
-	if (!w->in_bio) {
-		w->bio = FIELD(w->bio, bi_next);
-		if (!w->bio)
-			return 0;
-		w->in_bio = FIELD(w->bio, bi_iter.bi_size);
-		iot_walk_bio(w);
+	if (!w->in_bio && !iot_walk_bio(which))
+		return 0;
+	if (!iot_walk_vec(w))
+		return 1;
+	at = w->vec_offset + w->in_vec;
+	rest = w->vec_len - w->in_vec;
+	page = iot_page_add((void *)w->pages, at >> IOT_PAGE_SHIFT);
+	bpf_probe_read_kernel(&w->words, sizeof(w->words), page);
+	folio = iot_words_folio(&w->words, page);
+	if ((struct page *)folio != page)
+		bpf_probe_read_kernel(&w->words, sizeof(w->words), folio);
+	n = (1U << IOT_PAGE_SHIFT) - (at & ((1U << IOT_PAGE_SHIFT) - 1));
+	if (n > rest)
+		n = rest;
+	if (!(w->cmd_flags & 1) || !iot_mapping_is_file(iot_words_mapping(&w->words))) {
+		/* What is read was allocated for who asked, and memory that is no file's is the submitter's. */
+		n = w->in_bio;
+	} else if (n < rest && (w->words.word[0] & (1UL << bpf_core_enum_value(enum pageflags, PG_head)))) {
+		last = iot_page_add((void *)w->pages, (w->vec_offset + w->vec_len - 1) >> IOT_PAGE_SHIFT);
+		if (iot_folio(last) == folio)
+			n = rest;
 	}
-	bpf_probe_read_kernel(&vec, sizeof(vec), w->vec);
-	if (w->in_vec >= vec.bv_len) {
-		w->vec++;
-		w->in_vec = 0;
-		bpf_probe_read_kernel(&vec, sizeof(vec), w->vec);
-	}
-	start = vec.bv_offset + w->in_vec;
-	n = (1U << IOT_PAGE_SHIFT) - (start & ((1U << IOT_PAGE_SHIFT) - 1));
-	if (n > vec.bv_len - w->in_vec)
-		n = vec.bv_len - w->in_vec;
 	if (n > w->in_bio)
 		n = w->in_bio;
 	if (n > w->left)
 		n = w->left;
-	if (!n)
-		return 0;
-	iot_owner_of_folio(&o, iot_folio(iot_page_add(vec.bv_page, start >> IOT_PAGE_SHIFT)), w->bio,
-			   w->cmd_flags & 1, w->cmd_flags & IOT_REQ_META);
-	if (o.cgroup != w->usage.cgroup || o.basis != w->usage.basis || o.pid != w->usage.pid ||
-	    o.fsdev != w->usage.fsdev) {
-		iot_walk_book(w);
-		iot_own(&w->usage, &o);
-	}
+	word = iot_words_owner(&w->words);
+	if (!iot_walk_same(w, (__u64)folio, word))
+		iot_walk_owner(which, (__u64)folio, word);
 	w->run += n;
 	w->in_vec += n;
 	w->in_bio -= n;
 	w->left -= n;
+	if (w->in_vec >= w->vec_len) {
+		w->in_vec -= w->vec_len;
+		w->vec += sizeof(struct bio_vec);
+		w->vec_len = 0;
+	}
 	return w->left != 0;
 }
 
+/* A loop in a loop, each a function: the verifier looks at the rounds of both, not at their product. */
 __noinline int iot_walk_some(__u32 which)
 {
 	int i;
@@ -312,23 +433,13 @@ __noinline int iot_walk_some(__u32 which)
 	return 1;
 }
 
-static __noinline int iot_walk_request(struct block_request *r)
+__noinline int iot_walk_all(__u32 which)
 {
-	__u32 which = iot_which(r), i;
 	struct walk *w = bpf_map_lookup_elem(&walks, &which);
+	int i;
 
 	if (!w)
 		return 0;
-	__builtin_memset(w, 0, sizeof(*w));
-	w->usage = r->usage;
-	w->bio = r->bio;
-	w->left = r->bytes;
-	w->ops = 1;
-	w->cmd_flags = r->flags;
-	w->start = r->start;
-	w->is_loop = r->is_loop;
-	w->in_bio = FIELD(w->bio, bi_iter.bi_size);
-	iot_walk_bio(w);
 	for (i = 0; i < IOT_STEPS / IOT_ROUND; i++)
 		if (!iot_walk_some(which))
 			break;
@@ -336,162 +447,109 @@ static __noinline int iot_walk_request(struct block_request *r)
 		iot_lost(IOT_LOST_WALKS, 1);
 		w->run += w->left;
 	}
-	iot_walk_book(w);
+	if (w->several)
+		iot_walk_book(w);
 	return 0;
 }
 
 /*
- * Scan of a bio that writes more than a page: do all its pages have the owner of
- * its first? Nearly always yes, found out by one look at each vector's owner word.
+ * Finds the owner of the pages of a request. If it has several, books it on them,
+ * makes its owner the first of them and returns false.
  */
-struct scan {
-	struct bio *bio;
-	struct bio_vec *vec;
-	__u64 owner; /* of the first page, packed */
-	unsigned long word; /* its owner word */
-	__u32 pid;
-	__u32 fsdev;
-	__u32 left; /* bytes to look at */
-	__u32 flags;
-	__u32 differ;
-	__u32 pad;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 3);
-	__type(key, __u32);
-	__type(value, struct scan);
-} scans SEC(".maps");
-
-static __always_inline bool iot_scan_differs(struct scan *s, struct folio *folio)
+static __always_inline bool iot_request_owner(struct block_request *r, struct owner *o)
 {
-	bool notes = iot_notes_live() || iot_have_notes(IOT_LOOP_NOTES);
+	__u32 which = iot_which(r);
+	struct walk *w = bpf_map_lookup_elem(&walks, &which);
+	struct usage_key *usage;
 
-	if (!notes && iot_folio_owner_word(folio) == s->word)
-		return false;
-	return iot_folio_owner((__u64)folio, (__u64)s->bio, s->flags) != s->owner;
+	if (!w)
+		return true;
+	w->usage = r->usage;
+	w->bio = (__u64)r->bio;
+	w->vec = 0;
+	w->in_bio = 0;
+	w->start = r->start;
+	w->left = r->bytes;
+	w->run = 0;
+	w->ops = 1;
+	w->cmd_flags = r->flags;
+	w->several = 0;
+	w->is_loop = r->is_loop;
+	iot_walk_all(which);
+	usage = w->several ? &w->first : &w->usage;
+	o->cgroup = usage->cgroup;
+	o->basis = usage->basis;
+	o->pid = usage->pid;
+	o->fsdev = usage->fsdev;
+	return !w->several;
 }
 
-/* Looks at one vector; returns whether to go on. */
-__noinline int iot_scan_step(__u32 which)
+/* Kernel stacks of x86-64 and arm64. */
+#define IOT_STACK_SIZE 16384
+#define IOT_CHAIN 32
+
+/*
+ * The task that waits for a completion on its own stack, as submit_bio_wait()
+ * does; 0 if that is not what is there: the list of those who wait leads to a
+ * task, and this task's stack holds both.
+ */
+__noinline __u64 iot_waiting(__u64 completion)
 {
-	struct scan *s = bpf_map_lookup_elem(&scans, &which);
-	struct bio_vec vec = {};
-	struct folio *first, *last;
+	struct completion *done = (void *)completion;
+	struct list_head *head, *first;
+	struct swait_queue *waiter;
+	struct task_struct *task;
+	__u64 stack;
 
-	if (!s || !s->left)
+	head = (void *)done + bpf_core_field_offset(struct completion, wait) +
+	       bpf_core_field_offset(struct swait_queue_head, task_list);
+	first = FIELD(head, next);
+	if (!first || first == head || FIELD(first, prev) != head)
 		return 0;
-	bpf_probe_read_kernel(&vec, sizeof(vec), s->vec);
-	if (!vec.bv_len)
+	waiter = (void *)first - bpf_core_field_offset(struct swait_queue, task_list);
+	task = FIELD(waiter, task);
+	stack = (__u64)FIELD(task, stack);
+	if (!stack || completion - stack >= IOT_STACK_SIZE || (__u64)first - stack >= IOT_STACK_SIZE)
 		return 0;
-	first = iot_folio(iot_page_add(vec.bv_page, vec.bv_offset >> IOT_PAGE_SHIFT));
-	last = iot_folio(iot_page_add(vec.bv_page, (vec.bv_offset + vec.bv_len - 1) >> IOT_PAGE_SHIFT));
-	if (iot_scan_differs(s, first) || (last != first && iot_scan_differs(s, last))) {
-		s->differ = 1;
-		return 0;
-	}
-	s->vec++;
-	s->left -= vec.bv_len < s->left ? vec.bv_len : s->left;
-	return s->left != 0;
-}
-
-/* A loop in a loop, each a function: the verifier looks at the rounds of both, not at their product. */
-__noinline int iot_scan_some(__u32 which)
-{
-	int i;
-
-	for (i = 0; i < IOT_ROUND; i++)
-		if (!iot_scan_step(which))
-			return 0;
-	return 1;
-}
-
-__noinline int iot_scan_same(__u32 which)
-{
-	struct scan *s;
-	int i;
-
-	for (i = 0; i < IOT_STEPS / IOT_ROUND; i++)
-		if (!iot_scan_some(which))
-			break;
-	s = bpf_map_lookup_elem(&scans, &which);
-	return !s || !s->differ;
+	return (__u64)task;
 }
 
 /*
- * Finds the owner of a bio's first page and whether it has all of them: owner,
- * pid, fsdev and differ of the scan. Returns 1 where one owner has the bio.
+ * Who waits for a bio. A range that takes several is a chain of them, of which
+ * the last is waited for.
  */
-__noinline int iot_bio_owner(__u64 bio_addr, __u32 cmd_flags, __u32 which)
+__noinline __u64 iot_waiter(__u64 bio)
 {
-	struct bio *bio = (void *)bio_addr;
-	__u32 size = FIELD(bio, bi_iter.bi_size), idx;
-	struct bio_vec vec = {}, *vecs;
-	struct folio *first;
-	struct owner o = {};
-	struct scan *s;
-
-	bio = iot_original(bio);
-	idx = FIELD(bio, bi_iter.bi_idx);
-	vecs = FIELD(bio, bi_io_vec);
-	bpf_probe_read_kernel(&vec, sizeof(vec), vecs + idx);
-	first = iot_folio(iot_page_add(vec.bv_page, vec.bv_offset >> IOT_PAGE_SHIFT));
-	iot_owner_of_folio(&o, first, bio, cmd_flags & 1, cmd_flags & IOT_REQ_META);
-	s = bpf_map_lookup_elem(&scans, &which);
-	if (!s)
-		return 1;
-	s->owner = iot_pack(o.cgroup, o.basis);
-	s->pid = o.pid;
-	s->fsdev = o.fsdev;
-	s->differ = 0;
-	/* What is read was allocated for who asked. */
-	if (!(cmd_flags & 1) || (size <= (1U << IOT_PAGE_SHIFT) && size <= vec.bv_len))
-		return 1;
-	s->bio = bio;
-	s->vec = vecs + idx;
-	s->word = iot_folio_owner_word(first);
-	s->left = size;
-	s->flags = IOT_FOR_WRITE | (cmd_flags & IOT_REQ_META ? IOT_FOR_META : 0);
-	return iot_scan_same(which);
-}
-
-static __always_inline void iot_owner_of_scan(struct owner *o, const struct scan *s)
-{
-	iot_unpack(o, s->owner);
-	o->pid = s->pid;
-	o->fsdev = s->fsdev;
-}
-
-/* Looks at every bio of a request; returns whether one owner has them all. */
-static __noinline int iot_request_owner(struct block_request *r, struct owner *o)
-{
-	__u32 which = iot_which(r), flags = r->flags;
-	__u64 bio = (__u64)r->bio, first;
-	struct scan *s;
-	__u32 pid;
+	__u64 task;
 	int i;
 
-	if (!iot_bio_owner(bio, flags, which)) {
-		s = bpf_map_lookup_elem(&scans, &which);
-		if (s)
-			iot_owner_of_scan(o, s);
-		return false;
+	for (i = 0; i < IOT_CHAIN && bio; i++) {
+		bio = (__u64)FIELD((struct bio *)bio, bi_private);
+		task = iot_waiting(bio);
+		if (task)
+			return task;
 	}
-	s = bpf_map_lookup_elem(&scans, &which);
-	if (!s)
-		return true;
-	iot_owner_of_scan(o, s);
-	first = s->owner;
-	pid = s->pid;
-	for (i = 0; i < IOT_BIOS; i++) {
-		bio = (__u64)FIELD((struct bio *)bio, bi_next);
-		if (!bio)
-			return true;
-		if (!iot_bio_owner(bio, flags, which) || s->owner != first || s->pid != pid)
-			return false;
+	return 0;
+}
+
+/*
+ * Finds the owner of a request, as iot_request_owner does. Of one that has no
+ * pages (discards above all), or pages that are nobody's (zeroes), who waits for
+ * it is asked: often a kernel thread issues it.
+ */
+static __always_inline bool iot_find_owner(struct block_request *r, struct owner *o)
+{
+	bool single;
+	__u64 task;
+
+	if (r->bio && r->bytes && iot_op_has_pages(r->flags & IOT_REQ_OP_MASK)) {
+		single = iot_request_owner(r, o);
+		if (!single || o->cgroup != IOT_CGROUP_KERNEL || o->basis != IOT_NONE || r->flags & IOT_REQ_META)
+			return single;
 	}
-	return false;
+	task = iot_waiter((__u64)r->bio);
+	iot_owner_without_pages(o, r->bio, task ? (void *)task : (void *)bpf_get_current_task());
+	return true;
 }
 
 /* A pointer without its type, as functions of their own and plain arithmetic need it. */
@@ -612,32 +670,30 @@ static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed)
 	if (typed)
 		rq = (struct request *)iot_untyped(rq);
 	r.usage.flags |= flags;
+	if (!flags && iot_have_notes(IOT_LOOP_NOTES) && bpf_map_lookup_elem(&loop_files, &r.usage.dev)) {
+		r.is_loop = true;
+		r.start = FIELD(rq, __sector) << 9;
+	}
 	f = with_latency && flags ? iot_recall(rq) : NULL;
-	if (f) {
+	if (f && !(f->usage.flags & IOT_SEVERAL)) {
 		o.cgroup = f->usage.cgroup;
 		o.basis = f->usage.basis;
 		o.pid = f->usage.pid;
 		o.fsdev = f->usage.fsdev;
 	} else if (small)
 		iot_unpack(&o, small);
-	else if (!r.bio || !iot_op_has_pages(r.flags & IOT_REQ_OP_MASK))
-		iot_owner_without_pages(&o, r.bio);
 	else
-		single = iot_request_owner(&r, &o);
+		single = iot_find_owner(&r, &o);
 	iot_own(&r.usage, &o);
-	if (!flags && iot_have_notes(IOT_LOOP_NOTES) && bpf_map_lookup_elem(&loop_files, &r.usage.dev)) {
-		r.is_loop = true;
-		r.start = FIELD(rq, __sector) << 9;
-		if (single)
+	if (single) {
+		if (r.is_loop)
 			iot_note_loop(r.usage.dev, iot_pack(o.cgroup, o.basis), o.pid, r.start, r.bytes);
-	}
-	if (single)
 		iot_account(&r.usage, r.bytes, 1);
-	else
-		iot_walk_request(&r);
+	}
 	if (flags)
 		return 0;
-	/* Only a request with one owner keeps it for its way back: see f above. */
+	if (with_latency && !single) /* on its way back it is walked over again: see f above */
+		r.usage.flags |= IOT_SEVERAL;
 	if (with_latency)
 		iot_remember(rq, &r.usage);
 	else if (with_records)
@@ -682,6 +738,7 @@ static __always_inline int iot_complete(struct request *rq, __u32 error, __u32 b
 	if (!error && bytes < LOAD(typed, rq, __data_len)) /* more of it is to come */
 		return 0;
 	usage = f->usage;
+	usage.flags &= ~IOT_SEVERAL;
 	f->rq = 0;
 	ns = start ? bpf_ktime_get_ns() - start : 0;
 	if (start)
@@ -703,7 +760,7 @@ static __always_inline int iot_bio(struct bio *bio)
 	struct gendisk *disk = iot_bio_disk(bio);
 	struct block_request r = {};
 	struct owner o = {};
-	bool single = true;
+	bool single;
 	__u32 dev, op;
 
 	dev = FIELD(disk, major) << 20 | FIELD(disk, first_minor);
@@ -720,15 +777,10 @@ static __always_inline int iot_bio(struct bio *bio)
 	r.usage.op = r.bytes ? iot_op(op) : IOT_FLUSH;
 	r.usage.flags = r.flags & IOT_REQ_META ? IOT_META : 0;
 	r.usage.dev = dev;
-	if (!r.bytes || !iot_op_has_pages(op))
-		iot_owner_without_pages(&o, bio);
-	else
-		single = iot_request_owner(&r, &o);
+	single = iot_find_owner(&r, &o);
 	iot_own(&r.usage, &o);
 	if (single)
 		iot_account(&r.usage, r.bytes, 1);
-	else
-		iot_walk_request(&r);
 	return 0;
 }
 

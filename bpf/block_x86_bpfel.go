@@ -44,7 +44,6 @@ const (
 	BlockMapOverflow          = "overflow"
 	BlockMapRecords           = "records"
 	BlockMapRowCaches         = "row_caches"
-	BlockMapScans             = "scans"
 	BlockMapUsageA            = "usage_a"
 	BlockMapUsages            = "usages"
 	BlockMapWalks             = "walks"
@@ -143,7 +142,6 @@ type BlockMapSpecs struct {
 	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
 	Records    *ebpf.MapSpec `ebpf:"records"`
 	RowCaches  *ebpf.MapSpec `ebpf:"row_caches"`
-	Scans      *ebpf.MapSpec `ebpf:"scans"`
 	UsageA     *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages     *ebpf.MapSpec `ebpf:"usages"`
 	Walks      *ebpf.MapSpec `ebpf:"walks"`
@@ -206,7 +204,6 @@ type BlockMaps struct {
 	Overflow   *ebpf.Map `ebpf:"overflow"`
 	Records    *ebpf.Map `ebpf:"records"`
 	RowCaches  *ebpf.Map `ebpf:"row_caches"`
-	Scans      *ebpf.Map `ebpf:"scans"`
 	UsageA     *ebpf.Map `ebpf:"usage_a"`
 	Usages     *ebpf.Map `ebpf:"usages"`
 	Walks      *ebpf.Map `ebpf:"walks"`
@@ -233,7 +230,6 @@ func (m *BlockMaps) Close() error {
 		m.Overflow,
 		m.Records,
 		m.RowCaches,
-		m.Scans,
 		m.UsageA,
 		m.Usages,
 		m.Walks,

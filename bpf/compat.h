@@ -94,23 +94,27 @@ static __always_inline struct gendisk *iot_bio_disk(const struct bio *bio)
 	return BPF_CORE_READ(new, bi_bdev, bd_disk);
 }
 
+/* The folio of a page whose compound_head or compound_info is info. */
+static __always_inline struct folio *iot_head(const struct page *page, unsigned long info)
+{
+	const struct page___7_1 *p71 = (const void *)page;
+
+	/* A mask has all its high bits set; where it is not used the field holds a pointer as before. */
+	if (bpf_core_field_exists(p71->compound_info) && (info & 1) && info > 0xffffffff00000000UL)
+		return (void *)((unsigned long)page & info);
+	if (info & 1)
+		return (void *)(info - 1);
+	return (void *)page;
+}
+
 static __always_inline struct folio *iot_folio(const struct page *page)
 {
 	const struct page___7_1 *p71 = (const void *)page;
 	const struct page___7_0 *p70 = (const void *)page;
-	unsigned long info;
 
-	if (bpf_core_field_exists(p71->compound_info)) {
-		info = FIELD(p71, compound_info);
-		/* A mask has all its high bits set; where it is not used the field holds a pointer as before. */
-		if ((info & 1) && info > 0xffffffff00000000UL)
-			return (void *)((unsigned long)page & info);
-	} else {
-		info = FIELD(p70, compound_head);
-	}
-	if (info & 1)
-		return (void *)(info - 1);
-	return (void *)page;
+	if (bpf_core_field_exists(p71->compound_info))
+		return iot_head(page, FIELD(p71, compound_info));
+	return iot_head(page, FIELD(p70, compound_head));
 }
 
 static __always_inline struct address_space *iot_folio_mapping(const struct folio *folio)
@@ -154,6 +158,39 @@ static __always_inline unsigned long iot_folio_owner_word(const struct folio *fo
 	if (bpf_core_type_exists(struct folio))
 		return FIELD(folio, memcg_data);
 	return FIELD(p515, memcg_data);
+}
+
+/*
+ * A struct page, read at once: where its fields are asked for one after the
+ * other, that costs a helper call each.
+ */
+struct page_words {
+	unsigned long word[8];
+};
+
+#define IOT_WORD(words, type, field) ((words)->word[bpf_core_field_offset(((type *)0)->field) / sizeof(unsigned long)])
+
+static __always_inline struct folio *iot_words_folio(const struct page_words *words, const struct page *page)
+{
+	if (bpf_core_field_exists(((struct page___7_1 *)0)->compound_info))
+		return iot_head(page, IOT_WORD(words, struct page___7_1, compound_info));
+	return iot_head(page, IOT_WORD(words, struct page___7_0, compound_head));
+}
+
+static __always_inline struct address_space *iot_words_mapping(const struct page_words *words)
+{
+	if (bpf_core_type_exists(struct folio))
+		return (void *)IOT_WORD(words, struct folio, mapping);
+	return (void *)IOT_WORD(words, struct page___5_15, mapping);
+}
+
+static __always_inline unsigned long iot_words_owner(const struct page_words *words)
+{
+	if (bpf_core_field_exists(((struct page___5_10 *)0)->mem_cgroup))
+		return IOT_WORD(words, struct page___5_10, mem_cgroup);
+	if (bpf_core_type_exists(struct folio))
+		return IOT_WORD(words, struct folio, memcg_data);
+	return IOT_WORD(words, struct page___5_15, memcg_data);
 }
 
 static __always_inline __u64 iot_inode_number(const struct inode *inode)

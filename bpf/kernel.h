@@ -55,10 +55,26 @@ struct task_struct {
 	int tgid;
 	struct css_set *cgroups;
 	struct files_struct *files;
+	void *stack;
 	char comm[16];
 };
 
 #define PF_KTHREAD 0x00200000
+
+/* waiting */
+
+struct swait_queue {
+	struct task_struct *task;
+	struct list_head task_list;
+};
+
+struct swait_queue_head {
+	struct list_head task_list;
+};
+
+struct completion {
+	struct swait_queue_head wait;
+};
 
 /* memory */
 

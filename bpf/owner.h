@@ -61,6 +61,7 @@ static __always_inline __u8 iot_packed_basis(__u64 packed)
 }
 
 enum pageflags {
+	PG_head = 16,
 	PG_swapbacked = 18,
 };
 
@@ -164,14 +165,17 @@ static __always_inline void iot_name_process(struct task_struct *task, __u32 pid
 		bpf_map_update_elem(&comms, &pid, &comm, BPF_ANY);
 }
 
-/* The current task as owner; 0 in a kernel thread. */
-static __always_inline __u64 iot_owner_from_task(void)
+/* A task as owner; 0 for a kernel thread. */
+static __always_inline __u64 iot_owner_of_task(struct task_struct *task)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-
 	if (!iot_is_user_task(task))
 		return 0;
 	return iot_pack(iot_cgroup_id(iot_task_cgroup(task)), IOT_TASK);
+}
+
+static __always_inline __u64 iot_owner_from_task(void)
+{
+	return iot_owner_of_task((void *)bpf_get_current_task());
 }
 
 static __always_inline __u64 iot_owner_from_bio(struct bio *bio)
@@ -341,13 +345,13 @@ static __always_inline void iot_owner_of_folio(struct owner *o, struct folio *fo
 		o->pid = iot_folio_pid((__u64)folio, packed, flags);
 }
 
-static __always_inline void iot_owner_without_pages(struct owner *o, struct bio *bio)
+/* task is who is known to have asked, or else the current one. */
+static __always_inline void iot_owner_without_pages(struct owner *o, struct bio *bio, struct task_struct *task)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
 	__u64 owner = iot_owner_from_bio(bio);
 
 	if (!owner)
-		owner = iot_owner_from_task();
+		owner = iot_owner_of_task(task);
 	if (!owner)
 		owner = iot_pack(IOT_CGROUP_KERNEL, IOT_NONE);
 	iot_unpack(o, owner);

@@ -26,20 +26,22 @@ func TestBlock(t *testing.T) {
 			{name: "buffered_btrfs", run: blockFileSystem("btrfs")},
 			{name: "overwrite", run: blockOverwrite, smoke: true},
 			{name: "mmap", run: blockMmap},
-			{name: "alternating", run: blockAlternating, since: "6.12", why: "of a request with several owners only a part of the pages is told apart"},
+			{name: "alternating", run: blockAlternating},
+			{name: "alternating_cut", run: blockAlternatingCut},
 			{name: "merged_bios", run: blockMergedBios},
 			{name: "removed", run: blockRemoved, smoke: true},
 			{name: "io_controller", run: blockIOController, cgroup: "v2", why: "only cgroup v2 has the io controller beside memory"},
 			{name: "overlay", run: blockOverlay},
 			{name: "swap", run: blockSwap},
 			{name: "discard", run: blockDiscard},
+			{name: "discard_cut", run: blockDiscardCut},
 			{name: "flush", run: blockFlush},
-			{name: "requeue", run: blockRequeue},
-			{name: "errors", run: blockErrors},
+			{name: "requeue", run: blockRequeue, arch: "amd64", why: "Debian builds scsi_debug into no cloud kernel of arm64"},
+			{name: "errors", run: blockErrors, arch: "amd64", why: "Debian builds scsi_debug into no cloud kernel of arm64"},
 			{name: "null_blk", run: blockNullBlk},
 			{name: "dm_linear", run: blockDMLinear},
 			{name: "dm_thin", run: blockDMThin},
-			{name: "dm_crypt", run: blockDMCrypt, since: "6.12", why: "buffered writes through dm-crypt are named in part"},
+			{name: "dm_crypt", run: blockDMCrypt},
 			{name: "md_raid1", run: blockMDRaid1},
 			{name: "loop", run: blockLoop},
 			{name: "zram", run: blockZram},
@@ -97,13 +99,7 @@ func (b *blockTrace) stop() []guest.IOStats {
 		}
 		b.Equal(d.Name+" flush.ops against diskstats", b.Sum("iotrace.flush.ops", at...), truth[i].FlushOps)
 	}
-	// A request whose slot another one took loses its latency, not its bytes.
-	var requests int64
-	for _, n := range truth {
-		requests += n.ReadOps + n.WriteOps
-	}
-	latencies := b.LostOf("latencies")
-	if b.Lost() != latencies || latencies > 5+requests/10 {
+	if b.Lost() != 0 {
 		b.g.Errorf("tracer lost something: %s", b.LostWhat())
 	}
 	return truth
@@ -113,6 +109,9 @@ func (b *blockTrace) stop() []guest.IOStats {
 func (b *blockTrace) wrote(d guest.Disk, c *guest.Cgroup) int64 { return b.Written("block", d.ID(), c) }
 func (b *blockTrace) read(d guest.Disk, c *guest.Cgroup) int64 {
 	return b.Report.Read("block", d.ID(), c)
+}
+func (b *blockTrace) discarded(d guest.Disk, c *guest.Cgroup) int64 {
+	return b.Sum("iotrace.discard.bytes", "iotrace.cgroup.path", c.Path(), "iotrace.device.id", d.ID())
 }
 
 // Sizes that no block size divides and no two of which add up to a third.
@@ -258,6 +257,16 @@ func blockMmap(g *guest.Guest) {
 	t.Within("a wrote", t.wrote(d, a), 3<<20, 100)
 }
 
+// blockAlternatingCut: the device takes 88 KiB at once, so that requests begin
+// in the midst of a vector as well.
+func blockAlternatingCut(g *guest.Guest) {
+	limit := "/sys/block/" + g.NVMe().Name + "/queue/max_sectors_kb"
+	before := g.ReadFile(limit)
+	g.WriteFile(limit, "88")
+	g.Cleanup(func() { g.WriteFile(limit, before) })
+	blockAlternating(g)
+}
+
 // blockAlternating: a and b write the same file in turn, 64 KiB each, so that
 // single requests hold pages of both.
 func blockAlternating(g *guest.Guest) {
@@ -278,10 +287,9 @@ func blockAlternating(g *guest.Guest) {
 	if truth[0].WriteOps >= 2*chunks {
 		g.Errorf("%d requests for %d chunks: nothing was merged, this proves nothing", truth[0].WriteOps, 2*chunks)
 	}
-	// Pages of both that happen to be neighbours in memory share a vector of the
-	// request, and of a vector only the ends are looked at.
-	t.Within("a wrote", t.wrote(d, a), chunk*chunks, 20)
-	t.Within("b wrote", t.wrote(d, b), chunk*chunks, 20)
+	// Pages of both that happen to be neighbours in memory share a vector of the request.
+	t.Within("a wrote", t.wrote(d, a), chunk*chunks, 100)
+	t.Within("b wrote", t.wrote(d, b), chunk*chunks, 100)
 }
 
 // blockMergedBios: a and b write neighbouring sectors of a slow device at the
@@ -403,24 +411,33 @@ func blockSwap(g *guest.Guest) {
 }
 
 // blockDiscard: discards are counted apart, bytes as diskstats has them. They
-// have no pages and are issued by a kernel thread, so that only the io controller
-// knows who asked; without it they are the kernel's.
+// have no pages and a kernel thread may issue them; who waits for them is known.
 func blockDiscard(g *guest.Guest) {
 	d := g.Virtio()
 	a := g.Cgroup("a")
-	owner := []string{"iotrace.owner", "kernel"}
-	if !g.CgroupV1() {
-		g.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", "+io")
-		g.Cleanup(func() { g.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", "-io") })
-		owner = []string{"iotrace.cgroup.path", a.Path()}
-	}
 	t := traceBlock(g, d)
 	a.Run("blkdiscard", "-o", "1048576", "-l", "13631488", d.Path())
 	truth := t.stop()
 	if truth[0].DiscardBytes != 13631488 {
 		g.Errorf("the device discarded %d bytes, want 13631488", truth[0].DiscardBytes)
 	}
-	t.Equal("discarded by its owner", t.Sum("iotrace.discard.bytes", append(owner, "iotrace.device.id", d.ID())...), 13631488)
+	t.Equal("a discarded", t.discarded(d, a), 13631488)
+}
+
+// blockDiscardCut: a device that takes little at once gets a chain of requests,
+// of which only the last is waited for. So do zeroes that it writes by itself.
+func blockDiscardCut(g *guest.Guest) {
+	d := scsiDebug(g, "lbpu=1", "lbpws=1", "unmap_max_blocks=2048", "write_same_length=2048")
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	t := traceBlock(g, d)
+	a.Run("blkdiscard", "-o", "1048576", "-l", "13631488", d.Path())
+	b.Run("blkdiscard", "-z", "-o", "20971520", "-l", "7340032", d.Path())
+	truth := t.stop()
+	if n := truth[0].DiscardOps; n < 13 {
+		g.Errorf("%d discards: nothing was cut, this proves nothing", n)
+	}
+	t.Equal("a discarded", t.discarded(d, a), 13631488)
+	t.Equal("b wrote", t.wrote(d, b), 7340032)
 }
 
 // blockFlush: flushes carry no bytes and are not writes.
