@@ -25,6 +25,9 @@ const (
 
 	reloadKnown   = 5 * time.Second        // between two readings of a changed table
 	reloadUnknown = 250 * time.Millisecond // the same, when a device is not in it
+	watchEvery    = 500 * time.Millisecond // for mounts that come and go between two questions
+	watchShare    = 50                     // reading may take this part of the time
+	maxPast       = 1 << 12                // mounts that are no more
 	ownFresh      = 30 * time.Second
 )
 
@@ -55,6 +58,8 @@ type mounts struct {
 	dirty  bool
 	loaded time.Time
 	host   table
+	cost   time.Duration        // of reading it
+	past   map[string]past      // by mount point: what was unmounted, whose late I/O is still told
 	own    map[uint64]*ownTable // by cgroup
 	layers map[string]bool      // devices that hold the containers' own files, once seen: theirs too is written late
 	reads  uint64
@@ -69,6 +74,12 @@ type table struct {
 
 type mounted struct{ dev, source, point, fstype, options string }
 
+// past is a mount that is no more.
+type past struct {
+	mounted
+	gone time.Time
+}
+
 type ownTable struct {
 	table
 	read time.Time
@@ -76,7 +87,7 @@ type ownTable struct {
 
 func newMounts(procRoot string, g *registry, t *tree, now func() time.Time) *mounts {
 	return &mounts{procRoot: procRoot, registry: g, tree: t, now: now, watch: -1, dirty: true,
-		own: map[uint64]*ownTable{}, layers: map[string]bool{}}
+		past: map[string]past{}, own: map[uint64]*ownTable{}, layers: map[string]bool{}}
 }
 
 func (m *mounts) close() error {
@@ -108,7 +119,11 @@ func (m *mounts) find(dev string, id uint64) (Mount, bool) {
 	if known {
 		record = m.registry.find(c.place, c.path)
 	}
-	if host, ok := m.host.byDev[dev]; ok {
+	host, ok := m.host.byDev[dev]
+	if !ok {
+		host, ok = m.pastOn(dev)
+	}
+	if ok {
 		result := host.mount()
 		m.nameVolume(&result, dev, record)
 		return result, true
@@ -138,7 +153,7 @@ func (m *mounts) nameVolume(result *Mount, dev string, c *container) {
 	var on []volume
 	if c != nil {
 		for _, v := range c.volumes {
-			if m.host.of(v.source).dev == dev && !ofEngine(v.destination) {
+			if m.of(v.source, dev).dev == dev && !ofEngine(v.destination) {
 				on = append(on, v)
 			}
 		}
@@ -157,7 +172,7 @@ func (m *mounts) nameVolume(result *Mount, dev string, c *container) {
 		if v.name == "" {
 			v.name, v.driver = pathVolume(v.source)
 		}
-		if e := m.host.of(v.source); !slices.Contains(sources, e.source) {
+		if e := m.of(v.source, dev); !slices.Contains(sources, e.source) {
 			*result = e.mount()
 			sources, exports = append(sources, e.source), append(exports, result.NFSExport)
 		}
@@ -224,6 +239,41 @@ func pathVolume(path string) (name, driver string) {
 	return "", ""
 }
 
+// of returns the mount that a path is on or, with a device that was unmounted
+// there, was on.
+func (m *mounts) of(path, dev string) mounted {
+	if p, ok := m.past[path]; ok && p.dev == dev {
+		return p.mounted
+	}
+	return m.host.of(path)
+}
+
+// pastOn returns the mount of a device that was unmounted last.
+func (m *mounts) pastOn(dev string) (last mounted, ok bool) {
+	var at time.Time
+	for _, p := range m.past {
+		if p.dev == dev && !p.gone.Before(at) {
+			last, at, ok = p.mounted, p.gone, true
+		}
+	}
+	return last, ok
+}
+
+// bury keeps what was in the table and is not any more.
+func (m *mounts) bury(old table) {
+	now := m.now()
+	for point, p := range m.past {
+		if now.Sub(p.gone) > m.registry.keep {
+			delete(m.past, point)
+		}
+	}
+	for point, e := range old.byPoint {
+		if e.fstype != "overlay" && m.host.byPoint[point].dev != e.dev && len(m.past) < maxPast {
+			m.past[point] = past{e, now}
+		}
+	}
+}
+
 // of returns the mount that a path is on.
 func (t table) of(path string) mounted {
 	if !strings.HasPrefix(path, "/") {
@@ -278,22 +328,49 @@ func (m *mounts) refresh(dev string) {
 	if m.closed || m.watch < 0 && !m.open() {
 		return
 	}
-	fds := []unix.PollFd{{Fd: int32(m.watch), Events: unix.POLLPRI}}
-	if n, err := unix.Poll(fds, 0); err == nil && n > 0 && fds[0].Revents&(unix.POLLPRI|unix.POLLERR) != 0 {
-		m.dirty = true
-	}
+	m.changed()
 	age := m.now().Sub(m.loaded)
 	_, known := m.host.byDev[dev]
 	if !m.dirty || known && age < reloadKnown || age < reloadUnknown {
 		return
 	}
-	if t, err := readTable(m.name, maxMounts); err == nil {
-		m.host, m.dirty, m.loaded = t, false, m.now()
-		m.reads++
-		for dir := range t.uppers {
-			if dev := t.of(dir).dev; dev != "" && len(m.layers) < maxLayers {
-				m.layers[dev] = true
-			}
+	m.read()
+}
+
+// follow reads the table when it changed, without being asked: a mount may come
+// and go between two questions. It takes a small part of the time at most.
+func (m *mounts) follow() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed || m.watch < 0 && !m.open() {
+		return
+	}
+	if m.changed(); m.dirty && m.now().Sub(m.loaded) >= watchShare*m.cost {
+		m.read()
+	}
+}
+
+// changed asks the kernel whether the table is another one.
+func (m *mounts) changed() {
+	fds := []unix.PollFd{{Fd: int32(m.watch), Events: unix.POLLPRI}}
+	if n, err := unix.Poll(fds, 0); err == nil && n > 0 && fds[0].Revents&(unix.POLLPRI|unix.POLLERR) != 0 {
+		m.dirty = true
+	}
+}
+
+func (m *mounts) read() {
+	began := time.Now()
+	t, err := readTable(m.name, maxMounts)
+	if err != nil {
+		return
+	}
+	old := m.host
+	m.host, m.dirty, m.loaded, m.cost = t, false, m.now(), time.Since(began)
+	m.reads++
+	m.bury(old)
+	for dir := range t.uppers {
+		if dev := t.of(dir).dev; dev != "" && len(m.layers) < maxLayers {
+			m.layers[dev] = true
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 const hostMounts = `27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
@@ -136,6 +137,52 @@ func TestVolumesOfOneSuperblock(t *testing.T) {
 		if got, ok := r.Mount("0:71", id); !ok || got != tt.want {
 			t.Errorf("volumes %+v\n got %+v, %v\nwant %+v", tt.volumes, got, ok, tt.want)
 		}
+	}
+}
+
+// A volume is unmounted with its container, before anyone asked for it.
+func TestMountThatIsNoMore(t *testing.T) {
+	c := newClock()
+	proc, root := t.TempDir(), t.TempDir()
+	mkdir(t, proc, "1")
+	table := func(more string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(proc, "1/mountinfo"), []byte(hostMounts+more), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r := newTestResolver(t, Options{CgroupRoot: root, ProcRoot: proc, now: c.now})
+	changed := func(more string) {
+		t.Helper()
+		table(more)
+		c.advance(watchEvery)
+		r.mounts.mu.Lock()
+		r.mounts.dirty, r.mounts.cost = true, 0 // a file in a directory is never said to have changed
+		r.mounts.mu.Unlock()
+		r.mounts.follow()
+	}
+	id := mkdir(t, root, "docker", idA)
+	r.CgroupCreated(id, "/docker/"+idA)
+	r.registry.put(container{id: idA, from: "test", toldAt: c.now(), volumes: []volume{{name: "job", driver: "local", source: "/var/lib/docker/volumes/job/_data", destination: "/out"}}})
+	table("")
+	r.mounts.follow()
+	changed("70 27 0:80 /job /var/lib/docker/volumes/job/_data rw - nfs4 nas:/exports/job rw,vers=4.2,addr=192.0.2.9\n")
+	changed("")
+	r.CgroupRemoved(id, "")
+	want := Mount{Source: "nas:/exports/job", Point: "/out", FSType: "nfs4", Volume: "job", Driver: "local", NFSServer: "nas", NFSExport: "/exports/job", NFSVersion: "4.2"}
+	if got, ok := r.Mount("0:80", id); !ok || got != want {
+		t.Errorf("got %+v, %v\nwant %+v", got, ok, want)
+	}
+	// The number is given to another file system, and later nobody has it.
+	changed("71 27 0:80 / /mnt/new rw - nfs4 nas:/exports/new rw,vers=4.2\n")
+	if got, _ := r.Mount("0:80", 0); got.Point != "/mnt/new" {
+		t.Errorf("reused: %+v", got)
+	}
+	changed("")
+	c.advance(r.registry.keep + time.Minute)
+	changed("72 27 0:81 / /mnt/other rw - ext4 /dev/sdb rw\n")
+	if got, ok := r.Mount("0:80", id); ok {
+		t.Errorf("remembered for ever: %+v", got)
 	}
 }
 

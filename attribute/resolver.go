@@ -121,6 +121,18 @@ func (r *Resolver) Start(ctx context.Context) {
 			}
 		}
 	})
+	r.done.Go(func() {
+		tick := time.NewTicker(watchEvery)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+				r.mounts.follow()
+			}
+		}
+	})
 }
 
 // CgroupCreated takes a cgroup from the kernel's cgroup_mkdir event. The path is
