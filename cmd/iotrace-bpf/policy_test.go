@@ -94,6 +94,52 @@ func TestDependencies(t *testing.T) {
 	}
 }
 
+// TestModules: each module that we import is listed with its reason, and no other.
+func TestModules(t *testing.T) {
+	root := filepath.Join("..", "..")
+	gomod, err := os.ReadFile(filepath.Join(root, "go.mod"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile(filepath.Join(root, "CONTRIBUTING.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, ok := strings.Cut(string(page), "\n## What it stands on\n")
+	if !ok {
+		t.Fatal("CONTRIBUTING.md does not say what it stands on")
+	}
+	section, _, _ = strings.Cut(section, "\n## ")
+	listed := map[string]bool{}
+	for line := range strings.Lines(section) {
+		cells := strings.Split(line, "|")
+		if len(cells) != 4 || !strings.Contains(cells[1], "`") {
+			continue
+		}
+		for _, name := range strings.Split(cells[1], ",") {
+			listed[strings.Trim(name, " `")] = true
+		}
+	}
+	direct := 0
+	for line := range strings.Lines(string(gomod)) {
+		f := strings.Fields(strings.TrimPrefix(line, "require "))
+		if len(f) != 2 || !strings.HasPrefix(f[1], "v") || !strings.Contains(f[0], "/") {
+			continue // those that are indirect have a comment
+		}
+		direct++
+		if !listed[f[0]] {
+			t.Errorf("%s has no reason in CONTRIBUTING.md", f[0])
+		}
+		delete(listed, f[0])
+	}
+	for name := range listed {
+		t.Errorf("CONTRIBUTING.md has a reason for %s, which is not in go.mod", name)
+	}
+	if direct < 10 {
+		t.Errorf("go.mod was not understood: %d modules", direct)
+	}
+}
+
 // TestSources: a source has one word everywhere.
 func TestSources(t *testing.T) {
 	root := filepath.Join("..", "..")
