@@ -67,7 +67,7 @@ type mounts struct {
 
 // table is a mount table, by device and by mount point.
 type table struct {
-	byDev   map[string]mounted
+	byDev   map[string]mounted // the first of several, and of what they have in common: see shares
 	byPoint map[string]mounted
 	uppers  map[string]bool // directories that hold the writable layers of overlays
 }
@@ -287,6 +287,29 @@ func (t table) of(path string) mounted {
 	return t.byPoint["/"]
 }
 
+// shares makes of the first mount of a device what it has in common with another
+// one. The client gives mounts of a server's exports that are on one file system
+// there the same superblock, and so the same device.
+func (e mounted) shares(other mounted) mounted {
+	if e.source == other.source || e.fstype != "nfs" && e.fstype != "nfs4" {
+		return e
+	}
+	n := 0
+	for n < len(e.source) && n < len(other.source) && e.source[n] == other.source[n] {
+		n++
+	}
+	switch whole := e.source[:n]; {
+	case n == len(e.source) && strings.HasPrefix(other.source[n:], "/"), n == len(other.source) && strings.HasPrefix(e.source[n:], "/"):
+		e.source = whole // one is within the other
+	case strings.Contains(whole, ":/"):
+		e.source = whole[:strings.LastIndexByte(whole, '/')+1]
+	default:
+		return e // not by the same name: it says nothing
+	}
+	e.point = ""
+	return e
+}
+
 func (e mounted) mount() Mount {
 	m := Mount{Source: e.source, Point: e.point, FSType: e.fstype}
 	switch {
@@ -440,11 +463,12 @@ func readTable(name string, limit int) (table, error) {
 		point := clip(i.Mountpoint, maxText)
 		e := mounted{dev, clip(i.Source, maxText), point, clip(i.FSType, maxText), clip(i.VFSOptions, maxText)}
 		t.byPoint[point] = e
-		// Of several places the first: the others are binds of it, or directories of
-		// the same export of an NFS server.
-		if _, ok := t.byDev[dev]; !ok {
-			t.byDev[dev] = e
+		// Of several places the first: the others are binds of it, or exports of the
+		// same NFS server.
+		if first, ok := t.byDev[dev]; ok {
+			e = first.shares(e)
 		}
+		t.byDev[dev] = e
 		return true, false
 	})
 	if err != nil {

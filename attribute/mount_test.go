@@ -19,6 +19,11 @@ const hostMounts = `27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
 65 27 0:55 / /mnt/with\040space\012line rw - fuse.glusterfs gl\011uster:/v rw
 66 27 0:56 / /mnt/plain rw - fuse /dev/fuse rw
 67 27 0:50 /sub /mnt/bind rw - nfs4 nas.example:/exports/data rw,vers=4.2,addr=192.0.2.9
+68 27 0:57 /vol/shop /var/lib/docker/volumes/shop/_data rw - nfs4 :/vol/shop rw,vers=4.2,addr=192.0.2.9
+69 27 0:57 /vol/bank /var/lib/docker/volumes/bank/_data rw - nfs4 :/vol/bank rw,vers=4.2,addr=192.0.2.9
+70 27 0:57 /vol/bank/in /mnt/in rw - nfs4 :/vol/bank/in rw,vers=4.2,addr=192.0.2.9
+71 27 0:58 / /mnt/whole rw - nfs nas.example:/whole rw,vers=3,addr=192.0.2.9
+72 27 0:58 / /mnt/part rw - nfs nas.example:/whole/part rw,vers=3,addr=192.0.2.9
 `
 
 // mountHost returns a resolver on a host with these mounts, and its proc.
@@ -229,6 +234,52 @@ func TestVolumesOnOneDevice(t *testing.T) {
 	r.CgroupRemoved(id, "")
 	if got, _ := r.Mount(ssd, id); got.Volume != "/|v" || r.mounts.reads != 2 {
 		t.Errorf("when it is gone: %+v, %d tables read", got, r.mounts.reads)
+	}
+}
+
+// TestMountsThatShareADevice holds that no export is named that it may not have
+// been: what is known of all of them is, and all of it where the container has
+// one of them.
+func TestMountsThatShareADevice(t *testing.T) {
+	r, _, root := mountHost(t)
+	idC, idD := strings.Repeat("c", 64), strings.Repeat("d", 64)
+	shop, bank, both, twice, other := mkdir(t, root, "docker", idA), mkdir(t, root, "docker", idB), mkdir(t, root, "docker", idC),
+		mkdir(t, root, "docker", idD), mkdir(t, root, "system.slice")
+	if err := r.Walk(); err != nil {
+		t.Fatal(err)
+	}
+	v := func(name, destination string) volume {
+		return volume{name: name, driver: "local", source: "/var/lib/docker/volumes/" + name + "/_data", destination: destination}
+	}
+	r.registry.put(container{id: idA, from: "test", volumes: []volume{v("shop", "/data")}})
+	r.registry.put(container{id: idB, from: "test", volumes: []volume{v("bank", "/data")}})
+	r.registry.put(container{id: idC, from: "test", volumes: []volume{v("shop", "/s"), v("bank", "/b")}})
+	r.registry.put(container{id: idD, from: "test", volumes: []volume{{source: "/mnt/in/x", destination: "/x"}, {source: "/mnt/in/y", destination: "/y"}}})
+	nfs := func(source, export, point, volume string) Mount {
+		m := Mount{Source: source, Point: point, FSType: "nfs4", Volume: volume, NFSServer: "192.0.2.9", NFSExport: export, NFSVersion: "4.2"}
+		if strings.HasPrefix(volume, "bank") || volume == "shop" {
+			m.Driver = "local"
+		}
+		return m
+	}
+	for _, tc := range []struct {
+		name   string
+		cgroup uint64
+		dev    string
+		want   Mount
+	}{
+		{"one of them", shop, "0:57", nfs(":/vol/shop", "/vol/shop", "/data", "shop")},
+		{"the other", bank, "0:57", nfs(":/vol/bank", "/vol/bank", "/data", "bank")},
+		{"both", both, "0:57", nfs(":/vol/bank|:/vol/shop", "/vol/bank|/vol/shop", "/b|/s", "bank|shop")},
+		{"one, in two places", twice, "0:57", nfs(":/vol/bank/in", "/vol/bank/in", "/x|/y", "/x|/y")},
+		{"no container", other, "0:57", nfs(":/vol/", "/vol/", "", "")},
+		{"nobody", 0, "0:57", nfs(":/vol/", "/vol/", "", "")},
+		{"one within the other", 0, "0:58", Mount{Source: "nas.example:/whole", FSType: "nfs", NFSServer: "nas.example", NFSExport: "/whole", NFSVersion: "3"}},
+		{"a bind alone", 0, "0:50", Mount{Source: "nas.example:/exports/data", Point: "/mnt/data", FSType: "nfs4", NFSServer: "nas.example", NFSExport: "/exports/data", NFSVersion: "4.2"}},
+	} {
+		if got, ok := r.Mount(tc.dev, tc.cgroup); !ok || got != tc.want {
+			t.Errorf("%s\n got %+v, %v\nwant %+v", tc.name, got, ok, tc.want)
+		}
 	}
 }
 

@@ -20,6 +20,7 @@
 #include "account.h"
 #include "owner.h"
 
+const volatile bool from_functions = false; /* the functions are probed as well: see iot_from_function */
 const volatile bool fixed_nfs_page = false; /* struct nfs_page is not in any BTF: 5.10, see iot_read_page */
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
@@ -124,7 +125,8 @@ struct inflight {
 	struct usage_key usage;
 	__u64 offset;
 	__u32 recorded; /* --events has it already */
-	__u32 done; /* free to be taken; until then an RPC that is started again finds it */
+	__u16 done; /* free to be taken; until then an RPC that is started again finds it */
+	__u16 booked; /* by its function, and the tracepoint within it is still to come */
 };
 
 #define IOT_SLOTS 8192
@@ -304,6 +306,7 @@ static __always_inline void iot_remember(__u64 id, const struct usage_key *usage
 	f->offset = offset;
 	f->recorded = recorded;
 	f->done = 0;
+	f->booked = 0;
 	f->id = id;
 }
 
@@ -344,7 +347,7 @@ struct nfs_walk {
 /* One for each program that walks: the kernel never runs one program twice at once on a CPU. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 2);
+	__uint(max_entries, 3);
 	__type(key, __u32);
 	__type(value, struct nfs_walk);
 } walk SEC(".maps");
@@ -422,8 +425,7 @@ static __always_inline void iot_walk_write(struct nfs_pgio_header *hdr, const st
 	}
 	alone = w->ops;
 	iot_book_run(w, true);
-	if (with_latency)
-		iot_remember((__u64)hdr, &w->first, FIELD(hdr, io_start), !alone);
+	iot_remember((__u64)hdr, &w->first, FIELD(hdr, io_start), !alone);
 }
 
 static __always_inline int iot_write(struct nfs_pgio_header *hdr, __u32 walker)
@@ -528,9 +530,8 @@ static __always_inline int iot_commit(struct nfs_commit_data *data)
 		iot_owner_from_page(&o, r.page, false, true);
 	iot_own_usage(&usage, &o);
 	iot_book(&usage, 0, 1);
-	if (with_latency)
-		iot_remember((__u64)data, &usage, 0, false);
-	else if (with_records)
+	iot_remember((__u64)data, &usage, 0, false);
+	if (!with_latency && with_records)
 		iot_nfs_record(&usage, bpf_ktime_get_ns(), 0, 0, 0);
 	return 0;
 }
@@ -725,32 +726,101 @@ static __always_inline int iot_mounting(void)
 	return 0;
 }
 
+/*
+ * A probe on a function can be in place before the module is, and does not keep
+ * the module from being unloaded, as a tracepoint's program does. So the functions
+ * that the tracepoints are in are probed as well where NFS is a module: they see
+ * what the tracepoints cannot, because those are attached only when the module is
+ * there and in use. What a function has booked its tracepoint does not book again.
+ */
+static __always_inline int iot_from_function(__u64 id)
+{
+	struct inflight *f = iot_slot(id, false);
+
+	if (f)
+		f->booked = 1;
+	return 0;
+}
+
+static __always_inline bool iot_function_did(__u64 id)
+{
+	struct inflight *f = from_functions ? iot_slot(id, false) : NULL;
+
+	if (!f || !f->booked)
+		return false;
+	f->booked = 0;
+	return true;
+}
+
+SEC("kprobe/nfs_initiate_write")
+int iot_function_write(__u64 *ctx)
+{
+	iot_write((struct nfs_pgio_header *)IOT_PARM1(ctx), 2);
+	return iot_from_function(IOT_PARM1(ctx));
+}
+
+SEC("kprobe/nfs_initiate_read")
+int iot_function_read(__u64 *ctx)
+{
+	iot_read((struct nfs_pgio_header *)IOT_PARM1(ctx));
+	return iot_from_function(IOT_PARM1(ctx));
+}
+
+SEC("kprobe/nfs_initiate_commit")
+int iot_function_commit(__u64 *ctx)
+{
+	iot_commit((struct nfs_commit_data *)IOT_PARM2(ctx));
+	return iot_from_function(IOT_PARM2(ctx));
+}
+
 SEC("raw_tp/nfs_initiate_write")
 int iot_initiate_write(__u64 *ctx)
 {
-	return iot_write((struct nfs_pgio_header *)ctx[0], 0);
+	return iot_function_did(ctx[0]) ? 0 : iot_write((struct nfs_pgio_header *)ctx[0], 0);
 }
 
 /*
  * A program is not run while another run of it is under way on the same CPU.
  * From 7.0 on tracepoints can be preempted, so that this happens. A second
  * program, attached behind the first, sees by what is in flight that the first
- * did not run, and does its work.
+ * did not run, and does its work. It can be skipped as well, at the same time:
+ * three runs within each other were not seen yet.
  */
+static __always_inline bool iot_was_begun(__u64 id)
+{
+	struct inflight *f = iot_slot(id, false);
+
+	return f && !f->done;
+}
+
+/* For where nothing tells of the end: what was begun is forgotten at once. */
+static __always_inline void iot_forget(__u64 id)
+{
+	struct inflight *f = with_latency ? NULL : iot_slot(id, false);
+
+	if (f)
+		f->id = 0;
+}
+
 SEC("raw_tp/nfs_initiate_write")
 int iot_initiate_write_again(__u64 *ctx)
 {
-	struct inflight *f = iot_slot(ctx[0], false);
-
-	if (!with_latency || (f && !f->done))
-		return 0;
-	return iot_write((struct nfs_pgio_header *)ctx[0], 1);
+	if (!iot_was_begun(ctx[0]))
+		iot_write((struct nfs_pgio_header *)ctx[0], 1);
+	iot_forget(ctx[0]);
+	return 0;
 }
 
 SEC("raw_tp/nfs_initiate_read")
 int iot_initiate_read(__u64 *ctx)
 {
-	return iot_read((struct nfs_pgio_header *)ctx[0]);
+	return iot_function_did(ctx[0]) ? 0 : iot_read((struct nfs_pgio_header *)ctx[0]);
+}
+
+SEC("raw_tp/nfs_initiate_read")
+int iot_initiate_read_again(__u64 *ctx)
+{
+	return iot_was_begun(ctx[0]) ? 0 : iot_read((struct nfs_pgio_header *)ctx[0]);
 }
 
 SEC("raw_tp/nfs_readpage_done")
@@ -762,11 +832,18 @@ int iot_readpage_done(__u64 *ctx)
 SEC("raw_tp/nfs_readpage_done")
 int iot_readpage_done_again(__u64 *ctx)
 {
-	struct inflight *f = iot_slot(ctx[1], false);
-
-	if (!f || f->done)
+	if (!iot_was_begun(ctx[1]))
 		return 0;
 	return iot_read_done((struct rpc_task *)ctx[0], (struct nfs_pgio_header *)ctx[1]);
+}
+
+/* Called for what came back well, right after the tracepoint. */
+SEC("kprobe/nfs_readpage_result")
+int iot_function_read_done(__u64 *ctx)
+{
+	if (!iot_was_begun(IOT_PARM2(ctx)))
+		return 0;
+	return iot_read_done((struct rpc_task *)IOT_PARM1(ctx), (struct nfs_pgio_header *)IOT_PARM2(ctx));
 }
 
 SEC("raw_tp/nfs_writeback_done")
@@ -775,10 +852,27 @@ int iot_writeback_done(__u64 *ctx)
 	return iot_write_done((struct rpc_task *)ctx[0], (struct nfs_pgio_header *)ctx[1]);
 }
 
+SEC("raw_tp/nfs_writeback_done")
+int iot_writeback_done_again(__u64 *ctx)
+{
+	if (!iot_was_begun(ctx[1]))
+		return 0;
+	return iot_write_done((struct rpc_task *)ctx[0], (struct nfs_pgio_header *)ctx[1]);
+}
+
 SEC("raw_tp/nfs_initiate_commit")
 int iot_initiate_commit(__u64 *ctx)
 {
-	return iot_commit((struct nfs_commit_data *)ctx[0]);
+	return iot_function_did(ctx[0]) ? 0 : iot_commit((struct nfs_commit_data *)ctx[0]);
+}
+
+SEC("raw_tp/nfs_initiate_commit")
+int iot_initiate_commit_again(__u64 *ctx)
+{
+	if (!iot_was_begun(ctx[0]))
+		iot_commit((struct nfs_commit_data *)ctx[0]);
+	iot_forget(ctx[0]);
+	return 0;
 }
 
 SEC("raw_tp/nfs_commit_done")
@@ -787,16 +881,83 @@ int iot_commit_done(__u64 *ctx)
 	return iot_commit_finished((struct rpc_task *)ctx[0], (struct nfs_commit_data *)ctx[1]);
 }
 
+SEC("raw_tp/nfs_commit_done")
+int iot_commit_done_again(__u64 *ctx)
+{
+	if (!iot_was_begun(ctx[1]))
+		return 0;
+	return iot_commit_finished((struct rpc_task *)ctx[0], (struct nfs_commit_data *)ctx[1]);
+}
+
+/*
+ * RPCs that a first program has seen and its second has not yet, by address. Two
+ * at once in one slot would make one of them count twice: there are more slots by
+ * far than CPUs.
+ */
+#define IOT_TOLD 4096
+
+enum {
+	IOT_TOLD_BEGIN,
+	IOT_TOLD_END,
+	IOT_TELLINGS,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, IOT_TELLINGS * IOT_TOLD);
+	__type(key, __u32);
+	__type(value, __u64);
+} told SEC(".maps");
+
+static __always_inline __u64 *iot_told(__u64 task, __u32 when)
+{
+	__u32 slot = when * IOT_TOLD + (((task >> 6) * 0x9E3779B97F4A7C15ULL) >> 52); /* 12 bits: IOT_TOLD */
+
+	return bpf_map_lookup_elem(&told, &slot);
+}
+
+static __always_inline void iot_tell(__u64 task, __u32 when)
+{
+	__u64 *seen = iot_told(task, when);
+
+	if (seen)
+		*seen = task;
+}
+
+static __always_inline bool iot_was_told(__u64 task, __u32 when)
+{
+	__u64 *seen = iot_told(task, when);
+
+	if (!seen || *seen != task)
+		return false;
+	*seen = 0;
+	return true;
+}
+
 SEC("raw_tp/rpc_task_begin")
 int iot_rpc_task_begin(__u64 *ctx)
 {
+	iot_tell(ctx[0], IOT_TOLD_BEGIN);
 	return iot_rpc_begin((struct rpc_task *)ctx[0]);
+}
+
+SEC("raw_tp/rpc_task_begin")
+int iot_rpc_task_begin_again(__u64 *ctx)
+{
+	return iot_was_told(ctx[0], IOT_TOLD_BEGIN) ? 0 : iot_rpc_begin((struct rpc_task *)ctx[0]);
 }
 
 SEC("raw_tp/rpc_stats_latency")
 int iot_rpc_stats(__u64 *ctx)
 {
+	iot_tell(ctx[0], IOT_TOLD_END);
 	return iot_rpc_done((struct rpc_task *)ctx[0], ctx[3]);
+}
+
+SEC("raw_tp/rpc_stats_latency")
+int iot_rpc_stats_again(__u64 *ctx)
+{
+	return iot_was_told(ctx[0], IOT_TOLD_END) ? 0 : iot_rpc_done((struct rpc_task *)ctx[0], ctx[3]);
 }
 
 SEC("raw_tp/nfs_refresh_inode_enter")

@@ -16,61 +16,73 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	NFSMapBatches                = "batches"
-	NFSMapCalls                  = "calls"
-	NFSMapClients                = "clients"
-	NFSMapComms                  = "comms"
-	NFSMapDeadOwners             = "dead_owners"
-	NFSMapGeneration             = "generation"
-	NFSMapInflight               = "inflight"
-	NFSMapLatencies              = "latencies"
-	NFSMapLatencyA               = "latency_a"
-	NFSMapLoopNotes              = "loop_notes"
-	NFSMapLosses                 = "losses"
-	NFSMapNotes                  = "notes"
-	NFSMapNotesLive              = "notes_live"
-	NFSMapNotices                = "notices"
-	NFSMapOverflow               = "overflow"
-	NFSMapRecords                = "records"
-	NFSMapRowCaches              = "row_caches"
-	NFSMapStarters               = "starters"
-	NFSMapUsageA                 = "usage_a"
-	NFSMapUsages                 = "usages"
-	NFSMapWalk                   = "walk"
-	NFSMapWriters                = "writers"
-	NFSProgIotAppEnterFile       = "iot_app_enter_file"
-	NFSProgIotAppEnterIocb       = "iot_app_enter_iocb"
-	NFSProgIotAppRead            = "iot_app_read"
-	NFSProgIotAppReadReturn      = "iot_app_read_return"
-	NFSProgIotAppSplice          = "iot_app_splice"
-	NFSProgIotAppWrite           = "iot_app_write"
-	NFSProgIotAppWriteReturn     = "iot_app_write_return"
-	NFSProgIotCommitDone         = "iot_commit_done"
-	NFSProgIotGetTree            = "iot_get_tree"
-	NFSProgIotInitiateCommit     = "iot_initiate_commit"
-	NFSProgIotInitiateRead       = "iot_initiate_read"
-	NFSProgIotInitiateWrite      = "iot_initiate_write"
-	NFSProgIotInitiateWriteAgain = "iot_initiate_write_again"
-	NFSProgIotReadpageDone       = "iot_readpage_done"
-	NFSProgIotReadpageDoneAgain  = "iot_readpage_done_again"
-	NFSProgIotRefreshInode       = "iot_refresh_inode"
-	NFSProgIotRpcStats           = "iot_rpc_stats"
-	NFSProgIotRpcTaskBegin       = "iot_rpc_task_begin"
-	NFSProgIotWritebackDone      = "iot_writeback_done"
-	NFSProgIotWriterFentry       = "iot_writer_fentry"
-	NFSProgIotWriterKprobe       = "iot_writer_kprobe"
-	NFSProgIotWriterRaw          = "iot_writer_raw"
-	NFSVarBlkcgUsable            = "blkcg_usable"
-	NFSVarByMount                = "by_mount"
-	NFSVarByProcess              = "by_process"
-	NFSVarCountLatencies         = "count_latencies"
-	NFSVarFixedNfsPage           = "fixed_nfs_page"
-	NFSVarHaveBpfLoop            = "have_bpf_loop"
-	NFSVarHierarchyId            = "hierarchy_id"
-	NFSVarSelfPid                = "self_pid"
-	NFSVarWithApp                = "with_app"
-	NFSVarWithLatency            = "with_latency"
-	NFSVarWithRecords            = "with_records"
+	NFSMapBatches                 = "batches"
+	NFSMapCalls                   = "calls"
+	NFSMapClients                 = "clients"
+	NFSMapComms                   = "comms"
+	NFSMapDeadOwners              = "dead_owners"
+	NFSMapGeneration              = "generation"
+	NFSMapInflight                = "inflight"
+	NFSMapLatencies               = "latencies"
+	NFSMapLatencyA                = "latency_a"
+	NFSMapLoopNotes               = "loop_notes"
+	NFSMapLosses                  = "losses"
+	NFSMapNotes                   = "notes"
+	NFSMapNotesLive               = "notes_live"
+	NFSMapNotices                 = "notices"
+	NFSMapOverflow                = "overflow"
+	NFSMapRecords                 = "records"
+	NFSMapRowCaches               = "row_caches"
+	NFSMapStarters                = "starters"
+	NFSMapTold                    = "told"
+	NFSMapUsageA                  = "usage_a"
+	NFSMapUsages                  = "usages"
+	NFSMapWalk                    = "walk"
+	NFSMapWriters                 = "writers"
+	NFSProgIotAppEnterFile        = "iot_app_enter_file"
+	NFSProgIotAppEnterIocb        = "iot_app_enter_iocb"
+	NFSProgIotAppRead             = "iot_app_read"
+	NFSProgIotAppReadReturn       = "iot_app_read_return"
+	NFSProgIotAppSplice           = "iot_app_splice"
+	NFSProgIotAppWrite            = "iot_app_write"
+	NFSProgIotAppWriteReturn      = "iot_app_write_return"
+	NFSProgIotCommitDone          = "iot_commit_done"
+	NFSProgIotCommitDoneAgain     = "iot_commit_done_again"
+	NFSProgIotFunctionCommit      = "iot_function_commit"
+	NFSProgIotFunctionRead        = "iot_function_read"
+	NFSProgIotFunctionReadDone    = "iot_function_read_done"
+	NFSProgIotFunctionWrite       = "iot_function_write"
+	NFSProgIotGetTree             = "iot_get_tree"
+	NFSProgIotInitiateCommit      = "iot_initiate_commit"
+	NFSProgIotInitiateCommitAgain = "iot_initiate_commit_again"
+	NFSProgIotInitiateRead        = "iot_initiate_read"
+	NFSProgIotInitiateReadAgain   = "iot_initiate_read_again"
+	NFSProgIotInitiateWrite       = "iot_initiate_write"
+	NFSProgIotInitiateWriteAgain  = "iot_initiate_write_again"
+	NFSProgIotReadpageDone        = "iot_readpage_done"
+	NFSProgIotReadpageDoneAgain   = "iot_readpage_done_again"
+	NFSProgIotRefreshInode        = "iot_refresh_inode"
+	NFSProgIotRpcStats            = "iot_rpc_stats"
+	NFSProgIotRpcStatsAgain       = "iot_rpc_stats_again"
+	NFSProgIotRpcTaskBegin        = "iot_rpc_task_begin"
+	NFSProgIotRpcTaskBeginAgain   = "iot_rpc_task_begin_again"
+	NFSProgIotWritebackDone       = "iot_writeback_done"
+	NFSProgIotWritebackDoneAgain  = "iot_writeback_done_again"
+	NFSProgIotWriterFentry        = "iot_writer_fentry"
+	NFSProgIotWriterKprobe        = "iot_writer_kprobe"
+	NFSProgIotWriterRaw           = "iot_writer_raw"
+	NFSVarBlkcgUsable             = "blkcg_usable"
+	NFSVarByMount                 = "by_mount"
+	NFSVarByProcess               = "by_process"
+	NFSVarCountLatencies          = "count_latencies"
+	NFSVarFixedNfsPage            = "fixed_nfs_page"
+	NFSVarFromFunctions           = "from_functions"
+	NFSVarHaveBpfLoop             = "have_bpf_loop"
+	NFSVarHierarchyId             = "hierarchy_id"
+	NFSVarSelfPid                 = "self_pid"
+	NFSVarWithApp                 = "with_app"
+	NFSVarWithLatency             = "with_latency"
+	NFSVarWithRecords             = "with_records"
 )
 
 // LoadNFS returns the embedded CollectionSpec for NFS.
@@ -115,28 +127,38 @@ type NFSSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NFSProgramSpecs struct {
-	IotAppEnterFile       *ebpf.ProgramSpec `ebpf:"iot_app_enter_file"`
-	IotAppEnterIocb       *ebpf.ProgramSpec `ebpf:"iot_app_enter_iocb"`
-	IotAppRead            *ebpf.ProgramSpec `ebpf:"iot_app_read"`
-	IotAppReadReturn      *ebpf.ProgramSpec `ebpf:"iot_app_read_return"`
-	IotAppSplice          *ebpf.ProgramSpec `ebpf:"iot_app_splice"`
-	IotAppWrite           *ebpf.ProgramSpec `ebpf:"iot_app_write"`
-	IotAppWriteReturn     *ebpf.ProgramSpec `ebpf:"iot_app_write_return"`
-	IotCommitDone         *ebpf.ProgramSpec `ebpf:"iot_commit_done"`
-	IotGetTree            *ebpf.ProgramSpec `ebpf:"iot_get_tree"`
-	IotInitiateCommit     *ebpf.ProgramSpec `ebpf:"iot_initiate_commit"`
-	IotInitiateRead       *ebpf.ProgramSpec `ebpf:"iot_initiate_read"`
-	IotInitiateWrite      *ebpf.ProgramSpec `ebpf:"iot_initiate_write"`
-	IotInitiateWriteAgain *ebpf.ProgramSpec `ebpf:"iot_initiate_write_again"`
-	IotReadpageDone       *ebpf.ProgramSpec `ebpf:"iot_readpage_done"`
-	IotReadpageDoneAgain  *ebpf.ProgramSpec `ebpf:"iot_readpage_done_again"`
-	IotRefreshInode       *ebpf.ProgramSpec `ebpf:"iot_refresh_inode"`
-	IotRpcStats           *ebpf.ProgramSpec `ebpf:"iot_rpc_stats"`
-	IotRpcTaskBegin       *ebpf.ProgramSpec `ebpf:"iot_rpc_task_begin"`
-	IotWritebackDone      *ebpf.ProgramSpec `ebpf:"iot_writeback_done"`
-	IotWriterFentry       *ebpf.ProgramSpec `ebpf:"iot_writer_fentry"`
-	IotWriterKprobe       *ebpf.ProgramSpec `ebpf:"iot_writer_kprobe"`
-	IotWriterRaw          *ebpf.ProgramSpec `ebpf:"iot_writer_raw"`
+	IotAppEnterFile        *ebpf.ProgramSpec `ebpf:"iot_app_enter_file"`
+	IotAppEnterIocb        *ebpf.ProgramSpec `ebpf:"iot_app_enter_iocb"`
+	IotAppRead             *ebpf.ProgramSpec `ebpf:"iot_app_read"`
+	IotAppReadReturn       *ebpf.ProgramSpec `ebpf:"iot_app_read_return"`
+	IotAppSplice           *ebpf.ProgramSpec `ebpf:"iot_app_splice"`
+	IotAppWrite            *ebpf.ProgramSpec `ebpf:"iot_app_write"`
+	IotAppWriteReturn      *ebpf.ProgramSpec `ebpf:"iot_app_write_return"`
+	IotCommitDone          *ebpf.ProgramSpec `ebpf:"iot_commit_done"`
+	IotCommitDoneAgain     *ebpf.ProgramSpec `ebpf:"iot_commit_done_again"`
+	IotFunctionCommit      *ebpf.ProgramSpec `ebpf:"iot_function_commit"`
+	IotFunctionRead        *ebpf.ProgramSpec `ebpf:"iot_function_read"`
+	IotFunctionReadDone    *ebpf.ProgramSpec `ebpf:"iot_function_read_done"`
+	IotFunctionWrite       *ebpf.ProgramSpec `ebpf:"iot_function_write"`
+	IotGetTree             *ebpf.ProgramSpec `ebpf:"iot_get_tree"`
+	IotInitiateCommit      *ebpf.ProgramSpec `ebpf:"iot_initiate_commit"`
+	IotInitiateCommitAgain *ebpf.ProgramSpec `ebpf:"iot_initiate_commit_again"`
+	IotInitiateRead        *ebpf.ProgramSpec `ebpf:"iot_initiate_read"`
+	IotInitiateReadAgain   *ebpf.ProgramSpec `ebpf:"iot_initiate_read_again"`
+	IotInitiateWrite       *ebpf.ProgramSpec `ebpf:"iot_initiate_write"`
+	IotInitiateWriteAgain  *ebpf.ProgramSpec `ebpf:"iot_initiate_write_again"`
+	IotReadpageDone        *ebpf.ProgramSpec `ebpf:"iot_readpage_done"`
+	IotReadpageDoneAgain   *ebpf.ProgramSpec `ebpf:"iot_readpage_done_again"`
+	IotRefreshInode        *ebpf.ProgramSpec `ebpf:"iot_refresh_inode"`
+	IotRpcStats            *ebpf.ProgramSpec `ebpf:"iot_rpc_stats"`
+	IotRpcStatsAgain       *ebpf.ProgramSpec `ebpf:"iot_rpc_stats_again"`
+	IotRpcTaskBegin        *ebpf.ProgramSpec `ebpf:"iot_rpc_task_begin"`
+	IotRpcTaskBeginAgain   *ebpf.ProgramSpec `ebpf:"iot_rpc_task_begin_again"`
+	IotWritebackDone       *ebpf.ProgramSpec `ebpf:"iot_writeback_done"`
+	IotWritebackDoneAgain  *ebpf.ProgramSpec `ebpf:"iot_writeback_done_again"`
+	IotWriterFentry        *ebpf.ProgramSpec `ebpf:"iot_writer_fentry"`
+	IotWriterKprobe        *ebpf.ProgramSpec `ebpf:"iot_writer_kprobe"`
+	IotWriterRaw           *ebpf.ProgramSpec `ebpf:"iot_writer_raw"`
 }
 
 // NFSMapSpecs contains maps before they are loaded into the kernel.
@@ -161,6 +183,7 @@ type NFSMapSpecs struct {
 	Records    *ebpf.MapSpec `ebpf:"records"`
 	RowCaches  *ebpf.MapSpec `ebpf:"row_caches"`
 	Starters   *ebpf.MapSpec `ebpf:"starters"`
+	Told       *ebpf.MapSpec `ebpf:"told"`
 	UsageA     *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages     *ebpf.MapSpec `ebpf:"usages"`
 	Walk       *ebpf.MapSpec `ebpf:"walk"`
@@ -176,6 +199,7 @@ type NFSVariableSpecs struct {
 	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
 	FixedNfsPage   *ebpf.VariableSpec `ebpf:"fixed_nfs_page"`
+	FromFunctions  *ebpf.VariableSpec `ebpf:"from_functions"`
 	HaveBpfLoop    *ebpf.VariableSpec `ebpf:"have_bpf_loop"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
 	SelfPid        *ebpf.VariableSpec `ebpf:"self_pid"`
@@ -222,6 +246,7 @@ type NFSMaps struct {
 	Records    *ebpf.Map `ebpf:"records"`
 	RowCaches  *ebpf.Map `ebpf:"row_caches"`
 	Starters   *ebpf.Map `ebpf:"starters"`
+	Told       *ebpf.Map `ebpf:"told"`
 	UsageA     *ebpf.Map `ebpf:"usage_a"`
 	Usages     *ebpf.Map `ebpf:"usages"`
 	Walk       *ebpf.Map `ebpf:"walk"`
@@ -248,6 +273,7 @@ func (m *NFSMaps) Close() error {
 		m.Records,
 		m.RowCaches,
 		m.Starters,
+		m.Told,
 		m.UsageA,
 		m.Usages,
 		m.Walk,
@@ -264,6 +290,7 @@ type NFSVariables struct {
 	ByProcess      *ebpf.Variable `ebpf:"by_process"`
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
 	FixedNfsPage   *ebpf.Variable `ebpf:"fixed_nfs_page"`
+	FromFunctions  *ebpf.Variable `ebpf:"from_functions"`
 	HaveBpfLoop    *ebpf.Variable `ebpf:"have_bpf_loop"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
 	SelfPid        *ebpf.Variable `ebpf:"self_pid"`
@@ -276,28 +303,38 @@ type NFSVariables struct {
 //
 // It can be passed to LoadNFSObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NFSPrograms struct {
-	IotAppEnterFile       *ebpf.Program `ebpf:"iot_app_enter_file"`
-	IotAppEnterIocb       *ebpf.Program `ebpf:"iot_app_enter_iocb"`
-	IotAppRead            *ebpf.Program `ebpf:"iot_app_read"`
-	IotAppReadReturn      *ebpf.Program `ebpf:"iot_app_read_return"`
-	IotAppSplice          *ebpf.Program `ebpf:"iot_app_splice"`
-	IotAppWrite           *ebpf.Program `ebpf:"iot_app_write"`
-	IotAppWriteReturn     *ebpf.Program `ebpf:"iot_app_write_return"`
-	IotCommitDone         *ebpf.Program `ebpf:"iot_commit_done"`
-	IotGetTree            *ebpf.Program `ebpf:"iot_get_tree"`
-	IotInitiateCommit     *ebpf.Program `ebpf:"iot_initiate_commit"`
-	IotInitiateRead       *ebpf.Program `ebpf:"iot_initiate_read"`
-	IotInitiateWrite      *ebpf.Program `ebpf:"iot_initiate_write"`
-	IotInitiateWriteAgain *ebpf.Program `ebpf:"iot_initiate_write_again"`
-	IotReadpageDone       *ebpf.Program `ebpf:"iot_readpage_done"`
-	IotReadpageDoneAgain  *ebpf.Program `ebpf:"iot_readpage_done_again"`
-	IotRefreshInode       *ebpf.Program `ebpf:"iot_refresh_inode"`
-	IotRpcStats           *ebpf.Program `ebpf:"iot_rpc_stats"`
-	IotRpcTaskBegin       *ebpf.Program `ebpf:"iot_rpc_task_begin"`
-	IotWritebackDone      *ebpf.Program `ebpf:"iot_writeback_done"`
-	IotWriterFentry       *ebpf.Program `ebpf:"iot_writer_fentry"`
-	IotWriterKprobe       *ebpf.Program `ebpf:"iot_writer_kprobe"`
-	IotWriterRaw          *ebpf.Program `ebpf:"iot_writer_raw"`
+	IotAppEnterFile        *ebpf.Program `ebpf:"iot_app_enter_file"`
+	IotAppEnterIocb        *ebpf.Program `ebpf:"iot_app_enter_iocb"`
+	IotAppRead             *ebpf.Program `ebpf:"iot_app_read"`
+	IotAppReadReturn       *ebpf.Program `ebpf:"iot_app_read_return"`
+	IotAppSplice           *ebpf.Program `ebpf:"iot_app_splice"`
+	IotAppWrite            *ebpf.Program `ebpf:"iot_app_write"`
+	IotAppWriteReturn      *ebpf.Program `ebpf:"iot_app_write_return"`
+	IotCommitDone          *ebpf.Program `ebpf:"iot_commit_done"`
+	IotCommitDoneAgain     *ebpf.Program `ebpf:"iot_commit_done_again"`
+	IotFunctionCommit      *ebpf.Program `ebpf:"iot_function_commit"`
+	IotFunctionRead        *ebpf.Program `ebpf:"iot_function_read"`
+	IotFunctionReadDone    *ebpf.Program `ebpf:"iot_function_read_done"`
+	IotFunctionWrite       *ebpf.Program `ebpf:"iot_function_write"`
+	IotGetTree             *ebpf.Program `ebpf:"iot_get_tree"`
+	IotInitiateCommit      *ebpf.Program `ebpf:"iot_initiate_commit"`
+	IotInitiateCommitAgain *ebpf.Program `ebpf:"iot_initiate_commit_again"`
+	IotInitiateRead        *ebpf.Program `ebpf:"iot_initiate_read"`
+	IotInitiateReadAgain   *ebpf.Program `ebpf:"iot_initiate_read_again"`
+	IotInitiateWrite       *ebpf.Program `ebpf:"iot_initiate_write"`
+	IotInitiateWriteAgain  *ebpf.Program `ebpf:"iot_initiate_write_again"`
+	IotReadpageDone        *ebpf.Program `ebpf:"iot_readpage_done"`
+	IotReadpageDoneAgain   *ebpf.Program `ebpf:"iot_readpage_done_again"`
+	IotRefreshInode        *ebpf.Program `ebpf:"iot_refresh_inode"`
+	IotRpcStats            *ebpf.Program `ebpf:"iot_rpc_stats"`
+	IotRpcStatsAgain       *ebpf.Program `ebpf:"iot_rpc_stats_again"`
+	IotRpcTaskBegin        *ebpf.Program `ebpf:"iot_rpc_task_begin"`
+	IotRpcTaskBeginAgain   *ebpf.Program `ebpf:"iot_rpc_task_begin_again"`
+	IotWritebackDone       *ebpf.Program `ebpf:"iot_writeback_done"`
+	IotWritebackDoneAgain  *ebpf.Program `ebpf:"iot_writeback_done_again"`
+	IotWriterFentry        *ebpf.Program `ebpf:"iot_writer_fentry"`
+	IotWriterKprobe        *ebpf.Program `ebpf:"iot_writer_kprobe"`
+	IotWriterRaw           *ebpf.Program `ebpf:"iot_writer_raw"`
 }
 
 func (p *NFSPrograms) Close() error {
@@ -310,17 +347,27 @@ func (p *NFSPrograms) Close() error {
 		p.IotAppWrite,
 		p.IotAppWriteReturn,
 		p.IotCommitDone,
+		p.IotCommitDoneAgain,
+		p.IotFunctionCommit,
+		p.IotFunctionRead,
+		p.IotFunctionReadDone,
+		p.IotFunctionWrite,
 		p.IotGetTree,
 		p.IotInitiateCommit,
+		p.IotInitiateCommitAgain,
 		p.IotInitiateRead,
+		p.IotInitiateReadAgain,
 		p.IotInitiateWrite,
 		p.IotInitiateWriteAgain,
 		p.IotReadpageDone,
 		p.IotReadpageDoneAgain,
 		p.IotRefreshInode,
 		p.IotRpcStats,
+		p.IotRpcStatsAgain,
 		p.IotRpcTaskBegin,
+		p.IotRpcTaskBeginAgain,
 		p.IotWritebackDone,
+		p.IotWritebackDoneAgain,
 		p.IotWriterFentry,
 		p.IotWriterKprobe,
 		p.IotWriterRaw,

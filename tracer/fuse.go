@@ -3,7 +3,6 @@ package tracer
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"math"
 	"os"
 	"strings"
@@ -15,9 +14,9 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-// openFUSE attaches the FUSE source.
-func openFUSE(h *host) (*object, error) {
-	kernel, err := h.findFUSE()
+// planFUSE looks at this kernel's FUSE.
+func planFUSE(h *host, future bool) (*plan, error) {
+	kernel, err := h.findFUSE(future)
 	if err != nil {
 		return nil, err
 	}
@@ -31,33 +30,34 @@ func openFUSE(h *host) (*object, error) {
 	if err := spec.Variables[bpf.FUSEVarLayoutAssumed].Set(kernel.assumed); err != nil {
 		return nil, fmt.Errorf("setting the layout: %w", err)
 	}
-	return h.load(spec, kernel.signals(h.opt.App), ebpf.ProgramOptions{})
+	return &plan{spec, kernel.signals(h.opt.App), ebpf.ProgramOptions{}, kernel.sums}, nil
 }
 
 // fuseKernel is what this kernel's FUSE is like.
 type fuseKernel struct {
 	types   *btf.Spec // nil where it has none
-	module  bool      // not built into the kernel
+	sums    typesSum
+	module  bool // not built into the kernel
 	layout  bpf.FUSEOffsets
 	assumed bool // the layout was not read from types
 }
 
 // findFUSE looks for FUSE in the kernel and among its modules.
-func (h *host) findFUSE() (*fuseKernel, error) {
+func (h *host) findFUSE(future bool) (*fuseKernel, error) {
 	k := &fuseKernel{types: h.types}
 	if !h.haveFunc("fuse_request_end") {
-		if _, err := os.Stat("/sys/module/fuse"); err != nil {
-			return nil, fmt.Errorf("fuse is not loaded: %w", ErrAbsent)
+		if _, err := os.Stat(sysfs + "/module/fuse"); err != nil && !future {
+			return nil, &notLoadedError{fuseName}
 		}
-		var err error
-		k.module = true
-		k.types, err = h.cache.Module("fuse")
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
+		types, sums, err := h.moduleTypes(future, fuseName)
+		if err != nil {
+			return nil, err
+		}
+		k.module, k.sums = true, sums
+		if len(types) == 0 {
 			return k, h.assumeFUSE(k)
-		case err != nil:
-			return nil, fmt.Errorf("reading the types of fuse: %w", err)
 		}
+		k.types = types[0]
 	}
 	var err error
 	k.layout, err = fuseLayout(k.types)

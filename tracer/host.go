@@ -50,6 +50,7 @@ func newHost(opt Options) (*host, error) {
 			break
 		}
 	}
+	clearProbes(h.tracefs, "/proc")
 	h.haveLoop = features.HaveProgramHelper(ebpf.RawTracepoint, asm.FnLoop) == nil
 	return h, nil
 }

@@ -2,12 +2,16 @@ package tracer
 
 import (
 	"errors"
+	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
 // A raw tracepoint's link holds a reference on the module that has it: as long
@@ -113,7 +117,120 @@ func (t *Tracer) wake(source string, o *object) {
 	t.opt.Log.Debug("source attached again", "source", source)
 }
 
-// moduleFreed drops the sources whose module went.
+// await tells whether a source that could not be opened, because of err, will come
+// with its module; if so it is prepared for that.
+func (t *Tracer) await(d descriptor, err error) bool {
+	var absent *notLoadedError
+	if !errors.As(err, &absent) || !t.objects["host"].has(bpf.HostProgIotModuleLoad) {
+		return false
+	}
+	tree, terr := moduleTree()
+	if terr != nil {
+		t.opt.Log.Debug("looking for modules", "error", terr)
+		return false
+	}
+	if never := mayLoad("/proc", tree, absent.module); never != nil {
+		t.mu.Lock()
+		t.absent[d.name] = fmt.Errorf("%w: %w", err, never)
+		t.mu.Unlock()
+		return false
+	}
+	if slices.Contains(t.opt.Sources, d.name) {
+		t.opt.Log.Warn("source waits for its module to be loaded", "source", d.name, "module", absent.module)
+	}
+	p, perr := t.host.prepare(d)
+	if perr != nil {
+		// It will be loaded when the module is there, which takes a moment.
+		t.opt.Log.Debug("source not prepared", "source", d.name, "error", perr)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.waiting[d.name] = p
+	return true
+}
+
+// waits tells whether a source will come with its module.
+func (t *Tracer) waits(name string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.waiting[name]
+	return ok
+}
+
+// arrived puts a source among those that are traced. t.mu is held.
+func (t *Tracer) arrived(d descriptor, o *object) {
+	delete(t.absent, d.name)
+	delete(t.waiting, d.name)
+	t.objects[d.name] = o
+}
+
+// moduleLoaded attaches the sources that waited for the module.
+func (t *Tracer) moduleLoaded(name string) {
+	for _, d := range sources {
+		if !t.opt.wants(d.name) || !slices.Contains(d.modules, name) {
+			continue
+		}
+		t.mu.Lock()
+		_, there := t.objects[d.name]
+		p := t.waiting[d.name]
+		delete(t.waiting, d.name)
+		t.mu.Unlock()
+		if there {
+			continue
+		}
+		begin := time.Now()
+		err := t.attachPrepared(d, p)
+		how := "prepared"
+		if err != nil {
+			t.opt.Log.Debug("source not attached as prepared", "source", d.name, "error", err)
+			err = t.openSource(d)
+			how = "anew"
+		}
+		if err != nil {
+			t.opt.Log.Warn("source not attached after its module was loaded", "source", d.name, "module", name, "error", err)
+		} else {
+			t.opt.Log.Log(t.ctx, t.arrivalLevel(d.name), "source attached", "source", d.name, "module", name, "programs", how, "took", time.Since(begin))
+		}
+		t.host.release()
+	}
+}
+
+// arrivalLevel is a warning's where one said that the source is awaited.
+func (t *Tracer) arrivalLevel(source string) slog.Level {
+	if slices.Contains(t.opt.Sources, source) {
+		return slog.LevelWarn
+	}
+	return slog.LevelInfo
+}
+
+// attachPrepared attaches what was prepared for a module that is there now.
+func (t *Tracer) attachPrepared(d descriptor, p *prepared) error {
+	if p == nil {
+		return errors.New("nothing was prepared")
+	}
+	if !p.object.sums.holds(typesDir) {
+		return errors.Join(errors.New("the module is another one than its file"), p.Close())
+	}
+	o, late, err := p.attach()
+	if err != nil {
+		return err
+	}
+	if len(late) > 0 {
+		if err := t.host.acquire(); err != nil {
+			return errors.Join(err, o.Close())
+		}
+		if err := t.host.attachLate(d, o, late); err != nil {
+			return errors.Join(err, o.Close())
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.arrived(d, o)
+	return nil
+}
+
+// moduleFreed takes the sources away whose module went, and keeps their programs
+// for when it comes again.
 func (t *Tracer) moduleFreed(name string) {
 	for _, d := range sources {
 		if !slices.Contains(d.modules, name) {
@@ -123,13 +240,14 @@ func (t *Tracer) moduleFreed(name string) {
 		o := t.objects[d.name]
 		if o != nil {
 			delete(t.objects, d.name)
-			t.absent[d.name] = notLoaded(name)
+			t.absent[d.name] = &notLoadedError{name}
+			t.waiting[d.name] = t.host.again(d, o)
 		}
 		t.mu.Unlock()
 		if o == nil {
 			continue
 		}
-		if err := o.Close(); err != nil {
+		if err := o.Close(); err != nil { // nothing, where all of it is kept
 			t.opt.Log.Debug("closing a source", "source", d.name, "error", err)
 		}
 		t.opt.Log.Info("source gone with its module", "source", d.name, "module", name)
@@ -162,3 +280,11 @@ func moduleUsers(sysfs, name string) (users int, ok bool) {
 	}
 	return count, true
 }
+
+// notLoadedError is why a source is absent whose module is not loaded.
+type notLoadedError struct{ module string }
+
+func (e *notLoadedError) Error() string { return fmt.Sprintf("module %q is not loaded", e.module) }
+
+// Is makes it one of the reasons that are no failure.
+func (e *notLoadedError) Is(target error) bool { return target == ErrAbsent }

@@ -1,9 +1,9 @@
 package tracer
 
 import (
-	"errors"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -11,26 +11,21 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-const sysfs = "/sys"
-
-func notLoaded(module string) error {
-	return fmt.Errorf("module %q is not loaded: %w", module, ErrAbsent)
-}
-
-// openNFS attaches the nfs source.
-func openNFS(h *host) (*object, error) {
-	if _, err := os.Stat(sysfs + "/module/nfs"); err != nil { // it has parameters: also there when built in
-		return nil, notLoaded("nfs")
+// planNFS looks at this kernel's NFS client.
+func planNFS(h *host, future bool) (*plan, error) {
+	if _, err := os.Stat(sysfs + "/module/nfs"); err != nil && !future { // it has parameters: also there when built in
+		return nil, &notLoadedError{"nfs"}
 	}
 	spec, err := bpf.LoadNFS()
 	if err != nil {
 		return nil, fmt.Errorf("reading the nfs object: %w", err)
 	}
-	types, err := moduleTypes("nfs", "sunrpc")
+	types, sums, err := h.moduleTypes(future, "nfs", "sunrpc")
 	if err != nil {
 		return nil, err
 	}
-	if !haveType[*btf.Struct](append(types, h.types), "nfs_page") {
+	all := append(slices.Clone(types), h.types)
+	if !haveType[*btf.Struct](all, "nfs_page") {
 		// Before 5.11 no kernel had type information for modules. Later ones
 		// without it were built so, and what they have in memory is not known.
 		if !h.pagesNameOwners() {
@@ -40,30 +35,44 @@ func openNFS(h *host) (*object, error) {
 			return nil, err
 		}
 	}
-	return h.load(spec, nfsSignals(h.opt, append(types, h.types)), ebpf.ProgramOptions{ExtraRelocationTargets: types})
+	module := future || isDir(sysfs+"/module/nfs/holders") // what is built in has only parameters
+	if err := spec.Variables[bpf.NFSVarFromFunctions].Set(module); err != nil {
+		return nil, err
+	}
+	return &plan{spec, nfsSignals(h.opt, module, all), ebpf.ProgramOptions{ExtraRelocationTargets: types}, sums}, nil
 }
 
 // nfsSignals lists the hooks. Those that finish something come before those that
 // begin it, so that nothing begins and ends unseen in between.
-func nfsSignals(opt Options, types []*btf.Spec) []signal {
+func nfsSignals(opt Options, module bool, types []*btf.Spec) []signal {
 	raw := func(target, program string) []hook {
 		return []hook{{kind: rawTracepoint, target: target, program: program}}
+	}
+	// A second program on the same tracepoint, which stands in where the first was
+	// skipped. It has to be behind it: programs run in the order they were attached.
+	again := func(target, program string) signal {
+		return signal{hooks: raw(target, program), optional: nfsSkippedCost}
 	}
 	signals := []signal{
 		{hooks: raw("nfs_refresh_inode_enter", bpf.NFSProgIotRefreshInode), optional: "metadata operations are not told apart by mount"},
 		{hooks: raw("rpc_task_begin", bpf.NFSProgIotRpcTaskBegin), optional: "owners of asynchronous metadata operations are not known"},
+		again("rpc_task_begin", bpf.NFSProgIotRpcTaskBeginAgain),
 		{hooks: raw("rpc_stats_latency", bpf.NFSProgIotRpcStats), optional: "metadata operations and retransmissions are not counted"},
+		again("rpc_stats_latency", bpf.NFSProgIotRpcStatsAgain),
 		{hooks: raw("nfs_readpage_done", bpf.NFSProgIotReadpageDone)},
+		again("nfs_readpage_done", bpf.NFSProgIotReadpageDoneAgain),
 	}
 	if opt.Latency {
 		signals = append(signals,
 			signal{hooks: raw("nfs_writeback_done", bpf.NFSProgIotWritebackDone)},
-			signal{hooks: raw("nfs_commit_done", bpf.NFSProgIotCommitDone)})
+			again("nfs_writeback_done", bpf.NFSProgIotWritebackDoneAgain),
+			signal{hooks: raw("nfs_commit_done", bpf.NFSProgIotCommitDone)},
+			again("nfs_commit_done", bpf.NFSProgIotCommitDoneAgain))
 	}
 	if opt.App {
 		signals = append(signals, nfsAppSignals(types)...)
 	}
-	return append(signals,
+	signals = append(signals,
 		signal{hooks: []hook{
 			{kind: rawTracepoint, target: "nfs_file_write", program: bpf.NFSProgIotWriterRaw}, // since 6.18
 			{kind: kprobe, target: "nfs_file_write", program: bpf.NFSProgIotWriterKprobe},
@@ -74,12 +83,27 @@ func nfsSignals(opt Options, types []*btf.Spec) []signal {
 			{kind: kprobe, target: "nfs_vm_page_mkwrite", program: bpf.NFSProgIotWriterKprobe},
 			{kind: fentry, target: "nfs_vm_page_mkwrite", program: bpf.NFSProgIotWriterFentry},
 		}, optional: "owners of delayed writes to mapped NFS files are those of the pages"},
-		// Behind the one that it stands in for: programs run in the order they were attached.
-		signal{hooks: raw("nfs_readpage_done", bpf.NFSProgIotReadpageDoneAgain), optional: nfsSkippedCost},
+	)
+	if module {
+		for target, program := range map[string]string{
+			"nfs_readpage_result": bpf.NFSProgIotFunctionReadDone,
+			"nfs_initiate_read":   bpf.NFSProgIotFunctionRead,
+			"nfs_initiate_write":  bpf.NFSProgIotFunctionWrite,
+			"nfs_initiate_commit": bpf.NFSProgIotFunctionCommit,
+		} {
+			signals = append(signals, signal{
+				hooks:    []hook{{kind: kprobe, target: target, program: program, beside: true}},
+				optional: "requests to NFS servers may be missed right after the module was loaded",
+			})
+		}
+	}
+	return append(signals,
 		signal{hooks: raw("nfs_initiate_read", bpf.NFSProgIotInitiateRead)},
+		again("nfs_initiate_read", bpf.NFSProgIotInitiateReadAgain),
 		signal{hooks: raw("nfs_initiate_write", bpf.NFSProgIotInitiateWrite)},
-		signal{hooks: raw("nfs_initiate_write", bpf.NFSProgIotInitiateWriteAgain), optional: nfsSkippedCost},
+		again("nfs_initiate_write", bpf.NFSProgIotInitiateWriteAgain),
 		signal{hooks: raw("nfs_initiate_commit", bpf.NFSProgIotInitiateCommit)},
+		again("nfs_initiate_commit", bpf.NFSProgIotInitiateCommitAgain),
 		signal{hooks: []hook{
 			{kind: kprobe, target: nfsMountFunction, program: bpf.NFSProgIotGetTree},
 		}, optional: "module nfs cannot be unloaded while it is traced"},
@@ -140,22 +164,6 @@ func nfsIdle(o *object) bool {
 var nfsModuleTracepoints = map[string]bool{
 	"nfs_refresh_inode_enter": true, "nfs_readpage_done": true, "nfs_writeback_done": true, "nfs_commit_done": true,
 	"nfs_file_write": true, "nfs_initiate_read": true, "nfs_initiate_write": true, "nfs_initiate_commit": true,
-}
-
-// moduleTypes returns the type information of those modules that have any.
-func moduleTypes(modules ...string) ([]*btf.Spec, error) {
-	var specs []*btf.Spec
-	for _, m := range modules {
-		spec, err := btf.LoadKernelModuleSpec(m)
-		if errors.Is(err, os.ErrNotExist) { // built in, or a kernel before 5.11
-			continue
-		}
-		if err != nil {
-			return nil, fmt.Errorf("reading the types of module %q: %w", m, err)
-		}
-		specs = append(specs, spec)
-	}
-	return specs, nil
 }
 
 // haveType tells whether any of the specs has a type of that kind and name. A

@@ -19,7 +19,7 @@ func targets(signals []signal) []string {
 // attached one by one: what notes a request's end is there before what notes its
 // beginning, and what names owners before what asks for them.
 func TestNFSSignalOrder(t *testing.T) {
-	got := targets(nfsSignals(Options{Latency: true}, nil))
+	got := targets(nfsSignals(Options{Latency: true}, false, nil))
 	for _, order := range [][2]string{
 		{"nfs_readpage_done", "nfs_initiate_read"},
 		{"nfs_writeback_done", "nfs_initiate_write"},
@@ -38,7 +38,7 @@ func TestNFSSignalOrder(t *testing.T) {
 // TestNFSLatencyOff holds that nothing is paid for latencies nobody wants; reads
 // are counted when they come back in any case.
 func TestNFSLatencyOff(t *testing.T) {
-	got := targets(nfsSignals(Options{}, nil))
+	got := targets(nfsSignals(Options{}, false, nil))
 	for _, name := range []string{"nfs_writeback_done", "nfs_commit_done"} {
 		if slices.Contains(got, name) {
 			t.Errorf("%q is attached without latency", name)
@@ -57,7 +57,7 @@ func TestNFSPrograms(t *testing.T) {
 		t.Fatal(err)
 	}
 	used := map[string]bool{bpf.NFSProgIotAppSplice: true, bpf.NFSProgIotAppEnterFile: true} // only where the module has the function
-	for _, s := range nfsSignals(Options{Latency: true, App: true}, nil) {
+	for _, s := range nfsSignals(Options{Latency: true, App: true}, true, nil) {
 		for _, h := range s.hooks {
 			for _, name := range []string{h.program, h.entry} {
 				if name == "" {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"time"
@@ -20,8 +21,8 @@ var ErrAbsent = errors.New("absent")
 // this one and one in bpf/.
 var sources = []descriptor{
 	{id: Block, name: "block", open: openBlock},
-	{id: NFS, name: "nfs", modules: []string{"nfs"}, open: openNFS, idle: nfsIdle},
-	{id: FUSE, name: fuseName, modules: []string{"fuse"}, open: openFUSE},
+	{id: NFS, name: "nfs", modules: []string{"nfs"}, plan: planNFS, idle: nfsIdle},
+	{id: FUSE, name: fuseName, modules: []string{"fuse"}, plan: planFUSE},
 }
 
 // descriptor tells how a source is set up.
@@ -30,7 +31,20 @@ type descriptor struct {
 	name    string
 	modules []string // kernel modules whose arrival makes the source possible
 	open    func(*host) (*object, error)
-	idle    func(*object) bool // nobody uses the module now; nil when that cannot be told
+
+	// plan is instead of open where the kernel may have it as a module. With
+	// future set, the module is not loaded and its file is read instead.
+	plan func(h *host, future bool) (*plan, error)
+
+	idle func(*object) bool // nobody uses the module now; nil when that cannot be told
+}
+
+// plan is what to load and attach for a source.
+type plan struct {
+	spec    *ebpf.CollectionSpec
+	signals []signal
+	extra   ebpf.ProgramOptions
+	sums    typesSum // of the types it was made with
 }
 
 // SourceNames returns the names of all sources, for usage texts.
@@ -66,6 +80,7 @@ type hook struct {
 	program string // a name constant of package bpf
 	entry   string // kretprobe: the program for the function's entry, attached as well
 	cost    string // what this choice costs in exactness; empty when nothing
+	beside  bool   // stands in for another one, and is not told of
 	active  int    // calls at once that a kretprobe can wait for; 0 is the kernel's default
 }
 
@@ -82,7 +97,7 @@ type signal struct {
 type attached struct {
 	hook
 	program *ebpf.Program
-	link    link.Link
+	link    io.Closer
 }
 
 // object is a loaded BPF object: maps of its own and the hooks in place.
@@ -90,6 +105,7 @@ type object struct {
 	maps  map[string]*ebpf.Map
 	hooks []attached
 	costs []string
+	sums  typesSum // of the modules' types that the programs were made for
 
 	refresh func() error                    // called before totals are read; may be nil
 	watch   func(ctx context.Context) error // runs while the object is attached; may be nil
@@ -132,26 +148,13 @@ func (h *host) load(spec *ebpf.CollectionSpec, signals []signal, extra ebpf.Prog
 
 // loadInto is load with the maps of an object that is there already.
 func (h *host) loadInto(into *object, spec *ebpf.CollectionSpec, signals []signal, extra ebpf.ProgramOptions) (*object, error) {
-	if err := h.tune(spec); err != nil {
+	programs, maps, err := h.makeMaps(into, spec)
+	if err != nil {
 		return nil, err
 	}
-	programs := spec.Programs
-	spec.Programs = map[string]*ebpf.ProgramSpec{}
-	opts := ebpf.CollectionOptions{MapReplacements: h.sharedIn(spec), Cache: h.cache}
-	if into != nil {
-		for name, m := range into.maps {
-			if _, ok := h.shared[name]; !ok && !strings.HasPrefix(name, ".") {
-				opts.MapReplacements[name] = m
-			}
-		}
-	}
-	coll, err := ebpf.NewCollectionWithOptions(spec, opts)
-	if err != nil {
-		return nil, fmt.Errorf("making maps: %w", err)
-	}
-	o := &object{maps: coll.Maps}
+	o := &object{maps: maps}
 	replace := map[string]*ebpf.Map{}
-	for name, m := range coll.Maps {
+	for name, m := range maps {
 		replace[name] = m
 	}
 	for _, s := range signals {
@@ -169,6 +172,29 @@ func (h *host) loadInto(into *object, spec *ebpf.CollectionSpec, signals []signa
 		}
 	}
 	return o, nil
+}
+
+// makeMaps makes the maps of an object, or takes them from one that is there
+// already, and takes the programs out of spec: each is loaded by itself.
+func (h *host) makeMaps(into *object, spec *ebpf.CollectionSpec) (map[string]*ebpf.ProgramSpec, map[string]*ebpf.Map, error) {
+	if err := h.tune(spec); err != nil {
+		return nil, nil, err
+	}
+	programs := spec.Programs
+	spec.Programs = map[string]*ebpf.ProgramSpec{}
+	opts := ebpf.CollectionOptions{MapReplacements: h.sharedIn(spec), Cache: h.cache}
+	if into != nil {
+		for name, m := range into.maps {
+			if _, ok := h.shared[name]; !ok && !strings.HasPrefix(name, ".") {
+				opts.MapReplacements[name] = m
+			}
+		}
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, opts)
+	if err != nil {
+		return nil, nil, fmt.Errorf("making maps: %w", err)
+	}
+	return programs, coll.Maps, nil
 }
 
 func (h *host) attachFirst(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, s signal,
@@ -214,12 +240,27 @@ func (h *host) attachBoth(spec *ebpf.CollectionSpec, programs map[string]*ebpf.P
 func (h *host) attach(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
 	maps map[string]*ebpf.Map, extra ebpf.ProgramOptions,
 ) (*attached, error) {
+	if err := h.exists(hk); err != nil {
+		return nil, err
+	}
+	p, err := h.loadProgram(spec, programs, hk, maps, extra)
+	if err != nil {
+		return nil, err
+	}
+	l, err := hk.link(p)
+	if err != nil {
+		p.Close()
+		return nil, err
+	}
+	return &attached{hook: hk, program: p, link: l}, nil
+}
+
+func (h *host) loadProgram(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
+	maps map[string]*ebpf.Map, extra ebpf.ProgramOptions,
+) (*ebpf.Program, error) {
 	prog, ok := programs[hk.program]
 	if !ok {
 		return nil, fmt.Errorf("no program %q", hk.program)
-	}
-	if err := h.exists(hk); err != nil {
-		return nil, err
 	}
 	one := spec.Copy()
 	one.Programs = map[string]*ebpf.ProgramSpec{hk.program: prog.Copy()}
@@ -234,13 +275,7 @@ func (h *host) attach(spec *ebpf.CollectionSpec, programs map[string]*ebpf.Progr
 		return nil, err
 	}
 	defer coll.Close()
-	p := coll.DetachProgram(hk.program)
-	l, err := hk.link(p)
-	if err != nil {
-		p.Close()
-		return nil, err
-	}
-	return &attached{hook: hk, program: p, link: l}, nil
+	return coll.DetachProgram(hk.program), nil
 }
 
 // verbose adds the verifier's log to an error that has one.

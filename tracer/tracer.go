@@ -55,6 +55,7 @@ type Status struct {
 	Source   string
 	Attached bool
 	Hooks    []string
+	Waiting  bool     // it will be attached when its module is loaded
 	Reason   string   // why it is absent
 	Costs    []string // what the choice of hooks costs in exactness
 }
@@ -68,6 +69,7 @@ type Tracer struct {
 	mu      sync.Mutex // guards what modules coming and going change
 	objects map[string]*object
 	absent  map[string]error
+	waiting map[string]*prepared // sources whose module may come; nil where nothing could be prepared
 
 	usage, latency doubleBuffer
 	generation     uint32 // of the row cache that programs use
@@ -85,7 +87,8 @@ type Tracer struct {
 }
 
 // New loads and attaches. It fails when no source can be traced, or when one
-// that was named in Options.Sources cannot.
+// that was named in Options.Sources cannot. One whose module is not loaded is
+// attached as soon as it is.
 func New(opt Options) (*Tracer, error) {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
@@ -111,7 +114,7 @@ func New(opt Options) (*Tracer, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Tracer{opt: opt, host: h, objects: map[string]*object{}, absent: map[string]error{}, debts: map[Key]debt{}}
+	t := &Tracer{opt: opt, host: h, objects: map[string]*object{}, absent: map[string]error{}, waiting: map[string]*prepared{}, debts: map[Key]debt{}}
 	t.ctx, t.stop = context.WithCancel(context.Background())
 	hostObject, err := h.open()
 	if err != nil {
@@ -150,6 +153,9 @@ func (t *Tracer) openAll() error {
 			continue
 		}
 		if err := t.openSource(d); err != nil {
+			if t.await(d, err) {
+				continue
+			}
 			if slices.Contains(t.opt.Sources, d.name) && len(d.modules) == 0 || !errors.Is(err, ErrAbsent) && len(t.opt.Sources) > 0 {
 				return fmt.Errorf("source %q: %w", d.name, explain(err))
 			}
@@ -159,14 +165,14 @@ func (t *Tracer) openAll() error {
 	}
 	var missing []error
 	for _, name := range t.opt.Sources {
-		if err := t.absent[name]; err != nil {
+		if err := t.absent[name]; err != nil && !t.waits(name) {
 			missing = append(missing, fmt.Errorf("source %q: %w", name, explain(err)))
 		}
 	}
 	if len(missing) > 0 {
 		return errors.Join(missing...)
 	}
-	if opened == 0 {
+	if opened == 0 && !slices.ContainsFunc(t.opt.Sources, t.waits) {
 		var errs []error
 		for name, err := range t.absent {
 			errs = append(errs, fmt.Errorf("source %q: %w", name, err))
@@ -180,7 +186,7 @@ func (t *Tracer) openSource(d descriptor) error {
 	if err := t.host.acquire(); err != nil {
 		return fmt.Errorf("reading the kernel's types: %w", err)
 	}
-	o, err := d.open(t.host)
+	o, err := t.host.openSource(d)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err != nil {
@@ -188,8 +194,7 @@ func (t *Tracer) openSource(d descriptor) error {
 		t.absent[d.name] = err
 		return err
 	}
-	delete(t.absent, d.name)
-	t.objects[d.name] = o
+	t.arrived(d, o)
 	if o.watch != nil {
 		t.readers.Go(func() {
 			if err := o.watch(t.ctx); err != nil {
@@ -198,27 +203,6 @@ func (t *Tracer) openSource(d descriptor) error {
 		})
 	}
 	return nil
-}
-
-// moduleLoaded attaches the sources that waited for the module.
-func (t *Tracer) moduleLoaded(name string) {
-	for _, d := range sources {
-		if !t.opt.wants(d.name) || !slices.Contains(d.modules, name) {
-			continue
-		}
-		t.mu.Lock()
-		_, there := t.objects[d.name]
-		t.mu.Unlock()
-		if there {
-			continue
-		}
-		if err := t.openSource(d); err != nil {
-			t.opt.Log.Warn("source not attached after its module was loaded", "source", d.name, "module", name, "error", err)
-		} else {
-			t.opt.Log.Info("source attached", "source", d.name, "module", name)
-		}
-		t.host.release()
-	}
 }
 
 // Status tells about every source that was asked for.
@@ -234,12 +218,13 @@ func (t *Tracer) Status() []Status {
 		if o := t.objects[d.name]; o != nil {
 			s.Attached = true
 			for _, a := range o.hooks {
-				if name := a.hook.String(); !slices.Contains(s.Hooks, name) { // some have two programs
+				if name := a.hook.String(); !a.beside && !slices.Contains(s.Hooks, name) { // some have two programs
 					s.Hooks = append(s.Hooks, name)
 				}
 			}
 			s.Costs = append(slices.Clone(o.costs), t.objects["host"].costs...)
 		} else if err := t.absent[d.name]; err != nil {
+			_, s.Waiting = t.waiting[d.name]
 			s.Reason = strings.ReplaceAll(err.Error(), "\n", "; ")
 		}
 		list = append(list, s)
@@ -252,8 +237,8 @@ func (t *Tracer) Detach() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, o := range t.objects {
-		for _, a := range o.hooks {
-			a.link.Close()
+		for i := range o.hooks {
+			_ = o.hooks[i].detach()
 		}
 	}
 }
@@ -278,6 +263,12 @@ func (t *Tracer) Close() error {
 		}
 	}
 	t.objects = map[string]*object{}
+	for _, p := range t.waiting {
+		if p != nil {
+			errs = append(errs, p.Close())
+		}
+	}
+	t.waiting = map[string]*prepared{}
 	return errors.Join(errs...)
 }
 

@@ -55,6 +55,8 @@ func TestFUSE(t *testing.T) {
 			{name: "over_io_uring", run: fuseOverURing(false), since: "6.18", why: "FUSE over io_uring came with 6.14"},
 			{name: "over_io_uring_write_back", run: fuseOverURing(true), since: "6.18", why: "FUSE over io_uring came with 6.14"},
 			{name: "module", run: fuseModule, before: "6.12", why: "from 6.12 on Debian builds FUSE in"},
+			{name: "module_at_once", run: fuseModuleAtOnce, before: "6.12", why: "from 6.12 on Debian builds FUSE in"},
+			{name: "cost", run: fuseCost},
 			{name: "bindfs", run: fuseBindfs},
 			{name: "sshfs", run: fuseSSHFS},
 		},
@@ -797,6 +799,40 @@ func fuseOverURing(writeback bool) func(*guest.Guest) {
 	}
 }
 
+// fuseCost lets the kernel measure the programs: what a request costs, beside what
+// a request to a disk does. Emulated, the numbers are for comparing only.
+func fuseCost(g *guest.Guest) {
+	g.HoldWriteback()
+	g.Knob("/proc/sys/kernel/bpf_stats_enabled", "1")
+	disk := g.NVMe()
+	for _, writeback := range []bool{false, true} {
+		m := g.FUSE(guest.FUSEOptions{Writeback: writeback})
+		a := g.Cgroup("a")
+		p := a.Process()
+		t := traceFUSE(g, m, "--source", "block")
+		block := blockCost(g, disk)
+		f := p.Open(m.File("f"), guest.Create)
+		const size = 16 << 20
+		// Requests of all kinds: most write(2) also ask for an extended attribute.
+		requests := func() int64 { return runsOf(g, "iot_fuse_request_end", "iot_fuse_end_") }
+		fuse := []string{"iot_fuse_"}
+		write := measureCost(g, fuse, requests, func() {
+			f.Write(0, size)
+			f.Fsync()
+		})
+		read := measureCost(g, fuse, requests, func() {
+			g.DropCaches()
+			f.Read(0, size)
+		})
+		g.Logf("write-back cache %v: a FUSE request while writing %.0f ns, %.1f times a block request; while reading %.0f ns, %.1f times; block request %.0f ns",
+			writeback, write, write/block, read, read/block, block)
+		t.stop()
+		t.owns("a", a, costRounds*size, costRounds*size)
+		f.Close()
+		p.Exit()
+	}
+}
+
 // fuseModule: the module comes after the tracer, goes, and comes again. The
 // tracer does not keep it from going.
 func fuseModule(g *guest.Guest) {
@@ -827,6 +863,60 @@ func fuseModule(g *guest.Guest) {
 	}
 	r := tr.Stop()
 	r.Equal("a wrote in both rounds", r.Sum("iotrace.write.bytes", "iotrace.source", "fuse", "iotrace.cgroup.path", a.Path()), 3*1_000_003)
+}
+
+// fuseModuleAtOnce names the source before its module is there, and writes the
+// moment there is a mount: nobody waits for the tracer.
+func fuseModuleAtOnce(g *guest.Guest) {
+	_, _ = g.Try("umount", "/sys/fs/fuse/connections")
+	unload := func() {
+		g.Helper()
+		g.Eventually("module unloaded", func() bool {
+			_, err := g.Try("modprobe", "-r", "fuse")
+			return err == nil
+		})
+	}
+	unload()
+	a := g.Cgroup("a")
+	tr := g.Trace("--by", "cgroup,device", "--source", "fuse")
+	if !strings.Contains(tr.Stderr(), `msg="source waits for its module to be loaded" source=fuse`) {
+		g.Error("nothing says that the source waits")
+	}
+	var truth guest.FUSECount
+	const rounds = 6
+	for i := range int64(rounds) {
+		p := a.Process()
+		m := g.FUSE(guest.FUSEOptions{})
+		f := p.Open(m.File("f"), guest.Create)
+		f.Write(0, 100_003+i)
+		f.Close()
+		g.DropCaches()
+		p.Open(m.File("f"), os.O_RDONLY).Read(0, 100_003+i)
+		p.Exit()
+		n := m.Count()
+		truth.ReadBytes += n.ReadBytes
+		truth.ReadOps += n.ReadOps
+		truth.WriteBytes += n.WriteBytes
+		truth.WriteOps += n.WriteOps
+		g.Unmount(m.Target)
+		unload()
+	}
+	r := tr.Stop()
+	sum := func(field string) int64 {
+		return r.Sum("iotrace."+field, "iotrace.source", "fuse", "iotrace.cgroup.path", a.Path())
+	}
+	if want := int64(rounds*100_003 + rounds*(rounds-1)/2); truth.WriteBytes != want {
+		g.Errorf("the daemon got %d bytes, want %d", truth.WriteBytes, want)
+	}
+	r.Equal("read", sum("read.bytes"), truth.ReadBytes)
+	r.Equal("READ operations", sum("read.ops"), truth.ReadOps)
+	r.Equal("written", sum("write.bytes"), truth.WriteBytes)
+	r.Equal("WRITE operations", sum("write.ops"), truth.WriteOps)
+	for _, line := range strings.Split(tr.Stderr(), "\n") {
+		if strings.Contains(line, `msg="source attached"`) {
+			g.Log(line)
+		}
+	}
 }
 
 // fuseForeign runs two cgroups over a file system that nobody here wrote.

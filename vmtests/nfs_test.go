@@ -3,18 +3,13 @@
 package vmtests
 
 import (
-	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"testing"
-
-	"github.com/cilium/ebpf"
 
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
@@ -28,9 +23,11 @@ func TestNFS(t *testing.T) {
 		// The whole list on an emulated processor that is shared.
 		deadline: nfsDeadline,
 		scenarios: []scenario{
-			// These two first: later ones leave the module loaded.
+			// These first: later ones leave the module loaded.
 			{name: "module_loaded_later", run: nfsModuleLater, smoke: true},
 			{name: "module_reloaded", run: nfsModuleReloaded},
+			{name: "module_waited_for", run: nfsModuleWaited, smoke: true},
+			{name: "module_by_mount", run: nfsModuleByMount, smoke: true},
 			{name: "delayed", run: nfs(nfsDelayed), smoke: true},
 			{name: "close", run: nfs(nfsClose)},
 			{name: "fsync", run: nfs(nfsFsync)},
@@ -639,6 +636,89 @@ func nfsModuleReloaded(g *guest.Guest) {
 	r.Equal("written in all", r.Sum("iotrace.write.bytes", "iotrace.source", "nfs"), want)
 }
 
+// nfsModuleWaited names the source before its module is there.
+func nfsModuleWaited(g *guest.Guest) {
+	g.HoldWriteback()
+	unloadNFS(g)
+	if out := g.Tracer("check", "--source", "nfs"); !strings.Contains(out, "waiting: module \"nfs\" is not loaded") {
+		g.Errorf("check says %q", out)
+	}
+	tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
+	if !strings.Contains(tr.Stderr(), `msg="source waits for its module to be loaded" source=nfs`) {
+		g.Error("nothing says that the source waits")
+	}
+	g.Eventually("the status", func() bool {
+		for _, d := range tr.Now().Docs {
+			if strings.Contains(d.String("iotrace.sources.nfs.reason"), "not loaded") {
+				return true
+			}
+		}
+		return false
+	})
+	g.Modprobe("nfs")
+	awaitNFS(g, tr, 1)
+	var cases []settled
+	for _, version := range []string{"3", "4.2"} {
+		c := newNFSCase(g, version)
+		nfsDelayed(c)
+		cases = append(cases, c.settle())
+	}
+	r := tr.Stop()
+	for _, s := range cases {
+		s.check(r)
+	}
+}
+
+// nfsModuleByMount has the kernel load the module because of a mount, and writes
+// and reads the moment that is there: nobody waits for the tracer.
+func nfsModuleByMount(g *guest.Guest) {
+	g.HoldWriteback()
+	g.NFSServer()
+	unloadNFS(g)
+	tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
+	data := make([]byte, 65_537)
+	var wrote, read, writes, reads int64
+	for i := range 12 {
+		version := []string{"4.2", "3"}[i%2]
+		m := g.NFSMountNow(version, fmt.Sprintf("/mnt/now-%d", i))
+		name := m.File(fmt.Sprintf("now-%d", i))
+		if err := os.WriteFile(name, data, 0o644); err != nil { // flushed when it is closed
+			g.Fatal(err)
+		}
+		m.DropCaches()
+		if _, err := os.ReadFile(name); err != nil {
+			g.Fatal(err)
+		}
+		s := m.Stats()
+		wrote, writes = wrote+s.ServerWrite, writes+s.Ops["WRITE"].Ops
+		read, reads = read+s.ServerRead, reads+s.Ops["READ"].Ops+s.Ops["READ_PLUS"].Ops
+		if err := os.Remove(name); err != nil {
+			g.Error(err)
+		}
+		g.Unmount(m.Target)
+		unloadNFS(g)
+	}
+	r := tr.Stop()
+	if wrote != 12*65_537 || read != wrote {
+		g.Errorf("the server got %d bytes and gave %d", wrote, read)
+	}
+	r.Equal("written", r.Sum("iotrace.write.bytes", "iotrace.source", "nfs"), wrote)
+	r.Equal("read", r.Sum("iotrace.read.bytes", "iotrace.source", "nfs"), read)
+	r.Equal("WRITE operations", r.Sum("iotrace.write.ops", "iotrace.source", "nfs"), writes)
+	r.Equal("READ operations", r.Sum("iotrace.read.ops", "iotrace.source", "nfs"), reads)
+	if left := g.ReadFile("/sys/kernel/tracing/kprobe_events"); strings.Contains(left, "iotrace") {
+		g.Errorf("probes were left behind:\n%s", left)
+	}
+	for _, line := range strings.Split(tr.Stderr(), "\n") {
+		if strings.Contains(line, `msg="source attached"`) || strings.Contains(line, "not attached early") {
+			g.Log(line)
+		}
+		if strings.Contains(line, "programs=anew") {
+			g.Error("the programs were not prepared")
+		}
+	}
+}
+
 // nfsServerDown flushes while the server does not answer.
 func nfsServerDown(c *nfsCase) {
 	f := c.a.Process().Open(c.path("f"), guest.Create)
@@ -919,81 +999,41 @@ func nfsBlog(g *guest.Guest) {
 	tr.Stop()
 }
 
-// nfsCost lets the kernel measure the programs and reports what an RPC costs.
-// Emulated, the numbers are for comparing with each other only.
+// nfsCost lets the kernel measure the programs and says what an RPC costs, beside
+// what a request to a disk does. Emulated, the numbers are for comparing with each
+// other only.
 func nfsCost(g *guest.Guest) {
 	g.HoldWriteback()
 	g.NFS("3")
 	g.Knob("/proc/sys/kernel/bpf_stats_enabled", "1")
-	tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
+	disk := g.NVMe()
+	tr := g.Trace(append([]string{"--source", "nfs,block"}, traced...)...)
+	block := blockCost(g, disk)
 	c := newNFSCase(g, "3")
-	f := c.a.Process().Open(c.path("f"), guest.Create)
-	// The least of several rounds: a round in which the guest lost its processor
-	// says nothing.
-	least := map[string]float64{}
-	runs := map[string]int64{}
-	const rounds, size = 5, 16 << 20
-	before := programCosts(g)
-	for range rounds {
+	p := c.a.Process()
+	f := p.Open(c.path("f"), guest.Create)
+	const size = 16 << 20
+	ops := func(names ...string) func() int64 {
+		return func() (n int64) {
+			for _, name := range names {
+				n += c.m.Stats().Ops[name].Ops
+			}
+			return n
+		}
+	}
+	rpc := []string{"iot_function_", "iot_initiate_", "iot_writeback_", "iot_readpage_", "iot_commit_", "iot_rpc_", "iot_refresh_"}
+	write := measureCost(g, rpc, ops("WRITE"), func() {
 		f.Write(0, size)
 		f.Fsync()
-		now := programCosts(g)
-		for name, p := range now {
-			n := p.runs - before[name].runs
-			if n == 0 {
-				continue
-			}
-			ns := float64(p.spent-before[name].spent) / float64(n)
-			if old, ok := least[name]; !ok || ns < old {
-				least[name] = ns
-			}
-			runs[name] = n
-		}
-		before = now
-	}
-	c.wrote[c.a] = rounds * size
+		c.wrote[c.a] += size
+	})
+	read := measureCost(g, rpc, ops("READ", "READ_PLUS"), func() {
+		g.DropCaches()
+		f.Read(0, size)
+		c.read[c.a] += size
+	})
+	g.Logf("NFS WRITE %.0f ns, %.1f times a block request; NFS READ %.0f ns, %.1f times; block request %.0f ns",
+		write, write/block, read, read/block, block)
 	s := c.settle()
-	r := tr.Stop()
-	s.check(r)
-	rpcs := float64(s.d.Ops["WRITE"].Ops) / rounds
-	var total float64
-	for _, name := range slices.Sorted(maps.Keys(least)) {
-		g.Logf("%-22s %5.2f runs for an RPC, %7.0f ns each", name, float64(runs[name])/rpcs, least[name])
-		total += least[name] * float64(runs[name]) / rpcs
-	}
-	g.Logf("all programs: %.0f ns for a WRITE RPC of %.0f bytes", total, size/rpcs)
-	if least["iot_initiate_write"] == 0 {
-		g.Error("iot_initiate_write never ran")
-	}
-}
-
-type programCost struct{ runs, spent int64 }
-
-// programCosts asks the kernel about every program of ours that ran.
-func programCosts(g *guest.Guest) map[string]programCost {
-	g.Helper()
-	costs := map[string]programCost{}
-	var id ebpf.ProgramID
-	for {
-		next, err := ebpf.ProgramGetNextID(id)
-		if errors.Is(err, os.ErrNotExist) {
-			return costs
-		}
-		if err != nil {
-			g.Fatal(err)
-		}
-		id = next
-		p, err := ebpf.NewProgramFromID(id)
-		if err != nil {
-			continue // gone already
-		}
-		info, err := p.Info()
-		if err == nil {
-			if s, serr := p.Stats(); serr == nil && s.RunCount > 0 && strings.HasPrefix(info.Name, "iot_") {
-				c := costs[info.Name]
-				costs[info.Name] = programCost{c.runs + int64(s.RunCount), c.spent + int64(s.Runtime)}
-			}
-		}
-		p.Close()
-	}
+	s.check(tr.Stop())
 }

@@ -52,6 +52,10 @@ func runCheck(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 }
 
 func writeStatus(w io.Writer, st tracer.Status) {
+	if st.Waiting {
+		fmt.Fprintf(w, "source %s\twaiting: %s; attached when it is\n", st.Source, output.SafeText(st.Reason))
+		return
+	}
 	if !st.Attached {
 		fmt.Fprintf(w, "source %s\tabsent: %s\n", st.Source, output.SafeText(st.Reason))
 		return

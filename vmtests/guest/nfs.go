@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // NFSMount is a mount of the guest's own NFS server.
@@ -14,6 +16,9 @@ type NFSMount struct {
 	g      *Guest
 	Target string
 }
+
+// NFSServer starts the server alone.
+func (g *Guest) NFSServer() { g.Helper(); g.startServer() }
 
 // startServer starts knfsd with an export on tmpfs, which does no block I/O.
 func (g *Guest) startServer() {
@@ -90,13 +95,39 @@ func (g *Guest) NFS(version string, options ...string) *NFSMount {
 // NFSAt is NFS on a directory of the caller's choice.
 func (g *Guest) NFSAt(version, target string, options ...string) *NFSMount {
 	g.Helper()
+	// nosharecache: a mount of its own, not one more view of an older one.
+	return g.NFSView("/", version, target, append([]string{"nosharecache"}, options...)...)
+}
+
+// NFSMountNow mounts the guest's server, which must have been started, by the
+// system call alone: the kernel loads the client's modules for it by itself, and
+// nothing is there that takes time in between.
+func (g *Guest) NFSMountNow(version, target string) *NFSMount {
+	g.Helper()
+	if err := os.MkdirAll(target, 0o755); err != nil {
+		g.Fatal(err)
+	}
+	fstype, source, options := "nfs4", "127.0.0.1:/", "vers="+version+",addr=127.0.0.1,clientaddr=127.0.0.1,nosharecache"
+	if strings.HasPrefix(version, "3") {
+		fstype, source, options = "nfs", "127.0.0.1:/srv", "vers=3,addr=127.0.0.1,mountaddr=127.0.0.1,proto=tcp,mountproto=tcp,nolock,nosharecache"
+	}
+	if err := unix.Mount(source, target, fstype, 0, options); err != nil {
+		g.Fatalf("mount %s %s: %v", fstype, source, err)
+	}
+	g.Cleanup(func() { g.Unmount(target) })
+	return &NFSMount{g, target}
+}
+
+// NFSView mounts a directory of the server, "/" for all of it. Mounts of the same
+// server share a superblock unless the options say otherwise.
+func (g *Guest) NFSView(dir, version, target string, options ...string) *NFSMount {
+	g.Helper()
 	g.startServer()
 	m := &NFSMount{g, target}
-	// nosharecache: a mount of its own, not one more view of an older one.
-	o := append([]string{"vers=" + version, "timeo=50", "retrans=3", "nosharecache"}, options...)
-	source := "127.0.0.1:/"
+	o := append([]string{"vers=" + version, "timeo=50", "retrans=3"}, options...)
+	source := "127.0.0.1:" + dir
 	if strings.HasPrefix(version, "3") {
-		o, source = append(o, "nolock", "proto=tcp", "mountproto=tcp"), "127.0.0.1:/srv"
+		o, source = append(o, "nolock", "proto=tcp", "mountproto=tcp"), "127.0.0.1:"+filepath.Join("/srv", dir)
 	}
 	g.Mount("nfs", source, m.Target, strings.Join(o, ","))
 	return m

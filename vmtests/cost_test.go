@@ -1,0 +1,113 @@
+//go:build vm
+
+package vmtests
+
+import (
+	"errors"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
+)
+
+// costRounds is how often a cost is measured. The least counts: a round in which
+// the guest lost its processor says nothing.
+const costRounds = 5
+
+// measureCost returns what our programs take for a request, in nanoseconds by the
+// kernel's run statistics, which must be on. A round makes requests, and count
+// tells how many there were up to now. Of a request are the programs whose names
+// begin with one of prefixes; others that ran are told beside it.
+func measureCost(g *guest.Guest, prefixes []string, count func() int64, round func()) float64 {
+	g.Helper()
+	type share struct{ runs, ns float64 } // of a request
+	least := map[string]share{}
+	for range costRounds {
+		before, n := programCosts(g), -count()
+		round()
+		n += count()
+		if n <= 0 {
+			g.Fatalf("%d requests in a round", n)
+		}
+		for name, p := range programCosts(g) {
+			runs := float64(p.runs - before[name].runs)
+			if runs <= 0 {
+				continue
+			}
+			now := share{runs / float64(n), float64(p.spent-before[name].spent) / runs}
+			if old, ok := least[name]; !ok || now.ns < old.ns {
+				least[name] = now
+			}
+		}
+	}
+	var total float64
+	for _, name := range slices.Sorted(maps.Keys(least)) {
+		s, note := least[name], "  (beside it)"
+		if slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) }) {
+			total += s.runs * s.ns
+			note = ""
+		}
+		g.Logf("%-28s %5.2f runs for a request, %7.0f ns each%s", name, s.runs, s.ns, note)
+	}
+	if total == 0 {
+		g.Errorf("no program %q ever ran", prefixes)
+	}
+	g.Logf("all of a request's: %.0f ns", total)
+	return total
+}
+
+// blockCost measures direct writes of 4 KiB to a disk, to compare with.
+func blockCost(g *guest.Guest, disk guest.Disk) float64 {
+	g.Helper()
+	f := g.Cgroup("blockcost").Process().Open(disk.Path(), os.O_RDWR|guest.Direct)
+	defer f.Close()
+	return measureCost(g, []string{"iot_rq_"}, func() int64 { return disk.Stats().WriteOps },
+		func() { f.WriteBlocks(0, 1000*4096, 4096) })
+}
+
+// runsOf counts the runs of the programs that one of the prefixes names and that
+// stand in for no other.
+func runsOf(g *guest.Guest, prefixes ...string) (n int64) {
+	g.Helper()
+	for name, c := range programCosts(g) {
+		if !strings.HasSuffix(name, "_again") && slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) }) {
+			n += c.runs
+		}
+	}
+	return n
+}
+
+type programCost struct{ runs, spent int64 }
+
+// programCosts asks the kernel about every program of ours that ran.
+func programCosts(g *guest.Guest) map[string]programCost {
+	g.Helper()
+	costs := map[string]programCost{}
+	var id ebpf.ProgramID
+	for {
+		next, err := ebpf.ProgramGetNextID(id)
+		if errors.Is(err, os.ErrNotExist) {
+			return costs
+		}
+		if err != nil {
+			g.Fatal(err)
+		}
+		id = next
+		p, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			continue // gone already
+		}
+		info, err := p.Info()
+		if err == nil {
+			if s, serr := p.Stats(); serr == nil && s.RunCount > 0 && strings.HasPrefix(info.Name, "iot_") {
+				c := costs[info.Name]
+				costs[info.Name] = programCost{c.runs + int64(s.RunCount), c.spent + int64(s.Runtime)}
+			}
+		}
+		p.Close()
+	}
+}
