@@ -678,7 +678,8 @@ func nfsModuleByMount(g *guest.Guest) {
 	tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
 	data := make([]byte, 65_537)
 	var wrote, read, writes, reads int64
-	for i := range 12 {
+	const rounds = 6
+	for i := range rounds {
 		version := []string{"4.2", "3"}[i%2]
 		m := g.NFSMountNow(version, fmt.Sprintf("/mnt/now-%d", i))
 		name := m.File(fmt.Sprintf("now-%d", i))
@@ -699,7 +700,7 @@ func nfsModuleByMount(g *guest.Guest) {
 		unloadNFS(g)
 	}
 	r := tr.Stop()
-	if wrote != 12*65_537 || read != wrote {
+	if wrote != rounds*65_537 || read != wrote {
 		g.Errorf("the server got %d bytes and gave %d", wrote, read)
 	}
 	r.Equal("written", r.Sum("iotrace.write.bytes", "iotrace.source", "nfs"), wrote)
