@@ -85,16 +85,14 @@ func nfsSignals(opt Options, module bool, types []*btf.Spec) []signal {
 		}, optional: "owners of delayed writes to mapped NFS files are those of the pages"},
 	)
 	if module {
-		for target, program := range map[string]string{
-			"nfs_readpage_result": bpf.NFSProgIotFunctionReadDone,
-			"nfs_initiate_read":   bpf.NFSProgIotFunctionRead,
-			"nfs_initiate_write":  bpf.NFSProgIotFunctionWrite,
-			"nfs_initiate_commit": bpf.NFSProgIotFunctionCommit,
+		// These see what the tracepoints do not: see iot_from_function in bpf/nfs.bpf.c.
+		for _, h := range []hook{
+			{kind: kprobe, target: "nfs_readpage_result", program: bpf.NFSProgIotFunctionReadDone, beside: true},
+			{kind: kprobe, target: "nfs_initiate_read", program: bpf.NFSProgIotFunctionRead, beside: true},
+			{kind: kprobe, target: "nfs_initiate_write", program: bpf.NFSProgIotFunctionWrite, beside: true},
+			{kind: kprobe, target: "nfs_initiate_commit", program: bpf.NFSProgIotFunctionCommit, beside: true},
 		} {
-			signals = append(signals, signal{
-				hooks:    []hook{{kind: kprobe, target: target, program: program, beside: true}},
-				optional: "requests to NFS servers may be missed right after the module was loaded",
-			})
+			signals = append(signals, signal{hooks: []hook{h}, optional: "requests to NFS servers may be missed right after the module was loaded"})
 		}
 	}
 	return append(signals,
