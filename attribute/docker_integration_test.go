@@ -332,7 +332,7 @@ func TestDockerInDocker(t *testing.T) {
 	enginetest.Poll(t, patience, "both named", func() bool {
 		return r.Owner(plain).ContainerName == "plain" && r.Owner(labelled).ContainerName == "labelled"
 	})
-	if o := r.Owner(plain); o.Parent != outer || o.Project != "ci" || o.ProjectRule != RuleParent || o.Image != "busybox" {
+	if o := r.Owner(plain); o.Parent != outer || o.Outer != outer || o.OuterName != "outer" || o.Project != "ci" || o.ProjectRule != RuleParent || o.Image != "busybox" {
 		t.Errorf("plain: %+v", o)
 	}
 	if o := r.Owner(labelled); o.Parent != outer || o.Project != "own" || o.ProjectRule != RuleCompose {

@@ -26,6 +26,8 @@ type Owner struct {
 	ContainerID   string
 	ContainerName string
 	Parent        string // container id of the container around this one
+	Outer         string // of the outermost one: the same, unless they nest deeper
+	OuterName     string
 	Image         string // without tag and digest
 	ImageTag      string
 	Labels        map[string]string // never modified after it was handed out

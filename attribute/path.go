@@ -28,6 +28,7 @@ type place struct {
 	runtime string // "" when the path leaves it open
 	id      string // container id or name, machine name
 	parent  string // id of the container around this one
+	outer   string // id of the outermost one
 
 	podUID    string
 	parentPod string // pod of the container around this one
@@ -62,7 +63,8 @@ type pathParser struct {
 	n            int    // index of the segment at hand
 	prev, before string // the two segments before it
 
-	match    place // innermost container, machine or helper so far
+	outer    string // the first container
+	match    place  // innermost container, machine or helper so far
 	matched  bool
 	matchAt  int
 	pod      string // uid of the last pod segment
@@ -265,6 +267,12 @@ func (p *pathParser) take(m place) {
 			m.parent = p.podOwner
 		}
 	}
+	if m.parent != "" {
+		m.outer = p.outer
+	}
+	if p.outer == "" {
+		p.outer = m.id
+	}
 	p.match, p.matched, p.matchAt = m, true, p.n
 }
 
@@ -298,6 +306,9 @@ func (p *pathParser) place() place {
 		m := place{kind: KindPod, podUID: p.pod, parent: p.podOwner}
 		if p.matched {
 			m.parentPod = p.match.podUID
+		}
+		if m.parent != "" {
+			m.outer = p.outer
 		}
 		return m
 	}

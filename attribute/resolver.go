@@ -157,7 +157,14 @@ func (r *Resolver) Owner(id uint64) Owner {
 	o := Owner{
 		Kind: p.kind, Cgroup: id, Path: c.path, Gone: !c.goneAt.IsZero(),
 		Runtime: p.runtime, ContainerID: p.id, Parent: p.parent,
-		Unit: p.unit, PodUID: p.podUID,
+		Outer: p.outer, Unit: p.unit, PodUID: p.podUID,
+	}
+	if p.outer != "" {
+		if m := r.registry.get(p.outer); m != nil {
+			o.OuterName = m.name
+		} else if !isHex(p.outer, 64) {
+			o.OuterName = p.outer // a name that a person chose
+		}
 	}
 	if p.named {
 		nameByPath(&o, p)

@@ -512,3 +512,42 @@ func BenchmarkGroup(b *testing.B) {
 		})
 	}
 }
+
+// TestOuter: what runs in a container's containers is that container's, with its own I/O.
+func TestOuter(t *testing.T) {
+	wrote := func(owner OwnerKind, c Container, n uint64) Sample {
+		return Sample{Source: SourceBlock, Level: LevelWire, Owner: owner, Container: c, Write: Amount{Bytes: n, Ops: 1}}
+	}
+	iv := &Interval{Samples: []Sample{
+		wrote(OwnerContainer, Container{ID: "aaaa1111", Name: "ci"}, 1),
+		wrote(OwnerContainer, Container{ID: "bbbb", Name: "job", Parent: "aaaa1111", Outer: "aaaa1111", OuterName: "ci"}, 20),
+		wrote(OwnerContainer, Container{ID: "cccc", Name: "step", Parent: "bbbb", Outer: "aaaa1111", OuterName: "ci"}, 300),
+		wrote(OwnerHelper, Container{Runtime: "podman", Parent: "aaaa1111", Outer: "aaaa1111", OuterName: "ci"}, 4000),
+		wrote(OwnerContainer, Container{ID: "dddd", Name: "web"}, 50000),
+		wrote(OwnerContainer, Container{ID: "eeee", Name: "inner", Parent: strings.Repeat("f", 64), Outer: strings.Repeat("f", 64)}, 600000),
+		wrote(OwnerKernel, Container{}, 7000000),
+	}}
+	by, err := ParseKeys("outer")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"(kernel)|0|7000000", "ffffffffffff|0|600000", "web|0|50000", "ci|0|4321"}
+	if got := texts(Group(iv, GroupOptions{By: by}).Rows); !slices.Equal(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
+	}
+	for pattern, want := range map[string][]string{"ci": {"ci|0|4321"}, "aaaa1111": {"ci|0|4321"}, "web": {"web|0|50000"}, "fffff*": {"ffffffffffff|0|600000"}} {
+		f, err := ParseFilter("outer=" + pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, r := range Group(iv, GroupOptions{By: by, Filters: []Filter{f}}).Rows {
+			if !strings.HasPrefix(r.Text(), "(filtered") {
+				got = append(got, texts([]Row{r})...)
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("outer=%s: got %q, want %q", pattern, got, want)
+		}
+	}
+}

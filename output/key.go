@@ -20,6 +20,7 @@ const (
 	KeyImage     Key = "image"
 	KeyPod       Key = "pod"
 	KeyNamespace Key = "namespace"
+	KeyOuter     Key = "outer" // the outermost container, of containers in containers
 	KeyCgroup    Key = "cgroup"
 	KeyProcess   Key = "process"
 	KeyDevice    Key = "device"
@@ -32,7 +33,7 @@ const (
 )
 
 // keyNames holds every key, in the order of the help text.
-var keyNames = []Key{KeyContainer, KeyProject, KeyService, KeyImage, KeyPod, KeyNamespace, KeyCgroup,
+var keyNames = []Key{KeyContainer, KeyProject, KeyService, KeyImage, KeyPod, KeyNamespace, KeyOuter, KeyCgroup,
 	KeyProcess, KeyDevice, KeyMount, KeyNFSServer, KeyHost, KeySource, KeyOp}
 
 // KeyLabel returns the key that groups by the container label name.
@@ -295,6 +296,13 @@ func (g *grouper) value(s *Sample, k Key, op Op) (text, id string) {
 	switch k {
 	case KeyContainer:
 		return ownerValue(s, "")
+	case KeyOuter:
+		// What is nested counts for the container around it all, in that one's row.
+		if c := &s.Container; c.Outer != "" {
+			outer := Container{ID: c.Outer, Name: c.OuterName}
+			return containerText(&outer), "container\x00" + string(OwnerContainer) + "\x00" + c.Outer
+		}
+		return ownerValue(s, "")
 	case KeyProject:
 		if s.Project != "" {
 			return s.Project, "project\x00" + s.Project
@@ -387,6 +395,12 @@ func (g *grouper) matches(f Filter, s *Sample, op Op) bool {
 	switch f.Key {
 	case KeyContainer:
 		if c := &s.Container; c.ID != "" {
+			names = [4]string{c.ID, shortID(c.ID), c.Name}
+		}
+	case KeyOuter:
+		if c := &s.Container; c.Outer != "" {
+			names = [4]string{c.Outer, shortID(c.Outer), c.OuterName}
+		} else if c.ID != "" {
 			names = [4]string{c.ID, shortID(c.ID), c.Name}
 		}
 	case KeyService:

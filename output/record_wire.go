@@ -85,7 +85,8 @@ type wireEvents struct {
 }
 
 const (
-	recordIdentWidth = 34
+	recordIdentWidth = 36
+	recordIdentLeast = 34 // of the first recordings
 	recordVXLANWidth = 17
 	recordSrcWidth   = 5
 )
@@ -344,7 +345,8 @@ func (e *recordEncoder) ident(s *Sample) uint64 {
 		uint64(s.Process.PID), e.str(s.Process.Name),
 		e.str(s.Device.ID), e.str(s.Device.Name), bit(s.Device.Stacked),
 		e.str(m.Source), e.str(m.Point), e.str(m.FSType), e.str(m.Volume), e.str(m.Driver),
-		e.str(m.NFSServer), e.str(m.NFSExport), e.str(m.NFSVersion), e.str(m.FUSESubtype), uint64(m.FUSEDaemonPID))
+		e.str(m.NFSServer), e.str(m.NFSExport), e.str(m.NFSVersion), e.str(m.FUSESubtype), uint64(m.FUSEDaemonPID),
+		e.str(c.Outer), e.str(c.OuterName))
 	key := packInts(e.key[:0], e.row)
 	e.key = key
 	n, ok := e.idents[string(key)]
@@ -498,7 +500,7 @@ func (t *recordTables) learn(w *wireInterval) error {
 	if len(w.Idents) == 0 {
 		return t.err
 	}
-	if w.Width < recordIdentWidth || w.Width > 1024 || uint64(len(w.Idents))%w.Width != 0 {
+	if w.Width < recordIdentLeast || w.Width > 1024 || uint64(len(w.Idents))%w.Width != 0 {
 		return fmt.Errorf("identities of %d numbers in rows of %d", len(w.Idents), w.Width)
 	}
 	width := int(w.Width)
@@ -520,12 +522,16 @@ func (t *recordTables) ident(c []uint64) Sample {
 	} else {
 		t.fail("label set %d of %d", c[12], len(t.labels))
 	}
+	var outer [2]string
+	if len(c) >= recordIdentWidth {
+		outer = [2]string{t.str(c[34]), t.str(c[35])}
+	}
 	return Sample{
 		Source: Source(t.str(c[0])), Level: Level(t.str(c[1])), Owner: OwnerKind(t.str(c[2])),
 		Project: t.str(c[3]), ProjectRule: t.str(c[4]), Service: t.str(c[5]), Unit: t.str(c[6]),
 		Container: Container{
 			ID: t.str(c[7]), Name: t.str(c[8]), Runtime: t.str(c[9]), Image: t.str(c[10]), ImageTag: t.str(c[11]),
-			Labels: labels, Parent: t.str(c[13]),
+			Labels: labels, Parent: t.str(c[13]), Outer: outer[0], OuterName: outer[1],
 		},
 		Pod:     Pod{Name: t.str(c[14]), Namespace: t.str(c[15]), UID: t.str(c[16])},
 		Cgroup:  Cgroup{ID: c[17], Path: t.str(c[18])},

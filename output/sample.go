@@ -49,6 +49,8 @@ type Container struct {
 	ImageTag string
 	Labels   map[string]string // as the runtime gave them; not all may leave the host
 	Parent   string            // id of the container around this one, where nested
+
+	Outer, OuterName string // the outermost container around this one, where nested
 }
 
 // Pod is a Kubernetes pod.

@@ -160,7 +160,7 @@ func (j *joiner) name(s *output.Sample, cgroup uint64) {
 	s.Project, s.ProjectRule, s.Service, s.Unit = o.Project, o.ProjectRule, o.Service, o.Unit
 	s.Container = output.Container{
 		ID: o.ContainerID, Name: o.ContainerName, Runtime: o.Runtime,
-		Image: o.Image, ImageTag: o.ImageTag, Labels: o.Labels, Parent: o.Parent,
+		Image: o.Image, ImageTag: o.ImageTag, Labels: o.Labels, Parent: o.Parent, Outer: o.Outer, OuterName: o.OuterName,
 	}
 	s.Pod = output.Pod{Name: o.Pod, Namespace: o.Namespace, UID: o.PodUID}
 }
