@@ -82,7 +82,8 @@
 //     found out and skipped: a skip is a failure. The declarations end up in the table
 //     of kernels in SUPPORT.md, so they are promises to users.
 //   - The tests' own process sits in the cgroup /driver, so the root cgroup is the kernel's threads.
-//   - The guests have no udev and no network but lo; the only block devices at the start are the
+//   - The guests have no udev and no network but lo, unless the suite asks for a card, behind
+//     which vm.HostAddress is the host (TestOutput); the only block devices at the start are the
 //     root (nvme0n1, throw-away), the modules, and the scratch disks of Guest.NVMe and Guest.Virtio.
 //   - Add packages to images.go (the image is rebuilt by itself), modules with Guest.Modprobe.
 //

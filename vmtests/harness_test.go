@@ -61,6 +61,7 @@ type suite struct {
 	append    []string // words for the kernel's command line
 	deadline  time.Duration
 	noTracer  bool // needs no iotrace-bpf
+	network   bool // has a network card, which reaches servers on this machine
 	scenarios []scenario
 }
 
@@ -333,6 +334,7 @@ func (s suite) run(ctx context.Context, test string, k Kernel, names []string) (
 	if s.deadline != 0 {
 		g.Deadline = s.deadline
 	}
+	g.Network = s.network
 	// The test to run; the scenarios follow behind a slash. The test's own limit
 	// is shorter than the guest's, so that it can still show its stacks.
 	limit := max(g.Deadline-45*time.Second, 2*g.Deadline/3)

@@ -54,7 +54,14 @@ type Cgroup struct {
 func (g *Guest) Cgroup(name string) *Cgroup {
 	g.Helper()
 	g.cgroups++
-	c := &Cgroup{g: g, name: fmt.Sprintf("%s-%d-%d", name, os.Getpid(), g.cgroups+g.serial*100)}
+	return g.CgroupAt(fmt.Sprintf("%s-%d-%d", name, os.Getpid(), g.cgroups+g.serial*100))
+}
+
+// CgroupAt makes a cgroup of exactly this name, for names that say something:
+// those of containers and units.
+func (g *Guest) CgroupAt(name string) *Cgroup {
+	g.Helper()
+	c := &Cgroup{g: g, name: name}
 	if err := makeCgroup(c.name); err != nil {
 		g.Fatalf("cgroup %q: %v", c.name, err)
 	}

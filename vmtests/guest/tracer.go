@@ -153,6 +153,9 @@ func (tr *Tracer) Now() *Report {
 	return r
 }
 
+// Stdout is what it printed on standard output so far.
+func (tr *Tracer) Stdout() string { return tr.g.ReadFile(tr.file("stdout")) }
+
 // Stderr is what it said on standard error so far.
 func (tr *Tracer) Stderr() string { return tr.g.ReadFile(tr.file("stderr")) }
 

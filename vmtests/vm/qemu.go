@@ -40,7 +40,15 @@ type Guest struct {
 	Console   io.Writer     // everything the kernel says; may be nil
 	Results   io.Writer     // everything the guest reports, as it comes
 	Terminal  bool          // the console is this process's terminal: a shell for a person
+	Network   bool          // it has a network card, behind which HostAddress is this machine
 }
+
+// Addresses of a guest with a network card. A server that listens on this
+// machine's loopback is reached at HostAddress.
+const (
+	HostAddress  = "10.0.2.2"
+	GuestAddress = "10.0.2.15/24"
+)
 
 // Accel is QEMU's way to run guest code.
 type Accel string
@@ -83,8 +91,13 @@ func (g Guest) args(dir string) ([]string, error) {
 		a = append(a, "-machine", "q35", "-cpu", "max,cx16=off")
 	}
 	a = append(a, "-accel", string(g.Accel), "-smp", "2", "-m", fmt.Sprint(g.MemoryMiB),
-		"-nodefaults", "-no-reboot", "-display", "none", "-nic", "none",
-		"-kernel", g.Kernel.Image, "-initrd", g.Initramfs)
+		"-nodefaults", "-no-reboot", "-display", "none", "-kernel", g.Kernel.Image, "-initrd", g.Initramfs)
+	if g.Network {
+		// Without a ROM to boot from, which is in a package of its own.
+		a = append(a, "-netdev", "user,id=net,ipv6=off", "-device", "virtio-net-pci,netdev=net,romfile=")
+	} else {
+		a = append(a, "-nic", "none")
+	}
 	drive := func(id, file, options string) {
 		a = append(a, "-drive", "if=none,id="+id+",format=raw,file="+strings.ReplaceAll(file, ",", ",,")+options)
 	}
