@@ -203,6 +203,14 @@ func outputEverything(g *guest.Guest) {
 	beforeNFS, beforeDisk := m.Stats(), d.Stats()
 	o.tr = g.Trace(append([]string{"--by", "cgroup,device", "--record", recording, "--report", live, "--prometheus", outputMetrics}, spool...)...)
 
+	o.until("metrics are served", func() bool { // outputs are opened after programs are attached
+		res, err := o.http.Get("http://" + outputMetrics + "/metrics")
+		if err == nil {
+			res.Body.Close()
+		}
+		return err == nil
+	})
+
 	// All is well.
 	ps.Open(m.File("orders"), guest.Create).Write(0, 5_000_011)
 	shopNFS.Written += 5_000_011
