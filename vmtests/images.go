@@ -37,11 +37,54 @@ func images() map[string]vm.Image {
 	for k, v := range files {
 		docker[k] = v
 	}
+	// The image that systemd boots: what engines need of a whole system, a user for
+	// the rootless ones, and the links that install scripts would have made.
+	runtimes := map[string]string{
+		"etc/passwd": files["etc/passwd"] + "messagebus:x:103:103::/nonexistent:/usr/sbin/nologin\nsystemd-network:x:998:998::/:/usr/sbin/nologin\n" +
+			"app:x:1000:1000::/home/app:/bin/bash\n",
+		"etc/group":      files["etc/group"] + "messagebus:x:103:\nsystemd-network:x:998:\nsystemd-journal:x:999:\napp:x:1000:\n",
+		"etc/shadow":     files["etc/shadow"] + "app:*:19000:0:99999:7:::\n",
+		"etc/subuid":     "app:100000:65536\n",
+		"etc/subgid":     "app:100000:65536\n",
+		"etc/machine-id": "6d0a6f5e000040008000000000000001\n",
+		"var/run":        "link:/run",
+		"var/lock":       "link:/run/lock",
+		// Written by pam-auth-update: enough for a user's own systemd.
+		"etc/pam.d/common-account":                 "account required pam_permit.so\n",
+		"etc/pam.d/common-auth":                    "auth required pam_permit.so\n",
+		"etc/pam.d/common-password":                "password required pam_permit.so\n",
+		"etc/pam.d/common-session":                 "session required pam_permit.so\n",
+		"etc/pam.d/common-session-noninteractive":  "session required pam_permit.so\n",
+		"etc/containers/policy.json":               `{"default": [{"type": "insecureAcceptAnything"}]}` + "\n",
+		"etc/systemd/journald.conf.d/iotrace.conf": "[Journal]\nStorage=volatile\nForwardToConsole=no\n",
+		// The guest's disks are the tests': nothing may probe them.
+		"etc/systemd/system/systemd-udevd.service":            "link:/dev/null",
+		"etc/systemd/system/systemd-udevd-control.socket":     "link:/dev/null",
+		"etc/systemd/system/systemd-udevd-kernel.socket":      "link:/dev/null",
+		"etc/systemd/system/systemd-udev-trigger.service":     "link:/dev/null",
+		"etc/systemd/system/systemd-binfmt.service":           "link:/dev/null",
+		"etc/systemd/system/systemd-random-seed.service":      "link:/dev/null",
+		"etc/systemd/system/systemd-update-utmp.service":      "link:/dev/null",
+		"etc/systemd/system/systemd-hwdb-update.service":      "link:/dev/null",
+		"etc/systemd/system/systemd-pcrphase-sysinit.service": "link:/dev/null",
+		"etc/systemd/system/kmod-static-nodes.service":        "link:/dev/null",
+		"etc/systemd/system/dev-hugepages.mount":              "link:/dev/null",
+	}
+	for k, v := range docker {
+		if _, ok := runtimes[k]; !ok {
+			runtimes[k] = v
+		}
+	}
 	return map[string]vm.Image{
 		// For the live screen, which wants a terminal.
 		"terminal": {Name: "terminal", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "tmux", "ncurses-base"), Files: files, FreeMiB: 64},
 
 		"base":   {Name: "base", Suite: imageSuite, Packages: base, Files: files, FreeMiB: 64},
 		"docker": {Name: "docker", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "docker.io", "containerd", "runc", "iptables", "busybox-static", "tar"), Files: docker, FreeMiB: 512},
+		"runtimes": {Name: "runtimes", Suite: imageSuite, Packages: []string{
+			"bash", "coreutils", "util-linux", "mount", "grep", "sed", "procps", "kmod", "iproute2", "netbase", "libc-bin", "e2fsprogs",
+			"systemd", "systemd-sysv", "systemd-container", "dbus", "dbus-user-session", "libpam-systemd",
+			"docker.io", "containerd", "runc", "crun", "podman", "conmon", "catatonit", "uidmap", "slirp4netns", "rootlesskit", "lxc", "apparmor", "iptables", "busybox-static", "tar",
+		}, Files: runtimes, FreeMiB: 512},
 	}
 }

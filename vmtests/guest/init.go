@@ -62,6 +62,8 @@ func Main() {
 	}
 }
 
+	case os.Getenv(envUnit) != "":
+		testsUnit()
 // Inside says whether this process runs in a guest (or on a host that stands in for one).
 func Inside() bool { return os.Getenv(envInside) != "" }
 
@@ -102,6 +104,9 @@ func boot() error {
 	if err := mountAll([]mountPoint{
 		{"tmpfs", "/run", "tmpfs", ""}, {"tmpfs", "/tmp", "tmpfs", ""}, {"shm", "/dev/shm", "tmpfs", ""},
 		{"devpts", "/dev/pts", "devpts", "ptmxmode=0666"},
+	if words[wordInit] == "systemd" {
+		return becomeSystemd()
+	}
 		{"tracefs", "/sys/kernel/tracing", "tracefs", ""}, {"debugfs", "/sys/kernel/debug", "debugfs", ""},
 		{"bpf", "/sys/fs/bpf", "bpf", ""},
 	}); err != nil {
@@ -305,7 +310,7 @@ func runTests(port io.Writer, run, timeout string) int {
 		return 1
 	}
 	// Started by a worker, which moves itself before it becomes the program.
-	cmd := inCgroup("driver", testsPath, "-test.v=test2json", "-test.run="+run, "-test.timeout="+timeout)
+	cmd := inCgroup("driver", testsPath, testArgs(run, timeout)...)
 	cmd.Stdout, cmd.Stderr = w, w
 	if err := cmd.Start(); err != nil {
 		fmt.Fprintf(port, "init: %v\n", err)
@@ -329,6 +334,10 @@ func runTests(port io.Writer, run, timeout string) int {
 // reap waits for orphans, as PID 1 must, until pid itself has ended.
 func reap(pid int) int {
 	for {
+func testArgs(run, timeout string) []string {
+	return []string{"-test.v=test2json", "-test.run=" + run, "-test.timeout=" + timeout}
+}
+
 		var ws syscall.WaitStatus
 		got, err := syscall.Wait4(-1, &ws, 0, nil)
 		switch {

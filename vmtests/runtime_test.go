@@ -1,0 +1,515 @@
+//go:build vm
+
+package vmtests
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
+	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
+)
+
+// TestRuntimes has every runtime that Debian packages run for real, on a machine
+// as users have it: systemd is PID 1 and owns a pure cgroup v2 tree. Two
+// workloads of two owners write known bytes, and the rows must carry their names.
+func TestRuntimes(t *testing.T) {
+	suite{
+		image:    "runtimes",
+		line:     "6.12",
+		memory:   2048,
+		deadline: 40 * time.Minute,
+		append:   []string{guest.SystemdInit},
+		scenarios: []scenario{
+			{name: "cri_systemd", run: runtimeCRI(true), smoke: true},
+			{name: "cri_cgroupfs", run: runtimeCRI(false), smoke: true},
+			{name: "docker_systemd", run: runtimeDocker, smoke: true},
+			{name: "podman_rootless", run: runtimePodmanRootless, smoke: true},
+			{name: "docker_rootless", run: runtimeDockerRootless},
+			{name: "nspawn", run: runtimeNspawn, smoke: true},
+			{name: "lxc", run: runtimeLXC, smoke: true},
+		},
+	}.test(t)
+}
+
+// TestRuntimeVerdict proves of that guest what TestVerdict proves of all others: where
+// systemd stands between the tests and the machine, a broken guest has failed too.
+func TestRuntimeVerdict(t *testing.T) {
+	s := badGuests()
+	s.image, s.memory, s.append, s.deadline = "runtimes", 1024, []string{guest.SystemdInit}, 5*time.Minute
+	if guest.Inside() {
+		s.test(t)
+		return
+	}
+	if *flagSupport {
+		t.Skip("boots guests")
+	}
+	at := slices.IndexFunc(Matrix(), func(k Kernel) bool { return k.Name == "6.12" })
+	for _, tt := range []struct{ name, word, scenario, problem string }{
+		{"fails", "", "fail", ""},
+		{"exits", "", "never ended", ""},
+		{"powers_off", "", "", "never reported the end"},
+		{"warns", "systemd.mask=iotrace-tests.service", "did not run", "never reported the end"},
+		{"warns", "systemd.mask=sysinit.target", "did not run", "never reported the end"},
+	} {
+		t.Run(tt.name+tt.word, func(t *testing.T) {
+			s := s
+			if tt.word != "" {
+				s.append = append(s.append[:1:1], tt.word)
+			}
+			o, err := s.run(t.Context(), "TestRuntimeVerdict", Matrix()[at], []string{tt.name})
+			if err != nil {
+				t.Fatal(err)
+			}
+			v, problems := o.verdict(tt.name), strings.Join(o.problems, "\n")
+			if !strings.Contains(v, tt.scenario) || !strings.Contains(problems, tt.problem) || v == "" && problems == "" {
+				t.Errorf("scenario: %q, problems: %q; want %q and %q\n%s", v, problems, tt.scenario, tt.problem, lastLines(o.console, 30))
+			}
+		})
+	}
+}
+
+// workload is one owner's I/O: pages written past the cache and through it.
+type workload struct {
+	name             string
+	direct, buffered int64 // pages of 4096 bytes; prime, and so are no two sums the same
+	uid              int   // of the user that writes
+	// row is what every row of it must say: fields and values, "*" for any; a value
+	// that begins with ~ is found somewhere in the field.
+	row map[string]string
+}
+
+func (w workload) bytes() int64 { return 4096 * (w.direct + w.buffered) }
+
+// dir and warm are its places on the disk that is measured and on the other one.
+func (w workload) dir() string  { return filepath.Join("/mnt/data", w.name) }
+func (w workload) warm() string { return filepath.Join("/mnt/warm", w.name) }
+
+// script is what its container runs. Until it is told to go it writes to another
+// disk, so that the test can wait for the name in a row; then it writes the known
+// bytes and stays, as a service does.
+func (w workload) script() string {
+	return fmt.Sprintf(`until [ -e /warm/go ]; do dd if=/dev/zero of=/warm/f bs=4096 count=1 oflag=direct 2>/dev/null; sleep 0.2; done
+dd if=/dev/zero of=/data/direct bs=4096 count=%d oflag=direct &&
+dd if=/dev/zero of=/data/buffered bs=4096 count=%d &&
+: >/warm/done
+exec sleep 100000
+`, w.direct, w.buffered)
+}
+
+// runtimeTrace is a tracer and two disks with a file system.
+type runtimeTrace struct {
+	g          *guest.Guest
+	data, warm guest.Disk
+	tr         *guest.Tracer
+	before     guest.IOStats
+	loads      []workload
+}
+
+// traceRuntimes formats the disks, makes the workloads' directories and starts
+// the tracer, which looks for sockets at the places that users have them.
+func traceRuntimes(g *guest.Guest, loads ...workload) *runtimeTrace {
+	g.Helper()
+	t := &runtimeTrace{g: g, data: g.NVMe(), warm: g.Virtio(), loads: loads}
+	g.HoldWriteback()
+	t.data.Format("ext4")
+	t.warm.Format("ext4")
+	t.data.MountAt("ext4", "/mnt/data", "")
+	t.warm.MountAt("ext4", "/mnt/warm", "")
+	for _, w := range loads {
+		for _, dir := range []string{w.dir(), w.warm()} {
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				g.Fatal(err)
+			}
+			if err := os.Chown(dir, w.uid, w.uid); err != nil {
+				g.Fatal(err)
+			}
+		}
+		g.WriteFile(filepath.Join(w.warm(), "run.sh"), w.script())
+	}
+	g.Sync()
+	t.tr = g.Trace("--source", "block", "--by", "cgroup,device")
+	t.before = t.data.Stats()
+	return t
+}
+
+// says tells whether a row carries the names of a workload.
+func (w workload) says(d guest.Doc) bool {
+	for field, want := range w.row {
+		got := d.String(field)
+		if part, ok := strings.CutPrefix(want, "~"); ok {
+			if !strings.Contains(got, part) {
+				return false
+			}
+		} else if got != want {
+			return false
+		}
+	}
+	return true
+}
+
+// finish lets the workloads write, once all of them are named, and compares the
+// rows with what they wrote and with what the disk counted.
+func (t *runtimeTrace) finish() {
+	g := t.g
+	g.Helper()
+	named := false
+	g.Cleanup(func() {
+		if !named {
+			for _, d := range t.tr.Now().Where("iotrace.device.id", t.warm.ID()) {
+				g.Logf("row: %v", d)
+			}
+		}
+	})
+	for _, w := range t.loads {
+		g.Eventually("a row that names "+w.name, func() bool {
+			return slices.ContainsFunc(t.tr.Now().Where("iotrace.device.id", t.warm.ID()), w.says)
+		})
+	}
+	named = true
+	for _, w := range t.loads {
+		g.WriteFile(filepath.Join(w.warm(), "go"), "")
+	}
+	for _, w := range t.loads {
+		g.Eventually(w.name+" wrote", func() bool { _, err := os.Stat(filepath.Join(w.warm(), "done")); return err == nil })
+	}
+	g.Sync()
+	truth := t.data.Stats().Sub(t.before)
+	r := t.tr.Stop()
+	rows := r.Where("iotrace.source", "block", "iotrace.device.id", t.data.ID())
+	written := map[string]int64{}
+	var all int64
+	for _, d := range rows {
+		n := d.Int("iotrace.write.bytes")
+		all += n
+		n -= d.Int("iotrace.write.meta_bytes") // directories, inodes: the file system's
+		if n == 0 {
+			continue
+		}
+		i := slices.IndexFunc(t.loads, func(w workload) bool { return w.says(d) })
+		if i < 0 {
+			g.Errorf("%d bytes of nobody we know: %v", n, d)
+			continue
+		}
+		written[t.loads[i].name] += n
+	}
+	for _, w := range t.loads {
+		r.Equal(w.name, written[w.name], w.bytes())
+	}
+	r.Equal("all rows against diskstats", all, truth.WriteBytes)
+	if r.Lost() != r.LostOf("latencies") {
+		g.Errorf("tracer lost something: %s", r.LostWhat())
+	}
+}
+
+// two are the workloads of two owners. fields makes the row of each.
+func two(uid int, fields func(name string) map[string]string) []workload {
+	return []workload{
+		{name: "shop", direct: 211, buffered: 523, uid: uid, row: fields("shop")},
+		{name: "bank", direct: 307, buffered: 401, uid: uid, row: fields("bank")},
+	}
+}
+
+// checkSays wants lines of iotrace-bpf check about a socket that match these expressions.
+func checkSays(g *guest.Guest, socket string, want ...string) {
+	g.Helper()
+	text := g.Tracer("check", "--source", "block")
+	for _, w := range want {
+		if !slices.ContainsFunc(strings.Split(text, "\n"), func(line string) bool {
+			f := strings.Fields(line)
+			return len(f) > 2 && f[0] == "socket" && f[1] == socket && regexp.MustCompile("^"+w).MatchString(strings.Join(f[2:], " "))
+		}) {
+			g.Errorf("check does not say %q of %s:\n%s", w, socket, text)
+		}
+	}
+}
+
+// runtimeCRI is what a Kubernetes node does: containerd's CRI plugin makes pods,
+// as systemd's slices and scopes or as directories.
+func runtimeCRI(systemd bool) func(*guest.Guest) {
+	return func(g *guest.Guest) {
+		g.Modprobe("overlay")
+		socket, cgroup := "/run/k3s/containerd/containerd.sock", "~/kubepods/burstable/pod"
+		if systemd {
+			socket, cgroup = "/run/containerd/containerd.sock", "~/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod"
+		}
+		c := enginetest.StartContainerd(g, enginetest.ContainerdOptions{Socket: socket, SystemdCgroup: systemd})
+		loads := two(0, func(name string) map[string]string {
+			return map[string]string{
+				"container.name": "web", "container.runtime": "containerd", "container.image.name": "docker.io/library/busybox",
+				"orchestrator.namespace": name, "orchestrator.resource.name": name + "-0",
+				"iotrace.project.name": name, "iotrace.project.rule": "kubernetes", "iotrace.service.name": "front",
+				"iotrace.owner": "container", "iotrace.cgroup.path": cgroup,
+			}
+		})
+		t := traceRuntimes(g, loads...)
+		for i, w := range loads {
+			c.RunPod(g, enginetest.Pod{
+				Namespace: w.name, Name: w.name + "-0", UID: fmt.Sprintf("0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f%d", i),
+				Labels: map[string]string{"app.kubernetes.io/name": "front"}, Container: "web", Command: []string{"sh", "/warm/run.sh"},
+				Mounts: map[string]string{"/data": w.dir(), "/warm": w.warm()},
+			})
+		}
+		t.finish()
+		// Two pods are two sandboxes and two containers; to containerd all are the same.
+		checkSays(g, socket, `containerd: ok, containerd \S+, CRI v1, 4 containers$`, `containerd: ok, containerd \S+, 4 containers$`)
+	}
+}
+
+// runtimeDocker is Docker as Debian installs it on such a machine: systemd makes
+// its cgroups.
+func runtimeDocker(g *guest.Guest) {
+	startDocker(g)
+	if driver := strings.TrimSpace(g.Exec("docker", "info", "--format", "{{.CgroupDriver}} {{.CgroupVersion}}")); driver != "systemd 2" {
+		g.Fatalf("docker uses %q", driver)
+	}
+	image := filepath.Join(g.TempDir(), "busybox.tar")
+	g.WriteFile(image, string(enginetest.ImageArchive(g, enginetest.Image)))
+	g.Exec("docker", "load", "--input", image)
+	loads := two(0, composeRow("docker", "~/system.slice/docker-", "busybox"))
+	t := traceRuntimes(g, loads...)
+	for _, w := range loads {
+		g.Exec("docker", append([]string{"run", "--detach", "--network", "none"}, composeRun(w)...)...)
+		g.Cleanup(func() { _, _ = g.Try("docker", "rm", "--force", w.name+"-web-1") })
+	}
+	t.finish()
+	checkSays(g, "/run/docker.sock", `docker: ok, \S.*, API 1\.\d+, 2 containers$`)
+}
+
+// composeRow are the names that compose gives.
+func composeRow(runtime, cgroup, image string) func(string) map[string]string {
+	return func(name string) map[string]string {
+		return map[string]string{
+			"container.name": name + "-web-1", "container.runtime": runtime, "container.image.name": image,
+			"iotrace.project.name": name, "iotrace.project.rule": "compose", "iotrace.service.name": "web",
+			"iotrace.owner": "container", "iotrace.cgroup.path": cgroup,
+		}
+	}
+}
+
+// composeRun are the arguments by which docker and podman run a workload.
+func composeRun(w workload) []string {
+	return []string{
+		"--name", w.name + "-web-1",
+		"--label", "com.docker.compose.project=" + w.name, "--label", "com.docker.compose.service=web",
+		"--volume", w.dir() + ":/data", "--volume", w.warm() + ":/warm",
+		enginetest.Image, "sh", "/warm/run.sh",
+	}
+}
+
+// user is the one of the image who is not root.
+const user = 1000
+
+// session is a user's own systemd, as a login starts it.
+type session struct{ g *guest.Guest }
+
+func startSession(g *guest.Guest) session {
+	g.Helper()
+	if err := os.MkdirAll("/home/app", 0o755); err != nil {
+		g.Fatal(err)
+	}
+	if err := os.Chown("/home/app", user, user); err != nil {
+		g.Fatal(err)
+	}
+	g.Exec("systemctl", "start", fmt.Sprintf("user@%d.service", user))
+	return session{g}
+}
+
+// runtime is the directory of the user's sockets.
+func (s session) runtime() string { return fmt.Sprintf("/run/user/%d", user) }
+
+// try runs a program as the user.
+func (s session) try(args ...string) (string, error) {
+	s.g.Helper()
+	return s.g.Try("setpriv", append([]string{"--reuid", fmt.Sprint(user), "--regid", fmt.Sprint(user), "--clear-groups", "env", "--ignore-environment",
+		"PATH=/usr/bin:/usr/sbin", "HOME=/home/app", "USER=app", "XDG_RUNTIME_DIR=" + s.runtime(),
+		"DBUS_SESSION_BUS_ADDRESS=unix:path=" + s.runtime() + "/bus", "DOCKER_HOST=unix://" + s.runtime() + "/docker.sock", "LC_ALL=C.UTF-8"}, args...)...)
+}
+
+func (s session) must(args ...string) string {
+	s.g.Helper()
+	out, err := s.try(args...)
+	if err != nil {
+		s.g.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+// image is an archive of busybox that the user may read.
+func (s session) image(name string) string {
+	s.g.Helper()
+	file := "/home/app/busybox.tar"
+	s.g.WriteFile(file, string(enginetest.ImageArchive(s.g, name)))
+	return file
+}
+
+// cgroup is where the user's containers must be.
+func (s session) cgroup() string {
+	return fmt.Sprintf("~/user.slice/user-%d.slice/user@%[1]d.service/", user)
+}
+
+// runtimePodmanRootless is a user's Podman: no daemon, a user namespace, cgroups
+// of the user's own systemd, and a socket below /run/user.
+func runtimePodmanRootless(g *guest.Guest) {
+	g.Modprobe("overlay", "fuse")
+	s := startSession(g)
+	// What podman leaves running, conmon, is to outlive the command.
+	podman := []string{"systemd-run", "--user", "--pipe", "--wait", "--quiet", "--collect", "--property", "KillMode=process", "podman"}
+	s.must(append(podman, "load", "--input", s.image("docker.io/library/"+enginetest.Image))...)
+	s.must("systemctl", "--user", "start", "podman.socket")
+	g.Cleanup(func() { _, _ = s.try(append(podman, "rm", "--all", "--force", "--time", "0")...) })
+
+	loads := two(user, composeRow("podman", s.cgroup(), "docker.io/library/busybox"))
+	t := traceRuntimes(g, loads...)
+	for _, w := range loads {
+		s.must(append(append(podman, "run", "--detach", "--network", "none"), composeRun(w)...)...)
+	}
+	t.finish()
+	checkSays(g, s.runtime()+"/podman/podman.sock", `podman: ok, Podman Engine \S+, API \S+, 2 containers$`)
+}
+
+// runtimeDockerRootless is a user's dockerd, in namespaces of rootlesskit.
+func runtimeDockerRootless(g *guest.Guest) {
+	g.Modprobe("overlay", "tun")
+	s := startSession(g)
+	s.must("systemd-run", "--user", "--unit", "dockerd", "--property", "Delegate=yes", "--setenv", "DOCKERD_ROOTLESS_ROOTLESSKIT_NET=slirp4netns",
+		"/usr/share/docker.io/contrib/dockerd-rootless.sh", "--bridge", "none", "--iptables=false", "--ip6tables=false")
+	g.Cleanup(func() {
+		if g.Failed() {
+			out, _ := g.Try("journalctl", "--no-pager", "--lines=60", fmt.Sprintf("_UID=%d", user))
+			g.Logf("journal: %s", out)
+		}
+		_, _ = s.try("systemctl", "--user", "stop", "dockerd")
+	})
+	g.Eventually("the user's dockerd answers", func() bool { _, err := s.try("docker", "version"); return err == nil })
+	if info := s.must("docker", "info", "--format", "{{.CgroupDriver}} {{.CgroupVersion}} {{.SecurityOptions}}"); !strings.HasPrefix(info, "systemd 2 ") ||
+		!strings.Contains(info, "rootless") {
+		g.Fatalf("docker says %q", info)
+	}
+	s.must("docker", "load", "--input", s.image(enginetest.Image))
+	loads := two(user, composeRow("docker", s.cgroup(), "busybox"))
+	t := traceRuntimes(g, loads...)
+	for _, w := range loads {
+		s.must(append([]string{"docker", "run", "--detach", "--network", "none"}, composeRun(w)...)...)
+		g.Cleanup(func() { _, _ = s.try("docker", "rm", "--force", w.name+"-web-1") })
+	}
+	t.finish()
+	checkSays(g, s.runtime()+"/docker.sock", `docker: ok, \S.*, API 1\.\d+, 2 containers$`)
+}
+
+// tree unpacks busybox as the root of a container.
+func tree(g *guest.Guest, dir string) {
+	g.Helper()
+	if err := os.MkdirAll(filepath.Join(dir, "usr"), 0o755); err != nil { // nspawn wants one
+		g.Fatal(err)
+	}
+	for _, d := range []string{"data", "warm", "root", "run", "var"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			g.Fatal(err)
+		}
+	}
+	archive := filepath.Join(g.TempDir(), "root.tar")
+	g.WriteFile(archive, string(enginetest.BusyboxTar(g)))
+	g.Exec("tar", "-C", dir, "-xf", archive)
+}
+
+// runtimeNspawn is systemd-nspawn in both of its forms: run by hand, when it
+// registers a scope, and as a machine that is enabled as a service.
+func runtimeNspawn(g *guest.Guest) {
+	g.Modprobe("tun", "loop", "dm_mod") // what the service wants
+	loads := two(0, func(name string) map[string]string {
+		return map[string]string{"container.name": name, "container.runtime": "systemd-nspawn", "iotrace.owner": "container"}
+	})
+	maps.Copy(loads[0].row, map[string]string{"iotrace.cgroup.path": "~/machine.slice/machine-shop.scope"})
+	maps.Copy(loads[1].row, map[string]string{
+		"iotrace.cgroup.path": "~/machine.slice/systemd-nspawn@bank.service", "iotrace.project.name": "systemd-nspawn@bank.service", "iotrace.project.rule": "unit",
+	})
+	t := traceRuntimes(g, loads...)
+	root := filepath.Join("/var/lib/machines", "shop")
+	tree(g, root)
+	log, err := os.Create(filepath.Join(g.TempDir(), "log"))
+	if err != nil {
+		g.Fatal(err)
+	}
+	cmd := exec.Command("systemd-nspawn", "--machine", "shop", "--directory", root, "--private-network", "--resolv-conf=off", "--timezone=off",
+		"--link-journal=no", "--console=pipe", "--bind", loads[0].dir()+":/data", "--bind", loads[0].warm()+":/warm", "/bin/sh", "/warm/run.sh")
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		g.Fatal(err)
+	}
+	g.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+		if g.Failed() {
+			g.Logf("systemd-nspawn: %s", g.ReadFile(log.Name()))
+		}
+		log.Close()
+	})
+
+	tree(g, "/var/lib/machines/bank")
+	if err := os.MkdirAll("/etc/systemd/nspawn", 0o755); err != nil {
+		g.Fatal(err)
+	}
+	g.WriteFile("/etc/systemd/nspawn/bank.nspawn", fmt.Sprintf(`[Exec]
+Boot=no
+Parameters=/bin/sh /warm/run.sh
+PrivateUsers=no
+ResolvConf=off
+Timezone=off
+LinkJournal=no
+[Files]
+Bind=%s:/data
+Bind=%s:/warm
+[Network]
+Private=yes
+VirtualEthernet=no
+`, loads[1].dir(), loads[1].warm()))
+	g.Exec("systemctl", "start", "systemd-nspawn@bank.service")
+	g.Cleanup(func() { _, _ = g.Try("systemctl", "kill", "--signal", "KILL", "systemd-nspawn@bank.service") })
+	t.finish()
+	if out := g.Exec("machinectl", "list", "--no-legend"); !strings.Contains(out, "shop") || !strings.Contains(out, "bank") {
+		g.Errorf("machines: %s", out)
+	}
+}
+
+// runtimeLXC is plain LXC, with the names that LXD and Incus give: project_instance.
+func runtimeLXC(g *guest.Guest) {
+	loads := two(0, func(name string) map[string]string {
+		return map[string]string{
+			"container.name": "web1", "container.runtime": "lxc", "iotrace.owner": "container",
+			"iotrace.project.name": name, "iotrace.project.rule": "lxd", "iotrace.cgroup.path": "~/lxc.payload." + name + "_web1",
+		}
+	})
+	t := traceRuntimes(g, loads...)
+	for _, w := range loads {
+		name, dir := w.name+"_web1", g.TempDir()
+		root := filepath.Join(dir, "root")
+		tree(g, root)
+		config := filepath.Join(dir, "config")
+		g.WriteFile(config, fmt.Sprintf(`lxc.uts.name = %s
+lxc.rootfs.path = dir:%s
+lxc.init.cmd = /bin/sh /warm/run.sh
+lxc.mount.auto = proc
+lxc.mount.entry = %s data none bind 0 0
+lxc.mount.entry = %s warm none bind 0 0
+lxc.net.0.type = empty
+lxc.apparmor.profile = unconfined
+`, w.name, root, w.dir(), w.warm()))
+		log := filepath.Join(dir, "log")
+		if out, err := g.Try("lxc-start", "--name", name, "--rcfile", config, "--logfile", log, "--logpriority", "INFO"); err != nil {
+			text, _ := os.ReadFile(log)
+			g.Fatalf("lxc-start: %v: %s\n%s", err, out, text)
+		}
+		g.Cleanup(func() { _, _ = g.Try("lxc-stop", "--name", name, "--kill") })
+	}
+	t.finish()
+}
