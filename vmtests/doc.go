@@ -28,11 +28,7 @@
 // is an image of Debian packages (images.go), its modules are a second disk, and
 // the two programs come in an initramfs, the only part that a build changes.
 // Everything else is kept in the user's cache directory (or IOTRACE_VM_CACHE).
-// There is no network device. Results come back over a virtio-serial port. A suite
-// may share directories of the host with its guest: a virtiofsd serves each one.
-//
-// Root images are unpacked and never run on the host, so those of another
-// architecture are made in the same way.
+// There is no network device. Results come back over a virtio-serial port.
 //
 // The guest of TestRuntimes is another one: its image has systemd, which init
 // becomes (guest/systemd.go), and the tests are a service of it, because engines

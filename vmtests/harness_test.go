@@ -60,7 +60,8 @@ type suite struct {
 	disk      int64    // MiB of each scratch disk; default 1024
 	append    []string // words for the kernel's command line
 	deadline  time.Duration
-	noTracer  bool // needs no iotrace-bpf
+	noTracer  bool   // needs no iotrace-bpf
+	line      string // the only line of the matrix that it runs on; "" is every line
 	network   bool // has a network card, which reaches servers on this machine
 	scenarios []scenario
 }
@@ -70,8 +71,6 @@ func (s scenario) supports(k Kernel) bool {
 	if s.since != "" && seriesLess(k.Series, s.since) || s.before != "" && !seriesLess(k.Series, s.before) {
 		return false
 	}
-	shares    []vm.Share
-	line      string // the only line of the matrix that it runs on; "" is every line
 	if s.cgroup != "" && !strings.Contains(" "+s.cgroup+" ", " "+k.Cgroup+" ") {
 		return false
 	}
@@ -135,6 +134,9 @@ func (s suite) test(t *testing.T) {
 			s.boot(t, k)
 		})
 	}
+	if ran == 0 && s.line != "" {
+		t.Skipf("runs on %s, which was not asked for", s.line)
+	}
 	if ran == 0 && *flagScenario == "" && !*flagQuick {
 		t.Error("no kernel of the matrix runs any scenario of this suite")
 	}
@@ -150,9 +152,6 @@ func kernelInside(t *testing.T) Kernel {
 	if g.CgroupV1() {
 		k.Cgroup = "v1"
 		if strings.Contains(g.ReadFile("/proc/mounts"), " cgroup2 ") {
-	if ran == 0 && s.line != "" {
-		t.Skipf("runs on %s, which was not asked for", s.line)
-	}
 			k.Cgroup = "hybrid"
 		}
 	}

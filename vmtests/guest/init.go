@@ -59,11 +59,11 @@ func Main() {
 		select {}
 	case os.Getenv(envWorker) != "":
 		os.Exit(worker(os.Args[1:]))
+	case os.Getenv(envUnit) != "":
+		testsUnit()
 	}
 }
 
-	case os.Getenv(envUnit) != "":
-		testsUnit()
 // Inside says whether this process runs in a guest (or on a host that stands in for one).
 func Inside() bool { return os.Getenv(envInside) != "" }
 
@@ -101,12 +101,12 @@ func boot() error {
 	if err := enterRoot(); err != nil {
 		return err
 	}
-	if err := mountAll([]mountPoint{
-		{"tmpfs", "/run", "tmpfs", ""}, {"tmpfs", "/tmp", "tmpfs", ""}, {"shm", "/dev/shm", "tmpfs", ""},
-		{"devpts", "/dev/pts", "devpts", "ptmxmode=0666"},
 	if words[wordInit] == "systemd" {
 		return becomeSystemd()
 	}
+	if err := mountAll([]mountPoint{
+		{"tmpfs", "/run", "tmpfs", ""}, {"tmpfs", "/tmp", "tmpfs", ""}, {"shm", "/dev/shm", "tmpfs", ""},
+		{"devpts", "/dev/pts", "devpts", "ptmxmode=0666"},
 		{"tracefs", "/sys/kernel/tracing", "tracefs", ""}, {"debugfs", "/sys/kernel/debug", "debugfs", ""},
 		{"bpf", "/sys/fs/bpf", "bpf", ""},
 	}); err != nil {
@@ -331,13 +331,13 @@ func runTests(port io.Writer, run, timeout string) int {
 	return status
 }
 
-// reap waits for orphans, as PID 1 must, until pid itself has ended.
-func reap(pid int) int {
-	for {
 func testArgs(run, timeout string) []string {
 	return []string{"-test.v=test2json", "-test.run=" + run, "-test.timeout=" + timeout}
 }
 
+// reap waits for orphans, as PID 1 must, until pid itself has ended.
+func reap(pid int) int {
+	for {
 		var ws syscall.WaitStatus
 		got, err := syscall.Wait4(-1, &ws, 0, nil)
 		switch {
