@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
@@ -643,7 +644,20 @@ func nfsModuleWaited(g *guest.Guest) {
 	if out := g.Tracer("check", "--source", "nfs"); !strings.Contains(out, "waiting: module \"nfs\" is not loaded") {
 		g.Errorf("check says %q", out)
 	}
+	// One that is killed leaves its probes in the kernel's list; the next one clears it.
+	killed := g.Trace("--source", "nfs")
+	if err := syscall.Kill(killed.PID(), syscall.SIGKILL); err != nil {
+		g.Fatal(err)
+	}
+	g.Eventually("the end of a tracer", func() bool {
+		_, err := os.Stat(fmt.Sprintf("/proc/%d", killed.PID()))
+		return err != nil
+	})
 	tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
+	probes, of := g.ReadFile("/sys/kernel/tracing/kprobe_events"), func(tr *guest.Tracer) string { return fmt.Sprintf("iotrace_bpf_%d/", tr.PID()) }
+	if strings.Contains(probes, of(killed)) || !strings.Contains(probes, of(tr)) {
+		g.Errorf("process %d was killed, %d waits; probes:\n%s", killed.PID(), tr.PID(), probes)
+	}
 	if !strings.Contains(tr.Stderr(), `msg="source waits for its module to be loaded" source=nfs`) {
 		g.Error("nothing says that the source waits")
 	}
