@@ -25,7 +25,7 @@ func TestShortLives(t *testing.T) {
 	e := enginetest.Start(t)
 	d := newDisk(t, 256)
 	d.format(t, "mkfs.ext4", "-q")
-	// The service is Docker's own client: its command takes longer than a container lives.
+	// Over the API: the docker command takes longer than such a container lives.
 	engine, err := client.NewClientWithOpts(client.WithHost("unix://"+e.Socket), client.WithAPIVersionNegotiation())
 	if err != nil {
 		t.Fatal(err)
