@@ -66,22 +66,30 @@ integration: ## the tests on this machine: real engines, servers, disks; needs r
 	vmtests/deps.sh test
 	$(SUDO) env "PATH=$$PATH" $(GO) test -p 1 -count=1 -timeout 30m -tags integration ./...
 
-VMTEST = $(SUDO) env "PATH=$$PATH" $(GO) test -count=1 -tags vm ./vmtests
+# Guests at once: one more than processors, because some wait for a while.
+JOBS ?= $(shell expr $$(nproc) + 1)
+VMTEST = $(SUDO) env "PATH=$$PATH" $(GO) test -count=1 -tags vm -parallel $(JOBS) ./vmtests
 
 .PHONY: vmtest
-vmtest: ## the kernel matrix in QEMU (KERNEL=6.12 RUN=nfs for one, QUICK=1 for the main scenarios)
+vmtest: ## the kernel matrix in QEMU (KERNEL=6.12 RUN=nfs for one, QUICK=1 for the main scenarios, JOBS=3 guests at once)
 	vmtests/deps.sh test
 	$(VMTEST) -timeout 180m $(if $(RUN),-run '(?i)^Test.*$(RUN)') -v -args $(if $(KERNEL),-kernel $(KERNEL)) $(if $(QUICK),-quick)
 
 .PHONY: vmtest-arm64
-vmtest-arm64: ## the main scenarios on an arm64 guest, with the cross-built program
-	vmtests/deps.sh test
-	$(VMTEST) -timeout 60m -run '^Test(Block|NFS|FUSE)$$' -v -args -kernel 6.12-arm64
+vmtest-arm64: ## the matrix's scenarios on an arm64 guest, with the cross-built program (RUN, QUICK as above)
+	$(MAKE) vmtest KERNEL=6.12-arm64
 
+# go test gives its tests no standard input: a shell needs the program itself.
 .PHONY: vmtest-shell
-vmtest-shell: ## a shell in a guest with the tracer in it (KERNEL=7.3)
+vmtest-shell: ## a shell in a guest with the tracer in it (KERNEL=7.3), on this terminal or from a pipe
 	vmtests/deps.sh test
-	$(VMTEST) -timeout 0 -v -args -shell $(if $(KERNEL),-kernel $(KERNEL))
+	$(GO) test -c -tags vm -o build/vmtests.test ./vmtests
+	cd vmtests && $(SUDO) env "PATH=$$PATH" ../build/vmtests.test -shell $(if $(KERNEL),-kernel $(KERNEL))
+
+.PHONY: vagrant-programs
+vagrant-programs: ## what the Vagrantfile's boxes run
+	CGO_ENABLED=0 $(GO) build -o build/iotrace-bpf ./cmd/iotrace-bpf
+	CGO_ENABLED=0 $(GO) test -c -tags vm -o build/vmtests.test ./vmtests
 
 .PHONY: bench
 bench: build ## compare with other tools; writes BENCHMARKS.md (ROUNDS=5)
@@ -105,4 +113,4 @@ test: ## every test there is, of the kernel matrix the main scenarios
 
 .PHONY: clean
 clean: ## remove what was built
-	rm -f iotrace-bpf
+	rm -rf iotrace-bpf build

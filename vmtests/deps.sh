@@ -45,6 +45,9 @@ debian)
 		packages="$packages bpftool strace systemd busybox-static containerd runc podman conmon catatonit crun netavark aardvark-dns \
 			iptables procps psmisc bindfs sshfs openssh-server cryptsetup-bin dmsetup jq tmux unzip ca-certificates \
 			prometheus maven openjdk-17-jre-headless chromium fonts-dejavu-core fonts-noto-core fish zsh"
+		# virtiofsd: with QEMU up to Debian 12, a package of its own since
+		packages="$packages qemu-system-common"
+		if apt-cache show virtiofsd >/dev/null 2>&1; then packages="$packages virtiofsd"; fi
 	fi
 	if wants bench; then packages="$packages fio bpftool bpftrace bpfcc-tools libbpf-tools iotop-c"; fi
 	if wants guest; then packages="$packages $guest"; fi
@@ -52,7 +55,7 @@ debian)
 fedora)
 	if wants build; then packages="$packages clang llvm libbpf-devel"; fi
 	if wants test; then
-		packages="$packages qemu-system-x86 qemu-system-aarch64 qemu-img mmdebstrap apt dpkg debian-keyring kmod e2fsprogs xz zstd fio fuse3 iproute ruby"
+		packages="$packages qemu-system-x86 qemu-system-aarch64 qemu-img virtiofsd mmdebstrap apt dpkg debian-keyring kmod e2fsprogs xz zstd fio fuse3 iproute ruby"
 	fi
 	if wants guest; then
 		packages="$packages kmod e2fsprogs xfsprogs device-mapper cryptsetup mdadm nfs-utils rpcbind fuse3 fio iproute util-linux"

@@ -8,27 +8,31 @@
 //	go test -tags vm ./vmtests -run TestBlock -args -kernel 6.1-v1 -scenario overwrite
 //	make vmtest KERNEL=6.12 RUN=nfs                          the same in short
 //	make vmtest-shell KERNEL=7.3                             a shell in the guest, tracer in PATH
-//	make vmtest-arm64                                        the smoke scenarios on arm64
+//	echo iotrace-bpf check | make vmtest-shell               the same with commands from a pipe
+//	make vmtest-arm64                                        the scenarios on arm64
 //	make support                                             rewrites SUPPORT.md
 //
 // As many guests run at once as -parallel says, one for each processor by default.
 //
 // # How it works
 //
-// One test binary has three lives. On the host, a test boots one guest for each
-// line of the matrix (matrix.go). In the guest the same binary is PID 1 and then,
-// as a process of its own, the same test again, which there runs the scenarios.
-// The processes that do I/O are the binary too. So a source's test is one file
-// that says what its guests need and what happens in them, and needs no build
-// step, no agent and no image of its own.
+// One test binary has two lives. On the host, a test boots one guest for each
+// line of the matrix (matrix.go). In the guest it is the same test again, which
+// there runs the scenarios. PID 1 and the processes that do I/O are a second, small
+// program (worker). So a source's test is one file that says what its guests need and
+// what happens in them, and needs no build step, no agent and no image of its own.
 //
 // A guest boots the kernel's own package from the machine's Debian mirror, which
 // is read from apt's configuration (or IOTRACE_VM_MIRROR), with a private apt, so
 // that signatures are checked and the machine's packages are left alone. Its root
 // is an image of Debian packages (images.go), its modules are a second disk, and
-// the two programs come in an initramfs, the only part that a build changes.
+// the programs come in an initramfs, the only part that a build changes.
 // Everything else is kept in the user's cache directory (or IOTRACE_VM_CACHE).
-// There is no network device. Results come back over a virtio-serial port.
+// There is no network device. Results come back over a virtio-serial port. A suite
+// may share directories of the host with its guest: a virtiofsd serves each one.
+//
+// Root images are unpacked and never run on the host, so those of another
+// architecture are made in the same way.
 //
 // The guest of TestRuntimes is another one: its image has systemd, which init
 // becomes (guest/systemd.go), and the tests are a service of it, because engines

@@ -10,16 +10,21 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/term"
 
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
@@ -47,7 +52,9 @@ type scenario struct {
 	before string
 	// cgroup limits it to these modes: "v2", "v1 hybrid".
 	cgroup string
-	why    string
+	// arch limits it to one architecture, in Debian's words.
+	arch string
+	why  string
 	// smoke marks the few that run on a smoke line of the matrix as well.
 	smoke bool
 }
@@ -55,14 +62,16 @@ type scenario struct {
 // suite is the test of one source: what its guests need and what runs in them.
 type suite struct {
 	source    string
+	hooks     string   // source whose hooks its table shows; default source
 	image     string   // of images(); default base
 	memory    int      // MiB; default 1024
 	disk      int64    // MiB of each scratch disk; default 1024
 	append    []string // words for the kernel's command line
 	deadline  time.Duration
-	noTracer  bool   // needs no iotrace-bpf
-	line      string // the only line of the matrix that it runs on; "" is every line
+	noTracer  bool // needs no iotrace-bpf
 	network   bool // has a network card, which reaches servers on this machine
+	shares    []vm.Share
+	line      string // the only line of the matrix that it runs on; "" is every line
 	scenarios []scenario
 }
 
@@ -72,6 +81,9 @@ func (s scenario) supports(k Kernel) bool {
 		return false
 	}
 	if s.cgroup != "" && !strings.Contains(" "+s.cgroup+" ", " "+k.Cgroup+" ") {
+		return false
+	}
+	if s.arch != "" && s.arch != k.Arch {
 		return false
 	}
 	return !k.Smoke || s.smoke
@@ -98,6 +110,9 @@ func TestMain(m *testing.M) {
 	if !guest.Inside() {
 		if h, err := theHost(); err == nil {
 			os.RemoveAll(h.work)
+			if len(h.used) > 0 {
+				fmt.Print(h.summary())
+			}
 		}
 	}
 	os.Exit(status)
@@ -119,6 +134,7 @@ func (s suite) test(t *testing.T) {
 	if *flagSupport {
 		return
 	}
+	t.Parallel() // no suite waits for the last guest of another
 	kernels, err := selected()
 	if err != nil {
 		t.Fatal(err)
@@ -148,7 +164,7 @@ func (s suite) test(t *testing.T) {
 func kernelInside(t *testing.T) Kernel {
 	g := guest.New(t)
 	major, minor := g.Kernel()
-	k := Kernel{Series: fmt.Sprintf("%d.%d", major, minor), Cgroup: "v2", Smoke: strings.Contains(g.ReadFile("/proc/cmdline"), "iotrace.smoke=1")}
+	k := Kernel{Series: fmt.Sprintf("%d.%d", major, minor), Cgroup: "v2", Arch: runtime.GOARCH, Smoke: strings.Contains(g.ReadFile("/proc/cmdline"), "iotrace.smoke=1")}
 	if g.CgroupV1() {
 		k.Cgroup = "v1"
 		if strings.Contains(g.ReadFile("/proc/mounts"), " cgroup2 ") {
@@ -198,6 +214,52 @@ type host struct {
 	mu    sync.Mutex // guests are prepared one after the other: they share kernels, images and builds
 	accel map[string]vm.Accel
 	built map[string]error // by file: every program is built once a run, so that all guests run the same
+
+	usedMu   sync.Mutex
+	used     map[string]*cost // by test
+	prepared time.Duration    // fetching, building, unpacking
+}
+
+// cost is what the guests of one test took together.
+type cost struct {
+	guests int
+	vm.Usage
+}
+
+func (h *host) count(test string, u vm.Usage) {
+	h.usedMu.Lock()
+	defer h.usedMu.Unlock()
+	c := h.used[test]
+	if c == nil {
+		c = &cost{}
+		h.used[test] = c
+	}
+	c.guests++
+	c.Wall += u.Wall
+	c.Boot += u.Boot
+	c.Processor += u.Processor
+}
+
+// summary says where the time went.
+func (h *host) summary() string {
+	h.usedMu.Lock()
+	defer h.usedMu.Unlock()
+	var b strings.Builder
+	var all cost
+	line := func(name string, c *cost) {
+		fmt.Fprintf(&b, "%-16s %3d guests  ran %6.0fs, booting %5.0fs of them; processor %6.0fs\n", name, c.guests, c.Wall.Seconds(), c.Boot.Seconds(), c.Processor.Seconds())
+	}
+	for _, test := range slices.Sorted(maps.Keys(h.used)) {
+		c := h.used[test]
+		line(test, c)
+		all.guests += c.guests
+		all.Wall += c.Wall
+		all.Boot += c.Boot
+		all.Processor += c.Processor
+	}
+	line("all", &all)
+	fmt.Fprintf(&b, "%-16s %.0fs\n", "preparing", h.prepared.Seconds())
+	return b.String()
 }
 
 var theHost = sync.OnceValues(func() (*host, error) {
@@ -214,13 +276,15 @@ var theHost = sync.OnceValues(func() (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &host{cache: cache, mirror: m, work: work, accel: map[string]vm.Accel{}, built: map[string]error{}}, nil
+	return &host{cache: cache, mirror: m, work: work, accel: map[string]vm.Accel{}, built: map[string]error{}, used: map[string]*cost{}}, nil
 })
 
 // prepare makes everything that a guest of this kernel boots from.
 func (h *host) prepare(ctx context.Context, k Kernel, image string, tracer bool) (vm.Guest, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	begin := time.Now()
+	defer func() { h.prepared += time.Since(begin) }()
 	kernel, err := vm.FetchKernel(ctx, h.cache, h.mirror, k.Arch, k.Series, *flagRefresh)
 	if err != nil {
 		return vm.Guest{}, err
@@ -248,14 +312,17 @@ func (h *host) prepare(ctx context.Context, k Kernel, image string, tracer bool)
 // initramfs puts the programs of a guest together.
 func (h *host) initramfs(ctx context.Context, arch string, tracer bool) (string, error) {
 	path := filepath.Join(h.work, "initramfs-"+arch)
-	files := map[string]string{"init": filepath.Join(h.work, "vmtests.test-"+arch)}
-	if err := h.build(ctx, arch, files["init"], "test", "-c", "-tags", "vm", "-o", files["init"], "."); err != nil {
+	files := map[string]string{"init": filepath.Join(h.work, "worker-"+arch), "vmtests.test": filepath.Join(h.work, "vmtests.test-"+arch)}
+	if err := h.build(ctx, arch, files["init"], "build", "-o", files["init"], "./worker"); err != nil {
+		return "", err
+	}
+	if err := h.build(ctx, arch, files["vmtests.test"], "test", "-c", "-tags", "vm", "-ldflags", "-s -w", "-o", files["vmtests.test"], "."); err != nil {
 		return "", err
 	}
 	if tracer {
 		path += "-tracer"
 		files["iotrace-bpf"] = filepath.Join(h.work, "iotrace-bpf-"+arch)
-		if err := h.build(ctx, arch, files["iotrace-bpf"], "build", "-o", files["iotrace-bpf"], "../cmd/iotrace-bpf"); err != nil {
+		if err := h.build(ctx, arch, files["iotrace-bpf"], "build", "-trimpath", "-ldflags", "-s -w", "-o", files["iotrace-bpf"], "../cmd/iotrace-bpf"); err != nil {
 			return "", err
 		}
 	}
@@ -347,13 +414,16 @@ func (s suite) run(ctx context.Context, test string, k Kernel, names []string) (
 	var console, raw bytes.Buffer
 	var bootErr error
 	o := &outcome{}
+	g.Shares = s.shares
 	for try := 1; ; try++ {
 		console.Reset()
 		raw.Reset()
 		g.Console, g.Results = &console, &raw
-		begin := time.Now()
-		bootErr = g.Boot(ctx)
-		o.log = append(o.log, fmt.Sprintf("kernel %s, %s, %d MiB: guest ran for %s", g.Kernel.Release, g.Accel, g.MemoryMiB, time.Since(begin).Round(100*time.Millisecond)))
+		var used vm.Usage
+		used, bootErr = g.Boot(ctx)
+		h.count(test, used)
+		o.log = append(o.log, fmt.Sprintf("kernel %s, %s, %d MiB: guest ran for %s, %s of them to boot; %s of processor time", g.Kernel.Release, g.Accel, g.MemoryMiB,
+			used.Wall.Round(100*time.Millisecond), used.Boot.Round(100*time.Millisecond), used.Processor.Round(100*time.Millisecond)))
 		// Emulation is known to kill a kernel early in its life now and then.
 		// Once a test has begun nothing is tried again.
 		if try == 1 && raw.Len() == 0 && vm.Panicked(console.Bytes()) {
@@ -455,7 +525,7 @@ func parseGuest(raw []byte) *guestReport {
 			stream.Write(line)
 		}
 	}
-	cmd := exec.Command("go", "tool", "test2json")
+	cmd := exec.Command("go", "tool", "test2json", "-t") // without -t it leaves out how long tests took
 	cmd.Stdin = &stream
 	out, err := cmd.Output()
 	if err != nil {
@@ -501,12 +571,15 @@ func lastLines(s string, n int) string {
 	return strings.Join(lines, "\n")
 }
 
-// shell boots the first selected kernel for a person.
+// shell boots the first selected kernel for a person, on this process's terminal.
+// If standard input is none, what it holds is typed once the shell is there, and
+// "exit" after it: commands can come from a pipe.
 func shell() error {
 	h, err := theHost()
 	if err != nil {
 		return err
 	}
+	defer os.RemoveAll(h.work)
 	kernels, err := selected()
 	if err != nil {
 		return err
@@ -519,8 +592,52 @@ func shell() error {
 	if err != nil {
 		return err
 	}
-	g.Terminal, g.MemoryMiB, g.Deadline = true, 2048, 24*time.Hour
-	g.Append = append(g.Append, "iotrace.shell=1")
+	g.MemoryMiB, g.Deadline = 2048, 24*time.Hour
 	fmt.Printf("kernel %s, %s; Ctrl-A X ends the machine\n", g.Kernel.Release, g.Accel)
-	return g.Boot(ctx)
+	if fd := int(os.Stdin.Fd()); term.IsTerminal(fd) {
+		columns, rows, err := term.GetSize(fd)
+		if err != nil {
+			return err
+		}
+		g.Terminal, g.Console = os.Stdin, os.Stdout
+		g.Append = append(g.Append, guest.ShellWords(os.Getenv("TERM"), rows, columns)...)
+		_, err = g.Boot(ctx)
+		return err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	defer w.Close()
+	ready := &waitFor{Writer: os.Stdout, text: guest.ShellReady, seen: make(chan struct{})}
+	go func() { // ends with this process: a read of standard input cannot be called off
+		<-ready.seen
+		_, _ = io.Copy(w, os.Stdin)
+		_, _ = io.WriteString(w, "\nexit\n")
+	}()
+	g.Terminal, g.Console = r, ready
+	g.Append = append(g.Append, guest.ShellWords("dumb", 0, 0)...)
+	_, err = g.Boot(ctx)
+	return err
+}
+
+// waitFor passes on what is written and tells when a text was in it.
+type waitFor struct {
+	io.Writer
+	text string
+	past string
+	seen chan struct{}
+	once sync.Once
+}
+
+func (w *waitFor) Write(b []byte) (int, error) {
+	w.past += string(b)
+	if strings.Contains(w.past, w.text) {
+		w.once.Do(func() { close(w.seen) })
+	}
+	if n := len(w.text); len(w.past) > n {
+		w.past = w.past[len(w.past)-n:]
+	}
+	return w.Writer.Write(b)
 }

@@ -3,13 +3,13 @@
 package vmtests
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -38,14 +38,12 @@ func TestCheck(t *testing.T) {
 	if *flagSupport {
 		t.Skip("boots guests")
 	}
+	t.Parallel()
 	kernels, err := selected()
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, k := range kernels {
-		if k.Arch != runtime.GOARCH {
-			continue // recorded are the choices on this architecture
-		}
 		t.Run(k.Name, func(t *testing.T) {
 			t.Parallel()
 			o := s.boot(t, k)
@@ -125,10 +123,7 @@ func (s suite) section() string {
 				not = append(not, sc.name+" ("+why+")")
 			}
 		}
-		h := "as on " + k.Series
-		if !k.Asked {
-			h = hook(k, s.source)
-		}
+		h := hook(k, cmp.Or(s.hooks, s.source))
 		scenarios := fmt.Sprint(ran)
 		if k.Smoke {
 			scenarios += " of " + fmt.Sprint(len(s.scenarios))

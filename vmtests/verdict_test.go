@@ -17,7 +17,6 @@ import (
 func badGuests() suite {
 	return suite{
 		noTracer: true,
-		deadline: 30 * time.Second,
 		scenarios: []scenario{
 			{name: "fails", run: func(g *guest.Guest) { g.Error("as it should") }},
 			{name: "skips", run: func(g *guest.Guest) { g.Skip("as no scenario may") }},
@@ -45,6 +44,7 @@ func TestVerdict(t *testing.T) {
 	if *flagSupport {
 		t.Skip("boots guests")
 	}
+	t.Parallel()
 	kernels, err := selected()
 	if err != nil {
 		t.Fatal(err)
@@ -63,6 +63,10 @@ func TestVerdict(t *testing.T) {
 		{"not_there", "did not run", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
+			s := s
+			if tt.name == "hangs" {
+				s.deadline = 75 * time.Second // enough to boot on a busy machine, and all of it is waited for
+			}
 			o, err := s.run(t.Context(), "TestVerdict", k, []string{tt.name})
 			if err != nil {
 				t.Fatal(err)

@@ -34,6 +34,7 @@ var forTests = map[string][]string{
 	"vmtests":                   {"vmtests/guest", "vmtests/vm"},
 	"vmtests/guest":             {"output", "bpf", "tracer"},
 	"vmtests/vm":                {},
+	"vmtests/worker":            {"vmtests/guest"},
 }
 
 // TestDependencies reads the imports of every Go file in the tree.

@@ -132,11 +132,11 @@ func inCgroup(name string, program string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// self is the file of this program. In a guest that is the copy on tmpfs: init's
-// own link names a file of the initramfs that is gone.
+// self is the program that workers are: in a guest one of their own, on a machine
+// that stands in for a guest this one.
 func self() string {
-	if _, err := os.Stat(testsPath); err == nil {
-		return testsPath
+	if _, err := os.Stat(workerPath); err == nil {
+		return workerPath
 	}
 	return "/proc/self/exe"
 }

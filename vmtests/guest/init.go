@@ -21,6 +21,8 @@ const (
 	wordCgroup = "iotrace.cgroup" // v1, v2, hybrid
 	wordRun    = "iotrace.run"    // test to run
 	wordShell  = "iotrace.shell"  // "1": a shell on the console instead
+	wordTerm   = "iotrace.term"   // its kind of terminal
+	wordSize   = "iotrace.size"   // and size, ROWSxCOLUMNS
 	// how long the tests may take before they dump their stacks and fail
 	wordTimeout = "iotrace.timeout"
 )
@@ -31,11 +33,12 @@ const (
 	envWorker = "IOTRACE_WORKER"
 )
 
-// Where init puts the two programs of the initramfs.
+// Where init puts the programs of the initramfs.
 const (
 	programDir = "/opt/iotrace"
 	tracerPath = programDir + "/iotrace-bpf"
 	testsPath  = programDir + "/vmtests.test"
+	workerPath = programDir + "/worker" // init too
 )
 
 // ExitPrefix begins the last line that a guest reports: the exit status of its
@@ -130,7 +133,7 @@ func boot() error {
 		return fmt.Errorf("ip link set lo up: %w: %s", err, out)
 	}
 	if words[wordShell] != "" {
-		return shell()
+		return shell(words)
 	}
 	port, err := openResults()
 	if err != nil {
@@ -165,7 +168,7 @@ func enterRoot() error {
 	if err := unix.Mount("programs", newRoot+programDir, "tmpfs", 0, "mode=0755"); err != nil {
 		return fmt.Errorf("mount %q: %w", programDir, err)
 	}
-	for from, to := range map[string]string{"/init": testsPath, "/iotrace-bpf": tracerPath} {
+	for from, to := range map[string]string{"/init": workerPath, "/vmtests.test": testsPath, "/iotrace-bpf": tracerPath} {
 		if err := copyFile(from, newRoot+to); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -363,17 +366,53 @@ func sendDmesg(port io.Writer) {
 	}
 }
 
-// shell gives a person the console.
-func shell() error {
-	tty, err := os.OpenFile("/dev/console", os.O_RDWR, 0)
+// ShellReady is what the console says once the shell reads it.
+const ShellReady = "iotrace-bpf is in PATH; exit ends the machine."
+
+// ShellWords are the words of the command line for a shell on a terminal of this
+// kind (TERM, "" if it is none) and size.
+func ShellWords(term string, rows, columns int) []string {
+	words := []string{wordShell + "=1"}
+	if rows > 0 && columns > 0 {
+		words = append(words, fmt.Sprintf("%s=%dx%d", wordSize, rows, columns))
+	}
+	if term != "" && !strings.ContainsFunc(term, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '.' && r != '_'
+	}) {
+		words = append(words, wordTerm+"="+term)
+	}
+	return words
+}
+
+// shell gives a person the console: its own terminal, not /dev/console, which
+// can control no session.
+func shell(words map[string]string) error {
+	name := "console"
+	if b, err := os.ReadFile("/sys/class/tty/console/active"); err == nil && len(strings.Fields(string(b))) > 0 {
+		f := strings.Fields(string(b))
+		name = f[len(f)-1]
+	}
+	tty, err := os.OpenFile("/dev/"+name, os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {
 		return err
 	}
+	defer tty.Close()
+	var size unix.Winsize
+	if n, _ := fmt.Sscanf(words[wordSize], "%dx%d", &size.Row, &size.Col); n == 2 {
+		if err := unix.IoctlSetWinsize(int(tty.Fd()), unix.TIOCSWINSZ, &size); err != nil {
+			return fmt.Errorf("size of %s: %w", tty.Name(), err)
+		}
+	}
+	if words[wordTerm] != "" {
+		os.Setenv("TERM", words[wordTerm])
+	}
 	os.Setenv("PATH", programDir+":"+os.Getenv("PATH"))
-	fmt.Fprintf(tty, "\niotrace-bpf is in PATH; exit ends the machine.\n")
-	cmd := exec.CommandContext(context.Background(), "setsid", "--ctty", "bash", "--norc")
-	cmd.Env = append(os.Environ(), `PS1=guest:\w# `)
+	os.Setenv("PS1", `guest:\w# `)
+	cmd := exec.CommandContext(context.Background(), "bash", "--norc")
+	cmd.Dir = "/root"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = tty, tty, tty
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
+	fmt.Fprintf(tty, "\n%s\n", ShellReady)
 	if err := cmd.Start(); err != nil {
 		return err
 	}

@@ -39,7 +39,8 @@ type Guest struct {
 	Deadline  time.Duration // killed after this
 	Console   io.Writer     // everything the kernel says; may be nil
 	Results   io.Writer     // everything the guest reports, as it comes
-	Terminal  bool          // the console is this process's terminal: a shell for a person
+	Terminal  *os.File      // if not nil, what is typed on the console; Ctrl-A X ends QEMU
+	Shares    []Share       // directories of this machine on virtiofs
 	Network   bool          // it has a network card, behind which HostAddress is this machine
 }
 
@@ -49,6 +50,13 @@ const (
 	HostAddress  = "10.0.2.2"
 	GuestAddress = "10.0.2.15/24"
 )
+
+// Usage is what a guest took.
+type Usage struct {
+	Wall      time.Duration // from QEMU's start to its end
+	Boot      time.Duration // until the guest first reported something; 0 if it never did
+	Processor time.Duration // of this machine: QEMU's user and system time
+}
 
 // Accel is QEMU's way to run guest code.
 type Accel string
@@ -124,7 +132,15 @@ func (g Guest) args(dir string) ([]string, error) {
 		"-device", "virtio-scsi-pci", "-device", "virtio-serial-pci",
 		"-chardev", "socket,id=results,path="+filepath.Join(dir, "results.sock"),
 		"-device", "virtserialport,chardev=results,name="+ResultsPort)
-	if g.Terminal {
+	if len(g.Shares) > 0 {
+		// Another process serves the guest's requests in the guest's memory.
+		a = append(a, "-object", fmt.Sprintf("memory-backend-memfd,id=shared,share=on,size=%dM", g.MemoryMiB), "-machine", "memory-backend=shared")
+	}
+	for i, s := range g.Shares {
+		a = append(a, "-chardev", fmt.Sprintf("socket,id=share%d,path=%s", i, strings.ReplaceAll(s.socket(dir), ",", ",,")),
+			"-device", fmt.Sprintf("vhost-user-fs-pci,chardev=share%d,tag=%s", i, s.Tag))
+	}
+	if g.Terminal != nil {
 		a = append(a, "-chardev", "stdio,id=console,mux=on,signal=off", "-serial", "chardev:console", "-mon", "chardev=console")
 	} else {
 		a = append(a, "-serial", "stdio")
@@ -137,28 +153,54 @@ func (g Guest) args(dir string) ([]string, error) {
 	return append(a, "-append", strings.Join(words, " ")), nil
 }
 
+// first notes when something was written first.
+type first struct {
+	io.Writer
+	at time.Time
+}
+
+func (f *first) Write(b []byte) (int, error) {
+	if f.at.IsZero() {
+		f.at = time.Now()
+	}
+	return f.Writer.Write(b)
+}
+
 // Boot runs the guest to its end. The error says what went wrong with the
 // machine itself, not with tests in it.
-func (g Guest) Boot(ctx context.Context) error {
+func (g Guest) Boot(ctx context.Context) (Usage, error) {
+	var used Usage
 	qemu, err := program(g.Kernel.Arch)
 	if err != nil {
-		return err
+		return used, err
 	}
 	dir, err := os.MkdirTemp("", "iotrace-vm-")
 	if err != nil {
-		return err
+		return used, err
 	}
 	defer os.RemoveAll(dir)
 	args, err := g.args(dir)
 	if err != nil {
-		return err
+		return used, err
 	}
 	ln, err := net.Listen("unix", filepath.Join(dir, "results.sock"))
 	if err != nil {
-		return err
+		return used, err
 	}
+	defer ln.Close()
 	ctx, cancel := context.WithTimeout(ctx, g.Deadline)
 	defer cancel()
+	for _, s := range g.Shares {
+		end, err := s.serve(ctx, dir)
+		if err != nil {
+			return used, err
+		}
+		defer end()
+	}
+	results := &first{Writer: io.Discard}
+	if g.Results != nil {
+		results.Writer = g.Results
+	}
 	var wg sync.WaitGroup
 	wg.Add(1)
 	go func() { // ends when QEMU closes its end or the listener is closed
@@ -168,26 +210,32 @@ func (g Guest) Boot(ctx context.Context) error {
 			return
 		}
 		defer c.Close()
-		if g.Results != nil {
-			_, _ = io.Copy(g.Results, c)
-		}
+		_, _ = io.Copy(results, c)
 	}()
 	cmd := exec.CommandContext(ctx, qemu, args...)
 	var stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = g.Console, &stderr
-	if g.Terminal {
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if g.Terminal != nil {
+		cmd.Stdin = g.Terminal
 	}
+	begin := time.Now()
 	runErr := cmd.Run()
+	used.Wall = time.Since(begin)
 	ln.Close()
 	wg.Wait()
+	if !results.at.IsZero() {
+		used.Boot = results.at.Sub(begin)
+	}
+	if p := cmd.ProcessState; p != nil {
+		used.Processor = p.UserTime() + p.SystemTime()
+	}
 	if ctx.Err() == context.DeadlineExceeded {
-		return fmt.Errorf("%w of %s", ErrDeadline, g.Deadline)
+		return used, fmt.Errorf("%w of %s", ErrDeadline, g.Deadline)
 	}
 	if runErr != nil {
-		return fmt.Errorf("%s: %w\n%s", qemu, runErr, tail(stderr.Bytes(), 2000))
+		return used, fmt.Errorf("%s: %w\n%s", qemu, runErr, tail(stderr.Bytes(), 2000))
 	}
-	return nil
+	return used, nil
 }
 
 // kvmProbe is how long a kernel gets to say its first word under KVM.
