@@ -374,10 +374,10 @@ __noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word)
 __noinline int iot_walk_step(__u32 which)
 {
 	struct walk *w = bpf_map_lookup_elem(&walks, &which);
-	struct page *page, *last;
+	__u32 at, n, rest, pages, index;
 	struct folio *folio;
 	unsigned long word;
-	__u32 at, n, rest;
+	struct page *page;
 
 	if (!w || !w->left)
 		return 0;
@@ -396,11 +396,14 @@ __noinline int iot_walk_step(__u32 which)
 	if (n > rest)
 		n = rest;
 	if (!(w->cmd_flags & 1) || !iot_mapping_is_file(iot_words_mapping(&w->words))) {
-		/* What is read was allocated for who asked, and memory that is no file's is the submitter's. */
+		/* What is read was allocated for who asked; memory that is no file's is the submitter's. */
 		n = w->in_bio;
 	} else if (n < rest && (w->words.word[0] & (1UL << bpf_core_enum_value(enum pageflags, PG_head)))) {
-		last = iot_page_add((void *)w->pages, (w->vec_offset + w->vec_len - 1) >> IOT_PAGE_SHIFT);
-		if (iot_folio(last) == folio)
+		pages = iot_folio_pages(folio);
+		index = ((__u64)page - (__u64)folio) / bpf_core_type_size(struct page___5_15);
+		if (index < pages)
+			n += (pages - index - 1) << IOT_PAGE_SHIFT;
+		if (n > rest)
 			n = rest;
 	}
 	if (n > w->in_bio)

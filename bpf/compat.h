@@ -35,6 +35,15 @@ struct page___5_15 {
 	unsigned long memcg_data;
 };
 
+/* A large folio's number of pages: once in its name (_folio_nr_pages), without it some time after 6.12. */
+struct folio___6_12 {
+	unsigned int _folio_nr_pages;
+};
+
+struct folio___6_18 {
+	unsigned int _nr_pages;
+};
+
 /* A tail page names its head by a pointer with bit 0 set, up to 7.0 ... */
 struct page___7_0 {
 	unsigned long compound_head;
@@ -115,6 +124,19 @@ static __always_inline struct folio *iot_folio(const struct page *page)
 	if (bpf_core_field_exists(p71->compound_info))
 		return iot_head(page, FIELD(p71, compound_info));
 	return iot_head(page, FIELD(p70, compound_head));
+}
+
+/* How many pages a large folio has; 0 where that is not known. */
+static __always_inline unsigned int iot_folio_pages(const struct folio *folio)
+{
+	const struct folio___6_18 *f618 = (const void *)folio;
+	const struct folio___6_12 *f612 = (const void *)folio;
+
+	if (bpf_core_field_exists(f618->_nr_pages))
+		return FIELD(f618, _nr_pages);
+	if (bpf_core_field_exists(f612->_folio_nr_pages))
+		return FIELD(f612, _folio_nr_pages);
+	return 0;
 }
 
 static __always_inline struct address_space *iot_folio_mapping(const struct folio *folio)
