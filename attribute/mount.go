@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -60,6 +61,7 @@ type mounts struct {
 	host   table
 	cost   time.Duration        // of reading it
 	past   map[string]past      // by mount point: what was unmounted, whose late I/O is still told
+	pastOn map[string]past      // the same by device, the last of each
 	own    map[uint64]*ownTable // by cgroup
 	layers map[string]bool      // devices that hold the containers' own files, once seen: theirs too is written late
 	reads  uint64
@@ -87,7 +89,7 @@ type ownTable struct {
 
 func newMounts(procRoot string, g *registry, t *tree, now func() time.Time) *mounts {
 	return &mounts{procRoot: procRoot, registry: g, tree: t, now: now, watch: -1, dirty: true,
-		past: map[string]past{}, own: map[uint64]*ownTable{}, layers: map[string]bool{}}
+		past: map[string]past{}, pastOn: map[string]past{}, own: map[uint64]*ownTable{}, layers: map[string]bool{}}
 }
 
 func (m *mounts) close() error {
@@ -121,7 +123,9 @@ func (m *mounts) find(dev string, id uint64) (Mount, bool) {
 	}
 	host, ok := m.host.byDev[dev]
 	if !ok {
-		host, ok = m.pastOn(dev)
+		var p past
+		p, ok = m.pastOn[dev]
+		host = p.mounted
 	}
 	if ok {
 		result := host.mount()
@@ -248,28 +252,15 @@ func (m *mounts) of(path, dev string) mounted {
 	return m.host.of(path)
 }
 
-// pastOn returns the mount of a device that was unmounted last.
-func (m *mounts) pastOn(dev string) (last mounted, ok bool) {
-	var at time.Time
-	for _, p := range m.past {
-		if p.dev == dev && !p.gone.Before(at) {
-			last, at, ok = p.mounted, p.gone, true
-		}
-	}
-	return last, ok
-}
-
 // bury keeps what was in the table and is not any more.
 func (m *mounts) bury(old table) {
 	now := m.now()
-	for point, p := range m.past {
-		if now.Sub(p.gone) > m.registry.keep {
-			delete(m.past, point)
-		}
+	for _, all := range []map[string]past{m.past, m.pastOn} {
+		maps.DeleteFunc(all, func(_ string, p past) bool { return now.Sub(p.gone) > m.registry.keep })
 	}
 	for point, e := range old.byPoint {
 		if e.fstype != "overlay" && m.host.byPoint[point].dev != e.dev && len(m.past) < maxPast {
-			m.past[point] = past{e, now}
+			m.past[point], m.pastOn[e.dev] = past{e, now}, past{e, now}
 		}
 	}
 }
