@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -215,4 +216,23 @@ func random(rng *rand.Rand, n int) *Interval {
 		iv.Samples = append(iv.Samples, s)
 	}
 	return iv
+}
+
+// cpuTime is what this process has used so far, in user space and in the kernel:
+// unlike the clock on the wall it means something on a busy machine as well.
+func cpuTime(tb testing.TB) time.Duration {
+	tb.Helper()
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		tb.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// reportDocs reports n documents by the wall's clock and by the processor's: the
+// latter is how many a core manages.
+func reportDocs(b *testing.B, n float64, before time.Duration) {
+	b.Helper()
+	b.ReportMetric(n/b.Elapsed().Seconds(), "docs/s")
+	b.ReportMetric(n/(cpuTime(b)-before).Seconds(), "docs/core-s")
 }
