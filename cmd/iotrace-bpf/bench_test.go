@@ -46,6 +46,7 @@ func TestBench(t *testing.T) {
 		run  func(*strings.Builder)
 	}{
 		{"block", b.blockTable},
+		{"rates", b.rates},
 		{"together", b.together},
 		{"buffered", b.buffered},
 		{"files", b.smallFiles},
@@ -121,7 +122,7 @@ const (
 )
 
 func ours(b *bench, flags ...string) []string {
-	return append([]string{binary(b.t), "--source", "block", "--output", "ndjson"}, flags...)
+	return append([]string{binary(b.t), "--source", "block", "--vxlan=false", "--output", "ndjson"}, flags...)
 }
 
 func (b *bench) tools() []tool {
@@ -201,7 +202,7 @@ func (b *bench) start(tl tool) *running {
 		select {
 		case <-gone:
 			return nil
-		case <-time.After(150 * time.Millisecond):
+		case <-time.After(100 * time.Millisecond):
 		}
 		var now []int
 		for id := range bpfPrograms(b.t) {
@@ -210,12 +211,11 @@ func (b *bench) start(tl tool) *running {
 			}
 		}
 		slices.Sort(now)
-		there := ready == ""
 		if ready != "" {
-			_, err := os.Stat(ready)
-			there = err == nil
-		}
-		if there && (len(now) > 0 || !tl.bpf) && slices.Equal(now, r.programs) {
+			if _, err := os.Stat(ready); err == nil {
+				stable = 4 // it says so itself
+			}
+		} else if (len(now) > 0 || !tl.bpf) && slices.Equal(now, r.programs) {
 			stable++
 		} else {
 			stable = 0
@@ -323,7 +323,6 @@ func setStats(t testing.TB, on bool) {
 // result is one measurement.
 type result struct {
 	iops, ns, user, system, rss float64
-	none                        float64 // I/O per second right before and after, without it
 }
 
 func median(list []float64) float64 {
@@ -372,10 +371,9 @@ func (b *bench) blockTable(out *strings.Builder) {
 	unusable := map[string]bool{}
 	for _, rw := range []string{"randwrite", "randread"} {
 		timed, counted := map[string][]result{}, map[string][]result{}
-		for round := range b.rounds {
-			before, _ := b.fio(d, rw)
+		for range max(3, b.rounds/2) {
 			for _, tl := range b.tools() {
-				if tl.args == nil || unusable[tl.name] || rw == "randread" && strings.Contains(tl.name, "process") {
+				if unusable[tl.name] || rw == "randread" && strings.Contains(tl.name, "process") {
 					continue
 				}
 				r := b.start(tl)
@@ -387,25 +385,22 @@ func (b *bench) blockTable(out *strings.Builder) {
 				}
 				setStats(b.t, false)
 				m := b.measure(r, d, rw)
-				if tl.bpf && round < max(3, b.rounds/2) {
+				if tl.bpf {
 					setStats(b.t, true)
 					counted[tl.name] = append(counted[tl.name], b.measure(r, d, rw))
 					setStats(b.t, false)
 				}
 				r.stop()
-				after, _ := b.fio(d, rw)
-				m.none, before = (before+after)/2, after
 				timed[tl.name] = append(timed[tl.name], m)
-				timed["no tracer"] = append(timed["no tracer"], result{iops: after})
 			}
 		}
 		fmt.Fprintf(out, "### fio 4 KiB %s, io_uring, O_DIRECT, 64 in flight, loop over tmpfs\n\n", map[string]string{"randwrite": "random writes", "randread": "random reads"}[rw])
-		fmt.Fprint(out, "| tool | I/O per second | rate lost | BPF ns per I/O | user CPU | system CPU | resident |\n|---|---|---|---|---|---|---|\n")
+		fmt.Fprint(out, "| tool | I/O per second | BPF ns per I/O | user CPU | system CPU | resident |\n|---|---|---|---|---|---|\n")
 		for _, tl := range b.tools() {
 			m := timed[tl.name]
 			if unusable[tl.name] {
 				if rw == "randwrite" {
-					fmt.Fprintf(out, "| %s | cannot run on this kernel | | | | | |\n", tl.name)
+					fmt.Fprintf(out, "| %s | cannot run on this kernel | | | | |\n", tl.name)
 				}
 				continue
 			}
@@ -413,20 +408,73 @@ func (b *bench) blockTable(out *strings.Builder) {
 				continue
 			}
 			rate := pick(m, func(r result) float64 { return r.iops })
-			row := []string{tl.name, fmt.Sprintf("%.0f", rate), "", "", "", "", ""}
+			row := []string{tl.name, fmt.Sprintf("%.0f", rate), "", "", "", ""}
 			if tl.args != nil {
-				row[2] = fmt.Sprintf("%.1f %%", 100*pick(m, func(r result) float64 { return 1 - r.iops/r.none }))
-				row[4] = fmt.Sprintf("%.1f %%", pick(m, func(r result) float64 { return r.user }))
-				row[5] = fmt.Sprintf("%.1f %%", pick(m, func(r result) float64 { return r.system }))
-				row[6] = fmt.Sprintf("%.0f MiB", pick(m, func(r result) float64 { return r.rss }))
+				row[3] = fmt.Sprintf("%.1f %%", pick(m, func(r result) float64 { return r.user }))
+				row[4] = fmt.Sprintf("%.1f %%", pick(m, func(r result) float64 { return r.system }))
+				row[5] = fmt.Sprintf("%.0f MiB", pick(m, func(r result) float64 { return r.rss }))
 			}
 			if tl.bpf {
-				row[3] = fmt.Sprintf("%.0f", pick(counted[tl.name], func(r result) float64 { return r.ns }))
+				row[2] = fmt.Sprintf("%.0f", pick(counted[tl.name], func(r result) float64 { return r.ns }))
 			}
 			fmt.Fprintf(out, "| %s |\n", strings.Join(row, " | "))
 		}
 		fmt.Fprintln(out)
 	}
+}
+
+// rates: what a tool takes away from the rate. Two CPUs do the load and whatever
+// else the machine does, so one comparison says little: it is made many times,
+// short, each between two runs without the tool, and the table says how sure it is.
+func (b *bench) rates(out *strings.Builder) {
+	d := newDisk(b.t, 512)
+	load := b.load
+	b.load = 1500 * time.Millisecond
+	defer func() { b.load = load }()
+	pairs := max(12, 3*b.rounds)
+	lost := map[string][]float64{}
+	tools := []tool{
+		{"no tracer, to see what chance does", nil, false},
+		{"iotrace-bpf `--latency=false`", ours(b, "--latency=false"), true},
+		{"iotrace-bpf", ours(b), true},
+		{"iotrace-bpf `--events`", ours(b, "--events"), true},
+		{"bpftrace one-liner, bytes by cgroup and device", []string{"bpftrace", "-e", oneLiner}, true},
+	}
+	before, _ := b.fio(d, "randwrite")
+	for range pairs {
+		for _, tl := range tools {
+			r := b.start(tl)
+			if r == nil {
+				b.t.Fatalf("%s did not start", tl.name)
+			}
+			with, _ := b.fio(d, "randwrite")
+			r.stop()
+			after, _ := b.fio(d, "randwrite")
+			lost[tl.name] = append(lost[tl.name], 100*(1-with/((before+after)/2)))
+			before = after
+		}
+	}
+	fmt.Fprintf(out, "### Rate lost, random writes, %d times between two runs without\n\n| tool | rate lost, median | 95 %% sure that it is in |\n|---|---|---|\n", pairs)
+	for _, tl := range tools {
+		low, high := sure(lost[tl.name])
+		fmt.Fprintf(out, "| %s | %.1f %% | %.1f %% to %.1f %% |\n", tl.name, median(lost[tl.name]), low, high)
+	}
+	fmt.Fprintln(out)
+}
+
+// sure returns the bounds that the true median is in with 95 %, whatever the
+// distribution: the order statistics of the sign test. It takes six values at least.
+func sure(list []float64) (low, high float64) {
+	s := slices.Sorted(slices.Values(list))
+	n := len(s)
+	p, below, k := math.Pow(0.5, float64(n)), 0.0, 0
+	for below+p <= 0.025 {
+		below += p
+		p *= float64(n-k) / float64(k+1)
+		k++
+	}
+	k = max(k, 1)
+	return s[k-1], s[n-k]
 }
 
 // together attaches all at once: the same I/Os, the same noise.
@@ -624,69 +672,69 @@ func (b *bench) buffered(out *strings.Builder) {
 	fmt.Fprintln(out)
 }
 
-// smallFiles: many small files made and written back.
+// smallFiles: many small files made and written back, each time without the tool
+// right before.
 func (b *bench) smallFiles(out *strings.Builder) {
-	const files = 10_000
+	const files = 20_000
 	d := newDisk(b.t, 400)
 	d.format(b.t, mkExt4()...)
-	took, ns := map[string][]float64{}, map[string][]float64{}
-	tools := slices.DeleteFunc(b.tools(), func(tl tool) bool {
-		return !(tl.args == nil || strings.HasPrefix(tl.name, "iotrace") || strings.HasPrefix(tl.name, "bpftrace"))
-	})
 	content := bytes.Repeat([]byte("x"), 4096)
-	for range b.rounds {
+	run := func() float64 {
+		dir := filepath.Join(d.mount, "files")
+		if err := os.Mkdir(dir, 0o755); err != nil {
+			b.t.Fatal(err)
+		}
+		start := time.Now()
+		for i := range files {
+			if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(i)), content, 0o644); err != nil {
+				b.t.Fatal(err)
+			}
+		}
+		unix.Sync()
+		n := time.Since(start).Seconds()
+		if err := os.RemoveAll(dir); err != nil {
+			b.t.Fatal(err)
+		}
+		d.settle(b.t)
+		return n
+	}
+	rate, lost, ns := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
+	tools := slices.DeleteFunc(b.tools(), func(tl tool) bool {
+		return !strings.HasPrefix(tl.name, "iotrace") && !strings.HasPrefix(tl.name, "bpftrace")
+	})
+	setStats(b.t, false)
+	run() // the file system's own structures, once
+	var quiet []float64
+	for range max(6, 2*b.rounds) {
 		for _, tl := range tools {
+			without := run()
+			quiet = append(quiet, files/without)
 			r := b.start(tl)
 			if r == nil {
 				continue
 			}
+			with := run()
+			rate[tl.name] = append(rate[tl.name], files/with)
+			lost[tl.name] = append(lost[tl.name], 100*(1-without/with))
+			setStats(b.t, true)
+			before := r.stats(b.t)
+			run()
+			var total float64
+			for id, now := range r.stats(b.t) {
+				total += now.Time - before[id].Time
+			}
+			ns[tl.name] = append(ns[tl.name], total/files)
 			setStats(b.t, false)
-			run := func() float64 {
-				dir := filepath.Join(d.mount, "files")
-				if err := os.Mkdir(dir, 0o755); err != nil {
-					b.t.Fatal(err)
-				}
-				start := time.Now()
-				for i := range files {
-					if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(i)), content, 0o644); err != nil {
-						b.t.Fatal(err)
-					}
-				}
-				unix.Sync()
-				n := time.Since(start).Seconds()
-				if err := os.RemoveAll(dir); err != nil {
-					b.t.Fatal(err)
-				}
-				d.settle(b.t)
-				return n
-			}
-			took[tl.name] = append(took[tl.name], run())
-			if tl.bpf {
-				setStats(b.t, true)
-				before := r.stats(b.t)
-				run()
-				var total float64
-				for id, now := range r.stats(b.t) {
-					total += now.Time - before[id].Time
-				}
-				ns[tl.name] = append(ns[tl.name], total/files)
-				setStats(b.t, false)
-			}
 			r.stop()
 		}
 	}
-	fmt.Fprintf(out, "### %d files of 4 KiB, made, written back, removed, ext4\n\n| tool | files per second | rate lost | BPF ns per file |\n|---|---|---|---|\n", files)
-	none := median(took["no tracer"])
+	fmt.Fprintf(out, "### %d files of 4 KiB, made, written back, removed, ext4\n\n| tool | files per second | rate lost, and where that is with 95 %% | BPF ns per file |\n|---|---|---|---|\n", files)
+	fmt.Fprintf(out, "| no tracer | %.0f |  |  |\n", median(quiet))
 	for _, tl := range tools {
-		if len(took[tl.name]) == 0 {
-			continue
+		if len(rate[tl.name]) > 0 {
+			low, high := sure(lost[tl.name])
+			fmt.Fprintf(out, "| %s | %.0f | %.1f %% (%.1f to %.1f) | %.0f |\n", tl.name, median(rate[tl.name]), median(lost[tl.name]), low, high, median(ns[tl.name]))
 		}
-		cost, slower := "", ""
-		if tl.bpf {
-			cost = fmt.Sprintf("%.0f", median(ns[tl.name]))
-			slower = fmt.Sprintf("%.1f %%", 100*(1-none/median(took[tl.name])))
-		}
-		fmt.Fprintf(out, "| %s | %.0f | %s | %s |\n", tl.name, files/median(took[tl.name]), slower, cost)
 	}
 	fmt.Fprintln(out)
 }
