@@ -46,7 +46,9 @@ struct inflight {
 };
 
 #define IOT_SLOTS 32768
-#define IOT_SEVERAL 0x80 /* in flags of usage, here only: the request has several owners */
+/* in flags of usage, here only */
+#define IOT_SEVERAL 0x80 /* the request has several owners */
+#define IOT_LATE 0x40 /* nobody's so far, and not booked: see iot_late */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -489,7 +491,7 @@ static __always_inline bool iot_request_owner(struct block_request *r, struct ow
 
 /* Kernel stacks of x86-64 and arm64. */
 #define IOT_STACK_SIZE 16384
-#define IOT_CHAIN 32
+#define IOT_CHAIN 64
 
 /*
  * The task that waits for a completion on its own stack, as submit_bio_wait()
@@ -519,20 +521,30 @@ __noinline __u64 iot_waiting(__u64 completion)
 
 /*
  * Who waits for a bio. A range that takes several is a chain of them, of which
- * the last is waited for.
+ * the last is waited for. What others keep in bi_private has no disk there.
  */
 __noinline __u64 iot_waiter(__u64 bio)
 {
+	struct gendisk *disk = iot_bio_disk((struct bio *)bio);
 	__u64 task;
 	int i;
 
-	for (i = 0; i < IOT_CHAIN && bio; i++) {
+	for (i = 0; i < IOT_CHAIN; i++) {
 		bio = (__u64)FIELD((struct bio *)bio, bi_private);
+		if (!bio)
+			return 0;
 		task = iot_waiting(bio);
 		if (task)
 			return task;
+		if (iot_bio_disk((struct bio *)bio) != disk)
+			return 0;
 	}
 	return 0;
+}
+
+static __always_inline bool iot_is_nobodys(const struct usage_key *usage)
+{
+	return usage->cgroup == IOT_CGROUP_KERNEL && usage->basis == IOT_NONE && !(usage->flags & IOT_META);
 }
 
 /*
@@ -542,15 +554,16 @@ __noinline __u64 iot_waiter(__u64 bio)
  */
 static __always_inline bool iot_find_owner(struct block_request *r, struct owner *o)
 {
+	__u64 task = 0;
 	bool single;
-	__u64 task;
 
 	if (r->bio && r->bytes && iot_op_has_pages(r->flags & IOT_REQ_OP_MASK)) {
 		single = iot_request_owner(r, o);
 		if (!single || o->cgroup != IOT_CGROUP_KERNEL || o->basis != IOT_NONE || r->flags & IOT_REQ_META)
 			return single;
 	}
-	task = iot_waiter((__u64)r->bio);
+	if (r->bio)
+		task = iot_waiter((__u64)r->bio);
 	iot_owner_without_pages(o, r->bio, task ? (void *)task : (void *)bpf_get_current_task());
 	return true;
 }
@@ -678,6 +691,10 @@ static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed)
 		r.start = FIELD(rq, __sector) << 9;
 	}
 	f = with_latency && flags ? iot_recall(rq) : NULL;
+	if (f && f->usage.flags & IOT_LATE) {
+		f->rq = 0;
+		return 0;
+	}
 	if (f && !(f->usage.flags & IOT_SEVERAL)) {
 		o.cgroup = f->usage.cgroup;
 		o.basis = f->usage.basis;
@@ -688,6 +705,11 @@ static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed)
 	else
 		single = iot_find_owner(&r, &o);
 	iot_own(&r.usage, &o);
+	if (with_latency && !flags && r.bio && r.bytes && iot_is_nobodys(&r.usage)) {
+		r.usage.flags |= IOT_LATE;
+		iot_remember(rq, &r.usage);
+		return 0;
+	}
 	if (single) {
 		if (r.is_loop)
 			iot_note_loop(r.usage.dev, iot_pack(o.cgroup, o.basis), o.pid, r.start, r.bytes);
@@ -721,6 +743,23 @@ static __always_inline bool iot_is_ours(__u64 start)
 	return at && *at && start > *at;
 }
 
+/*
+ * What nobody waited for yet when it was issued, as a kernel thread may be faster
+ * than whoever makes a chain of bios, is booked when it is done.
+ */
+static __always_inline void iot_late(struct usage_key *usage, struct bio *bio, __u64 bytes, __u64 ops)
+{
+	__u64 task = iot_waiter((__u64)bio);
+	struct owner o = {};
+
+	usage->flags &= ~IOT_LATE;
+	if (task) {
+		iot_owner_without_pages(&o, NULL, (void *)task);
+		iot_own(usage, &o);
+	}
+	iot_account(usage, bytes, ops);
+}
+
 static __always_inline int iot_complete(struct request *rq, __u32 error, __u32 bytes, bool typed)
 {
 	/*
@@ -731,6 +770,7 @@ static __always_inline int iot_complete(struct request *rq, __u32 error, __u32 b
 	struct request *addr = typed ? (struct request *)iot_untyped(rq) : rq;
 	struct inflight *f = iot_recall(addr);
 	struct usage_key usage;
+	bool more;
 
 	if (!f) {
 		/* A flush sequence completes its request once more, without bytes and without an issue. */
@@ -738,10 +778,13 @@ static __always_inline int iot_complete(struct request *rq, __u32 error, __u32 b
 			iot_lost(IOT_LOST_LATENCIES, 1);
 		return 0;
 	}
-	if (!error && bytes < LOAD(typed, rq, __data_len)) /* more of it is to come */
-		return 0;
+	more = !error && bytes < LOAD(typed, rq, __data_len);
 	usage = f->usage;
 	usage.flags &= ~IOT_SEVERAL;
+	if (usage.flags & IOT_LATE)
+		iot_late(&usage, FIELD(addr, bio), bytes, !more);
+	if (more)
+		return 0;
 	f->rq = 0;
 	ns = start ? bpf_ktime_get_ns() - start : 0;
 	if (start)
