@@ -302,7 +302,13 @@ func blockMergedBios(g *guest.Guest) {
 	g.WriteFile("/sys/block/nullb0/queue/scheduler", "mq-deadline")
 	g.WriteFile("/sys/block/nullb0/queue/nr_requests", "256")
 	a, b := g.Cgroup("a"), g.Cgroup("b")
-	fa, fb := a.Process().Open(d.Path(), os.O_RDWR|guest.Direct), b.Process().Open(d.Path(), os.O_RDWR|guest.Direct)
+	pa, pb := a.Process(), b.Process()
+	if g.CgroupV1() { // the kernel merges no bios of two cgroups of the io controller, and blkio is one
+		for _, p := range []*guest.Process{pa, pb} {
+			g.WriteFile("/sys/fs/cgroup/blkio/cgroup.procs", fmt.Sprint(p.PID()))
+		}
+	}
+	fa, fb := pa.Open(d.Path(), os.O_RDWR|guest.Direct), pb.Open(d.Path(), os.O_RDWR|guest.Direct)
 	t := traceBlock(g, d)
 	// On a busy machine the bursts may miss each other: another round then.
 	const count = 101
