@@ -51,6 +51,18 @@ struct offsets {
 const volatile struct offsets layout = {};
 const volatile bool layout_assumed = false; /* by the kernel's release, not read from its types */
 
+/*
+ * Ends are attached before what sends, which takes a while. What ends until the
+ * first request was seen to be sent was there before we were: neither counted nor lost.
+ */
+bool sends_seen = false;
+
+static __always_inline void iot_fuse_see_send(void)
+{
+	if (!sends_seen)
+		sends_seen = true;
+}
+
 /* include/uapi/linux/fuse.h: the protocol, which does not change. */
 enum {
 	IOT_FUSE_READ = 15,
@@ -470,6 +482,7 @@ static __always_inline int iot_fuse_send(__u64 req)
 	__u32 how = IOT_FUSE_CALLER, dev = iot_fuse_dev(req);
 	struct flight *f;
 
+	iot_fuse_see_send();
 	if (iot_word_at(req + layout.req_flags) & layout.background) {
 		f = bpf_map_lookup_elem(&flights, &args);
 		if (f && f->submitted) {
@@ -659,7 +672,7 @@ static __always_inline int iot_fuse_end(__u64 req)
 	__u64 args = iot_word_at(req + layout.req_args);
 	__s32 error = iot_u32_at(req + layout.req_error);
 
-	if (!iot_fuse_finish(args, error))
+	if (!iot_fuse_finish(args, error) || !sends_seen)
 		return 0;
 	iot_lost(IOT_LOST_LATENCIES, 1);
 	iot_fuse_begin(args, iot_fuse_dev(req), IOT_FUSE_LATE);
@@ -729,6 +742,7 @@ int iot_fuse_end_kprobe(__u64 *ctx)
 
 static __always_inline int iot_fuse_call(__u64 mount, __u64 args, __u32 how)
 {
+	iot_fuse_see_send();
 	if (!iot_fuse_layout_holds(mount)) {
 		iot_lost(IOT_LOST_LATENCIES, 1);
 		return 0;

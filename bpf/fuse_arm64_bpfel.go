@@ -95,6 +95,7 @@ const (
 	FUSEVarLayout                     = "layout"
 	FUSEVarLayoutAssumed              = "layout_assumed"
 	FUSEVarSelfPid                    = "self_pid"
+	FUSEVarSendsSeen                  = "sends_seen"
 	FUSEVarWithApp                    = "with_app"
 	FUSEVarWithLatency                = "with_latency"
 	FUSEVarWithRecords                = "with_records"
@@ -203,6 +204,7 @@ type FUSEVariableSpecs struct {
 	Layout         *ebpf.VariableSpec `ebpf:"layout"`
 	LayoutAssumed  *ebpf.VariableSpec `ebpf:"layout_assumed"`
 	SelfPid        *ebpf.VariableSpec `ebpf:"self_pid"`
+	SendsSeen      *ebpf.VariableSpec `ebpf:"sends_seen"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
 	WithRecords    *ebpf.VariableSpec `ebpf:"with_records"`
@@ -290,6 +292,7 @@ type FUSEVariables struct {
 	Layout         *ebpf.Variable `ebpf:"layout"`
 	LayoutAssumed  *ebpf.Variable `ebpf:"layout_assumed"`
 	SelfPid        *ebpf.Variable `ebpf:"self_pid"`
+	SendsSeen      *ebpf.Variable `ebpf:"sends_seen"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
 	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
 	WithRecords    *ebpf.Variable `ebpf:"with_records"`
