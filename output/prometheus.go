@@ -257,14 +257,7 @@ func (p *Prometheus) Observe(iv *Interval) {
 			p.noteLeak(ev)
 		}
 	}
-	p.lost.Records += iv.Lost.Records
-	p.lost.Notices += iv.Lost.Notices
-	p.lost.Latencies += iv.Lost.Latencies
-	p.lost.Groups += iv.Lost.Groups
-	p.lost.Bytes += iv.Lost.Bytes
-	p.lost.Walks += iv.Lost.Walks
-	p.lost.Misses += iv.Lost.Misses
-	p.lost.Exports += iv.Lost.Exports
+	p.lost.add(&iv.Lost)
 	p.self.BPFNanos += iv.Self.BPFNanos
 	p.self.CPUNanos += iv.Self.CPUNanos
 	p.self.RSSBytes = iv.Self.RSSBytes

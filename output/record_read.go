@@ -79,7 +79,13 @@ type Recording struct {
 	zdec  *zstd.Decoder
 	frame []byte
 	plain []byte
+
+	adjust func(*Interval) // may be nil
 }
+
+// Adjust has f applied to every interval before Next returns it, for instance to
+// leave something out.
+func (r *Recording) Adjust(f func(*Interval)) { r.adjust = f }
 
 // OpenRecording opens the recording at path and reads its index, not its
 // intervals. A file that is damaged is not an error here as long as its
@@ -299,6 +305,9 @@ func (r *Recording) Next() (*Interval, error) {
 		return nil, r.skip(r.pos, fmt.Errorf("%w: %v", ErrCorrupt, err))
 	}
 	r.pos++
+	if r.adjust != nil {
+		r.adjust(iv)
+	}
 	return iv, nil
 }
 

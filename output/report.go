@@ -326,14 +326,7 @@ func (r *HTMLReport) addMeta(iv *Interval) {
 		}
 		r.lostLast = iv.End
 	}
-	r.lost.Records += l.Records
-	r.lost.Notices += l.Notices
-	r.lost.Latencies += l.Latencies
-	r.lost.Groups += l.Groups
-	r.lost.Bytes += l.Bytes
-	r.lost.Walks += l.Walks
-	r.lost.Misses += l.Misses
-	r.lost.Exports += l.Exports
+	r.lost.add(&l)
 	r.unresolved = max(r.unresolved, iv.Unresolved)
 	r.self.BPFNanos += iv.Self.BPFNanos
 	r.self.CPUNanos += iv.Self.CPUNanos

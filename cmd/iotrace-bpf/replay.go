@@ -6,9 +6,15 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
+
+// onlyLive are flags that say how to trace or whom to ask for names, which a
+// recording leaves nothing to choose of.
+var onlyLive = []string{"exclude-self", "docker-host", "cri", "project-label", "max-groups", "event-buffer"}
 
 // runReplay shows a recording, through the same flags as live.
 func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
@@ -17,16 +23,29 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 	if err := opt.parseSet(fs, args); err != nil {
 		return err
 	}
-	if fs.NArg() != 1 {
-		return usagef("replay takes one recording: iotrace-bpf replay FILE")
+	if fs.NArg() == 0 {
+		return usagef("replay takes a recording: iotrace-bpf replay FILE")
 	}
+	if err := opt.positional(fs.Args()[1:]); err != nil {
+		return err
+	}
+	merge := fs.Changed("interval") || fs.NArg() > 1
 	rec, err := output.OpenRecording(fs.Arg(0))
 	if err != nil {
 		return err
 	}
 	defer rec.Close()
+	rec.Adjust(opt.narrow)
 	log := opt.logger(stderr)
+	for _, name := range onlyLive {
+		if fs.Changed(name) {
+			log.Warn("of no effect on a recording", "flag", "--"+name)
+		}
+	}
 	if f, ok := stdout.(*os.File); ok && opt.report == "" && opt.wantsScreen(f) {
+		if merge {
+			return usagef("the screen shows a recording interval by interval: for longer ones add --no-tui")
+		}
 		return output.RunScreen(ctx, nil, output.ScreenOptions{Group: opt.group, Recording: rec, Output: f})
 	}
 	main := opt.printer(stdout)
@@ -38,41 +57,104 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	return opt.replay(ctx, rec, out)
+	r := replayer{opt: &opt, out: out}
+	if merge {
+		r.merger = output.NewMerger(opt.interval)
+	}
+	return r.replay(ctx, rec)
+}
+
+// narrow leaves out of an interval what a live run with these flags would not have
+// looked at.
+func (o *options) narrow(iv *output.Interval) {
+	other := func(s output.Source) bool { return len(o.sources) > 0 && !slices.Contains(o.sources, string(s)) }
+	iv.Samples = slices.DeleteFunc(iv.Samples, func(s output.Sample) bool { return other(s.Source) })
+	iv.Sources = slices.DeleteFunc(iv.Sources, func(s output.SourceStatus) bool { return other(s.Source) })
+	iv.Events = slices.DeleteFunc(iv.Events, func(e output.Event) bool {
+		return e.IO != nil && other(e.IO.Sample.Source) || e.VXLAN != nil && !o.vxlan
+	})
+	if o.latency {
+		return
+	}
+	for i := range iv.Samples {
+		s := &iv.Samples[i]
+		for _, a := range []*output.Amount{&s.Read, &s.Write, &s.Discard, &s.Flush, &s.Metadata} {
+			a.Latency = output.Latency{}
+		}
+	}
+	for i := range iv.Events {
+		if io := iv.Events[i].IO; io != nil {
+			io.Latency = 0
+		}
+	}
+}
+
+// replayer hands the intervals of a recording to the outputs.
+type replayer struct {
+	opt    *options
+	out    *sinks
+	merger *output.Merger // nil: intervals as they were recorded
+	n      int            // reports made
+	start  time.Time      // of the first interval
 }
 
 // replay writes every interval. What is damaged is told of; what was read up to
 // there has been shown by then, and what comes after it still is.
-func (o *options) replay(ctx context.Context, rec *output.Recording, out *sinks) error {
+func (r *replayer) replay(ctx context.Context, rec *output.Recording) error {
 	var damaged error
-	for n := 0; ctx.Err() == nil; {
+	for ctx.Err() == nil && !r.enough() {
 		iv, err := rec.Next()
 		var damage *output.DamageError
 		switch {
 		case errors.Is(err, io.EOF):
-			return damaged
+			return errors.Join(damaged, r.flush())
 		case errors.As(err, &damage):
 			if errors.Is(damaged, err) {
-				return damaged
+				return errors.Join(damaged, r.flush())
 			}
 			damaged = errors.Join(damaged, err)
-			for _, k := range out.others {
-				if r, ok := k.(*reportSink); ok {
-					r.report.Damage(err)
+			for _, k := range r.out.others {
+				if page, ok := k.(*reportSink); ok {
+					page.report.Damage(err)
 				}
 			}
 			continue
 		case err != nil:
-			return errors.Join(damaged, err)
+			return errors.Join(damaged, r.flush(), err)
 		}
-		if err := out.write(output.Group(iv, o.group), iv); err != nil {
+		if r.start.IsZero() {
+			r.start = iv.Start
+		}
+		if d := r.opt.duration; d > 0 && iv.Start.Sub(r.start) >= d {
+			break
+		}
+		if r.merger != nil {
+			iv = r.merger.Add(iv)
+		}
+		if err := r.write(iv); err != nil {
 			return err
 		}
-		if n++; o.count > 0 && n >= o.count {
-			return damaged
-		}
 	}
-	return damaged
+	return errors.Join(damaged, r.flush())
+}
+
+func (r *replayer) enough() bool { return r.opt.count > 0 && r.n >= r.opt.count }
+
+// write reports an interval; nil is none.
+func (r *replayer) write(iv *output.Interval) error {
+	if iv == nil {
+		return nil
+	}
+	r.n++
+	return r.out.write(output.Group(iv, r.opt.group), iv)
+}
+
+// flush reports what a merger still has.
+func (r *replayer) flush() error {
+	if r.merger == nil || r.enough() {
+		return nil
+	}
+	return r.write(r.merger.Flush())
 }
 
 // discard is a sink that wants nothing.

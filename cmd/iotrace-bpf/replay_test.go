@@ -1,0 +1,146 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+)
+
+// replayed is what the tests look at in a replayed line.
+type replayed struct {
+	Event struct {
+		Dataset  string
+		Duration uint64
+	}
+	Iotrace struct {
+		Source  string
+		Sources map[string]any
+		Write   struct {
+			Bytes   uint64
+			Latency *struct{ Max uint64 }
+		}
+		Request struct{ Latency uint64 }
+	}
+}
+
+// incident is a recording of n seconds: in each, a kilobyte and one to a disk, two
+// to an NFS server, an overlay device that leaks, and one request of each source.
+func incident(t *testing.T, n int) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "incident")
+	rec, err := output.NewRecorder(path, output.RecorderOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+	for i := range n {
+		at := start.Add(time.Duration(i) * time.Second)
+		iv := &output.Interval{Start: at, End: at.Add(time.Second)}
+		for j, source := range []output.Source{output.SourceBlock, output.SourceNFS} {
+			s := output.Sample{
+				Source: source, Level: output.LevelWire, Owner: output.OwnerUnit, Unit: "cron.service",
+				Write: output.Amount{Bytes: 1025 * uint64(j+1), Ops: 1, Latency: output.Latency{Buckets: []output.Bucket{{UpTo: 1024, Count: 1}}, Sum: 1000, Max: 1000}},
+			}
+			iv.Samples = append(iv.Samples, s)
+			iv.Sources = append(iv.Sources, output.SourceStatus{Source: source, Attached: true})
+			iv.Events = append(iv.Events, output.Event{Time: iv.End, Dataset: output.DatasetEvent, Action: "write", IO: &output.IO{Sample: s, Op: "write", Latency: 1000}})
+		}
+		iv.Events = append(iv.Events, output.Event{Time: iv.End, Dataset: output.DatasetVXLAN, Action: "leaked", VXLAN: &output.VXLAN{Device: "vx-1", VNI: 4096}})
+		if err := rec.Write(iv); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := rec.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestReplayFlags: what a flag means live it means for a recording.
+func TestReplayFlags(t *testing.T) {
+	file := incident(t, 35)
+	for _, tt := range []struct {
+		args                        string
+		reports, vxlan, events      int
+		block, nfs                  uint64
+		longest                     time.Duration
+		latencies, sources, samples bool // whether there are latencies, two sources, totals
+	}{
+		{"", 35, 35, 0, 35 * 1025, 35 * 2050, time.Second, true, true, true},
+		{"--source nfs", 35, 35, 0, 0, 35 * 2050, time.Second, true, false, true},
+		{"--source nfs,block --vxlan=false", 35, 0, 0, 35 * 1025, 35 * 2050, time.Second, true, true, true},
+		{"--latency=false", 35, 35, 0, 35 * 1025, 35 * 2050, time.Second, false, true, true},
+		{"--interval 10s", 4, 35, 0, 35 * 1025, 35 * 2050, 10 * time.Second, true, true, true},
+		{"10 2", 2, 20, 0, 20 * 1025, 20 * 2050, 10 * time.Second, true, true, true},
+		{"10 4", 4, 35, 0, 35 * 1025, 35 * 2050, 10 * time.Second, true, true, true},
+		{"--interval 1m", 1, 35, 0, 35 * 1025, 35 * 2050, 35 * time.Second, true, true, true},
+		{"--duration 7s", 7, 7, 0, 7 * 1025, 7 * 2050, time.Second, true, true, true},
+		{"--duration 7s --interval 5s", 2, 7, 0, 7 * 1025, 7 * 2050, 5 * time.Second, true, true, true},
+		{"--count 3", 3, 3, 0, 3 * 1025, 3 * 2050, time.Second, true, true, true},
+		{"--events", 35, 35, 70, 0, 0, time.Second, true, true, false},
+		{"--events --source block --latency=false", 35, 35, 35, 0, 0, time.Second, false, false, false},
+	} {
+		var stdout, stderr bytes.Buffer
+		args := append([]string{"replay", file}, strings.Fields(tt.args)...)
+		if code := run(t.Context(), append(args, "--output", "ndjson"), &stdout, &stderr); code != exitOK || stderr.Len() > 0 {
+			t.Errorf("%s: exit code %d, %q", tt.args, code, stderr.String())
+			continue
+		}
+		reports, vxlan, events, latencies, sources := 0, 0, 0, false, false
+		bytes, longest := map[string]uint64{}, time.Duration(0)
+		for line := range strings.Lines(stdout.String()) {
+			var d replayed
+			if err := json.Unmarshal([]byte(line), &d); err != nil {
+				t.Fatal(err)
+			}
+			switch d.Event.Dataset {
+			case output.DatasetStatus:
+				reports++
+				sources = sources || len(d.Iotrace.Sources) == 2
+				longest = max(longest, time.Duration(d.Event.Duration))
+			case output.DatasetVXLAN:
+				vxlan++
+			case output.DatasetEvent:
+				events++
+				latencies = latencies || d.Iotrace.Request.Latency > 0
+			default:
+				bytes[d.Iotrace.Source] += d.Iotrace.Write.Bytes
+				latencies = latencies || d.Iotrace.Write.Latency != nil
+			}
+		}
+		if reports != tt.reports || vxlan != tt.vxlan || events != tt.events || bytes["block"] != tt.block || bytes["nfs"] != tt.nfs || longest != tt.longest ||
+			latencies != tt.latencies || sources != tt.sources || tt.samples != (len(bytes) > 0) {
+			t.Errorf("%s: %d reports of up to %v, %d overlay events, %d requests, bytes %v, latencies %v, two sources %v; want %+v", tt.args, reports, longest, vxlan, events, bytes, latencies, sources, tt)
+		}
+	}
+}
+
+// TestReplayUsage: what cannot be is said, and what makes no difference too.
+func TestReplayUsage(t *testing.T) {
+	file := incident(t, 2)
+	for _, tt := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{nil, exitUsage, "replay FILE"},
+		{[]string{file, "x"}, exitUsage, "interval"},
+		{[]string{file, "1", "2", "3"}, exitUsage, "unexpected argument"},
+		{[]string{file, "--source", "floppy"}, exitUsage, "unknown source"},
+		{[]string{file + ".not"}, exitFailed, "no such file"},
+		{[]string{file, "--project-label", "team", "--exclude-self"}, exitOK, "--project-label"},
+	} {
+		var stdout, stderr bytes.Buffer
+		if code := run(t.Context(), append([]string{"replay", "--output", "ndjson"}, tt.args...), &stdout, &stderr); code != tt.code || !strings.Contains(stderr.String(), tt.want) {
+			t.Errorf("%q: exit code %d, %q; want %d, %q", tt.args, code, stderr.String(), tt.code, tt.want)
+		}
+		if tt.code == exitOK && (strings.Count(stderr.String(), "of no effect") != 2 || stdout.Len() == 0) {
+			t.Errorf("%q: %q", tt.args, stderr.String())
+		}
+	}
+}

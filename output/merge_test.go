@@ -1,0 +1,201 @@
+package output
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"testing"
+	"time"
+)
+
+// merged feeds intervals to a merger.
+func merged(every time.Duration, ivs ...*Interval) (out []*Interval) {
+	m := NewMerger(every)
+	for _, iv := range ivs {
+		if done := m.Add(iv); done != nil {
+			out = append(out, done)
+		}
+	}
+	if last := m.Flush(); last != nil {
+		out = append(out, last)
+	}
+	return out
+}
+
+// TestMergeSums: ten seconds as one say what the ten said, whatever the key.
+func TestMergeSums(t *testing.T) {
+	rng := rand.New(rand.NewPCG(41, 42))
+	owners := recordOwners(rng, 60)
+	make := func() (ivs []*Interval) {
+		rng := rand.New(rand.NewPCG(43, 44))
+		for i := range 95 {
+			iv := recordInterval(rng, owners, i, 0.7)
+			iv.Lost = Lost{Records: 1, Notices: 2, Latencies: 3, Groups: 4, Bytes: 5, Walks: 6, Misses: 7, Exports: 8}
+			iv.Self.BPFNanos, iv.Unresolved = 11, uint64(i%7)
+			iv.Events = []Event{{Time: iv.Start, Action: fmt.Sprint(i), VXLAN: &VXLAN{}}}
+			ivs = append(ivs, iv)
+		}
+		return ivs
+	}
+	whole, got := make(), merged(10*time.Second, make()...)
+	if len(got) != 10 {
+		t.Fatalf("%d intervals of 95 seconds, want 10", len(got))
+	}
+	all := &Interval{Host: whole[0].Host}
+	for _, iv := range whole {
+		all.Samples = append(all.Samples, iv.Samples...)
+	}
+	for _, by := range []string{"host", "container", "project,device", "mount,op", "process"} {
+		opt := GroupOptions{By: keys(t, by), Stacked: true}
+		want := map[string]Usage{}
+		for _, r := range Group(all, opt).Rows {
+			want[r.ID()] = r.Total
+		}
+		sums := map[string]*Usage{}
+		for _, iv := range got {
+			for _, r := range Group(iv, opt).Rows {
+				if sums[r.ID()] == nil {
+					sums[r.ID()] = &Usage{}
+				}
+				sums[r.ID()].add(&r.Total)
+			}
+		}
+		if len(sums) != len(want) || len(want) == 0 {
+			t.Errorf("by %s: %d rows, want %d", by, len(sums), len(want))
+		}
+		for id, w := range want {
+			if s := sums[id]; s != nil && by == "mount,op" {
+				// Of a sample that both reads and writes nobody knows which owner was
+				// found how, and in ten seconds more samples do both.
+				s.Basis, s.BasisUnknown, w.Basis, w.BasisUnknown = BasisBytes{}, false, BasisBytes{}, false
+			}
+			if s := sums[id]; s == nil || fmt.Sprintf("%+v", *s) != fmt.Sprintf("%+v", w) {
+				t.Errorf("by %s: %s has\n%+v, want\n%+v", by, id, s, w)
+			}
+		}
+	}
+	action := 0
+	for i, iv := range got {
+		first, last := whole[10*i], whole[min(10*i+9, 94)]
+		n := uint64(min(10, 95-10*i))
+		if !iv.Start.Equal(first.Start) || !iv.End.Equal(last.End) || iv.Host != first.Host || !slices.Equal(iv.Sources, first.Sources) {
+			t.Errorf("interval %d from %v to %v", i, iv.Start, iv.End)
+		}
+		if want := (Lost{n, 2 * n, 3 * n, 4 * n, 5 * n, 6 * n, 7 * n, 8 * n}); iv.Lost != want {
+			t.Errorf("interval %d lost %+v, want %+v", i, iv.Lost, want)
+		}
+		if iv.Self.BPFNanos != 11*n || iv.Self.RSSBytes != 41<<20 || n == 10 && iv.Unresolved != 6 {
+			t.Errorf("interval %d: %+v, %d cgroups without a name", i, iv.Self, iv.Unresolved)
+		}
+		seen := map[sampleKey]bool{}
+		for j := range iv.Samples {
+			k := keyOfSample(&iv.Samples[j])
+			if seen[k] {
+				t.Errorf("interval %d has two samples of %+v", i, k)
+			}
+			seen[k] = true
+		}
+		for _, e := range iv.Events {
+			if e.Action != fmt.Sprint(action) {
+				t.Fatalf("event %s where %d belongs", e.Action, action)
+			}
+			action++
+		}
+	}
+	if action != 95 {
+		t.Errorf("%d events of 95", action)
+	}
+}
+
+// TestMergeApart: what must not become one interval does not.
+func TestMergeApart(t *testing.T) {
+	at := func(from, to float64) *Interval {
+		s := func(sec float64) time.Time { return recordStart.Add(time.Duration(sec * 1e9)) }
+		return &Interval{Start: s(from), End: s(to), Samples: []Sample{{Source: SourceBlock, Write: Amount{Bytes: 1, Ops: 1}}}}
+	}
+	other := at(1, 2)
+	other.Host.Name = "web2"
+	full := func(from float64, n int) *Interval {
+		iv := at(from, from+1)
+		for i := range n {
+			iv.Samples = append(iv.Samples, Sample{Process: Process{PID: uint32(from)<<20 | uint32(i)}})
+		}
+		return iv
+	}
+	many := func(from float64, n int) *Interval {
+		iv := at(from, from+1)
+		iv.Events = make([]Event, n)
+		return iv
+	}
+	for _, tt := range []struct {
+		name string
+		ivs  []*Interval
+		want []float64 // lengths, seconds
+	}{
+		{"nothing", nil, nil},
+		{"one", []*Interval{at(0, 1)}, []float64{1}},
+		{"as asked", []*Interval{at(0, 1), at(1, 2), at(2, 3), at(3, 4)}, []float64{2, 2}},
+		{"late", []*Interval{at(0, 1.04), at(1.04, 2.09), at(2.09, 3.11), at(3.11, 4.2)}, []float64{2.09, 2.11}},
+		{"overlap of a clock that is corrected", []*Interval{at(0, 1), at(0.99, 2)}, []float64{2}},
+		{"longer than asked", []*Interval{at(0, 7), at(7, 14), at(14, 15), at(15, 16)}, []float64{7, 7, 2}},
+		{"gap", []*Interval{at(0, 1), at(1.6, 2)}, []float64{1, 0.4}},
+		{"clock set back", []*Interval{at(5, 6), at(0, 1), at(1, 2)}, []float64{1, 2}},
+		{"another machine", []*Interval{at(0, 1), other}, []float64{1, 1}},
+		{"too many samples", []*Interval{full(0, mergeMaxSamples-1), full(1, 5)}, []float64{1, 1}},
+		{"too many events", []*Interval{many(0, mergeMaxEvents), many(1, 1)}, []float64{1, 1}},
+	} {
+		var lengths []float64
+		for _, iv := range merged(2*time.Second, tt.ivs...) {
+			lengths = append(lengths, iv.End.Sub(iv.Start).Round(time.Millisecond).Seconds())
+		}
+		if !slices.Equal(lengths, tt.want) {
+			t.Errorf("%s: %v, want %v", tt.name, lengths, tt.want)
+		}
+	}
+}
+
+// TestMergeKey: two samples that differ in anything but amounts and labels stay two.
+func TestMergeKey(t *testing.T) {
+	amounts := []string{"Read", "Write", "Discard", "Flush", "Metadata", "MetaReadBytes", "MetaWriteBytes", "Retransmits", "Basis"}
+	fill := func() *Sample {
+		var s Sample
+		n := uint64(0)
+		recordFill(reflect.ValueOf(&s).Elem(), &n)
+		return &s
+	}
+	want := keyOfSample(fill())
+	fields := 0
+	var walk func(path string, index []int, typ reflect.Type)
+	walk = func(path string, index []int, typ reflect.Type) {
+		for i := range typ.NumField() {
+			f := typ.Field(i)
+			at := append(slices.Clone(index), i)
+			if len(index) == 0 && slices.Contains(amounts, f.Name) || f.Name == "Labels" {
+				continue
+			}
+			if f.Type.Kind() == reflect.Struct {
+				walk(path+f.Name+".", at, f.Type)
+				continue
+			}
+			s := fill()
+			v := reflect.ValueOf(s).Elem().FieldByIndex(at)
+			switch v.Kind() {
+			case reflect.String:
+				v.SetString("another")
+			case reflect.Bool:
+				v.SetBool(!v.Bool())
+			default:
+				v.SetUint(v.Uint() + 1)
+			}
+			if keyOfSample(s) == want {
+				t.Errorf("samples that differ in %s%s are one", path, f.Name)
+			}
+			fields++
+		}
+	}
+	walk("", nil, reflect.TypeFor[Sample]())
+	if fields < 35 {
+		t.Errorf("%d fields were tried", fields)
+	}
+}
