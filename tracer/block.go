@@ -34,8 +34,8 @@ func openBlock(h *host) (*object, error) {
 	if h.opt.Latency {
 		// Last: a completion whose issue was not seen counts as lost.
 		signals = append(signals, signal{hooks: []hook{
-			{kind: btfTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqCompleteBtf},
-			{kind: rawTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqComplete},
+			{kind: btfTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqCompleteBtf, latency: true},
+			{kind: rawTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqComplete, latency: true},
 		}})
 	}
 	o, err := h.load(spec, signals, ebpf.ProgramOptions{})

@@ -101,6 +101,8 @@ type snapshot struct {
 	bpf      time.Duration
 	runs     uint64
 	misses   uint64
+
+	latencies uint64 // misses of hooks that are for latencies alone
 }
 
 // debt is what requeued requests still have to give back: they were counted in
@@ -398,15 +400,19 @@ func (t *Tracer) readLosses(iv *Interval) error {
 // readCost asks the kernel what our programs cost and how often it skipped one.
 func (t *Tracer) readCost(iv *Interval) {
 	var spent time.Duration
-	var runs, misses uint64
-	for _, p := range t.programs() {
-		s, err := p.Stats()
+	var runs, misses, latencies uint64
+	for _, a := range t.attached() {
+		s, err := a.program.Stats()
 		if err != nil {
 			continue // before 5.12 there are no misses, before 5.1 nothing
 		}
 		spent += s.Runtime
 		runs += s.RunCount
-		misses += s.RecursionMisses
+		if a.latency {
+			latencies += s.RecursionMisses
+		} else {
+			misses += s.RecursionMisses
+		}
 	}
 	// Programs that were closed took their figures with them.
 	if spent >= t.last.bpf && runs >= t.last.runs {
@@ -416,5 +422,8 @@ func (t *Tracer) readCost(iv *Interval) {
 	if misses >= t.last.misses {
 		iv.Lost.Misses = misses - t.last.misses
 	}
-	t.last.bpf, t.last.runs, t.last.misses = spent, runs, misses
+	if latencies >= t.last.latencies {
+		iv.Lost.Latencies += latencies - t.last.latencies
+	}
+	t.last.bpf, t.last.runs, t.last.misses, t.last.latencies = spent, runs, misses, latencies
 }

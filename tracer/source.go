@@ -82,6 +82,7 @@ type hook struct {
 	cost    string // what this choice costs in exactness; empty when nothing
 	beside  bool   // stands in for another one, and is not told of
 	active  int    // calls at once that a kretprobe can wait for; 0 is the kernel's default
+	latency bool   // a run that the kernel skips loses a latency and nothing else
 }
 
 func (h hook) String() string { return h.kind.String() + "/" + h.target }

@@ -10,7 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
@@ -272,15 +271,13 @@ func (t *Tracer) Close() error {
 	return errors.Join(errs...)
 }
 
-// programs returns every program in place.
-func (t *Tracer) programs() []*ebpf.Program {
+// attached returns every hook in place.
+func (t *Tracer) attached() []attached {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	var list []*ebpf.Program
+	var list []attached
 	for _, o := range t.objects {
-		for _, a := range o.hooks {
-			list = append(list, a.program)
-		}
+		list = append(list, o.hooks...)
 	}
 	return list
 }

@@ -146,11 +146,11 @@ type Row struct {
 type Lost struct {
 	Records   uint64 // per-I/O records, ring full
 	Notices   uint64 // cgroup and module events, ring full
-	Latencies uint64 // completions whose issue was not seen
+	Latencies uint64 // completions whose issue was not seen, or that the kernel skipped
 	Groups    uint64 // I/Os booked on CgroupOther
 	Walks     uint64 // requests with more owners than were looked at
 	Bytes     uint64 // bytes that could not be booked at all
-	Misses    uint64 // program runs that the kernel skipped (recursion)
+	Misses    uint64 // program runs that the kernel skipped (recursion), where more than a latency was lost
 }
 
 // Interval is what happened between two calls of Tracer.Read.
