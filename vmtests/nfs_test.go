@@ -63,6 +63,7 @@ func TestNFS(t *testing.T) {
 			{name: "no_memory_controller", run: nfsNoMemory, cgroup: "v2", why: "version 1 cannot switch the memory controller off for a cgroup"},
 			{name: "metadata", run: nfsMetadata},
 			{name: "app_level", run: nfsAppLevel},
+			{name: "no_latency", run: nfsNoLatency},
 			{name: "by_process", run: nfsByProcess},
 			{name: "events", run: nfsEvents},
 			{name: "blog", run: nfsBlog, smoke: true},
@@ -921,6 +922,30 @@ func nfsAppLevel(g *guest.Guest) {
 	r.Equal("wire read", at("wire", "iotrace.read.bytes", c.b), bytesB)
 	r.Equal("app read", at("app", "iotrace.read.bytes", c.b), 3*bytesB)
 	r.Equal("server", d.ServerWrite+d.ServerRead, 100+bytesB)
+}
+
+// nfsNoLatency traces without what notes the ends of writes.
+func nfsNoLatency(g *guest.Guest) {
+	g.HoldWriteback()
+	g.NFS("3")
+	tr := g.Trace(append([]string{"--source", "nfs", "--latency=false"}, traced...)...)
+	var cases []settled
+	for _, version := range []string{"3", "4.2"} {
+		c := newNFSCase(g, version)
+		c.prepare("r", bytesC)
+		for range 3 { // the same memory is used again for requests
+			fa, fb := c.writeBoth(0)
+			fa.Fsync()
+			fb.Fsync()
+		}
+		c.a.Process().Open(c.path("r"), os.O_RDONLY).Read(0, bytesC)
+		c.read[c.a] = bytesC
+		cases = append(cases, c.settle())
+	}
+	r := tr.Stop()
+	for _, s := range cases {
+		s.check(r)
+	}
 }
 
 func nfsByProcess(g *guest.Guest) {
