@@ -125,7 +125,11 @@ func (s suite) test(t *testing.T) {
 		k := kernelInside(t)
 		for _, sc := range s.scenarios {
 			if sc.supports(k) {
-				t.Run(sc.name, func(t *testing.T) { sc.run(guest.New(t)) })
+				t.Run(sc.name, func(t *testing.T) {
+					g := guest.New(t)
+					g.Validate = validateDocument
+					sc.run(g)
+				})
 			}
 		}
 		return

@@ -28,7 +28,6 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
-	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic/testserver"
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
@@ -642,25 +641,16 @@ func (h *outputHost) check(t *testing.T) {
 // checkDocuments holds every line against its schema, and what the server has
 // against the lines.
 func (h *outputHost) checkDocuments(t *testing.T, truth outputTruth) {
-	schemas := outputSchemas(t)
 	r, err := guest.ParseReport(h.kept[outputFileNDJSON])
 	if err != nil {
 		t.Fatal(err)
 	}
 	streams := map[string]int{}
 	for i, line := range bytes.Split(bytes.TrimSpace(h.kept[outputFileNDJSON]), []byte("\n")) {
-		doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(line))
-		if err != nil {
-			t.Fatal(err)
-		}
-		d := r.Docs[i]
-		schema := schemas[d.String("event.dataset")]
-		if schema == nil {
-			t.Fatalf("no schema for %s", line)
-		}
-		if err := schema.Validate(doc); err != nil {
+		if err := validateDocument(line); err != nil {
 			t.Errorf("%v\n%s", err, line)
 		}
+		d := r.Docs[i]
 		streams[d.String("data_stream.type")+"-"+d.String("data_stream.dataset")+"-"+d.String("data_stream.namespace")]++
 	}
 	h.server.Ready()
@@ -682,39 +672,6 @@ func (h *outputHost) checkDocuments(t *testing.T, truth outputTruth) {
 			}
 		}
 	}
-}
-
-// outputSchemas reads the schemas in the repository, by dataset.
-func outputSchemas(t *testing.T) map[string]*jsonschema.Schema {
-	files, err := filepath.Glob("../output/schema/*.json")
-	if err != nil || len(files) == 0 {
-		t.Fatalf("no schemas: %v", err)
-	}
-	const base = "https://schema.invalid/"
-	c := jsonschema.NewCompiler()
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(b))
-		if err != nil {
-			t.Fatalf("%s: %v", f, err)
-		}
-		if err := c.AddResource(base+filepath.Base(f), doc); err != nil {
-			t.Fatal(err)
-		}
-	}
-	schemas := map[string]*jsonschema.Schema{}
-	for _, f := range files {
-		name := filepath.Base(f)
-		s, err := c.Compile(base + name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		schemas[strings.TrimSuffix(name, ".json")] = s
-	}
-	return schemas
 }
 
 func (h *outputHost) checkMetrics(t *testing.T, truth outputTruth) {

@@ -31,6 +31,7 @@ var edges = map[string][]string{
 var forTests = map[string][]string{
 	"attribute/enginetest":      {},
 	"output/elastic/testserver": {},
+	"output/schema":             {},
 	"vmtests":                   {"vmtests/guest", "vmtests/vm"},
 	"vmtests/guest":             {"output", "bpf", "tracer"},
 	"vmtests/vm":                {},

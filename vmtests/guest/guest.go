@@ -24,6 +24,9 @@ import (
 // Guest is one running scenario.
 type Guest struct {
 	*testing.T
+	// Validate, if it is set, is asked about every line that a tracer prints.
+	Validate func(line []byte) error
+
 	serial  int // of the scenario in this process
 	cgroups int // made so far
 	loops   int

@@ -129,8 +129,23 @@ func (tr *Tracer) Stop() *Report {
 	if err != nil {
 		tr.g.Fatalf("tracer's output: %v", err)
 	}
+	tr.g.validate(out)
 	r.g = tr.g
 	return r
+}
+
+// validate shows the first line that is not as it should be.
+func (g *Guest) validate(out []byte) {
+	g.Helper()
+	if g.Validate == nil {
+		return
+	}
+	for line := range bytes.Lines(out) {
+		if err := g.Validate(line); err != nil {
+			g.Errorf("tracer's output: %v\n%s", err, line)
+			return
+		}
+	}
 }
 
 // Now returns what the tracer has reported so far.
