@@ -97,6 +97,11 @@ bench: build ## compare with other tools; writes BENCHMARKS.md (ROUNDS=5)
 	$(SUDO) env "PATH=$$PATH" ROUNDS=$(ROUNDS) $(GO) test -count=1 -timeout 60m -tags 'integration bench' -run '^TestBench$$' -v ./cmd/iotrace-bpf
 	$(SUDO) env "PATH=$$PATH" $(GO) test -count=1 -tags integration -run '^$$' -bench . -benchtime 30x ./tracer
 
+.PHONY: bench-vm
+bench-vm: ## the same in guests: peers that need kprobes, NFS and FUSE, more processors (KERNEL=6.12)
+	vmtests/deps.sh test
+	$(SUDO) env "PATH=$$PATH" $(GO) test -count=1 -timeout 100m -tags 'vm bench' -run '^TestBench$$' -v ./vmtests -args -kernel $(or $(KERNEL),6.12)
+
 .PHONY: fuzz
 fuzz: ## every fuzz test for a short time (FUZZTIME=10s)
 	@set -e; for p in $$($(GO) list ./...); do \

@@ -68,6 +68,7 @@ type suite struct {
 	disk      int64    // MiB of each scratch disk; default 1024
 	append    []string // words for the kernel's command line
 	deadline  time.Duration
+	cpus      int  // default 2
 	noTracer  bool // needs no iotrace-bpf
 	network   bool // has a network card, which reaches servers on this machine
 	shares    []vm.Share
@@ -320,7 +321,7 @@ func (h *host) initramfs(ctx context.Context, arch string, tracer bool) (string,
 	if err := h.build(ctx, arch, files["init"], "build", "-o", files["init"], "./worker"); err != nil {
 		return "", err
 	}
-	if err := h.build(ctx, arch, files["vmtests.test"], "test", "-c", "-tags", "vm", "-ldflags", "-s -w", "-o", files["vmtests.test"], "."); err != nil {
+	if err := h.build(ctx, arch, files["vmtests.test"], "test", "-c", "-tags", "vm bench", "-ldflags", "-s -w", "-o", files["vmtests.test"], "."); err != nil {
 		return "", err
 	}
 	if tracer {
@@ -409,6 +410,7 @@ func (s suite) run(ctx context.Context, test string, k Kernel, names []string) (
 	if s.deadline != 0 {
 		g.Deadline = s.deadline
 	}
+	g.CPUs = s.cpus
 	g.Network = s.network
 	// The test to run; the scenarios follow behind a slash. The test's own limit
 	// is shorter than the guest's, so that it can still show its stacks.

@@ -6,6 +6,9 @@ import "github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
 // match the kernel: all of these work with every kernel of the matrix.
 const imageSuite = "bookworm"
 
+// benchSuite is that of the tools that `make bench-vm` compares with.
+const benchSuite = "trixie"
+
 // images are the root file systems. Their packages are unpacked, not installed,
 // so what install scripts would have made is in files.
 func images() map[string]vm.Image {
@@ -76,6 +79,11 @@ func images() map[string]vm.Image {
 		}
 	}
 	return map[string]vm.Image{
+		// Of the release whose kernel is 6.12: older tools look for functions that it does not have.
+		"bench": {Name: "bench", Suite: benchSuite, Packages: []string{
+			"bash", "coreutils", "util-linux", "mount", "grep", "sed", "procps", "kmod", "iproute2", "netbase", "libc-bin",
+			"nfs-kernel-server", "nfs-common", "rpcbind", "fuse3", "fio", "bpftrace", "libbpf-tools",
+		}, Files: files, FreeMiB: 64},
 		// For the live screen, which wants a terminal.
 		"terminal": {Name: "terminal", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "tmux", "ncurses-base"), Files: files, FreeMiB: 64},
 

@@ -2,6 +2,7 @@ package vm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -34,6 +35,7 @@ type Guest struct {
 	Initramfs string
 	Append    []string // more words for the kernel's command line
 	MemoryMiB int
+	CPUs      int           // 0 is 2
 	DiskMiB   int64         // size of each scratch disk
 	Accel     Accel         // how to run it
 	Deadline  time.Duration // killed after this
@@ -98,7 +100,7 @@ func (g Guest) args(dir string) ([]string, error) {
 		// corrupt their slabs at random.
 		a = append(a, "-machine", "q35", "-cpu", "max,cx16=off")
 	}
-	a = append(a, "-accel", string(g.Accel), "-smp", "2", "-m", fmt.Sprint(g.MemoryMiB),
+	a = append(a, "-accel", string(g.Accel), "-smp", fmt.Sprint(cmp.Or(g.CPUs, 2)), "-m", fmt.Sprint(g.MemoryMiB),
 		"-nodefaults", "-no-reboot", "-display", "none", "-kernel", g.Kernel.Image, "-initrd", g.Initramfs)
 	if g.Network {
 		// Without a ROM to boot from, which is in a package of its own.
