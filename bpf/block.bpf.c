@@ -17,6 +17,7 @@
 #include "owner.h"
 
 const volatile bool rq_is_second_arg = false;
+const volatile bool stands_in = false; /* iot_rq_issue_again is attached */
 const volatile bool bio_is_second_arg = false; /* block_bio_queue: until 5.11 (e8a676d61c07) */
 
 #define IOT_REQ_OP_MASK 0xff
@@ -180,14 +181,19 @@ struct block_request {
 	struct bio *bio;
 	bool is_loop;
 	bool is_bio; /* there is no request: iot_bio */
+	bool again; /* iot_issue_again */
 };
 
 /*
  * Which of the per-CPU elements is ours. Requests that go out, those that come
  * back and bios have one each: their hooks may interrupt each other.
  */
+#define IOT_WALKS 4
+
 static __always_inline __u32 iot_which(const struct block_request *r)
 {
+	if (r->again)
+		return 3;
 	if (r->is_bio)
 		return 2;
 	return r->usage.flags & IOT_REQUEUED ? 1 : 0;
@@ -274,7 +280,7 @@ struct walk {
 /* The walks under way on this CPU: see iot_which. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 3);
+	__uint(max_entries, IOT_WALKS);
 	__type(key, __u32);
 	__type(value, struct walk);
 } walks SEC(".maps");
@@ -671,9 +677,9 @@ static __always_inline __u64 iot_small_owner(struct request *rq, __u32 bytes)
 }
 
 /* Finds the owner or owners of a request and books it; flags says whether it goes out or comes back. */
-static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed)
+static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed, bool again)
 {
-	struct block_request r = {};
+	struct block_request r = { .again = again };
 	struct owner o = {};
 	struct inflight *f;
 	bool single = true;
@@ -861,13 +867,58 @@ static __always_inline int iot_requeue(struct request *rq, bool typed)
 {
 	if (FIELD(rq, state) == MQ_RQ_IDLE)
 		return 0;
-	return iot_count(rq, IOT_REQUEUED, typed);
+	return iot_count(rq, IOT_REQUEUED, typed, false);
+}
+
+/*
+ * A program is not run while another run of it is under way on the same CPU.
+ * From 7.0 on tracepoints can be preempted, so that this happens. There a second
+ * program, attached behind the first, sees that one is under way, and does the
+ * work of the one that was skipped.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} issuing SEC(".maps");
+
+static __always_inline int iot_issue(struct request *rq, bool typed)
+{
+	__u32 zero = 0, *under_way = stands_in ? bpf_map_lookup_elem(&issuing, &zero) : NULL;
+
+	if (under_way)
+		*under_way = 1;
+	barrier();
+	iot_count(rq, 0, typed, false);
+	barrier();
+	if (under_way)
+		*under_way = 0;
+	return 0;
+}
+
+static __always_inline int iot_issue_again(struct request *rq, bool typed)
+{
+	__u32 zero = 0, *under_way = bpf_map_lookup_elem(&issuing, &zero);
+
+	if (!under_way || !*under_way)
+		return 0;
+	if (with_latency && iot_recall(typed ? (struct request *)iot_untyped(rq) : rq))
+		return 0;
+	iot_lost(IOT_STOOD_IN, 1);
+	return iot_count(rq, 0, typed, true);
 }
 
 SEC("raw_tp/block_rq_issue")
 int iot_rq_issue(__u64 *ctx)
 {
-	return iot_count((struct request *)RQ_ARG, 0, false);
+	return iot_issue((struct request *)RQ_ARG, false);
+}
+
+SEC("raw_tp/block_rq_issue")
+int iot_rq_issue_again(__u64 *ctx)
+{
+	return iot_issue_again((struct request *)RQ_ARG, false);
 }
 
 SEC("raw_tp/block_rq_requeue")
@@ -885,7 +936,13 @@ int iot_rq_complete(__u64 *ctx)
 SEC("tp_btf/block_rq_issue")
 int iot_rq_issue_btf(__u64 *ctx)
 {
-	return iot_count((struct request *)RQ_ARG, 0, true);
+	return iot_issue((struct request *)RQ_ARG, true);
+}
+
+SEC("tp_btf/block_rq_issue")
+int iot_rq_issue_again_btf(__u64 *ctx)
+{
+	return iot_issue_again((struct request *)RQ_ARG, true);
 }
 
 SEC("tp_btf/block_rq_requeue")

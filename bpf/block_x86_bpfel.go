@@ -25,47 +25,51 @@ type BlockLoopFile struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	BlockMapAttachedAt        = "attached_at"
-	BlockMapBatches           = "batches"
-	BlockMapBioLeaves         = "bio_leaves"
-	BlockMapComms             = "comms"
-	BlockMapCryptEnd          = "crypt_end"
-	BlockMapDeadOwners        = "dead_owners"
-	BlockMapGeneration        = "generation"
-	BlockMapInflight          = "inflight"
-	BlockMapLatencies         = "latencies"
-	BlockMapLatencyA          = "latency_a"
-	BlockMapLoopFiles         = "loop_files"
-	BlockMapLoopNotes         = "loop_notes"
-	BlockMapLosses            = "losses"
-	BlockMapNotes             = "notes"
-	BlockMapNotesLive         = "notes_live"
-	BlockMapNotices           = "notices"
-	BlockMapOverflow          = "overflow"
-	BlockMapRecords           = "records"
-	BlockMapRowCaches         = "row_caches"
-	BlockMapUsageA            = "usage_a"
-	BlockMapUsages            = "usages"
-	BlockMapWalks             = "walks"
-	BlockProgIotBioQueue      = "iot_bio_queue"
-	BlockProgIotRqComplete    = "iot_rq_complete"
-	BlockProgIotRqCompleteBtf = "iot_rq_complete_btf"
-	BlockProgIotRqIssue       = "iot_rq_issue"
-	BlockProgIotRqIssueBtf    = "iot_rq_issue_btf"
-	BlockProgIotRqRequeue     = "iot_rq_requeue"
-	BlockProgIotRqRequeueBtf  = "iot_rq_requeue_btf"
-	BlockVarBioIsSecondArg    = "bio_is_second_arg"
-	BlockVarBlkcgUsable       = "blkcg_usable"
-	BlockVarByMount           = "by_mount"
-	BlockVarByProcess         = "by_process"
-	BlockVarCountLatencies    = "count_latencies"
-	BlockVarHaveBpfLoop       = "have_bpf_loop"
-	BlockVarHierarchyId       = "hierarchy_id"
-	BlockVarRqIsSecondArg     = "rq_is_second_arg"
-	BlockVarSelfPid           = "self_pid"
-	BlockVarWithApp           = "with_app"
-	BlockVarWithLatency       = "with_latency"
-	BlockVarWithRecords       = "with_records"
+	BlockMapAttachedAt          = "attached_at"
+	BlockMapBatches             = "batches"
+	BlockMapBioLeaves           = "bio_leaves"
+	BlockMapComms               = "comms"
+	BlockMapCryptEnd            = "crypt_end"
+	BlockMapDeadOwners          = "dead_owners"
+	BlockMapGeneration          = "generation"
+	BlockMapInflight            = "inflight"
+	BlockMapIssuing             = "issuing"
+	BlockMapLatencies           = "latencies"
+	BlockMapLatencyA            = "latency_a"
+	BlockMapLoopFiles           = "loop_files"
+	BlockMapLoopNotes           = "loop_notes"
+	BlockMapLosses              = "losses"
+	BlockMapNotes               = "notes"
+	BlockMapNotesLive           = "notes_live"
+	BlockMapNotices             = "notices"
+	BlockMapOverflow            = "overflow"
+	BlockMapRecords             = "records"
+	BlockMapRowCaches           = "row_caches"
+	BlockMapUsageA              = "usage_a"
+	BlockMapUsages              = "usages"
+	BlockMapWalks               = "walks"
+	BlockProgIotBioQueue        = "iot_bio_queue"
+	BlockProgIotRqComplete      = "iot_rq_complete"
+	BlockProgIotRqCompleteBtf   = "iot_rq_complete_btf"
+	BlockProgIotRqIssue         = "iot_rq_issue"
+	BlockProgIotRqIssueAgain    = "iot_rq_issue_again"
+	BlockProgIotRqIssueAgainBtf = "iot_rq_issue_again_btf"
+	BlockProgIotRqIssueBtf      = "iot_rq_issue_btf"
+	BlockProgIotRqRequeue       = "iot_rq_requeue"
+	BlockProgIotRqRequeueBtf    = "iot_rq_requeue_btf"
+	BlockVarBioIsSecondArg      = "bio_is_second_arg"
+	BlockVarBlkcgUsable         = "blkcg_usable"
+	BlockVarByMount             = "by_mount"
+	BlockVarByProcess           = "by_process"
+	BlockVarCountLatencies      = "count_latencies"
+	BlockVarHaveBpfLoop         = "have_bpf_loop"
+	BlockVarHierarchyId         = "hierarchy_id"
+	BlockVarRqIsSecondArg       = "rq_is_second_arg"
+	BlockVarSelfPid             = "self_pid"
+	BlockVarStandsIn            = "stands_in"
+	BlockVarWithApp             = "with_app"
+	BlockVarWithLatency         = "with_latency"
+	BlockVarWithRecords         = "with_records"
 )
 
 // LoadBlock returns the embedded CollectionSpec for Block.
@@ -110,13 +114,15 @@ type BlockSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockProgramSpecs struct {
-	IotBioQueue      *ebpf.ProgramSpec `ebpf:"iot_bio_queue"`
-	IotRqComplete    *ebpf.ProgramSpec `ebpf:"iot_rq_complete"`
-	IotRqCompleteBtf *ebpf.ProgramSpec `ebpf:"iot_rq_complete_btf"`
-	IotRqIssue       *ebpf.ProgramSpec `ebpf:"iot_rq_issue"`
-	IotRqIssueBtf    *ebpf.ProgramSpec `ebpf:"iot_rq_issue_btf"`
-	IotRqRequeue     *ebpf.ProgramSpec `ebpf:"iot_rq_requeue"`
-	IotRqRequeueBtf  *ebpf.ProgramSpec `ebpf:"iot_rq_requeue_btf"`
+	IotBioQueue        *ebpf.ProgramSpec `ebpf:"iot_bio_queue"`
+	IotRqComplete      *ebpf.ProgramSpec `ebpf:"iot_rq_complete"`
+	IotRqCompleteBtf   *ebpf.ProgramSpec `ebpf:"iot_rq_complete_btf"`
+	IotRqIssue         *ebpf.ProgramSpec `ebpf:"iot_rq_issue"`
+	IotRqIssueAgain    *ebpf.ProgramSpec `ebpf:"iot_rq_issue_again"`
+	IotRqIssueAgainBtf *ebpf.ProgramSpec `ebpf:"iot_rq_issue_again_btf"`
+	IotRqIssueBtf      *ebpf.ProgramSpec `ebpf:"iot_rq_issue_btf"`
+	IotRqRequeue       *ebpf.ProgramSpec `ebpf:"iot_rq_requeue"`
+	IotRqRequeueBtf    *ebpf.ProgramSpec `ebpf:"iot_rq_requeue_btf"`
 }
 
 // BlockMapSpecs contains maps before they are loaded into the kernel.
@@ -131,6 +137,7 @@ type BlockMapSpecs struct {
 	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
 	Generation *ebpf.MapSpec `ebpf:"generation"`
 	Inflight   *ebpf.MapSpec `ebpf:"inflight"`
+	Issuing    *ebpf.MapSpec `ebpf:"issuing"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
 	LatencyA   *ebpf.MapSpec `ebpf:"latency_a"`
 	LoopFiles  *ebpf.MapSpec `ebpf:"loop_files"`
@@ -160,6 +167,7 @@ type BlockVariableSpecs struct {
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
 	RqIsSecondArg  *ebpf.VariableSpec `ebpf:"rq_is_second_arg"`
 	SelfPid        *ebpf.VariableSpec `ebpf:"self_pid"`
+	StandsIn       *ebpf.VariableSpec `ebpf:"stands_in"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
 	WithRecords    *ebpf.VariableSpec `ebpf:"with_records"`
@@ -193,6 +201,7 @@ type BlockMaps struct {
 	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
 	Generation *ebpf.Map `ebpf:"generation"`
 	Inflight   *ebpf.Map `ebpf:"inflight"`
+	Issuing    *ebpf.Map `ebpf:"issuing"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
 	LatencyA   *ebpf.Map `ebpf:"latency_a"`
 	LoopFiles  *ebpf.Map `ebpf:"loop_files"`
@@ -219,6 +228,7 @@ func (m *BlockMaps) Close() error {
 		m.DeadOwners,
 		m.Generation,
 		m.Inflight,
+		m.Issuing,
 		m.Latencies,
 		m.LatencyA,
 		m.LoopFiles,
@@ -249,6 +259,7 @@ type BlockVariables struct {
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
 	RqIsSecondArg  *ebpf.Variable `ebpf:"rq_is_second_arg"`
 	SelfPid        *ebpf.Variable `ebpf:"self_pid"`
+	StandsIn       *ebpf.Variable `ebpf:"stands_in"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
 	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
 	WithRecords    *ebpf.Variable `ebpf:"with_records"`
@@ -258,13 +269,15 @@ type BlockVariables struct {
 //
 // It can be passed to LoadBlockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockPrograms struct {
-	IotBioQueue      *ebpf.Program `ebpf:"iot_bio_queue"`
-	IotRqComplete    *ebpf.Program `ebpf:"iot_rq_complete"`
-	IotRqCompleteBtf *ebpf.Program `ebpf:"iot_rq_complete_btf"`
-	IotRqIssue       *ebpf.Program `ebpf:"iot_rq_issue"`
-	IotRqIssueBtf    *ebpf.Program `ebpf:"iot_rq_issue_btf"`
-	IotRqRequeue     *ebpf.Program `ebpf:"iot_rq_requeue"`
-	IotRqRequeueBtf  *ebpf.Program `ebpf:"iot_rq_requeue_btf"`
+	IotBioQueue        *ebpf.Program `ebpf:"iot_bio_queue"`
+	IotRqComplete      *ebpf.Program `ebpf:"iot_rq_complete"`
+	IotRqCompleteBtf   *ebpf.Program `ebpf:"iot_rq_complete_btf"`
+	IotRqIssue         *ebpf.Program `ebpf:"iot_rq_issue"`
+	IotRqIssueAgain    *ebpf.Program `ebpf:"iot_rq_issue_again"`
+	IotRqIssueAgainBtf *ebpf.Program `ebpf:"iot_rq_issue_again_btf"`
+	IotRqIssueBtf      *ebpf.Program `ebpf:"iot_rq_issue_btf"`
+	IotRqRequeue       *ebpf.Program `ebpf:"iot_rq_requeue"`
+	IotRqRequeueBtf    *ebpf.Program `ebpf:"iot_rq_requeue_btf"`
 }
 
 func (p *BlockPrograms) Close() error {
@@ -273,6 +286,8 @@ func (p *BlockPrograms) Close() error {
 		p.IotRqComplete,
 		p.IotRqCompleteBtf,
 		p.IotRqIssue,
+		p.IotRqIssueAgain,
+		p.IotRqIssueAgainBtf,
 		p.IotRqIssueBtf,
 		p.IotRqRequeue,
 		p.IotRqRequeueBtf,

@@ -177,6 +177,7 @@ enum iot_loss {
 	IOT_LOST_WALKS, /* requests cut short in the search for owners */
 	IOT_LOST_BYTES, /* bytes that not even an overflow row could take */
 	IOT_NOTES_WRITTEN,
+	IOT_STOOD_IN, /* programs that the kernel skipped, and another did their work */
 	IOT_LOSSES,
 };
 

@@ -117,6 +117,7 @@ const (
 	lostWalks
 	lostBytes
 	notesWritten
+	stoodIn
 	lossKinds
 )
 
@@ -414,6 +415,7 @@ func (t *Tracer) readCost(iv *Interval) {
 			misses += s.RecursionMisses
 		}
 	}
+	misses -= min(misses, t.last.losses[stoodIn])
 	// Programs that were closed took their figures with them.
 	if spent >= t.last.bpf && runs >= t.last.runs {
 		iv.BPFNanos = uint64(spent - t.last.bpf)
