@@ -45,7 +45,7 @@ func TestRuntimes(t *testing.T) {
 // systemd stands between the tests and the machine, a broken guest has failed too.
 func TestRuntimeVerdict(t *testing.T) {
 	s := badGuests()
-	s.image, s.memory, s.append, s.deadline = "runtimes", 1024, []string{guest.SystemdInit}, 5*time.Minute
+	s.image, s.memory, s.append, s.deadline = "runtimes", 1024, []string{guest.SystemdInit}, 3*time.Minute
 	if guest.Inside() {
 		s.test(t)
 		return
@@ -54,18 +54,13 @@ func TestRuntimeVerdict(t *testing.T) {
 		t.Skip("boots guests")
 	}
 	at := slices.IndexFunc(Matrix(), func(k Kernel) bool { return k.Name == "6.12" })
-	for _, tt := range []struct{ name, word, scenario, problem string }{
-		{"fails", "", "fail", ""},
-		{"exits", "", "never ended", ""},
-		{"powers_off", "", "", "never reported the end"},
-		{"warns", "systemd.mask=iotrace-tests.service", "did not run", "never reported the end"},
-		{"warns", "systemd.mask=sysinit.target", "did not run", "never reported the end"},
+	for _, tt := range []struct{ name, scenario, problem string }{
+		{"fails", "fail", ""},
+		{"exits", "never ended", ""},
+		{"powers_off", "", "never reported the end"},
+		{"not_there", "did not run", ""},
 	} {
-		t.Run(tt.name+tt.word, func(t *testing.T) {
-			s := s
-			if tt.word != "" {
-				s.append = append(s.append[:1:1], tt.word)
-			}
+		t.Run(tt.name, func(t *testing.T) {
 			o, err := s.run(t.Context(), "TestRuntimeVerdict", Matrix()[at], []string{tt.name})
 			if err != nil {
 				t.Fatal(err)
