@@ -345,7 +345,7 @@ func benchBlock(g *guest.Guest) {
 			`tracepoint:block:block_rq_complete /@start[args->dev, args->sector]/ { printf("%-16s %-7d %d %d %d\n", @comm[args->dev, args->sector], @pid[args->dev, args->sector], args->dev, args->nr_sector, nsecs - @start[args->dev, args->sector]); `+
 			`delete(@start[args->dev, args->sector]); delete(@comm[args->dev, args->sector]); delete(@pid[args->dev, args->sector]); }`),
 		&peer{name: "biosnoop (libbpf-tools)", cmd: exec.Command("/usr/sbin/biosnoop-libbpf")},
-		&peer{name: "biotop (libbpf-tools)", cmd: exec.Command("/usr/sbin/biotop-libbpf", "1")},
+		&peer{name: "biotop (libbpf-tools)", cmd: exec.Command("/usr/sbin/biotop-libbpf", "-C", "1")},
 		&peer{name: "biolatency (libbpf-tools)", cmd: exec.Command("/usr/sbin/biolatency-libbpf", "1")},
 	)
 	up := startPeers(g, all)

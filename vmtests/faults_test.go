@@ -3,13 +3,16 @@
 package vmtests
 
 import (
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
-
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,6 +28,7 @@ func TestFaults(t *testing.T) {
 			{name: "cpu_hotplug", run: faultsHotplug},
 			{name: "clock_step", run: faultsClock},
 			{name: "module_removed", run: faultsModule},
+			{name: "least_privilege", run: faultsPrivilege},
 		},
 	}.test(t)
 }
@@ -132,11 +136,126 @@ func faultsModule(g *guest.Guest) {
 		g.Exec("modprobe", "-r", "null_blk")
 	}
 	l.stop()
-	t.stop()
+	g.Sync()
+	truth := scratch.Stats().Sub(t.before[0])
+	t.Report = t.tr.Stop()
+	t.Equal("written to the disk that stays", t.Sum("iotrace.write.bytes", "iotrace.source", "block", "iotrace.device.id", scratch.ID()), truth.WriteBytes)
+	// One disk's completion may interrupt the other's, and is skipped then.
+	if n := t.Lost() - t.LostOf("latencies"); n != 0 {
+		g.Errorf("more was lost than latencies: %s", t.LostWhat())
+	}
 	got := t.Sum("iotrace.write.bytes", "iotrace.source", "block", "iotrace.device.name", "nullb0")
 	if got != wrote {
 		// A disk that is gone before its first report has a number and no name.
 		got = t.Sum("iotrace.write.bytes", "iotrace.source", "block") - t.Sum("iotrace.write.bytes", "iotrace.source", "block", "iotrace.device.id", scratch.ID())
 	}
 	t.Equal("written to disks that are gone", got, wrote)
+}
+
+// nobody is a run of the tracer as an ordinary user with these capabilities.
+func nobody(g *guest.Guest, dir string, caps []uintptr, args ...string) *exec.Cmd {
+	cmd := exec.Command(g.Tool(), append([]string{"--output", "ndjson", "--verbose"}, args...)...)
+	cmd.Dir = dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}, AmbientCaps: caps}
+	return cmd
+}
+
+// faultsPrivilege: the capabilities of the unit that is shipped are enough for
+// every source, and with fewer it says what is missing.
+func faultsPrivilege(g *guest.Guest) {
+	if !g.AtLeast(5, 11) { // maps count as locked memory there; LimitMEMLOCK= of the unit does the same
+		var limit unix.Rlimit
+		if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
+			g.Fatal(err)
+		}
+		set := func(limit unix.Rlimit) {
+			if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
+				g.Error(err)
+			}
+		}
+		set(unix.Rlimit{Cur: unix.RLIM_INFINITY, Max: unix.RLIM_INFINITY})
+		g.Cleanup(func() { set(limit) })
+	}
+	dir, err := os.MkdirTemp("", "nobody-")
+	if err != nil {
+		g.Fatal(err)
+	}
+	g.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o777); err != nil {
+		g.Fatal(err)
+	}
+	refused := func(source, hint string, caps ...uintptr) {
+		out, err := nobody(g, dir, caps, "--source", source, "--vxlan=false", "0.1", "1").CombinedOutput()
+		var exit *exec.ExitError
+		_, hints, _ := strings.Cut(string(out), "hint: ")
+		if !errors.As(err, &exit) || exit.ExitCode() != 3 || !strings.Contains(hints, hint) {
+			g.Errorf("%s with %v: %v, want exit status 3 and a hint at %s\n%s", source, caps, err, hint, out)
+		}
+	}
+	refused("block", "CAP_BPF")
+	refused("block", "CAP_PERFMON", unix.CAP_BPF)
+	refused("block", "CAP_BPF", unix.CAP_PERFMON, unix.CAP_DAC_READ_SEARCH)
+	for _, c := range []struct {
+		source string
+		open   func() (device, file string)
+		flags  int
+	}{
+		{"block", func() (string, string) { d := g.NVMe(); return d.ID(), d.Path() }, guest.Create | guest.Direct},
+		{"nfs", func() (string, string) { m := g.NFS("4.2"); return m.ID(), m.File("a") }, guest.Create},
+		{"fuse", func() (string, string) { m := g.FUSE(guest.FUSEOptions{}); return m.ID(), m.File("a") }, guest.Create},
+	} {
+		g.Run(c.source, func(t *testing.T) {
+			device, file := c.open()
+			if c.source == "fuse" && !g.AtLeast(6, 12) {
+				// No tracepoints there, and Debian lets no kprobe be made without CAP_SYS_ADMIN, unless told so.
+				refused("fuse", "perf_event_paranoid", unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_DAC_READ_SEARCH)
+				g.Knob("/proc/sys/kernel/perf_event_paranoid", "2")
+			}
+			const size = 1009 * 4096
+			a := g.Cgroup("a")
+			p := a.Process()
+			ready := filepath.Join(dir, "ready-"+c.source)
+			cmd := nobody(g, dir, []uintptr{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_DAC_READ_SEARCH},
+				"--source", c.source, "--by", "cgroup,device", "--vxlan=false", "--interval", "200ms", "--ready-file", ready)
+			var stdout, stderr strings.Builder
+			cmd.Stdout, cmd.Stderr = &stdout, &stderr
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			gone := make(chan error, 1)
+			go func() { gone <- cmd.Wait() }()
+			for begin := time.Now(); ; time.Sleep(50 * time.Millisecond) {
+				if _, err := os.Stat(ready); err == nil {
+					break
+				}
+				select {
+				case err := <-gone:
+					t.Fatalf("tracer: %v\n%s", err, stderr.String())
+				default:
+				}
+				if time.Since(begin) > 2*time.Minute {
+					cmd.Process.Kill()
+					t.Fatalf("tracer is not ready: %v\n%s", <-gone, stderr.String())
+				}
+			}
+			f := p.Open(file, c.flags)
+			f.Write(0, size)
+			f.Fsync()
+			f.Close()
+			if err := cmd.Process.Signal(os.Interrupt); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-gone; err != nil {
+				t.Fatalf("tracer: %v\n%s", err, stderr.String())
+			}
+			r, err := guest.ParseReport([]byte(stdout.String()))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := r.Sum("iotrace.write.bytes", "iotrace.source", c.source, "iotrace.device.id", device,
+				"iotrace.cgroup.id", fmt.Sprint(a.ID()), "iotrace.cgroup.path", a.Path()); got != size {
+				t.Errorf("%d bytes, want %d\n%s\n%s", got, size, stdout.String(), stderr.String())
+			}
+		})
+	}
 }
