@@ -102,8 +102,8 @@
 // the middle or were skipped have failed; so has the whole guest when its kernel
 // complained on the console (WARNING, BUG, Oops, stalls, hung tasks, file system errors),
 // when it never reported its end, reported a test nobody asked for, or had to be killed
-// at its deadline. One exception is made, and logged: a kernel that panics before the
-// first test began is booted once more, because QEMU's emulation is known to kill some
+// at its deadline. One exception is made, and logged: a kernel that panics or hangs before
+// the first test began is booted once more, because QEMU's emulation is known to kill some
 // kernels early. A failure prints the scenario's output, the tracer's standard error
 // (with the verifier's log, as the tracer runs with --verbose), the kernel's log and,
 // where the guest itself was unwell, the console.

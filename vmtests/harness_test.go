@@ -68,6 +68,7 @@ type suite struct {
 	disk      int64    // MiB of each scratch disk; default 1024
 	append    []string // words for the kernel's command line
 	deadline  time.Duration
+	bootLimit time.Duration
 	cpus      int  // default 2
 	noTracer  bool // needs no iotrace-bpf
 	network   bool // has a network card, which reaches servers on this machine
@@ -284,6 +285,9 @@ var theHost = sync.OnceValues(func() (*host, error) {
 	return &host{cache: cache, mirror: m, work: work, accel: map[string]vm.Accel{}, built: map[string]error{}, used: map[string]*cost{}}, nil
 })
 
+// bootLimit is what no guest needs to boot, on however busy a machine.
+const bootLimit = 4 * time.Minute
+
 // prepare makes everything that a guest of this kernel boots from.
 func (h *host) prepare(ctx context.Context, k Kernel, image string, tracer bool) (vm.Guest, error) {
 	h.mu.Lock()
@@ -307,7 +311,7 @@ func (h *host) prepare(ctx context.Context, k Kernel, image string, tracer bool)
 		return vm.Guest{}, err
 	}
 	g := vm.Guest{Kernel: kernel, Root: root, Initramfs: initramfs, MemoryMiB: 1024, DiskMiB: 1024, Accel: h.acceleration(ctx, kernel),
-		Append: []string{"iotrace.cgroup=" + k.Cgroup}, Deadline: 20 * time.Minute}
+		Append: []string{"iotrace.cgroup=" + k.Cgroup}, Deadline: 20 * time.Minute, BootLimit: bootLimit}
 	if k.Smoke {
 		g.Append = append(g.Append, "iotrace.smoke=1")
 	}
@@ -410,6 +414,9 @@ func (s suite) run(ctx context.Context, test string, k Kernel, names []string) (
 	if s.deadline != 0 {
 		g.Deadline = s.deadline
 	}
+	if s.bootLimit != 0 {
+		g.BootLimit = s.bootLimit
+	}
 	g.CPUs = s.cpus
 	g.Network = s.network
 	// The test to run; the scenarios follow behind a slash. The test's own limit
@@ -430,10 +437,11 @@ func (s suite) run(ctx context.Context, test string, k Kernel, names []string) (
 		h.count(test, used)
 		o.log = append(o.log, fmt.Sprintf("kernel %s, %s, %d MiB: guest ran for %s, %s of them to boot; %s of processor time", g.Kernel.Release, g.Accel, g.MemoryMiB,
 			used.Wall.Round(100*time.Millisecond), used.Boot.Round(100*time.Millisecond), used.Processor.Round(100*time.Millisecond)))
-		// Emulation is known to kill a kernel early in its life now and then.
-		// Once a test has begun nothing is tried again.
-		if try == 1 && raw.Len() == 0 && vm.Panicked(console.Bytes()) {
-			o.log = append(o.log, "kernel panic before the first test; trying once more\n"+lastLines(console.String(), 40))
+		// Emulation is known to kill a kernel early in its life now and then, or to
+		// have its processors wait for each other for ever. Once a test has begun
+		// nothing is tried again.
+		if try == 1 && raw.Len() == 0 && (vm.Panicked(console.Bytes()) || errors.Is(bootErr, vm.ErrNoBoot)) {
+			o.log = append(o.log, "the kernel died before the first test; trying once more\n"+lastLines(console.String(), 40))
 			continue
 		}
 		break
@@ -598,7 +606,7 @@ func shell() error {
 	if err != nil {
 		return err
 	}
-	g.MemoryMiB, g.Deadline = 2048, 24*time.Hour
+	g.MemoryMiB, g.Deadline, g.BootLimit = 2048, 24*time.Hour, 0
 	fmt.Printf("kernel %s, %s; Ctrl-A X ends the machine\n", g.Kernel.Release, g.Accel)
 	if fd := int(os.Stdin.Fd()); term.IsTerminal(fd) {
 		columns, rows, err := term.GetSize(fd)

@@ -61,11 +61,15 @@ func TestVerdict(t *testing.T) {
 		{"oopses", "", "Kernel panic"},
 		{"warns", "", "the kernel complained"},
 		{"not_there", "did not run", ""},
+		{"never_boots", "did not run", "never began to report"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := s
-			if tt.name == "hangs" {
+			switch tt.name {
+			case "hangs":
 				s.deadline = 75 * time.Second // enough to boot on a busy machine, and all of it is waited for
+			case "never_boots":
+				s.bootLimit = 100 * time.Millisecond
 			}
 			o, err := s.run(t.Context(), "TestVerdict", k, []string{tt.name})
 			if err != nil {

@@ -39,6 +39,7 @@ type Guest struct {
 	DiskMiB   int64         // size of each scratch disk
 	Accel     Accel         // how to run it
 	Deadline  time.Duration // killed after this
+	BootLimit time.Duration // killed if it has reported nothing by then; 0 is no limit
 	Console   io.Writer     // everything the kernel says; may be nil
 	Results   io.Writer     // everything the guest reports, as it comes
 	Terminal  *os.File      // if not nil, what is typed on the console; Ctrl-A X ends QEMU
@@ -71,6 +72,9 @@ const (
 
 // ErrDeadline means that the guest had to be killed.
 var ErrDeadline = errors.New("guest was killed at its deadline")
+
+// ErrNoBoot means that the guest was killed because it had not begun to report.
+var ErrNoBoot = errors.New("guest never began to report")
 
 func program(arch string) (string, error) {
 	switch arch {
@@ -158,12 +162,14 @@ func (g Guest) args(dir string) ([]string, error) {
 // first notes when something was written first.
 type first struct {
 	io.Writer
-	at time.Time
+	at    time.Time // to be read once began is closed
+	began chan struct{}
 }
 
 func (f *first) Write(b []byte) (int, error) {
 	if f.at.IsZero() {
 		f.at = time.Now()
+		close(f.began)
 	}
 	return f.Writer.Write(b)
 }
@@ -190,8 +196,10 @@ func (g Guest) Boot(ctx context.Context) (Usage, error) {
 		return used, err
 	}
 	defer ln.Close()
-	ctx, cancel := context.WithTimeout(ctx, g.Deadline)
+	ctx, cancel := context.WithTimeoutCause(ctx, g.Deadline, fmt.Errorf("%w of %s", ErrDeadline, g.Deadline))
 	defer cancel()
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
 	for _, s := range g.Shares {
 		end, err := s.serve(ctx, dir)
 		if err != nil {
@@ -199,7 +207,7 @@ func (g Guest) Boot(ctx context.Context) (Usage, error) {
 		}
 		defer end()
 	}
-	results := &first{Writer: io.Discard}
+	results := &first{Writer: io.Discard, began: make(chan struct{})}
 	if g.Results != nil {
 		results.Writer = g.Results
 	}
@@ -221,6 +229,16 @@ func (g Guest) Boot(ctx context.Context) (Usage, error) {
 		cmd.Stdin = g.Terminal
 	}
 	begin := time.Now()
+	if g.BootLimit > 0 {
+		limit := time.AfterFunc(g.BootLimit, func() {
+			select {
+			case <-results.began:
+			default:
+				giveUp(fmt.Errorf("%w in %s", ErrNoBoot, g.BootLimit))
+			}
+		})
+		defer limit.Stop()
+	}
 	runErr := cmd.Run()
 	used.Wall = time.Since(begin)
 	ln.Close()
@@ -231,8 +249,8 @@ func (g Guest) Boot(ctx context.Context) (Usage, error) {
 	if p := cmd.ProcessState; p != nil {
 		used.Processor = p.UserTime() + p.SystemTime()
 	}
-	if ctx.Err() == context.DeadlineExceeded {
-		return used, fmt.Errorf("%w of %s", ErrDeadline, g.Deadline)
+	if cause := context.Cause(ctx); errors.Is(cause, ErrDeadline) || errors.Is(cause, ErrNoBoot) {
+		return used, cause
 	}
 	if runErr != nil {
 		return used, fmt.Errorf("%s: %w\n%s", qemu, runErr, tail(stderr.Bytes(), 2000))

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -16,7 +17,8 @@ import (
 type Share struct {
 	Tag       string // what the guest mounts
 	Dir       string
-	Writeback bool // the guest may collect writes in its page cache
+	Writeback bool      // the guest may collect writes in its page cache
+	Log       io.Writer // if not nil, what the daemon says of every request
 }
 
 func (s Share) socket(dir string) string { return filepath.Join(dir, "virtiofs-"+s.Tag+".sock") }
@@ -48,7 +50,12 @@ func (s Share) serve(ctx context.Context, dir string) (func(), error) {
 	// These options are those of QEMU's daemon; its successor still takes them.
 	cmd := exec.CommandContext(ctx, program, "--socket-path="+s.socket(dir), "-o", "source="+s.Dir, "-o", "cache=auto", "-o", writeback, "-o", "allow_direct_io", "-o", "sandbox=chroot")
 	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
+	var to io.Writer = &said
+	if s.Log != nil {
+		cmd.Args = append(cmd.Args, "-d")
+		to = s.Log
+	}
+	cmd.Stdout, cmd.Stderr = to, to
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("share %q: %w", s.Tag, err)
 	}
