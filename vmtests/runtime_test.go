@@ -32,7 +32,7 @@ func TestRuntimes(t *testing.T) {
 		scenarios: []scenario{
 			{name: "cri_systemd", run: runtimeCRI(true), smoke: true},
 			{name: "cri_cgroupfs", run: runtimeCRI(false), smoke: true},
-			{name: "docker_systemd", run: runtimeDocker},
+			{name: "docker_systemd", run: runtimeDocker, smoke: true},
 			{name: "podman_rootless", run: runtimePodmanRootless, smoke: true},
 			{name: "nspawn", run: runtimeNspawn, smoke: true},
 			{name: "lxc", run: runtimeLXC, smoke: true},
