@@ -79,9 +79,9 @@ func TestShell(t *testing.T) {
 		p.send("echo size $(stty size) term $TERM\r")
 		p.expect(`(?m)(^|\r)size 37 113 term xterm-256color\r?$`)
 		// Ctrl-C ends what runs in the guest, and neither the shell nor QEMU.
-		p.send("sleep 3600; echo interrupted $?\r")
-		p.expect("sleep 3600")
-		p.send("echo $$ >/dev/null\x03")
+		p.send("sh -c 'echo began $((1+1)); exec sleep 3600'\r")
+		p.expect(`(?m)(^|\r)began 2\r?$`)
+		p.send("\x03")
 		p.expect(`guest:\S*# `)
 		p.send("echo $((6*7)) apples\r")
 		p.expect(`(?m)(^|\r)42 apples\r?$`)
