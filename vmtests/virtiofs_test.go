@@ -31,7 +31,7 @@ func TestVirtioFS(t *testing.T) {
 			{name: "write_back", run: virtiofsWrites(true), smoke: true},
 			{name: "overwrite_write_back", run: virtiofsOverwrite},
 			{name: "shared_file_write_back", run: virtiofsShared},
-			{name: "direct", run: virtiofsDirect},
+			{name: "direct", run: virtiofsDirect, arch: "amd64", why: "O_DIRECT has another value on arm64 than for the virtiofsd outside"},
 			{name: "mapped", run: virtiofsMapped},
 			{name: "mapped_write_back", run: virtiofsMapped},
 			{name: "read", run: virtiofsReads},
