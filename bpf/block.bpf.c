@@ -725,9 +725,9 @@ static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed,
 		return 0;
 	if (with_latency && !single) /* on its way back it is walked over again: see f above */
 		r.usage.flags |= IOT_SEVERAL;
-	if (with_latency)
+	if (with_latency || (stands_in && !again))
 		iot_remember(rq, &r.usage);
-	else if (with_records)
+	if (!with_latency && with_records)
 		iot_block_record(FIELD(rq, __sector), &r.usage, bpf_ktime_get_ns(), 0, r.bytes);
 	return 0;
 }
@@ -873,46 +873,26 @@ static __always_inline int iot_requeue(struct request *rq, bool typed)
 /*
  * A program is not run while another run of it is under way on the same CPU.
  * From 7.0 on tracepoints can be preempted, so that this happens. There a second
- * program, attached behind the first, sees that one is under way, and does the
- * work of the one that was skipped.
+ * program, attached behind the first, looks whether the request was noted, and
+ * does the work where it was not.
  */
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u32);
-} issuing SEC(".maps");
-
-static __always_inline int iot_issue(struct request *rq, bool typed)
-{
-	__u32 zero = 0, *under_way = stands_in ? bpf_map_lookup_elem(&issuing, &zero) : NULL;
-
-	if (under_way)
-		*under_way = 1;
-	barrier();
-	iot_count(rq, 0, typed, false);
-	barrier();
-	if (under_way)
-		*under_way = 0;
-	return 0;
-}
-
 static __always_inline int iot_issue_again(struct request *rq, bool typed)
 {
-	__u32 zero = 0, *under_way = bpf_map_lookup_elem(&issuing, &zero);
+	struct inflight *f = iot_recall(typed ? (struct request *)iot_untyped(rq) : rq);
 
-	if (!under_way || !*under_way)
-		return 0;
-	if (with_latency && iot_recall(typed ? (struct request *)iot_untyped(rq) : rq))
-		return 0;
-	iot_lost(IOT_STOOD_IN, 1);
-	return iot_count(rq, 0, typed, true);
+	if (!f) {
+		iot_lost(IOT_STOOD_IN, 1);
+		return iot_count(rq, 0, typed, true);
+	}
+	if (!with_latency)
+		f->rq = 0; /* noted for nobody else */
+	return 0;
 }
 
 SEC("raw_tp/block_rq_issue")
 int iot_rq_issue(__u64 *ctx)
 {
-	return iot_issue((struct request *)RQ_ARG, false);
+	return iot_count((struct request *)RQ_ARG, 0, false, false);
 }
 
 SEC("raw_tp/block_rq_issue")
@@ -936,7 +916,7 @@ int iot_rq_complete(__u64 *ctx)
 SEC("tp_btf/block_rq_issue")
 int iot_rq_issue_btf(__u64 *ctx)
 {
-	return iot_issue((struct request *)RQ_ARG, true);
+	return iot_count((struct request *)RQ_ARG, 0, true, false);
 }
 
 SEC("tp_btf/block_rq_issue")

@@ -33,7 +33,6 @@ const (
 	BlockMapDeadOwners          = "dead_owners"
 	BlockMapGeneration          = "generation"
 	BlockMapInflight            = "inflight"
-	BlockMapIssuing             = "issuing"
 	BlockMapLatencies           = "latencies"
 	BlockMapLatencyA            = "latency_a"
 	BlockMapLoopFiles           = "loop_files"
@@ -137,7 +136,6 @@ type BlockMapSpecs struct {
 	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
 	Generation *ebpf.MapSpec `ebpf:"generation"`
 	Inflight   *ebpf.MapSpec `ebpf:"inflight"`
-	Issuing    *ebpf.MapSpec `ebpf:"issuing"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
 	LatencyA   *ebpf.MapSpec `ebpf:"latency_a"`
 	LoopFiles  *ebpf.MapSpec `ebpf:"loop_files"`
@@ -201,7 +199,6 @@ type BlockMaps struct {
 	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
 	Generation *ebpf.Map `ebpf:"generation"`
 	Inflight   *ebpf.Map `ebpf:"inflight"`
-	Issuing    *ebpf.Map `ebpf:"issuing"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
 	LatencyA   *ebpf.Map `ebpf:"latency_a"`
 	LoopFiles  *ebpf.Map `ebpf:"loop_files"`
@@ -228,7 +225,6 @@ func (m *BlockMaps) Close() error {
 		m.DeadOwners,
 		m.Generation,
 		m.Inflight,
-		m.Issuing,
 		m.Latencies,
 		m.LatencyA,
 		m.LoopFiles,

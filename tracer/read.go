@@ -409,12 +409,14 @@ func (t *Tracer) readCost(iv *Interval) {
 		}
 		spent += s.Runtime
 		runs += s.RunCount
-		if a.latency {
+		switch {
+		case a.latency:
 			latencies += s.RecursionMisses
-		} else {
+		case !a.standIn:
 			misses += s.RecursionMisses
 		}
 	}
+	// What nobody stood in for.
 	misses -= min(misses, t.last.losses[stoodIn])
 	// Programs that were closed took their figures with them.
 	if spent >= t.last.bpf && runs >= t.last.runs {

@@ -83,6 +83,7 @@ type hook struct {
 	beside  bool   // stands in for another one, and is not told of
 	active  int    // calls at once that a kretprobe can wait for; 0 is the kernel's default
 	latency bool   // a run that the kernel skips loses a latency and nothing else
+	standIn bool   // does the work of skipped runs of another, and counts those: see stoodIn
 }
 
 func (h hook) String() string { return h.kind.String() + "/" + h.target }
