@@ -262,15 +262,13 @@ func (w *workerState) transfer(q request) (reply, error) {
 
 // iocb is the kernel's struct iocb (linux/aio_abi.h).
 type iocb struct {
-	data          uint64
-	key, rwFlags  uint32
-	opcode        uint16
-	priority      int16
-	fd            uint32
-	buf, n        uint64
-	off           int64
-	_             uint64
-	flags, result uint32
+	_      [2]uint64 // aio_data, aio_key, aio_rw_flags
+	opcode uint16
+	_      int16 // aio_reqprio
+	fd     uint32
+	buf, n uint64
+	off    int64
+	_      [2]uint64 // reserved, aio_flags, aio_resfd
 }
 
 // burst writes N blocks, To bytes apart, all handed to the kernel by one system
