@@ -103,8 +103,8 @@
 // complained on the console (WARNING, BUG, Oops, stalls, hung tasks, file system errors),
 // when it never reported its end, reported a test nobody asked for, or had to be killed
 // at its deadline. One exception is made, and logged: a kernel that panics or hangs before
-// the first test began is booted once more, because QEMU's emulation is known to kill some
-// kernels early. A failure prints the scenario's output, the tracer's standard error
+// the first test began is booted again, up to twice, because QEMU's emulation is known to kill
+// some kernels early. A failure prints the scenario's output, the tracer's standard error
 // (with the verifier's log, as the tracer runs with --verbose), the kernel's log and,
 // where the guest itself was unwell, the console.
 //

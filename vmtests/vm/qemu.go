@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -223,6 +224,7 @@ func (g Guest) Boot(ctx context.Context) (Usage, error) {
 		_, _ = io.Copy(results, c)
 	}()
 	cmd := exec.CommandContext(ctx, qemu, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // a test that was killed leaves no guest behind
 	var stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = g.Console, &stderr
 	if g.Terminal != nil {

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"time"
 )
 
@@ -49,6 +50,7 @@ func (s Share) serve(ctx context.Context, dir string) (func(), error) {
 	}
 	// These options are those of QEMU's daemon; its successor still takes them.
 	cmd := exec.CommandContext(ctx, program, "--socket-path="+s.socket(dir), "-o", "source="+s.Dir, "-o", "cache=auto", "-o", writeback, "-o", "allow_direct_io", "-o", "sandbox=chroot")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var said bytes.Buffer
 	var to io.Writer = &said
 	if s.Log != nil {
