@@ -108,9 +108,15 @@ func TestRealMounts(t *testing.T) {
 	mounted = false
 	reads := r.mounts.reads
 	poll(t, "the end of it is noticed", func() bool {
-		_, ok := r.Mount(dev(st.Dev), 0)
+		r.Mount(dev(st.Dev), 0)
+		r.mounts.mu.Lock()
+		defer r.mounts.mu.Unlock()
+		_, ok := r.mounts.host.byDev[dev(st.Dev)]
 		return !ok
 	})
+	if m, ok := r.Mount(dev(st.Dev), 0); !ok || m.Point != dir {
+		t.Errorf("for late I/O it should keep its name: %+v, %v", m, ok)
+	}
 	if r.mounts.reads != reads+1 {
 		t.Errorf("the table was read %d times for one change", r.mounts.reads-reads)
 	}
