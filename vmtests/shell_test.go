@@ -77,16 +77,16 @@ func TestShell(t *testing.T) {
 		p := newExpecter(t, pty)
 		p.expect(`guest:\S*# `)
 		p.send("echo size $(stty size) term $TERM\r")
-		p.expect(`(?m)(^|\r)size 37 113 term xterm-256color\r?$`)
+		p.expect(`(?m)(^|\r)size 37 113 term xterm-256color\r*$`)
 		// Ctrl-C ends what runs in the guest, and neither the shell nor QEMU.
 		p.send("sh -c 'echo began $((1+1)); exec sleep 3600'\r")
-		p.expect(`(?m)(^|\r)began 2\r?$`)
+		p.expect(`(?m)(^|\r)began 2\r*$`)
 		p.send("\x03")
 		p.expect(`guest:\S*# `)
 		p.send("echo $((6*7)) apples\r")
-		p.expect(`(?m)(^|\r)42 apples\r?$`)
+		p.expect(`(?m)(^|\r)42 apples\r*$`)
 		p.send("iotrace-bpf --no-tui --source block 1 1; echo it said $?\r")
-		p.expect(`(?m)it said 0\r?$`) // behind what the table left on the line
+		p.expect(`(?m)it said 0\r*$`) // behind what the table left on the line
 		p.send("exit\r")
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("%v\n%s", err, p.all())
