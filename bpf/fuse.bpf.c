@@ -4,11 +4,16 @@
  * Source fuse: requests between the kernel and a FUSE daemon.
  *
  * A request is given its owner where it is sent and is booked where it ends, by
- * what the daemon really took or gave. It is known by its fuse_args, which stay
- * where they are from the one to the other. From 6.12 on the tracepoints
+ * what the daemon really took or gave. From 6.12 on the tracepoints
  * fuse_request_send and fuse_request_end tell both; before, the functions that
  * file operations call (fuse_simple_request, fuse_simple_background) and
- * fuse_request_end do.
+ * fuse_request_end do: they know a request by its fuse_args, which stay where they
+ * are while it is under way.
+ *
+ * At the tracepoint of the end it no longer is: FR_FINISHED is set before, and who
+ * waits for the answer may go on at once and use its fuse_args, which are on its
+ * stack, for the next request. So there a request that somebody waits for is known
+ * by its fuse_req, and its fuse_args are believed only if they are still its own.
  *
  * Who runs when a request is sent is its owner, with two exceptions. Write-back
  * is sent by flusher threads: it belongs to whoever made the pages dirty, which
@@ -91,10 +96,13 @@ enum {
 #define IOT_TURN 64
 #define IOT_PARTS 16 /* owners in one request that are kept apart */
 
-/* From send to end: fuse_args -> what the request will be booked on. */
+/* From send to end: what the request will be booked on. */
 struct flight {
 	__u64 issued; /* 0: not seen */
 	__u64 offset;
+	__u64 in; /* where in_args[0] are */
+	__u32 size; /* of a read or write, as asked for */
+	__u32 opcode;
 	struct usage_key usage;
 	__u8 submitted; /* seen by fuse_simple_background, not sent yet */
 	__u8 split; /* has several owners: see splits */
@@ -104,7 +112,7 @@ struct flight {
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
-	__type(key, __u64); /* struct fuse_args * */
+	__type(key, __u64); /* struct fuse_args * or fuse_req *: see iot_fuse_id */
 	__type(value, struct flight);
 } flights SEC(".maps");
 
@@ -117,7 +125,7 @@ struct part {
 /*
  * A write-back request with pages of several owners. The walk over its pages
  * keeps its state here, so that its steps need nothing but the request's
- * address: the verifier looks at such functions once.
+ * id: the verifier looks at such functions once.
  */
 struct split {
 	struct part parts[IOT_PARTS]; /* those in use have bytes */
@@ -133,7 +141,7 @@ struct split {
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
-	__type(key, __u64); /* struct fuse_args * */
+	__type(key, __u64); /* as in flights */
 	__type(value, struct split);
 } splits SEC(".maps");
 
@@ -238,9 +246,9 @@ __noinline __u64 iot_cached_folio(__u64 mapping_addr, __u64 index)
 }
 
 /* Puts the run among the parts. */
-__noinline int iot_split_close(__u64 args)
+__noinline int iot_split_close(__u64 id)
 {
-	struct split *split = bpf_map_lookup_elem(&splits, &args);
+	struct split *split = bpf_map_lookup_elem(&splits, &id);
 	struct part *part;
 	__u32 i;
 
@@ -266,9 +274,9 @@ __noinline int iot_split_close(__u64 args)
 }
 
 /* Looks at the next page; 1 when there is none. */
-__noinline int iot_split_page(__u64 args)
+__noinline int iot_split_page(__u64 id)
 {
-	struct split *split = bpf_map_lookup_elem(&splits, &args);
+	struct split *split = bpf_map_lookup_elem(&splits, &id);
 	__u64 owner, folio;
 	__u32 n, pid = 0;
 
@@ -288,7 +296,7 @@ __noinline int iot_split_page(__u64 args)
 			pid = split->unknown.pid;
 		}
 		if (owner != split->run.owner || pid != split->run.pid) {
-			iot_split_close(args);
+			iot_split_close(id);
 			split->run.owner = owner;
 			split->run.pid = pid;
 		}
@@ -301,12 +309,12 @@ __noinline int iot_split_page(__u64 args)
 }
 
 /* Looks at the next pages; 1 when there are no more. */
-__noinline int iot_split_turn(__u64 args)
+__noinline int iot_split_turn(__u64 id)
 {
 	int i;
 
 	for (i = 0; i < IOT_TURN; i++)
-		if (iot_split_page(args))
+		if (iot_split_page(id))
 			return 1;
 	return 0;
 }
@@ -345,9 +353,9 @@ static __always_inline struct inode *iot_fuse_inode(__u64 args)
 }
 
 /* Finds the owners of a write-back request. */
-__noinline int iot_fuse_own_writeback(__u64 args, __u64 in)
+__noinline int iot_fuse_own_writeback(__u64 id, __u64 args)
 {
-	struct flight *f = bpf_map_lookup_elem(&flights, &args);
+	struct flight *f = bpf_map_lookup_elem(&flights, &id);
 	struct inode_note *note;
 	struct split *split;
 	__u64 inode;
@@ -361,8 +369,8 @@ __noinline int iot_fuse_own_writeback(__u64 args, __u64 in)
 		iot_fuse_own(f, iot_pack(note->cgroup, IOT_DIRTIER), note->pid);
 		return 0;
 	}
-	bpf_map_update_elem(&splits, &args, &no_split, BPF_ANY);
-	split = bpf_map_lookup_elem(&splits, &args);
+	bpf_map_update_elem(&splits, &id, &no_split, BPF_ANY);
+	split = bpf_map_lookup_elem(&splits, &id);
 	if (!inode || !split)
 		return 0;
 	if (note) {
@@ -371,9 +379,9 @@ __noinline int iot_fuse_own_writeback(__u64 args, __u64 in)
 	}
 	split->mapping = inode + bpf_core_field_offset(struct inode, i_data);
 	split->offset = f->offset;
-	split->left = iot_u32_at(in + IOT_FUSE_IN_SIZE);
+	split->left = f->size;
 	for (i = 0; i < IOT_TURNS; i++)
-		if (iot_split_turn(args))
+		if (iot_split_turn(id))
 			break;
 	if (split->left) { /* the rest goes to the last owner seen */
 		iot_lost(IOT_LOST_WALKS, 1);
@@ -381,10 +389,10 @@ __noinline int iot_fuse_own_writeback(__u64 args, __u64 in)
 	}
 	if (!split->parts[0].bytes) { /* one owner after all */
 		iot_fuse_own(f, split->run.owner, split->run.pid);
-		bpf_map_delete_elem(&splits, &args);
+		bpf_map_delete_elem(&splits, &id);
 		return 0;
 	}
-	iot_split_close(args);
+	iot_split_close(id);
 	f->split = 1;
 	return 0;
 }
@@ -422,12 +430,14 @@ enum {
 };
 
 /* Notes a request and its owner. */
-__noinline int iot_fuse_begin(__u64 args, __u32 dev, __u32 how)
+__noinline int iot_fuse_begin(__u64 id, __u64 args, __u32 dev, __u32 how)
 {
 	struct flight fresh = {}, *f;
 	__u32 opcode = iot_u32_at(args + layout.opcode);
-	__u64 in = 0;
+	__u64 in = iot_word_at(args + layout.in_value);
 
+	fresh.in = in;
+	fresh.opcode = opcode;
 	fresh.usage.source = IOT_FUSE;
 	fresh.usage.op = iot_fuse_op(opcode);
 	fresh.usage.dev = dev;
@@ -435,13 +445,13 @@ __noinline int iot_fuse_begin(__u64 args, __u32 dev, __u32 how)
 	if (!(how & IOT_FUSE_LATE))
 		fresh.issued = bpf_ktime_get_ns();
 	if (opcode == IOT_FUSE_READ || opcode == IOT_FUSE_WRITE) {
-		in = iot_word_at(args + layout.in_value);
 		fresh.offset = iot_word_at(in + IOT_FUSE_IN_OFFSET);
+		fresh.size = iot_u32_at(in + IOT_FUSE_IN_SIZE);
 	}
-	bpf_map_update_elem(&flights, &args, &fresh, BPF_ANY);
+	bpf_map_update_elem(&flights, &id, &fresh, BPF_ANY);
 	if (opcode == IOT_FUSE_WRITE && (iot_u32_at(in + IOT_FUSE_IN_WRITE_FLAGS) & IOT_FUSE_WRITE_CACHE))
-		return iot_fuse_own_writeback(args, in);
-	f = bpf_map_lookup_elem(&flights, &args);
+		return iot_fuse_own_writeback(id, args);
+	f = bpf_map_lookup_elem(&flights, &id);
 	if (f)
 		iot_fuse_own_direct(f, args, how & IOT_FUSE_CALLER);
 	return 0;
@@ -475,16 +485,28 @@ static __always_inline bool iot_is_daemon(__u32 dev)
 	return bpf_map_lookup_elem(&daemons, &d);
 }
 
+/* Where tracepoints tell of requests: nobody waits for a background one, so its fuse_args live until its end. */
+static __always_inline bool iot_fuse_in_background(__u64 req)
+{
+	return iot_word_at(req + layout.req_flags) & layout.background;
+}
+
+static __always_inline __u64 iot_fuse_id(__u64 req)
+{
+	return iot_fuse_in_background(req) ? iot_word_at(req + layout.req_args) : req;
+}
+
 /* fuse_request_send: the request goes to the daemon. */
 static __always_inline int iot_fuse_send(__u64 req)
 {
-	__u64 args = iot_word_at(req + layout.req_args);
+	__u64 args = iot_word_at(req + layout.req_args), id = req;
 	__u32 how = IOT_FUSE_CALLER, dev = iot_fuse_dev(req);
 	struct flight *f;
 
 	iot_fuse_see_send();
-	if (iot_word_at(req + layout.req_flags) & layout.background) {
-		f = bpf_map_lookup_elem(&flights, &args);
+	if (iot_fuse_in_background(req)) {
+		id = args;
+		f = bpf_map_lookup_elem(&flights, &id);
 		if (f && f->submitted) {
 			f->submitted = 0;
 			f->issued = bpf_ktime_get_ns();
@@ -493,7 +515,7 @@ static __always_inline int iot_fuse_send(__u64 req)
 		if (iot_is_daemon(dev))
 			how = 0;
 	}
-	return iot_fuse_begin(args, dev, how);
+	return iot_fuse_begin(id, args, dev, how);
 }
 
 static __always_inline void iot_fuse_meet_daemon(__u32 dev)
@@ -519,6 +541,26 @@ static __always_inline __u64 iot_fuse_done(__u64 args, __u32 opcode)
 		return iot_word_at(iot_word_at(args + layout.out_value));
 	}
 	return 0;
+}
+
+/*
+ * The same of a request that was noted. Where its fuse_args are another one's by
+ * now, or are empty again, it is taken to have done what it was asked for.
+ */
+static __always_inline __u64 iot_fuse_done_of(const struct flight *f, __u64 args)
+{
+	bool data = f->opcode == IOT_FUSE_READ || f->opcode == IOT_FUSE_WRITE;
+	__u64 in = iot_word_at(args + layout.in_value), bytes;
+
+	if (!data)
+		return iot_fuse_done(args, f->opcode);
+	if (in != f->in || iot_u32_at(args + layout.opcode) != f->opcode ||
+	    iot_word_at(in + IOT_FUSE_IN_OFFSET) != f->offset)
+		return f->size;
+	bytes = iot_fuse_done(args, f->opcode);
+	if (f->opcode == IOT_FUSE_WRITE && !bytes)
+		return f->size; /* daemons do not answer that */
+	return bytes < f->size ? bytes : f->size;
 }
 
 /* ENOSYS or EOPNOTSUPP: the daemon does not know the operation. */
@@ -565,10 +607,10 @@ static __always_inline void iot_fuse_record(const struct flight *f, const struct
 }
 
 /* Books a part of a request, of which the daemon took so many bytes from here on; returns how many were booked. */
-__noinline __u64 iot_fuse_book_part(__u64 args, __u32 i, __u64 taken, __s32 error)
+__noinline __u64 iot_fuse_book_part(__u64 id, __u32 i, __u64 taken, __s32 error)
 {
-	struct split *split = bpf_map_lookup_elem(&splits, &args);
-	struct flight *f = bpf_map_lookup_elem(&flights, &args);
+	struct split *split = bpf_map_lookup_elem(&splits, &id);
+	struct flight *f = bpf_map_lookup_elem(&flights, &id);
 	struct usage_key usage;
 	struct part *part;
 	__u64 n;
@@ -589,16 +631,16 @@ __noinline __u64 iot_fuse_book_part(__u64 args, __u32 i, __u64 taken, __s32 erro
 	return n;
 }
 
-static __always_inline void iot_fuse_book_parts(__u64 args, __u64 bytes, __s32 error)
+static __always_inline void iot_fuse_book_parts(__u64 id, __u64 bytes, __s32 error)
 {
 	__u32 i;
 
 	for (i = 0; i < IOT_PARTS; i++) {
-		bytes -= iot_fuse_book_part(args, i, bytes, error);
+		bytes -= iot_fuse_book_part(id, i, bytes, error);
 		if (!bytes)
 			break;
 	}
-	bpf_map_delete_elem(&splits, &args);
+	bpf_map_delete_elem(&splits, &id);
 }
 
 /*
@@ -629,20 +671,21 @@ __noinline int iot_fuse_book_unknown(__u64 args, __u32 dev, __s32 error)
  * other share 512 bytes of stack, of which kernels before 6.8 give each at least
  * 32: so this one, which needs much, is not below those that find owners.
  */
-__noinline int iot_fuse_finish(__u64 args, __s32 error)
+__noinline int iot_fuse_finish(__u64 id, __u64 args, __s32 error)
 {
-	struct flight *f = bpf_map_lookup_elem(&flights, &args);
-	__u32 opcode = iot_u32_at(args + layout.opcode);
+	struct flight *f = bpf_map_lookup_elem(&flights, &id);
 	__u64 bytes = 0, ns = 0;
+	__u32 opcode;
 	struct usage_key usage;
 
 	if (!f)
 		return 1;
 	usage = f->usage;
+	opcode = f->opcode;
 	if (iot_fuse_unknown(error)) {
 		usage.op = IOT_META_OP; /* nothing was done, the kernel will do without */
 	} else if (!error) {
-		bytes = iot_fuse_done(args, opcode);
+		bytes = iot_fuse_done_of(f, args);
 		iot_fuse_meet_daemon(usage.dev);
 	}
 	if (with_latency && f->issued) {
@@ -650,33 +693,33 @@ __noinline int iot_fuse_finish(__u64 args, __s32 error)
 		iot_latency(&usage, ns);
 	}
 	if (f->split && usage.op == IOT_WRITE) {
-		iot_fuse_book_parts(args, bytes, error);
+		iot_fuse_book_parts(id, bytes, error);
 	} else {
 		iot_account(&usage, bytes, 1);
 		if (with_records)
 			iot_fuse_record(f, &usage, bytes, error);
 	}
-	bpf_map_delete_elem(&flights, &args);
+	bpf_map_delete_elem(&flights, &id);
 	if (iot_fuse_failed(usage.op, error)) {
 		usage.flags |= IOT_ERROR;
 		iot_account(&usage, 0, 1);
-	} else if (with_app && bytes && (opcode == IOT_FUSE_READ || opcode == IOT_FUSE_WRITE)) {
+	} else if (with_app && id == args && bytes && (opcode == IOT_FUSE_READ || opcode == IOT_FUSE_WRITE)) {
 		iot_fuse_book_async(usage, args, bytes);
 	}
 	return 0;
 }
 
 /* fuse_request_end: the daemon has answered, or the request was given up. */
-static __always_inline int iot_fuse_end(__u64 req)
+static __always_inline int iot_fuse_end(__u64 req, __u64 id)
 {
 	__u64 args = iot_word_at(req + layout.req_args);
 	__s32 error = iot_u32_at(req + layout.req_error);
 
-	if (!iot_fuse_finish(args, error) || !sends_seen)
+	if (!iot_fuse_finish(id, args, error) || !sends_seen)
 		return 0;
 	iot_lost(IOT_LOST_LATENCIES, 1);
-	iot_fuse_begin(args, iot_fuse_dev(req), IOT_FUSE_LATE);
-	if (iot_fuse_finish(args, error)) /* there was no room to note it */
+	iot_fuse_begin(id, args, iot_fuse_dev(req), IOT_FUSE_LATE);
+	if (iot_fuse_finish(id, args, error)) /* there was no room to note it */
 		iot_fuse_book_unknown(args, iot_fuse_dev(req), error);
 	return 0;
 }
@@ -690,7 +733,7 @@ int iot_fuse_request_send(__u64 *ctx)
 SEC("raw_tp/fuse_request_end")
 int iot_fuse_request_end(__u64 *ctx)
 {
-	return iot_fuse_end(ctx[0]);
+	return iot_fuse_end(ctx[0], iot_fuse_id(ctx[0]));
 }
 
 /*
@@ -702,8 +745,8 @@ int iot_fuse_request_end(__u64 *ctx)
 SEC("raw_tp/fuse_request_send")
 int iot_fuse_request_send_again(__u64 *ctx)
 {
-	__u64 args = iot_word_at(ctx[0] + layout.req_args);
-	struct flight *f = bpf_map_lookup_elem(&flights, &args);
+	__u64 id = iot_fuse_id(ctx[0]);
+	struct flight *f = bpf_map_lookup_elem(&flights, &id);
 
 	return f && !f->submitted ? 0 : iot_fuse_send(ctx[0]);
 }
@@ -711,33 +754,46 @@ int iot_fuse_request_send_again(__u64 *ctx)
 SEC("raw_tp/fuse_request_end")
 int iot_fuse_request_end_again(__u64 *ctx)
 {
-	__u64 args = iot_word_at(ctx[0] + layout.req_args);
+	__u64 args = iot_word_at(ctx[0] + layout.req_args), id = iot_fuse_id(ctx[0]);
 
-	if (bpf_map_lookup_elem(&flights, &args))
-		iot_fuse_finish(args, iot_u32_at(ctx[0] + layout.req_error));
+	if (bpf_map_lookup_elem(&flights, &id))
+		iot_fuse_finish(id, args, iot_u32_at(ctx[0] + layout.req_error));
 	return 0;
 }
 
 /* The function may be called again for a request that it has ended already. */
-static __always_inline int iot_fuse_end_call(__u64 req)
+static __always_inline int iot_fuse_end_call(__u64 req, __u64 id)
 {
 	if (iot_word_at(req + layout.req_flags) & layout.finished)
 		return 0;
 	if (!iot_fuse_layout_holds(iot_word_at(req + layout.req_link)))
 		return 0;
-	return iot_fuse_end(req);
+	return iot_fuse_end(req, id);
 }
 
 SEC("fentry/fuse_request_end")
 int iot_fuse_end_fentry(__u64 *ctx)
 {
-	return iot_fuse_end_call(iot_arg(ctx, 0));
+	__u64 req = iot_arg(ctx, 0);
+
+	return iot_fuse_end_call(req, iot_word_at(req + layout.req_args));
 }
 
 SEC("kprobe/fuse_request_end")
 int iot_fuse_end_kprobe(__u64 *ctx)
 {
-	return iot_fuse_end_call(IOT_PARM1(ctx));
+	__u64 req = IOT_PARM1(ctx);
+
+	return iot_fuse_end_call(req, iot_word_at(req + layout.req_args));
+}
+
+/* With requests that a tracepoint saw being sent. What probes functions cannot be preempted. */
+SEC("kprobe/fuse_request_end")
+int iot_fuse_request_end_kprobe(__u64 *ctx)
+{
+	__u64 req = IOT_PARM1(ctx);
+
+	return iot_fuse_end_call(req, iot_fuse_id(req));
 }
 
 static __always_inline int iot_fuse_call(__u64 mount, __u64 args, __u32 how)
@@ -747,7 +803,7 @@ static __always_inline int iot_fuse_call(__u64 mount, __u64 args, __u32 how)
 		iot_lost(IOT_LOST_LATENCIES, 1);
 		return 0;
 	}
-	return iot_fuse_begin(args, iot_fuse_mount_dev(mount), IOT_FUSE_CALLER | how);
+	return iot_fuse_begin(args, args, iot_fuse_mount_dev(mount), IOT_FUSE_CALLER | how);
 }
 
 SEC("fentry/fuse_simple_request")

@@ -80,6 +80,7 @@ const (
 	FUSEProgIotFuseEndKprobe          = "iot_fuse_end_kprobe"
 	FUSEProgIotFuseRequestEnd         = "iot_fuse_request_end"
 	FUSEProgIotFuseRequestEndAgain    = "iot_fuse_request_end_again"
+	FUSEProgIotFuseRequestEndKprobe   = "iot_fuse_request_end_kprobe"
 	FUSEProgIotFuseRequestFentry      = "iot_fuse_request_fentry"
 	FUSEProgIotFuseRequestIdmapFentry = "iot_fuse_request_idmap_fentry"
 	FUSEProgIotFuseRequestIdmapKprobe = "iot_fuse_request_idmap_kprobe"
@@ -156,6 +157,7 @@ type FUSEProgramSpecs struct {
 	IotFuseEndKprobe          *ebpf.ProgramSpec `ebpf:"iot_fuse_end_kprobe"`
 	IotFuseRequestEnd         *ebpf.ProgramSpec `ebpf:"iot_fuse_request_end"`
 	IotFuseRequestEndAgain    *ebpf.ProgramSpec `ebpf:"iot_fuse_request_end_again"`
+	IotFuseRequestEndKprobe   *ebpf.ProgramSpec `ebpf:"iot_fuse_request_end_kprobe"`
 	IotFuseRequestFentry      *ebpf.ProgramSpec `ebpf:"iot_fuse_request_fentry"`
 	IotFuseRequestIdmapFentry *ebpf.ProgramSpec `ebpf:"iot_fuse_request_idmap_fentry"`
 	IotFuseRequestIdmapKprobe *ebpf.ProgramSpec `ebpf:"iot_fuse_request_idmap_kprobe"`
@@ -315,6 +317,7 @@ type FUSEPrograms struct {
 	IotFuseEndKprobe          *ebpf.Program `ebpf:"iot_fuse_end_kprobe"`
 	IotFuseRequestEnd         *ebpf.Program `ebpf:"iot_fuse_request_end"`
 	IotFuseRequestEndAgain    *ebpf.Program `ebpf:"iot_fuse_request_end_again"`
+	IotFuseRequestEndKprobe   *ebpf.Program `ebpf:"iot_fuse_request_end_kprobe"`
 	IotFuseRequestFentry      *ebpf.Program `ebpf:"iot_fuse_request_fentry"`
 	IotFuseRequestIdmapFentry *ebpf.Program `ebpf:"iot_fuse_request_idmap_fentry"`
 	IotFuseRequestIdmapKprobe *ebpf.Program `ebpf:"iot_fuse_request_idmap_kprobe"`
@@ -338,6 +341,7 @@ func (p *FUSEPrograms) Close() error {
 		p.IotFuseEndKprobe,
 		p.IotFuseRequestEnd,
 		p.IotFuseRequestEndAgain,
+		p.IotFuseRequestEndKprobe,
 		p.IotFuseRequestFentry,
 		p.IotFuseRequestIdmapFentry,
 		p.IotFuseRequestIdmapKprobe,

@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
@@ -34,7 +33,7 @@ func openBlock(h *host) (*object, error) {
 	}
 	// The program that stands in costs each request a look at what is under way.
 	// Before 7.0 tracepoints cannot be preempted: there is next to nothing for it to do.
-	if version, err := features.LinuxVersionCode(); err == nil && version >= 7<<16 {
+	if h.preempts {
 		if err := spec.Variables[bpf.BlockVarStandsIn].Set(true); err != nil {
 			return nil, err
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -30,7 +31,7 @@ func planFUSE(h *host, future bool) (*plan, error) {
 	if err := spec.Variables[bpf.FUSEVarLayoutAssumed].Set(kernel.assumed); err != nil {
 		return nil, fmt.Errorf("setting the layout: %w", err)
 	}
-	return &plan{spec, kernel.signals(h.opt.App), ebpf.ProgramOptions{}, kernel.sums}, nil
+	return &plan{spec, kernel.signals(h.opt.App, h.preempts), ebpf.ProgramOptions{}, kernel.sums}, nil
 }
 
 // fuseKernel is what this kernel's FUSE is like.
@@ -234,8 +235,10 @@ const (
 )
 
 // signals returns the hooks to try. With tracepoints the functions only add who
-// submitted a background request; without, they are all there is.
-func (k *fuseKernel) signals(app bool) []signal {
+// submitted a background request; without, they are all there is. Where the kernel
+// preempts programs on tracepoints, and skips others for that, ends are taken from
+// the function first: one that nobody saw would not be counted at all.
+func (k *fuseKernel) signals(app, preempts bool) []signal {
 	// An fentry program keeps its module from being removed; a kprobe does not.
 	probes := func(function, fentryProgram, kprobeProgram string) []hook {
 		hooks := []hook{
@@ -255,6 +258,9 @@ func (k *fuseKernel) signals(app bool) []signal {
 	case k.has("btf_trace_fuse_request_send"):
 		send.hooks = []hook{{kind: rawTracepoint, target: "fuse_request_send", program: bpf.FUSEProgIotFuseRequestSend}}
 		end.hooks = []hook{{kind: rawTracepoint, target: "fuse_request_end", program: bpf.FUSEProgIotFuseRequestEnd}}
+		if preempts {
+			end.hooks = slices.Insert(end.hooks, 0, hook{kind: kprobe, target: "fuse_request_end", program: bpf.FUSEProgIotFuseRequestEndKprobe})
+		}
 		background.optional = fuseWaitedCost
 	case k.has("__fuse_simple_request"):
 		send.hooks = probes("__fuse_simple_request",

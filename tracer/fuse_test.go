@@ -172,20 +172,22 @@ func TestFUSESignals(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		kernel   fuseKernel
+		preempts bool
 		want     []string // first choice of each signal, the end of requests first
 		optional []bool
 	}{
-		"tracepoints":    {fuseKernel{types: specOf(t, tracepoints()...)}, []string{"raw_tp/fuse_request_end", "fentry/fuse_simple_background", "raw_tp/fuse_request_send", "raw_tp/fuse_request_end", "raw_tp/fuse_request_send"}, []bool{false, true, false, true, true}},
-		"with idmap":     {fuseKernel{types: specOf(t, function("__fuse_simple_request")...)}, []string{"fentry/fuse_request_end", "fentry/fuse_simple_background", "fentry/__fuse_simple_request"}, []bool{false, false, false}},
-		"module":         {fuseKernel{types: specOf(t, function("fuse_simple_request")...), module: true}, []string{"kprobe/fuse_request_end", "kprobe/fuse_simple_background", "kprobe/fuse_simple_request"}, []bool{false, false, false}},
-		"module, no BTF": {fuseKernel{module: true, assumed: true}, []string{"kprobe/fuse_request_end", "kprobe/fuse_simple_background", "kprobe/fuse_simple_request"}, []bool{false, false, false}},
+		"tracepoints":    {fuseKernel{types: specOf(t, tracepoints()...)}, false, []string{"raw_tp/fuse_request_end", "fentry/fuse_simple_background", "raw_tp/fuse_request_send", "raw_tp/fuse_request_end", "raw_tp/fuse_request_send"}, []bool{false, true, false, true, true}},
+		"preempted":      {fuseKernel{types: specOf(t, tracepoints()...)}, true, []string{"kprobe/fuse_request_end", "fentry/fuse_simple_background", "raw_tp/fuse_request_send", "raw_tp/fuse_request_end", "raw_tp/fuse_request_send"}, []bool{false, true, false, true, true}},
+		"with idmap":     {fuseKernel{types: specOf(t, function("__fuse_simple_request")...)}, false, []string{"fentry/fuse_request_end", "fentry/fuse_simple_background", "fentry/__fuse_simple_request"}, []bool{false, false, false}},
+		"module":         {fuseKernel{types: specOf(t, function("fuse_simple_request")...), module: true}, false, []string{"kprobe/fuse_request_end", "kprobe/fuse_simple_background", "kprobe/fuse_simple_request"}, []bool{false, false, false}},
+		"module, no BTF": {fuseKernel{module: true, assumed: true}, false, []string{"kprobe/fuse_request_end", "kprobe/fuse_simple_background", "kprobe/fuse_simple_request"}, []bool{false, false, false}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			spec, err := bpf.LoadFUSE()
 			if err != nil {
 				t.Fatal(err)
 			}
-			signals := c.kernel.signals(false)
+			signals := c.kernel.signals(false, c.preempts)
 			var got []string
 			for i, s := range signals {
 				got = append(got, s.hooks[0].String())
@@ -196,7 +198,7 @@ func TestFUSESignals(t *testing.T) {
 			if !slices.Equal(got, c.want) {
 				t.Errorf("got %q, want %q", got, c.want)
 			}
-			for _, s := range c.kernel.signals(true) {
+			for _, s := range c.kernel.signals(true, c.preempts) {
 				for _, h := range s.hooks {
 					for _, p := range []string{h.program, h.entry} {
 						if p != "" && spec.Programs[p] == nil {

@@ -32,6 +32,7 @@ type host struct {
 	types    *btf.Spec // of vmlinux, decoded as far as was asked for
 	tracefs  string
 	haveLoop bool
+	preempts bool // programs on tracepoints, so that it skips some: since 7.0
 	shared   map[string]*ebpf.Map
 }
 
@@ -52,6 +53,9 @@ func newHost(opt Options) (*host, error) {
 	}
 	clearProbes(h.tracefs, "/proc")
 	h.haveLoop = features.HaveProgramHelper(ebpf.RawTracepoint, asm.FnLoop) == nil
+	if version, err := features.LinuxVersionCode(); err == nil {
+		h.preempts = version >= 7<<16
+	}
 	return h, nil
 }
 
