@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
@@ -27,6 +28,7 @@ func TestFUSE(t *testing.T) {
 			{name: "read", run: fuseReads(guest.FUSEOptions{}), smoke: true},
 			{name: "read_write_back", run: fuseReads(guest.FUSEOptions{Writeback: true})},
 			{name: "read_unbuffered", run: fuseReads(guest.FUSEOptions{DirectIO: true})},
+			{name: "answered_at_once", run: fuseAnswered, smoke: true},
 			{name: "read_mapped", run: fuseReadMapped},
 			{name: "mapped", run: fuseMapped(guest.FUSEOptions{})},
 			{name: "mapped_write_back", run: fuseMapped(guest.FUSEOptions{Writeback: true})},
@@ -103,7 +105,11 @@ func (t *fuseTrace) lossless() {
 	t.g.Helper()
 	for _, d := range t.Docs {
 		for key := range d {
-			if strings.HasPrefix(key, "iotrace.lost.") && key != "iotrace.lost.misses" && d.Int(key) != 0 {
+			switch {
+			case !strings.HasPrefix(key, "iotrace.lost.") || d.Int(key) == 0:
+			case key == "iotrace.lost.misses":
+				t.g.Logf("the kernel skipped %d runs of programs", d.Int(key))
+			default:
 				t.g.Errorf("tracer lost something: %s is %d", key, d.Int(key))
 			}
 		}
@@ -184,6 +190,34 @@ func fuseDirect(o guest.FUSEOptions) func(*guest.Guest) {
 		t.stop()
 		t.owns("a", a, 4<<20, 48*128<<10)
 		t.owns("b", b, 3*128<<10, 8<<20)
+	}
+}
+
+// fuseAnswered: many small requests that somebody waits for, one right after the
+// other. Where the daemon answers before the caller fell asleep, the next request
+// begins while the end of the one before is still being told.
+func fuseAnswered(g *guest.Guest) {
+	const block, blocks = 4096, 401
+	m := g.FUSE(guest.FUSEOptions{})
+	var cgroups []*guest.Cgroup
+	var files []*guest.File
+	for i := range 4 {
+		c := g.Cgroup(fmt.Sprintf("writer-%d", i))
+		cgroups = append(cgroups, c)
+		files = append(files, c.Process().Open(m.File(fmt.Sprint(i)), guest.Create|guest.Direct))
+	}
+	t := traceFUSE(g, m)
+	var all sync.WaitGroup
+	for _, f := range files {
+		all.Go(func() {
+			f.WriteBlocks(0, blocks*block, block)
+			f.ReadBlocks(0, blocks*block, block)
+		})
+	}
+	all.Wait()
+	t.stop()
+	for i, c := range cgroups {
+		t.owns(fmt.Sprintf("writer %d", i), c, blocks*block, blocks*block)
 	}
 }
 
