@@ -49,11 +49,6 @@ func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		return err
 	}
 	defer s.Close()
-	if opt.readyFile != "" {
-		if err := os.WriteFile(opt.readyFile, nil, 0o600); err != nil {
-			return fmt.Errorf("creating the ready file: %w", err)
-		}
-	}
 	if opt.screen {
 		return s.runScreen(ctx, stdoutFile, messages.lines)
 	}
@@ -65,6 +60,11 @@ func (s *session) runWith(ctx context.Context, main sink) error {
 	out, err := s.opt.openSinks(ctx, main, s.host, "live", s.log)
 	if err != nil {
 		return err
+	}
+	if name := s.opt.readyFile; name != "" {
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			return errors.Join(fmt.Errorf("creating the ready file: %w", err), out.Close())
+		}
 	}
 	absent := slices.ContainsFunc(s.tracer.Status(), func(st tracer.Status) bool { return !st.Attached })
 	if err := dropPrivileges(s.opt.keptCapabilities(absent)); err != nil {

@@ -14,7 +14,7 @@ const usageHead = `Shows which container, service or project generates the I/O l
 Usage:
   iotrace-bpf [flags] [INTERVAL [COUNT]]     trace, and report every INTERVAL seconds
   iotrace-bpf vxlan [list|watch|clean]       overlay devices that block networks
-  iotrace-bpf replay FILE                    a recording, through the same flags
+  iotrace-bpf replay FILE [INTERVAL [COUNT]] a recording, through the same flags
   iotrace-bpf check                          what this kernel and host offer
   iotrace-bpf elasticsearch setup            templates, lifecycle and dashboard
   iotrace-bpf completion bash|zsh|fish       a completion script for the shell
