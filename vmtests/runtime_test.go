@@ -34,6 +34,7 @@ func TestRuntimes(t *testing.T) {
 			{name: "cri_cgroupfs", run: runtimeCRI(false), smoke: true},
 			{name: "docker_systemd", run: runtimeDocker, smoke: true},
 			{name: "podman_rootless", run: runtimePodmanRootless, smoke: true},
+			{name: "docker_rootless", run: runtimeDockerRootless},
 			{name: "nspawn", run: runtimeNspawn, smoke: true},
 			{name: "lxc", run: runtimeLXC, smoke: true},
 		},
@@ -326,7 +327,7 @@ func (s session) try(args ...string) (string, error) {
 	s.g.Helper()
 	return s.g.Try("setpriv", append([]string{"--reuid", fmt.Sprint(user), "--regid", fmt.Sprint(user), "--clear-groups", "env", "--ignore-environment",
 		"PATH=/usr/bin:/usr/sbin", "HOME=/home/app", "USER=app", "XDG_RUNTIME_DIR=" + s.runtime(),
-		"DBUS_SESSION_BUS_ADDRESS=unix:path=" + s.runtime() + "/bus", "LC_ALL=C.UTF-8"}, args...)...)
+		"DBUS_SESSION_BUS_ADDRESS=unix:path=" + s.runtime() + "/bus", "DOCKER_HOST=unix://" + s.runtime() + "/docker.sock", "LC_ALL=C.UTF-8"}, args...)...)
 }
 
 func (s session) must(args ...string) string {
@@ -369,6 +370,38 @@ func runtimePodmanRootless(g *guest.Guest) {
 	}
 	t.finish()
 	checkSays(g, s.runtime()+"/podman/podman.sock", `podman: ok, Podman Engine \S+, API \S+, 2 containers$`)
+}
+
+// runtimeDockerRootless is a user's dockerd, in namespaces of rootlesskit.
+func runtimeDockerRootless(g *guest.Guest) {
+	g.Modprobe("overlay", "tun")
+	if err := os.Chmod("/dev/net/tun", 0o666); err != nil { // as udev does, which is not here
+		g.Fatal(err)
+	}
+	s := startSession(g)
+	s.must("systemd-run", "--user", "--unit", "dockerd", "--property", "Delegate=yes", "--setenv", "DOCKERD_ROOTLESS_ROOTLESSKIT_NET=slirp4netns",
+		"/usr/share/docker.io/contrib/dockerd-rootless.sh", "--bridge", "none", "--iptables=false", "--ip6tables=false")
+	g.Cleanup(func() {
+		if g.Failed() {
+			out, _ := g.Try("journalctl", "--no-pager", "--lines=60", fmt.Sprintf("_UID=%d", user))
+			g.Logf("journal: %s", out)
+		}
+		_, _ = s.try("systemctl", "--user", "stop", "dockerd")
+	})
+	g.Eventually("the user's dockerd answers", func() bool { _, err := s.try("docker", "version"); return err == nil })
+	if info := s.must("docker", "info", "--format", "{{.CgroupDriver}} {{.CgroupVersion}} {{.SecurityOptions}}"); !strings.HasPrefix(info, "systemd 2 ") ||
+		!strings.Contains(info, "rootless") {
+		g.Fatalf("docker says %q", info)
+	}
+	s.must("docker", "load", "--input", s.image(enginetest.Image))
+	loads := two(user, composeRow("docker", s.cgroup(), "busybox"))
+	t := traceRuntimes(g, loads...)
+	for _, w := range loads {
+		s.must(append([]string{"docker", "run", "--detach", "--network", "none"}, composeRun(w)...)...)
+		g.Cleanup(func() { _, _ = s.try("docker", "rm", "--force", w.name+"-web-1") })
+	}
+	t.finish()
+	checkSays(g, s.runtime()+"/docker.sock", `docker: ok, \S.*, API 1\.\d+, 2 containers$`)
 }
 
 // tree unpacks busybox as the root of a container.
