@@ -748,7 +748,10 @@ int iot_fuse_request_send_again(__u64 *ctx)
 	__u64 id = iot_fuse_id(ctx[0]);
 	struct flight *f = bpf_map_lookup_elem(&flights, &id);
 
-	return f && !f->submitted ? 0 : iot_fuse_send(ctx[0]);
+	if (f && !f->submitted)
+		return 0;
+	iot_lost(IOT_STOOD_IN, 1);
+	return iot_fuse_send(ctx[0]);
 }
 
 SEC("raw_tp/fuse_request_end")
@@ -756,8 +759,10 @@ int iot_fuse_request_end_again(__u64 *ctx)
 {
 	__u64 args = iot_word_at(ctx[0] + layout.req_args), id = iot_fuse_id(ctx[0]);
 
-	if (bpf_map_lookup_elem(&flights, &id))
+	if (bpf_map_lookup_elem(&flights, &id)) {
+		iot_lost(IOT_STOOD_IN, 1);
 		iot_fuse_finish(id, args, iot_u32_at(ctx[0] + layout.req_error));
+	}
 	return 0;
 }
 

@@ -273,8 +273,8 @@ func (k *fuseKernel) signals(app, preempts bool) []signal {
 	if send.hooks[0].kind == rawTracepoint {
 		// After those they stand in for: programs run in the order they were attached.
 		signals = append(signals,
-			signal{hooks: []hook{{kind: rawTracepoint, target: "fuse_request_end", program: bpf.FUSEProgIotFuseRequestEndAgain}}, optional: fuseSkippedCost},
-			signal{hooks: []hook{{kind: rawTracepoint, target: "fuse_request_send", program: bpf.FUSEProgIotFuseRequestSendAgain}}, optional: fuseSkippedCost})
+			signal{hooks: []hook{{kind: rawTracepoint, target: "fuse_request_end", program: bpf.FUSEProgIotFuseRequestEndAgain, standIn: true}}, optional: fuseSkippedCost},
+			signal{hooks: []hook{{kind: rawTracepoint, target: "fuse_request_send", program: bpf.FUSEProgIotFuseRequestSendAgain, standIn: true}}, optional: fuseSkippedCost})
 	}
 	if app {
 		signals = append(signals, k.appSignals()...)
