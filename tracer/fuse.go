@@ -239,13 +239,14 @@ const (
 // preempts programs on tracepoints, and skips others for that, ends are taken from
 // the function first: one that nobody saw would not be counted at all.
 func (k *fuseKernel) signals(app, preempts bool) []signal {
-	// An fentry program keeps its module from being removed; a kprobe does not.
+	// An fentry program keeps its module from being removed, and is skipped while
+	// another run of it is preempted; a kprobe has neither fault.
 	probes := func(function, fentryProgram, kprobeProgram string) []hook {
 		hooks := []hook{
 			{kind: fentry, target: function, program: fentryProgram},
 			{kind: kprobe, target: function, program: kprobeProgram},
 		}
-		if k.module {
+		if k.module || preempts {
 			hooks[0], hooks[1] = hooks[1], hooks[0]
 		}
 		return hooks

@@ -98,11 +98,7 @@ type snapshot struct {
 	end      time.Time
 	overflow map[bpf.HostUsageKey]bpf.HostUsage
 	losses   [lossKinds]uint64
-	bpf      time.Duration
-	runs     uint64
-	misses   uint64
-
-	latencies uint64 // misses of hooks that are for latencies alone
+	cost
 }
 
 // debt is what requeued requests still have to give back: they were counted in
@@ -219,10 +215,11 @@ func (t *Tracer) Read() (*Interval, error) {
 			iv.Rows = append(iv.Rows, *r)
 		}
 	}
+	cost := t.readCost() // before the losses: no work that was stood in for is newer than its miss
 	if err := t.readLosses(iv); err != nil {
 		return nil, err
 	}
-	t.readCost(iv)
+	t.settleCost(iv, cost)
 	t.last.end = iv.End
 	return iv, nil
 }
@@ -398,36 +395,45 @@ func (t *Tracer) readLosses(iv *Interval) error {
 	return nil
 }
 
-// readCost asks the kernel what our programs cost and how often it skipped one.
-func (t *Tracer) readCost(iv *Interval) {
-	var spent time.Duration
-	var runs, misses, latencies uint64
+// cost is what our programs have cost so far and how often the kernel skipped one.
+type cost struct {
+	spent             time.Duration
+	runs              uint64
+	misses, latencies uint64 // of those that are for latencies alone, the second
+}
+
+// readCost asks the kernel.
+func (t *Tracer) readCost() (c cost) {
 	for _, a := range t.attached() {
 		s, err := a.program.Stats()
 		if err != nil {
 			continue // before 5.12 there are no misses, before 5.1 nothing
 		}
-		spent += s.Runtime
-		runs += s.RunCount
+		c.spent += s.Runtime
+		c.runs += s.RunCount
 		switch {
 		case a.latency:
-			latencies += s.RecursionMisses
+			c.latencies += s.RecursionMisses
 		case !a.standIn:
-			misses += s.RecursionMisses
+			c.misses += s.RecursionMisses
 		}
 	}
-	// What nobody stood in for.
-	misses -= min(misses, t.last.losses[stoodIn])
+	return c
+}
+
+// settleCost books what is new of it, of misses those that nobody stood in for.
+func (t *Tracer) settleCost(iv *Interval, c cost) {
+	c.misses -= min(c.misses, t.last.losses[stoodIn])
 	// Programs that were closed took their figures with them.
-	if spent >= t.last.bpf && runs >= t.last.runs {
-		iv.BPFNanos = uint64(spent - t.last.bpf)
-		iv.BPFRuns = runs - t.last.runs
+	if c.spent >= t.last.spent && c.runs >= t.last.runs {
+		iv.BPFNanos = uint64(c.spent - t.last.spent)
+		iv.BPFRuns = c.runs - t.last.runs
 	}
-	if misses >= t.last.misses {
-		iv.Lost.Misses = misses - t.last.misses
+	if c.misses >= t.last.misses {
+		iv.Lost.Misses = c.misses - t.last.misses
 	}
-	if latencies >= t.last.latencies {
-		iv.Lost.Latencies += latencies - t.last.latencies
+	if c.latencies >= t.last.latencies {
+		iv.Lost.Latencies += c.latencies - t.last.latencies
 	}
-	t.last.bpf, t.last.runs, t.last.misses, t.last.latencies = spent, runs, misses, latencies
+	t.last.cost = c
 }

@@ -118,10 +118,12 @@ func (g *Guest) HoldWriteback() {
 func (g *Guest) DropCaches() {
 	g.Helper()
 	unix.Sync()
-	// What processors keep in lists of their own stays in the cache: compaction
-	// begins with emptying those.
-	g.WriteFile("/proc/sys/vm/compact_memory", "1")
-	g.WriteFile("/proc/sys/vm/drop_caches", "3")
+	// What processors keep in lists of their own stays in the cache, and what stays
+	// is put on such a list again. Compaction begins with emptying those.
+	for range 2 {
+		g.WriteFile("/proc/sys/vm/compact_memory", "1")
+		g.WriteFile("/proc/sys/vm/drop_caches", "3")
+	}
 }
 
 // Sync writes everything dirty, as a process outside all test cgroups, and waits

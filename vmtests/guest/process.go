@@ -31,6 +31,8 @@ type Process struct {
 func (c *Cgroup) Process() *Process {
 	c.g.Helper()
 	p := &Process{g: c.g, cmd: c.Command(self(), "serve")}
+	// A signal of Go's own makes sendfile(2) throw away what it has read, and read it again.
+	p.cmd.Env = append(p.cmd.Env, "GODEBUG=asyncpreemptoff=1")
 	in, err := p.cmd.StdinPipe()
 	if err != nil {
 		c.g.Fatal(err)

@@ -284,7 +284,10 @@ func (r *Report) Read(source, device string, c *Cgroup) int64 {
 // Table renders the rows of a source for the message of a failed comparison.
 func (r *Report) Table(source string) string {
 	type key struct{ owner, device string }
-	type sum struct{ rb, ro, wb, wo int64 }
+	type sum struct {
+		rb, ro, wb, wo int64
+		basis          map[string]int64
+	}
 	var order []key
 	rows := map[key]*sum{}
 	for _, d := range r.Where("iotrace.source", source) {
@@ -294,18 +297,23 @@ func (r *Report) Table(source string) string {
 		}
 		k := key{owner, d.String("iotrace.device.id") + " " + d.String("iotrace.device.name")}
 		if rows[k] == nil {
-			rows[k] = &sum{}
+			rows[k] = &sum{basis: map[string]int64{}}
 			order = append(order, k)
 		}
 		rows[k].rb += d.Int("iotrace.read.bytes")
 		rows[k].ro += d.Int("iotrace.read.ops")
 		rows[k].wb += d.Int("iotrace.write.bytes")
 		rows[k].wo += d.Int("iotrace.write.ops")
+		for field := range d {
+			if basis, ok := strings.CutPrefix(field, "iotrace.basis."); ok {
+				rows[k].basis[basis] += d.Int(field)
+			}
+		}
 	}
 	var b strings.Builder
 	for _, k := range order {
 		s := rows[k]
-		fmt.Fprintf(&b, "%-40s %-16s read %d in %d, write %d in %d\n", k.owner, k.device, s.rb, s.ro, s.wb, s.wo)
+		fmt.Fprintf(&b, "%-40s %-16s read %d in %d, write %d in %d, by %v\n", k.owner, k.device, s.rb, s.ro, s.wb, s.wo, s.basis)
 	}
 	return b.String()
 }
