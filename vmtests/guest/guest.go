@@ -117,7 +117,7 @@ func (g *Guest) HoldWriteback() {
 // DropCaches forgets every clean page, so that reads are cold.
 func (g *Guest) DropCaches() {
 	g.Helper()
-	unix.Sync()
+	g.Sync()
 	// What processors keep in lists of their own stays in the cache, and what stays
 	// is put on such a list again. Compaction begins with emptying those.
 	for range 2 {
@@ -127,16 +127,20 @@ func (g *Guest) DropCaches() {
 }
 
 // Sync writes everything dirty, as a process outside all test cgroups, and waits
-// until nothing is dirty or on its way any more.
+// until nothing is dirty or on its way any more. From 6.19 on sync(2) does not wait
+// for FUSE, so the counters are asked: what is dirty first, because pages become
+// clean by way of being written, and not before each processor has added up what
+// it counted by itself.
 func (g *Guest) Sync() {
 	g.Helper()
 	unix.Sync()
 	g.Eventually("dirty pages written", func() bool {
-		left := g.meminfo("Writeback") + g.meminfo("NFS_Unstable") + g.meminfo("WritebackTmp")
-		if dirty := g.meminfo("Dirty"); dirty > 0 {
+		g.WriteFile("/proc/sys/vm/stat_refresh", "1")
+		if g.meminfo("Dirty") > 0 {
 			unix.Sync()
+			return false
 		}
-		return left == 0 && g.meminfo("Dirty") == 0
+		return g.meminfo("Writeback")+g.meminfo("NFS_Unstable")+g.meminfo("WritebackTmp") == 0
 	})
 }
 
