@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-
-	"golang.org/x/sys/unix"
 )
 
 // Device is a block device as the kernel has it stacked.
@@ -26,6 +24,7 @@ type Device struct {
 // which takes a few system calls.
 type Devices struct {
 	sys, dev, proc string // roots of sysfs, devtmpfs and procfs
+	driver         *loopDriver
 
 	mu   sync.Mutex
 	last map[Dev]Device // what was seen last, for devices that are gone
@@ -33,7 +32,7 @@ type Devices struct {
 
 // NewDevices returns the devices of this host.
 func NewDevices() *Devices {
-	return &Devices{sys: "/sys", dev: "/dev", proc: "/proc", last: map[Dev]Device{}}
+	return &Devices{sys: "/sys", dev: "/dev", proc: "/proc", driver: theLoopDriver, last: map[Dev]Device{}}
 }
 
 // maxGoneDevices bounds the memory for devices that are gone.
@@ -53,7 +52,7 @@ func (d *Devices) Device(dev Dev) Device {
 	}
 	found := Device{Dev: dev, Name: strings.ReplaceAll(filepath.Base(dir), "!", "/")}
 	slaves, _ := os.ReadDir(filepath.Join(dir, "slaves"))
-	found.Stacked = len(slaves) > 0 || d.loopOverLocal(dir, found.Name)
+	found.Stacked = len(slaves) > 0 || d.loopOverLocal(found.Name)
 	if known, ok := d.last[dev]; ok && !found.Stacked && known.Stacked && known.Name == found.Name {
 		if _, err := os.Stat(filepath.Join(dir, "loop")); errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(found.Name, "loop") {
 			// Detached since its I/O was counted: that was still stacked.
@@ -70,38 +69,13 @@ func (d *Devices) Device(dev Dev) Device {
 // loopOverLocal tells whether a device is a loop device whose backing file is on
 // a block device of this host. A file in memory or on a network file system
 // leaves the loop device a leaf.
-func (d *Devices) loopOverLocal(dir, name string) bool {
-	backing, err := os.ReadFile(filepath.Join(dir, "loop", "backing_file"))
+func (d *Devices) loopOverLocal(name string) bool {
+	file, err := d.driver.file(filepath.Join(d.sys, "block", name), filepath.Join(d.dev, name))
 	if err != nil {
-		return false
+		// Where its backing file is, if it has one, cannot be seen: rather not count it twice.
+		return !errors.Is(err, errLoopDetached)
 	}
-	major, minor, err := d.backingDevice(name, strings.TrimSuffix(string(backing), "\n"))
-	if err != nil {
-		return true // it has a backing file; where, cannot be seen: rather not count it twice
-	}
-	if major != 0 {
-		return true
-	}
-	return d.anonymousIsLocal(Dev(major<<20 | minor))
-}
-
-// backingDevice returns the device of the file system that holds a loop
-// device's backing file. The driver itself knows best: the path may lie in
-// another mount namespace.
-func (d *Devices) backingDevice(name, path string) (major, minor uint32, err error) {
-	fd, err := unix.Open(filepath.Join(d.dev, name), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err == nil {
-		defer unix.Close(fd)
-		info, err := unix.IoctlLoopGetStatus64(fd)
-		if err == nil {
-			return unix.Major(info.Device), unix.Minor(info.Device), nil
-		}
-	}
-	var st unix.Stat_t
-	if err := unix.Stat(path, &st); err != nil {
-		return 0, 0, err
-	}
-	return unix.Major(st.Dev), unix.Minor(st.Dev), nil
+	return file.fs.Major() != 0 || d.anonymousIsLocal(file.fs)
 }
 
 // anonymousIsLocal tells whether a file system without a device number of its

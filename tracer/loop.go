@@ -24,6 +24,7 @@ type loops struct {
 	files   *ebpf.Map
 	live    *ebpf.Map
 	devices *Devices
+	driver  *loopDriver
 
 	mu    sync.Mutex
 	known map[Dev]bpf.BlockLoopFile
@@ -33,7 +34,7 @@ type loops struct {
 const loopNotesLive = uint32(1)
 
 func newLoops(files, live *ebpf.Map) *loops {
-	return &loops{files: files, live: live, devices: NewDevices(), known: map[Dev]bpf.BlockLoopFile{}}
+	return &loops{files: files, live: live, devices: NewDevices(), driver: theLoopDriver, known: map[Dev]bpf.BlockLoopFile{}}
 }
 
 // scan brings the map up to date with the loop devices that exist.
@@ -55,19 +56,19 @@ func (l *loops) scan() error {
 		if !ok {
 			continue
 		}
-		file, err := loopFile(filepath.Join(l.devices.dev, filepath.Base(filepath.Dir(dir))))
-		if err != nil {
+		file, err := l.driver.file(filepath.Dir(dir), filepath.Join(l.devices.dev, filepath.Base(filepath.Dir(dir))))
+		if err != nil || file.guessed {
 			continue
 		}
-		if Dev(file.Fsdev).Major() == 0 {
+		if file.fs.Major() == 0 {
 			if types == nil {
 				types = l.devices.fileSystems()
 			}
-			if inMemory(types[Dev(file.Fsdev)]) {
+			if inMemory(types[file.fs]) {
 				continue // nobody will ask whose its pages are, and notes cost
 			}
 		}
-		found[dev] = file
+		found[dev] = bpf.BlockLoopFile{Ino: file.ino, Offset: file.offset, Fsdev: uint32(file.fs)}
 	}
 	var errs []error
 	for dev := range l.known {
@@ -92,23 +93,6 @@ func (l *loops) scan() error {
 		return fmt.Errorf("naming the files of loop devices: %w", err)
 	}
 	return nil
-}
-
-// loopFile asks the loop driver for its backing file.
-func loopFile(path string) (bpf.BlockLoopFile, error) {
-	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return bpf.BlockLoopFile{}, err
-	}
-	defer unix.Close(fd)
-	info, err := unix.IoctlLoopGetStatus64(fd)
-	if err != nil {
-		return bpf.BlockLoopFile{}, err
-	}
-	return bpf.BlockLoopFile{
-		Ino: info.Inode, Offset: info.Offset,
-		Fsdev: unix.Major(info.Device)<<20 | unix.Minor(info.Device),
-	}, nil
 }
 
 // watch scans whenever the kernel announces that a loop device changed. Without
@@ -137,7 +121,10 @@ func (l *loops) watch(ctx context.Context) error {
 			}
 			return err
 		}
-		if bytes.Contains(buf[:n], []byte("/block/loop")) {
+		if _, name, ok := bytes.Cut(buf[:n], []byte("/block/loop")); ok {
+			name, _, _ = bytes.Cut(name, []byte{0})
+			// Before 5.15 an attachment of the same path looks like the one before.
+			l.driver.forget(filepath.Join(l.devices.sys, "block", "loop"+string(name)), nil)
 			if err := l.scan(); err != nil {
 				return err
 			}

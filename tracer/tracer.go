@@ -37,6 +37,11 @@ type Options struct {
 	RecordRing uint32 // bytes, a power of two; 0 means 8 MiB
 	NoticeRing uint32 // bytes, a power of two; 0 means 1 MiB
 
+	// HoldLoops puts off until AskLoops what may leave a thread of this process
+	// waiting for a file server for ever. A program that changes all of its threads
+	// at once, such as their capabilities, would wait with it.
+	HoldLoops bool
+
 	Log *slog.Logger // nil discards
 }
 
@@ -109,6 +114,7 @@ func New(opt Options) (*Tracer, error) {
 	if err := rlimit.RemoveMemlock(); err != nil { // needed until 5.11
 		opt.Log.Debug("memory lock limit not raised", "error", err)
 	}
+	theLoopDriver.hold(opt.HoldLoops)
 	h, err := newHost(opt)
 	if err != nil {
 		return nil, err
@@ -132,6 +138,13 @@ func New(opt Options) (*Tracer, error) {
 	}
 	t.start = time.Now()
 	return t, nil
+}
+
+// AskLoops finds out which files loop devices are over, if Options.HoldLoops put
+// that off. It waits for those whose file system answers.
+func (t *Tracer) AskLoops() {
+	theLoopDriver.hold(false)
+	t.refresh()
 }
 
 func (t *Tracer) openAll() error {

@@ -61,14 +61,15 @@ func (s *session) runWith(ctx context.Context, main sink) error {
 	if err != nil {
 		return err
 	}
+	absent := slices.ContainsFunc(s.tracer.Status(), func(st tracer.Status) bool { return !st.Attached })
+	if err := dropPrivileges(s.opt.keptCapabilities(absent)); err != nil {
+		s.log.Debug("privileges stay", "error", err)
+	}
+	s.tracer.AskLoops() // now that no thread has to be waited for any more
 	if name := s.opt.readyFile; name != "" {
 		if err := os.WriteFile(name, nil, 0o600); err != nil {
 			return errors.Join(fmt.Errorf("creating the ready file: %w", err), out.Close())
 		}
-	}
-	absent := slices.ContainsFunc(s.tracer.Status(), func(st tracer.Status) bool { return !st.Attached })
-	if err := dropPrivileges(s.opt.keptCapabilities(absent)); err != nil {
-		s.log.Debug("privileges stay", "error", err)
 	}
 	return errors.Join(s.run(ctx, out), out.Close())
 }
@@ -140,6 +141,7 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 		CgroupRemoved: s.resolver.CgroupRemoved,
 		MaxGroups:     opt.maxGroups,
 		RecordRing:    opt.ringSize,
+		HoldLoops:     true, // until privileges are dropped
 		Log:           s.log,
 	}
 	if opt.events {

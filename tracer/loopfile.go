@@ -1,0 +1,169 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// loopFile says which file a loop device is over.
+type loopFile struct {
+	fs     Dev // file system that holds the file
+	ino    uint64
+	offset uint64 // bytes into the file at which the device begins
+	// guessed: found by its path, which may be another file in the mount namespace
+	// of who attached it. Only fs is worth something then.
+	guessed bool
+}
+
+// errLoopDetached is the answer about a loop device that is over no file, and about
+// what is no loop device.
+var errLoopDetached = errors.New("no file is attached")
+
+// errLoopWaits is the answer about a loop device whose file system does not answer.
+var errLoopWaits = errors.New("the file system that holds its backing file does not answer")
+
+// loopPatience is how long a new loop device is waited for. It is short because
+// whoever waits is a report.
+const loopPatience = 250 * time.Millisecond
+
+// loopDriver asks the kernel which files loop devices are over. The driver passes
+// the question on (LOOP_GET_STATUS64 calls vfs_getattr): on a network file system
+// it is a request to a server, which may never answer, and whose answer lets the
+// client throw away cached pages. So there is one question for each attachment,
+// and nobody but the question itself waits for its answer.
+type loopDriver struct {
+	ask      func(node, backing string) (loopFile, error)
+	patience time.Duration
+
+	mu    sync.Mutex
+	held  bool                     // nothing may be asked yet
+	asked map[string]*loopQuestion // by sysfs directory of the device
+}
+
+type loopQuestion struct {
+	attached string // what the question was about: see attachment
+	answered chan struct{}
+	file     loopFile
+	err      error
+}
+
+// theLoopDriver is shared by all who ask.
+var theLoopDriver = &loopDriver{ask: askLoop, patience: loopPatience}
+
+// attachment tells one attachment of a loop device from the next, as far as it can
+// be told without asking the file system: path and offset of the file, and from
+// 5.15 on a number that counts attachments. ok is false when nothing is attached.
+func attachment(dir string) (backing, id string, ok bool) {
+	b, err := os.ReadFile(filepath.Join(dir, "loop", "backing_file"))
+	if err != nil || len(b) == 0 {
+		return "", "", false
+	}
+	offset, _ := os.ReadFile(filepath.Join(dir, "loop", "offset"))
+	sequence, _ := os.ReadFile(filepath.Join(dir, "diskseq"))
+	return strings.TrimSuffix(string(b), "\n"), string(b) + string(offset) + string(sequence), true
+}
+
+// file returns which file a loop device is over. dir is the device's directory in
+// sysfs, node its device file. Errors are errLoopDetached, errLoopWaits while there is
+// no answer yet, and the kernel's.
+func (l *loopDriver) file(dir, node string) (loopFile, error) {
+	backing, id, ok := attachment(dir)
+	if !ok {
+		return loopFile{}, fmt.Errorf("%s: %w", filepath.Base(dir), errLoopDetached)
+	}
+	l.mu.Lock()
+	if l.held {
+		l.mu.Unlock()
+		return loopFile{}, fmt.Errorf("%s: not asked yet: %w", filepath.Base(dir), errLoopWaits)
+	}
+	q := l.asked[dir]
+	fresh := q == nil || q.attached != id
+	if fresh {
+		q = &loopQuestion{attached: id, answered: make(chan struct{})}
+		if l.asked == nil || len(l.asked) >= maxGoneDevices {
+			l.asked = map[string]*loopQuestion{}
+		}
+		l.asked[dir] = q
+		go func() {
+			defer close(q.answered)
+			q.file, q.err = l.ask(node, backing)
+		}()
+	}
+	l.mu.Unlock()
+	wait := time.Duration(0) // who was waited for once, is not waited for again
+	if fresh {
+		wait = l.patience
+	}
+	if !q.wait(wait) {
+		return loopFile{}, fmt.Errorf("%s: %w", filepath.Base(dir), errLoopWaits)
+	}
+	if q.err != nil {
+		l.forget(dir, q)
+	}
+	return q.file, q.err
+}
+
+// hold puts questions off, or lets them be asked.
+func (l *loopDriver) hold(on bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.held = on
+}
+
+func (q *loopQuestion) wait(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-q.answered:
+		return true
+	case <-timer.C:
+	}
+	select { // both were ready
+	case <-q.answered:
+		return true
+	default:
+		return false
+	}
+}
+
+// forget lets a device be asked about again: what its driver said may not be true
+// any more. A question that is open stays open.
+func (l *loopDriver) forget(dir string, only *loopQuestion) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	q := l.asked[dir]
+	if q == nil || only != nil && q != only {
+		return
+	}
+	select {
+	case <-q.answered:
+		delete(l.asked, dir)
+	default:
+	}
+}
+
+// askLoop asks the driver, and where its device file cannot be opened the path.
+func askLoop(node, backing string) (loopFile, error) {
+	fd, err := unix.Open(node, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err == nil {
+		defer unix.Close(fd)
+		info, err := unix.IoctlLoopGetStatus64(fd)
+		if err == nil {
+			return loopFile{
+				fs: Dev(unix.Major(info.Device)<<20 | unix.Minor(info.Device)), ino: info.Inode, offset: info.Offset,
+			}, nil
+		}
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(backing, &st); err != nil {
+		return loopFile{}, err
+	}
+	return loopFile{fs: Dev(unix.Major(st.Dev)<<20 | unix.Minor(st.Dev)), guessed: true}, nil
+}
