@@ -29,8 +29,8 @@ var errLoopDetached = errors.New("no file is attached")
 // errLoopWaits is the answer about a loop device whose file system does not answer.
 var errLoopWaits = errors.New("the file system that holds its backing file does not answer")
 
-// loopPatience is how long a new loop device is waited for. It is short because
-// whoever waits is a report.
+// loopPatience is how long an answer is waited for, from when the question was put.
+// It is short because whoever waits is a report.
 const loopPatience = 250 * time.Millisecond
 
 // loopDriver asks the kernel which files loop devices are over. The driver passes
@@ -49,6 +49,7 @@ type loopDriver struct {
 
 type loopQuestion struct {
 	attached string // what the question was about: see attachment
+	put      time.Time
 	answered chan struct{}
 	file     loopFile
 	err      error
@@ -84,9 +85,8 @@ func (l *loopDriver) file(dir, node string) (loopFile, error) {
 		return loopFile{}, fmt.Errorf("%s: not asked yet: %w", filepath.Base(dir), errLoopWaits)
 	}
 	q := l.asked[dir]
-	fresh := q == nil || q.attached != id
-	if fresh {
-		q = &loopQuestion{attached: id, answered: make(chan struct{})}
+	if q == nil || q.attached != id {
+		q = &loopQuestion{attached: id, put: time.Now(), answered: make(chan struct{})}
 		if l.asked == nil || len(l.asked) >= maxGoneDevices {
 			l.asked = map[string]*loopQuestion{}
 		}
@@ -97,11 +97,7 @@ func (l *loopDriver) file(dir, node string) (loopFile, error) {
 		}()
 	}
 	l.mu.Unlock()
-	wait := time.Duration(0) // who was waited for once, is not waited for again
-	if fresh {
-		wait = l.patience
-	}
-	if !q.wait(wait) {
+	if !q.wait(l.patience - time.Since(q.put)) {
 		return loopFile{}, fmt.Errorf("%s: %w", filepath.Base(dir), errLoopWaits)
 	}
 	if q.err != nil {
