@@ -286,9 +286,16 @@ func fuseMapped(o guest.FUSEOptions) func(*guest.Guest) {
 		ma.Msync()
 		truth := t.stop()
 		// What was not there had to be read first, page by page or ahead.
-		// A page that is flushed while it is being filled goes out twice.
-		t.Within("a wrote", t.of("write.bytes", a), 4<<20, 100)
-		t.Within("b wrote", t.of("write.bytes", b), 2<<20, 100)
+		// A page that is flushed while it is being filled goes out twice: 1.2 % did
+		// once. None can be missing, and what came on top was the daemon's to take.
+		for name, w := range map[string]struct {
+			c    *guest.Cgroup
+			size int64
+		}{"a": {a, 4 << 20}, "b": {b, 2 << 20}} {
+			if got := t.of("write.bytes", w.c); got < w.size || got > w.size+w.size/10 {
+				g.Errorf("%s wrote %d, want %d and no more than a tenth twice", name, got, w.size)
+			}
+		}
 		t.Equal("both wrote", t.of("write.bytes", a)+t.of("write.bytes", b), truth.WriteBytes)
 		t.Equal("both read", t.of("read.bytes", a)+t.of("read.bytes", b), truth.ReadBytes)
 	}
