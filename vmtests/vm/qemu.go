@@ -156,8 +156,7 @@ func (g Guest) args(dir string) ([]string, error) {
 	// waited for. The time-outs are generous, because an emulated processor on a
 	// busy machine is slow, not stuck.
 	// A processor that is emulated on a busy machine looks to the kernel as if its
-	// clock were broken: it would go over to one that costs much more, by way of
-	// changing code that runs, which does not always end well under emulation.
+	// clock were broken, and it would go over to one that costs much more.
 	words := append([]string{"console=" + console, "panic=-1", "oops=panic", "loglevel=5", "rcupdate.rcu_cpu_stall_timeout=90",
 		"watchdog_thresh=60", "net.ifnames=0", "mitigations=off", "random.trust_cpu=on", "tsc=reliable"}, g.Append...)
 	return append(a, "-append", strings.Join(words, " ")), nil
