@@ -23,8 +23,8 @@ type Device struct {
 // are stacked anew at any time: so each is looked at again whenever it did I/O,
 // which takes a few system calls.
 type Devices struct {
-	sys, dev, proc string // roots of sysfs, devtmpfs and procfs
-	driver         *loopDriver
+	sys, dev, proc string      // roots of sysfs, devtmpfs and procfs
+	driver         *loopDriver // says which files loop devices are over
 
 	mu   sync.Mutex
 	last map[Dev]Device // what was seen last, for devices that are gone
@@ -70,12 +70,17 @@ func (d *Devices) Device(dev Dev) Device {
 // a block device of this host. A file in memory or on a network file system
 // leaves the loop device a leaf.
 func (d *Devices) loopOverLocal(name string) bool {
-	file, err := d.driver.file(filepath.Join(d.sys, "block", name), filepath.Join(d.dev, name))
+	file, err := d.loopFile(name)
 	if err != nil {
 		// Where its backing file is, if it has one, cannot be seen: rather not count it twice.
 		return !errors.Is(err, errLoopDetached)
 	}
 	return file.fs.Major() != 0 || d.anonymousIsLocal(file.fs)
+}
+
+// loopFile returns which file a loop device is over: see loopDriver.
+func (d *Devices) loopFile(name string) (loopFile, error) {
+	return d.driver.file(filepath.Join(d.sys, "block", name), filepath.Join(d.dev, name))
 }
 
 // anonymousIsLocal tells whether a file system without a device number of its

@@ -24,7 +24,6 @@ type loops struct {
 	files   *ebpf.Map
 	live    *ebpf.Map
 	devices *Devices
-	driver  *loopDriver
 
 	mu    sync.Mutex
 	known map[Dev]bpf.BlockLoopFile
@@ -34,7 +33,7 @@ type loops struct {
 const loopNotesLive = uint32(1)
 
 func newLoops(files, live *ebpf.Map) *loops {
-	return &loops{files: files, live: live, devices: NewDevices(), driver: theLoopDriver, known: map[Dev]bpf.BlockLoopFile{}}
+	return &loops{files: files, live: live, devices: NewDevices(), known: map[Dev]bpf.BlockLoopFile{}}
 }
 
 // scan brings the map up to date with the loop devices that exist.
@@ -56,7 +55,7 @@ func (l *loops) scan() error {
 		if !ok {
 			continue
 		}
-		file, err := l.driver.file(filepath.Dir(dir), filepath.Join(l.devices.dev, filepath.Base(filepath.Dir(dir))))
+		file, err := l.devices.loopFile(filepath.Base(filepath.Dir(dir)))
 		if err != nil || file.guessed {
 			continue
 		}
@@ -124,7 +123,7 @@ func (l *loops) watch(ctx context.Context) error {
 		if _, name, ok := bytes.Cut(buf[:n], []byte("/block/loop")); ok {
 			name, _, _ = bytes.Cut(name, []byte{0})
 			// Before 5.15 an attachment of the same path looks like the one before.
-			l.driver.forget(filepath.Join(l.devices.sys, "block", "loop"+string(name)), nil)
+			l.devices.driver.forget(filepath.Join(l.devices.sys, "block", "loop"+string(name)))
 			if err := l.scan(); err != nil {
 				return err
 			}

@@ -85,7 +85,7 @@ func (l *loopDriver) file(dir, node string) (loopFile, error) {
 		return loopFile{}, fmt.Errorf("%s: not asked yet: %w", filepath.Base(dir), errLoopWaits)
 	}
 	q := l.asked[dir]
-	if q == nil || q.attached != id {
+	if q == nil || q.attached != id || q.wait(0) && q.err != nil {
 		q = &loopQuestion{attached: id, put: time.Now(), answered: make(chan struct{})}
 		if l.asked == nil || len(l.asked) >= maxGoneDevices {
 			l.asked = map[string]*loopQuestion{}
@@ -100,9 +100,6 @@ func (l *loopDriver) file(dir, node string) (loopFile, error) {
 	if !q.wait(l.patience - time.Since(q.put)) {
 		return loopFile{}, fmt.Errorf("%s: %w", filepath.Base(dir), errLoopWaits)
 	}
-	if q.err != nil {
-		l.forget(dir, q)
-	}
 	return q.file, q.err
 }
 
@@ -113,35 +110,31 @@ func (l *loopDriver) hold(on bool) {
 	l.held = on
 }
 
+// wait tells whether the question was answered within d.
 func (q *loopQuestion) wait(d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
 	select {
 	case <-q.answered:
 		return true
-	case <-timer.C:
+	default:
 	}
-	select { // both were ready
+	if d <= 0 {
+		return false
+	}
+	select {
 	case <-q.answered:
 		return true
-	default:
+	case <-time.After(d):
 		return false
 	}
 }
 
 // forget lets a device be asked about again: what its driver said may not be true
 // any more. A question that is open stays open.
-func (l *loopDriver) forget(dir string, only *loopQuestion) {
+func (l *loopDriver) forget(dir string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	q := l.asked[dir]
-	if q == nil || only != nil && q != only {
-		return
-	}
-	select {
-	case <-q.answered:
+	if q := l.asked[dir]; q != nil && q.wait(0) {
 		delete(l.asked, dir)
-	default:
 	}
 }
 

@@ -49,7 +49,7 @@ func TestLoopDriverAsksOnce(t *testing.T) {
 	want(2, 6)
 	attach(t, dir, "/other", "2") // detached, and attached to the same path
 	want(3, 6)
-	l.forget(dir, nil)
+	l.forget(dir)
 	want(4, 6)
 	if err := os.RemoveAll(filepath.Join(dir, "loop")); err != nil {
 		t.Fatal(err)
@@ -77,7 +77,7 @@ func TestLoopDriverWaits(t *testing.T) {
 		if _, err := l.file(dir, ""); !errors.Is(err, errLoopWaits) {
 			t.Fatalf("no answer yet: %v", err)
 		}
-		l.forget(dir, nil) // an open question stays
+		l.forget(dir) // an open question stays
 	}
 	answer <- loopFile{ino: 7}
 	l.patience = time.Minute
