@@ -808,7 +808,7 @@ func nfsUmountForce(g *guest.Guest) {
 }
 
 func nfsSmallFiles(g *guest.Guest) {
-	files := smallFiles(g)
+	const files = 10_000
 	g.HoldWriteback()
 	g.NFS("3")
 	tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)

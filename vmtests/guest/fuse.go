@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -143,18 +144,32 @@ func (m *FUSEMount) signal(s syscall.Signal) {
 // Count asks the daemon for its counters.
 func (m *FUSEMount) Count() FUSECount {
 	m.g.Helper()
-	if _, err := io.WriteString(m.in, "count\n"); err != nil {
+	var c FUSECount
+	m.ask("count", &c)
+	return c
+}
+
+// Written asks the daemon how many bytes it took for files that were created by
+// this name.
+func (m *FUSEMount) Written(name string) int64 {
+	m.g.Helper()
+	var n int64
+	m.ask("written "+name, &n)
+	return n
+}
+
+func (m *FUSEMount) ask(question string, answer any) {
+	m.g.Helper()
+	if _, err := io.WriteString(m.in, question+"\n"); err != nil {
 		m.g.Fatalf("fuse daemon: %v", err)
 	}
 	line, err := m.out.ReadBytes('\n')
 	if err != nil {
 		m.g.Fatalf("fuse daemon: %v", err)
 	}
-	var c FUSECount
-	if err := json.Unmarshal(line, &c); err != nil {
+	if err := json.Unmarshal(line, answer); err != nil {
 		m.g.Fatalf("fuse daemon said %q: %v", line, err)
 	}
-	return c
 }
 
 // counting wraps a file system and counts reads and writes as the kernel sent them.
@@ -162,6 +177,10 @@ type counting struct {
 	fuse.RawFileSystem
 	o                                        FUSEOptions
 	readOps, readBytes, writeOps, writeBytes atomic.Int64
+
+	mu      sync.Mutex
+	created map[uint64]string // by node
+	written map[string]int64  // bytes, by the name that a file was created by
 }
 
 func (c *counting) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
@@ -184,6 +203,11 @@ func (c *counting) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) 
 	if st.Ok() {
 		c.writeOps.Add(1)
 		c.writeBytes.Add(int64(n))
+		c.mu.Lock()
+		if name, ok := c.created[in.NodeId]; ok {
+			c.written[name] += int64(n)
+		}
+		c.mu.Unlock()
 	}
 	return n, st
 }
@@ -231,6 +255,11 @@ func (c *counting) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenO
 func (c *counting) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	in.Flags &^= unix.O_DIRECT
 	st := c.RawFileSystem.Create(cancel, in, name, out)
+	if st.Ok() {
+		c.mu.Lock()
+		c.created[out.NodeId] = name
+		c.mu.Unlock()
+	}
 	c.flags(&out.OpenOut)
 	return st
 }
@@ -258,7 +287,8 @@ func ServeFUSE(target string, o FUSEOptions) (*FUSEServer, error) {
 	} else {
 		mo.DisabledCapabilities |= fuse.CAP_PASSTHROUGH
 	}
-	c := &counting{RawFileSystem: fs.NewNodeFS(root, &fs.Options{AttrTimeout: &second, EntryTimeout: &second}), o: o}
+	c := &counting{RawFileSystem: fs.NewNodeFS(root, &fs.Options{AttrTimeout: &second, EntryTimeout: &second}), o: o,
+		created: map[uint64]string{}, written: map[string]int64{}}
 	if o.URing {
 		u, err := serveURing(target, c, &mo)
 		if err != nil {
@@ -287,6 +317,13 @@ func (s *FUSEServer) Count() FUSECount {
 	return n
 }
 
+// Written is how many bytes were taken for files that were created by this name.
+func (s *FUSEServer) Written(name string) int64 {
+	s.counting.mu.Lock()
+	defer s.counting.mu.Unlock()
+	return s.counting.written[name]
+}
+
 // Unmount ends it; it fails while the file system is in use.
 func (s *FUSEServer) Unmount() error { return s.server.Unmount() }
 
@@ -298,8 +335,8 @@ func (s *FUSEServer) wait() {
 	s.server.Wait()
 }
 
-// fuseDaemon is a worker: MOUNTPOINT OPTIONS. It answers "count" on standard
-// input and ends when it is unmounted.
+// fuseDaemon is a worker: MOUNTPOINT OPTIONS. It answers "count" and "written NAME"
+// on standard input and ends when it is unmounted.
 func fuseDaemon(args []string) error {
 	if len(args) != 2 {
 		return errors.New("fuse: mount point and options wanted")
@@ -316,6 +353,10 @@ func fuseDaemon(args []string) error {
 	go func() {
 		enc := json.NewEncoder(os.Stdout)
 		for lines := bufio.NewScanner(os.Stdin); lines.Scan(); {
+			if name, ok := strings.CutPrefix(lines.Text(), "written "); ok {
+				_ = enc.Encode(s.Written(name))
+				continue
+			}
 			_ = enc.Encode(s.Count())
 		}
 	}()
