@@ -178,6 +178,7 @@ enum iot_loss {
 	IOT_LOST_BYTES, /* bytes that not even an overflow row could take */
 	IOT_NOTES_WRITTEN,
 	IOT_STOOD_IN, /* programs that the kernel skipped, and another did their work */
+	IOT_UNSEEN, /* requests that ended without a run of the program that sees them end */
 	IOT_LOSSES,
 };
 
