@@ -165,7 +165,7 @@ type SourceStatus struct {
 type Lost struct {
 	Records   uint64 // per-I/O records (--events): ring full
 	Notices   uint64 // cgroup and vxlan events: ring full
-	Latencies uint64 // completions whose start was not seen
+	Latencies uint64 // completions that were not seen, or whose start was not
 	Groups    uint64 // I/Os booked on (other): totals map full
 	Bytes     uint64 // bytes that could not be booked at all: the only loss in totals
 	Walks     uint64 // requests with more owners than the walk is allowed to see

@@ -146,7 +146,7 @@ type Row struct {
 type Lost struct {
 	Records   uint64 // per-I/O records, ring full
 	Notices   uint64 // cgroup and module events, ring full
-	Latencies uint64 // completions whose issue was not seen, or that the kernel skipped
+	Latencies uint64 // completions whose issue was not seen, or that the kernel skipped, whether it counted them or not
 	Groups    uint64 // I/Os booked on CgroupOther
 	Walks     uint64 // requests with more owners than were looked at
 	Bytes     uint64 // bytes that could not be booked at all
