@@ -79,14 +79,16 @@ const (
 	FUSEProgIotFuseEndFentry          = "iot_fuse_end_fentry"
 	FUSEProgIotFuseEndKprobe          = "iot_fuse_end_kprobe"
 	FUSEProgIotFuseRequestEnd         = "iot_fuse_request_end"
-	FUSEProgIotFuseRequestEndAgain    = "iot_fuse_request_end_again"
 	FUSEProgIotFuseRequestEndKprobe   = "iot_fuse_request_end_kprobe"
+	FUSEProgIotFuseRequestEndSecond   = "iot_fuse_request_end_second"
+	FUSEProgIotFuseRequestEndThird    = "iot_fuse_request_end_third"
 	FUSEProgIotFuseRequestFentry      = "iot_fuse_request_fentry"
 	FUSEProgIotFuseRequestIdmapFentry = "iot_fuse_request_idmap_fentry"
 	FUSEProgIotFuseRequestIdmapKprobe = "iot_fuse_request_idmap_kprobe"
 	FUSEProgIotFuseRequestKprobe      = "iot_fuse_request_kprobe"
 	FUSEProgIotFuseRequestSend        = "iot_fuse_request_send"
-	FUSEProgIotFuseRequestSendAgain   = "iot_fuse_request_send_again"
+	FUSEProgIotFuseRequestSendSecond  = "iot_fuse_request_send_second"
+	FUSEProgIotFuseRequestSendThird   = "iot_fuse_request_send_third"
 	FUSEVarBlkcgUsable                = "blkcg_usable"
 	FUSEVarByMount                    = "by_mount"
 	FUSEVarByProcess                  = "by_process"
@@ -156,14 +158,16 @@ type FUSEProgramSpecs struct {
 	IotFuseEndFentry          *ebpf.ProgramSpec `ebpf:"iot_fuse_end_fentry"`
 	IotFuseEndKprobe          *ebpf.ProgramSpec `ebpf:"iot_fuse_end_kprobe"`
 	IotFuseRequestEnd         *ebpf.ProgramSpec `ebpf:"iot_fuse_request_end"`
-	IotFuseRequestEndAgain    *ebpf.ProgramSpec `ebpf:"iot_fuse_request_end_again"`
 	IotFuseRequestEndKprobe   *ebpf.ProgramSpec `ebpf:"iot_fuse_request_end_kprobe"`
+	IotFuseRequestEndSecond   *ebpf.ProgramSpec `ebpf:"iot_fuse_request_end_second"`
+	IotFuseRequestEndThird    *ebpf.ProgramSpec `ebpf:"iot_fuse_request_end_third"`
 	IotFuseRequestFentry      *ebpf.ProgramSpec `ebpf:"iot_fuse_request_fentry"`
 	IotFuseRequestIdmapFentry *ebpf.ProgramSpec `ebpf:"iot_fuse_request_idmap_fentry"`
 	IotFuseRequestIdmapKprobe *ebpf.ProgramSpec `ebpf:"iot_fuse_request_idmap_kprobe"`
 	IotFuseRequestKprobe      *ebpf.ProgramSpec `ebpf:"iot_fuse_request_kprobe"`
 	IotFuseRequestSend        *ebpf.ProgramSpec `ebpf:"iot_fuse_request_send"`
-	IotFuseRequestSendAgain   *ebpf.ProgramSpec `ebpf:"iot_fuse_request_send_again"`
+	IotFuseRequestSendSecond  *ebpf.ProgramSpec `ebpf:"iot_fuse_request_send_second"`
+	IotFuseRequestSendThird   *ebpf.ProgramSpec `ebpf:"iot_fuse_request_send_third"`
 }
 
 // FUSEMapSpecs contains maps before they are loaded into the kernel.
@@ -316,14 +320,16 @@ type FUSEPrograms struct {
 	IotFuseEndFentry          *ebpf.Program `ebpf:"iot_fuse_end_fentry"`
 	IotFuseEndKprobe          *ebpf.Program `ebpf:"iot_fuse_end_kprobe"`
 	IotFuseRequestEnd         *ebpf.Program `ebpf:"iot_fuse_request_end"`
-	IotFuseRequestEndAgain    *ebpf.Program `ebpf:"iot_fuse_request_end_again"`
 	IotFuseRequestEndKprobe   *ebpf.Program `ebpf:"iot_fuse_request_end_kprobe"`
+	IotFuseRequestEndSecond   *ebpf.Program `ebpf:"iot_fuse_request_end_second"`
+	IotFuseRequestEndThird    *ebpf.Program `ebpf:"iot_fuse_request_end_third"`
 	IotFuseRequestFentry      *ebpf.Program `ebpf:"iot_fuse_request_fentry"`
 	IotFuseRequestIdmapFentry *ebpf.Program `ebpf:"iot_fuse_request_idmap_fentry"`
 	IotFuseRequestIdmapKprobe *ebpf.Program `ebpf:"iot_fuse_request_idmap_kprobe"`
 	IotFuseRequestKprobe      *ebpf.Program `ebpf:"iot_fuse_request_kprobe"`
 	IotFuseRequestSend        *ebpf.Program `ebpf:"iot_fuse_request_send"`
-	IotFuseRequestSendAgain   *ebpf.Program `ebpf:"iot_fuse_request_send_again"`
+	IotFuseRequestSendSecond  *ebpf.Program `ebpf:"iot_fuse_request_send_second"`
+	IotFuseRequestSendThird   *ebpf.Program `ebpf:"iot_fuse_request_send_third"`
 }
 
 func (p *FUSEPrograms) Close() error {
@@ -340,14 +346,16 @@ func (p *FUSEPrograms) Close() error {
 		p.IotFuseEndFentry,
 		p.IotFuseEndKprobe,
 		p.IotFuseRequestEnd,
-		p.IotFuseRequestEndAgain,
 		p.IotFuseRequestEndKprobe,
+		p.IotFuseRequestEndSecond,
+		p.IotFuseRequestEndThird,
 		p.IotFuseRequestFentry,
 		p.IotFuseRequestIdmapFentry,
 		p.IotFuseRequestIdmapKprobe,
 		p.IotFuseRequestKprobe,
 		p.IotFuseRequestSend,
-		p.IotFuseRequestSendAgain,
+		p.IotFuseRequestSendSecond,
+		p.IotFuseRequestSendThird,
 	)
 }
 

@@ -240,7 +240,8 @@ const (
 // the function first: one that nobody saw would not be counted at all.
 func (k *fuseKernel) signals(app, preempts bool) []signal {
 	// An fentry program keeps its module from being removed, and is skipped while
-	// another run of it is preempted; a kprobe has neither fault.
+	// another run of it is preempted; a kprobe has neither fault, and is skipped only
+	// while this process is preempted in a system call on a map.
 	probes := func(function, fentryProgram, kprobeProgram string) []hook {
 		hooks := []hook{
 			{kind: fentry, target: function, program: fentryProgram},
@@ -273,9 +274,16 @@ func (k *fuseKernel) signals(app, preempts bool) []signal {
 	signals := []signal{end, background, send}
 	if send.hooks[0].kind == rawTracepoint {
 		// After those they stand in for: programs run in the order they were attached.
-		signals = append(signals,
-			signal{hooks: []hook{{kind: rawTracepoint, target: "fuse_request_end", program: bpf.FUSEProgIotFuseRequestEndAgain, standIn: true}}, optional: fuseSkippedCost},
-			signal{hooks: []hook{{kind: rawTracepoint, target: "fuse_request_send", program: bpf.FUSEProgIotFuseRequestSendAgain, standIn: true}}, optional: fuseSkippedCost})
+		again := func(tracepoint string, programs ...string) {
+			if !preempts {
+				programs = programs[:1]
+			}
+			for _, p := range programs {
+				signals = append(signals, signal{hooks: []hook{{kind: rawTracepoint, target: tracepoint, program: p, standIn: true}}, optional: fuseSkippedCost})
+			}
+		}
+		again("fuse_request_end", bpf.FUSEProgIotFuseRequestEndSecond, bpf.FUSEProgIotFuseRequestEndThird)
+		again("fuse_request_send", bpf.FUSEProgIotFuseRequestSendSecond, bpf.FUSEProgIotFuseRequestSendThird)
 	}
 	if app {
 		signals = append(signals, k.appSignals()...)
