@@ -173,9 +173,12 @@ func (t *Tracer) moduleLoaded(name string) {
 		t.mu.Lock()
 		_, there := t.objects[d.name]
 		p := t.waiting[d.name]
-		delete(t.waiting, d.name)
+		gone := !isDir(filepath.Join(sysfs, "module", name)) // again, before we heard: wait for the next time
+		if !gone {
+			delete(t.waiting, d.name)
+		}
 		t.mu.Unlock()
-		if there {
+		if there || gone {
 			continue
 		}
 		begin := time.Now()
