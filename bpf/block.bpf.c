@@ -41,7 +41,7 @@ enum {
  * mapped by the request's address, two ways: an array costs a fraction of a hash
  * and requests are reused. A request pushed out loses its latency (counted).
  */
-struct inflight {
+struct issued {
 	__u64 rq; /* struct request * */
 	struct usage_key usage;
 };
@@ -56,7 +56,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, IOT_SLOTS);
 	__type(key, __u32);
-	__type(value, struct inflight);
+	__type(value, struct issued);
 } inflight SEC(".maps");
 
 static __always_inline __u32 iot_slot(struct request *rq)
@@ -606,7 +606,7 @@ static __always_inline bool iot_read_request(struct block_request *r, struct req
 static __always_inline void iot_remember(struct request *rq, const struct usage_key *usage)
 {
 	__u32 slot = iot_slot(rq);
-	struct inflight *f = bpf_map_lookup_elem(&inflight, &slot), *other;
+	struct issued *f = bpf_map_lookup_elem(&inflight, &slot), *other;
 
 	if (f && f->rq && f->rq != (__u64)rq) {
 		slot ^= 1;
@@ -626,10 +626,10 @@ static __always_inline void iot_remember(struct request *rq, const struct usage_
 	f->rq = (__u64)rq;
 }
 
-static __always_inline struct inflight *iot_recall(struct request *rq)
+static __always_inline struct issued *iot_recall(struct request *rq)
 {
 	__u32 slot = iot_slot(rq);
-	struct inflight *f = bpf_map_lookup_elem(&inflight, &slot);
+	struct issued *f = bpf_map_lookup_elem(&inflight, &slot);
 
 	if (f && f->rq != (__u64)rq) {
 		slot ^= 1;
@@ -688,7 +688,7 @@ static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed,
 {
 	struct block_request r = { .again = again };
 	struct owner o = {};
-	struct inflight *f;
+	struct issued *f;
 	bool single = true;
 	__u64 small = 0;
 
@@ -783,7 +783,7 @@ static __always_inline int iot_complete(struct request *rq, __u32 error, __u32 b
 	 */
 	__u64 start = LOAD(typed, rq, start_time_ns), ns;
 	struct request *addr = typed ? (struct request *)iot_untyped(rq) : rq;
-	struct inflight *f = iot_recall(addr);
+	struct issued *f = iot_recall(addr);
 	struct usage_key usage;
 	bool more;
 
@@ -887,7 +887,7 @@ static __always_inline int iot_requeue(struct request *rq, bool typed)
  */
 static __always_inline int iot_issue_again(struct request *rq, bool typed)
 {
-	struct inflight *f = iot_recall(typed ? (struct request *)iot_untyped(rq) : rq);
+	struct issued *f = iot_recall(typed ? (struct request *)iot_untyped(rq) : rq);
 
 	if (!f || f->usage.flags & IOT_BACK) {
 		iot_lost(IOT_STOOD_IN, 1);

@@ -13,6 +13,22 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type BlockIssued struct {
+	_     structs.HostLayout
+	Rq    uint64
+	Usage struct {
+		_      structs.HostLayout
+		Cgroup uint64
+		Dev    uint32
+		Fsdev  uint32
+		Pid    uint32
+		Source uint8
+		Op     uint8
+		Basis  uint8
+		Flags  uint8
+	}
+}
+
 type BlockLoopFile struct {
 	_      structs.HostLayout
 	Ino    uint64

@@ -65,6 +65,9 @@ func openBlock(h *host) (*object, error) {
 	s := newStack(h, o)
 	o.refresh = func() error { return errors.Join(l.scan(), s.scan()) }
 	o.watch = l.watch
+	if h.opt.Latency {
+		o.unseen = func() (uint64, error) { return unseenEnds(o.maps[bpf.BlockMapInflight]) }
+	}
 	if err := o.refresh(); err != nil {
 		o.Close()
 		return nil, err

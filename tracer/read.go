@@ -425,7 +425,7 @@ func (t *Tracer) readCost() (c cost) {
 // settleCost books what is new of it, of misses those that nobody stood in for.
 func (t *Tracer) settleCost(iv *Interval, c cost) {
 	c.misses -= min(c.misses, t.last.losses[stoodIn])
-	c.latencies = max(c.latencies, t.last.losses[unseen]) // the kernel does not count all that it skips
+	c.latencies = max(c.latencies, t.last.losses[unseen]+t.unseen) // the kernel does not count all that it skips
 	// Programs that were closed took their figures with them.
 	if c.spent >= t.last.spent && c.runs >= t.last.runs {
 		iv.BPFNanos = uint64(c.spent - t.last.spent)

@@ -110,6 +110,7 @@ type object struct {
 	sums  typesSum // of the modules' types that the programs were made for
 
 	refresh func() error                    // called before totals are read; may be nil
+	unseen  func() (uint64, error)          // ends that were missed, uncounted; called before hooks go; may be nil
 	watch   func(ctx context.Context) error // runs while the object is attached; may be nil
 
 	// See module.go.

@@ -81,6 +81,7 @@ type Tracer struct {
 	noCaches       []bpf.HostRowCache // zeroes
 	last           snapshot
 	debts          map[Key]debt
+	unseen         uint64 // ends of requests that were missed, as it showed at the end
 	batches        []bpf.HostRecordBatch
 	flush          chan chan struct{} // asks for the records in the ring; nil unless somebody wants them
 
@@ -248,7 +249,14 @@ func (t *Tracer) Status() []Status {
 func (t *Tracer) Detach() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, o := range t.objects {
+	for name, o := range t.objects {
+		if o.unseen != nil && slices.ContainsFunc(o.hooks, func(a attached) bool { return a.link != nil }) {
+			n, err := o.unseen()
+			if err != nil {
+				t.opt.Log.Debug("looking for missed ends", "source", name, "error", err)
+			}
+			t.unseen += n
+		}
 		for i := range o.hooks {
 			_ = o.hooks[i].detach()
 		}
