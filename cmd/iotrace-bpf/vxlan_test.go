@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -62,11 +63,15 @@ func newNetNS() (netns.NsHandle, error) {
 
 func (h *overlayHost) add(name string, vni, port int) {
 	h.t.Helper()
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = name
-	if err := h.links.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: vni, Port: port}); err != nil {
+	if err := h.tryAdd(name, vni, port); err != nil {
 		h.t.Fatalf("making %q: %v", name, err)
 	}
+}
+
+func (h *overlayHost) tryAdd(name string, vni, port int) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = name
+	return h.links.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: vni, Port: port})
 }
 
 func (h *overlayHost) up(name string) {
@@ -80,7 +85,7 @@ func (h *overlayHost) up(name string) {
 	}
 }
 
-func (h *overlayHost) names() string {
+func (h *overlayHost) names(but ...string) string {
 	h.t.Helper()
 	list, err := h.links.LinkList()
 	if err != nil {
@@ -88,8 +93,8 @@ func (h *overlayHost) names() string {
 	}
 	var names []string
 	for _, l := range list {
-		if l.Type() == "vxlan" {
-			names = append(names, l.Attrs().Name)
+		if name := l.Attrs().Name; l.Type() == "vxlan" && !slices.Contains(but, name) {
+			names = append(names, name)
 		}
 	}
 	return strings.Join(names, " ")
