@@ -123,7 +123,7 @@ func (o *options) flags() *pflag.FlagSet {
 	fs.Uint32Var(&o.maxGroups, "max-groups", 16384, "owners times devices times operations kept apart per interval")
 	fs.Uint32Var(&o.ringSize, "event-buffer", 8<<20, "bytes of buffer for --events, a power of two")
 	fs.BoolVarP(&o.verbose, "verbose", "v", false, "say what is tried and chosen, with the verifier's log")
-	fs.StringVar(&o.readyFile, "ready-file", "", "create this file once everything is attached")
+	fs.StringVar(&o.readyFile, "ready-file", "", "create this file once everything is attached and the runtimes were asked")
 	fs.StringVar(&o.cpuProfile, "cpu-profile", "", "write a CPU profile of this process")
 	for _, hidden := range []string{"ready-file", "cpu-profile"} {
 		fs.Lookup(hidden).Hidden = true

@@ -67,6 +67,10 @@ func (s *session) runWith(ctx context.Context, main sink) error {
 	}
 	s.tracer.AskLoops() // now that no thread has to be waited for any more
 	if name := s.opt.readyFile; name != "" {
+		// Who waits for the file may start containers that live too short to wait for.
+		asked, cancel := context.WithTimeout(ctx, readyNames)
+		_ = s.resolver.Settle(asked)
+		cancel()
 		if err := os.WriteFile(name, nil, 0o600); err != nil {
 			return errors.Join(fmt.Errorf("creating the ready file: %w", err), out.Close())
 		}
@@ -295,8 +299,9 @@ func (s *session) interval() (*output.Interval, error) {
 
 // firstNames is how long the first report waits for the runtimes to answer,
 // laterNames how long a report waits for the name of a container that has I/O
-// and was never asked for.
+// and was never asked for, readyNames how long --ready-file waits for the runtimes.
 const (
+	readyNames = 10 * time.Second
 	firstNames = 500 * time.Millisecond
 	laterNames = 200 * time.Millisecond
 )
