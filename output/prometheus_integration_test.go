@@ -141,6 +141,19 @@ func TestGrafanaRealPrometheus(t *testing.T) {
 				}
 				return right
 			})
+			// After a scrape that took too long there is nothing to be found until
+			// the next one; meanwhile I/O goes on, or rates would sink to nothing.
+			find := func(what, expr string) (r []promSeries) {
+				until(t, what+": "+expr, func() bool {
+					observe()
+					var err error
+					if r, err = query(expr); err != nil {
+						t.Fatalf("%s: %v", what, err)
+					}
+					return len(r) > 0
+				})
+				return r
+			}
 			replace := strings.NewReplacer("$__rate_interval", "30s", "$source", ".*", "$project", ".*")
 			ran := 0
 			for _, panel := range grafanaPanels(t) {
@@ -149,16 +162,8 @@ func TestGrafanaRealPrometheus(t *testing.T) {
 					if v := grafanaVariable.FindString(expr); v != "" {
 						t.Errorf("panel %q: variable %s is not known here", panel.Title, v)
 					}
-					r, err := query(expr)
-					if err != nil {
-						t.Errorf("panel %q: %v", panel.Title, err)
-						continue
-					}
 					ran++
-					if len(r) == 0 {
-						t.Errorf("panel %q finds nothing: %s", panel.Title, expr)
-					}
-					for _, s := range r {
+					for _, s := range find(fmt.Sprintf("panel %q", panel.Title), expr) {
 						if len(s.Value) == 2 && (s.Value[1] == "NaN" || s.Value[1] == "+Inf") {
 							t.Errorf("panel %q: %s for %v", panel.Title, s.Value[1], s.Metric)
 						}
@@ -169,15 +174,15 @@ func TestGrafanaRealPrometheus(t *testing.T) {
 				t.Errorf("only %d queries", ran)
 			}
 			// All writes took a power of two just above a millisecond.
-			r, err := query(`histogram_quantile(0.5, sum(rate(iotrace_io_latency_seconds[30s]))) or histogram_quantile(0.5, sum by (le) (rate(iotrace_io_latency_seconds_bucket[30s])))`)
-			if err != nil || len(r) != 1 {
-				t.Fatalf("quantile: %v, %v", r, err)
+			r := find("quantile", `histogram_quantile(0.5, sum(rate(iotrace_io_latency_seconds[30s]))) or histogram_quantile(0.5, sum by (le) (rate(iotrace_io_latency_seconds_bucket[30s])))`)
+			if len(r) != 1 {
+				t.Fatalf("quantile: %v", r)
 			}
 			low, high := 0.001, 0.0025 // the fixed bucket
 			if flags != nil {
 				low, high = 0.00097, 0.00107 // the native one
-				if n, err := query(`iotrace_io_latency_seconds`); err != nil || len(n) == 0 || len(n[0].Histogram) == 0 {
-					t.Errorf("no native histogram is stored: %v, %v", n, err)
+				if n := find("native histogram", `iotrace_io_latency_seconds`); len(n[0].Histogram) == 0 {
+					t.Errorf("no native histogram is stored: %v", n)
 				}
 			}
 			var q float64
