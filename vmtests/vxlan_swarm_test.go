@@ -130,7 +130,7 @@ func vxlanSwarm(g *guest.Guest) {
 	name := fmt.Sprintf("vx-%06x-%.5s", vni, id)
 	host := netNS(g, "/proc/1/ns/net")
 	elsewhere := newNetNS(g, "elsewhere")
-	w := watchVXLAN(g)
+	w := watchVXLAN(g, noLeaks)
 	await := func(what string, ok func(guest.Doc) bool) (found guest.Doc) {
 		g.Helper()
 		s.eventually(what, func() bool {
