@@ -49,8 +49,6 @@ After=basic.target
 AllowIsolate=yes
 OnFailure=poweroff.target
 OnFailureJobMode=replace-irreversibly
-JobTimeoutSec=10min
-JobTimeoutAction=poweroff-force
 `
 
 // becomeSystemd replaces this process, PID 1, by systemd. It returns only when
