@@ -217,15 +217,24 @@ func two(uid int, fields func(name string) map[string]string) []workload {
 // checkSays wants lines of iotrace-bpf check about a socket that match these expressions.
 func checkSays(g *guest.Guest, socket string, want ...string) {
 	g.Helper()
-	text := g.Tracer("check", "--source", "block")
-	for _, w := range want {
-		if !slices.ContainsFunc(strings.Split(text, "\n"), func(line string) bool {
-			f := strings.Fields(line)
-			return len(f) > 2 && f[0] == "socket" && f[1] == socket && regexp.MustCompile("^"+w).MatchString(strings.Join(f[2:], " "))
-		}) {
-			g.Errorf("check does not say %q of %s:\n%s", w, socket, text)
+	var text string
+	said := false
+	defer func() {
+		if !said {
+			g.Logf("check says:\n%s", text)
 		}
-	}
+	}()
+	// check waits some seconds for a runtime; one whose socket starts it may need more.
+	g.Eventually(fmt.Sprintf("check says %q of %s", want, socket), func() bool {
+		text = g.Tracer("check", "--source", "block")
+		said = !slices.ContainsFunc(want, func(w string) bool {
+			return !slices.ContainsFunc(strings.Split(text, "\n"), func(line string) bool {
+				f := strings.Fields(line)
+				return len(f) > 2 && f[0] == "socket" && f[1] == socket && regexp.MustCompile("^"+w).MatchString(strings.Join(f[2:], " "))
+			})
+		})
+		return said
+	})
 }
 
 // runtimeCRI is what a Kubernetes node does: containerd's CRI plugin makes pods,
