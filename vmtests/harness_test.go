@@ -296,6 +296,11 @@ const bootTries = 3
 func (h *host) prepare(ctx context.Context, k Kernel, image string, tracer bool) (vm.Guest, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	unlock, err := vm.LockCache(h.cache)
+	if err != nil {
+		return vm.Guest{}, err
+	}
+	defer unlock()
 	begin := time.Now()
 	defer func() { h.prepared += time.Since(begin) }()
 	kernel, err := vm.FetchKernel(ctx, h.cache, h.mirror, k.Arch, k.Series, *flagRefresh)

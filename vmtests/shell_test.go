@@ -75,6 +75,8 @@ func TestShell(t *testing.T) {
 		}
 		tty.Close()
 		p := newExpecter(t, pty)
+		// Kernels and images may have to be fetched first, here or by whoever has the cache.
+		p.await(`Ctrl-A X ends the machine`, nil)
 		p.expect(`guest:\S*# `)
 		p.send("echo size $(stty size) term $TERM\r")
 		p.expect(`(?m)(^|\r)size 37 113 term xterm-256color\r*$`)
@@ -148,8 +150,13 @@ func (p *expecter) send(text string) {
 // expect waits until the terminal has shown it, behind what was expected before.
 func (p *expecter) expect(pattern string) {
 	p.t.Helper()
+	p.await(pattern, time.After(5*time.Minute))
+}
+
+// await is expect with a limit of the caller's, nil for none.
+func (p *expecter) await(pattern string, limit <-chan time.Time) {
+	p.t.Helper()
 	re := regexp.MustCompile(pattern)
-	limit := time.After(5 * time.Minute)
 	for {
 		if at := re.FindIndex(p.said[p.from:]); at != nil {
 			p.from += at[1]

@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Mirror is where Debian packages come from. Nothing in this project names a
@@ -99,6 +101,25 @@ func CacheDir() (string, error) {
 		return "", err
 	}
 	return dir, nil
+}
+
+// LockCache waits until no other process fills the cache directory, and keeps others
+// from it until the function returned is called.
+func LockCache(dir string) (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, unix.EINTR) {
+			f.Close()
+			return nil, fmt.Errorf("lock %q: %w", f.Name(), err)
+		}
+	}
 }
 
 // kernelSuites are all suites whose kernels a matrix line may ask for; the ones

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"errors"
 	"io"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/cavaliergopher/cpio"
+	"golang.org/x/sys/unix"
 )
 
 func TestParseTargets(t *testing.T) {
@@ -172,6 +174,27 @@ func TestImageKey(t *testing.T) {
 	b.Files = map[string]string{"etc/passwd": "other"}
 	if a.key("amd64") == b.key("amd64") || a.key("amd64") == a.key("arm64") || again.key("amd64") != a.key("amd64") {
 		t.Error("an image's name does not follow its contents")
+	}
+}
+
+// TestLockCache asks for the lock as another process would, while it is held and after.
+func TestLockCache(t *testing.T) {
+	dir := t.TempDir()
+	unlock, err := LockCache(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := os.Open(filepath.Join(dir, "lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := unix.Flock(int(other.Fd()), unix.LOCK_EX|unix.LOCK_NB); !errors.Is(err, unix.EWOULDBLOCK) {
+		t.Errorf("locked by two: %v", err)
+	}
+	unlock()
+	if err := unix.Flock(int(other.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		t.Errorf("still locked: %v", err)
 	}
 }
 
