@@ -46,7 +46,8 @@ func TestShell(t *testing.T) {
 	t.Parallel()
 	t.Run("pipe", func(t *testing.T) {
 		cmd := shellCommand(t)
-		cmd.Stdin = strings.NewReader("iotrace-bpf check | grep '^source block'\necho \"status $? of PID $$, init $(readlink /proc/1/exe | wc -l)\"\n")
+		// First of all the kernel is to keep from the console: its words would be among the others.
+		cmd.Stdin = strings.NewReader("dmesg -n 1\niotrace-bpf check | grep '^source block'\necho \"status $? of PID $$, init $(readlink /proc/1/exe | wc -l)\"\n")
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Fatalf("%v\n%s", err, out)
@@ -77,6 +78,8 @@ func TestShell(t *testing.T) {
 		p := newExpecter(t, pty)
 		// Kernels and images may have to be fetched first, here or by whoever has the cache.
 		p.await(`Ctrl-A X ends the machine`, nil)
+		p.expect(`guest:\S*# `)
+		p.send("dmesg -n 1\r") // the kernel's words would be among the others
 		p.expect(`guest:\S*# `)
 		p.send("echo size $(stty size) term $TERM\r")
 		p.expect(`(?m)(^|\r)size 37 113 term xterm-256color\r*$`)
