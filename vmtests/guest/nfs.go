@@ -75,9 +75,10 @@ func (g *Guest) NFSServerDown() { g.Helper(); g.Daemon("rpc.nfsd", "0") }
 
 // NFSServerUp starts the server's threads. The grace period, in which clients of
 // version 4 would wait, is ended as soon as the server can: nobody has locks to reclaim.
+// The lease is the usual one: a client that a busy machine stops for a while keeps its state.
 func (g *Guest) NFSServerUp() {
 	g.Helper()
-	g.Daemon("rpc.nfsd", "-G", "10", "-L", "10", "8")
+	g.Daemon("rpc.nfsd", "-G", "10", "-L", "90", "8")
 	g.Eventually("end of the server's grace period", func() bool {
 		return os.WriteFile("/proc/fs/nfsd/v4_end_grace", []byte("Y"), 0o644) == nil ||
 			strings.TrimSpace(g.ReadFile("/proc/fs/nfsd/v4_end_grace")) == "Y"
