@@ -91,17 +91,27 @@ func (s IOStats) Sub(old IOStats) IOStats {
 		s.DiscardOps - old.DiscardOps, s.DiscardBytes - old.DiscardBytes, s.FlushOps - old.FlushOps, 0}
 }
 
-// Stats reads the disk's counters, once nothing is in flight on it.
+// Stats reads the disk's counters, once nothing is in flight on it. A request whose
+// end has begun is not in flight any more where the kernel counts those by their tags,
+// and may be counted only after whoever waits for it was woken: so the counters are
+// read again, once every processor is through with that.
 func (d Disk) Stats() IOStats {
 	d.g.Helper()
 	var s IOStats
-	d.g.Eventually(d.Name+" idle", func() bool {
+	idle := func() bool {
 		var err error
 		s, err = parseDiskStats(d.g.ReadFile("/proc/diskstats"), d.Name)
 		if err != nil {
 			d.g.Fatal(err)
 		}
 		return s.InFlight == 0
+	}
+	d.g.Eventually(d.Name+" idle", func() bool {
+		if !idle() {
+			return false
+		}
+		d.g.everyProcessor()
+		return idle()
 	})
 	return s
 }
