@@ -149,8 +149,7 @@ func (m *FUSEMount) Count() FUSECount {
 	return c
 }
 
-// Written asks the daemon how many bytes it took for files that were created by
-// this name.
+// Written asks the daemon how many bytes it took for files of this name.
 func (m *FUSEMount) Written(name string) int64 {
 	m.g.Helper()
 	var n int64
@@ -179,8 +178,8 @@ type counting struct {
 	readOps, readBytes, writeOps, writeBytes atomic.Int64
 
 	mu      sync.Mutex
-	created map[uint64]string // by node
-	written map[string]int64  // bytes, by the name that a file was created by
+	names   map[uint64]string // by node: what it was created or looked up by
+	written map[string]int64  // bytes, by these names
 }
 
 func (c *counting) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
@@ -204,7 +203,7 @@ func (c *counting) Write(cancel <-chan struct{}, in *fuse.WriteIn, data []byte) 
 		c.writeOps.Add(1)
 		c.writeBytes.Add(int64(n))
 		c.mu.Lock()
-		if name, ok := c.created[in.NodeId]; ok {
+		if name, ok := c.names[in.NodeId]; ok {
 			c.written[name] += int64(n)
 		}
 		c.mu.Unlock()
@@ -256,12 +255,24 @@ func (c *counting) Create(cancel <-chan struct{}, in *fuse.CreateIn, name string
 	in.Flags &^= unix.O_DIRECT
 	st := c.RawFileSystem.Create(cancel, in, name, out)
 	if st.Ok() {
-		c.mu.Lock()
-		c.created[out.NodeId] = name
-		c.mu.Unlock()
+		c.named(out.NodeId, name)
 	}
 	c.flags(&out.OpenOut)
 	return st
+}
+
+func (c *counting) Lookup(cancel <-chan struct{}, header *fuse.InHeader, name string, out *fuse.EntryOut) fuse.Status {
+	st := c.RawFileSystem.Lookup(cancel, header, name, out)
+	if st.Ok() {
+		c.named(out.NodeId, name)
+	}
+	return st
+}
+
+func (c *counting) named(node uint64, name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.names[node] = name
 }
 
 // FUSEServer is the daemon: a loopback file system that counts.
@@ -288,7 +299,7 @@ func ServeFUSE(target string, o FUSEOptions) (*FUSEServer, error) {
 		mo.DisabledCapabilities |= fuse.CAP_PASSTHROUGH
 	}
 	c := &counting{RawFileSystem: fs.NewNodeFS(root, &fs.Options{AttrTimeout: &second, EntryTimeout: &second}), o: o,
-		created: map[uint64]string{}, written: map[string]int64{}}
+		names: map[uint64]string{}, written: map[string]int64{}}
 	if o.URing {
 		u, err := serveURing(target, c, &mo)
 		if err != nil {
@@ -317,7 +328,7 @@ func (s *FUSEServer) Count() FUSECount {
 	return n
 }
 
-// Written is how many bytes were taken for files that were created by this name.
+// Written is how many bytes were taken for files of this name.
 func (s *FUSEServer) Written(name string) int64 {
 	s.counting.mu.Lock()
 	defer s.counting.mu.Unlock()
