@@ -415,8 +415,13 @@ func TestDockerEventsSince(t *testing.T) {
 		if c := r.registry.get(id); c != nil {
 			t.Fatalf("told of while no one listened: %+v", c)
 		}
-		listen(func() bool { return r.registry.get(id) != nil })
-		if c := r.registry.get(id); c.name != strings.ReplaceAll(name, " ", "-") || c.goneAt.IsZero() {
+		listen(func() bool { // its last event, not the first of them
+			r.registry.mu.RLock()
+			defer r.registry.mu.RUnlock()
+			c := r.registry.byID[id]
+			return c != nil && !c.goneAt.IsZero()
+		})
+		if c := r.registry.get(id); c.name != strings.ReplaceAll(name, " ", "-") {
 			t.Errorf("%s: %+v", name, c)
 		}
 	}
