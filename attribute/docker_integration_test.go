@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -71,6 +72,8 @@ func (w testWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// settle waits until every runtime that is there has told what it knows: Settle is
+// content with one attempt, and that may have taken too long.
 func settle(t *testing.T, r *Resolver) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -78,6 +81,18 @@ func settle(t *testing.T, r *Resolver) {
 	if err := r.Settle(ctx); err != nil {
 		t.Fatalf("Settle: %v; endpoints %+v", err, r.Endpoints())
 	}
+	enginetest.Poll(t, patience, "every runtime answered", func() bool {
+		return !slices.ContainsFunc(r.Endpoints(), func(e Endpoint) bool {
+			switch e.State {
+			case StateOK, StateAbsent, StateNotOffered:
+				return false
+			case StateRefused: // a socket that some runtime of this machine left behind
+				return false
+			}
+			t.Logf("waiting for %q: %s, %v", e.Socket, e.State, e.Err)
+			return true
+		})
+	})
 }
 
 func ownerOf(t *testing.T, e *enginetest.Engine, r *Resolver, container string) Owner {
