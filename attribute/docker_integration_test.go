@@ -138,6 +138,14 @@ func TestDocker(t *testing.T) {
 		}
 	})
 
+	// Before others are started: whenever a list is asked for, they are in it.
+	t.Run("endpoint", func(t *testing.T) {
+		e := endpoint(t, r, "unix://"+e.Socket)
+		if e.State != StateOK || e.Runtime != "docker" || !strings.Contains(e.Version, "API 1.") || e.Containers != 1 {
+			t.Errorf("endpoint %+v", e)
+		}
+	})
+
 	t.Run("started after us", func(t *testing.T) {
 		id := e.Run(t, append([]string{"--name", "late", "--label", "com.docker.stack.namespace=st", "--label", "name=masked by the event",
 			"--label", "com.docker.swarm.service.name=st_web"}, sleep...)...)
@@ -225,13 +233,6 @@ func TestDocker(t *testing.T) {
 			m, ok := r.Mount(dev, id)
 			return ok && m.Volume == "fast" && m.Driver == "local" && m.Point == "/fast"
 		})
-	})
-
-	t.Run("endpoint", func(t *testing.T) {
-		e := endpoint(t, r, "unix://"+e.Socket)
-		if e.State != StateOK || e.Runtime != "docker" || !strings.Contains(e.Version, "API 1.") || e.Containers != 1 {
-			t.Errorf("endpoint %+v", e)
-		}
 	})
 
 	t.Run("restart of the engine", func(t *testing.T) {
