@@ -28,6 +28,7 @@ const (
 	listAgain    = 5 * time.Minute        // the list is the truth, events may get lost
 	inspectDelay = 250 * time.Millisecond // who is gone by then was named by its event
 	maxInspects  = 1024                   // waiting
+	inspectTries = 4                      // in a row
 
 	maxList   = 16 << 20 // bytes of a list: some 5,000 containers; beyond, single ones are asked for
 	maxAnswer = 4 << 20  // bytes of any other answer
@@ -330,7 +331,7 @@ func (d *docker) list(ctx context.Context, now time.Time) listing {
 		l.all = append(l.all, c)
 	}
 	if d.runtime == runtimePodman {
-		d.pods(ctx, l.all)
+		_ = d.pods(ctx, l.all) // without an answer containers keep the names that Docker's API gave
 		return l
 	}
 	plugins, err := d.client.PluginList(ctx, filters.NewArgs())
@@ -367,14 +368,18 @@ func dockerVolumes(mounts []dcontainer.MountPoint) []volume {
 	return vs
 }
 
-// inspect asks for one container, and when it is none for a plugin.
+// inspect asks for one container, and when it is none for a plugin. With an error
+// it gives what it learnt, if anything.
 func (d *docker) inspect(ctx context.Context, id string) (container, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	in, err := d.client.ContainerInspect(ctx, id)
 	if errdefs.IsNotFound(err) {
 		p, _, perr := d.client.PluginInspectWithRaw(ctx, id)
-		if perr != nil || p == nil {
+		switch {
+		case errors.Is(perr, context.DeadlineExceeded):
+			return container{}, fmt.Errorf("inspecting a plugin: %w", perr)
+		case perr != nil || p == nil:
 			return container{}, err
 		}
 		return pluginContainer(p.ID, p.Name, p.PluginReference), nil
@@ -392,10 +397,10 @@ func (d *docker) inspect(ctx context.Context, id string) (container, error) {
 	}
 	if d.runtime == runtimePodman {
 		one := []container{c}
-		d.pods(ctx, one)
+		err = d.pods(ctx, one)
 		c = one[0]
 	}
-	return c, nil
+	return c, err
 }
 
 // event takes one event. Its attributes are the container's labels and, mixed
@@ -495,16 +500,31 @@ func (w *inspector) flush(now time.Time) (tooMany bool) {
 func (w *inspector) start(ctx context.Context) {
 	go func() {
 		defer close(w.done)
+		tries := map[string]int{} // in vain, of those that are asked for again
 		for {
+			if len(tries) >= maxInspects {
+				clear(tries) // some died before their turn came
+			}
 			select {
 			case <-ctx.Done():
 				return
 			case id := <-w.queue:
 				c, err := w.d.inspect(ctx, id)
-				if err != nil {
-					continue // gone, or told by the next list
-				}
 				w.f.put(c)
+				if err == nil || errdefs.IsNotFound(err) || ctx.Err() != nil {
+					delete(tries, id)
+					continue
+				}
+				// The next list is minutes away. An engine that hangs as a whole is found out
+				// by pings, and one that knows no answer must not be asked for ever.
+				if tries[id]++; tries[id] >= inspectTries {
+					delete(tries, id)
+					continue
+				}
+				select {
+				case w.f.wanted <- id:
+				default:
+				}
 			}
 		}
 	}()

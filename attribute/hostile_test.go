@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime/metrics"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -81,6 +82,7 @@ func misbehave(mode, socket string) error {
 		cri.RegisterRuntimeServiceServer(g, hostileCRI{mode: strings.TrimPrefix(mode, "cri ")})
 		return g.Serve(l)
 	}
+	var inspects atomic.Int32
 	version := `{"Version":"20.10.24","ApiVersion":"1.41","MinAPIVersion":"1.12","Platform":{"Name":""}}`
 	list := `[{"Id":"` + idA + `","Names":["/a"],"Image":"i"}]`
 	mux := http.NewServeMux()
@@ -113,6 +115,10 @@ func misbehave(mode, socket string) error {
 		}
 	})
 	mux.HandleFunc("/v1.41/containers/{id}/json", func(w http.ResponseWriter, r *http.Request) {
+		if mode == "slow inspects" && inspects.Add(1) < inspectTries {
+			<-r.Context().Done()
+			return
+		}
 		fmt.Fprintf(w, `{"Id":%q,"Name":"/asked for","Config":{"Image":"i","Labels":{}}}`, r.PathValue("id"))
 	})
 	mux.HandleFunc("/v1.41/plugins", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `[]`) })
@@ -430,6 +436,17 @@ func TestHugeListAsksForSingleContainers(t *testing.T) {
 	r.Start(context.Background())
 	r.CgroupCreated(7, "/some/parent/"+idB)
 	poll(t, "named", func() bool { return r.Owner(7).ContainerName == "asked for" })
+}
+
+// A container that the engine was slow to tell of is asked for again, and not just
+// when somebody asks us for it.
+func TestSlowInspectIsRepeated(t *testing.T) {
+	t.Parallel()
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerHost: hostile(t, "slow inspects")})
+	r.Start(context.Background())
+	poll(t, "the engine answered", func() bool { return state(r) == StateOK })
+	r.runtimes.wanted(idB)
+	poll(t, "named", func() bool { c := r.registry.get(idB); return c != nil && c.name == "asked for" })
 }
 
 func TestHostileEventsAreBounded(t *testing.T) {

@@ -24,20 +24,20 @@ func podmanSockets() []string {
 }
 
 // pods fills in what only Podman's own API says: which containers are the infra
-// containers of a pod, and the names of pods. Without an answer the containers
-// keep the names that Docker's API gave. A single container is asked for by id.
-func (d *docker) pods(ctx context.Context, all []container) {
+// containers of a pod, and the names of pods. With an error the containers are as
+// Docker's API told them. A single container is asked for by id.
+func (d *docker) pods(ctx context.Context, all []container) error {
 	query := url.Values{"all": {"true"}}
 	if len(all) == 1 {
 		query.Set("filters", fmt.Sprintf(`{"id":[%q]}`, all[0].id))
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://podman/v4.0.0/libpod/containers/json?"+query.Encode(), nil)
 	if err != nil {
-		return
+		return err
 	}
 	resp, err := d.client.HTTPClient().Do(req)
 	if err != nil {
-		return
+		return err
 	}
 	defer resp.Body.Close()
 	var own []struct {
@@ -45,8 +45,11 @@ func (d *docker) pods(ctx context.Context, all []container) {
 		PodName string
 		IsInfra bool
 	}
-	if resp.StatusCode != http.StatusOK || json.NewDecoder(resp.Body).Decode(&own) != nil {
-		return
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("asking for pods: %s", resp.Status)
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&own); err != nil {
+		return fmt.Errorf("asking for pods: %w", garbled(err))
 	}
 	index := make(map[string]int, len(all))
 	for i := range all {
@@ -62,4 +65,5 @@ func (d *docker) pods(ctx context.Context, all []container) {
 			all[i].kind = KindPod
 		}
 	}
+	return nil
 }
