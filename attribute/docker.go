@@ -426,7 +426,7 @@ func (d *docker) event(f *feed, work *inspector, m events.Message) {
 		f.put(d.partial(m)) // names it too, should the create event be lost
 		work.drop(id)
 	case events.ActionDestroy, podmanRemove:
-		work.drop(id)
+		work.removed(id)
 		f.removed(id)
 	case events.ActionRename:
 		f.rename(id, strings.TrimPrefix(m.Actor.Attributes["name"], "/"))
@@ -460,6 +460,9 @@ type inspector struct {
 	queue   chan string
 	full    bool
 	done    chan struct{}
+
+	mu     sync.Mutex // held while an answer is stored
+	asking string     // who is being asked for; "" when the answer is of no use any more
 }
 
 func newInspector(d *docker, f *feed) *inspector {
@@ -478,6 +481,32 @@ func (w *inspector) add(id string, now time.Time) {
 }
 
 func (w *inspector) drop(id string) { delete(w.pending, id) }
+
+// removed is called before a container is said to be gone: an answer that was on
+// its way must not bring it back.
+func (w *inspector) removed(id string) {
+	w.drop(id)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.asking == id {
+		w.asking = ""
+	}
+}
+
+// ask asks for one container and stores what the engine tells.
+func (w *inspector) ask(ctx context.Context, id string) error {
+	w.mu.Lock()
+	w.asking = id
+	w.mu.Unlock()
+	c, err := w.d.inspect(ctx, id)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.asking == "" {
+		return nil
+	}
+	w.f.put(c)
+	return err
+}
 
 // flush hands over who is due, and tells whether so many are that a list is the
 // better question.
@@ -509,8 +538,7 @@ func (w *inspector) start(ctx context.Context) {
 			case <-ctx.Done():
 				return
 			case id := <-w.queue:
-				c, err := w.d.inspect(ctx, id)
-				w.f.put(c)
+				err := w.ask(ctx, id)
 				if err == nil || errdefs.IsNotFound(err) || ctx.Err() != nil {
 					delete(tries, id)
 					continue

@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/docker/docker/api/types/events"
 	"google.golang.org/grpc"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -502,5 +503,61 @@ func poll(t *testing.T, what string, ok func() bool) {
 		if time.Now().After(end) {
 			t.Fatalf("not within a minute: %s", what)
 		}
+	}
+}
+
+// What an engine said of a container before it removed it is no news afterwards.
+func TestAnswerAfterRemoval(t *testing.T) {
+	dir, err := os.MkdirTemp("", "engine") // a socket's path must be short
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	socket := filepath.Join(dir, "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked, answer := make(chan struct{}), make(chan struct{})
+	mux := http.NewServeMux()
+	mux.HandleFunc("/_ping", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Api-Version", "1.41") })
+	mux.HandleFunc("/v1.41/containers/{id}/json", func(w http.ResponseWriter, r *http.Request) {
+		if r.PathValue("id") == idA {
+			close(asked)
+			<-answer
+		}
+		fmt.Fprintf(w, `{"Id":%q,"Name":"/asked for","Config":{"Image":"i","Labels":{}}}`, r.PathValue("id"))
+	})
+	server := &http.Server{Handler: mux}
+	go server.Serve(l)
+	t.Cleanup(func() { server.Close() })
+
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerHost: socket})
+	f := r.runtimes.add(&runtimeSpec{name: runtimeDocker}, socket, "")
+	s, err := openDocker(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.close()
+	d := s.(*docker)
+	ctx, cancel := context.WithCancel(context.Background())
+	work := newInspector(d, f)
+	work.start(ctx)
+	defer work.wait()
+	defer cancel()
+	event := func(action events.Action) {
+		d.event(f, work, events.Message{Type: events.ContainerEventType, Action: action, Actor: events.Actor{ID: idA, Attributes: map[string]string{"name": "a"}}})
+	}
+	event(events.ActionCreate)
+	work.queue <- idA
+	<-asked
+	event(events.ActionDestroy)
+	close(answer)
+	work.queue <- idB // one after the other
+	poll(t, "the next one is told of", func() bool { return r.registry.get(idB) != nil })
+	r.registry.mu.RLock()
+	defer r.registry.mu.RUnlock()
+	if c := r.registry.byID[idA]; c == nil || c.goneAt.IsZero() {
+		t.Errorf("%+v is there again", c)
 	}
 }
