@@ -93,16 +93,19 @@ func (g *registry) put(c container) {
 }
 
 // sync takes the full list of an endpoint: what it told before and no longer
-// lists is gone, unless it was told of after the list began.
+// lists is gone, unless it was told of after the list began. What was removed after
+// that is gone although it is listed.
 func (g *registry) sync(from string, all []container, began time.Time) {
 	listed := make(map[string]bool, len(all))
 	for i := range all {
-		g.put(all[i])
 		key := all[i].key
 		if key == "" {
 			key = all[i].id
 		}
 		listed[key] = true
+		if !g.removedAfter(from, key, began) {
+			g.put(all[i])
+		}
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -122,6 +125,13 @@ func (g *registry) removed(from, key string) {
 	if c := g.byID[key]; c != nil && c.from == from {
 		g.bury(c)
 	}
+}
+
+func (g *registry) removedAfter(from, key string, when time.Time) bool {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	c := g.byID[key]
+	return c != nil && c.from == from && c.goneAt.After(when)
 }
 
 // rename gives a container a new name.

@@ -86,6 +86,28 @@ func TestRegistryForgetsLate(t *testing.T) {
 	}
 }
 
+func TestRegistryRemovedWhileListed(t *testing.T) {
+	c := newClock()
+	g := newRegistry("", time.Minute, c.now)
+	ids := []string{idA, idB}
+	var listed []container
+	for _, id := range ids {
+		listed = append(listed, container{id: id, from: "x", toldAt: c.now()})
+		g.put(listed[len(listed)-1])
+	}
+	g.removed("x", idB) // and made anew under the same name before the list began
+	c.advance(time.Second)
+	began := c.now()
+	c.advance(time.Second)
+	g.removed("x", idA)
+	g.sync("x", listed, began)
+	c.advance(time.Hour)
+	g.expire()
+	if g.get(idA) != nil || g.get(idB) == nil {
+		t.Errorf("removed while the list was on its way: %+v; before: %+v", g.get(idA), g.get(idB))
+	}
+}
+
 func TestRegistryPrefersFullRecords(t *testing.T) {
 	c := newClock()
 	g := newRegistry("", time.Minute, c.now)
