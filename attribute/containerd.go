@@ -48,7 +48,7 @@ func (s *containerdSession) follow(ctx context.Context, f *feed) error {
 	if err := reach(ctx, s.socket); err != nil {
 		return err
 	}
-	version, err := s.hello(ctx)
+	version, err := s.hello(ctx, f)
 	if err != nil {
 		return err
 	}
@@ -85,8 +85,8 @@ func (s *containerdSession) follow(ctx context.Context, f *feed) error {
 	}
 }
 
-func (s *containerdSession) hello(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTime)
+func (s *containerdSession) hello(ctx context.Context, f *feed) (string, error) {
+	ctx, cancel := f.call(ctx)
 	defer cancel()
 	v, err := versionapi.NewVersionClient(s.conn).Version(ctx, &emptypb.Empty{})
 	if err != nil {
@@ -170,7 +170,7 @@ func (s *containerdSession) event(ctx context.Context, f *feed, e *types.Envelop
 		f.removed(containerKey(e.Namespace, id))
 		return
 	}
-	ctx, cancel := context.WithTimeout(in(ctx, e.Namespace), callTime)
+	ctx, cancel := f.call(in(ctx, e.Namespace))
 	defer cancel()
 	r, err := containersapi.NewContainersClient(s.conn).Get(ctx, &containersapi.GetContainerRequest{ID: id})
 	if err != nil || r.Container == nil {

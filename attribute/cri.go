@@ -88,7 +88,7 @@ func (s *criSession) follow(ctx context.Context, f *feed) error {
 	if err := reach(ctx, s.socket); err != nil {
 		return err
 	}
-	version, err := s.hello(ctx)
+	version, err := s.hello(ctx, f)
 	if err != nil {
 		return err
 	}
@@ -128,8 +128,8 @@ func (s *criSession) follow(ctx context.Context, f *feed) error {
 	}
 }
 
-func (s *criSession) hello(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTime)
+func (s *criSession) hello(ctx context.Context, f *feed) (string, error) {
+	ctx, cancel := f.call(ctx)
 	defer cancel()
 	v, err := s.client.Version(ctx, &cri.VersionRequest{})
 	if err != nil {
@@ -202,7 +202,7 @@ func (s *criSession) list(ctx context.Context, f *feed) error {
 		alive[c.Id] = true
 		if s.details[c.Id] == nil && asked < maxStatuses {
 			asked++
-			if err := s.status(ctx, c.Id); err != nil {
+			if err := s.status(ctx, f, c.Id); err != nil {
 				return err
 			}
 		}
@@ -214,8 +214,8 @@ func (s *criSession) list(ctx context.Context, f *feed) error {
 }
 
 // status asks for what the list does not say: the image's name and the mounts.
-func (s *criSession) status(ctx context.Context, id string) error {
-	ctx, cancel := context.WithTimeout(ctx, callTime)
+func (s *criSession) status(ctx context.Context, f *feed, id string) error {
+	ctx, cancel := f.call(ctx)
 	defer cancel()
 	r, err := s.client.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: id})
 	switch status.Code(err) {

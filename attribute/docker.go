@@ -167,7 +167,7 @@ func (d *docker) follow(ctx context.Context, f *feed) error {
 			return err
 		}
 	}
-	version, err := d.hello(ctx)
+	version, err := d.hello(ctx, f)
 	if err != nil {
 		return err
 	}
@@ -176,7 +176,7 @@ func (d *docker) follow(ctx context.Context, f *feed) error {
 
 	// Events first, then the list: nothing falls between the two.
 	opened := f.now()
-	messages, errs, err := d.events(ctx, f.since)
+	messages, errs, err := d.events(ctx, f)
 	if err != nil {
 		return err
 	}
@@ -242,7 +242,7 @@ func (d *docker) follow(ctx context.Context, f *feed) error {
 				list()
 			}
 		case <-ping.C:
-			if err := d.ping(ctx); err != nil {
+			if err := d.ping(ctx, f); err != nil {
 				return err
 			}
 		case <-ctx.Done():
@@ -252,8 +252,8 @@ func (d *docker) follow(ctx context.Context, f *feed) error {
 }
 
 // hello asks the engine what it is.
-func (d *docker) hello(ctx context.Context) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTime)
+func (d *docker) hello(ctx context.Context, f *feed) (string, error) {
+	ctx, cancel := f.call(ctx)
 	defer cancel()
 	v, err := d.client.ServerVersion(ctx)
 	if err != nil {
@@ -274,8 +274,8 @@ func (d *docker) hello(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%s %s, API %s", name, v.Version, v.APIVersion), nil
 }
 
-func (d *docker) ping(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, callTime)
+func (d *docker) ping(ctx context.Context, f *feed) error {
+	ctx, cancel := f.call(ctx)
 	defer cancel()
 	_, err := d.client.Ping(ctx)
 	return err
@@ -283,9 +283,9 @@ func (d *docker) ping(ctx context.Context) error {
 
 // events opens the stream of events. The client waits for the head of the answer,
 // so that this must have a deadline, and the stream itself must not.
-func (d *docker) events(ctx context.Context, since string) (<-chan events.Message, <-chan error, error) {
+func (d *docker) events(ctx context.Context, f *feed) (<-chan events.Message, <-chan error, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	timer := time.AfterFunc(callTime, func() { cancel(errHanging) })
+	timer := time.AfterFunc(f.callTime, func() { cancel(errHanging) })
 	want := filters.NewArgs(
 		filters.Arg("type", string(events.ContainerEventType)),
 		filters.Arg("type", string(events.PluginEventType)),
@@ -297,7 +297,7 @@ func (d *docker) events(ctx context.Context, since string) (<-chan events.Messag
 	} {
 		want.Add("event", string(action))
 	}
-	messages, errs := d.client.Events(ctx, events.ListOptions{Since: since, Filters: want})
+	messages, errs := d.client.Events(ctx, events.ListOptions{Since: f.since, Filters: want})
 	if !timer.Stop() {
 		return nil, nil, fmt.Errorf("opening the stream of events: %w", errHanging)
 	}
@@ -370,8 +370,8 @@ func dockerVolumes(mounts []dcontainer.MountPoint) []volume {
 
 // inspect asks for one container, and when it is none for a plugin. With an error
 // it gives what it learnt, if anything.
-func (d *docker) inspect(ctx context.Context, id string) (container, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTime)
+func (d *docker) inspect(ctx context.Context, f *feed, id string) (container, error) {
+	ctx, cancel := f.call(ctx)
 	defer cancel()
 	in, err := d.client.ContainerInspect(ctx, id)
 	if errdefs.IsNotFound(err) {
@@ -498,7 +498,7 @@ func (w *inspector) ask(ctx context.Context, id string) error {
 	w.mu.Lock()
 	w.asking = id
 	w.mu.Unlock()
-	c, err := w.d.inspect(ctx, id)
+	c, err := w.d.inspect(ctx, w.f, id)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.asking == "" {

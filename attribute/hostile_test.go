@@ -159,7 +159,7 @@ type hostileCRI struct {
 func (h hostileCRI) Version(context.Context, *cri.VersionRequest) (*cri.VersionResponse, error) {
 	v := &cri.VersionResponse{RuntimeName: "crio-like", RuntimeVersion: "1", RuntimeApiVersion: "v1"}
 	if h.mode == "huge version" {
-		v.RuntimeVersion = strings.Repeat("x", huge)
+		v.RuntimeVersion = strings.Repeat("x", maxList+1)
 	}
 	return v, nil
 }
@@ -271,6 +271,15 @@ func look(opts Options, socket string) (Endpoint, error) {
 	return Endpoint{}, fmt.Errorf("no endpoint %q in %+v", socket, r.Endpoints())
 }
 
+// timeFor is how long a call may take: a busy machine must not make a runtime that
+// hangs of one that answers.
+func timeFor(want State) time.Duration {
+	if want == StateHanging {
+		return callTime
+	}
+	return 10 * callTime
+}
+
 func TestHostileSockets(t *testing.T) {
 	tests := []struct {
 		mode  string
@@ -293,7 +302,7 @@ func TestHostileSockets(t *testing.T) {
 		t.Run(tt.mode, func(t *testing.T) {
 			t.Parallel()
 			socket := hostile(t, tt.mode)
-			e, err := look(Options{DockerHost: socket}, socket)
+			e, err := look(Options{DockerHost: socket, callTime: timeFor(tt.state)}, socket)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -324,7 +333,7 @@ func TestHostileCRI(t *testing.T) {
 		t.Run(tt.mode, func(t *testing.T) {
 			t.Parallel()
 			socket := hostile(t, tt.mode)
-			e, err := look(Options{DockerHost: "/nonexistent", CRI: socket, containerdSockets: []string{}}, socket)
+			e, err := look(Options{DockerHost: "/nonexistent", CRI: socket, containerdSockets: []string{}, callTime: timeFor(tt.state)}, socket)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -335,7 +344,7 @@ func TestHostileCRI(t *testing.T) {
 	}
 	t.Run("containerd", func(t *testing.T) { // a CRI runtime that is no containerd
 		socket := hostile(t, "cri honest")
-		e, err := look(Options{DockerHost: "/nonexistent", CRI: "/nonexistent", containerdSockets: []string{socket}}, socket)
+		e, err := look(Options{DockerHost: "/nonexistent", CRI: "/nonexistent", containerdSockets: []string{socket}, callTime: timeFor(StateNotOffered)}, socket)
 		if err != nil || e.State != StateNotOffered {
 			t.Errorf("state %q, %v", e.State, err)
 		}

@@ -33,6 +33,7 @@ type Options struct {
 	// For tests.
 	now               func() time.Time
 	containerdSockets []string
+	callTime          time.Duration // 0 is the constant
 }
 
 // Resolver names the owners of cgroup ids. Its methods may be called from any

@@ -1,6 +1,7 @@
 package attribute
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -104,6 +105,7 @@ type feed struct {
 	rank     int
 	most     int    // containers that it may tell of
 	since    string // where the stream of events goes on after a break
+	callTime time.Duration
 	log      *slog.Logger
 	now      func() time.Time
 	wanted   chan string     // ids that were seen as cgroups and are not known
@@ -241,12 +243,18 @@ func reach(ctx context.Context, socket string) error {
 // callTime is how long one call to a runtime may take.
 const callTime = 3 * time.Second
 
+// call gives the context of one call.
+func (f *feed) call(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, f.callTime)
+}
+
 // runtimes keeps a session with every runtime whose socket exists.
 type runtimes struct {
 	table    []runtimeSpec
 	registry *registry
 	tree     *tree
 	procRoot string
+	callTime time.Duration
 	log      *slog.Logger
 	now      func() time.Time
 	inner    chan nestedAsk
@@ -259,7 +267,8 @@ type runtimes struct {
 
 func newRuntimes(opts Options, g *registry, t *tree) *runtimes {
 	return &runtimes{
-		table: runtimeTable(opts), registry: g, tree: t, procRoot: opts.ProcRoot, log: opts.Log, now: opts.now,
+		table: runtimeTable(opts), registry: g, tree: t, procRoot: opts.ProcRoot, callTime: cmp.Or(opts.callTime, callTime),
+		log: opts.Log, now: opts.now,
 		inner: make(chan nestedAsk, 64),
 		feeds: map[string]*feed{}, seen: map[string]time.Time{}, first: make(chan struct{}),
 	}
@@ -342,7 +351,8 @@ func (rs *runtimes) add(spec *runtimeSpec, socket, inside string) *feed {
 		return nil
 	}
 	f := &feed{
-		registry: rs.registry, from: key, socket: socket, inside: inside, rank: rankRuntime, most: maxContainers, log: rs.log, now: rs.now,
+		registry: rs.registry, from: key, socket: socket, inside: inside, rank: rankRuntime, most: maxContainers,
+		callTime: rs.callTime, log: rs.log, now: rs.now,
 		wanted: make(chan string, maxWanted), asked: make(chan struct{}), ready: rs.askAgain,
 		endpoint: Endpoint{Socket: shown(socket), Runtime: spec.name, State: StateConnecting},
 	}
