@@ -71,6 +71,7 @@ func (s *containerdSession) follow(ctx context.Context, f *feed) error {
 			if first {
 				first = false
 				f.ok(runtimeContainerd, version)
+				next.news() // nothing tells when the subscription began: it may be later than this list
 			}
 		case e := <-events:
 			s.event(ctx, f, e)

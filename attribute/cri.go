@@ -114,6 +114,7 @@ func (s *criSession) follow(ctx context.Context, f *feed) error {
 			if first {
 				first = false
 				f.ok(s.runtime, version)
+				next.news() // as containerd's, the stream of events may have begun later than this list
 			}
 		case e := <-events:
 			// An event carries the pod and its containers: a short life is named

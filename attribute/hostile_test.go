@@ -271,13 +271,15 @@ func look(opts Options, socket string) (Endpoint, error) {
 	return Endpoint{}, fmt.Errorf("no endpoint %q in %+v", socket, r.Endpoints())
 }
 
-// timeFor is how long a call may take: a busy machine must not make a runtime that
-// hangs of one that answers.
+// patientCall is how long a call to a runtime that answers may take: a busy machine
+// must not make one that hangs of it.
+const patientCall = 10 * callTime
+
 func timeFor(want State) time.Duration {
 	if want == StateHanging {
 		return callTime
 	}
-	return 10 * callTime
+	return patientCall
 }
 
 func TestHostileSockets(t *testing.T) {
