@@ -429,7 +429,8 @@ func TestOwnerWhileHanging(t *testing.T) {
 		t.Errorf("stats %+v", s)
 	}
 
-	// It dies, and comes back.
+	// It dies, and comes back. A container is known before the answer is complete.
+	poll(t, "well", func() bool { return state(r) == StateOK })
 	honest.Process.Kill()
 	poll(t, "death noticed", func() bool { return state(r) != StateOK })
 	if o := r.Owner(7); o.ContainerName != "a" {
