@@ -86,8 +86,9 @@ state = %q
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("starting containerd: %v", err)
 	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
+	var waitErr error // once exited is closed
+	exited := make(chan struct{})
+	go func() { waitErr = cmd.Wait(); close(exited) }()
 	t.Cleanup(func() {
 		c.removeAll(t)
 		cmd.Process.Signal(syscall.SIGTERM)
@@ -106,9 +107,9 @@ state = %q
 	})
 	Poll(t, startTime, "containerd answers", func() bool {
 		select {
-		case err := <-exited:
+		case <-exited:
 			b, _ := os.ReadFile(log.Name())
-			t.Fatalf("containerd ended: %v\n%s", err, b)
+			t.Fatalf("containerd ended: %v\n%s", waitErr, b)
 		default:
 		}
 		return c.Command("version").Run() == nil

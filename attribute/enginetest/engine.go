@@ -92,17 +92,18 @@ func (e *Engine) Boot(t testing.TB) {
 	e.mu.Lock()
 	e.cmd = cmd
 	e.mu.Unlock()
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
+	var waitErr error // once exited is closed
+	exited := make(chan struct{})
+	go func() { waitErr = cmd.Wait(); close(exited) }()
+	t.Cleanup(func() { e.halt(cmd, exited) })
 	Poll(t, startTime, "dockerd answers", func() bool {
 		select {
-		case err := <-exited:
-			t.Fatalf("dockerd ended: %v\n%s", err, e.Log())
+		case <-exited:
+			t.Fatalf("dockerd ended: %v\n%s", waitErr, e.Log())
 		default:
 		}
 		return e.ping() == nil
 	})
-	t.Cleanup(func() { e.halt(cmd, exited) })
 }
 
 // Halt stops the daemon and leaves its socket dead. Its containers stop with it.
@@ -128,7 +129,7 @@ func (e *Engine) Signal(t testing.TB, sig syscall.Signal) {
 	}
 }
 
-func (e *Engine) halt(cmd *exec.Cmd, exited <-chan error) {
+func (e *Engine) halt(cmd *exec.Cmd, exited <-chan struct{}) {
 	if cmd.Process.Signal(syscall.SIGTERM) != nil {
 		return
 	}

@@ -43,8 +43,9 @@ func StartPodman(t testing.TB) *Podman {
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("starting podman: %v", err)
 	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
+	var waitErr error // once exited is closed
+	exited := make(chan struct{})
+	go func() { waitErr = cmd.Wait(); close(exited) }()
 	t.Cleanup(func() {
 		p.Command("pod", "rm", "--force", "--all", "--time", "0").Run()
 		p.Command("rm", "--force", "--all", "--time", "0").Run()
@@ -64,9 +65,9 @@ func StartPodman(t testing.TB) *Podman {
 	})
 	Poll(t, startTime, "podman answers", func() bool {
 		select {
-		case err := <-exited:
+		case <-exited:
 			b, _ := os.ReadFile(log.Name())
-			t.Fatalf("podman ended: %v\n%s", err, b)
+			t.Fatalf("podman ended: %v\n%s", waitErr, b)
 		default:
 		}
 		c, err := net.Dial("unix", p.Socket)
