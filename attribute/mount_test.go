@@ -1,12 +1,15 @@
 package attribute
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const hostMounts = `27 1 254:0 / / rw,relatime - ext4 /dev/vda rw,discard
@@ -329,5 +332,35 @@ func TestVolumeOfAPath(t *testing.T) {
 		if name, driver := pathVolume(path); name != want[0] || driver != want[1] {
 			t.Errorf("pathVolume(%q) = %q, %q; want %q", path, name, driver, want)
 		}
+	}
+}
+
+// What others did with the processor while the table was read is no cost of reading.
+func TestMountCost(t *testing.T) {
+	proc := t.TempDir()
+	mkdir(t, proc, "1")
+	name := filepath.Join(proc, "1/mountinfo")
+	if err := unix.Mkfifo(name, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), ProcRoot: proc})
+	r.mounts.name = name
+	const stall = 500 * time.Millisecond
+	written := make(chan error, 1)
+	go func() {
+		f, err := os.OpenFile(name, os.O_WRONLY, 0)
+		if err == nil {
+			time.Sleep(stall)
+			_, err = f.WriteString(hostMounts)
+			err = errors.Join(err, f.Close())
+		}
+		written <- err
+	}()
+	r.mounts.read()
+	if err := <-written; err != nil {
+		t.Fatal(err)
+	}
+	if m := r.mounts; m.reads != 1 || m.cost >= stall {
+		t.Errorf("read %d times, at a cost of %v of which %v were waiting", m.reads, m.cost, stall)
 	}
 }
