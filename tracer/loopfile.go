@@ -124,7 +124,7 @@ func (q *loopQuestion) wait(d time.Duration) bool {
 	case <-q.answered:
 		return true
 	case <-time.After(d):
-		return false
+		return q.wait(0) // both may have come while we did not run
 	}
 }
 
