@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"time"
 	"unsafe"
@@ -88,12 +89,44 @@ func (t *Tracer) startReaders(ctx context.Context) error {
 
 // bootTime returns when CLOCK_MONOTONIC, which records are stamped with, was 0.
 // That changes when the wall clock is set and with every suspend.
-func bootTime() (time.Time, error) {
+func bootTime() (time.Time, error) { return bootOf(monotonicTime, time.Now) }
+
+func monotonicTime() (time.Duration, error) {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts); err != nil {
-		return time.Time{}, err
+		return 0, err
 	}
-	return time.Now().Round(0).Add(-time.Duration(ts.Nano())), nil
+	return time.Duration(ts.Nano()), nil
+}
+
+// Two clocks cannot be read at once. What we did not run for in between would be an
+// error in the time of every record.
+const (
+	clocksApart = time.Millisecond
+	clocksTries = 8
+)
+
+// bootOf returns when a clock was 0 by another one.
+func bootOf(clock func() (time.Duration, error), wall func() time.Time) (boot time.Time, err error) {
+	least := time.Duration(math.MaxInt64)
+	for range clocksTries {
+		before, err := clock()
+		if err != nil {
+			return time.Time{}, err
+		}
+		now := wall()
+		after, err := clock()
+		if err != nil {
+			return time.Time{}, err
+		}
+		if apart := after - before; apart < least {
+			least, boot = apart, now.Round(0).Add(-before-apart/2)
+		}
+		if least <= clocksApart {
+			break
+		}
+	}
+	return boot, nil
 }
 
 // FlushRecords returns once every record that is in the ring now has been handed

@@ -47,3 +47,36 @@ func TestPace(t *testing.T) {
 		p.next(0, p.wait)
 	}
 }
+
+// TestBootOf: of several readings the one counts in which the clocks were read
+// closest together.
+func TestBootOf(t *testing.T) {
+	boot := time.Unix(1000, 0)
+	for name, c := range map[string]struct {
+		gaps []time.Duration // between two readings of any clock
+		want time.Duration   // error at most
+	}{
+		"at once":        {[]time.Duration{0}, 0},
+		"held up once":   {[]time.Duration{600 * time.Millisecond, 0, 0}, 0},
+		"held up later":  {[]time.Duration{0, 600 * time.Millisecond, 0}, 0},
+		"close enough":   {[]time.Duration{400 * time.Microsecond, 400 * time.Microsecond, time.Hour}, 400 * time.Microsecond},
+		"held up always": {[]time.Duration{time.Second}, time.Second},
+		"held up always, and less once": {
+			[]time.Duration{time.Second, time.Second, time.Second, 10 * time.Millisecond, 20 * time.Millisecond, time.Second}, 15 * time.Millisecond,
+		},
+	} {
+		var passed time.Duration
+		read := func() time.Duration {
+			at := passed
+			passed += c.gaps[0]
+			if len(c.gaps) > 1 {
+				c.gaps = c.gaps[1:]
+			}
+			return at
+		}
+		got, err := bootOf(func() (time.Duration, error) { return read(), nil }, func() time.Time { return boot.Add(read()) })
+		if wrong := got.Sub(boot).Abs(); err != nil || wrong > c.want {
+			t.Errorf("%s: wrong by %v, at most %v are right, %v", name, wrong, c.want, err)
+		}
+	}
+}
