@@ -202,7 +202,12 @@ func (t *Tracer) readRecords(ctx context.Context, r *ringbuf.Reader) {
 	defer r.Close()
 	r.SetDeadline(time.Unix(0, 1)) // what is there, without waiting: poll would return for each single record
 	drain := recordDrain{reader: r, out: make([]Record, 0, recordsBatch), hand: t.opt.Records}
-	pace := newPace(r.BufferSize())
+	t.drain(ctx, newPace(r.BufferSize()), drain.run)
+}
+
+// drain takes out records again and again. Should that fail, there are none any
+// more, and whoever asks for them is told so at once.
+func (t *Tracer) drain(ctx context.Context, pace *pace, run func() (int, error)) {
 	last := time.Now()
 	timer := time.NewTimer(pace.wait)
 	defer timer.Stop()
@@ -214,10 +219,10 @@ func (t *Tracer) readRecords(ctx context.Context, r *ringbuf.Reader) {
 		case <-ctx.Done():
 			return
 		}
-		n, err := drain.run()
+		n, err := run()
 		if err != nil {
 			t.opt.Log.Warn("reading records", "error", err)
-			return
+			run = func() (int, error) { return 0, nil }
 		}
 		if flushed != nil {
 			close(flushed)

@@ -1,6 +1,9 @@
 package tracer
 
 import (
+	"context"
+	"errors"
+	"log/slog"
 	"testing"
 	"time"
 )
@@ -78,5 +81,31 @@ func TestBootOf(t *testing.T) {
 		if wrong := got.Sub(boot).Abs(); err != nil || wrong > c.want {
 			t.Errorf("%s: wrong by %v, at most %v are right, %v", name, wrong, c.want, err)
 		}
+	}
+}
+
+// TestFlushAfterFailure: who waits for records does not wait for ever when they
+// cannot be read any more, and nobody asks for them again.
+func TestFlushAfterFailure(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	tr := &Tracer{ctx: ctx, flush: make(chan chan struct{}), opt: Options{Log: slog.New(slog.DiscardHandler)}}
+	runs := 0
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tr.drain(ctx, newPace(4096), func() (int, error) {
+			runs++
+			return 0, errors.New("the ring is broken")
+		})
+	}()
+	for range 3 {
+		if err := tr.FlushRecords(); err != nil {
+			t.Error(err)
+		}
+	}
+	cancel()
+	<-done
+	if runs != 1 {
+		t.Errorf("read %d times", runs)
 	}
 }
