@@ -90,7 +90,11 @@ func NewModel(host uint64) *Model {
 // Update takes over what was seen. Devices in namespaces that could be read are
 // as the snapshot says; what is known of others is kept, because a namespace
 // that nobody can enter still blocks VNIs.
-func (m *Model) Update(snap *Snapshot) {
+//
+// It gives what happened since the last time, as far as that is seen: devices that
+// came, names, UP and DOWN. Not what went away or moved: a notice of that needs no
+// comparison, so it is told even when it comes later than this.
+func (m *Model) Update(snap *Snapshot) (news []Event) {
 	seen := make(map[Place]bool, len(snap.Devices))
 	for _, d := range snap.Devices {
 		if d.Kind != Kind {
@@ -100,10 +104,16 @@ func (m *Model) Update(snap *Snapshot) {
 		seen[place] = true
 		t := m.devices[place]
 		if t == nil || !t.same(d) {
+			// In a namespace that is read for the first time it may have been for long.
+			if _, read := m.spaces[d.NetNS]; read && m.twin(d) == nil {
+				news = append(news, Event{Time: snap.Time, Action: Created, Device: d})
+			}
 			m.devices[place] = newTrack(d, snap.Time, true)
 			continue
 		}
+		was := t.Device
 		t.refresh(d, snap.Time)
+		news = append(news, changes(was, Event{Time: snap.Time, Device: t.Device, Age: max(0, snap.Time.Sub(t.Since))})...)
 	}
 	for place := range m.devices {
 		if _, read := snap.Namespaces[place.NetNS]; read && !seen[place] {
@@ -111,6 +121,25 @@ func (m *Model) Update(snap *Snapshot) {
 		}
 	}
 	m.spaces, m.engine = snap.Namespaces, snap.Engine
+	return news
+}
+
+// changes gives the events that made of a device what it is in e.
+func changes(was Device, e Event) []Event {
+	var list []Event
+	if was.Name != e.Name {
+		renamed := e
+		renamed.Action, renamed.OldName, renamed.Up = Renamed, was.Name, was.Up
+		list = append(list, renamed)
+	}
+	if was.Up != e.Up {
+		e.Action = Down
+		if e.Up {
+			e.Action = WentUp
+		}
+		list = append(list, e)
+	}
+	return list
 }
 
 func newTrack(d Device, now time.Time, seen bool) *Track {

@@ -323,20 +323,7 @@ func (m *linkMessage) events(model *Model, spaces *numbering) []Event {
 		e.Action = Created
 		return []Event{e}
 	}
-	var list []Event
-	if known.Name != d.Name {
-		renamed := e
-		renamed.Action, renamed.OldName, renamed.Up = Renamed, known.Name, known.Up
-		list = append(list, renamed)
-	}
-	if known.Up != d.Up {
-		e.Action = Down
-		if d.Up {
-			e.Action = WentUp
-		}
-		list = append(list, e)
-	}
-	return list
+	return changes(known.Device, e)
 }
 
 // twin finds the device at another place that d can only be itself: no two

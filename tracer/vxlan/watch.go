@@ -59,6 +59,9 @@ type Watcher struct {
 	grace   time.Duration
 	spaces  *numbering
 	why     error // why the hooks are not used
+	// compares: lives are told by rtnetlink, where most events are differences from
+	// the model, so that what a look puts into it must be told by the look.
+	compares bool
 
 	reported chan notice
 
@@ -99,11 +102,11 @@ func NewWatcher(opts WatchOptions) (*Watcher, error) {
 		if err != nil {
 			return nil, errors.Join(err, w.Close())
 		}
-		w.feeds = append(w.feeds, n)
+		w.feeds, w.compares = append(w.feeds, n), true
 	}
 	// Only now: what happens between the first look and the first event read
 	// waits in the feed's buffer.
-	if err := w.resync(); err != nil {
+	if err := w.resync(func(Event) {}); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
 	return w, nil
@@ -183,21 +186,27 @@ const resyncPause = 250 * time.Millisecond
 // losses are looked for this often.
 const lossPeriod = time.Second
 
-// resync looks at everything again.
-func (w *Watcher) resync() error {
+// resync looks at everything again, and emits what it finds to have happened: the
+// notices of that may still be on their way, and will then say nothing new.
+func (w *Watcher) resync(emit func(Event)) error {
 	snap, err := w.scanner.Scan()
 	if err != nil {
 		return err
 	}
 	found := w.spaces.again()
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.model.Update(snap)
+	news := w.model.Update(snap)
 	for _, inode := range found {
 		w.model.forget(inode)
 	}
 	w.lastScan = snap.Time
 	w.failures = 0
+	w.mu.Unlock()
+	if w.compares {
+		for _, e := range news {
+			emit(e)
+		}
+	}
 	return nil
 }
 
@@ -296,7 +305,7 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 			}
 		case <-due:
 			due = nil
-			if err := w.resync(); err != nil {
+			if err := w.resync(emit); err != nil {
 				if err := w.failed(err); err != nil {
 					return err
 				}
@@ -316,7 +325,7 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 // ripen reports what has been down for the grace period. Whether it still is
 // there is looked up first: a leak is never claimed from memory.
 func (w *Watcher) ripen(emit func(Event)) error {
-	if err := w.resync(); err != nil {
+	if err := w.resync(emit); err != nil {
 		return err
 	}
 	now := time.Now()
@@ -355,7 +364,7 @@ func (w *Watcher) take(n notice, emit func(Event)) (resync bool) {
 	for i := range events {
 		e := &events[i]
 		if e.Action == Refused {
-			w.accuse(e)
+			w.accuse(e, emit)
 		}
 		w.mu.Lock()
 		w.model.Apply(e)
@@ -370,9 +379,9 @@ func (w *Watcher) take(n notice, emit func(Event)) (resync bool) {
 }
 
 // accuse finds out what a refused creation collided with.
-func (w *Watcher) accuse(e *Event) {
+func (w *Watcher) accuse(e *Event, emit func(Event)) {
 	if time.Since(w.lastScan) >= resyncPause {
-		_ = w.resync() // without a look the model alone answers
+		_ = w.resync(emit) // without a look the model alone answers
 	}
 	var others []Device
 	if e.Name != "" {

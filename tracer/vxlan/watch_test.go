@@ -22,11 +22,14 @@ type stream struct {
 	seen   []Event
 }
 
-func watch(t *testing.T, opts WatchOptions) *stream {
+func watch(t *testing.T, opts WatchOptions, change ...func(*Watcher)) *stream {
 	t.Helper()
 	w, err := NewWatcher(opts)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range change {
+		f(w)
 	}
 	s := &stream{t: t, w: w, events: make(chan Event, 8192)}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -67,6 +70,130 @@ func (s *stream) list() string {
 }
 
 func action(a Action) func(Event) bool { return func(e Event) bool { return e.Action == a } }
+
+// TestModelTellsNews: what a look finds to have happened is told, and what it may
+// have been like for long is not.
+func TestModelTellsNews(t *testing.T) {
+	const host, other, late = 100, 200, 300
+	start := time.Unix(1000, 0)
+	dev := func(netNS uint64, index int, name string, up bool) Device {
+		return Device{Name: name, Kind: Kind, Ifindex: index, NetNS: netNS, Underlay: host, VNI: uint32(index), Port: 4789, Up: up}
+	}
+	m := NewModel(host)
+	look := func(at time.Time, devices ...Device) []Event {
+		snap := &Snapshot{Time: at, Host: host, Namespaces: map[uint64]Namespace{host: {Inode: host}, other: {Inode: other}}, Devices: devices}
+		for _, d := range devices {
+			snap.Namespaces[d.NetNS] = Namespace{Inode: d.NetNS}
+		}
+		return m.Update(snap)
+	}
+	if news := look(start, dev(host, 2, "a", false), dev(host, 3, "b", true), dev(host, 4, "c", true)); len(news) != 0 {
+		t.Errorf("the first look tells of %+v", news)
+	}
+	// One is new, one was renamed and went UP, one went DOWN, one moved, and one is
+	// in a namespace that was not read before.
+	now := start.Add(time.Second)
+	news := look(now, dev(host, 2, "A", true), dev(host, 3, "b", false), dev(other, 4, "c", true), dev(host, 5, "new", false), dev(late, 6, "old", true))
+	want := []Event{
+		{Time: now, Action: Renamed, Device: dev(host, 2, "A", false), OldName: "a", Age: time.Second},
+		{Time: now, Action: WentUp, Device: dev(host, 2, "A", true), Age: time.Second},
+		{Time: now, Action: Down, Device: dev(host, 3, "b", false), Age: time.Second},
+		{Time: now, Action: Created, Device: dev(host, 5, "new", false)},
+	}
+	if fmt.Sprintf("%+v", news) != fmt.Sprintf("%+v", want) {
+		t.Errorf("the second look tells of\n%+v, want\n%+v", news, want)
+	}
+	if news := look(now, dev(host, 2, "A", true), dev(host, 3, "b", false), dev(other, 4, "c", true), dev(host, 5, "new", false), dev(late, 6, "old", true)); len(news) != 0 {
+		t.Errorf("nothing happened: %+v", news)
+	}
+}
+
+// TestLookComesFirst: a look may see what happened before its notice is read. Then
+// the look tells of it, and the notice does not tell it again.
+func TestLookComesFirst(t *testing.T) {
+	host, other, dir := newSpace(t), newSpace(t), t.TempDir()
+	other.bind(dir, "3f29e1c7a0bd")
+	w, err := NewWatcher(WatchOptions{Scan: scanOptions(host, dir, t.TempDir()), Backend: Netlink})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	notices, ended := make(chan notice, 4096), make(chan error, 1)
+	go func() { ended <- w.feeds[0].run(ctx, notices) }()
+	defer func() {
+		cancel()
+		host.must(errors.Join(<-ended, w.Close()))
+	}()
+	const name = "vx-001001-m64nq"
+	look := func(emit func(Event)) { host.must(w.resync(emit)) }
+	for i, step := range []struct {
+		what  string
+		do    func()
+		look  func(emit func(Event))
+		found []Action // by the look
+		told  []Action // by notices
+	}{
+		{"created", func() { host.vxlan(name, 4097, 4789) }, look, []Action{Created}, nil},
+		{"renamed", func() { host.rename(name, "vx-001001-other") }, look, []Action{Renamed}, nil},
+		{"UP", func() { host.up("vx-001001-other") }, func(emit func(Event)) { host.must(w.ripen(emit)) }, []Action{WentUp}, nil},
+		{"DOWN", func() { host.down("vx-001001-other") }, func(emit func(Event)) {
+			w.lastScan = time.Time{}
+			w.take(notice{event: &Event{Action: Refused, Device: Device{NetNS: host.inode, VNI: 77}}}, emit)
+		}, []Action{Down, Refused}, nil},
+		{"moved", func() { host.move("vx-001001-other", other) }, look, nil, []Action{Moved}},
+		{"deleted", func() { other.del("vx-001001-other") }, look, nil, []Action{Deleted}},
+	} {
+		var found, told []Action
+		step.do()
+		step.look(func(e Event) { found = append(found, e.Action) })
+		if !slices.Equal(found, step.found) {
+			t.Errorf("%s: the look tells %v, want %v", step.what, found, step.found)
+		}
+		// All notices of the step come before those of the next device.
+		last := fmt.Sprintf("last%d", i)
+		host.vxlan(last, i+1, 4789)
+		for done := false; !done; {
+			w.take(<-notices, func(e Event) {
+				if done = done || e.Name == last; !done {
+					told = append(told, e.Action)
+				}
+			})
+		}
+		if !slices.Equal(told, step.told) {
+			t.Errorf("%s: notices tell %v, want %v", step.what, told, step.told)
+		}
+	}
+}
+
+// deaf hears no notice but that something was missed.
+type deaf struct {
+	feed
+	missed chan struct{}
+}
+
+func (d deaf) run(ctx context.Context, out chan<- notice) error {
+	for {
+		select {
+		case <-d.missed:
+			send(ctx, out, notice{resync: true})
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// TestWatchTellsWhatItMissed: after a loss a running watch tells what came meanwhile.
+func TestWatchTellsWhatItMissed(t *testing.T) {
+	host := newSpace(t)
+	missed := make(chan struct{})
+	s := watch(t, WatchOptions{Scan: scanOptions(host, t.TempDir(), t.TempDir()), Backend: Netlink},
+		func(w *Watcher) { w.feeds[0] = deaf{w.feeds[0], missed} })
+	host.vxlan("vx-001001-m64nq", 4097, 4789)
+	missed <- struct{}{}
+	if e := s.next("created", action(Created)); e.Name != "vx-001001-m64nq" || e.NetNS != host.inode || e.Time.IsZero() {
+		t.Errorf("created: %+v", e)
+	}
+}
 
 // TestWatchByNetlink follows one device through its life as Docker gives it.
 func TestWatchByNetlink(t *testing.T) {
