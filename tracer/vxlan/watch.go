@@ -71,6 +71,7 @@ type Watcher struct {
 	lastScan time.Time
 	lastLost uint64
 	failures int // looks at everything that failed in a row
+	hasty    int // looks of this lossPeriod that did not wait for resyncPause
 }
 
 // NewWatcher attaches to the kernel, or to rtnetlink where hooks are refused,
@@ -186,6 +187,10 @@ const resyncPause = 250 * time.Millisecond
 // losses are looked for this often.
 const lossPeriod = time.Second
 
+// maxHasty bounds what somebody makes us do who has creations refused by the
+// thousand.
+const maxHasty = 8
+
 // resync looks at everything again, and emits what it finds to have happened: the
 // notices of that may still be on their way, and will then say nothing new.
 func (w *Watcher) resync(emit func(Event)) error {
@@ -296,6 +301,7 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 				resync()
 			}
 		case <-tick.C:
+			w.hasty = 0
 			if lost := w.Lost(); lost != w.lastLost {
 				w.lastLost = lost
 				w.mu.Lock()
@@ -380,9 +386,28 @@ func (w *Watcher) take(n notice, emit func(Event)) (resync bool) {
 
 // accuse finds out what a refused creation collided with.
 func (w *Watcher) accuse(e *Event, emit func(Event)) {
-	if time.Since(w.lastScan) >= resyncPause {
+	fresh := time.Since(w.lastScan) < resyncPause
+	if !fresh {
 		_ = w.resync(emit) // without a look the model alone answers
 	}
+	t := w.culprit(e)
+	if t == nil && fresh && w.hasty < maxHasty && (e.Name != "" || e.VNI != 0) {
+		// It may be younger than the last look, and not have been told of yet: feeds
+		// know nothing of each other's order.
+		w.hasty++
+		_ = w.resync(emit)
+		t = w.culprit(e)
+	}
+	if t != nil {
+		e.Culprit = t
+		e.Reason = reasonOf(e, t)
+	} else if e.Reason == "" {
+		e.Reason = "what is in the way lies in no namespace that can be reached"
+	}
+}
+
+// culprit gives a copy of what is in the way, as far as it is known now.
+func (w *Watcher) culprit(e *Event) *Track {
 	var others []Device
 	if e.Name != "" {
 		w.mu.Lock()
@@ -396,13 +421,12 @@ func (w *Watcher) accuse(e *Event, emit func(Event)) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if t := w.model.CulpritOf(e, others); t != nil {
-		copied := *t
-		e.Culprit = &copied
-		e.Reason = reasonOf(e, t)
-	} else if e.Reason == "" {
-		e.Reason = "what is in the way lies in no namespace that can be reached"
+	t := w.model.CulpritOf(e, others)
+	if t == nil {
+		return nil
 	}
+	copied := *t
+	return &copied
 }
 
 func reasonOf(e *Event, t *Track) string {

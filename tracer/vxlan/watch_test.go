@@ -165,6 +165,32 @@ func TestLookComesFirst(t *testing.T) {
 	}
 }
 
+// TestCulpritYoungerThanTheLook: what a creation collided with is found although it
+// came after the last look, and its own notice was not read yet.
+func TestCulpritYoungerThanTheLook(t *testing.T) {
+	host := newSpace(t)
+	w, err := NewWatcher(WatchOptions{Scan: scanOptions(host, t.TempDir(), t.TempDir()), Backend: Netlink})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { host.must(w.Close()) }()
+	index := host.vxlan("first", 4097, 4789)
+	refuse := func(d Device) (got Event) {
+		d.NetNS, w.lastScan = host.inode, time.Now()
+		w.take(notice{event: &Event{Action: Refused, Device: d}}, func(e Event) { got = e })
+		return got
+	}
+	if e := refuse(Device{Name: "second", VNI: 4097}); e.Culprit == nil || e.Culprit.Ifindex != index {
+		t.Errorf("culprit %+v, %s", e.Culprit, e.Reason)
+	}
+	for range 2 * maxHasty { // each of them in vain
+		refuse(Device{Name: "third", VNI: 77})
+	}
+	if w.hasty != maxHasty {
+		t.Errorf("%d looks that did not wait, want %d", w.hasty, maxHasty)
+	}
+}
+
 // deaf hears no notice but that something was missed.
 type deaf struct {
 	feed
