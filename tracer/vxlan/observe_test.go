@@ -312,14 +312,17 @@ func TestTooYoung(t *testing.T) {
 // TestDeleteLooksAgain: between the question and the answer anything may happen.
 func TestDeleteLooksAgain(t *testing.T) {
 	const name = "vx-001001-m64nq"
-	var kept *KeptError
+	refused := func(err error) bool {
+		var kept *KeptError
+		return errors.As(err, &kept)
+	}
 	for label, c := range map[string]struct {
 		change func(host, other *space, dir string)
 		check  func(error) bool
 		after  bool // the name exists in the host's namespace afterwards
 	}{
 		"went UP": {
-			func(h, _ *space, _ string) { h.up(name) }, func(err error) bool { return errors.As(err, &kept) }, true,
+			func(h, _ *space, _ string) { h.up(name) }, refused, true,
 		},
 		"went away": {
 			func(h, _ *space, _ string) { h.del(name) }, func(err error) bool { return errors.Is(err, ErrGone) }, false,
@@ -332,7 +335,7 @@ func TestDeleteLooksAgain(t *testing.T) {
 		},
 		"its overlay came to life": {
 			func(_, o *space, dir string) { o.endpoint("veth0"); o.bind(dir, "1-m64nqtdens") },
-			func(err error) bool { return errors.As(err, &kept) }, true,
+			refused, true,
 		},
 		"replaced by one with another VNI under the same ifindex": {
 			func(h, _ *space, _ string) {
