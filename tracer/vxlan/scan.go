@@ -300,7 +300,7 @@ func (s *Scanner) Scan() (*Snapshot, error) {
 		err := s.enter(space.Path, inode, func(links *netlink.Handle) error {
 			return s.list(links, &space, snap, others)
 		})
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errNotNetNS) {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errNotNetNS) && !s.left(space.Path, inode) {
 			snap.Unreadable++
 		}
 	}
@@ -318,6 +318,23 @@ func (s *Scanner) Scan() (*Snapshot, error) {
 	})
 	snap.Time = time.Now()
 	return snap, nil
+}
+
+// left tells whether a path into a namespace is that of a process that ended or is
+// in another one now. To open it may then fail in any way: the kernel refuses access
+// where it finds no process any more.
+func (s *Scanner) left(path string, inode uint64) bool {
+	if !strings.HasPrefix(path, s.opts.Proc+"/") {
+		return false
+	}
+	link, err := os.Readlink(path)
+	if err == nil {
+		return link != fmt.Sprintf("net:[%d]", inode)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		_, err = os.Stat(filepath.Dir(path))
+	}
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
 }
 
 // enter runs f with a socket in the namespace, if it still is the one meant.

@@ -300,3 +300,25 @@ func TestNoHostNamespace(t *testing.T) {
 		}
 	}
 }
+
+// TestLeftNamespace: that a process ended while everything was looked at makes no
+// namespace one that cannot be read.
+func TestLeftNamespace(t *testing.T) {
+	proc := t.TempDir()
+	s := &Scanner{opts: ScanOptions{Proc: proc}}
+	process := func(pid, link string) string {
+		path := filepath.Join(proc, pid, "ns/net")
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.Symlink(link, path)); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	there, elsewhere := process("7", "net:[42]"), process("8", "net:[43]")
+	for path, want := range map[string]bool{
+		there: false, elsewhere: true, filepath.Join(proc, "9/ns/net"): true, filepath.Join(t.TempDir(), "1-m64nqtdens"): false,
+	} {
+		if got := s.left(path, 42); got != want {
+			t.Errorf("%s: left %v, want %v", path, got, want)
+		}
+	}
+}
