@@ -297,6 +297,16 @@ func (m *Model) forget(netNS uint64) []*Track {
 	return gone
 }
 
+// identify says which namespace one is that no path led to.
+func (m *Model) identify(netNS, now uint64) {
+	for _, t := range m.forget(netNS) {
+		t.NetNS = now
+		if place := (Place{now, t.Ifindex}); m.devices[place] == nil {
+			m.devices[place] = t
+		}
+	}
+}
+
 // inherit takes over what an older model knows of the lives of devices that are
 // as they were.
 func (m *Model) inherit(old *Model) {

@@ -258,15 +258,16 @@ func (n *numbering) dead(id int) uint64 {
 }
 
 // again looks for paths to the namespaces that had none, and gives those that
-// have one now.
-func (n *numbering) again() (found []uint64) {
+// have one now, with what they are.
+func (n *numbering) again() map[uint64]uint64 {
+	found := make(map[uint64]uint64)
 	for id, inode := range n.known {
 		if !Unreachable(inode) {
 			continue
 		}
 		if now := n.scanner.namespaceOf(id); now != 0 {
 			n.known[id] = now
-			found = append(found, inode)
+			found[inode] = now
 		}
 	}
 	return found

@@ -200,10 +200,10 @@ func (w *Watcher) resync(emit func(Event)) error {
 	}
 	found := w.spaces.again()
 	w.mu.Lock()
-	news := w.model.Update(snap)
-	for _, inode := range found {
-		w.model.forget(inode)
+	for inode, now := range found {
+		w.model.identify(inode, now)
 	}
+	news := w.model.Update(snap)
 	w.lastScan = snap.Time
 	w.failures = 0
 	w.mu.Unlock()

@@ -111,7 +111,7 @@ func TestModelTellsNews(t *testing.T) {
 // TestLookComesFirst: a look may see what happened before its notice is read. Then
 // the look tells of it, and the notice does not tell it again.
 func TestLookComesFirst(t *testing.T) {
-	host, other, dir := newSpace(t), newSpace(t), t.TempDir()
+	host, other, hidden, dir := newSpace(t), newSpace(t), newSpace(t), t.TempDir()
 	other.bind(dir, "3f29e1c7a0bd")
 	w, err := NewWatcher(WatchOptions{Scan: scanOptions(host, dir, t.TempDir()), Backend: Netlink})
 	if err != nil {
@@ -142,6 +142,12 @@ func TestLookComesFirst(t *testing.T) {
 		}, []Action{Down, Refused}, nil},
 		{"moved", func() { host.move("vx-001001-other", other) }, look, nil, []Action{Moved}},
 		{"deleted", func() { other.del("vx-001001-other") }, look, nil, []Action{Deleted}},
+		{"created again", func() { host.vxlan(name, 4098, 4789) }, look, []Action{Created}, nil},
+		{"moved where no path leads", func() { host.move(name, hidden) }, look, nil, []Action{Moved}},
+		{"renamed where a path leads now", func() {
+			hidden.rename(name, "vxlan0")
+			hidden.bind(dir, "1-m64nqtdens")
+		}, look, []Action{Renamed}, nil},
 	} {
 		var found, told []Action
 		step.do()
