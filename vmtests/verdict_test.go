@@ -22,8 +22,9 @@ func badGuests() suite {
 			{name: "skips", run: func(g *guest.Guest) { g.Skip("as no scenario may") }},
 			{name: "exits", run: func(g *guest.Guest) { os.Exit(0) }},
 			{name: "panics", run: func(g *guest.Guest) { panic("as it should") }},
-			// Its own time-out cannot end it: the process is stopped.
-			{name: "hangs", run: func(g *guest.Guest) { _ = unix.Kill(os.Getpid(), unix.SIGSTOP) }},
+			// Its own time-out cannot end it: the process is stopped, though not at once,
+			// because the signal may be another thread's to take.
+			{name: "hangs", run: func(g *guest.Guest) { _ = unix.Kill(os.Getpid(), unix.SIGSTOP); time.Sleep(time.Hour) }},
 			{name: "powers_off", run: func(g *guest.Guest) { _ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }},
 			{name: "oopses", run: func(g *guest.Guest) { g.WriteFile("/proc/sysrq-trigger", "c") }},
 			{name: "warns", run: func(g *guest.Guest) {
