@@ -77,7 +77,7 @@ func TestContainerdListsOnceMore(t *testing.T) {
 
 	r := newTestResolver(t, Options{
 		CgroupRoot: t.TempDir(), DockerHost: "/nonexistent", CRI: "/nonexistent", containerdSockets: []string{socket},
-		callTime: patientCall,
+		CallTime: patientCall,
 	})
 	r.Start(context.Background())
 	poll(t, "named", func() bool { c := r.registry.get(idA); return c != nil && c.name == "late" })

@@ -285,7 +285,7 @@ func (d *docker) ping(ctx context.Context, f *feed) error {
 // so that this must have a deadline, and the stream itself must not.
 func (d *docker) events(ctx context.Context, f *feed) (<-chan events.Message, <-chan error, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	timer := time.AfterFunc(f.callTime, func() { cancel(errHanging) })
+	timer := time.AfterFunc(f.callTime(), func() { cancel(errHanging) })
 	want := filters.NewArgs(
 		filters.Arg("type", string(events.ContainerEventType)),
 		filters.Arg("type", string(events.PluginEventType)),

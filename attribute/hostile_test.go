@@ -39,7 +39,10 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-const huge = 100 << 20
+const (
+	huge        = 100 << 20
+	slowVersion = 200 * time.Millisecond
+)
 
 // stream writes n bytes of text without an end of line.
 func stream(w io.Writer, n int) {
@@ -97,6 +100,9 @@ func misbehave(mode, socket string) error {
 			stream(w, huge)
 		case "other JSON":
 			io.WriteString(w, `[1,2,3]`)
+		case "slow version":
+			time.Sleep(slowVersion)
+			io.WriteString(w, version)
 		default:
 			io.WriteString(w, version)
 		}
@@ -304,7 +310,7 @@ func TestHostileSockets(t *testing.T) {
 		t.Run(tt.mode, func(t *testing.T) {
 			t.Parallel()
 			socket := hostile(t, tt.mode)
-			e, err := look(Options{DockerHost: socket, callTime: timeFor(tt.state)}, socket)
+			e, err := look(Options{DockerHost: socket, CallTime: timeFor(tt.state)}, socket)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -335,7 +341,7 @@ func TestHostileCRI(t *testing.T) {
 		t.Run(tt.mode, func(t *testing.T) {
 			t.Parallel()
 			socket := hostile(t, tt.mode)
-			e, err := look(Options{DockerHost: "/nonexistent", CRI: socket, containerdSockets: []string{}, callTime: timeFor(tt.state)}, socket)
+			e, err := look(Options{DockerHost: "/nonexistent", CRI: socket, containerdSockets: []string{}, CallTime: timeFor(tt.state)}, socket)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -346,7 +352,7 @@ func TestHostileCRI(t *testing.T) {
 	}
 	t.Run("containerd", func(t *testing.T) { // a CRI runtime that is no containerd
 		socket := hostile(t, "cri honest")
-		e, err := look(Options{DockerHost: "/nonexistent", CRI: "/nonexistent", containerdSockets: []string{socket}, callTime: timeFor(StateNotOffered)}, socket)
+		e, err := look(Options{DockerHost: "/nonexistent", CRI: "/nonexistent", containerdSockets: []string{socket}, CallTime: timeFor(StateNotOffered)}, socket)
 		if err != nil || e.State != StateNotOffered {
 			t.Errorf("state %q, %v", e.State, err)
 		}
@@ -441,6 +447,38 @@ func TestOwnerWhileHanging(t *testing.T) {
 	}
 	runHostile(t, "honest", socket)
 	poll(t, "well again", func() bool { return state(r) == StateOK })
+}
+
+// An engine that is slower than it may be is given more time until it answers.
+func TestSlowEngine(t *testing.T) {
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerHost: hostile(t, "slow version"), CallTime: slowVersion / 10})
+	r.Start(context.Background())
+	poll(t, "answered", func() bool { return state(r) == StateOK })
+}
+
+func TestCallLimit(t *testing.T) {
+	p := callLimit{callTime, callTime}
+	for i, step := range []struct {
+		answered bool
+		state    State
+		want     time.Duration
+	}{
+		{false, StateHanging, 6 * time.Second},
+		{false, StateRefused, 6 * time.Second},
+		{false, StateHanging, 12 * time.Second},
+		{false, StateHanging, 24 * time.Second},
+		{false, StateHanging, 30 * time.Second},
+		{false, StateHanging, 30 * time.Second},
+		{true, StateHanging, 3 * time.Second},
+	} {
+		if p.after(step.answered, step.state); p.now != step.want {
+			t.Errorf("step %d: %v, want %v", i, p.now, step.want)
+		}
+	}
+	long := callLimit{time.Minute, time.Minute}
+	if long.after(false, StateHanging); long.now != time.Minute {
+		t.Errorf("a minute became %v", long.now)
+	}
 }
 
 // An engine that tells too much at once is asked for what was seen.

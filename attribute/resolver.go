@@ -28,12 +28,12 @@ type Options struct {
 	CRI          string        // "" is every socket that exists
 	ProjectLabel string        // label that names the project before all other rules
 	Keep         time.Duration // how long a removed cgroup keeps its name; 0 is 5 min, at least 60 s
+	CallTime     time.Duration // that a runtime has for its first answer, and more each time it hangs; 0 is 3 s
 	Log          *slog.Logger  // messages; nil discards them
 
 	// For tests.
 	now               func() time.Time
 	containerdSockets []string
-	callTime          time.Duration // 0 is the constant
 }
 
 // Resolver names the owners of cgroup ids. Its methods may be called from any

@@ -105,7 +105,6 @@ type feed struct {
 	rank     int
 	most     int    // containers that it may tell of
 	since    string // where the stream of events goes on after a break
-	callTime time.Duration
 	log      *slog.Logger
 	now      func() time.Time
 	wanted   chan string     // ids that were seen as cgroups and are not known
@@ -114,6 +113,7 @@ type feed struct {
 
 	mu       sync.Mutex
 	endpoint Endpoint
+	limit    callLimit
 	answered bool // since the last connection
 	asked    chan struct{}
 	settled  bool
@@ -174,6 +174,7 @@ func (f *feed) failed(err error) (answered bool) {
 	defer f.mu.Unlock()
 	answered, f.answered = f.answered, false
 	f.endpoint.State, f.endpoint.Err = classify(err), err
+	f.limit.after(answered, f.endpoint.State)
 	f.settle()
 	return answered
 }
@@ -240,12 +241,35 @@ func reach(ctx context.Context, socket string) error {
 	return c.Close()
 }
 
-// callTime is how long one call to a runtime may take.
-const callTime = 3 * time.Second
+// callTime is how long one call to a runtime may take, at first and at most: on
+// the very hosts that we are called to, those short of I/O, engines are slow.
+const (
+	callTime     = 3 * time.Second
+	callTimeMost = 30 * time.Second
+)
+
+// callLimit is how long a runtime has for a call: one that hangs has twice as long
+// the next time, until it answers.
+type callLimit struct{ first, now time.Duration }
+
+func (l *callLimit) after(answered bool, s State) {
+	switch {
+	case answered:
+		l.now = l.first
+	case s == StateHanging:
+		l.now = max(l.first, min(2*l.now, callTimeMost))
+	}
+}
+
+func (f *feed) callTime() time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.limit.now
+}
 
 // call gives the context of one call.
 func (f *feed) call(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, f.callTime)
+	return context.WithTimeout(ctx, f.callTime())
 }
 
 // runtimes keeps a session with every runtime whose socket exists.
@@ -267,7 +291,7 @@ type runtimes struct {
 
 func newRuntimes(opts Options, g *registry, t *tree) *runtimes {
 	return &runtimes{
-		table: runtimeTable(opts), registry: g, tree: t, procRoot: opts.ProcRoot, callTime: cmp.Or(opts.callTime, callTime),
+		table: runtimeTable(opts), registry: g, tree: t, procRoot: opts.ProcRoot, callTime: cmp.Or(opts.CallTime, callTime),
 		log: opts.Log, now: opts.now,
 		inner: make(chan nestedAsk, 64),
 		feeds: map[string]*feed{}, seen: map[string]time.Time{}, first: make(chan struct{}),
@@ -352,7 +376,7 @@ func (rs *runtimes) add(spec *runtimeSpec, socket, inside string) *feed {
 	}
 	f := &feed{
 		registry: rs.registry, from: key, socket: socket, inside: inside, rank: rankRuntime, most: maxContainers,
-		callTime: rs.callTime, log: rs.log, now: rs.now,
+		limit: callLimit{rs.callTime, rs.callTime}, log: rs.log, now: rs.now,
 		wanted: make(chan string, maxWanted), asked: make(chan struct{}), ready: rs.askAgain,
 		endpoint: Endpoint{Socket: shown(socket), Runtime: spec.name, State: StateConnecting},
 	}

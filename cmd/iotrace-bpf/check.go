@@ -13,7 +13,7 @@ import (
 )
 
 // checkTimeout bounds how long the sockets may take to answer.
-const checkTimeout = 3 * time.Second
+const checkTimeout = 10 * time.Second
 
 // runCheck attaches everything, says what was chosen and why, and detaches.
 func runCheck(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -21,6 +21,7 @@ func runCheck(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if err := opt.parse(args); err != nil {
 		return err
 	}
+	opt.callTime = checkTimeout
 	s, err := openSession(ctx, &opt, stderr)
 	if err != nil {
 		return err

@@ -66,6 +66,7 @@ type options struct {
 	maxGroups  uint32
 	ringSize   uint32
 	readyFile  string
+	callTime   time.Duration // of runtimes; 0 is the resolver's choice
 	cpuProfile string
 	verbose    bool
 

@@ -128,7 +128,7 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 		}
 	}()
 	s.resolver, err = attribute.NewResolver(attribute.Options{
-		DockerHost: opt.dockerHost, CRI: opt.cri, ProjectLabel: opt.projectLabel, Log: s.log,
+		DockerHost: opt.dockerHost, CRI: opt.cri, ProjectLabel: opt.projectLabel, CallTime: opt.callTime, Log: s.log,
 	})
 	if err != nil {
 		return nil, err
