@@ -90,6 +90,9 @@ func (g *Guest) ReadFile(path string) string {
 func (g *Guest) Knob(path, value string) {
 	g.Helper()
 	old := strings.TrimSpace(g.ReadFile(path))
+	if _, rest, ok := strings.Cut(old, "["); ok { // one of several that are listed
+		old, _, _ = strings.Cut(rest, "]")
+	}
 	if old == value {
 		return // writing some of them has an effect of its own
 	}
