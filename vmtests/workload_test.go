@@ -4,6 +4,8 @@ package vmtests
 
 import (
 	"os"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
@@ -71,11 +73,24 @@ func workloadCharged(g *guest.Guest) {
 	g.Knob("/sys/kernel/mm/transparent_hugepage/enabled", "never")
 	c := g.Cgroup("a")
 	p := c.Process()
-	usage := "memory.current"
+	kind := "anon"
 	if g.CgroupV1() {
-		usage = "memory.usage_in_bytes"
+		kind = "rss"
 	}
-	read := func() int64 { return g.Int(c.File(usage)) }
+	// Not all that is charged: pages of the worker's program may be read meanwhile.
+	read := func() int64 {
+		for line := range strings.Lines(g.ReadFile(c.File("memory.stat"))) {
+			if n, ok := strings.CutPrefix(line, kind+" "); ok {
+				bytes, err := strconv.ParseInt(strings.TrimSpace(n), 10, 64)
+				if err != nil {
+					g.Fatalf("memory.stat: %v", err)
+				}
+				return bytes
+			}
+		}
+		g.Fatalf("no %q in memory.stat", kind)
+		return 0
+	}
 	before := read()
 	p.Alloc(32 << 20) // the kernel's own count is exact only to a batch of pages
 	if got := read() - before; got < 31<<20 || got > 33<<20 {
