@@ -104,7 +104,9 @@
 // when it never reported its end, reported a test nobody asked for, or had to be killed
 // at its deadline. One exception is made, and logged: a kernel that panics or hangs before
 // the first test began is booted again, up to twice, because QEMU's emulation is known to kill
-// some kernels early. A failure prints the scenario's output, the tracer's standard error
+// some kernels early. With AGAIN=3, as in "make test", three guests of a run in which
+// something failed are run a second time, whole, and what fails then has failed: what
+// failed at first is logged and listed at the end of the run. A failure prints the scenario's output, the tracer's standard error
 // (with the verifier's log, as the tracer runs with --verbose), the kernel's log and,
 // where the guest itself was unwell, the console.
 //

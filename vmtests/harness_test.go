@@ -39,6 +39,7 @@ var (
 	flagRefresh  = flag.Bool("refresh", false, "fetch the package lists anew, and with them newer kernels")
 	flagAccel    = flag.String("accel", "", "kvm or tcg; the default is kvm where a kernel boots under it")
 	flagUpdate   = flag.Bool("update", false, "rewrite the recorded answers of iotrace-bpf check")
+	flagAgain    = flag.Int("again", 0, "run so many guests a second time in which something failed; what failed then has failed")
 )
 
 // scenario is one test in a guest. Its name is an identifier.
@@ -74,6 +75,7 @@ type suite struct {
 	network   bool // has a network card, which reaches servers on this machine
 	shares    []vm.Share
 	line      string // the only line of the matrix that it runs on; "" is every line
+	once      bool   // what its guest has on this machine counts, and would count a second one too
 	scenarios []scenario
 }
 
@@ -224,6 +226,19 @@ type host struct {
 	usedMu   sync.Mutex
 	used     map[string]*cost // by test
 	prepared time.Duration    // fetching, building, unpacking
+	again    []string         // what failed in guests that were run a second time
+}
+
+// mayRunAgain tells whether a guest may be run a second time. What failed in it is
+// kept for the end, where nobody overlooks it.
+func (h *host) mayRunAgain(test string, failures []string) bool {
+	h.usedMu.Lock()
+	defer h.usedMu.Unlock()
+	if len(h.again) >= *flagAgain {
+		return false
+	}
+	h.again = append(h.again, test+": "+strings.Join(failures, "\n"))
+	return true
 }
 
 // cost is what the guests of one test took together.
@@ -265,6 +280,9 @@ func (h *host) summary() string {
 	}
 	line("all", &all)
 	fmt.Fprintf(&b, "%-16s %.0fs\n", "preparing", h.prepared.Seconds())
+	for _, failure := range h.again {
+		fmt.Fprintf(&b, "failed at first, and was run a second time: %s\n", failure)
+	}
 	return b.String()
 }
 
@@ -399,6 +417,17 @@ func (o *outcome) verdict(name string) string {
 	return r.action + "\n" + r.output.String()
 }
 
+// failures describes everything that failed.
+func (o *outcome) failures(names []string) []string {
+	var out []string
+	for _, name := range names {
+		if bad := o.verdict(name); bad != "" {
+			out = append(out, name+": "+bad)
+		}
+	}
+	return append(out, o.problems...)
+}
+
 // run boots the guest and judges what it reported. Whatever was not reported as
 // passed has failed.
 func (s suite) run(ctx context.Context, test string, k Kernel, names []string) (*outcome, error) {
@@ -482,10 +511,38 @@ func (s suite) run(ctx context.Context, test string, k Kernel, names []string) (
 	return o, nil
 }
 
+// runTwice is run, and where something failed and mayRunAgain says so, run once
+// more: then the second guest is judged, and everything the first said is logged.
+func (s suite) runTwice(ctx context.Context, test string, k Kernel, names []string, mayRunAgain func(failures []string) bool) (*outcome, error) {
+	first, err := s.run(ctx, test, k, names)
+	if err != nil {
+		return nil, err
+	}
+	failures := first.failures(names)
+	if len(failures) == 0 || !mayRunAgain(failures) {
+		return first, nil
+	}
+	second, err := s.run(ctx, test, k, names)
+	if err != nil {
+		return nil, err
+	}
+	first.log = append(first.log, "run a second time, because of:\n"+strings.Join(failures, "\n"), "its kernel log:\n"+lastLines(first.dmesg.String(), 60))
+	if first.sick {
+		first.log = append(first.log, "its console:\n"+lastLines(first.console, 120))
+	}
+	second.log = slices.Concat(first.log, second.log)
+	return second, nil
+}
+
 // boot runs the suite's guest for one kernel and turns what it reported into subtests.
 func (s suite) boot(t *testing.T, k Kernel) *outcome {
 	names := s.expected(t, k)
-	o, err := s.run(t.Context(), t.Name()[:strings.Index(t.Name(), "/")], k, names)
+	h, err := theHost()
+	if err != nil {
+		t.Fatal(err)
+	}
+	mayRunAgain := func(failures []string) bool { return !s.once && h.mayRunAgain(t.Name(), failures) }
+	o, err := s.runTwice(t.Context(), t.Name()[:strings.Index(t.Name(), "/")], k, names, mayRunAgain)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -227,8 +227,11 @@ func (c *nfsCase) writeBoth(flags int) (fa, fb *guest.File) {
 
 func nfsDelayed(c *nfsCase) {
 	c.writeBoth(0)
-	if got := c.m.Stats().Sub(c.before).ServerWrite; got != 0 {
-		c.Errorf("%d bytes were written before anyone asked", got)
+	// A kernel short of memory may begin by itself, in kernel threads as well.
+	if got := c.m.Stats().Sub(c.before).ServerWrite; got == bytesA+bytesB {
+		c.Error("everything was written before anyone asked")
+	} else if got > 0 {
+		c.Logf("%d bytes were written before anyone asked", got)
 	}
 	c.Sync()
 }

@@ -45,7 +45,7 @@ const outputLine = "6.12"
 // of each owner, which must be those of mountstats and diskstats.
 func TestOutput(t *testing.T) {
 	s := suite{
-		image: "terminal", memory: 2048, network: true, deadline: 25 * time.Minute,
+		image: "terminal", memory: 2048, network: true, once: true, deadline: 25 * time.Minute,
 		scenarios: []scenario{
 			{name: "everything_at_once", run: outputEverything, smoke: true},
 			{name: "recorder_killed", run: outputKilled, smoke: true},

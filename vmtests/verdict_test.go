@@ -3,6 +3,7 @@
 package vmtests
 
 import (
+	"context"
 	"os"
 	"strings"
 	"testing"
@@ -72,7 +73,21 @@ func TestVerdict(t *testing.T) {
 			case "never_boots":
 				s.bootLimit = 100 * time.Millisecond
 			}
-			o, err := s.run(t.Context(), "TestVerdict", k, []string{tt.name})
+			run := s.run
+			if tt.name == "fails" { // twice, then
+				run = func(ctx context.Context, test string, k Kernel, names []string) (*outcome, error) {
+					again := 0
+					o, err := s.runTwice(ctx, test, k, names, func(failures []string) bool {
+						again++
+						return strings.Contains(strings.Join(failures, "\n"), "as it should")
+					})
+					if again != 1 || err == nil && !strings.Contains(strings.Join(o.log, "\n"), "fails: fail") {
+						t.Errorf("asked %d times whether to run it again; log %q", again, o.log)
+					}
+					return o, err
+				}
+			}
+			o, err := run(t.Context(), "TestVerdict", k, []string{tt.name})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -26,6 +26,7 @@ func TestVirtioFS(t *testing.T) {
 	s := suite{
 		source: "virtiofs",
 		hooks:  "fuse",
+		once:   true,
 		scenarios: []scenario{
 			{name: "write_through", run: virtiofsWrites(false), smoke: true},
 			{name: "write_back", run: virtiofsWrites(true), smoke: true},

@@ -102,6 +102,7 @@ func workloadCharged(g *guest.Guest) {
 
 // workloadNFS compares what workers wrote and read with the client's counters.
 func workloadNFS(g *guest.Guest) {
+	g.HoldWriteback()
 	for _, version := range []string{"3", "4.2"} {
 		m := g.NFS(version)
 		p := g.Cgroup("a").Process()

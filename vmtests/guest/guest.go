@@ -175,7 +175,7 @@ func (g *Guest) meminfo(field string) int64 {
 
 // patience bounds every wait. It is no claim about speed: an emulated guest on a
 // busy machine is slow, and only one that hangs reaches it.
-const patience = 90 * time.Second
+const patience = 4 * time.Minute
 
 // Eventually polls until ok says so and fails the scenario if it never does.
 func (g *Guest) Eventually(what string, ok func() bool) {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Tracer is a running iotrace-bpf.
@@ -54,6 +55,7 @@ func (g *Guest) Trace(args ...string) *Tracer {
 	}
 	defer stderr.Close()
 	tr.cmd.Stdout, tr.cmd.Stderr = stdout, stderr
+	begin := time.Now()
 	if err := tr.cmd.Start(); err != nil {
 		g.Fatalf("tracer: %v", err)
 	}
@@ -85,6 +87,7 @@ func (g *Guest) Trace(args ...string) *Tracer {
 	if err != nil {
 		g.Fatalf("tracer %s: %v", strings.Join(args, " "), err)
 	}
+	g.Logf("tracer was ready after %s", time.Since(begin).Round(100*time.Millisecond))
 	tr.exited = exited
 	return tr
 }
