@@ -237,7 +237,7 @@ func (h *host) mayRunAgain(test string, failures []string) bool {
 	if len(h.again) >= *flagAgain {
 		return false
 	}
-	h.again = append(h.again, test+": "+strings.Join(failures, "\n"))
+	h.again = append(h.again, test+"\n"+quoted(failures))
 	return true
 }
 
@@ -526,7 +526,7 @@ func (s suite) runTwice(ctx context.Context, test string, k Kernel, names []stri
 	if err != nil {
 		return nil, err
 	}
-	first.log = append(first.log, "run a second time, because of:\n"+strings.Join(failures, "\n"), "its kernel log:\n"+lastLines(first.dmesg.String(), 60))
+	first.log = append(first.log, "run a second time, because of:\n"+quoted(failures), "its kernel log:\n"+lastLines(first.dmesg.String(), 60))
 	if first.sick {
 		first.log = append(first.log, "its console:\n"+lastLines(first.console, 120))
 	}
@@ -641,6 +641,11 @@ func parseGuest(raw []byte) *guestReport {
 		}
 	}
 	return rep
+}
+
+// quoted keeps what a test said apart from the lines that say which tests failed.
+func quoted(texts []string) string {
+	return "| " + strings.ReplaceAll(strings.TrimSpace(strings.Join(texts, "\n")), "\n", "\n| ")
 }
 
 func lastLines(s string, n int) string {
