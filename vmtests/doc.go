@@ -106,9 +106,10 @@
 // the first test began is booted again, up to twice, because QEMU's emulation is known to kill
 // some kernels early. With AGAIN=3, as in "make test", three guests of a run in which
 // something failed are run a second time, whole, and what fails then has failed: what
-// failed at first is logged and listed at the end of the run. A failure prints the scenario's output, the tracer's standard error
-// (with the verifier's log, as the tracer runs with --verbose), the kernel's log and,
-// where the guest itself was unwell, the console.
+// failed at first is logged and listed at the end of the run. A failure prints the
+// scenario's output, the tracer's standard error (with the verifier's log, as the tracer
+// runs with --verbose), the kernel's log and, where the guest itself was unwell, the
+// console.
 //
 // # Why not a ready-made tool
 //
