@@ -5,7 +5,7 @@ import "time"
 // Bounds of what a Merger holds: an honest recording of one interval may have as
 // much, and more makes the next report early instead of late.
 const (
-	mergeMaxSamples = recordMaxSamples
+	mergeMaxSamples = 1 << 17
 	mergeMaxEvents  = 1 << 16
 )
 

@@ -1,6 +1,7 @@
 package output
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -130,13 +131,13 @@ type mountInfo struct{ mount, fstype, volume, driver, server string }
 // NewPrometheus serves /metrics at addr, which is "port", ":port" or
 // "host:port". Without a host it listens on the loopback address only.
 func NewPrometheus(addr string, opt PrometheusOptions) (*Prometheus, error) {
-	setDefault(&opt.MaxSeries, defaultMaxSeries)
-	setDefault(&opt.IdleTime, defaultIdleTime)
+	opt.MaxSeries = cmp.Or(opt.MaxSeries, defaultMaxSeries)
+	opt.IdleTime = cmp.Or(opt.IdleTime, defaultIdleTime)
 	if opt.MaxSeries < 1 || opt.IdleTime < 0 {
 		return nil, errors.New("a limit of the Prometheus output is negative")
 	}
 	if opt.Logger == nil {
-		opt.Logger = discardLogger()
+		opt.Logger = slog.New(slog.DiscardHandler)
 	}
 	addr, err := listenAddress(addr)
 	if err != nil {
@@ -706,3 +707,34 @@ func (p *Prometheus) collectElasticsearch(l *metricList, s *ElasticsearchStats) 
 	}
 	l.gauge(descESFailing, failing)
 }
+
+// ElasticsearchStats counts documents since NewElasticsearch. Accepted and
+// Recovered together are always the sum of Delivered, Duplicates,
+// SoftFailures, DeadLettered, Dropped and Pending.
+type ElasticsearchStats struct {
+	Accepted  uint64 // taken by Ship
+	Recovered uint64 // found in the spool when it was opened
+
+	Delivered    uint64 // stored by the server
+	Duplicates   uint64 // the server had them already
+	SoftFailures uint64 // stored in the failure store of the stream
+	DeadLettered uint64 // refused for good: see dead-letter.ndjson in the spool directory
+	Dropped      uint64 // lost: no room, neither in memory nor on disk
+	Pending      uint64 // in memory, on disk or on their way
+
+	// Conflicts are those of Duplicates that the server had at their first
+	// attempt: two different documents of one series and time.
+	Conflicts uint64
+
+	Requests   uint64 // _bulk requests
+	Failures   uint64 // requests that failed as a whole
+	Retries    uint64 // documents that had to be sent again
+	Spooled    uint64 // those of Pending that are on disk
+	SpoolBytes int64  // disk space in use
+	QueueBytes int    // memory in use
+	Failing    bool   // the last attempt failed
+	LastError  string // why; safe to print
+}
+
+// Lost returns the number of documents that no server will ever have.
+func (s *ElasticsearchStats) Lost() uint64 { return s.Dropped + s.DeadLettered }

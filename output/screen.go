@@ -23,7 +23,7 @@ type ScreenOptions struct {
 	// scrolling, so that Top is not heeded.
 	Group GroupOptions
 	// Recording makes the screen play a recording instead of what is received.
-	Recording *Recording
+	Recording Timeline
 	// Notices are lines to show among the events; nil where there are none.
 	// Nothing else may write to the terminal while the screen is on it.
 	Notices <-chan string
@@ -119,7 +119,7 @@ type screen struct {
 	opt       ScreenOptions
 	intervals <-chan *Interval
 	live      *liveFrames // nil in a replay
-	src       timeline
+	src       Timeline
 
 	width, height int
 
@@ -161,7 +161,7 @@ func newScreen(ctx context.Context, intervals <-chan *Interval, opt ScreenOption
 		s.group.By = []Key{KeyProject}
 	}
 	if opt.Recording != nil {
-		s.src = recordedFrames{opt.Recording}
+		s.src = opt.Recording
 	} else {
 		s.live = &liveFrames{}
 		s.src = s.live
@@ -225,12 +225,12 @@ var speeds = []float64{0.25, 0.5, 1, 2, 5, 10, 30, 60}
 // tick plays the recording on.
 func (s *screen) tick() tea.Cmd {
 	s.ticking++
-	_, end := s.src.bounds()
+	_, end := s.src.Bounds()
 	if s.live != nil || !s.follow || s.pos+1 >= end {
 		return nil
 	}
-	_, now := s.src.span(max(s.pos, 0))
-	_, next := s.src.span(s.pos + 1)
+	_, now := s.src.Span(max(s.pos, 0))
+	_, next := s.src.Span(s.pos + 1)
 	// Gaps of a recording are stepped over, and no frame is too short to see.
 	wait := time.Duration(float64(next.Sub(now)) / speeds[s.speed])
 	wait = min(max(wait, 40*time.Millisecond), 5*time.Second)
@@ -245,7 +245,7 @@ func (s *screen) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		s.width, s.height = max(msg.Width, 1), max(msg.Height, 1)
 	case intervalMsg:
 		s.live.add(msg.iv)
-		first, end := s.live.bounds()
+		first, end := s.live.Bounds()
 		s.noteEvents(end-1, msg.iv)
 		if s.follow {
 			s.show(end - 1)
@@ -264,7 +264,7 @@ func (s *screen) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 			return s, nil
 		}
 		s.show(s.pos + 1)
-		if _, end := s.src.bounds(); s.pos+1 >= end {
+		if _, end := s.src.Bounds(); s.pos+1 >= end {
 			s.follow = false
 		}
 		return s, s.tick()
@@ -281,16 +281,16 @@ func (s *screen) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 
 // show makes i, or the nearest one there is, the interval on the screen.
 func (s *screen) show(i int) {
-	first, end := s.src.bounds()
+	first, end := s.src.Bounds()
 	if end == first {
 		return
 	}
 	i = min(max(i, first), end-1)
-	iv, err := s.src.frame(i)
+	iv, err := s.src.Frame(i)
 	s.pos = i
 	if err != nil {
 		s.note = SafeText(err.Error())
-		start, end := s.src.span(i)
+		start, end := s.src.Span(i)
 		iv = &Interval{Start: start, End: end}
 	}
 	s.iv = iv
@@ -349,12 +349,12 @@ func (s *screen) regroup() {
 	s.cells = keyCells(s.rep.Rows)
 	s.history.forget(s.pos)
 	s.history.put(s.pos, s.rep, s.iv.End.Sub(s.iv.Start))
-	first, _ := s.src.bounds()
+	first, _ := s.src.Bounds()
 	for i := max(first, s.pos-historyLen+1); i < s.pos; i++ {
 		if s.history.points[i] != nil {
 			continue
 		}
-		iv, err := s.src.frame(i)
+		iv, err := s.src.Frame(i)
 		if err != nil {
 			continue
 		}
@@ -506,7 +506,7 @@ func (s *screen) key(msg tea.KeyPressMsg) tea.Cmd {
 
 // timeKey acts upon the keys that move through time.
 func (s *screen) timeKey(name string) tea.Cmd {
-	first, end := s.src.bounds()
+	first, end := s.src.Bounds()
 	if end == first {
 		return nil
 	}

@@ -1,21 +1,19 @@
 package output
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"time"
 )
 
-// timeline is the intervals that a screen can show, numbered from the first
+// Timeline is the intervals that a screen can show, numbered from the first
 // that ever was. Those that are no longer kept are not in bounds.
-type timeline interface {
-	// bounds returns the first and one past the last interval there is.
-	bounds() (first, end int)
-	// frame returns interval i. It is never nil without an error.
-	frame(i int) (*Interval, error)
-	// span tells when interval i began and ended.
-	span(i int) (start, end time.Time)
+type Timeline interface {
+	// Bounds returns the first and one past the last interval there is.
+	Bounds() (first, end int)
+	// Frame returns interval i. It is never nil without an error.
+	Frame(i int) (*Interval, error)
+	// Span tells when interval i began and ended.
+	Span(i int) (start, end time.Time)
 }
 
 // What a live screen keeps to go back in time: a quarter of an hour at one
@@ -44,56 +42,18 @@ func (l *liveFrames) add(iv *Interval) {
 	}
 }
 
-func (l *liveFrames) bounds() (first, end int) { return l.first, l.first + len(l.kept) }
+func (l *liveFrames) Bounds() (first, end int) { return l.first, l.first + len(l.kept) }
 
-func (l *liveFrames) frame(i int) (*Interval, error) {
+func (l *liveFrames) Frame(i int) (*Interval, error) {
 	if i < l.first || i >= l.first+len(l.kept) {
 		return nil, fmt.Errorf("interval %d is no longer kept", i)
 	}
 	return l.kept[i-l.first], nil
 }
 
-func (l *liveFrames) span(i int) (start, end time.Time) {
+func (l *liveFrames) Span(i int) (start, end time.Time) {
 	iv := l.kept[i-l.first]
 	return iv.Start, iv.End
-}
-
-// recordedFrames are the intervals of a recording, decoded when they are asked
-// for.
-type recordedFrames struct{ r *Recording }
-
-func (f recordedFrames) bounds() (first, end int) { return 0, f.r.Len() }
-
-func (f recordedFrames) span(i int) (start, end time.Time) { return f.r.Span(i) }
-
-func (f recordedFrames) frame(i int) (*Interval, error) {
-	if err := f.r.Seek(i); err != nil {
-		return nil, err
-	}
-	iv, err := f.r.Next()
-	var damage *DamageError
-	if errors.As(err, &damage) {
-		// Told once; what is behind may be the one that was asked for.
-		iv, err = f.r.Next()
-	}
-	switch {
-	case err != nil && damage != nil:
-		return nil, damage
-	case errors.Is(err, io.EOF):
-		return nil, fmt.Errorf("interval %d is behind the end of the recording", i)
-	case err != nil:
-		return nil, err
-	case f.r.Pos() != i+1:
-		return nil, damageOf(damage, i)
-	}
-	return iv, nil
-}
-
-func damageOf(d *DamageError, i int) error {
-	if d != nil {
-		return d
-	}
-	return fmt.Errorf("interval %d of the recording cannot be read", i)
 }
 
 // history holds what sparklines are drawn from: bytes of every group in the

@@ -202,8 +202,8 @@ func (s *screen) rowLines(height int) []styledLine {
 
 // historyText tells how far back sparklines reach.
 func (s *screen) historyText() string {
-	first, _ := s.src.bounds()
-	start, _ := s.src.span(max(first, s.pos-historyLen+1))
+	first, _ := s.src.Bounds()
+	start, _ := s.src.Span(max(first, s.pos-historyLen+1))
 	return shortDuration(s.iv.End.Sub(start))
 }
 
@@ -259,9 +259,9 @@ func (s *screen) eventLines(n int) []styledLine {
 
 // sliderText draws where in time the screen is.
 func (s *screen) sliderText() string {
-	first, end := s.src.bounds()
-	start, _ := s.src.span(first)
-	_, last := s.src.span(end - 1)
+	first, end := s.src.Bounds()
+	start, _ := s.src.Span(first)
+	_, last := s.src.Span(end - 1)
 	layout := "15:04:05"
 	if y, m, d := start.In(s.opt.Location).Date(); !slices.Equal([]int{y, int(m), d}, dateOf(last.In(s.opt.Location))) {
 		layout = "01-02 15:04"

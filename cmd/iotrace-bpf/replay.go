@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/elastic"
+	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
 )
 
 // onlyLive are flags that say how to trace or whom to ask for names, which a
@@ -30,7 +32,7 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 		return err
 	}
 	merge := fs.Changed("interval") || fs.NArg() > 1
-	rec, err := output.OpenRecording(fs.Arg(0))
+	rec, err := recording.OpenRecording(fs.Arg(0))
 	if err != nil {
 		return err
 	}
@@ -46,7 +48,7 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 		if merge {
 			return usagef("the screen shows a recording interval by interval: for longer ones add --no-tui")
 		}
-		return output.RunScreen(ctx, nil, output.ScreenOptions{Group: opt.group, Recording: rec, Output: f})
+		return output.RunScreen(ctx, nil, output.ScreenOptions{Group: opt.group, Recording: recording.Timeline(rec), Output: f})
 	}
 	main := opt.printer(stdout)
 	if opt.report != "" && opt.output == "" {
@@ -100,11 +102,11 @@ type replayer struct {
 
 // replay writes every interval. What is damaged is told of; what was read up to
 // there has been shown by then, and what comes after it still is.
-func (r *replayer) replay(ctx context.Context, rec *output.Recording) error {
+func (r *replayer) replay(ctx context.Context, rec *recording.Recording) error {
 	var damaged error
 	for ctx.Err() == nil && !r.enough() {
 		iv, err := rec.Next()
-		var damage *output.DamageError
+		var damage *recording.DamageError
 		switch {
 		case errors.Is(err, io.EOF):
 			return errors.Join(damaged, r.flush())
@@ -166,7 +168,7 @@ func (discard) Close() error                                 { return nil }
 // runElasticsearch is "iotrace-bpf elasticsearch setup".
 func runElasticsearch(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var opt options
-	var setup output.ElasticsearchSetup
+	var setup elastic.ElasticsearchSetup
 	fs := opt.flags()
 	fs.IntVar(&setup.RetentionDays, "retention-days", 0, "keep documents for so many days (0 is 14, negative for ever)")
 	fs.StringVar(&setup.KibanaURL, "kibana", "", "install the dashboard into this Kibana or OpenSearch Dashboards")
@@ -178,7 +180,7 @@ func runElasticsearch(ctx context.Context, args []string, stdout, stderr io.Writ
 		return usagef("usage: iotrace-bpf elasticsearch setup --elasticsearch URL")
 	}
 	if *printDashboard {
-		_, err := stdout.Write(output.KibanaDashboard())
+		_, err := stdout.Write(elastic.KibanaDashboard())
 		return err
 	}
 	if len(opt.elasticsearch) == 0 {
@@ -189,7 +191,7 @@ func runElasticsearch(ctx context.Context, args []string, stdout, stderr io.Writ
 		return err
 	}
 	eo.Setup = setup
-	if err := output.SetupElasticsearch(ctx, eo, stdout); err != nil {
+	if err := elastic.SetupElasticsearch(ctx, eo, stdout); err != nil {
 		return fmt.Errorf("setting up Elasticsearch: %w", err)
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
 )
 
 // replayed is what the tests look at in a replayed line.
@@ -33,7 +34,7 @@ type replayed struct {
 func incident(t *testing.T, n int) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "incident")
-	rec, err := output.NewRecorder(path, output.RecorderOptions{})
+	rec, err := recording.NewRecorder(path, recording.RecorderOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}

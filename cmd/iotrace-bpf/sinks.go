@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/elastic"
+	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
 )
 
 // sink is where reports go.
@@ -98,13 +100,13 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 			}
 		}
 	}()
-	var es *output.Elasticsearch
+	var es *elastic.Elasticsearch
 	if len(o.elasticsearch) > 0 {
 		eo, err := o.elasticsearchOptions(log)
 		if err != nil {
 			return nil, err
 		}
-		if es, err = output.NewElasticsearch(ctx, eo); err != nil {
+		if es, err = elastic.NewElasticsearch(ctx, eo); err != nil {
 			return nil, err
 		}
 		s.others = append(s.others, &elasticsearchSink{es: es, opt: o.documents()})
@@ -122,7 +124,7 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 		log.Info("serving metrics", "address", p.Addr())
 	}
 	if o.record != "" {
-		r, err := output.NewRecorder(o.record, output.RecorderOptions{
+		r, err := recording.NewRecorder(o.record, recording.RecorderOptions{
 			MaxBytes: o.recordSize << 20, Tool: versionText(), Host: host,
 		})
 		if err != nil {
@@ -154,8 +156,8 @@ func (o *options) printer(stdout io.Writer) sink {
 }
 
 // elasticsearchOptions reads credentials from the files and the environment that name them.
-func (o *options) elasticsearchOptions(log *slog.Logger) (output.ElasticsearchOptions, error) {
-	eo := output.ElasticsearchOptions{URLs: o.elasticsearch, SpoolDir: o.spool, Logger: log}
+func (o *options) elasticsearchOptions(log *slog.Logger) (elastic.ElasticsearchOptions, error) {
+	eo := elastic.ElasticsearchOptions{URLs: o.elasticsearch, SpoolDir: o.spool, Logger: log}
 	eo.Credentials.CAFile, eo.Credentials.Fingerprint, eo.Credentials.Username = o.esCA, o.esFingerprint, o.esUser
 	if err := eo.Credentials.LoadCredentials(o.esAPIKeyFile, o.esPasswordFile, os.Getenv); err != nil {
 		return eo, fmt.Errorf("elasticsearch credentials: %w", err)
@@ -165,7 +167,7 @@ func (o *options) elasticsearchOptions(log *slog.Logger) (output.ElasticsearchOp
 
 // elasticsearchSink ships what NDJSON would print.
 type elasticsearchSink struct {
-	es      *output.Elasticsearch
+	es      *elastic.Elasticsearch
 	opt     output.NDJSONOptions
 	refused uint64 // documents that were not even taken
 }
@@ -212,7 +214,7 @@ func (s prometheusSink) Close() error {
 	return s.Prometheus.Close(ctx)
 }
 
-type recorderSink struct{ *output.Recorder }
+type recorderSink struct{ *recording.Recorder }
 
 func (s recorderSink) Write(_ *output.Report, iv *output.Interval) error { return s.Recorder.Write(iv) }
 

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
 )
 
 // tellingSink keeps what it is told to be lost, and fails when it is to.
@@ -124,7 +125,7 @@ func TestServerNeverThere(t *testing.T) {
 			Device: output.Device{ID: "8:0", Name: "sda"}, Write: output.Amount{Bytes: 4096, Ops: 1},
 		})
 	}
-	const limit = 32 << 20 // the queue of output.ElasticsearchOptions
+	const limit = 32 << 20 // the queue of elastic.ElasticsearchOptions
 	for start := time.Now(); ; {
 		iv.Start, iv.End, iv.Lost = start, start.Add(time.Second), output.Lost{}
 		if err := s.write(output.Group(iv, opt.group), iv); err != nil {
@@ -169,7 +170,7 @@ func TestServerNeverThere(t *testing.T) {
 func recordingOf(t *testing.T, n int) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "recording")
-	rec, err := output.NewRecorder(path, output.RecorderOptions{})
+	rec, err := recording.NewRecorder(path, recording.RecorderOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +220,7 @@ func TestClosedOutputEndsTheRest(t *testing.T) {
 	if code != exitFailed || !strings.Contains(stderr.String(), "standard output was closed") {
 		t.Errorf("exit code %d, %q", code, stderr.String())
 	}
-	rec, err := output.OpenRecording(copied)
+	rec, err := recording.OpenRecording(copied)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package output
+package elastic
 
 import (
 	"encoding/json"
@@ -12,18 +12,19 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
 // intakeDocuments returns a document of every dataset, and where it belongs.
 func intakeDocuments(t *testing.T) map[string]map[string]any {
 	iv := elasticInterval(time.Unix(1700000000, 0), 5)
-	iv.Events = []Event{
-		{Time: iv.End, Action: "write", IO: &IO{Op: "write", Sample: iv.Samples[0]}},
-		{Time: iv.End, Action: "leaked", VXLAN: &VXLAN{Device: "vx-1", VNI: 4096}},
+	iv.Events = []output.Event{
+		{Time: iv.End, Action: "write", IO: &output.IO{Op: "write", Sample: iv.Samples[0]}},
+		{Time: iv.End, Action: "leaked", VXLAN: &output.VXLAN{Device: "vx-1", VNI: 4096}},
 	}
 	docs := make(map[string]map[string]any)
 	for _, events := range []bool{false, true} {
-		for d := range Documents(Group(iv, GroupOptions{}), iv, NDJSONOptions{Events: events}) {
+		for d := range output.Documents(output.Group(iv, output.GroupOptions{}), iv, output.NDJSONOptions{Events: events}) {
 			var tree map[string]any
 			if err := json.Unmarshal(d.Line, &tree); err != nil {
 				t.Fatal(err)

@@ -1,4 +1,4 @@
-package output
+package recording
 
 import (
 	"bytes"
@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 )
@@ -111,7 +112,7 @@ type RecorderOptions struct {
 	// Tool is the version of iotrace-bpf, for the header.
 	Tool string
 	// Host is the machine that is recorded, for the header.
-	Host Host
+	Host output.Host
 }
 
 // RecorderStats counts what a Recorder did since it was made.
@@ -425,7 +426,7 @@ func (r *Recorder) frame(e recordEntry, plain []byte) ([]byte, error) {
 // the caller counts what was not written. Text longer than 64 KiB is cut, and
 // events above 262,144 are left out and counted in the recorded Lost.Exports.
 // iv is not kept.
-func (r *Recorder) Write(iv *Interval) error {
+func (r *Recorder) Write(iv *output.Interval) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -444,7 +445,7 @@ func (r *Recorder) Write(iv *Interval) error {
 	return nil
 }
 
-func (r *Recorder) write(iv *Interval) error {
+func (r *Recorder) write(iv *output.Interval) error {
 	if r.file == nil {
 		// A rotation failed half-way: the old file is away, the new one is not there.
 		if err := r.takeOver(); err != nil {
@@ -501,7 +502,7 @@ func (r *Recorder) write(iv *Interval) error {
 }
 
 // encode builds the frame of iv with the names known so far.
-func (r *Recorder) encode(iv *Interval) ([]byte, error) {
+func (r *Recorder) encode(iv *output.Interval) ([]byte, error) {
 	w, err := r.enc.interval(iv)
 	if err != nil {
 		return nil, err

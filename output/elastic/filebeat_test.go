@@ -1,6 +1,6 @@
 //go:build filebeat
 
-package output
+package elastic
 
 import (
 	"bytes"
@@ -20,6 +20,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic/testserver"
 )
 
@@ -77,13 +78,13 @@ func TestIntakeFilebeatRuns(t *testing.T) {
 					want.written[name] += s.Write.Bytes
 				}
 			}
-			vxlan := Event{Time: iv.End, Action: "leaked", VXLAN: &VXLAN{Device: "vx-1", VNI: 4096, NetNS: 1 << 63}}
-			request := Event{Time: iv.End, Action: "write", IO: &IO{Op: "write", Sample: iv.Samples[0], Latency: 7}}
+			vxlan := output.Event{Time: iv.End, Action: "leaked", VXLAN: &output.VXLAN{Device: "vx-1", VNI: 4096, NetNS: 1 << 63}}
+			request := output.Event{Time: iv.End, Action: "write", IO: &output.IO{Op: "write", Sample: iv.Samples[0], Latency: 7}}
 			for _, events := range []bool{false, true} {
-				if iv.Events = []Event{vxlan}; events {
-					iv.Events = []Event{request}
+				if iv.Events = []output.Event{vxlan}; events {
+					iv.Events = []output.Event{request}
 				}
-				for d := range Documents(Group(iv, GroupOptions{By: []Key{KeyContainer}, Stacked: true}), iv, NDJSONOptions{Events: events}) {
+				for d := range output.Documents(output.Group(iv, output.GroupOptions{By: []output.Key{output.KeyContainer}, Stacked: true}), iv, output.NDJSONOptions{Events: events}) {
 					stream := d.Type + "-" + d.Dataset + "-" + d.Namespace
 					want.docs[stream]++
 					if first[stream] == nil {

@@ -1,4 +1,4 @@
-package output
+package elastic
 
 import (
 	"bytes"
@@ -18,6 +18,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/elastic/go-elasticsearch/v9/esapi"
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
 // ElasticsearchOptions says where documents go and what may be spent on the
@@ -108,37 +109,6 @@ func setDefault[T comparable](v *T, def T) {
 	}
 }
 
-// ElasticsearchStats counts documents since NewElasticsearch. Accepted and
-// Recovered together are always the sum of Delivered, Duplicates,
-// SoftFailures, DeadLettered, Dropped and Pending.
-type ElasticsearchStats struct {
-	Accepted  uint64 // taken by Ship
-	Recovered uint64 // found in the spool when it was opened
-
-	Delivered    uint64 // stored by the server
-	Duplicates   uint64 // the server had them already
-	SoftFailures uint64 // stored in the failure store of the stream
-	DeadLettered uint64 // refused for good: see dead-letter.ndjson in the spool directory
-	Dropped      uint64 // lost: no room, neither in memory nor on disk
-	Pending      uint64 // in memory, on disk or on their way
-
-	// Conflicts are those of Duplicates that the server had at their first
-	// attempt: two different documents of one series and time.
-	Conflicts uint64
-
-	Requests   uint64 // _bulk requests
-	Failures   uint64 // requests that failed as a whole
-	Retries    uint64 // documents that had to be sent again
-	Spooled    uint64 // those of Pending that are on disk
-	SpoolBytes int64  // disk space in use
-	QueueBytes int    // memory in use
-	Failing    bool   // the last attempt failed
-	LastError  string // why; safe to print
-}
-
-// Lost returns the number of documents that no server will ever have.
-func (s *ElasticsearchStats) Lost() uint64 { return s.Dropped + s.DeadLettered }
-
 // Elasticsearch ships documents to data streams of Elasticsearch or
 // OpenSearch. Documents wait in memory while the server keeps up; as soon as
 // it does not, they go to the spool, so that what a crash of ours can lose is
@@ -159,7 +129,7 @@ type Elasticsearch struct {
 	queue    []spooled
 	queued   int // bytes in queue
 	inFlight int // documents taken from queue or retry, not settled yet
-	stats    ElasticsearchStats
+	stats    output.ElasticsearchStats
 	closed   bool
 	seq      uint64
 
@@ -311,7 +281,7 @@ func (e *Elasticsearch) take(max int) []spooled {
 }
 
 // Stats returns the counters.
-func (e *Elasticsearch) Stats() ElasticsearchStats {
+func (e *Elasticsearch) Stats() output.ElasticsearchStats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	s := e.stats
@@ -532,7 +502,7 @@ func (e *Elasticsearch) prepare(ctx context.Context) (*esServer, *bulkResult) {
 
 // checkTemplates fails where setup has not been run.
 func (c *esClient) checkTemplates(ctx context.Context, srv *esServer) error {
-	const name = "metrics-" + DatasetIO
+	const name = "metrics-" + output.DatasetIO
 	res, err := esapi.IndicesExistsIndexTemplateRequest{Name: name}.Do(ctx, c)
 	if err != nil {
 		return err

@@ -1,6 +1,6 @@
 //go:build integration
 
-package output
+package recording
 
 import (
 	"errors"
@@ -14,6 +14,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
 // TestRecorderNoSpace records onto a file system that is full for a while:
@@ -37,7 +39,7 @@ func TestRecorderNoSpace(t *testing.T) {
 	defer r.Close()
 	rng := rand.New(rand.NewPCG(23, 24))
 	owners := recordOwners(rng, 300)
-	written := map[int]*Interval{}
+	written := map[int]*output.Interval{}
 	failed := 0
 	for i := range 200 {
 		iv := recordInterval(rng, owners, i, 1)
@@ -104,7 +106,7 @@ func TestReplayUnprivileged(t *testing.T) {
 		if fmt.Sprint(len(ivs)) != n || len(damage) != 0 {
 			t.Fatalf("read %d intervals of %s, damage %v", len(ivs), n, damage)
 		}
-		r := NewHTMLReport(HTMLReportOptions{})
+		r := output.NewHTMLReport(output.HTMLReportOptions{})
 		for _, iv := range ivs {
 			r.Add(iv)
 		}
@@ -137,7 +139,7 @@ func TestReplayUnprivileged(t *testing.T) {
 	}
 	rng := rand.New(rand.NewPCG(25, 26))
 	owners := recordOwners(rng, 50)
-	var ivs []*Interval
+	var ivs []*output.Interval
 	for i := range 20 {
 		ivs = append(ivs, recordInterval(rng, owners, i, 1))
 	}

@@ -1,6 +1,6 @@
 //go:build integration
 
-package output
+package elastic
 
 import (
 	"bytes"
@@ -29,6 +29,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic/testserver"
 )
 
@@ -165,9 +166,9 @@ func newTotals() *totals {
 }
 
 // ship sends the documents of an interval, totals and single requests alike.
-func (w *totals) ship(t *testing.T, e *Elasticsearch, iv *Interval) {
+func (w *totals) ship(t *testing.T, e *Elasticsearch, iv *output.Interval) {
 	t.Helper()
-	project := func(s *Sample) string {
+	project := func(s *output.Sample) string {
 		if s.Project == "" {
 			return "(none)"
 		}
@@ -179,18 +180,18 @@ func (w *totals) ship(t *testing.T, e *Elasticsearch, iv *Interval) {
 			w.written[project(s)] += s.Write.Bytes
 			w.read[project(s)] += s.Read.Bytes
 		}
-		io := &IO{Sample: *s, Op: "write", Offset: uint64(i) << 12, Latency: 1000, Basis: "page"}
-		io.Sample.Read, io.Sample.Discard, io.Sample.Flush, io.Sample.Metadata = Amount{}, Amount{}, Amount{}, Amount{}
+		io := &output.IO{Sample: *s, Op: "write", Offset: uint64(i) << 12, Latency: 1000, Basis: "page"}
+		io.Sample.Read, io.Sample.Discard, io.Sample.Flush, io.Sample.Metadata = output.Amount{}, output.Amount{}, output.Amount{}, output.Amount{}
 		w.events[project(s)] += s.Write.Bytes
-		iv.Events = append(iv.Events, Event{Time: iv.End.Add(time.Duration(i)), Dataset: DatasetEvent, Action: "write", IO: io})
+		iv.Events = append(iv.Events, output.Event{Time: iv.End.Add(time.Duration(i)), Dataset: output.DatasetEvent, Action: "write", IO: io})
 	}
-	iv.Events = append(iv.Events, Event{Time: iv.End, Dataset: DatasetVXLAN, Action: "leaked", VXLAN: &VXLAN{Device: "vx-001000-abcde", VNI: 4096, NetNS: 1 << 63}})
+	iv.Events = append(iv.Events, output.Event{Time: iv.End, Dataset: output.DatasetVXLAN, Action: "leaked", VXLAN: &output.VXLAN{Device: "vx-001000-abcde", VNI: 4096, NetNS: 1 << 63}})
 	for _, events := range []bool{false, true} {
-		r := Group(iv, GroupOptions{By: []Key{KeyContainer}, Stacked: true})
+		r := output.Group(iv, output.GroupOptions{By: []output.Key{output.KeyContainer}, Stacked: true})
 		if events {
 			iv.Events = iv.Events[:len(iv.Events)-1] // the vxlan event once only
 		}
-		for d := range Documents(r, iv, NDJSONOptions{Events: events}) {
+		for d := range output.Documents(r, iv, output.NDJSONOptions{Events: events}) {
 			stream := d.Type + "-" + d.Dataset + "-" + d.Namespace
 			if err := e.Ship(stream, d.Line); err != nil {
 				t.Fatal(err)

@@ -1,4 +1,4 @@
-package output
+package elastic
 
 import (
 	"bytes"
@@ -15,6 +15,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
 // jsonPaths returns the path of every leaf that a value of type t may have in
@@ -68,14 +70,14 @@ func TestElasticDimensionsTellDocumentsApart(t *testing.T) {
 		t.Fatal(err)
 	}
 	iv := elasticInterval(time.Unix(1700000000, 0), 7)
-	for _, by := range [][]Key{{KeyContainer}, {KeyProject}, {KeyService}, {KeyCgroup}, {KeyProcess}, {KeyDevice}, {KeyMount}, {KeyHost}, {KeySource},
-		{KeyOp}, {KeyImage}, {KeyPod}, {KeyNamespace}, {KeyNFSServer}, {KeyContainer, KeyDevice}, {KeyProject, KeyOp}, {KeyLabel("team")}} {
+	for _, by := range [][]output.Key{{output.KeyContainer}, {output.KeyProject}, {output.KeyService}, {output.KeyCgroup}, {output.KeyProcess}, {output.KeyDevice}, {output.KeyMount}, {output.KeyHost}, {output.KeySource},
+		{output.KeyOp}, {output.KeyImage}, {output.KeyPod}, {output.KeyNamespace}, {output.KeyNFSServer}, {output.KeyContainer, output.KeyDevice}, {output.KeyProject, output.KeyOp}, {output.KeyLabel("team")}} {
 		for _, top := range []int{0, 2} {
-			r := Group(iv, GroupOptions{By: by, Top: top, Stacked: true})
+			r := output.Group(iv, output.GroupOptions{By: by, Top: top, Stacked: true})
 			seen := make(map[string]string)
 			n := 0
-			for d := range Documents(r, iv, NDJSONOptions{}) {
-				if d.Dataset != DatasetIO {
+			for d := range output.Documents(r, iv, output.NDJSONOptions{}) {
+				if d.Dataset != output.DatasetIO {
 					continue
 				}
 				n++
@@ -114,34 +116,34 @@ func lookup(tree map[string]any, path string) any {
 
 // elasticInterval makes I/O of several projects on a disk, on the same disk as
 // seen through a stacked device, and on NFS. The amounts depend on seed.
-func elasticInterval(end time.Time, seed uint64) *Interval {
-	iv := &Interval{Start: end.Add(-time.Second), End: end, Host: Host{Name: "host-1", ID: "0123456789abcdef", Kernel: "6.12.0"},
-		Sources: []SourceStatus{{Source: SourceBlock, Attached: true, Hook: "raw_tp/block_rq_issue"}, {Source: SourceFUSE, Reason: "no module"}},
-		Lost:    Lost{Latencies: 1}, Self: Self{CPUNanos: 1000, RSSBytes: 1 << 20}}
-	add := func(s Sample, n uint64) {
-		s.Level = LevelWire
-		s.Write = Amount{Bytes: n * 4096, Ops: n, Latency: Latency{Buckets: []Bucket{{UpTo: 1 << 20, Count: n}}, Sum: n << 19, Max: 1 << 20}}
-		s.Read = Amount{Bytes: n * 512, Ops: n/2 + 1}
-		s.Basis = BasisBytes{Dirtier: s.Write.Bytes, Task: s.Read.Bytes}
+func elasticInterval(end time.Time, seed uint64) *output.Interval {
+	iv := &output.Interval{Start: end.Add(-time.Second), End: end, Host: output.Host{Name: "host-1", ID: "0123456789abcdef", Kernel: "6.12.0"},
+		Sources: []output.SourceStatus{{Source: output.SourceBlock, Attached: true, Hook: "raw_tp/block_rq_issue"}, {Source: output.SourceFUSE, Reason: "no module"}},
+		Lost:    output.Lost{Latencies: 1}, Self: output.Self{CPUNanos: 1000, RSSBytes: 1 << 20}}
+	add := func(s output.Sample, n uint64) {
+		s.Level = output.LevelWire
+		s.Write = output.Amount{Bytes: n * 4096, Ops: n, Latency: output.Latency{Buckets: []output.Bucket{{UpTo: 1 << 20, Count: n}}, Sum: n << 19, Max: 1 << 20}}
+		s.Read = output.Amount{Bytes: n * 512, Ops: n/2 + 1}
+		s.Basis = output.BasisBytes{Dirtier: s.Write.Bytes, Task: s.Read.Bytes}
 		iv.Samples = append(iv.Samples, s)
 	}
 	for p := range uint64(3) {
 		for c := range uint64(4) {
-			s := Sample{Source: SourceBlock, Owner: OwnerContainer, Project: fmt.Sprint("project-", p), ProjectRule: "compose", Service: fmt.Sprint("service-", c),
-				Container: Container{ID: fmt.Sprintf("%064x", p*16+c+1), Name: fmt.Sprintf("p%d-c%d", p, c), Runtime: "docker", Image: "app", ImageTag: "1",
+			s := output.Sample{Source: output.SourceBlock, Owner: output.OwnerContainer, Project: fmt.Sprint("project-", p), ProjectRule: "compose", Service: fmt.Sprint("service-", c),
+				Container: output.Container{ID: fmt.Sprintf("%064x", p*16+c+1), Name: fmt.Sprintf("p%d-c%d", p, c), Runtime: "docker", Image: "app", ImageTag: "1",
 					Labels: map[string]string{"com.docker.compose.project": fmt.Sprint("project-", p), "team": fmt.Sprint("team-", c%2), "secret": "no"}},
-				Cgroup: Cgroup{ID: 1<<63 + p*16 + c, Path: fmt.Sprintf("/docker/%d-%d", p, c)}, Process: Process{PID: uint32(100*p + c + 1), Name: "app"}}
-			s.Device = Device{ID: "8:0", Name: "sda"}
+				Cgroup: output.Cgroup{ID: 1<<63 + p*16 + c, Path: fmt.Sprintf("/docker/%d-%d", p, c)}, Process: output.Process{PID: uint32(100*p + c + 1), Name: "app"}}
+			s.Device = output.Device{ID: "8:0", Name: "sda"}
 			add(s, seed+p*31+c)
-			s.Device = Device{ID: "253:0", Name: "dm-0", Stacked: true}
+			s.Device = output.Device{ID: "253:0", Name: "dm-0", Stacked: true}
 			add(s, seed+p*31+c)
-			s.Source, s.Device = SourceNFS, Device{ID: "0:52"}
-			s.Mount = Mount{Source: fmt.Sprintf("nas:/vol%d", c%2), Point: "/data", FSType: "nfs4", Volume: fmt.Sprint("vol", c%2), NFSServer: "nas", NFSExport: "/vol", NFSVersion: "4.2"}
+			s.Source, s.Device = output.SourceNFS, output.Device{ID: "0:52"}
+			s.Mount = output.Mount{Source: fmt.Sprintf("nas:/vol%d", c%2), Point: "/data", FSType: "nfs4", Volume: fmt.Sprint("vol", c%2), NFSServer: "nas", NFSExport: "/vol", NFSVersion: "4.2"}
 			add(s, seed+p*17+c)
 		}
 	}
-	add(Sample{Source: SourceBlock, Owner: OwnerUnattributed, Device: Device{ID: "8:0", Name: "sda"}}, seed)
-	add(Sample{Source: SourceBlock, Owner: OwnerUnit, Unit: "cron.service", Cgroup: Cgroup{ID: 77, Path: "/system.slice/cron.service"}, Device: Device{ID: "8:0", Name: "sda"}}, seed)
+	add(output.Sample{Source: output.SourceBlock, Owner: output.OwnerUnattributed, Device: output.Device{ID: "8:0", Name: "sda"}}, seed)
+	add(output.Sample{Source: output.SourceBlock, Owner: output.OwnerUnit, Unit: "cron.service", Cgroup: output.Cgroup{ID: 77, Path: "/system.slice/cron.service"}, Device: output.Device{ID: "8:0", Name: "sda"}}, seed)
 	return iv
 }
 

@@ -1,4 +1,4 @@
-package output
+package elastic
 
 import (
 	"encoding/binary"

@@ -1,4 +1,4 @@
-package output
+package recording
 
 import (
 	"encoding/binary"
@@ -12,6 +12,7 @@ import (
 	"unsafe"
 
 	"github.com/fxamacker/cbor/v2"
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
 // wireInterval is an interval as it stands in a recording. Numbers called
@@ -159,7 +160,7 @@ func (e *recordEncoder) reset() {
 }
 
 // interval encodes iv. After an error the tables have to be reset.
-func (e *recordEncoder) interval(iv *Interval) (*wireInterval, error) {
+func (e *recordEncoder) interval(iv *output.Interval) (*wireInterval, error) {
 	if len(iv.Samples) > recordMaxSamples {
 		return nil, fmt.Errorf("interval of %d samples: %w", len(iv.Samples), ErrTooLarge)
 	}
@@ -189,7 +190,7 @@ func (e *recordEncoder) interval(iv *Interval) (*wireInterval, error) {
 	}
 
 	n := len(iv.Samples)
-	rows := make([]*Sample, 0, n+len(events))
+	rows := make([]*output.Sample, 0, n+len(events))
 	for i := range iv.Samples {
 		rows = append(rows, &iv.Samples[i])
 	}
@@ -224,13 +225,13 @@ func (e *recordEncoder) interval(iv *Interval) (*wireInterval, error) {
 	}
 	for _, a := range []struct {
 		to   *wireAmounts
-		from func(*Sample) *Amount
+		from func(*output.Sample) *output.Amount
 	}{
-		{&w.Read, func(s *Sample) *Amount { return &s.Read }},
-		{&w.Write, func(s *Sample) *Amount { return &s.Write }},
-		{&w.Discard, func(s *Sample) *Amount { return &s.Discard }},
-		{&w.Flush, func(s *Sample) *Amount { return &s.Flush }},
-		{&w.Meta, func(s *Sample) *Amount { return &s.Metadata }},
+		{&w.Read, func(s *output.Sample) *output.Amount { return &s.Read }},
+		{&w.Write, func(s *output.Sample) *output.Amount { return &s.Write }},
+		{&w.Discard, func(s *output.Sample) *output.Amount { return &s.Discard }},
+		{&w.Flush, func(s *output.Sample) *output.Amount { return &s.Flush }},
+		{&w.Meta, func(s *output.Sample) *output.Amount { return &s.Metadata }},
 	} {
 		if err := e.amounts(a.to, rows, a.from); err != nil {
 			return nil, err
@@ -240,7 +241,7 @@ func (e *recordEncoder) interval(iv *Interval) (*wireInterval, error) {
 }
 
 // amounts fills to with one Amount of each row.
-func (e *recordEncoder) amounts(to *wireAmounts, rows []*Sample, from func(*Sample) *Amount) error {
+func (e *recordEncoder) amounts(to *wireAmounts, rows []*output.Sample, from func(*output.Sample) *output.Amount) error {
 	last := 0
 	for i, s := range rows {
 		a := from(s)
@@ -279,7 +280,7 @@ func (e *recordEncoder) amounts(to *wireAmounts, rows []*Sample, from func(*Samp
 }
 
 // events fills w.Events and appends the samples that they carry to rows.
-func (e *recordEncoder) events(events []Event, start int64, rows []*Sample) ([]*Sample, error) {
+func (e *recordEncoder) events(events []output.Event, start int64, rows []*output.Sample) ([]*output.Sample, error) {
 	n := len(events)
 	if n == 0 {
 		return rows, nil
@@ -334,7 +335,7 @@ func (e *recordEncoder) events(events []Event, start int64, rows []*Sample) ([]*
 }
 
 // ident gives the number of everything in s that is not an amount.
-func (e *recordEncoder) ident(s *Sample) uint64 {
+func (e *recordEncoder) ident(s *output.Sample) uint64 {
 	c, m := &s.Container, &s.Mount
 	e.row = append(e.row[:0],
 		e.str(string(s.Source)), e.str(string(s.Level)), e.str(string(s.Owner)),
@@ -438,7 +439,7 @@ func bit(b bool) uint64 {
 type recordTables struct {
 	strings []string
 	labels  []map[string]string
-	idents  []Sample
+	idents  []output.Sample
 	bounds  []uint64
 	text    int
 	pairs   int
@@ -515,7 +516,7 @@ func (t *recordTables) learn(w *wireInterval) error {
 }
 
 // ident is the reverse of recordEncoder.ident.
-func (t *recordTables) ident(c []uint64) Sample {
+func (t *recordTables) ident(c []uint64) output.Sample {
 	var labels map[string]string
 	if c[12] < uint64(len(t.labels)) {
 		labels = t.labels[c[12]]
@@ -526,18 +527,18 @@ func (t *recordTables) ident(c []uint64) Sample {
 	if len(c) >= recordIdentWidth {
 		outer = [2]string{t.str(c[34]), t.str(c[35])}
 	}
-	return Sample{
-		Source: Source(t.str(c[0])), Level: Level(t.str(c[1])), Owner: OwnerKind(t.str(c[2])),
+	return output.Sample{
+		Source: output.Source(t.str(c[0])), Level: output.Level(t.str(c[1])), Owner: output.OwnerKind(t.str(c[2])),
 		Project: t.str(c[3]), ProjectRule: t.str(c[4]), Service: t.str(c[5]), Unit: t.str(c[6]),
-		Container: Container{
+		Container: output.Container{
 			ID: t.str(c[7]), Name: t.str(c[8]), Runtime: t.str(c[9]), Image: t.str(c[10]), ImageTag: t.str(c[11]),
 			Labels: labels, Parent: t.str(c[13]), Outer: outer[0], OuterName: outer[1],
 		},
-		Pod:     Pod{Name: t.str(c[14]), Namespace: t.str(c[15]), UID: t.str(c[16])},
-		Cgroup:  Cgroup{ID: c[17], Path: t.str(c[18])},
-		Process: Process{PID: t.u32(c[19]), Name: t.str(c[20])},
-		Device:  Device{ID: t.str(c[21]), Name: t.str(c[22]), Stacked: c[23] != 0},
-		Mount: Mount{
+		Pod:     output.Pod{Name: t.str(c[14]), Namespace: t.str(c[15]), UID: t.str(c[16])},
+		Cgroup:  output.Cgroup{ID: c[17], Path: t.str(c[18])},
+		Process: output.Process{PID: t.u32(c[19]), Name: t.str(c[20])},
+		Device:  output.Device{ID: t.str(c[21]), Name: t.str(c[22]), Stacked: c[23] != 0},
+		Mount: output.Mount{
 			Source: t.str(c[24]), Point: t.str(c[25]), FSType: t.str(c[26]), Volume: t.str(c[27]), Driver: t.str(c[28]),
 			NFSServer: t.str(c[29]), NFSExport: t.str(c[30]), NFSVersion: t.str(c[31]),
 			FUSESubtype: t.str(c[32]), FUSEDaemonPID: t.u32(c[33]),
@@ -561,7 +562,7 @@ func at(c []uint64, i int) uint64 {
 }
 
 // interval builds the interval; learn has been called with w.
-func (t *recordTables) interval(w *wireInterval) (*Interval, error) {
+func (t *recordTables) interval(w *wireInterval) (*output.Interval, error) {
 	n, events := len(w.Rows), len(w.Events.Time)
 	switch {
 	case w.Samples > uint64(n) || w.Samples > recordMaxSamples:
@@ -595,38 +596,38 @@ func (t *recordTables) interval(w *wireInterval) (*Interval, error) {
 		return nil, t.err
 	}
 
-	iv := &Interval{
+	iv := &output.Interval{
 		Start: time.Unix(0, w.Start).UTC(), End: time.Unix(0, w.End).UTC(),
-		Host:       Host{Name: t.str(at(w.Host, 0)), ID: t.str(at(w.Host, 1)), Kernel: t.str(at(w.Host, 2))},
+		Host:       output.Host{Name: t.str(at(w.Host, 0)), ID: t.str(at(w.Host, 1)), Kernel: t.str(at(w.Host, 2))},
 		Unresolved: w.Unresolved,
-		Lost: Lost{
+		Lost: output.Lost{
 			Records: at(w.Lost, 0), Notices: at(w.Lost, 1), Latencies: at(w.Lost, 2), Groups: at(w.Lost, 3),
 			Walks: at(w.Lost, 4), Misses: at(w.Lost, 5), Exports: at(w.Lost, 6), Bytes: at(w.Lost, 7),
 		},
-		Self: Self{BPFNanos: at(w.Self, 0), CPUNanos: at(w.Self, 1), RSSBytes: at(w.Self, 2), ReadBytes: at(w.Self, 3), WriteBytes: at(w.Self, 4)},
+		Self: output.Self{BPFNanos: at(w.Self, 0), CPUNanos: at(w.Self, 1), RSSBytes: at(w.Self, 2), ReadBytes: at(w.Self, 3), WriteBytes: at(w.Self, 4)},
 	}
 	for c := range slices.Chunk(w.Sources, recordSrcWidth) {
-		iv.Sources = append(iv.Sources, SourceStatus{
-			Source: Source(t.str(c[0])), Attached: c[1] != 0, Hook: t.str(c[2]), Reason: t.str(c[3]), Cost: t.str(c[4]),
+		iv.Sources = append(iv.Sources, output.SourceStatus{
+			Source: output.Source(t.str(c[0])), Attached: c[1] != 0, Hook: t.str(c[2]), Reason: t.str(c[3]), Cost: t.str(c[4]),
 		})
 	}
-	fill := func(s *Sample, i int) {
+	fill := func(s *output.Sample, i int) {
 		*s = t.idents[w.Rows[i]]
 		s.MetaReadBytes, s.MetaWriteBytes, s.Retransmits = at(w.MetaRead, i), at(w.MetaWrite, i), at(w.Retransmits, i)
-		s.Basis = BasisBytes{
+		s.Basis = output.BasisBytes{
 			Dirtier: at(basis[0], i), Page: at(basis[1], i), Bio: at(basis[2], i), Task: at(basis[3], i), None: at(basis[4], i),
 		}
 	}
 	if w.Samples > 0 {
-		iv.Samples = make([]Sample, w.Samples)
+		iv.Samples = make([]output.Sample, w.Samples)
 	}
-	rows := make([]*Sample, n)
+	rows := make([]*output.Sample, n)
 	for i := range iv.Samples {
 		rows[i] = &iv.Samples[i]
 		fill(rows[i], i)
 	}
 	// row hands out the sample of an event, once.
-	row := func(number uint64) *Sample {
+	row := func(number uint64) *output.Sample {
 		i := int(min(number, uint64(n)+1)) - 1
 		if i < int(w.Samples) || i >= n || rows[i] != nil {
 			t.fail("event that refers to row %d of %d", number, n)
@@ -634,7 +635,7 @@ func (t *recordTables) interval(w *wireInterval) (*Interval, error) {
 		}
 		return rows[i]
 	}
-	if err := t.events(iv, w, func(number uint64, s *Sample) {
+	if err := t.events(iv, w, func(number uint64, s *output.Sample) {
 		if row(number); t.err != nil {
 			return
 		}
@@ -650,13 +651,13 @@ func (t *recordTables) interval(w *wireInterval) (*Interval, error) {
 	}
 	for _, a := range []struct {
 		from *wireAmounts
-		to   func(*Sample) *Amount
+		to   func(*output.Sample) *output.Amount
 	}{
-		{&w.Read, func(s *Sample) *Amount { return &s.Read }},
-		{&w.Write, func(s *Sample) *Amount { return &s.Write }},
-		{&w.Discard, func(s *Sample) *Amount { return &s.Discard }},
-		{&w.Flush, func(s *Sample) *Amount { return &s.Flush }},
-		{&w.Meta, func(s *Sample) *Amount { return &s.Metadata }},
+		{&w.Read, func(s *output.Sample) *output.Amount { return &s.Read }},
+		{&w.Write, func(s *output.Sample) *output.Amount { return &s.Write }},
+		{&w.Discard, func(s *output.Sample) *output.Amount { return &s.Discard }},
+		{&w.Flush, func(s *output.Sample) *output.Amount { return &s.Flush }},
+		{&w.Meta, func(s *output.Sample) *output.Amount { return &s.Metadata }},
 	} {
 		if err := t.amounts(a.from, rows, a.to); err != nil {
 			return nil, err
@@ -666,7 +667,7 @@ func (t *recordTables) interval(w *wireInterval) (*Interval, error) {
 }
 
 // amounts is the reverse of recordEncoder.amounts.
-func (t *recordTables) amounts(from *wireAmounts, rows []*Sample, to func(*Sample) *Amount) error {
+func (t *recordTables) amounts(from *wireAmounts, rows []*output.Sample, to func(*output.Sample) *output.Amount) error {
 	n := len(from.Rows)
 	t.column("bytes", from.Bytes, n)
 	t.column("ops", from.Ops, n)
@@ -681,7 +682,7 @@ func (t *recordTables) amounts(from *wireAmounts, rows []*Sample, to func(*Sampl
 		return t.err
 	}
 	// One array for all rows; every row gets its part, without spare capacity.
-	all := make([]Bucket, len(from.Bound))
+	all := make([]output.Bucket, len(from.Bound))
 	for i, b := range from.Bound {
 		if b >= uint64(len(t.bounds)) {
 			return fmt.Errorf("latency bound %d of %d", b, len(t.bounds))
@@ -689,7 +690,7 @@ func (t *recordTables) amounts(from *wireAmounts, rows []*Sample, to func(*Sampl
 		if from.Count[i] == 0 {
 			return fmt.Errorf("latency bucket of nothing")
 		}
-		all[i] = Bucket{UpTo: t.bounds[b], Count: from.Count[i]}
+		all[i] = output.Bucket{UpTo: t.bounds[b], Count: from.Count[i]}
 	}
 	pos, taken := uint64(0), uint64(0)
 	for i, d := range from.Rows {
@@ -721,7 +722,7 @@ func (t *recordTables) amounts(from *wireAmounts, rows []*Sample, to func(*Sampl
 }
 
 // events is the reverse of recordEncoder.events; fill gives a sample its row.
-func (t *recordTables) events(iv *Interval, w *wireInterval, fill func(uint64, *Sample)) error {
+func (t *recordTables) events(iv *output.Interval, w *wireInterval, fill func(uint64, *output.Sample)) error {
 	ev := &w.Events
 	n := len(ev.Time)
 	for _, c := range [][]uint64{ev.Dataset, ev.Action, ev.Row, ev.Op, ev.Offset, ev.Latency, ev.Basis, ev.Error, ev.HasVXLAN} {
@@ -747,7 +748,7 @@ func (t *recordTables) events(iv *Interval, w *wireInterval, fill func(uint64, *
 	if t.err != nil || n == 0 {
 		return t.err
 	}
-	iv.Events = make([]Event, n)
+	iv.Events = make([]output.Event, n)
 	last := w.Start
 	vxlan = 0
 	for i := range iv.Events {
@@ -756,7 +757,7 @@ func (t *recordTables) events(iv *Interval, w *wireInterval, fill func(uint64, *
 		e.Time = time.Unix(0, last).UTC()
 		e.Dataset, e.Action = t.str(at(ev.Dataset, i)), t.str(at(ev.Action, i))
 		if r := at(ev.Row, i); r != 0 {
-			e.IO = &IO{
+			e.IO = &output.IO{
 				Op: t.str(at(ev.Op, i)), Offset: at(ev.Offset, i), Latency: at(ev.Latency, i),
 				Basis: t.str(at(ev.Basis, i)), Error: at(ev.Error, i) != 0,
 			}
@@ -764,14 +765,14 @@ func (t *recordTables) events(iv *Interval, w *wireInterval, fill func(uint64, *
 		}
 		if at(ev.HasVXLAN, i) != 0 {
 			c := ev.VXLAN[vxlan*width:]
-			e.VXLAN = &VXLAN{
+			e.VXLAN = &output.VXLAN{
 				Device: t.str(c[0]), Ifindex: t.u32(c[1]), VNI: t.u32(c[2]), NetNS: c[3], NewNetNS: c[4], Up: c[5] != 0,
-				Process: Process{PID: t.u32(c[6]), Name: t.str(c[7])},
+				Process: output.Process{PID: t.u32(c[6]), Name: t.str(c[7])},
 				Network: t.str(c[9]), NetworkID: t.str(c[10]), Stack: t.str(c[11]),
 				Culprit: t.str(c[12]), CulpritNetNS: c[13], Reason: t.str(c[14]), Err: t.str(c[15]), AgeNanos: c[16],
 			}
 			if c[8] != 0 {
-				e.VXLAN.Owner = new(Sample)
+				e.VXLAN.Owner = new(output.Sample)
 				fill(c[8], e.VXLAN.Owner)
 			}
 			for _, s := range ev.Services[vxlan] {

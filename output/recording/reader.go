@@ -1,4 +1,4 @@
-package output
+package recording
 
 import (
 	"errors"
@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +19,7 @@ type RecordingHeader struct {
 	Path    string
 	Version uint64 // of the format
 	Tool    string // version of iotrace-bpf
-	Host    Host
+	Host    output.Host
 	Start   time.Time
 }
 
@@ -80,12 +81,12 @@ type Recording struct {
 	frame []byte
 	plain []byte
 
-	adjust func(*Interval) // may be nil
+	adjust func(*output.Interval) // may be nil
 }
 
 // Adjust has f applied to every interval before Next returns it, for instance to
 // leave something out.
-func (r *Recording) Adjust(f func(*Interval)) { r.adjust = f }
+func (r *Recording) Adjust(f func(*output.Interval)) { r.adjust = f }
 
 // OpenRecording opens the recording at path and reads its index, not its
 // intervals. A file that is damaged is not an error here as long as its
@@ -136,7 +137,7 @@ func OpenRecording(path string) (*Recording, error) {
 
 // sameMachine compares machine ids, names where one has none; the kernel may
 // have been changed in between.
-func sameMachine(a, b Host) bool {
+func sameMachine(a, b output.Host) bool {
 	if a.ID != "" && b.ID != "" {
 		return a.ID == b.ID
 	}
@@ -200,7 +201,7 @@ func (r *Recording) header(f *os.File) (RecordingHeader, error) {
 		return RecordingHeader{}, fmt.Errorf("format %d, this one reads up to %d: %w", h.Version, recordVersion, ErrRecordingVersion)
 	}
 	return RecordingHeader{
-		Version: h.Version, Tool: h.Tool, Host: Host{Name: h.Host, ID: h.HostID, Kernel: h.Kernel}, Start: time.Unix(0, h.Start).UTC(),
+		Version: h.Version, Tool: h.Tool, Host: output.Host{Name: h.Host, ID: h.HostID, Kernel: h.Kernel}, Start: time.Unix(0, h.Start).UTC(),
 	}, nil
 }
 
@@ -285,7 +286,7 @@ func (r *Recording) Seek(i int) error {
 // at the next key frame or the next file, if there is one. The interval is the
 // caller's, but label maps are shared between intervals and must not be
 // modified.
-func (r *Recording) Next() (*Interval, error) {
+func (r *Recording) Next() (*output.Interval, error) {
 	if r.told < len(r.damage) && r.damage[r.told].Read <= r.pos {
 		r.told++
 		return nil, r.damage[r.told-1]

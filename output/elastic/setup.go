@@ -1,4 +1,4 @@
-package output
+package elastic
 
 import (
 	"bytes"
@@ -17,12 +17,13 @@ import (
 	"time"
 
 	"github.com/elastic/go-elasticsearch/v9/esapi"
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
 // elasticFiles hold the templates for a current Elasticsearch; adapt makes
 // them fit the others.
 //
-//go:embed elastic/component/*.json elastic/index/*.json elastic/lifecycle/*.json elastic/kibana.ndjson
+//go:embed component/*.json index/*.json lifecycle/*.json kibana.ndjson
 var elasticFiles embed.FS
 
 // ElasticsearchSetup says what SetupElasticsearch installs besides templates.
@@ -45,7 +46,7 @@ const (
 // KibanaDashboard returns the dashboard as saved objects, for importing by
 // hand into Kibana or OpenSearch Dashboards.
 func KibanaDashboard() []byte {
-	b, err := elasticFiles.ReadFile("elastic/kibana.ndjson")
+	b, err := elasticFiles.ReadFile("kibana.ndjson")
 	if err != nil {
 		panic(err) // it is part of the program
 	}
@@ -130,7 +131,7 @@ func (s *setup) lifecycle(ctx context.Context) error {
 	if s.srv.flavour == FlavourOpenSearch {
 		file, what, api = "ism.json", "ISM policy", "/_plugins/_ism/policies/"
 	}
-	body, err := elasticFiles.ReadFile("elastic/lifecycle/" + file)
+	body, err := elasticFiles.ReadFile("lifecycle/" + file)
 	if err != nil {
 		return err
 	}
@@ -174,7 +175,7 @@ func (s *setup) do(ctx context.Context, method, path string, body []byte) (*repl
 // must find them.
 func (s *setup) templates(ctx context.Context) error {
 	for _, dir := range []string{"component", "index"} {
-		files, err := fs.Glob(elasticFiles, "elastic/"+dir+"/*.json")
+		files, err := fs.Glob(elasticFiles, dir+"/*.json")
 		if err != nil {
 			return err
 		}
@@ -211,9 +212,9 @@ func (s *setup) templates(ctx context.Context) error {
 		}
 	}
 	if s.srv.timeSeries() {
-		s.say("metrics-%s-*: time series", DatasetIO)
+		s.say("metrics-%s-*: time series", output.DatasetIO)
 	} else {
-		s.say("metrics-%s-*: plain data streams, this server has no time series", DatasetIO)
+		s.say("metrics-%s-*: plain data streams, this server has no time series", output.DatasetIO)
 	}
 	return nil
 }
@@ -307,7 +308,7 @@ func mappedFields() (map[string]map[string]any, error) {
 		}
 	}
 	for _, name := range []string{"iotrace@ecs", "iotrace@fields"} {
-		raw, err := elasticFiles.ReadFile("elastic/component/" + name + ".json")
+		raw, err := elasticFiles.ReadFile("component/" + name + ".json")
 		if err != nil {
 			return nil, err
 		}

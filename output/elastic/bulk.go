@@ -1,4 +1,4 @@
-package output
+package elastic
 
 import (
 	"bytes"
@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/elastic/go-elasticsearch/v9/esapi"
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/klauspost/compress/gzip"
 )
 
@@ -93,7 +94,7 @@ func bulkBody(docs []spooled, srv *esServer) ([]byte, error) {
 // isTimeSeriesStream tells whether setup makes the stream a time series where
 // the server has them.
 func isTimeSeriesStream(stream string) bool {
-	return strings.HasPrefix(stream, "metrics-"+DatasetIO+"-")
+	return strings.HasPrefix(stream, "metrics-"+output.DatasetIO+"-")
 }
 
 // bulk makes one attempt to deliver docs.

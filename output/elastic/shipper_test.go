@@ -1,4 +1,4 @@
-package output
+package elastic
 
 import (
 	"bufio"
@@ -33,6 +33,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
 // fakeServer stores documents by stream and id like a real one and fails as
@@ -241,7 +243,7 @@ func until(t *testing.T, what string, cond func() bool) {
 	}
 }
 
-func closeAll(t *testing.T, e *Elasticsearch) ElasticsearchStats {
+func closeAll(t *testing.T, e *Elasticsearch) output.ElasticsearchStats {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -391,7 +393,7 @@ func TestElasticsearchFaults(t *testing.T) {
 		name   string
 		spool  bool
 		prep   func(*fakeServer)
-		check  func(*testing.T, ElasticsearchStats)
+		check  func(*testing.T, output.ElasticsearchStats)
 		stored int
 	}{
 		{name: "request 429", spool: true, prep: func(f *fakeServer) { f.before = status(429, 3) }, stored: n},
@@ -409,7 +411,7 @@ func TestElasticsearchFaults(t *testing.T) {
 					return n <= 2
 				}
 			},
-			check: func(t *testing.T, s ElasticsearchStats) {
+			check: func(t *testing.T, s output.ElasticsearchStats) {
 				if s.Duplicates == 0 || s.Conflicts != 0 {
 					t.Errorf("duplicates %d, conflicts %d: want some and none", s.Duplicates, s.Conflicts)
 				}
@@ -449,7 +451,7 @@ func TestElasticsearchFaults(t *testing.T) {
 					return 0, ""
 				}
 			},
-			check: func(t *testing.T, s ElasticsearchStats) {
+			check: func(t *testing.T, s output.ElasticsearchStats) {
 				if s.Retries == 0 || s.Retries > n || s.Duplicates > 0 {
 					t.Errorf("only items that were turned away are to be repeated: %+v", s)
 				}
@@ -508,7 +510,7 @@ func TestElasticsearchFaults(t *testing.T) {
 					return 0, ""
 				}
 			},
-			check: func(t *testing.T, s ElasticsearchStats) {
+			check: func(t *testing.T, s output.ElasticsearchStats) {
 				if s.DeadLettered != n/10 {
 					t.Errorf("%d dead letters, want %d", s.DeadLettered, n/10)
 				}
@@ -519,7 +521,7 @@ func TestElasticsearchFaults(t *testing.T) {
 			prep: func(f *fakeServer) {
 				f.item = func(int, string, string) (int, string) { return 200, "failure_store" }
 			},
-			check: func(t *testing.T, s ElasticsearchStats) {
+			check: func(t *testing.T, s output.ElasticsearchStats) {
 				if s.SoftFailures != n || s.Delivered != 0 {
 					t.Errorf("want %d soft failures: %+v", n, s)
 				}
@@ -528,7 +530,7 @@ func TestElasticsearchFaults(t *testing.T) {
 		{
 			name: "bad request", spool: true, stored: 0,
 			prep: func(f *fakeServer) { f.before = status(400, 1<<30) },
-			check: func(t *testing.T, s ElasticsearchStats) {
+			check: func(t *testing.T, s output.ElasticsearchStats) {
 				if s.DeadLettered != n {
 					t.Errorf("%d dead letters, want %d", s.DeadLettered, n)
 				}

@@ -1,4 +1,4 @@
-package output
+package recording
 
 import (
 	"bufio"
@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/klauspost/compress/zstd"
 )
 
@@ -31,17 +32,17 @@ var recordStart = time.Date(2026, 3, 14, 9, 26, 53, 589793238, time.UTC)
 
 // recordInterval makes an interval as a busy host has it: some groups do much,
 // most do little, and each second others do nothing at all.
-func recordInterval(rng *rand.Rand, owners []Sample, i int, active float64) *Interval {
+func recordInterval(rng *rand.Rand, owners []output.Sample, i int, active float64) *output.Interval {
 	start := recordStart.Add(time.Duration(i) * time.Second)
-	iv := &Interval{
+	iv := &output.Interval{
 		Start: start, End: start.Add(time.Second + time.Duration(rng.IntN(2e6))),
-		Host: Host{Name: "web1.example.net", ID: "4c4c4544004a3510804bb7c04f435831", Kernel: "6.18.5-amd64"},
-		Sources: []SourceStatus{
-			{Source: SourceBlock, Attached: true, Hook: "raw_tp/block_rq_issue, raw_tp/block_rq_complete"},
-			{Source: SourceNFS, Attached: true, Hook: "raw_tp/rpc_stats_latency", Cost: "the last page decides for a whole request"},
-			{Source: SourceFUSE, Reason: "module fuse is not loaded"},
+		Host: output.Host{Name: "web1.example.net", ID: "4c4c4544004a3510804bb7c04f435831", Kernel: "6.18.5-amd64"},
+		Sources: []output.SourceStatus{
+			{Source: output.SourceBlock, Attached: true, Hook: "raw_tp/block_rq_issue, raw_tp/block_rq_complete"},
+			{Source: output.SourceNFS, Attached: true, Hook: "raw_tp/rpc_stats_latency", Cost: "the last page decides for a whole request"},
+			{Source: output.SourceFUSE, Reason: "module fuse is not loaded"},
 		},
-		Self: Self{CPUNanos: 3e6 + rng.Uint64N(1e6), RSSBytes: 41 << 20},
+		Self: output.Self{CPUNanos: 3e6 + rng.Uint64N(1e6), RSSBytes: 41 << 20},
 	}
 	for j := range owners {
 		if rng.Float64() >= active {
@@ -55,9 +56,9 @@ func recordInterval(rng *rand.Rand, owners []Sample, i int, active float64) *Int
 			s.Flush = recordAmount(rng, 1+rng.Uint64N(3), 2e6)
 			s.Flush.Bytes = 0
 		}
-		s.Basis = BasisBytes{Page: s.Read.Bytes + s.Write.Bytes}
-		if s.Source == SourceNFS {
-			s.Basis = BasisBytes{Dirtier: s.Write.Bytes, Page: s.Read.Bytes}
+		s.Basis = output.BasisBytes{Page: s.Read.Bytes + s.Write.Bytes}
+		if s.Source == output.SourceNFS {
+			s.Basis = output.BasisBytes{Dirtier: s.Write.Bytes, Page: s.Read.Bytes}
 			s.Metadata = recordAmount(rng, rng.Uint64N(20), 300e3)
 			s.Metadata.Bytes = 0
 		}
@@ -70,8 +71,8 @@ func recordInterval(rng *rand.Rand, owners []Sample, i int, active float64) *Int
 
 // recordAmount has ops requests whose latencies lie around median, in buckets
 // of a quarter of a power of two.
-func recordAmount(rng *rand.Rand, ops uint64, median float64) Amount {
-	a := Amount{Ops: ops}
+func recordAmount(rng *rand.Rand, ops uint64, median float64) output.Amount {
+	a := output.Amount{Ops: ops}
 	counts := map[uint64]uint64{}
 	for range min(ops, 400) {
 		a.Bytes += 4096 << rng.UintN(6)
@@ -91,7 +92,7 @@ func recordAmount(rng *rand.Rand, ops uint64, median float64) Amount {
 		a.Latency.Max = max(a.Latency.Max, ns)
 	}
 	for _, b := range slices.Sorted(recordKeys(counts)) {
-		a.Latency.Buckets = append(a.Latency.Buckets, Bucket{UpTo: b, Count: counts[b]})
+		a.Latency.Buckets = append(a.Latency.Buckets, output.Bucket{UpTo: b, Count: counts[b]})
 	}
 	return a
 }
@@ -108,16 +109,16 @@ func recordKeys(m map[uint64]uint64) func(func(uint64) bool) {
 
 // recordOwners makes the identities of n groups: containers of Compose projects
 // and services on two devices and a few NFS mounts, with a dozen labels each.
-func recordOwners(rng *rand.Rand, n int) []Sample {
-	owners := make([]Sample, n)
+func recordOwners(rng *rand.Rand, n int) []output.Sample {
+	owners := make([]output.Sample, n)
 	for i := range owners {
 		project, service := fmt.Sprintf("project-%02d", i%40), fmt.Sprintf("service-%d", i%7)
 		id := fmt.Sprintf("%016x%016x%016x%016x", rng.Uint64(), rng.Uint64(), rng.Uint64(), rng.Uint64())
 		name := fmt.Sprintf("%s-%s-%d", project, service, i)
-		s := Sample{
-			Source: SourceBlock, Level: LevelWire, Owner: OwnerContainer,
+		s := output.Sample{
+			Source: output.SourceBlock, Level: output.LevelWire, Owner: output.OwnerContainer,
 			Project: project, ProjectRule: "compose", Service: service,
-			Container: Container{ID: id, Name: name, Runtime: "docker", Image: "registry.example.net/" + service, ImageTag: "1." + strconv.Itoa(i%9), Labels: map[string]string{
+			Container: output.Container{ID: id, Name: name, Runtime: "docker", Image: "registry.example.net/" + service, ImageTag: "1." + strconv.Itoa(i%9), Labels: map[string]string{
 				"com.docker.compose.project":              project,
 				"com.docker.compose.service":              service,
 				"com.docker.compose.container-number":     strconv.Itoa(i),
@@ -130,15 +131,15 @@ func recordOwners(rng *rand.Rand, n int) []Sample {
 				"org.opencontainers.image.revision":       id[:40],
 				"maintainer":                              "ops@example.net",
 			}},
-			Cgroup: Cgroup{ID: 4000 + uint64(i), Path: "/system.slice/docker-" + id + ".scope"},
-			Device: Device{ID: "259:0", Name: "nvme0n1"},
-			Mount:  Mount{Source: "/dev/nvme0n1p2", Point: "/", FSType: "ext4"},
+			Cgroup: output.Cgroup{ID: 4000 + uint64(i), Path: "/system.slice/docker-" + id + ".scope"},
+			Device: output.Device{ID: "259:0", Name: "nvme0n1"},
+			Mount:  output.Mount{Source: "/dev/nvme0n1p2", Point: "/", FSType: "ext4"},
 		}
 		if i%3 == 0 {
 			m := i % 5
-			s.Source = SourceNFS
-			s.Device = Device{ID: fmt.Sprintf("0:%d", 50+m)}
-			s.Mount = Mount{
+			s.Source = output.SourceNFS
+			s.Device = output.Device{ID: fmt.Sprintf("0:%d", 50+m)}
+			s.Mount = output.Mount{
 				Source: fmt.Sprintf("filer.example.net:/export/%s-%d", project, m), Point: fmt.Sprintf("/var/lib/docker/volumes/%s-%d/_data", project, m),
 				FSType: "nfs4", Volume: fmt.Sprintf("%s-%d", project, m), Driver: "local", NFSServer: "filer.example.net", NFSExport: "/export/" + project, NFSVersion: "4.2",
 			}
@@ -189,7 +190,7 @@ func recordFill(v reflect.Value, n *uint64) {
 }
 
 // record writes intervals to a new recording.
-func record(t testing.TB, path string, opt RecorderOptions, ivs ...*Interval) {
+func record(t testing.TB, path string, opt RecorderOptions, ivs ...*output.Interval) {
 	t.Helper()
 	r, err := NewRecorder(path, opt)
 	if err != nil {
@@ -206,7 +207,7 @@ func record(t testing.TB, path string, opt RecorderOptions, ivs ...*Interval) {
 }
 
 // replay reads everything that can be read, and the errors on the way.
-func replay(t testing.TB, path string) (ivs []*Interval, damage []*DamageError) {
+func replay(t testing.TB, path string) (ivs []*output.Interval, damage []*DamageError) {
 	t.Helper()
 	r, err := OpenRecording(path)
 	if err != nil {
@@ -216,7 +217,7 @@ func replay(t testing.TB, path string) (ivs []*Interval, damage []*DamageError) 
 	return drain(t, r)
 }
 
-func drain(t testing.TB, r *Recording) (ivs []*Interval, damage []*DamageError) {
+func drain(t testing.TB, r *Recording) (ivs []*output.Interval, damage []*DamageError) {
 	t.Helper()
 	for {
 		iv, err := r.Next()
@@ -234,7 +235,7 @@ func drain(t testing.TB, r *Recording) (ivs []*Interval, damage []*DamageError) 
 	}
 }
 
-func mustEqual(t testing.TB, what string, got, want *Interval) {
+func mustEqual(t testing.TB, what string, got, want *output.Interval) {
 	t.Helper()
 	if reflect.DeepEqual(got, want) {
 		return
@@ -251,10 +252,10 @@ func mustEqual(t testing.TB, what string, got, want *Interval) {
 // TestRecordKeepsEverything fills every field of the contract, so that one that
 // is added there and forgotten here fails.
 func TestRecordKeepsEverything(t *testing.T) {
-	var ivs []*Interval
+	var ivs []*output.Interval
 	n := uint64(0)
 	for i := range 3 {
-		iv := new(Interval)
+		iv := new(output.Interval)
 		recordFill(reflect.ValueOf(iv).Elem(), &n)
 		iv.Start = recordStart.Add(time.Duration(i) * time.Minute)
 		iv.End = iv.Start.Add(time.Second)
@@ -263,12 +264,12 @@ func TestRecordKeepsEverything(t *testing.T) {
 	// The same identities again, with other amounts, and the extremes.
 	again := *ivs[0]
 	again.Samples = slices.Clone(again.Samples)
-	again.Samples[1].Read = Amount{Bytes: 1<<64 - 1, Ops: 1<<64 - 1, Latency: Latency{Buckets: []Bucket{{1<<64 - 1, 1<<64 - 1}}, Sum: 1<<64 - 1, Max: 1<<64 - 1}}
-	again.Samples[2] = Sample{}
-	ivs = append(ivs, &again, &Interval{Start: recordStart, End: recordStart})
+	again.Samples[1].Read = output.Amount{Bytes: 1<<64 - 1, Ops: 1<<64 - 1, Latency: output.Latency{Buckets: []output.Bucket{{1<<64 - 1, 1<<64 - 1}}, Sum: 1<<64 - 1, Max: 1<<64 - 1}}
+	again.Samples[2] = output.Sample{}
+	ivs = append(ivs, &again, &output.Interval{Start: recordStart, End: recordStart})
 
 	path := filepath.Join(t.TempDir(), "all.recording")
-	record(t, path, RecorderOptions{Tool: "v1.2.3", Host: Host{"h", "i", "k"}}, ivs...)
+	record(t, path, RecorderOptions{Tool: "v1.2.3", Host: output.Host{"h", "i", "k"}}, ivs...)
 	got, damage := replay(t, path)
 	if len(damage) != 0 || len(got) != len(ivs) {
 		t.Fatalf("read %d of %d intervals, damage %v", len(got), len(ivs), damage)
@@ -283,7 +284,7 @@ func TestRecordKeepsEverything(t *testing.T) {
 	}
 	defer r.Close()
 	h := r.Header()
-	if h.Tool != "v1.2.3" || h.Host != (Host{"h", "i", "k"}) || h.Version != recordVersion || time.Since(h.Start) > time.Hour || h.Path != path {
+	if h.Tool != "v1.2.3" || h.Host != (output.Host{"h", "i", "k"}) || h.Version != recordVersion || time.Since(h.Start) > time.Hour || h.Path != path {
 		t.Errorf("header %+v", h)
 	}
 }
@@ -291,9 +292,9 @@ func TestRecordKeepsEverything(t *testing.T) {
 // TestRecordText: names are bytes, and hostile.
 func TestRecordText(t *testing.T) {
 	long := strings.Repeat("é", recordMaxString)
-	iv := &Interval{Start: recordStart, End: recordStart.Add(time.Second)}
+	iv := &output.Interval{Start: recordStart, End: recordStart.Add(time.Second)}
 	for _, name := range []string{"plain", "\xff\xfe\x00\x1b[2J", "\u202etxt.exe", "<script>", "NaN", long} {
-		iv.Samples = append(iv.Samples, Sample{Process: Process{Name: name}, Container: Container{Labels: map[string]string{name: name + "\xff"}}})
+		iv.Samples = append(iv.Samples, output.Sample{Process: output.Process{Name: name}, Container: output.Container{Labels: map[string]string{name: name + "\xff"}}})
 	}
 	path := filepath.Join(t.TempDir(), "text.recording")
 	record(t, path, RecorderOptions{}, iv)
@@ -344,7 +345,7 @@ func TestRecordIsStandard(t *testing.T) {
 func TestRecordGolden(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	owners := recordOwners(rng, 12)
-	var ivs []*Interval
+	var ivs []*output.Interval
 	for i := range 5 {
 		ivs = append(ivs, recordInterval(rng, owners, i, 0.7))
 	}
@@ -363,11 +364,11 @@ func TestRecordGolden(t *testing.T) {
 }
 
 // small is a recording of three intervals, as bytes.
-func small(t testing.TB) ([]byte, []*Interval) {
+func small(t testing.TB) ([]byte, []*output.Interval) {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(5, 6))
 	owners := recordOwners(rng, 3)
-	var ivs []*Interval
+	var ivs []*output.Interval
 	for i := range 3 {
 		ivs = append(ivs, recordInterval(rng, owners, i, 1))
 	}
@@ -500,7 +501,7 @@ func TestRecordFlippedBits(t *testing.T) {
 func TestRecordGoesOnBehindDamage(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	owners := recordOwners(rng, 3)
-	var ivs []*Interval
+	var ivs []*output.Interval
 	for i := range 2*recordKeyEvery + 10 {
 		ivs = append(ivs, recordInterval(rng, owners, i, 1))
 	}
@@ -548,7 +549,7 @@ func TestRecordSeek(t *testing.T) {
 	rng := rand.New(rand.NewPCG(9, 10))
 	owners := recordOwners(rng, 5)
 	path := filepath.Join(t.TempDir(), "a.recording")
-	var ivs []*Interval
+	var ivs []*output.Interval
 	for i := range 300 {
 		ivs = append(ivs, recordInterval(rng, owners, i, 0.8))
 	}
@@ -607,7 +608,7 @@ func TestRecordRotation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var ivs []*Interval
+	var ivs []*output.Interval
 	for i := 0; r.Stats().Files < 7; i++ {
 		ivs = append(ivs, recordInterval(rng, owners, i, 1))
 		if err := r.Write(ivs[i]); err != nil {
@@ -665,7 +666,7 @@ func TestRecordRestart(t *testing.T) {
 	}
 	// The same host after an upgrade of its kernel, and under another name.
 	renamed := filepath.Join(t.TempDir(), "renamed")
-	for _, h := range []Host{{Name: "web1", ID: "4711", Kernel: "6.12"}, {Name: "web2", ID: "4711", Kernel: "6.18"}} {
+	for _, h := range []output.Host{{Name: "web1", ID: "4711", Kernel: "6.12"}, {Name: "web2", ID: "4711", Kernel: "6.18"}} {
 		record(t, renamed, RecorderOptions{Host: h}, ivs[0])
 	}
 	if got, damage = replay(t, renamed); len(got) != 2 || len(damage) != 0 {
@@ -673,7 +674,7 @@ func TestRecordRestart(t *testing.T) {
 	}
 	// Another host's recording that happens to have the name is not mixed in.
 	other := filepath.Join(t.TempDir(), "b")
-	record(t, other, RecorderOptions{Host: Host{Name: "other"}}, ivs...)
+	record(t, other, RecorderOptions{Host: output.Host{Name: "other"}}, ivs...)
 	if err := os.Rename(other, path+".1"); err != nil {
 		t.Fatal(err)
 	}
@@ -738,7 +739,7 @@ func TestRecorderRefuses(t *testing.T) {
 	if err := busy.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := busy.Write(&Interval{}); !errors.Is(err, os.ErrClosed) {
+	if err := busy.Write(&output.Interval{}); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("write after close: %v", err)
 	}
 	if got, damage := replay(t, filepath.Join(dir, "busy")); len(got) != 0 || len(damage) != 0 {
@@ -755,25 +756,25 @@ func TestRecordLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	good := &Interval{Start: recordStart, End: recordStart.Add(time.Second), Samples: []Sample{{Project: "shop"}}}
+	good := &output.Interval{Start: recordStart, End: recordStart.Add(time.Second), Samples: []output.Sample{{Project: "shop"}}}
 	many := *good
-	many.Events = make([]Event, recordMaxEvents+5)
+	many.Events = make([]output.Event, recordMaxEvents+5)
 	for i := range many.Events {
-		many.Events[i] = Event{Time: recordStart, Dataset: "iotrace.event", Action: "io", IO: &IO{Op: "read", Offset: uint64(i)}}
+		many.Events[i] = output.Event{Time: recordStart, Dataset: "iotrace.event", Action: "io", IO: &output.IO{Op: "read", Offset: uint64(i)}}
 	}
 	unordered := *good
-	unordered.Samples = []Sample{{Read: Amount{Latency: Latency{Buckets: []Bucket{{2, 1}, {1, 1}}}}}}
+	unordered.Samples = []output.Sample{{Read: output.Amount{Latency: output.Latency{Buckets: []output.Bucket{{2, 1}, {1, 1}}}}}}
 	for _, c := range []struct {
 		name string
-		iv   *Interval
+		iv   *output.Interval
 		want error
 	}{
 		{"good", good, nil},
-		{"samples", &Interval{Start: recordStart, End: recordStart, Samples: make([]Sample, recordMaxSamples+1)}, ErrTooLarge},
+		{"samples", &output.Interval{Start: recordStart, End: recordStart, Samples: make([]output.Sample, recordMaxSamples+1)}, ErrTooLarge},
 		{"good", good, nil},
 		{"buckets", &unordered, errAny},
 		{"good", good, nil},
-		{"no time", &Interval{}, errAny},
+		{"no time", &output.Interval{}, errAny},
 		{"events", &many, nil},
 	} {
 		if err := r.Write(c.iv); (err == nil) != (c.want == nil) || c.want != nil && c.want != errAny && !errors.Is(err, c.want) {
@@ -808,9 +809,9 @@ func TestRecordNewNames(t *testing.T) {
 	}
 	defer r.Close()
 	for i := range 6 {
-		iv := &Interval{Start: recordStart, End: recordStart}
+		iv := &output.Interval{Start: recordStart, End: recordStart}
 		for j := range 100 {
-			iv.Samples = append(iv.Samples, Sample{Process: Process{Name: strconv.Itoa(i*100+j) + strings.Repeat("x", recordMaxString-10)}})
+			iv.Samples = append(iv.Samples, output.Sample{Process: output.Process{Name: strconv.Itoa(i*100+j) + strings.Repeat("x", recordMaxString-10)}})
 		}
 		if err := r.Write(iv); err != nil {
 			t.Fatal(err)
@@ -1186,10 +1187,10 @@ func FuzzRecordInterval(f *testing.F) {
 	rng := rand.New(rand.NewPCG(15, 16))
 	owners := recordOwners(rng, 3)
 	var n uint64
-	full := new(Interval)
+	full := new(output.Interval)
 	recordFill(reflect.ValueOf(full).Elem(), &n)
 	full.Start, full.End = recordStart, recordStart.Add(time.Second)
-	for _, iv := range []*Interval{full, recordInterval(rng, owners, 0, 1), {Start: recordStart, End: recordStart}} {
+	for _, iv := range []*output.Interval{full, recordInterval(rng, owners, 0, 1), {Start: recordStart, End: recordStart}} {
 		enc, err := newRecordEncoder()
 		if err != nil {
 			f.Fatal(err)
@@ -1205,7 +1206,7 @@ func FuzzRecordInterval(f *testing.F) {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		decode := func(b []byte) *Interval {
+		decode := func(b []byte) *output.Interval {
 			var w wireInterval
 			if recordDecMode.Unmarshal(b, &w) != nil {
 				return nil
@@ -1282,10 +1283,10 @@ func BenchmarkRecordEvents(b *testing.B) {
 	for i := range 100000 {
 		s := owners[rng.IntN(40)]
 		ns := 50000 + rng.Uint64N(400000)
-		s.Write = Amount{Bytes: 4096 << rng.UintN(6), Ops: 1, Latency: Latency{Sum: ns, Max: ns}}
-		iv.Events = append(iv.Events, Event{
+		s.Write = output.Amount{Bytes: 4096 << rng.UintN(6), Ops: 1, Latency: output.Latency{Sum: ns, Max: ns}}
+		iv.Events = append(iv.Events, output.Event{
 			Time: recordStart.Add(time.Duration(i) * 10 * time.Microsecond), Dataset: "iotrace.event", Action: "write",
-			IO: &IO{Sample: s, Op: "write", Offset: rng.Uint64N(1<<40) &^ 4095, Latency: ns, Basis: "page"},
+			IO: &output.IO{Sample: s, Op: "write", Offset: rng.Uint64N(1<<40) &^ 4095, Latency: ns, Basis: "page"},
 		})
 	}
 	r, err := NewRecorder(filepath.Join(b.TempDir(), "a"), RecorderOptions{MaxBytes: -1})
@@ -1395,10 +1396,10 @@ func BenchmarkRecordSize(b *testing.B) {
 	}
 }
 
-func recordLoad(active float64, n int) []*Interval {
+func recordLoad(active float64, n int) []*output.Interval {
 	rng := rand.New(rand.NewPCG(17, 18))
 	owners := recordOwners(rng, 1500)
-	var ivs []*Interval
+	var ivs []*output.Interval
 	for i := range n {
 		ivs = append(ivs, recordInterval(rng, owners, i, active))
 	}
