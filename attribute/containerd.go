@@ -35,11 +35,11 @@ type containerdSession struct {
 }
 
 func openContainerd(socket string) (session, error) {
-	conn, path, err := dialGRPC(socket)
+	conn, err := dialGRPC(socket)
 	if err != nil {
 		return nil, err
 	}
-	return &containerdSession{conn, path}, nil
+	return &containerdSession{conn, socket}, nil
 }
 
 func (s *containerdSession) close() error { return s.conn.Close() }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -41,17 +40,16 @@ type criSession struct {
 }
 
 func openCRI(socket string) (session, error) {
-	conn, path, err := dialGRPC(socket)
+	conn, err := dialGRPC(socket)
 	if err != nil {
 		return nil, err
 	}
-	return &criSession{conn: conn, socket: path, client: cri.NewRuntimeServiceClient(conn), details: map[string]*cri.ContainerStatus{}}, nil
+	return &criSession{conn: conn, socket: socket, client: cri.NewRuntimeServiceClient(conn), details: map[string]*cri.ContainerStatus{}}, nil
 }
 
 // dialGRPC prepares a connection to a unix socket; it connects at the first call.
-func dialGRPC(socket string) (conn *grpc.ClientConn, path string, err error) {
-	path = strings.TrimPrefix(socket, "unix://")
-	conn, err = grpc.NewClient("passthrough:///"+path,
+func dialGRPC(socket string) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("passthrough:///"+socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, path string) (net.Conn, error) {
 			return dialSocket(ctx, path)
@@ -61,9 +59,9 @@ func dialGRPC(socket string) (conn *grpc.ClientConn, path string, err error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxList)),
 	)
 	if err != nil {
-		return nil, "", fmt.Errorf("asking the runtime at %q: %w", socket, err)
+		return nil, fmt.Errorf("asking the runtime at %q: %w", socket, err)
 	}
-	return conn, path, nil
+	return conn, nil
 }
 
 // errNotOffered tells that a runtime is there and does not speak this API.

@@ -10,7 +10,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"path/filepath"
+	"path"
 	"strings"
 	"sync"
 	"time"
@@ -47,19 +47,15 @@ type docker struct {
 	runtime string
 }
 
-// openDocker opens a session with the engine at a path or an address such as
-// unix:///run/docker.sock.
-func openDocker(socket string) (session, error) {
-	host := socket
-	if strings.HasPrefix(socket, "/") {
-		host = "unix://" + socket
-	}
+// openDocker opens a session with the engine at a path or at a remote address such as
+// tcp://127.0.0.1:2375.
+func openDocker(socket string) (session, error) { return newDocker(socket) }
+
+func newDocker(socket string) (*docker, error) {
 	d := &docker{runtime: runtimeDocker}
-	if path, ok := strings.CutPrefix(host, "unix://"); ok {
-		d.socket = path
-		if !strings.HasPrefix(socket, "/") {
-			d.socket = filepath.Clean(path)
-		}
+	host := socket
+	if isPath(socket) {
+		host, d.socket = "unix://"+socket, socket
 	}
 	c, err := client.NewClientWithOpts(client.WithHost(host), bounded(d.socket), client.WithAPIVersionNegotiation())
 	if err != nil {
@@ -127,15 +123,25 @@ func (t boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch {
-	case strings.HasSuffix(r.URL.Path, "/events"):
-		resp.Body = &boundedBody{ReadCloser: resp.Body, limit: maxEvent, left: maxEvent, lines: true}
-	case strings.HasSuffix(r.URL.Path, "/containers/json"):
-		resp.Body = &boundedBody{ReadCloser: resp.Body, limit: maxList, left: maxList}
-	default:
-		resp.Body = &boundedBody{ReadCloser: resp.Body, limit: maxAnswer, left: maxAnswer}
+	body := &boundedBody{ReadCloser: resp.Body, limit: maxAnswer}
+	if path.Base(r.URL.Path) == "events" {
+		body.limit, body.lines = maxEvent, true
+	} else if isList(r.URL.Path) {
+		body.limit = maxList
 	}
+	body.left = body.limit
+	resp.Body = body
 	return resp, nil
+}
+
+// isList tells the requests whose answers grow with what the engine runs.
+func isList(path string) bool {
+	for _, list := range []string{"/containers/json", "/networks", "/services", "/tasks"} {
+		if strings.HasSuffix(path, list) {
+			return true
+		}
+	}
+	return false
 }
 
 // boundedBody fails once too much was read: in all, or since the last end of line

@@ -31,16 +31,16 @@ type nestedAsk struct {
 // (Docker-in-Docker, kind), at their usual places in its own file system.
 func nestedTable() []runtimeSpec {
 	return []runtimeSpec{
-		{runtimeDocker, dockerSockets()[:1], openDocker},
-		{runtimePodman, podmanSockets()[:1], openDocker},
-		{runtimeCRI, criSockets(), openCRI},
-		{runtimeContainerd, containerdSockets(), openContainerd},
+		{runtimeDocker, apiDocker, nil, dockerSockets()[:1], openDocker},
+		{runtimePodman, apiDocker, nil, podmanSockets()[:1], openDocker},
+		{runtimeCRI, apiCRI, nil, criSockets(), openCRI},
+		{runtimeContainerd, apiContainerd, nil, containerdSockets(), openContainerd},
 	}
 }
 
 // inside asks for the engine in the container around a container. It never waits.
 func (rs *runtimes) inside(parent string, c cgroup) {
-	if !c.goneAt.IsZero() || !rs.fresh("inside "+parent) {
+	if rs.inner == nil || !c.goneAt.IsZero() || !rs.fresh("inside "+parent) {
 		return
 	}
 	select {
@@ -72,7 +72,7 @@ func (rs *runtimes) nested(ask nestedAsk, found func(spec *runtimeSpec, socket s
 	}
 	table := nestedTable()
 	for i := range table {
-		for _, p := range table[i].sockets {
+		for _, p := range table[i].usual {
 			socket := inRoot(filepath.Join(rs.procRoot, strconv.Itoa(top), "root"), p)
 			if _, hang, err := socketPath(socket); err == nil {
 				hang()

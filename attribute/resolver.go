@@ -20,20 +20,30 @@ const (
 	checkCount = 32 // cgroups looked at each time
 )
 
-// Options tells a Resolver where to look. The zero value asks this machine.
+// Options tells a Resolver and an Overlay where to look. The zero value asks this
+// machine.
 type Options struct {
-	CgroupRoot   string        // "" finds it in /proc/self/mountinfo
-	ProcRoot     string        // "" is /proc
-	DockerHost   string        // "" is every socket that exists (Docker, Podman, rootless)
-	CRI          string        // "" is every socket that exists
+	CgroupRoot string // "" finds it in /proc/self/mountinfo
+	ProcRoot   string // "" means /proc
+
+	// Sockets to ask besides those found at the usual places (Docker, rootless Docker,
+	// Podman, containerd, CRI-O ...): each is a path or unix:///PATH, for Docker also
+	// tcp://HOST:PORT without TLS. DOCKER_HOST in the environment counts as one more of
+	// DockerSockets. Of several paths to one socket the first is used; what cannot be
+	// used is logged as a warning.
+	DockerSockets     []string // of Docker or Podman
+	CRISockets        []string
+	ContainerdSockets []string
+	// OnlyListedSockets asks the sockets above and no others. With none above, no
+	// runtime is asked.
+	OnlyListedSockets bool
+
 	ProjectLabel string        // label that names the project before all other rules
-	Keep         time.Duration // how long a removed cgroup keeps its name; 0 is 5 min, at least 60 s
-	CallTime     time.Duration // that a runtime has for its first answer, and more each time it hangs; 0 is 3 s
+	Keep         time.Duration // how long a removed cgroup keeps its name; 0 means 5 min, at least 60 s
+	CallTime     time.Duration // limit of the first call to a runtime, longer after each timeout; 0 means 3 s
 	Log          *slog.Logger  // messages; nil discards them
 
-	// For tests.
-	now               func() time.Time
-	containerdSockets []string
+	now func() time.Time // for tests
 }
 
 // Resolver names the owners of cgroup ids. Its methods may be called from any
@@ -293,9 +303,9 @@ func (r *Resolver) Stats() Stats {
 	return s
 }
 
-// Settle waits until every socket that existed when Start was called was asked
-// once, or ctx is done.
-func (r *Resolver) Settle(ctx context.Context) error { return r.runtimes.settle(ctx) }
+// WaitAnswered waits until each socket that existed when Start was called has answered
+// or failed once. It returns the error of ctx when that ends first.
+func (r *Resolver) WaitAnswered(ctx context.Context) error { return r.runtimes.waitAnswered(ctx) }
 
 // Endpoints returns every socket that could be asked for names, and what it
 // answered.

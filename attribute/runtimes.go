@@ -8,12 +8,10 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -33,11 +31,12 @@ const (
 // runtimeSpec is one kind of runtime: a file of this package and a line in
 // runtimeTable.
 type runtimeSpec struct {
-	name string
-	// sockets are the places (patterns) of its sockets.
-	sockets []string
-	// open returns a session with the runtime behind a socket. It must not wait
-	// for anything: follow does.
+	name   string
+	api    string   // kinds with the same API share their sockets: each is asked once
+	listed []string // sockets that the user named
+	usual  []string // patterns of the paths where the runtime listens by default
+	// open returns a session with the runtime behind a socket. It does not connect:
+	// follow does.
 	open func(socket string) (session, error)
 }
 
@@ -50,26 +49,29 @@ type session interface {
 	close() error
 }
 
-// runtimeTable lists the runtimes that can be asked for names. Those that are
-// not here (LXC, systemd-nspawn, libvirt, Garden ...) write names into paths.
+// runtimeTable lists the runtimes that can be asked for names. Others (LXC,
+// systemd-nspawn, libvirt, Garden ...) write names into paths.
 func runtimeTable(opts Options) []runtimeSpec {
-	docker := runtimeSpec{runtimeDocker, dockerSockets(), openDocker}
-	podman := runtimeSpec{runtimePodman, podmanSockets(), openDocker}
-	table := []runtimeSpec{docker, podman}
-	if opts.DockerHost != "" {
-		docker.sockets = []string{opts.DockerHost}
-		table = []runtimeSpec{docker}
+	table := []runtimeSpec{
+		{runtimeDocker, apiDocker, opts.listedDocker(), dockerSockets(), openDocker},
+		{runtimePodman, apiDocker, nil, podmanSockets(), openDocker},
+		{runtimeCRI, apiCRI, opts.listed(nil, "option", opts.CRISockets, false), criSockets(), openCRI},
+		{runtimeContainerd, apiContainerd, opts.listed(nil, "option", opts.ContainerdSockets, false), containerdSockets(), openContainerd},
 	}
-	kubernetes := runtimeSpec{runtimeCRI, criSockets(), openCRI}
-	if opts.CRI != "" {
-		kubernetes.sockets = []string{strings.TrimPrefix(opts.CRI, "unix://")}
+	if opts.OnlyListedSockets {
+		for i := range table {
+			table[i].usual = nil
+		}
 	}
-	containerd := runtimeSpec{runtimeContainerd, containerdSockets(), openContainerd}
-	if opts.containerdSockets != nil {
-		containerd.sockets = opts.containerdSockets
-	}
-	return append(table, kubernetes, containerd)
+	return table
 }
+
+// The APIs that runtimes are asked by.
+const (
+	apiDocker     = "docker"
+	apiCRI        = "cri"
+	apiContainerd = "containerd"
+)
 
 // State is what a socket is found to be.
 type State string
@@ -96,182 +98,6 @@ type Endpoint struct {
 	Err        error  // why the state is not ok
 }
 
-// feed is where a session puts what it learns.
-type feed struct {
-	registry *registry
-	from     string // who tells: the runtime and the socket
-	socket   string
-	inside   string // container that the runtime runs in, "" for the host's own
-	rank     int
-	most     int    // containers that it may tell of
-	since    string // where the stream of events goes on after a break
-	log      *slog.Logger
-	now      func() time.Time
-	wanted   chan string     // ids that were seen as cgroups and are not known
-	ready    func()          // called when the runtime began to answer
-	nudge    func(id string) // asks the other runtimes for a container
-
-	mu       sync.Mutex
-	endpoint Endpoint
-	limit    callLimit
-	answered bool // since the last connection
-	asked    chan struct{}
-	settled  bool
-}
-
-func (f *feed) put(c container) { f.registry.put(f.own(c)) }
-
-// own marks a record as this feed's. What an engine inside a container tells is
-// kept apart from all other names: it speaks of its own containers and no others,
-// and of paths in its own file system.
-func (f *feed) own(c container) container {
-	c.from, c.rank, c.most, c.toldAt = f.from, f.rank, f.most, f.now()
-	if c.key == "" {
-		c.key = c.id
-	}
-	if f.inside != "" {
-		c.inside, c.key, c.cgroupPath = f.inside, f.key(c.key), ""
-		for i := range c.volumes {
-			c.volumes[i].source = ""
-		}
-	}
-	return c
-}
-
-func (f *feed) key(id string) string {
-	if f.inside != "" {
-		return f.inside + "/" + id
-	}
-	return id
-}
-
-func (f *feed) sync(all []container, began time.Time) {
-	for i := range all {
-		all[i] = f.own(all[i])
-	}
-	f.registry.sync(f.from, all, began)
-	f.mu.Lock()
-	f.endpoint.Containers = len(all)
-	f.mu.Unlock()
-}
-
-func (f *feed) removed(id string)      { f.registry.removed(f.from, f.key(id)) }
-func (f *feed) rename(id, name string) { f.registry.rename(f.from, f.key(id), name) }
-
-// ok takes the runtime's first complete answer of a connection.
-func (f *feed) ok(runtime, version string) {
-	defer f.ready()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.answered = true
-	f.endpoint.State, f.endpoint.Err = StateOK, nil
-	f.endpoint.Runtime, f.endpoint.Version = runtime, clip(version, maxText)
-	f.settle()
-}
-
-func (f *feed) failed(err error) (answered bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	answered, f.answered = f.answered, false
-	f.endpoint.State, f.endpoint.Err = classify(err), err
-	f.limit.after(answered, f.endpoint.State)
-	f.settle()
-	return answered
-}
-
-func (f *feed) settle() {
-	if !f.settled {
-		f.settled = true
-		close(f.asked)
-	}
-}
-
-// errGarbled is the cause of errors about answers that no runtime would give.
-var errGarbled = errors.New("not an answer of a container runtime")
-
-// errTooLarge is the cause of errors about answers beyond a bound.
-var errTooLarge = errors.New("answer is too large")
-
-func classify(err error) State {
-	var timeout interface{ Timeout() bool }
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return StateAbsent
-	case errors.Is(err, fs.ErrPermission):
-		return StateForbidden
-	case errors.Is(err, errNotOffered):
-		return StateNotOffered
-	case errors.Is(err, errNotSocket):
-		return StateNoSocket
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return StateRefused
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, errHanging),
-		errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, syscall.EAGAIN):
-		return StateHanging
-	}
-	return StateBroken
-}
-
-var (
-	errNotSocket = errors.New("not a socket")
-	errHanging   = errors.New("no answer in time")
-)
-
-// reach connects to a unix socket once and hangs up, for an exact reason when it
-// cannot be done.
-func reach(ctx context.Context, socket string) error {
-	path, done, err := socketPath(socket)
-	if err != nil {
-		return err
-	}
-	defer done()
-	st, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if st.Mode()&fs.ModeSocket == 0 {
-		return fmt.Errorf("%q: %w", socket, errNotSocket)
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTime)
-	defer cancel()
-	c, err := dialSocket(ctx, socket)
-	if err != nil {
-		return err
-	}
-	return c.Close()
-}
-
-// callTime is how long one call to a runtime may take, at first and at most: on
-// the very hosts that we are called to, those short of I/O, engines are slow.
-const (
-	callTime     = 3 * time.Second
-	callTimeMost = 30 * time.Second
-)
-
-// callLimit is how long a runtime has for a call: one that hangs has twice as long
-// the next time, until it answers.
-type callLimit struct{ first, now time.Duration }
-
-func (l *callLimit) after(answered bool, s State) {
-	switch {
-	case answered:
-		l.now = l.first
-	case s == StateHanging:
-		l.now = max(l.first, min(2*l.now, callTimeMost))
-	}
-}
-
-func (f *feed) callTime() time.Duration {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.limit.now
-}
-
-// call gives the context of one call.
-func (f *feed) call(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, f.callTime())
-}
-
 // runtimes keeps a session with every runtime whose socket exists.
 type runtimes struct {
 	table    []runtimeSpec
@@ -281,7 +107,7 @@ type runtimes struct {
 	callTime time.Duration
 	log      *slog.Logger
 	now      func() time.Time
-	inner    chan nestedAsk
+	inner    chan nestedAsk // nil when engines inside containers are not asked
 
 	mu    sync.Mutex
 	feeds map[string]*feed // by runtime and socket
@@ -290,12 +116,15 @@ type runtimes struct {
 }
 
 func newRuntimes(opts Options, g *registry, t *tree) *runtimes {
-	return &runtimes{
+	rs := &runtimes{
 		table: runtimeTable(opts), registry: g, tree: t, procRoot: opts.ProcRoot, callTime: cmp.Or(opts.CallTime, callTime),
 		log: opts.Log, now: opts.now,
-		inner: make(chan nestedAsk, 64),
 		feeds: map[string]*feed{}, seen: map[string]time.Time{}, first: make(chan struct{}),
 	}
+	if !opts.OnlyListedSockets {
+		rs.inner = make(chan nestedAsk, 64)
+	}
+	return rs
 }
 
 // run looks for sockets and follows each until ctx is done.
@@ -307,7 +136,7 @@ func (rs *runtimes) run(ctx context.Context) {
 	for first := true; ; first = false {
 		for i := range rs.table {
 			spec := &rs.table[i]
-			for _, socket := range present(spec.sockets) {
+			for _, socket := range spec.present() {
 				if f := rs.add(spec, socket, ""); f != nil {
 					sessions.Go(func() { rs.keep(ctx, spec, f) })
 				}
@@ -315,6 +144,7 @@ func (rs *runtimes) run(ctx context.Context) {
 		}
 		if first {
 			close(rs.first)
+			rs.warnAbsent()
 		}
 		select {
 		case <-ctx.Done():
@@ -336,31 +166,11 @@ func (rs *runtimes) run(ctx context.Context) {
 	}
 }
 
-// present expands patterns into the paths that exist. A remote address has no
-// path and is always there.
-func present(patterns []string) []string {
-	var found []string
-	for _, p := range patterns {
-		if !strings.HasPrefix(p, "/") {
-			found = append(found, p)
-			continue
-		}
-		paths, _ := filepath.Glob(p) // the patterns are ours: none is malformed
-		for _, path := range paths {
-			if real, err := filepath.EvalSymlinks(path); err == nil {
-				path = real // /var/run is /run: one socket, one session
-			}
-			found = append(found, path)
-		}
-	}
-	return found
-}
-
 // add returns a feed for a socket that has none yet.
 func (rs *runtimes) add(spec *runtimeSpec, socket, inside string) *feed {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
-	key := spec.name + " " + socket
+	key := cmp.Or(spec.api, spec.name) + " " + socket
 	limit := maxEndpoints
 	if inside != "" {
 		limit = maxNested // whoever may start containers must not use up all places
@@ -377,7 +187,7 @@ func (rs *runtimes) add(spec *runtimeSpec, socket, inside string) *feed {
 	f := &feed{
 		registry: rs.registry, from: key, socket: socket, inside: inside, rank: rankRuntime, most: maxContainers,
 		limit: callLimit{rs.callTime, rs.callTime}, log: rs.log, now: rs.now,
-		wanted: make(chan string, maxWanted), asked: make(chan struct{}), ready: rs.askAgain,
+		wanted: make(chan string, maxWanted), tried: make(chan struct{}), ready: rs.askAgain,
 		endpoint: Endpoint{Socket: shown(socket), Runtime: spec.name, State: StateConnecting},
 	}
 	switch {
@@ -497,63 +307,14 @@ func (rs *runtimes) spread(id string, but *feed) {
 	}
 }
 
-// throttle bounds the events that are taken in a time: no engine on earth starts
-// that many containers, but one that lies could keep a processor busy.
-type throttle struct {
-	n     int
-	since time.Time
-}
-
-const (
-	throttleEvents = 512
-	throttleTime   = 100 * time.Millisecond
-)
-
-// take counts one event and waits when there were too many.
-func (t *throttle) take(ctx context.Context) {
-	if t.n++; t.n < throttleEvents {
-		return
-	}
-	wait := throttleTime - time.Since(t.since)
-	if wait > 0 {
-		select {
-		case <-ctx.Done():
-		case <-time.After(wait):
+// warnAbsent logs the listed sockets that do not exist. They are asked once they do.
+func (rs *runtimes) warnAbsent() {
+	for i := range rs.table {
+		for _, socket := range rs.table[i].listed {
+			if _, ok := exists(socket); !ok {
+				rs.log.Warn("this socket does not exist yet", "socket", socket, "runtime", rs.table[i].name)
+			}
 		}
-	}
-	t.n, t.since = 0, time.Now()
-}
-
-// pacer says when the next list is due: regularly, and soon after there was news,
-// but never more often than a runtime can bear.
-type pacer struct {
-	timer *time.Timer
-	every time.Duration
-	soon  bool
-	last  time.Time
-}
-
-const (
-	listSoon  = 200 * time.Millisecond // after news, so that a burst of them is one list
-	listPause = time.Second
-)
-
-// newPacer returns a pacer whose first list is due at once.
-func newPacer(every time.Duration) *pacer { return &pacer{timer: time.NewTimer(0), every: every} }
-
-func (p *pacer) stop() { p.timer.Stop() }
-
-// listing tells that a list is being asked for.
-func (p *pacer) listing() {
-	p.soon, p.last = false, time.Now()
-	p.timer.Reset(p.every)
-}
-
-// news tells that there is something to be listed.
-func (p *pacer) news() {
-	if !p.soon {
-		p.soon = true
-		p.timer.Reset(max(listSoon, listPause-time.Since(p.last)))
 	}
 }
 
@@ -576,19 +337,16 @@ func (rs *runtimes) endpoints() []Endpoint {
 		f.mu.Unlock()
 	}
 	slices.SortFunc(all, func(a, b Endpoint) int { return strings.Compare(a.Socket+a.Runtime, b.Socket+b.Runtime) })
-	for _, spec := range rs.table {
-		for _, p := range spec.sockets {
-			if strings.ContainsAny(p, "*?[") || len(present([]string{p})) > 0 {
-				continue
-			}
-			all = append(all, Endpoint{Socket: p, Runtime: spec.name, State: StateAbsent, Err: fs.ErrNotExist})
+	for i := range rs.table {
+		for _, p := range rs.table[i].absent() {
+			all = append(all, Endpoint{Socket: p, Runtime: rs.table[i].name, State: StateAbsent, Err: fs.ErrNotExist})
 		}
 	}
 	return all
 }
 
-// settle waits until every socket that exists was asked once.
-func (rs *runtimes) settle(ctx context.Context) error {
+// waitAnswered waits until each socket that exists has answered or failed once.
+func (rs *runtimes) waitAnswered(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
@@ -604,7 +362,7 @@ func (rs *runtimes) settle(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-f.asked:
+		case <-f.tried:
 		}
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
+	"github.com/iotrace-bpf/iotrace-bpf/attribute"
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer/vxlan"
 )
@@ -54,7 +56,8 @@ privileges cannot look or watch, 4 a device leaks or blocks (clean: still).
 type vxlanOptions struct {
 	output     string
 	grace      time.Duration
-	dockerHost string
+	docker     []string // sockets to ask for names of networks
+	onlyListed bool
 	hostNetNS  string
 	netNSDirs  []string
 	yes        bool
@@ -78,7 +81,8 @@ func (o *vxlanOptions) flags() *pflag.FlagSet {
 	fs.BoolVar(&o.dryRun, "dry-run", false, "clean: say what would be deleted, delete nothing")
 	fs.DurationVar(&o.duration, "duration", 0, "watch: end after so long (0 is never)")
 	fs.BoolVar(&o.netlink, "netlink", false, "watch: without hooks in the kernel")
-	fs.StringVar(&o.dockerHost, "docker-host", "", "ask this Docker socket for names of networks (default: the usual one)")
+	fs.StringArrayVar(&o.docker, "docker-host", nil, "ask this Docker socket for names of networks first (may be repeated)")
+	fs.BoolVar(&o.onlyListed, "only-listed-sockets", false, "ask no socket but those of --docker-host and DOCKER_HOST")
 	fs.StringVar(&o.hostNetNS, "host-netns", "", "the host's network namespace (default: that of process 1)")
 	fs.StringSliceVar(&o.netNSDirs, "netns-dir", nil, "folders with namespace files (default: those of Docker and ip-netns)")
 	fs.StringVar(&o.namespace, "namespace", "default", "namespace of the data streams that documents name")
@@ -93,6 +97,16 @@ func (o *vxlanOptions) flags() *pflag.FlagSet {
 
 func (o *vxlanOptions) scan() vxlan.ScanOptions {
 	return vxlan.ScanOptions{HostNetNS: o.hostNetNS, NetNSDirs: o.netNSDirs}
+}
+
+// names says where to ask for names, and where to log what cannot be asked.
+func (o *vxlanOptions) names(log *slog.Logger) attribute.Options {
+	return attribute.Options{DockerSockets: o.docker, OnlyListedSockets: o.onlyListed, Log: log}
+}
+
+// vxlanLog writes warnings to standard error.
+func vxlanLog(stderr io.Writer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
 // runVXLAN is "iotrace-bpf vxlan".
@@ -300,14 +314,13 @@ func writeEvents(w io.Writer, namespace string, host output.Host, events ...outp
 
 // vxlanList shows every vxlan device.
 func vxlanList(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stderr io.Writer) error {
-	directory := newOverlayDirectory(o, stderr)
-	defer directory.Close()
+	networks := newVXLANNetworks(o.names(vxlanLog(stderr)))
 	seen, err := vxlan.Observe(ctx, vxlan.WatchOptions{Scan: o.scan(), Grace: o.grace})
 	if err != nil {
 		return err
 	}
 	defer seen.Close()
-	findings, unreadable, err := seen.Findings(directory.get(ctx, 0))
+	findings, unreadable, err := seen.Findings(networks.get(ctx, 0))
 	if err != nil {
 		return err
 	}
@@ -338,14 +351,13 @@ func sayUnreadable(stderr io.Writer, n int) {
 
 // vxlanClean deletes what is leaked.
 func vxlanClean(ctx context.Context, o *vxlanOptions, stdin io.Reader, stdout, stderr io.Writer) error {
-	directory := newOverlayDirectory(o, stderr)
-	defer directory.Close()
+	networks := newVXLANNetworks(o.names(vxlanLog(stderr)))
 	seen, err := vxlan.Observe(ctx, vxlan.WatchOptions{Scan: o.scan(), Grace: o.grace})
 	if err != nil {
 		return err
 	}
 	defer seen.Close()
-	findings, unreadable, err := seen.Findings(directory.get(ctx, 0))
+	findings, unreadable, err := seen.Findings(networks.get(ctx, 0))
 	if err != nil {
 		return err
 	}
@@ -381,7 +393,7 @@ func vxlanClean(ctx context.Context, o *vxlanOptions, stdin io.Reader, stdout, s
 			}
 		}
 		if agreed {
-			if left, err = cleanUp(ctx, o, seen, directory, doomed, stdout, human); err != nil {
+			if left, err = cleanUp(ctx, o, seen, networks, doomed, stdout, human); err != nil {
 				return err
 			}
 		}
@@ -424,14 +436,14 @@ func ask(ctx context.Context, stdin io.Reader, w io.Writer, question string) (bo
 
 // cleanUp deletes and says so; it returns how many devices leak or block
 // afterwards.
-func cleanUp(ctx context.Context, o *vxlanOptions, seen *vxlan.Observer, directory *overlayDirectory,
+func cleanUp(ctx context.Context, o *vxlanOptions, seen *vxlan.Observer, networks *vxlanNetworks,
 	doomed []vxlan.Finding, stdout, human io.Writer,
 ) (left int, err error) {
 	var failed error
 	for i := range doomed {
 		f := &doomed[i]
 		// Asked again for each: what was dead a moment ago may live now.
-		err := seen.Delete(*f, directory.get(ctx, 0))
+		err := seen.Delete(*f, networks.get(ctx, 0))
 		var kept *vxlan.KeptError
 		switch {
 		case err == nil:
@@ -446,6 +458,6 @@ func cleanUp(ctx context.Context, o *vxlanOptions, seen *vxlan.Observer, directo
 			failed = errors.Join(failed, err)
 		}
 	}
-	findings, _, err := seen.Findings(directory.get(ctx, 0))
+	findings, _, err := seen.Findings(networks.get(ctx, 0))
 	return badCount(findings), errors.Join(failed, err)
 }
