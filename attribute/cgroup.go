@@ -164,11 +164,11 @@ func (t *tree) removed(id uint64, p string) {
 		}
 		c = t.put(id, p)
 	}
-	t.bury(c)
+	t.markGone(c)
 }
 
-// bury marks a cgroup removed. The lock is held.
-func (t *tree) bury(c *cgroup) {
+// markGone marks a cgroup removed. The lock is held.
+func (t *tree) markGone(c *cgroup) {
 	if !c.goneAt.IsZero() {
 		return
 	}
@@ -330,17 +330,9 @@ func (t *tree) check(n int) {
 			}
 		}
 		if errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOENT) {
-			t.bury(c)
+			t.markGone(c)
 		}
 	}
-}
-
-// counts returns how many cgroups are known, and how many of them are gone.
-func (t *tree) counts() (known, gone int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.expire()
-	return len(t.byID), t.gone.Len()
 }
 
 // walk is a walk over directories that can stop after each of them.

@@ -253,8 +253,8 @@ func (m *mounts) of(path, dev string) mounted {
 	return m.host.of(path)
 }
 
-// bury keeps what was in the table and is not any more.
-func (m *mounts) bury(old table) {
+// keepGone keeps the mounts that are in the old table only: their late I/O still comes.
+func (m *mounts) keepGone(old table) {
 	now := m.now()
 	for _, all := range []map[string]past{m.past, m.pastOn} {
 		maps.DeleteFunc(all, func(_ string, p past) bool { return now.Sub(p.gone) > m.registry.keep })
@@ -387,7 +387,7 @@ func (m *mounts) read() {
 	old := m.host
 	m.host, m.dirty, m.loaded, m.cost = t, false, m.now(), threadTime()-began
 	m.reads++
-	m.bury(old)
+	m.keepGone(old)
 	for dir := range t.uppers {
 		if dev := t.of(dir).dev; dev != "" && len(m.layers) < maxLayers {
 			m.layers[dev] = true

@@ -112,7 +112,7 @@ func (g *registry) sync(from string, all []container, began time.Time) {
 	g.expire()
 	for key, c := range g.byID {
 		if c.from == from && !listed[key] && c.toldAt.Before(began) {
-			g.bury(c)
+			g.markGone(c)
 		}
 	}
 }
@@ -123,7 +123,7 @@ func (g *registry) removed(from, key string) {
 	defer g.mu.Unlock()
 	g.expire()
 	if c := g.byID[key]; c != nil && c.from == from {
-		g.bury(c)
+		g.markGone(c)
 	}
 }
 
@@ -206,12 +206,6 @@ func podKey(inside, uid string) string {
 	return inside + "/" + uid
 }
 
-func (g *registry) counts() (containers int, refused uint64) {
-	g.mu.RLock()
-	defer g.mu.RUnlock()
-	return len(g.byID), g.refused
-}
-
 // prepare names the container and bounds its text. It needs no lock.
 func (g *registry) prepare(c *container) {
 	c.naming = nameByLabels(c.labels, g.projectLabel)
@@ -281,8 +275,8 @@ func (g *registry) replace(old, c *container) {
 	}
 }
 
-// bury starts the time that a record is still kept. The lock is held.
-func (g *registry) bury(c *container) {
+// markGone starts the time for which a record of a gone container is kept. The lock is held.
+func (g *registry) markGone(c *container) {
 	if c.goneAt.IsZero() {
 		c.goneAt = g.now()
 		c.entry = g.gone.PushBack(c)

@@ -57,11 +57,10 @@ type Resolver struct {
 	runtimes  *runtimes
 	log       *slog.Logger
 
-	mu         sync.Mutex
-	unresolved map[uint64]struct{} // ids that Owner was asked for in vain
-	cancel     context.CancelFunc
-	done       sync.WaitGroup
-	closed     bool
+	mu     sync.Mutex
+	cancel context.CancelFunc
+	done   sync.WaitGroup
+	closed bool
 }
 
 // NewResolver returns a Resolver that knows nothing yet: Walk fills it with the
@@ -92,9 +91,8 @@ func NewResolver(opts Options) (*Resolver, error) {
 	}
 	r := &Resolver{
 		opts: opts, hierarchy: h, log: opts.Log,
-		tree:       newTree(h.Mount, h.Root, opts.Keep, opts.now),
-		registry:   newRegistry(opts.ProjectLabel, opts.Keep, opts.now),
-		unresolved: map[uint64]struct{}{},
+		tree:     newTree(h.Mount, h.Root, opts.Keep, opts.now),
+		registry: newRegistry(opts.ProjectLabel, opts.Keep, opts.now),
 	}
 	r.tree.isBare = r.bare
 	r.mounts = newMounts(opts.ProcRoot, r.registry, r.tree, opts.now)
@@ -160,10 +158,8 @@ func (r *Resolver) CgroupRemoved(id uint64, path string) { r.tree.removed(id, pa
 func (r *Resolver) Owner(id uint64) Owner {
 	c, ok := r.tree.get(id)
 	if !ok {
-		r.note(id, true)
 		return Owner{Cgroup: id}
 	}
-	r.note(id, false)
 	p := c.place
 	o := Owner{
 		Kind: p.kind, Cgroup: id, Path: c.path, Gone: !c.goneAt.IsZero(),
@@ -256,51 +252,6 @@ func (r *Resolver) inherit(o Owner) Owner {
 // bare tells whether a container has no more than an id.
 func (r *Resolver) bare(p *place) bool {
 	return p.kind == KindContainer && !p.named && r.registry.find(p, "") == nil
-}
-
-func (r *Resolver) note(id uint64, unresolved bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	switch {
-	case !unresolved:
-		delete(r.unresolved, id)
-	case len(r.unresolved) < maxMissing:
-		r.unresolved[id] = struct{}{}
-	}
-}
-
-// Stats counts what is known and what is not.
-type Stats struct {
-	Known      int    // cgroups, the removed ones that keep their name included
-	Gone       int    // removed cgroups that keep their name
-	Evicted    uint64 // names dropped before their time, to bound memory
-	Unresolved int    // ids that Owner was asked for and could not name
-	Pending    int    // containers in Known of which no runtime has told anything
-	Containers int    // containers that the runtimes told of
-	Refused    uint64 // containers that were one too many to remember
-	Bare       uint64 // containers that were forgotten before any runtime told of them
-	Lookups    uint64 // ids resolved by asking the kernel for one id
-	Steps      uint64 // directories looked at because ids could not be asked for
-}
-
-// Stats returns the counts of this moment. It looks at every known cgroup once.
-func (r *Resolver) Stats() Stats {
-	var s Stats
-	s.Known, s.Gone = r.tree.counts()
-	s.Containers, s.Refused = r.registry.counts()
-	r.tree.mu.Lock()
-	s.Bare = r.tree.bare
-	s.Evicted, s.Lookups, s.Steps = r.tree.evicted, r.tree.looked, r.tree.stepped
-	for _, c := range r.tree.byID {
-		if r.bare(c.place) {
-			s.Pending++
-		}
-	}
-	r.tree.mu.Unlock()
-	r.mu.Lock()
-	s.Unresolved = len(r.unresolved)
-	r.mu.Unlock()
-	return s
 }
 
 // WaitAnswered waits until each socket that existed when Start was called has answered

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,7 +53,7 @@ func (w *vxlanWatcher) Close() error { return w.watcher.Close() }
 
 // status says what the watch is attached to.
 func (w *vxlanWatcher) status() output.SourceStatus {
-	return output.SourceStatus{Source: "vxlan", Attached: true, Hook: w.watcher.Hooks(), Cost: w.watcher.Cost()}
+	return output.SourceStatus{Source: "vxlan", Attached: true, Hook: w.watcher.Hooks(), Cost: strings.Join(w.watcher.Limitations(), "; ")}
 }
 
 // lost counts events that could not be delivered.
@@ -162,16 +161,16 @@ func (w *vxlanWatcher) event(ctx context.Context, e *vxlan.Event) output.Event {
 	return output.Event{Time: e.Time, Dataset: output.DatasetVXLAN, Action: string(e.Action), VXLAN: v}
 }
 
-// history says where a culprit is, since when, and who made it.
+// history says where a culprit is, since when, and which process created it.
 func (w *vxlanWatcher) history(c *vxlan.Track) string {
 	text := ", in namespace " + netNSText(c.NetNS, w.watcher.Host())
 	if space := w.watcher.Path(c.NetNS); space != "" && c.NetNS != w.watcher.Host() {
 		text += " (" + space + ")"
 	}
 	if c.Seen {
-		text += ", there before " + c.Since.Format(time.RFC3339)
+		text += ", since before " + c.Since.Format(time.RFC3339)
 	} else {
-		text += ", there since " + c.Since.Format(time.RFC3339)
+		text += ", since " + c.Since.Format(time.RFC3339)
 	}
 	if c.Maker != nil {
 		text += fmt.Sprintf(", made by %s (pid %d)", c.Maker.Comm, c.Maker.PID)
@@ -191,11 +190,13 @@ func vxlanStatus(hierarchy int) tracer.Status {
 		return tracer.Status{Source: "vxlan", Reason: err.Error()}
 	}
 	defer w.Close()
-	st := tracer.Status{Source: "vxlan", Attached: true, Hooks: strings.Split(w.Hooks(), ", ")}
-	if cost := w.Cost(); cost != "" {
-		st.Costs = strings.Split(cost, "; ")
+	return tracer.Status{Source: "vxlan", Attached: true, Hooks: strings.Split(w.Hooks(), ", "), Costs: w.Limitations()}
+}
+
+func sayLimitations(stderr io.Writer, w *vxlan.Watcher) {
+	for _, limitation := range w.Limitations() {
+		fmt.Fprintf(stderr, "iotrace-bpf: limitation: %s\n", limitation)
 	}
-	return st
 }
 
 // vxlanWatch prints what happens to vxlan devices.
@@ -222,12 +223,14 @@ func vxlanWatch(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stder
 		return err
 	}
 	if o.verbose {
-		fmt.Fprintf(stderr, "iotrace-bpf: attached %s; not known: %s\n", w.watcher.Hooks(), cmp.Or(w.watcher.Cost(), "nothing"))
+		fmt.Fprintf(stderr, "iotrace-bpf: attached %s\n", w.watcher.Hooks())
+		sayLimitations(stderr, w.watcher)
 		if why := w.watcher.Fallback(); why != nil {
 			fmt.Fprintf(stderr, "iotrace-bpf: %s\n", output.SafeText(why.Error()))
 		}
 	} else if w.watcher.Fallback() != nil {
-		fmt.Fprintf(stderr, "iotrace-bpf: this kernel lets us attach %s only: %s\n", w.watcher.Hooks(), w.watcher.Cost())
+		fmt.Fprintf(stderr, "iotrace-bpf: this kernel allows only %s\n", w.watcher.Hooks())
+		sayLimitations(stderr, w.watcher)
 	}
 	if o.readyFile != "" {
 		if err := os.WriteFile(o.readyFile, nil, 0o600); err != nil {
@@ -259,7 +262,7 @@ func vxlanWatch(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stder
 	lost := w.lost()
 	err = errors.Join(err, written, w.Close())
 	if lost > 0 {
-		fmt.Fprintf(stderr, "iotrace-bpf: %d events were lost\n", lost)
+		fmt.Fprintf(stderr, "iotrace-bpf: %s lost\n", counted(int(lost), "event", "events"))
 	}
 	return err
 }
