@@ -276,7 +276,7 @@ func TestDockerShortLives(t *testing.T) {
 	}
 	wg.Wait()
 	enginetest.Poll(t, patience, "all gone from the engine", func() bool { return e.Docker(t, "ps", "-aq") == "" })
-	enginetest.Poll(t, patience, "all told of by events", func() bool { return r.Stats().Pending <= before })
+	enginetest.Poll(t, patience, "all named by events", func() bool { return r.Stats().Pending <= before })
 	for i := range n {
 		o := r.Owner(uint64(1<<40 + i))
 		want := Owner{
@@ -294,7 +294,7 @@ func TestDockerShortLives(t *testing.T) {
 }
 
 // An engine that stops answering delays no one, and is followed again when it
-// goes on or is killed and started anew.
+// goes on, or is killed and started again.
 func TestDockerHangs(t *testing.T) {
 	e := enginetest.Start(t)
 	host := "unix://" + e.Socket

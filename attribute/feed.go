@@ -12,20 +12,20 @@ import (
 	"time"
 )
 
-// feed is where a session puts what it learns.
+// feed takes what a session learns.
 type feed struct {
 	registry *registry
-	from     string // who tells: the runtime and the socket
+	from     string // name of the endpoint: API and socket
 	socket   string
-	inside   string // container that the runtime runs in, "" for the host's own
+	inside   string // id of the container that the runtime runs in, "" for the host
 	rank     int
-	most     int    // containers that it may tell of
-	since    string // where the stream of events goes on after a break
+	most     int    // containers that it may report
+	since    string // time at which the stream of events continues after a break
 	log      *slog.Logger
 	now      func() time.Time
-	wanted   chan string     // ids that were seen as cgroups and are not known
-	ready    func()          // called when the runtime began to answer
-	nudge    func(id string) // asks the other runtimes for a container
+	wanted   chan string     // ids that were seen as cgroups and have no name
+	ready    func()          // called when the runtime has begun to answer
+	nudge    func(id string) // asks the other runtimes about a container
 
 	mu       sync.Mutex
 	endpoint Endpoint
@@ -37,9 +37,9 @@ type feed struct {
 
 func (f *feed) put(c container) { f.registry.put(f.own(c)) }
 
-// own marks a record as this feed's. What an engine inside a container tells is
-// kept apart from all other names: it speaks of its own containers and no others,
-// and of paths in its own file system.
+// own marks a record as this feed's. Records of an engine inside a container are kept
+// apart from all others: it knows only its own containers, and paths in its own file
+// system.
 func (f *feed) own(c container) container {
 	c.from, c.rank, c.most, c.toldAt = f.from, f.rank, f.most, f.now()
 	if c.key == "" {
@@ -74,7 +74,7 @@ func (f *feed) sync(all []container, began time.Time) {
 func (f *feed) removed(id string)      { f.registry.removed(f.from, f.key(id)) }
 func (f *feed) rename(id, name string) { f.registry.rename(f.from, f.key(id), name) }
 
-// ok takes the runtime's first complete answer of a connection.
+// ok is called after the first complete answer of a connection.
 func (f *feed) ok(runtime, version string) {
 	defer f.ready()
 	f.mu.Lock()
@@ -95,12 +95,13 @@ func (f *feed) failed(err error) (answered bool) {
 	return answered
 }
 
-// errGarbled is the cause of errors about answers that no runtime would give.
+// errGarbled is the cause of errors about answers that no runtime gives.
 var errGarbled = errors.New("not an answer of a container runtime")
 
-// errTooLarge is the cause of errors about answers beyond a bound.
+// errTooLarge is the cause of errors about answers above a limit.
 var errTooLarge = errors.New("answer is too large")
 
+// classify returns the state that an error shows.
 func classify(err error) State {
 	var timeout interface{ Timeout() bool }
 	switch {
@@ -126,8 +127,8 @@ var (
 	errHanging   = errors.New("no answer in time")
 )
 
-// reach connects to a unix socket once and hangs up, for an exact reason when it
-// cannot be done.
+// reach connects to a unix socket and hangs up. Its errors are exact where those of a
+// client are not.
 func reach(ctx context.Context, socket string) error {
 	path, done, err := socketPath(socket)
 	if err != nil {
@@ -150,15 +151,15 @@ func reach(ctx context.Context, socket string) error {
 	return c.Close()
 }
 
-// callTime is how long one call to a runtime may take, at first and at most: on
-// the very hosts that we are called to, those short of I/O, engines are slow.
+// callTime is how long one call to a runtime may take, at first and at most: engines are
+// slow on hosts with too much I/O.
 const (
 	callTime     = 3 * time.Second
 	callTimeMost = 30 * time.Second
 )
 
-// callLimit is how long a runtime has for a call: one that hangs has twice as long
-// the next time, until it answers.
+// callLimit is how long a call to a runtime may take. It doubles with each timeout until
+// the runtime answers.
 type callLimit struct{ first, now time.Duration }
 
 func (l *callLimit) after(answered bool, s State) {
@@ -176,13 +177,13 @@ func (f *feed) callTime() time.Duration {
 	return f.limit.now
 }
 
-// call gives the context of one call.
+// call returns the context of one call.
 func (f *feed) call(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, f.callTime())
 }
 
-// throttle bounds the events that are taken in a time: no engine on earth starts
-// that many containers, but one that lies could keep a processor busy.
+// throttle limits the rate of events. No engine starts that many containers, but a hostile
+// one could keep a processor busy.
 type throttle struct {
 	n     int
 	since time.Time
@@ -193,7 +194,7 @@ const (
 	throttleTime   = 100 * time.Millisecond
 )
 
-// take counts one event and waits when there were too many.
+// take counts one event and waits after too many.
 func (t *throttle) take(ctx context.Context) {
 	if t.n++; t.n < throttleEvents {
 		return
@@ -208,8 +209,8 @@ func (t *throttle) take(ctx context.Context) {
 	t.n, t.since = 0, time.Now()
 }
 
-// pacer says when the next list is due: regularly, and soon after there was news,
-// but never more often than a runtime can bear.
+// pacer says when the next list is due: regularly, and soon after news, but at most once
+// per listPause.
 type pacer struct {
 	timer *time.Timer
 	every time.Duration
@@ -227,13 +228,13 @@ func newPacer(every time.Duration) *pacer { return &pacer{timer: time.NewTimer(0
 
 func (p *pacer) stop() { p.timer.Stop() }
 
-// listing tells that a list is being asked for.
+// listing is called when a list is requested.
 func (p *pacer) listing() {
 	p.soon, p.last = false, time.Now()
 	p.timer.Reset(p.every)
 }
 
-// news tells that there is something to be listed.
+// news is called when there is something new to list.
 func (p *pacer) news() {
 	if !p.soon {
 		p.soon = true

@@ -63,7 +63,7 @@ func misbehave(mode, socket string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("listening") // whoever started us waits for this line
+	fmt.Println("listening") // the parent process waits for this line
 	raw := map[string]func(net.Conn){
 		"hang":    func(c net.Conn) { io.Copy(io.Discard, c) }, // reads all and says nothing
 		"hang up": func(c net.Conn) { c.Close() },
@@ -621,7 +621,7 @@ func TestAnswerAfterRemoval(t *testing.T) {
 	event(events.ActionDestroy)
 	close(answer)
 	work.queue <- idB // one after the other
-	poll(t, "the next one is told of", func() bool { return r.registry.get(idB) != nil })
+	poll(t, "the next one is known", func() bool { return r.registry.get(idB) != nil })
 	r.registry.mu.RLock()
 	defer r.registry.mu.RUnlock()
 	if c := r.registry.byID[idA]; c == nil || c.goneAt.IsZero() {

@@ -12,12 +12,12 @@ import (
 
 const (
 	defaultKeep = 5 * time.Minute
-	// minKeep is longer than writeback waits: I/O of a removed cgroup arrives up
-	// to a minute after it.
+	// minKeep is as long as writeback is delayed: I/O of a removed cgroup comes up to a
+	// minute later.
 	minKeep = time.Minute
 
 	checkEvery = time.Second
-	checkCount = 32 // cgroups looked at each time
+	checkCount = 32 // cgroups checked each time
 )
 
 // Options tells a Resolver and an Overlay where to look. The zero value asks this
@@ -46,8 +46,8 @@ type Options struct {
 	now func() time.Time // for tests
 }
 
-// Resolver names the owners of cgroup ids. Its methods may be called from any
-// goroutine, and none but Close waits for anything but the local kernel.
+// Resolver names the owners of cgroup ids. Its methods may be called from any goroutine.
+// Only WaitAnswered and Close wait for anything but the local kernel.
 type Resolver struct {
 	opts      Options
 	hierarchy Hierarchy
@@ -63,9 +63,9 @@ type Resolver struct {
 	closed bool
 }
 
-// NewResolver returns a Resolver that knows nothing yet: Walk fills it with the
-// cgroups that exist, Start with what the runtimes know of them. It asks no
-// socket. Close must be called.
+// NewResolver returns an empty Resolver: Walk adds the existing cgroups, Start the names
+// from the runtimes. It does not connect to a socket yet. Close must be called. The error
+// is about opts, or about a machine without cgroups (fs.ErrNotExist).
 func NewResolver(opts Options) (*Resolver, error) {
 	if opts.ProcRoot == "" {
 		opts.ProcRoot = "/proc"
@@ -100,16 +100,16 @@ func NewResolver(opts Options) (*Resolver, error) {
 	return r, nil
 }
 
-// Hierarchy returns the hierarchy whose ids the Resolver names.
+// Hierarchy returns the hierarchy of the ids that the Resolver names.
 func (r *Resolver) Hierarchy() Hierarchy { return r.hierarchy }
 
-// Walk learns all cgroups that exist. It is called once, after the tracepoints
-// that feed CgroupCreated are attached, so that none falls between the two. When
-// it fails, ids are still resolved one by one where the kernel allows it.
+// Walk adds all existing cgroups. Call it once, after the tracepoints that feed
+// CgroupCreated are attached, so that no cgroup is missed. If it fails, ids are still
+// resolved one by one where the kernel allows it.
 func (r *Resolver) Walk() error { return r.tree.walkAll() }
 
-// Start asks the runtimes for names in the background until ctx is done or the
-// Resolver is closed. A socket that is absent, hangs or lies delays nothing.
+// Start asks the runtimes for names in the background until ctx is done or the Resolver is
+// closed. A socket that is absent, hangs or lies delays nothing else.
 func (r *Resolver) Start(ctx context.Context) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -144,17 +144,17 @@ func (r *Resolver) Start(ctx context.Context) {
 	})
 }
 
-// CgroupCreated takes a cgroup from the kernel's cgroup_mkdir event. The path is
-// relative to the root of the hierarchy and may be cut off or empty.
+// CgroupCreated adds a cgroup from the kernel's cgroup_mkdir event. The path is relative
+// to the root of the hierarchy and may be cut off or empty.
 func (r *Resolver) CgroupCreated(id uint64, path string) { r.tree.created(id, path) }
 
-// CgroupRemoved takes a cgroup from the kernel's cgroup_rmdir event. Its name is
-// kept for the time of Options.Keep.
+// CgroupRemoved marks a cgroup removed, from the kernel's cgroup_rmdir event. Its name is
+// kept for Options.Keep.
 func (r *Resolver) CgroupRemoved(id uint64, path string) { r.tree.removed(id, path) }
 
-// Owner names the owner of a cgroup id with what is known now. It never waits
-// for a runtime: a name that is still being asked for is empty, and there on a
-// later call. An id that is no cgroup of this machine gives KindUnknown.
+// Owner returns the owner of a cgroup id as far as it is known now. It never waits for a
+// runtime: a name that is not known yet is empty, and filled in on a later call. An id
+// that is not a cgroup of this machine has KindUnknown.
 func (r *Resolver) Owner(id uint64) Owner {
 	c, ok := r.tree.get(id)
 	if !ok {
@@ -170,7 +170,7 @@ func (r *Resolver) Owner(id uint64) Owner {
 		if m := r.registry.get(p.outer); m != nil {
 			o.OuterName = m.name
 		} else if !isHex(p.outer, 64) {
-			o.OuterName = p.outer // a name that a person chose
+			o.OuterName = p.outer // not a hash: a name that a person chose
 		}
 	}
 	if p.named {
@@ -194,7 +194,7 @@ func (r *Resolver) Owner(id uint64) Owner {
 	return r.inherit(o)
 }
 
-// nameByPath fills in an owner whose path says it all.
+// nameByPath fills in an owner that is named by its path alone.
 func nameByPath(o *Owner, p *place) {
 	o.ContainerName = p.id
 	switch p.runtime {
@@ -208,10 +208,10 @@ func nameByPath(o *Owner, p *place) {
 	}
 }
 
-// describe fills in what the runtime told.
+// describe fills in what the runtime reported.
 func describe(o *Owner, m *container) {
 	if o.ContainerID == "" && m.kind == KindContainer {
-		// The runtime's own word on a path that no rule knows.
+		// The runtime says it of a path that no rule knows.
 		o.Kind, o.ContainerID = m.kind, m.id
 		o.Unit = ""
 	}
@@ -233,8 +233,8 @@ func describe(o *Owner, m *container) {
 	}
 }
 
-// inherit names the project of an owner that has none of its own: by the
-// container around it, else by its systemd unit.
+// inherit names the project of an owner that has none: by the container around it, else by
+// its systemd unit.
 func (r *Resolver) inherit(o Owner) Owner {
 	if o.Project != "" {
 		return o
@@ -249,7 +249,7 @@ func (r *Resolver) inherit(o Owner) Owner {
 	return o
 }
 
-// bare tells whether a container has no more than an id.
+// bare tells whether only the id of a container is known.
 func (r *Resolver) bare(p *place) bool {
 	return p.kind == KindContainer && !p.named && r.registry.find(p, "") == nil
 }
@@ -258,12 +258,12 @@ func (r *Resolver) bare(p *place) bool {
 // or failed once. It returns the error of ctx when that ends first.
 func (r *Resolver) WaitAnswered(ctx context.Context) error { return r.runtimes.waitAnswered(ctx) }
 
-// Endpoints returns every socket that could be asked for names, and what it
-// answered.
+// Endpoints returns every socket that is or could be asked for names, with its state. A
+// socket that does not exist has StateAbsent.
 func (r *Resolver) Endpoints() []Endpoint { return r.runtimes.endpoints() }
 
-// Close stops asking and frees everything. It waits for the background work to
-// end, which takes no longer than the kernel needs to close a socket.
+// Close stops asking and frees everything. It waits for the background work to end, which
+// takes as long as closing sockets.
 func (r *Resolver) Close() error {
 	r.mu.Lock()
 	r.closed = true

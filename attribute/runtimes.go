@@ -18,7 +18,7 @@ import (
 )
 
 const (
-	lookEvery    = 2 * time.Second // for sockets that came up
+	lookEvery    = 2 * time.Second // between two searches for new sockets
 	maxEndpoints = 64
 
 	backoffFirst = 250 * time.Millisecond
@@ -42,9 +42,9 @@ type runtimeSpec struct {
 
 // session talks to one runtime behind one socket.
 type session interface {
-	// follow tells the feed of every container, until ctx is done or the runtime
-	// fails, which is the error it returns. Each call that it makes has a
-	// deadline of its own and a bound on what it reads.
+	// follow reports every container to the feed until ctx is done or the runtime fails,
+	// and returns that error. Each of its calls has a deadline and a limit on what it
+	// reads.
 	follow(ctx context.Context, f *feed) error
 	close() error
 }
@@ -73,28 +73,28 @@ const (
 	apiContainerd = "containerd"
 )
 
-// State is what a socket is found to be.
+// State is the state of a socket.
 type State string
 
 const (
 	StateOK         State = "ok"
-	StateConnecting State = "connecting" // not answered yet
+	StateConnecting State = "connecting" // no answer yet
 	StateAbsent     State = "absent"
 	StateForbidden  State = "forbidden"
 	StateNoSocket   State = "not a socket"
 	StateRefused    State = "refused"     // nobody listens
-	StateHanging    State = "hanging"     // accepts and does not answer in time
-	StateNotOffered State = "not offered" // answers, and does not speak this API
-	StateBroken     State = "broken"      // answers, but not what a runtime answers
+	StateHanging    State = "hanging"     // accepts connections but does not answer in time
+	StateNotOffered State = "not offered" // answers, but does not offer this API
+	StateBroken     State = "broken"      // answers, but not as a runtime does
 )
 
-// Endpoint is a place where a runtime can be asked, for the check command.
+// Endpoint is a socket where a runtime can be asked, for the check command.
 type Endpoint struct {
 	Socket     string
 	Runtime    string
 	State      State
-	Version    string // what it says it is, "" until it answered; text from outside
-	Containers int    // that it told of
+	Version    string // its own name and version, "" until it answers; untrusted text
+	Containers int    // number that it reported
 	Err        error  // why the state is not ok
 }
 
@@ -112,7 +112,7 @@ type runtimes struct {
 	mu    sync.Mutex
 	feeds map[string]*feed // by runtime and socket
 	seen  map[string]time.Time
-	first chan struct{} // closed when all sockets were looked for once
+	first chan struct{} // closed after the first search for sockets
 }
 
 func newRuntimes(opts Options, g *registry, t *tree) *runtimes {
@@ -127,7 +127,7 @@ func newRuntimes(opts Options, g *registry, t *tree) *runtimes {
 	return rs
 }
 
-// run looks for sockets and follows each until ctx is done.
+// run searches for sockets and follows each until ctx is done.
 func (rs *runtimes) run(ctx context.Context) {
 	var sessions sync.WaitGroup
 	defer sessions.Wait()
@@ -151,7 +151,7 @@ func (rs *runtimes) run(ctx context.Context) {
 			return
 		case <-tick.C:
 		case ask := <-rs.inner:
-			// Apart, because a look into a container's file system may take long.
+			// In the background: the file system of a container may be slow.
 			sessions.Go(func() {
 				err := rs.nested(ask, func(spec *runtimeSpec, socket string) {
 					if f := rs.add(spec, socket, ask.parent); f != nil {
@@ -166,14 +166,14 @@ func (rs *runtimes) run(ctx context.Context) {
 	}
 }
 
-// add returns a feed for a socket that has none yet.
+// add returns a new feed for a socket, or nil when it has one or there are too many.
 func (rs *runtimes) add(spec *runtimeSpec, socket, inside string) *feed {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	key := cmp.Or(spec.api, spec.name) + " " + socket
 	limit := maxEndpoints
 	if inside != "" {
-		limit = maxNested // whoever may start containers must not use up all places
+		limit = maxNested // containers must not use up the endpoints of the host
 	}
 	same := 0
 	for _, f := range rs.feeds {
@@ -205,7 +205,7 @@ func (rs *runtimes) add(spec *runtimeSpec, socket, inside string) *feed {
 	return f
 }
 
-// shown is a socket as people know it.
+// shown returns a socket as it is shown to users.
 func shown(socket string) string {
 	if strings.HasPrefix(socket, "/") {
 		return filepath.Clean(socket)
@@ -213,8 +213,9 @@ func shown(socket string) string {
 	return socket
 }
 
-// Who made a container says more of it than who runs it, and no user may rename
-// what is not theirs: of several records of one id the higher rank wins.
+// Of several records of one id the highest rank wins: the creator of a container knows
+// more about it than its runtime, and a user's engine must not rename the containers of
+// others.
 const (
 	rankUser = iota
 	rankContainerd
@@ -222,8 +223,8 @@ const (
 	rankCRI
 )
 
-// keep follows one socket for as long as we run: whatever the runtime does, it is
-// asked again, later and later.
+// keep follows one socket until ctx is done. It tries again after each error, with longer
+// and longer pauses.
 func (rs *runtimes) keep(ctx context.Context, spec *runtimeSpec, f *feed) {
 	wait := backoff.NewExponentialBackOff()
 	wait.InitialInterval, wait.MaxInterval = backoffFirst, backoffMost
@@ -269,15 +270,15 @@ func follow(ctx context.Context, spec *runtimeSpec, f *feed) error {
 	return err
 }
 
-// wanted asks the runtimes for one container that was seen as a cgroup and that
-// none has told of. It never waits.
+// wanted asks the runtimes about a container whose cgroup was seen but that has no name.
+// It never waits.
 func (rs *runtimes) wanted(id string) {
 	if rs.fresh(id) {
 		rs.spread(id, nil)
 	}
 }
 
-// fresh tells whether something was not asked for recently.
+// fresh tells whether a question was not asked recently.
 func (rs *runtimes) fresh(what string) bool {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
@@ -292,7 +293,7 @@ func (rs *runtimes) fresh(what string) bool {
 	return true
 }
 
-// spread asks all runtimes but one.
+// spread asks all runtimes but one about a container.
 func (rs *runtimes) spread(id string, but *feed) {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
@@ -318,15 +319,14 @@ func (rs *runtimes) warnAbsent() {
 	}
 }
 
-// askAgain lets ids be asked for that were asked for before a runtime answered.
+// askAgain allows questions again that were asked before a runtime answered.
 func (rs *runtimes) askAgain() {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	clear(rs.seen)
 }
 
-// endpoints returns the sockets that are followed and, as absent, the fixed
-// places where none is.
+// endpoints returns the sockets that are followed, then the absent ones.
 func (rs *runtimes) endpoints() []Endpoint {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()

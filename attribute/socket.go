@@ -47,7 +47,8 @@ func parseSocket(text string, remote bool) (string, error) {
 // listedDocker returns the Docker sockets that the user named, by option first, then
 // by DOCKER_HOST. It logs each that cannot be used.
 func (o *Options) listedDocker() []string {
-	return o.listed(o.listed(nil, "option", o.DockerSockets, true), client.EnvOverrideHost, []string{os.Getenv(client.EnvOverrideHost)}, true)
+	const env = client.EnvOverrideHost // DOCKER_HOST
+	return o.listed(o.listed(nil, "option", o.DockerSockets, true), env, []string{os.Getenv(env)}, true)
 }
 
 // listed adds to a list the sockets that the user named, each once. It logs each that
@@ -59,7 +60,7 @@ func (o *Options) listed(list []string, source string, texts []string, remote bo
 		}
 		socket, err := parseSocket(text, remote)
 		if err != nil {
-			o.Log.Warn("this address cannot be asked for names", "given by", source, "error", err)
+			o.Log.Warn("this address cannot be asked for names", "from", source, "error", err)
 		} else if !slices.Contains(list, socket) {
 			list = append(list, socket)
 		}

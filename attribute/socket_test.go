@@ -64,7 +64,7 @@ func TestListedSockets(t *testing.T) {
 	}
 }
 
-// A socket is asked once, whatever it is called and whoever names it.
+// A socket is asked once, even if several names for it are listed.
 func TestSocketIsAskedOnce(t *testing.T) {
 	socket := hostile(t, "honest")
 	link := socket + ".link"

@@ -272,7 +272,7 @@ func TestTooYoung(t *testing.T) {
 		last   Action // of the change
 	}{
 		"was UP meanwhile": {func(h *space) { h.up(name); h.down(name) }, Down},
-		"made anew":        {func(h *space) { h.del(name); h.vxlan(name, 4097, 4789) }, Created},
+		"created again":    {func(h *space) { h.del(name); h.vxlan(name, 4097, 4789) }, Created},
 	} {
 		t.Run(label, func(t *testing.T) {
 			t.Parallel()

@@ -297,7 +297,7 @@ func TestWatchReportsLeakOnce(t *testing.T) {
 	s.next("leaked", func(e Event) bool { return e.Action == Leaked && e.Name == "vx-001002-m64nq" })
 	host.up("vx-001001-m64nq")
 	host.down("vx-001001-m64nq")
-	s.next("leaked anew, after it was UP", func(e Event) bool { return e.Action == Leaked && e.Name == "vx-001001-m64nq" })
+	s.next("leaked again, after it was UP", func(e Event) bool { return e.Action == Leaked && e.Name == "vx-001001-m64nq" })
 	leaks := slices.DeleteFunc(slices.Clone(s.seen), func(e Event) bool { return e.Action != Leaked })
 	if len(leaks) != 3 {
 		t.Errorf("%d leaks reported, want 3: %s", len(leaks), s.list())
