@@ -27,8 +27,8 @@ const vxlanUsage = `Finds the vxlan devices that keep containers of a Docker Swa
 ("error creating vxlan interface: file exists").
 
 Usage:
-  iotrace-bpf vxlan [list] [flags]   list every vxlan device with its network and a verdict
-  iotrace-bpf vxlan watch [flags]    print what happens to the devices, and who did it
+  iotrace-bpf vxlan [list] [flags]   list the devices with network and verdict
+  iotrace-bpf vxlan watch [flags]    print what happens, and who did it
   iotrace-bpf vxlan clean [flags]    delete the leaked devices, after asking
 
 A device is leaked when it has Docker's name for its VNI (vx-VNI-NETWORK), is in
