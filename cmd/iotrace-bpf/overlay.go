@@ -53,7 +53,7 @@ func (o *overlayEvents) start() {
 
 func (o *overlayEvents) run(ctx context.Context, s *session, stderr io.Writer) {
 	opt := overlayOptions{
-		vxlanOptions: vxlanOptions{grace: vxlan.DefaultGrace, dockerHost: s.opt.dockerHost},
+		vxlanOptions: vxlanOptions{grace: vxlan.DefaultGrace, dockerHost: first(s.opt.dockerHosts)},
 		hierarchy:    s.resolver.Hierarchy().ID,
 		owner: func(cgroup uint64) *output.Sample {
 			sample := s.joiner.identity(&tracer.Key{Source: tracer.Block, Cgroup: cgroup}, map[tracer.Dev]tracer.Device{})

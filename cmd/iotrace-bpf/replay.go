@@ -3,35 +3,29 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"slices"
 	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
-	"github.com/iotrace-bpf/iotrace-bpf/output/elastic"
 	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
 )
 
-// onlyLive are flags that say how to trace or whom to ask for names, which a
-// recording leaves nothing to choose of.
-var onlyLive = []string{"exclude-self", "docker-host", "cri", "project-label", "max-groups", "event-buffer"}
-
 // runReplay shows a recording, through the same flags as live.
 func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
-	var opt options
-	fs := opt.flags()
+	opt := newOptions()
+	fs := opt.replayFlags()
 	if err := opt.parseSet(fs, args); err != nil {
 		return err
 	}
 	if fs.NArg() == 0 {
-		return usagef("replay takes a recording: iotrace-bpf replay FILE")
+		return usagef("replay needs a recording: iotrace-bpf replay FILE")
 	}
 	if err := opt.positional(fs.Args()[1:]); err != nil {
 		return err
 	}
-	merge := fs.Changed("interval") || fs.NArg() > 1
+	merge := opt.interval > 0
 	rec, err := recording.OpenRecording(fs.Arg(0))
 	if err != nil {
 		return err
@@ -39,11 +33,7 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 	defer rec.Close()
 	rec.Adjust(opt.narrow)
 	log := opt.logger(stderr)
-	for _, name := range onlyLive {
-		if fs.Changed(name) {
-			log.Warn("of no effect on a recording", "flag", "--"+name)
-		}
-	}
+	fs.sayWarnings(stderr)
 	if f, ok := stdout.(*os.File); ok && opt.report == "" && opt.wantsScreen(f) {
 		if merge {
 			return usagef("the screen shows a recording interval by interval: for longer ones add --no-tui")
@@ -59,7 +49,7 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	r := replayer{opt: &opt, out: out}
+	r := replayer{opt: opt, out: out}
 	if merge {
 		r.merger = output.NewMerger(opt.interval)
 	}
@@ -164,35 +154,3 @@ type discard struct{}
 
 func (discard) Write(*output.Report, *output.Interval) error { return nil }
 func (discard) Close() error                                 { return nil }
-
-// runElasticsearch is "iotrace-bpf elasticsearch setup".
-func runElasticsearch(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	var opt options
-	var setup elastic.ElasticsearchSetup
-	fs := opt.flags()
-	fs.IntVar(&setup.RetentionDays, "retention-days", 0, "keep documents for so many days (0 is 14, negative for ever)")
-	fs.StringVar(&setup.KibanaURL, "kibana", "", "install the dashboard into this Kibana or OpenSearch Dashboards")
-	printDashboard := fs.Bool("print-dashboard", false, "write the dashboard's saved objects to standard output, and nothing else")
-	if err := opt.parseSet(fs, args); err != nil {
-		return err
-	}
-	if fs.NArg() != 1 || fs.Arg(0) != "setup" {
-		return usagef("usage: iotrace-bpf elasticsearch setup --elasticsearch URL")
-	}
-	if *printDashboard {
-		_, err := stdout.Write(elastic.KibanaDashboard())
-		return err
-	}
-	if len(opt.elasticsearch) == 0 {
-		return usagef("elasticsearch setup: name the server with --elasticsearch URL")
-	}
-	eo, err := opt.elasticsearchOptions(opt.logger(stderr))
-	if err != nil {
-		return err
-	}
-	eo.Setup = setup
-	if err := elastic.SetupElasticsearch(ctx, eo, stdout); err != nil {
-		return fmt.Errorf("setting up Elasticsearch: %w", err)
-	}
-	return nil
-}

@@ -24,6 +24,9 @@ func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if err := opt.parse(args); err != nil {
 		return err
 	}
+	if opt.version {
+		return writeVersion(stdout)
+	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50) // a quarter less memory at the peak, for CPU time too small to see
 	}
@@ -44,6 +47,7 @@ func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if opt.screen {
 		stderr = messages // the screen has the terminal
 	}
+	opt.flags.sayWarnings(stderr)
 	s, err := openSession(ctx, &opt, stderr)
 	if err != nil {
 		return err
@@ -115,6 +119,14 @@ type session struct {
 	overlay  overlayEvents
 }
 
+// first returns the first of several values, or "".
+func first(values []string) string {
+	if len(values) == 0 {
+		return ""
+	}
+	return values[0]
+}
+
 // openSession attaches everything. The tracepoints are attached before the tree
 // of cgroups is walked, so that none is missed in between.
 func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *session, err error) {
@@ -128,7 +140,7 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 		}
 	}()
 	s.resolver, err = attribute.NewResolver(attribute.Options{
-		DockerHost: opt.dockerHost, CRI: opt.cri, ProjectLabel: opt.projectLabel, CallTime: opt.callTime, Log: s.log,
+		DockerHost: first(opt.dockerHosts), CRI: first(opt.criSockets), ProjectLabel: opt.projectLabel, CallTime: opt.callTime, Log: s.log,
 	})
 	if err != nil {
 		return nil, err
@@ -144,7 +156,7 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 		CgroupCreated: s.resolver.CgroupCreated,
 		CgroupRemoved: s.resolver.CgroupRemoved,
 		MaxGroups:     opt.maxGroups,
-		RecordRing:    opt.ringSize,
+		RecordRing:    uint32(opt.eventBuffer),
 		HoldLoops:     true, // until privileges are dropped
 		Log:           s.log,
 	}

@@ -11,7 +11,6 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/spf13/pflag"
 	"golang.org/x/term"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
@@ -20,128 +19,6 @@ import (
 
 // exitLeaked says that an overlay device keeps containers from starting.
 const exitLeaked = 4
-
-const vxlanUsage = `Finds the overlay devices that keep containers of a Docker Swarm from starting
-("error creating vxlan interface: file exists").
-
-Usage:
-  iotrace-bpf vxlan [list] [flags]   every vxlan device, its network and the verdict on it
-  iotrace-bpf vxlan watch [flags]    what happens to them, and who did it
-  iotrace-bpf vxlan clean [flags]    delete the leaked ones, after asking
-
-A device is leaked when it is of kind vxlan, bears the name that Docker gives
-(vx-VNI-NETWORK) with its own VNI in it, lies in the host's network namespace and
-has been DOWN for the grace period. How long a device has been DOWN is not kept
-by the kernel: when there is one that may be leaked, list and clean watch it for
-the grace period before they say so. A device is blocking when it is not leaked
-by that rule but holds the name or the VNI that a network needs.
-
-clean deletes leaked devices and nothing else: none that is UP, outside the
-host's namespace, younger than the grace period, not Docker's by name, made in
-another namespace, part of a bridge, or of an overlay that works on this host; and
-nothing where neither an engine nor its namespaces are found to tell that. It looks
-at everything again, immediately before each deletion.
-
-Flags:
-`
-
-const vxlanUsageTail = `
-Exit status: 0 nothing leaks or blocks, 1 failed, 2 wrong usage, 3 these
-privileges cannot look or watch, 4 a device leaks or blocks (clean: still).
-`
-
-// vxlanOptions are the flags of "vxlan".
-type vxlanOptions struct {
-	output     string
-	grace      time.Duration
-	dockerHost string
-	hostNetNS  string
-	netNSDirs  []string
-	yes        bool
-	dryRun     bool
-	duration   time.Duration
-	netlink    bool
-	without    []string
-	readyFile  string
-	namespace  string
-	verbose    bool
-}
-
-func (o *vxlanOptions) flags() *pflag.FlagSet {
-	fs := pflag.NewFlagSet("vxlan", pflag.ContinueOnError)
-	fs.SetOutput(io.Discard)
-	fs.SortFlags = false
-	fs.Usage = func() {}
-	fs.StringVar(&o.output, "output", "table", "table or ndjson")
-	fs.DurationVar(&o.grace, "grace", vxlan.DefaultGrace, "how long a device must have been DOWN to be leaked")
-	fs.BoolVar(&o.yes, "yes", false, "clean: do not ask")
-	fs.BoolVar(&o.dryRun, "dry-run", false, "clean: say what would be deleted, delete nothing")
-	fs.DurationVar(&o.duration, "duration", 0, "watch: end after so long (0 is never)")
-	fs.BoolVar(&o.netlink, "netlink", false, "watch: without hooks in the kernel")
-	fs.StringVar(&o.dockerHost, "docker-host", "", "ask this Docker socket for names of networks (default: the usual one)")
-	fs.StringVar(&o.hostNetNS, "host-netns", "", "the host's network namespace (default: that of process 1)")
-	fs.StringSliceVar(&o.netNSDirs, "netns-dir", nil, "folders with namespace files (default: those of Docker and ip-netns)")
-	fs.StringVar(&o.namespace, "namespace", "default", "namespace of the data streams that documents name")
-	fs.BoolVarP(&o.verbose, "verbose", "v", false, "watch: say what is attached, and why nothing better")
-	fs.StringSliceVar(&o.without, "without-hook", nil, "leave out hooks that start with this")
-	fs.StringVar(&o.readyFile, "ready-file", "", "create this file once everything is attached")
-	for _, hidden := range []string{"without-hook", "ready-file"} {
-		fs.Lookup(hidden).Hidden = true
-	}
-	return fs
-}
-
-func (o *vxlanOptions) scan() vxlan.ScanOptions {
-	return vxlan.ScanOptions{HostNetNS: o.hostNetNS, NetNSDirs: o.netNSDirs}
-}
-
-// runVXLAN is "iotrace-bpf vxlan".
-func runVXLAN(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	return runVXLANWith(ctx, args, os.Stdin, stdout, stderr)
-}
-
-func runVXLANWith(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
-	verbs := map[string]func(context.Context, *vxlanOptions, io.Reader, io.Writer, io.Writer) error{
-		"list": vxlanList, "watch": vxlanWatch, "clean": vxlanClean,
-	}
-	verb := vxlanList
-	name := "list"
-	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		name = args[0]
-		if verb = verbs[name]; verb == nil {
-			return usagef("unknown command %q of vxlan (known: list, watch, clean)", name)
-		}
-		args = args[1:]
-	}
-	var o vxlanOptions
-	fs := o.flags()
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, pflag.ErrHelp) {
-			_, err := fmt.Fprint(stdout, vxlanUsage+fs.FlagUsagesWrapped(80)+vxlanUsageTail)
-			return err
-		}
-		return &usageError{err}
-	}
-	switch {
-	case fs.NArg() > 0:
-		return usagef("unexpected argument %q", fs.Arg(0))
-	case o.output != "table" && o.output != "ndjson":
-		return usagef("unknown output %q (known: table, ndjson)", o.output)
-	case o.grace <= 0:
-		return usagef("the grace period must be longer than %s", o.grace)
-	case name != "clean" && (o.yes || o.dryRun):
-		return usagef("--yes and --dry-run are for clean")
-	case name != "watch" && (o.duration != 0 || o.netlink):
-		return usagef("--duration and --netlink are for watch")
-	case o.yes && o.dryRun:
-		return usagef("--yes and --dry-run contradict each other")
-	}
-	err := verb(ctx, &o, stdin, stdout, stderr)
-	if errors.Is(err, os.ErrPermission) {
-		return &exitError{exitUnsupported, fmt.Errorf("%w (CAP_NET_ADMIN and CAP_SYS_ADMIN are needed)", err)}
-	}
-	return err
-}
 
 // netNSText names a network namespace for people.
 func netNSText(inode, host uint64) string {
