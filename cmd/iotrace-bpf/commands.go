@@ -67,7 +67,7 @@ every container: treat it as confidential.
 			name:    "vxlan",
 			summary: "Finds the overlay devices that keep containers of a Docker Swarm from starting",
 			usage: []string{
-				"vxlan [list] [FLAGS]   each vxlan device, its network and a verdict",
+				"vxlan [list] [FLAGS]   all vxlan devices, each with a verdict",
 				"vxlan watch [FLAGS]    what happens to them, and who did it",
 				"vxlan clean [FLAGS]    delete the leaked ones, after a question",
 			},
@@ -182,8 +182,8 @@ func topics() []*command {
 			exit:  exitText,
 			flags: func() *flagSet { return newOptions().traceFlags() },
 		},
-		{name: "totals", text: totalsPage},
-		{name: "environment", text: environmentPage},
+		{name: "totals", summary: "What the rows and totals count", text: totalsPage},
+		{name: "environment", summary: "How environment variables set flags", text: environmentPage},
 	}
 }
 

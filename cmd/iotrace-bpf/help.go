@@ -16,8 +16,7 @@ const pageWidth = 80
 
 // environmentText ends the page of each command that has flags.
 const environmentText = `
-Each flag can also be set by an environment variable: --by by IOTRACE_BY. See
-"iotrace-bpf help environment".
+Environment variables can set each flag: "iotrace-bpf help environment".
 `
 
 // page returns the help page of a command.

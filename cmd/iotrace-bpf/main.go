@@ -46,6 +46,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if errors.Is(err, pflag.ErrHelp) {
 		_, err = io.WriteString(stdout, c.page())
 	}
+	var usage *usageError
+	if c != nil && c.name != "" && errors.As(err, &usage) && usage.hint == "" && meantWord(err) == "" {
+		usage.hint = "iotrace-bpf help " + c.name + " shows its flags"
+	}
 	return exitCode(err, stderr)
 }
 

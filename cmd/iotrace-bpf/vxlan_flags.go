@@ -19,16 +19,17 @@ const vxlanAbout = `Such containers fail with "error creating vxlan interface: f
 are the flags of list; watch and clean have pages of their own.
 `
 
-const vxlanListAbout = `A device is leaked when all of this is true: it is of kind vxlan; it has the name
-that Docker gives (vx-VNI-NETWORK) with its own VNI in it; it is in the network
-namespace of the host; it has been DOWN for the grace period. The kernel does not
-keep for how long a device has been DOWN, so list and clean watch a suspicious
-one for the grace period before they call it leaked. A device is blocking when it
-is not leaked, but has the name or the VNI that a network needs.
+const vxlanListAbout = `A device is leaked when all of this is true: it is of kind vxlan; its name is
+one that Docker gives (vx-VNI-NETWORK), with its own VNI in it; it is in the
+network namespace of the host; it has been DOWN for the grace period. The kernel
+does not keep for how long a device has been DOWN. So list and clean watch a
+suspicious one for the grace period before they call it leaked. A device is
+blocking when it is not leaked, but has the name or the VNI that a network
+needs.
 `
 
-const vxlanCleanAbout = `Only leaked devices are deleted ("iotrace-bpf help vxlan list" says which those
-are). Never deleted are devices that are UP, younger than the grace period,
+const vxlanCleanAbout = `Only leaked devices are deleted: "iotrace-bpf help vxlan list" says which those
+are. Never deleted are devices that are UP, younger than the grace period,
 outside of the host's network namespace, not named by Docker, made in another
 namespace, part of a bridge, or part of an overlay that works on this host.
 Nothing is deleted where neither an engine nor its namespaces can be found to

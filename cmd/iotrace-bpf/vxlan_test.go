@@ -344,7 +344,7 @@ func TestVXLANUsage(t *testing.T) {
 		}
 	}
 	var out, errs bytes.Buffer
-	if code := exitCode(runVXLAN(t.Context(), []string{"--help"}, &out, &errs), &errs); code != exitOK || !strings.Contains(out.String(), "vxlan clean") {
+	if code := run(t.Context(), []string{"vxlan", "--help"}, &out, &errs); code != exitOK || !strings.Contains(out.String(), "vxlan clean") {
 		t.Errorf("help: exit code %d: %s", code, out.String())
 	}
 	if strings.Contains(out.String(), "without-hook") {
