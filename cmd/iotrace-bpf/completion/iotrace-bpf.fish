@@ -6,7 +6,7 @@ function __iotrace_bpf_complete
         if test "$line" = :files
             set -l flag (string match -r -- '^--[^=]*=' "$word")
             for path in (__fish_complete_path (string replace -r -- '^--[^=]*=' '' "$word"))
-                echo $flag$path
+                echo "$flag"$path
             end
         else
             echo $line
