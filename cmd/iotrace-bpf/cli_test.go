@@ -57,6 +57,7 @@ func TestUsageErrors(t *testing.T) {
 		{"--nonsense", `unknown flag "--nonsense"`, ""},
 		{"--fliter x", `unknown flag "--fliter"`, `did you mean "--filter"?`},
 		{"--elasticsearch-api-key x", `unknown flag "--elasticsearch-api-key"`, `did you mean "--elasticsearch-api-key-file"?`},
+		{"--namespace x", `unknown flag "--namespace"`, `did you mean "--data-stream-namespace"?`},
 		{"-x", `unknown flag "-x"`, ""},
 		{"nonsense", "neither a command nor an interval", ""},
 		{"chekc", "neither a command nor an interval", `did you mean "check"?`},

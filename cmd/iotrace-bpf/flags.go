@@ -153,7 +153,7 @@ func (o *options) showFlags(fs *pflag.FlagSet) {
 }
 
 func (o *options) levelFlags(fs *pflag.FlagSet) {
-	fs.StringVar(&o.level, "level", o.level, "count at `LEVEL` wire (what storage is asked for), app (what programs read and write) or both")
+	fs.StringVar(&o.level, "level", o.level, "count at this `LEVEL`: wire (what storage is asked for), app (what programs read and write) or both")
 }
 
 func (o *options) timeFlags(fs *pflag.FlagSet) {
@@ -171,7 +171,7 @@ func (o *options) sourceFlags(fs *pflag.FlagSet) {
 }
 
 func (o *options) latencyFlags(fs *pflag.FlagSet) {
-	fs.BoolVar(&o.latency, "latency", o.latency, "latencies of requests; --latency=false leaves them out, and tracing costs less")
+	fs.BoolVar(&o.latency, "latency", o.latency, "also the latency of requests; --latency=false leaves it out, which makes tracing cheaper")
 }
 
 func (o *options) vxlanFlags(fs *pflag.FlagSet) {
@@ -220,7 +220,7 @@ func (o *options) installFlags(fs *pflag.FlagSet) {
 }
 
 func (o *options) prometheusFlags(fs *pflag.FlagSet) {
-	fs.StringVar(&o.prometheus, "prometheus", "", "serve /metrics at `ADDRESS` HOST:PORT, or :PORT for this machine alone")
+	fs.StringVar(&o.prometheus, "prometheus", "", "serve /metrics at `ADDRESS`: HOST:PORT, or only PORT for readers on this machine")
 }
 
 func (o *options) recordFlags(fs *pflag.FlagSet) {
@@ -320,7 +320,7 @@ func notAnInterval(word string) error {
 	names := commandNames()
 	switch {
 	case slices.Contains(names, word):
-		return &usageError{fmt.Errorf("%q must be the first word: iotrace-bpf %s ...", word, word), ""}
+		return &usageError{fmt.Errorf("%q must be the first word", word), "write iotrace-bpf " + word + " and then its flags"}
 	case word == "true" || word == "false":
 		return &usageError{fmt.Errorf("unexpected argument %q", word), "a flag takes it with an equals sign: --latency=" + word}
 	}

@@ -189,17 +189,15 @@ func foreignVariable(name string) bool {
 // for a flag that only other commands have is not for us; an empty one counts
 // as not set.
 func (f *flagSet) readEnvironment(environ []string) error {
-	var flags []string // of all commands, as they are in a variable's name
-	for _, c := range commands() {
-		if c.flags == nil {
-			continue
-		}
-		c.flags().VisitAll(func(flag *pflag.Flag) { flags = append(flags, strings.TrimPrefix(envName(flag.Name), envPrefix)) })
+	environ = slices.DeleteFunc(environ, func(v string) bool { return !strings.HasPrefix(v, envPrefix) })
+	if len(environ) == 0 {
+		return nil
 	}
-	slices.Sort(environ) // for warnings that are the same each time
+	slices.Sort(environ) // the order of warnings is the same each time
+	flags := envSuffixes()
 	for _, v := range environ {
 		name, value, _ := strings.Cut(v, "=")
-		if !strings.HasPrefix(name, envPrefix) || foreignVariable(name) {
+		if foreignVariable(name) {
 			continue
 		}
 		bare := strings.TrimPrefix(name, envPrefix)
@@ -230,6 +228,17 @@ func (f *flagSet) readEnvironment(environ []string) error {
 		}
 	}
 	return nil
+}
+
+// envSuffixes are the flags of all commands, as variables spell them.
+func envSuffixes() []string {
+	var names []string
+	for _, c := range commands() {
+		if c.flags != nil {
+			c.flags().VisitAll(func(flag *pflag.Flag) { names = append(names, strings.TrimPrefix(envName(flag.Name), envPrefix)) })
+		}
+	}
+	return names
 }
 
 // origin names a flag as the user set it: the flag or the variable.

@@ -56,7 +56,6 @@ func runHelp(_ context.Context, args []string, stdout, _ io.Writer) error {
 	if err := f.parse(args); err != nil {
 		return err
 	}
-	f.warnings = nil // of the environment, which matters to nobody who reads
 	name := strings.Join(f.Args(), " ")
 	var known []string
 	for _, c := range append(commands(), topics()...) {

@@ -1,6 +1,6 @@
 // Iotrace-bpf shows which container, service or project generates the I/O load
-// of a host: on block devices, NFS and FUSE, with writeback booked on whoever
-// dirtied the pages. See commands.go, or iotrace-bpf help.
+// of a host: on block devices, NFS and FUSE. Writeback counts for the cgroup that
+// made the pages dirty. See commands.go, or iotrace-bpf help.
 package main
 
 import (

@@ -56,8 +56,8 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 	return r.replay(ctx, rec)
 }
 
-// narrow leaves out of an interval what a live run with these flags would not have
-// looked at.
+// narrow removes from an interval what a live run with these flags would not have
+// traced.
 func (o *options) narrow(iv *output.Interval) {
 	other := func(s output.Source) bool { return len(o.sources) > 0 && !slices.Contains(o.sources, string(s)) }
 	iv.Samples = slices.DeleteFunc(iv.Samples, func(s output.Sample) bool { return other(s.Source) })
@@ -86,12 +86,12 @@ type replayer struct {
 	opt    *options
 	out    *sinks
 	merger *output.Merger // nil: intervals as they were recorded
-	n      int            // reports made
+	n      int            // intervals shown
 	start  time.Time      // of the first interval
 }
 
-// replay writes every interval. What is damaged is told of; what was read up to
-// there has been shown by then, and what comes after it still is.
+// replay writes every interval. Damage in the file is an error at the end; what
+// can be read before and after it is shown.
 func (r *replayer) replay(ctx context.Context, rec *recording.Recording) error {
 	var damaged error
 	for ctx.Err() == nil && !r.enough() {
@@ -132,7 +132,7 @@ func (r *replayer) replay(ctx context.Context, rec *recording.Recording) error {
 
 func (r *replayer) enough() bool { return r.opt.count > 0 && r.n >= r.opt.count }
 
-// write reports an interval; nil is none.
+// write shows an interval. It does nothing where the merger has none yet.
 func (r *replayer) write(iv *output.Interval) error {
 	if iv == nil {
 		return nil
@@ -141,7 +141,7 @@ func (r *replayer) write(iv *output.Interval) error {
 	return r.out.write(output.Group(iv, r.opt.group), iv)
 }
 
-// flush reports what a merger still has.
+// flush shows what a merger still has.
 func (r *replayer) flush() error {
 	if r.merger == nil || r.enough() {
 		return nil
@@ -149,7 +149,7 @@ func (r *replayer) flush() error {
 	return r.write(r.merger.Flush())
 }
 
-// discard is a sink that wants nothing.
+// discard is a sink that ignores everything.
 type discard struct{}
 
 func (discard) Write(*output.Report, *output.Interval) error { return nil }

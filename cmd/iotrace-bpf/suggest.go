@@ -19,12 +19,14 @@ func didYouMean(prefix, word string, known []string) string {
 		return ""
 	}
 	if best == "" {
+		// A part of one word, and of no other.
+		const telling = 5 // letters, for a part from the middle
 		for _, k := range known {
-			if !strings.HasPrefix(k, word) {
+			if !strings.HasPrefix(k, word) && (len(word) < telling || !strings.Contains(k, word)) {
 				continue
 			}
 			if best != "" {
-				return "" // it begins several
+				return ""
 			}
 			best = k
 		}

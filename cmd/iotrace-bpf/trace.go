@@ -18,7 +18,7 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
 
-// runTrace is the main job: trace, name, report.
+// runTrace is the main job: it traces, names and shows.
 func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var opt options
 	if err := opt.parse(args); err != nil {
@@ -59,7 +59,7 @@ func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	return s.runWith(ctx, opt.printer(stdout))
 }
 
-// runWith reports to main and to the other outputs until the end.
+// runWith writes to main and to the other outputs until the end.
 func (s *session) runWith(ctx context.Context, main sink) error {
 	out, err := s.opt.openSinks(ctx, main, s.host, "live", s.log)
 	if err != nil {
@@ -71,7 +71,7 @@ func (s *session) runWith(ctx context.Context, main sink) error {
 	}
 	s.tracer.AskLoops() // now that no thread has to be waited for any more
 	if name := s.opt.readyFile; name != "" {
-		// Who waits for the file may start containers that live too short to wait for.
+		// A test that waits for the file may start containers that live too short to wait for.
 		asked, cancel := context.WithTimeout(ctx, readyNames)
 		_ = s.resolver.Settle(asked)
 		cancel()
@@ -115,7 +115,7 @@ type session struct {
 	cost     selfCost
 	asked    map[uint64]bool // containers whose name was waited for once
 	records  *recordBuffer   // nil without --events
-	reported bool            // whether a report went out yet
+	shown    bool            // whether an interval was shown yet
 	overlay  overlayEvents
 }
 
@@ -127,8 +127,8 @@ func first(values []string) string {
 	return values[0]
 }
 
-// openSession attaches everything. The tracepoints are attached before the tree
-// of cgroups is walked, so that none is missed in between.
+// openSession attaches everything. It walks the tree of cgroups after the
+// tracepoints are attached, so that no cgroup is missed in between.
 func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *session, err error) {
 	if opt.excludeSelf && !firstPIDs() {
 		return nil, &exitError{exitUnsupported, errors.New("--exclude-self: in a pid namespace of its own, this program cannot tell which I/O is its own")}
@@ -196,8 +196,8 @@ func (s *session) Close() {
 	}
 }
 
-// run reports every interval until the end: by count, by duration or by the
-// user. What happened since the last full interval is reported as well.
+// run shows every interval until the end: by count, by duration or by the user.
+// What happened since the last full interval is shown as well.
 func (s *session) run(ctx context.Context, out *sinks) error {
 	tick := time.NewTicker(s.opt.interval)
 	defer tick.Stop()
@@ -206,7 +206,7 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 		end = time.After(s.opt.duration)
 	}
 	overlay := time.After(overlayStart)
-	var many <-chan struct{} // records for a report of their own
+	var many <-chan struct{} // records enough for an interval of their own
 	if s.records != nil {
 		many = s.records.many
 	}
@@ -226,18 +226,18 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 		case <-ctx.Done():
 			return s.last(out)
 		}
-		if err := s.report(out); err != nil {
+		if err := s.show(out); err != nil {
 			return err
 		}
 		s.overlay.start()
 	}
 }
 
-// last reports what is left, with all hooks taken away.
+// last detaches all hooks and shows what is left.
 func (s *session) last(out *sinks) error {
 	s.tracer.Detach()
 	if s.records == nil {
-		return s.report(out)
+		return s.show(out)
 	}
 	flushed := make(chan error, 1)
 	go func() { flushed <- s.tracer.FlushRecords() }()
@@ -248,20 +248,21 @@ func (s *session) last(out *sinks) error {
 				return err
 			}
 			for more := true; more; more = s.records.left() {
-				if err := s.report(out); err != nil {
+				if err := s.show(out); err != nil {
 					return err
 				}
 			}
 			return nil
 		case <-s.records.many:
-			if err := s.report(out); err != nil {
+			if err := s.show(out); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-func (s *session) report(out *sinks) error {
+// show reads the tracer once and writes what it counted to all outputs.
+func (s *session) show(out *sinks) error {
 	iv, err := s.interval()
 	if err != nil {
 		return err
@@ -309,23 +310,23 @@ func (s *session) interval() (*output.Interval, error) {
 	return iv, nil
 }
 
-// firstNames is how long the first report waits for the runtimes to answer,
-// laterNames how long a report waits for the name of a container that has I/O
-// and was never asked for, readyNames how long --ready-file waits for the runtimes.
+// firstNames is how long the first interval waits for the runtimes to answer,
+// laterNames how long an interval waits for the name of a container that has I/O
+// for the first time, readyNames how long --ready-file waits for the runtimes.
 const (
 	readyNames = 10 * time.Second
 	firstNames = 500 * time.Millisecond
 	laterNames = 200 * time.Millisecond
 )
 
-// awaitNames gives the runtimes a moment, once for each container: a container
-// is seen by the kernel before its runtime tells of it. Numbers never wait for
-// names longer than that.
+// awaitNames gives the runtimes a moment, once for each container: the kernel
+// sees a container before its runtime announces it. Numbers never wait for names
+// longer than that.
 func (s *session) awaitNames(rows []tracer.Row) {
 	ctx, cancel := context.WithTimeout(context.Background(), firstNames)
 	defer cancel()
-	if !s.reported {
-		s.reported = true
+	if !s.shown {
+		s.shown = true
 		_ = s.resolver.Settle(ctx) // at the worst, names are missing
 	}
 	if !slices.ContainsFunc(s.resolver.Endpoints(), func(e attribute.Endpoint) bool {
