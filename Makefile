@@ -32,13 +32,6 @@ generate: ## make the BPF objects and their Go types from the C sources
 generate-check: generate ## fail if the committed objects are not what the sources give
 	git diff --exit-code --stat -- bpf
 
-.PHONY: readme
-readme: ## put the help text into README.md
-	$(GO) run ./cmd/iotrace-bpf help | awk 'NR == FNR { help = help $$0 "\n"; next } \
-		/^<!-- help -->$$/ { here = 1 } here && /^```text$$/ { print; printf "%s", help; skip = 1; here = 0; next } \
-		/^```$$/ { skip = 0 } !skip' - README.md > README.new
-	mv README.new README.md
-
 .PHONY: lint
 lint: ## gofmt, vet, staticcheck, gosec
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -25,14 +24,6 @@ const (
 )
 
 var Ops = []Op{OpRead, OpWrite, OpDiscard, OpFlush, OpMetadata}
-
-func joinOps() string {
-	names := make([]string, len(Ops))
-	for i, o := range Ops {
-		names[i] = string(o)
-	}
-	return strings.Join(names, ", ")
-}
 
 // Sources in the order of columns; one that is not listed comes last.
 var Sources = []Source{SourceBlock, SourceNFS, SourceFUSE}
@@ -76,8 +67,7 @@ func (s Sort) ColumnName() string {
 func ParseSort(s string) (Sort, error) {
 	column, reverse := strings.CutPrefix(s, "-")
 	if !slices.Contains(SortColumns(), column) {
-		return Sort{}, fmt.Errorf("unknown column %q to sort by: use %s, with - in front for the opposite order",
-			column, strings.Join(SortColumns(), ", "))
+		return Sort{}, &UnknownError{What: "column", Word: column, Known: SortColumns()}
 	}
 	return Sort{Column: column, Reverse: reverse}, nil
 }
@@ -87,12 +77,14 @@ const LevelBoth Level = "both"
 
 // ParseLevel reads the value of --level: wire, app or both.
 func ParseLevel(s string) (Level, error) {
-	switch l := Level(s); l {
-	case LevelWire, LevelApp, LevelBoth:
-		return l, nil
+	if !slices.Contains(LevelNames(), s) {
+		return "", &UnknownError{What: "level", Word: s, Known: LevelNames()}
 	}
-	return "", fmt.Errorf("unknown level %q: use wire (what storage is asked for), app (what programs read and write) or both", s)
+	return Level(s), nil
 }
+
+// LevelNames returns every value that --level takes.
+func LevelNames() []string { return []string{string(LevelWire), string(LevelApp), string(LevelBoth)} }
 
 // GroupOptions says how to turn samples into rows.
 type GroupOptions struct {

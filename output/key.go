@@ -63,7 +63,7 @@ func ParseKey(s string) (Key, error) {
 		return k, nil
 	}
 	if !slices.Contains(keyNames, k) {
-		return "", fmt.Errorf("unknown key %q: use %s", s, strings.Join(KeyNames(), ", "))
+		return "", &UnknownError{What: "key", Word: s, Known: KeyNames()}
 	}
 	return k, nil
 }
@@ -379,10 +379,28 @@ func ParseFilter(s string) (Filter, error) {
 	if _, err := path.Match(pattern, ""); err != nil {
 		return Filter{}, fmt.Errorf("filter %q: pattern %q is not a valid glob (a [ or \\ with nothing after it)", s, pattern)
 	}
-	if k == KeyOp && !slices.ContainsFunc(Ops, func(o Op) bool { return MatchGlob(pattern, string(o)) }) {
-		return Filter{}, fmt.Errorf("filter %q matches no operation: there are %s", s, joinOps())
+	known := KeyValues(k)
+	if known != nil && !slices.ContainsFunc(known, func(v string) bool { return MatchGlob(pattern, v) }) {
+		return Filter{}, fmt.Errorf("filter %q matches nothing: %w", s, &UnknownError{What: string(k), Word: pattern, Known: known})
 	}
 	return Filter{Key: k, Pattern: pattern}, nil
+}
+
+// KeyValues returns every value that k can have. It is nil where values are
+// names that users choose.
+func KeyValues(k Key) []string {
+	var values []string
+	switch k {
+	case KeyOp:
+		for _, o := range Ops {
+			values = append(values, string(o))
+		}
+	case KeySource:
+		for _, s := range Sources {
+			values = append(values, string(s))
+		}
+	}
+	return values
 }
 
 // unslash lets * of path.Match run across slashes: image and mount names are

@@ -76,7 +76,7 @@ func nfsDockerVolume(g *guest.Guest) {
 	g.HoldWriteback()
 	g.NFS("3") // starts the server
 	startDocker(g)
-	tr := g.Trace("--source", "nfs", "--by", "project,mount", "--docker-host", "unix:///var/run/docker.sock")
+	tr := g.Trace("--source", "nfs", "--by", "project,mount", "--docker-host", "unix:///var/run/docker.sock", "--only-listed-sockets")
 	const block = 1_000_003
 	blocks := map[string]int64{"shop": 13, "bank": 7}
 	for project, n := range blocks {

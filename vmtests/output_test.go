@@ -199,7 +199,7 @@ func outputEverything(g *guest.Guest) {
 		g.Fatalf("setup said:\n%s", setup)
 	}
 	recording, live := filepath.Join(o.dir, outputFileRecording), filepath.Join(o.dir, outputFileLive)
-	spool := []string{"--elasticsearch", o.host, "--elasticsearch-spool", filepath.Join(o.dir, "spool"), "--namespace", truth.Namespace}
+	spool := []string{"--elasticsearch", o.host, "--elasticsearch-spool", filepath.Join(o.dir, "spool"), "--data-stream-namespace", truth.Namespace}
 	beforeNFS, beforeDisk := m.Stats(), d.Stats()
 	o.tr = g.Trace(append([]string{"--by", "cgroup,device", "--record", recording, "--report", live, "--prometheus", outputMetrics}, spool...)...)
 

@@ -832,7 +832,7 @@ func (b *bench) resident(out *strings.Builder) {
 func (b *bench) maps(out *strings.Builder) {
 	fmt.Fprintf(out, "### Kernel memory of the maps, %d possible CPUs\n\n| flags | MiB |\n|---|---|\n", runtime.NumCPU())
 	for _, flags := range [][]string{{"--latency=false"}, nil, {"--events"}, {"--max-groups", "65536"}, {"--by", "process"}} {
-		r := b.start(tool{"", append(ours(b, flags...), "--vxlan=false"), true})
+		r := b.start(tool{"", ours(b, flags...), true})
 		if r == nil {
 			b.t.Fatal("iotrace-bpf did not start")
 		}

@@ -46,7 +46,7 @@ func testStackedLoop(t *testing.T, engine *enginetest.Engine) {
 	for round := range 3 {
 		lower.settle(t)
 		before := lower.stat(t)
-		r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "container,device", "--interval", "300ms")
+		r := trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "container,device", "--interval", "300ms")
 		name := fmt.Sprintf("story%d", round)
 		engine.Docker(t, "run", "--name", name, "-v", upper.mount+":/data", enginetest.Image, "sh", "-c",
 			fmt.Sprintf("dd if=/dev/zero of=/data/a%d bs=1M count=100 && dd if=/dev/zero of=/data/b%d bs=1M count=100", round, round))
@@ -84,7 +84,7 @@ func testTwoProjects(t *testing.T, engine *enginetest.Engine) {
 	d := newDisk(t, 600)
 	d.format(t, mkExt4()...)
 	before := d.stat(t)
-	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "project,service,device", "--interval", "200ms")
+	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "project,service,device", "--interval", "200ms")
 	write := func(p string, mibs int) *exec.Cmd {
 		args := append([]string{"run", "--rm"}, project(p, "db")...)
 		return engine.Command(append(args, "-v", d.mount+":/data", enginetest.Image,
@@ -136,7 +136,7 @@ func testOverwrite(t *testing.T, engine *enginetest.Engine) {
 	t.Cleanup(func() { engine.Docker(t, "kill", a, b) })
 	engine.Docker(t, "exec", a, "sh", "-c", "dd if=/dev/zero of=/data/file bs=1M count=32 && sync && cat /data/file >/dev/null")
 	d.settle(t)
-	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "project,device", "--interval", "200ms")
+	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "project,device", "--interval", "200ms")
 	engine.Docker(t, "exec", b, "dd", "if=/dev/zero", "of=/data/file", "bs=1M", "count=32", "conv=notrunc")
 	d.settle(t)
 	docs := r.stop(t)
@@ -171,7 +171,7 @@ func testReads(t *testing.T, engine *enginetest.Engine) {
 			mustRun(t, "mount", "-o", d.options, d.dev, d.mount)
 			d.settle(t)
 			before := d.stat(t)
-			r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "container,device", "--interval", "200ms")
+			r := trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "container,device", "--interval", "200ms")
 			name := "reads-" + how
 			engine.Docker(t, "run", "--name", name, "-v", d.mount+":/data", "-v", worker+":/reader", enginetest.Image,
 				"/reader", how, "/data/file")
@@ -208,7 +208,7 @@ func buildReader(t *testing.T) string {
 func testShortLived(t *testing.T, engine *enginetest.Engine) {
 	d := newDisk(t, 200)
 	d.format(t, mkExt4()...)
-	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "container,device", "--interval", "1s")
+	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "container,device", "--interval", "1s")
 	args := append([]string{"run", "--rm", "--name", "mayfly"}, project("insects", "may")...)
 	engine.Docker(t, append(args, "-v", d.mount+":/data", enginetest.Image,
 		"dd", "if=/dev/zero", "of=/data/mayfly", "bs=1M", "count=3", "conv=fsync")...)
@@ -229,9 +229,9 @@ func testHostileNames(t *testing.T, engine *enginetest.Engine) {
 	d := newDisk(t, 200)
 	d.format(t, mkExt4()...)
 	evil := "a\"b\\c\n\x1b[31mred\x1b]0;title\a\u202etxt"
-	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "project,label:evil,device", "--interval", "200ms")
+	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "project,label:evil,device", "--interval", "200ms")
 	ready := filepath.Join(t.TempDir(), "ready")
-	table := exec.Command(binary(t), "--docker-host", "unix://"+engine.Socket, "--by", "project,label:evil",
+	table := exec.Command(binary(t), "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "project,label:evil",
 		"--interval", "200ms", "--filter", "container=*", "--ready-file", ready)
 	table.Env = append(os.Environ(), "COLUMNS=300")
 	var screen strings.Builder
@@ -273,7 +273,7 @@ func testHostileNames(t *testing.T, engine *enginetest.Engine) {
 func testProcess(t *testing.T, engine *enginetest.Engine) {
 	d := newDisk(t, 300)
 	d.format(t, mkExt4()...)
-	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "process,device", "--interval", "200ms")
+	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "process,device", "--interval", "200ms")
 	engine.Docker(t, "run", "--rm", "-v", d.mount+":/data", enginetest.Image, "sh", "-c",
 		"dd if=/dev/zero of=/data/one bs=1M count=20; head -c 41943040 /dev/zero >/data/two")
 	d.settle(t)
@@ -292,7 +292,7 @@ func testProcess(t *testing.T, engine *enginetest.Engine) {
 func testEvents(t *testing.T, engine *enginetest.Engine) {
 	d := newDisk(t, 200)
 	before := d.stat(t)
-	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "device", "--events", "--interval", "200ms")
+	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "device", "--events", "--interval", "200ms")
 	mustRun(t, "dd", "if=/dev/zero", "of="+d.dev, "bs=4k", "count=1009", "oflag=direct")
 	enginetest.Poll(t, 20*time.Second, "the last event arrives", func() bool {
 		docs := r.seen()
@@ -322,7 +322,7 @@ func testEvents(t *testing.T, engine *enginetest.Engine) {
 // testZram: a device without requests, made while the tracer runs.
 func testZram(t *testing.T, engine *enginetest.Engine) {
 	d := &disk{dev: "/dev/zram0"}
-	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "container,device", "--interval", "200ms")
+	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "container,device", "--interval", "200ms")
 	if err := os.WriteFile("/sys/block/zram0/disksize", []byte("200M"), 0o200); err != nil {
 		t.Fatal(err)
 	}
@@ -338,7 +338,7 @@ func testZram(t *testing.T, engine *enginetest.Engine) {
 	})
 	d.format(t, mkExt4()...)
 	r.stop(t)
-	r = trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "container,device", "--interval", "200ms")
+	r = trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "container,device", "--interval", "200ms")
 	start := d.stat(t)
 	engine.Docker(t, "run", "--rm", "--name", "squeeze", "-v", d.mount+":/data", enginetest.Image,
 		"dd", "if=/dev/zero", "of=/data/file", "bs=1M", "count=17")
@@ -363,7 +363,7 @@ func testZram(t *testing.T, engine *enginetest.Engine) {
 func testEngineStopped(t *testing.T, engine *enginetest.Engine) {
 	d := newDisk(t, 200)
 	d.format(t, mkExt4()...)
-	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "container,device", "--interval", "200ms")
+	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "container,device", "--interval", "200ms")
 	engine.Halt(t)
 	if err := os.WriteFile(filepath.Join(d.mount, "alone"), make([]byte, 7*mib), 0o644); err != nil {
 		t.Fatal(err)

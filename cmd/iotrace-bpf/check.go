@@ -17,12 +17,16 @@ const checkTimeout = 10 * time.Second
 
 // runCheck attaches everything, says what was chosen and why, and detaches.
 func runCheck(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	var opt options
-	if err := opt.parse(args); err != nil {
+	opt := newOptions()
+	if err := opt.parseSet(opt.checkFlags(), args); err != nil {
 		return err
 	}
+	if opt.flags.NArg() > 0 {
+		return usagef("check takes no argument: %q", opt.flags.Arg(0))
+	}
+	opt.flags.sayWarnings(stderr)
 	opt.callTime = checkTimeout
-	s, err := openSession(ctx, &opt, stderr)
+	s, err := openSession(ctx, opt, stderr)
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,7 @@ func TestElasticsearch(t *testing.T) {
 
 	spool := filepath.Join(t.TempDir(), "spool")
 	start := func() *traced {
-		return trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "project,device", "--source", "block", "--interval", "200ms",
+		return trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "project,device", "--source", "block", "--interval", "200ms",
 			"--elasticsearch", server.URL, "--elasticsearch-spool", spool)
 	}
 	write := func(p string, mibs int) {

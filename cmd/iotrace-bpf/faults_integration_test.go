@@ -286,7 +286,7 @@ func TestSoak(t *testing.T) {
 	var stderr bytes.Buffer
 	sums := &soakSums{disk: d}
 	cmd := exec.Command(binary(t), "--output", "ndjson", "--by", "container,process,device", "--interval", "20ms",
-		"--ready-file", ready, "--record", filepath.Join(t.TempDir(), "recording"), "--record-size", "1")
+		"--ready-file", ready, "--record", filepath.Join(t.TempDir(), "recording"), "--record-size", "1MiB")
 	cmd.Stdout, cmd.Stderr = sums, &stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -1,7 +1,7 @@
 package main
 
 import (
-	"io"
+	"fmt"
 	"os"
 	"slices"
 	"strconv"
@@ -9,36 +9,41 @@ import (
 	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/elastic"
 	"github.com/iotrace-bpf/iotrace-bpf/output/terminal"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 	"github.com/spf13/pflag"
 )
 
-// options are the values of all flags. The groups are those of the usage text.
+// options are the values of the flags of every command but vxlan. The groups
+// are those of the help pages.
 type options struct {
 	// what to show
 	by      string
 	filters []string
 	sort    string
-	top     int
+	top     int // 0: as many as fit
 	level   string
-	depth   int
+	depth   int // 0: whole paths
 
 	// how long
-	interval time.Duration
-	count    int
-	duration time.Duration
+	interval time.Duration // 0, in a replay alone: as recorded
+	count    int           // 0: no end
+	duration time.Duration // 0: no end
 
 	// what to trace
-	sources []string
-	latency bool
-	events  bool
+	sources     []string
+	latency     bool
+	events      bool
+	excludeSelf bool
+	vxlan       bool
 
 	// where it goes
 	output       string
 	namespace    string
 	exportLabels []string
 	noScreen     bool
+	screen       bool // the interactive screen is the output
 
 	elasticsearch  []string
 	spool          string
@@ -47,109 +52,231 @@ type options struct {
 	esUser         string
 	esAPIKeyFile   string
 	esPasswordFile string
+	setup          elastic.SetupOptions
+	printDashboard bool
 	prometheus     string
 	record         string
-	recordSize     int64 // MiB
+	recordSize     int64 // bytes; -1: never a new file
 	report         string
 
-	excludeSelf bool
-
-	vxlan  bool
-	screen bool // the interactive screen is the output
-
 	// names
-	dockerHost   string
-	cri          string
-	projectLabel string
+	dockerHosts       []string
+	criSockets        []string
+	containerdSockets []string
+	onlyListedSockets bool
+	projectLabel      string
 
 	// limits
-	maxGroups  uint32
-	ringSize   uint32
-	readyFile  string
+	maxGroups   uint32
+	eventBuffer int64 // bytes
+
 	callTime   time.Duration // of runtimes; 0 is the resolver's choice
+	readyFile  string
 	cpuProfile string
 	verbose    bool
+	version    bool
 
 	group output.GroupOptions // by, filters, sort, top, level and depth, read
+	flags *flagSet            // that were parsed
 }
 
 const minInterval = 10 * time.Millisecond
 
-// flags returns the flag set that fills o. Every command that traces or replays
-// shares it.
-func (o *options) flags() *pflag.FlagSet {
-	fs := pflag.NewFlagSet("iotrace-bpf", pflag.ContinueOnError)
-	fs.SetOutput(io.Discard) // run says what is wrong, once
-	fs.SortFlags = false
-	fs.Usage = func() {}
-
-	fs.StringVar(&o.by, "by", "container", "what a row is: "+strings.Join(output.KeyNames(), ", ")+"; several with commas")
-	fs.StringArrayVar(&o.filters, "filter", nil, "KEY=GLOB: only what matches; may repeat")
-	fs.StringVar(&o.sort, "sort", "total", "column to sort by: "+strings.Join(output.SortColumns(), ", "))
-	fs.IntVar(&o.top, "top", 0, "show so many rows and sum up the rest (0 is all that fit)")
-	fs.StringVar(&o.level, "level", string(output.LevelWire), "wire (what storage is asked for), app (what programs read and write) or both")
-	fs.IntVar(&o.depth, "cgroup-depth", 0, "cut cgroup paths to so many components (0 is none)")
-
-	fs.DurationVar(&o.interval, "interval", time.Second, "time between two reports")
-	fs.IntVar(&o.count, "count", 0, "end after so many reports (0 is never)")
-	fs.DurationVar(&o.duration, "duration", 0, "end after so long (0 is never)")
-
-	fs.StringSliceVar(&o.sources, "source", nil, "trace only these: "+strings.Join(tracer.SourceNames(), ", "))
-	fs.BoolVar(&o.latency, "latency", true, "measure latency; false leaves one probe per I/O")
-	fs.BoolVar(&o.excludeSelf, "exclude-self", false, "keep what this program reads and writes out of the rows; the status tells it")
-	fs.BoolVar(&o.events, "events", false, "with ndjson: one document per I/O instead of totals")
-
-	fs.StringVar(&o.output, "output", "", "table or ndjson (default the screen on a terminal, else table)")
-	fs.BoolVar(&o.noScreen, "no-tui", false, "a plain table even on a terminal")
-	fs.StringVar(&o.namespace, "namespace", "default", "namespace of the data streams that documents name")
-	fs.StringArrayVar(&o.exportLabels, "export-label", nil, "put this container label into documents as well; may repeat")
-
-	fs.StringSliceVar(&o.elasticsearch, "elasticsearch", nil, "ship documents to this server; several are nodes of one cluster")
-	fs.StringVar(&o.esAPIKeyFile, "elasticsearch-api-key-file", "", "file with the API key, or $IOTRACE_ELASTICSEARCH_API_KEY")
-	fs.StringVar(&o.esUser, "elasticsearch-username", "", "for basic authentication")
-	fs.StringVar(&o.esPasswordFile, "elasticsearch-password-file", "", "file with the password, or $IOTRACE_ELASTICSEARCH_PASSWORD")
-	fs.StringVar(&o.esCA, "elasticsearch-ca", "", "PEM file with the CA to trust")
-	fs.StringVar(&o.esFingerprint, "elasticsearch-fingerprint", "", "SHA-256 of the CA or of the server's certificate")
-	fs.StringVar(&o.spool, "elasticsearch-spool", "", "directory that keeps documents through an outage")
-	fs.StringVar(&o.prometheus, "prometheus", "", "serve /metrics on [HOST]:PORT; without HOST on loopback only")
-	fs.StringVar(&o.record, "record", "", "record everything into this file, for replay")
-	fs.Int64Var(&o.recordSize, "record-size", 0, "MiB after which a new file of the recording begins (0 is 256, -1 never)")
-	fs.StringVar(&o.report, "report", "", "write a page for the ticket to this file, at the end")
-	fs.BoolVar(&o.vxlan, "vxlan", true, "watch overlay devices as well, where there is an engine in swarm mode")
-
-	fs.StringVar(&o.dockerHost, "docker-host", "", "ask this Docker or Podman socket for names (default: all that exist)")
-	fs.StringVar(&o.cri, "cri", "", "ask this CRI socket for names (default: all that exist)")
-	fs.StringVar(&o.projectLabel, "project-label", "", "container label that names the project, before all other rules")
-
-	fs.Uint32Var(&o.maxGroups, "max-groups", 16384, "owners times devices times operations kept apart per interval")
-	fs.Uint32Var(&o.ringSize, "event-buffer", 8<<20, "bytes of buffer for --events, a power of two")
-	fs.BoolVarP(&o.verbose, "verbose", "v", false, "say what is tried and chosen, with the verifier's log")
-	fs.StringVar(&o.readyFile, "ready-file", "", "create this file once everything is attached and the runtimes were asked")
-	fs.StringVar(&o.cpuProfile, "cpu-profile", "", "write a CPU profile of this process")
-	for _, hidden := range []string{"ready-file", "cpu-profile"} {
-		fs.Lookup(hidden).Hidden = true
-	}
-	return fs
+// newOptions returns the values of a command that lacks the flags for them.
+func newOptions() *options {
+	return &options{by: string(output.KeyContainer), sort: "total", level: string(output.LevelWire),
+		interval: time.Second, latency: true, vxlan: true, maxGroups: 16384, eventBuffer: 8 << 20, recordSize: 256 << 20}
 }
 
-// parse reads the command line. Errors are usage errors or pflag.ErrHelp.
+// traceFlags are the flags of tracing, which needs no command.
+func (o *options) traceFlags() *flagSet {
+	f := newFlagSet("")
+	f.group("What to show", o.showFlags)
+	f.group("How long", o.timeFlags)
+	f.group("What to trace", o.sourceFlags, o.latencyFlags, o.vxlanFlags, o.selfFlags)
+	f.group("Where it goes", o.outputFlags)
+	f.group("Elasticsearch and OpenSearch", o.serverFlags, o.shipFlags)
+	f.group("Prometheus", o.prometheusFlags)
+	f.group("Recording", o.recordFlags)
+	f.group("Report", o.reportFlags)
+	f.group("Names of containers", o.socketFlags, o.projectFlags)
+	f.group("Limits", o.limitFlags)
+	f.general(o.verboseFlags, o.versionFlags, o.testFlags)
+	return f
+}
+
+// replayFlags leave out how to trace and whom to ask for names: a recording has
+// settled both.
+func (o *options) replayFlags() *flagSet {
+	f := newFlagSet("replay")
+	f.group("What to show", o.showFlags)
+	f.group("How long", func(fs *pflag.FlagSet) {
+		o.interval = 0
+		fs.Var(duration{&o.interval, "recorded"}, "interval", "join the recorded intervals into ones of `TIME`: 5 (seconds), 10m")
+	}, o.endFlags)
+	f.group("What to take from the recording", o.sourceFlags, o.latencyFlags, o.vxlanFlags)
+	f.group("Where it goes", o.outputFlags)
+	f.group("Elasticsearch and OpenSearch", o.serverFlags, o.shipFlags)
+	f.group("Prometheus", o.prometheusFlags)
+	f.group("Recording", o.recordFlags)
+	f.group("Report", o.reportFlags)
+	f.general(o.verboseFlags)
+	return f
+}
+
+func (o *options) checkFlags() *flagSet {
+	f := newFlagSet("check")
+	f.group("What to check", o.sourceFlags, o.latencyFlags, o.levelFlags)
+	f.group("Names of containers", o.socketFlags)
+	f.general(o.verboseFlags)
+	return f
+}
+
+func (o *options) setupFlags() *flagSet {
+	f := newFlagSet("elasticsearch setup")
+	f.group("The server", o.serverFlags)
+	f.group("What to install", o.installFlags)
+	f.general(o.verboseFlags)
+	return f
+}
+
+func (o *options) showFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.by, "by", o.by, "one row for each `KEY`: "+strings.Join(output.KeyNames(), ", ")+"; several keys with commas")
+	fs.StringArrayVar(&o.filters, "filter", nil, "only what matches `KEY=GLOB`, such as project=shop or image=*/nginx. "+
+		"May be repeated: one filter of each key must match")
+	fs.StringVar(&o.sort, "sort", o.sort, "sort by `COLUMN`: "+strings.Join(output.SortColumns(), ", ")+"; the opposite order with - in front")
+	fs.Var(number{&o.top, "all", 0}, "top", "show the first `N` rows and the sum of the others; all shows what fits on the terminal")
+	o.levelFlags(fs)
+	fs.Var(number{&o.depth, "all", 0}, "cgroup-depth", "with --by cgroup: keep only the first `N` parts of each path, so that 2 makes one row of /a/b/c and /a/b/d")
+}
+
+func (o *options) levelFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.level, "level", o.level, "count at this `LEVEL`: wire (what storage is asked for), app (what programs read and write) or both")
+}
+
+func (o *options) timeFlags(fs *pflag.FlagSet) {
+	fs.Var(duration{&o.interval, ""}, "interval", "show numbers every `TIME`: 5 (seconds), 500ms, 10m")
+	o.endFlags(fs)
+}
+
+func (o *options) endFlags(fs *pflag.FlagSet) {
+	fs.Var(number{&o.count, "never", 0}, "count", "stop after `N` intervals")
+	fs.Var(duration{&o.duration, "never"}, "duration", "stop after `TIME`: 30 (seconds), 10m, 1h30m")
+}
+
+func (o *options) sourceFlags(fs *pflag.FlagSet) {
+	fs.StringSliceVar(&o.sources, "source", nil, "only the sources in `LIST`: "+strings.Join(tracer.SourceNames(), ", ")+" (default: all that are there)")
+}
+
+func (o *options) latencyFlags(fs *pflag.FlagSet) {
+	fs.BoolVar(&o.latency, "latency", o.latency, "also the latency of requests; --latency=false leaves it out, which makes tracing cheaper")
+}
+
+func (o *options) vxlanFlags(fs *pflag.FlagSet) {
+	fs.BoolVar(&o.vxlan, "vxlan", o.vxlan, "also events of overlay network devices, on hosts of a Docker Swarm; --vxlan=false leaves them out")
+}
+
+func (o *options) selfFlags(fs *pflag.FlagSet) {
+	fs.BoolVar(&o.excludeSelf, "exclude-self", false, "leave the reads and writes of iotrace-bpf itself out of the rows; status documents still count them")
+}
+
+func (o *options) outputFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.output, "output", "", "`FORMAT` of standard output: table or ndjson (default: the live screen on a terminal, else table)")
+	fs.BoolVar(&o.noScreen, "no-tui", false, "print plain tables even on a terminal")
+	fs.BoolVar(&o.events, "events", false, "with --output ndjson: a document for each request instead of totals")
+	o.namespaceFlag(fs)
+	fs.StringArrayVar(&o.exportLabels, "export-label", nil, "copy the container label `KEY` into documents; may be repeated")
+}
+
+func (o *options) namespaceFlag(fs *pflag.FlagSet) {
+	defineNamespace(fs, &o.namespace)
+}
+
+// defineNamespace is shared with the vxlan commands.
+func defineNamespace(fs *pflag.FlagSet, value *string) {
+	fs.StringVar(value, "data-stream-namespace", "default", "documents go to data streams such as metrics-iotrace.io-`NAME`")
+}
+
+func (o *options) serverFlags(fs *pflag.FlagSet) {
+	fs.StringSliceVar(&o.elasticsearch, "elasticsearch", nil, "send documents to the server at `URL`; several URLs are nodes of one cluster")
+	fs.StringVar(&o.esAPIKeyFile, "elasticsearch-api-key-file", "", "read the API key from `FILE`, or put the key itself into "+elastic.EnvElasticsearchAPIKey)
+	fs.StringVar(&o.esUser, "elasticsearch-username", "", "log in as `NAME`, with a password instead of an API key")
+	fs.StringVar(&o.esPasswordFile, "elasticsearch-password-file", "", "read the password from `FILE`, or put it into "+elastic.EnvElasticsearchPassword)
+	fs.StringVar(&o.esCA, "elasticsearch-ca", "", "trust the certificates in this PEM `FILE` instead of the system's")
+	fs.StringVar(&o.esFingerprint, "elasticsearch-fingerprint", "", "trust the server or CA whose certificate has this SHA-256 `HASH`")
+}
+
+func (o *options) shipFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.spool, "elasticsearch-spool", "", "keep documents in `DIR` while the server cannot be reached")
+}
+
+func (o *options) installFlags(fs *pflag.FlagSet) {
+	o.setup.RetentionDays = 14
+	fs.Var(number{&o.setup.RetentionDays, "forever", -1}, "retention-days", "delete documents after `N` days, or keep them forever")
+	fs.StringVar(&o.setup.KibanaURL, "kibana", "", "also install the dashboard into the Kibana or OpenSearch Dashboards at `URL`")
+	fs.BoolVar(&o.printDashboard, "print-dashboard", false, "print the dashboard for an import by hand, and install nothing")
+}
+
+func (o *options) prometheusFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.prometheus, "prometheus", "", "serve /metrics at `ADDRESS`: HOST:PORT, or only PORT for readers on this machine")
+}
+
+func (o *options) recordFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.record, "record", "", "write everything to `FILE`, for iotrace-bpf replay")
+	fs.Var(size{&o.recordSize, "never"}, "record-size", "begin a new file of the recording after `SIZE`, or never")
+}
+
+func (o *options) reportFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.report, "report", "", "write an HTML page to `FILE` at the end")
+}
+
+func (o *options) socketFlags(fs *pflag.FlagSet) {
+	fs.StringArrayVar(&o.dockerHosts, "docker-host", nil, "also ask the Docker or Podman `SOCKET` for names; may be repeated")
+	fs.StringArrayVar(&o.criSockets, "cri", nil, "also ask the CRI `SOCKET` of a kubelet; may be repeated")
+	fs.StringArrayVar(&o.containerdSockets, "containerd", nil, "also ask the containerd `SOCKET`; may be repeated")
+	fs.BoolVar(&o.onlyListedSockets, "only-listed-sockets", false, "ask only the sockets of these three flags and DOCKER_HOST, and not those in the usual places")
+}
+
+func (o *options) projectFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.projectLabel, "project-label", "", "the container label `KEY` names the project, before any other rule")
+}
+
+func (o *options) limitFlags(fs *pflag.FlagSet) {
+	fs.Uint32Var(&o.maxGroups, "max-groups", o.maxGroups, "count at most `N` combinations of cgroup, device and operation apart in one interval; the rest goes to the row (other)")
+	fs.Var(size{&o.eventBuffer, ""}, "event-buffer", "with --events: hold `SIZE` of records between kernel and program, a power of two")
+}
+
+func (o *options) verboseFlags(fs *pflag.FlagSet) {
+	fs.BoolVarP(&o.verbose, "verbose", "v", false, "print what is tried and chosen")
+}
+
+func (o *options) versionFlags(fs *pflag.FlagSet) {
+	fs.BoolVarP(&o.version, "version", "V", false, "show the version and end")
+}
+
+func (o *options) testFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.readyFile, "ready-file", "", "create `FILE` once everything is attached and the runtimes were asked")
+	fs.StringVar(&o.cpuProfile, "cpu-profile", "", "write a CPU profile of this process to `FILE`")
+	hide(fs, "ready-file", "cpu-profile")
+}
+
+// parse reads the command line of tracing. Errors are usage errors or
+// pflag.ErrHelp.
 func (o *options) parse(args []string) error {
-	fs := o.flags()
-	if err := o.parseSet(fs, args); err != nil {
+	*o = *newOptions()
+	if err := o.parseSet(o.traceFlags(), args); err != nil || o.version {
 		return err
 	}
-	return o.positional(fs.Args())
+	return o.positional(o.flags.Args())
 }
 
 // parseSet reads flags and leaves the other arguments to the caller.
-func (o *options) parseSet(fs *pflag.FlagSet, args []string) error {
-	if err := fs.Parse(args); err != nil {
-		if err == pflag.ErrHelp {
-			return err
-		}
-		return &usageError{err}
+func (o *options) parseSet(f *flagSet, args []string) error {
+	o.flags = f
+	if err := f.parse(args); err != nil {
+		return err
 	}
-	return o.check(fs)
+	return o.check()
 }
 
 // positional reads [INTERVAL [COUNT]], as iostat has it: seconds, or with a unit.
@@ -158,88 +285,132 @@ func (o *options) positional(args []string) error {
 		return usagef("unexpected argument %q", args[2])
 	}
 	if len(args) > 0 {
-		d, err := parseInterval(args[0])
-		if err != nil {
-			return err
-		}
-		if d < minInterval {
-			return usagef("interval %v is too short: at least %v", d, minInterval)
+		d, err := parseDuration(args[0])
+		switch {
+		case err != nil:
+			return notAnInterval(args[0])
+		case o.flags.given["interval"]:
+			return usagef("two intervals: %q and --interval %v", args[0], o.interval)
+		case d < minInterval:
+			return tooShort(d)
 		}
 		o.interval = d
 	}
 	if len(args) > 1 {
 		n, err := strconv.Atoi(args[1])
-		if err != nil || n < 1 {
+		switch {
+		case err != nil || n < 1:
 			return usagef("count %q is not a number above 0", args[1])
+		case o.flags.given["count"]:
+			return usagef("two counts: %q and --count %d", args[1], o.count)
 		}
 		o.count = n
 	}
 	return nil
 }
 
-func parseInterval(s string) (time.Duration, error) {
-	if d, err := time.ParseDuration(s); err == nil {
-		return d, nil
-	}
-	seconds, err := strconv.ParseFloat(s, 64)
-	if err != nil || !(seconds > 0 && seconds < 1e6) {
-		return 0, usagef("%q is neither a command nor an interval in seconds", s)
-	}
-	return time.Duration(seconds * float64(time.Second)), nil
+func tooShort(d time.Duration) error {
+	return usagef("interval %v is too short: at least %v", d, minInterval)
 }
 
-func (o *options) check(fs *pflag.FlagSet) error {
+// notAnInterval says what an argument may have been meant as.
+func notAnInterval(word string) error {
+	names := commandNames()
+	switch {
+	case slices.Contains(names, word):
+		return &usageError{fmt.Errorf("%q must be the first word", word), "write iotrace-bpf " + word + " and then its flags"}
+	case word == "true" || word == "false":
+		return &usageError{fmt.Errorf("unexpected argument %q", word), "a flag takes it with an equals sign: --latency=" + word}
+	}
+	return &usageError{fmt.Errorf("%q is neither a command nor an interval in seconds", word), didYouMean("", word, names)}
+}
+
+// check holds what was parsed against what can be.
+func (o *options) check() error {
 	var err error
 	if o.group.By, err = output.ParseKeys(o.by); err != nil {
-		return usagef("--by: %w", err)
+		return usagef("%s: %w", o.flags.origin("by"), err)
 	}
 	for _, s := range o.filters {
 		f, err := output.ParseFilter(s)
 		if err != nil {
-			return usagef("--filter: %w", err)
+			return usagef("%s: %w", o.flags.origin("filter"), err)
 		}
 		o.group.Filters = append(o.group.Filters, f)
 	}
 	if o.group.Sort, err = output.ParseSort(o.sort); err != nil {
-		return usagef("--sort: %w", err)
+		return usagef("%s: %w", o.flags.origin("sort"), err)
 	}
 	if o.group.Level, err = output.ParseLevel(o.level); err != nil {
-		return usagef("--level: %w", err)
+		return usagef("%s: %w", o.flags.origin("level"), err)
 	}
 	o.group.Top, o.group.CgroupDepth = o.top, o.depth
+	const maxGroups, minBuffer, maxBuffer, minRecord = 1 << 22, 4 << 10, 1 << 30, 1 << 20
 	switch {
-	case o.interval < minInterval:
-		return usagef("interval %v is too short: at least %v", o.interval, minInterval)
-	case o.count < 0:
-		return usagef("--count %d: must not be negative", o.count)
-	case o.duration < 0:
-		return usagef("--duration %v: must not be negative", o.duration)
-	case o.top < 0:
-		return usagef("--top %d: must not be negative", o.top)
-	case o.depth < 0:
-		return usagef("--cgroup-depth %d: must not be negative", o.depth)
-	case o.maxGroups < 1 || o.maxGroups > 1<<22:
-		return usagef("--max-groups %d: must be from 1 to %d", o.maxGroups, 1<<22)
-	case o.recordSize < -1 || o.recordSize > 1<<30:
-		return usagef("--record-size %d: must be -1 or from 0 to %d", o.recordSize, 1<<30)
-	case o.ringSize < 4096 || o.ringSize&(o.ringSize-1) != 0 || o.ringSize > 1<<30:
-		return usagef("--event-buffer %d: must be a power of two from 4096 to %d", o.ringSize, 1<<30)
+	case o.interval < minInterval && !(o.interval == 0 && o.flags.command == "replay"):
+		return tooShort(o.interval)
+	case o.maxGroups < 1 || o.maxGroups > maxGroups:
+		return usagef("%s %d: must be from 1 to %d", o.flags.origin("max-groups"), o.maxGroups, maxGroups)
+	case o.recordSize >= 0 && o.recordSize < minRecord:
+		return usagef("%s %v: must be at least 1MiB", o.flags.origin("record-size"), size{value: &o.recordSize})
+	case o.eventBuffer < minBuffer || o.eventBuffer&(o.eventBuffer-1) != 0 || o.eventBuffer > maxBuffer:
+		return usagef("%s %v: must be a power of two from 4KiB to 1GiB", o.flags.origin("event-buffer"), size{value: &o.eventBuffer})
 	}
 	for _, s := range o.sources {
 		if !slices.Contains(tracer.SourceNames(), s) {
-			return usagef("--source: unknown source %q: use %s", s, strings.Join(tracer.SourceNames(), ", "))
+			return usagef("%s: %w", o.flags.origin("source"), &output.UnknownError{What: "source", Word: s, Known: tracer.SourceNames()})
 		}
 	}
-	switch o.output {
-	case "", "table", "ndjson":
-	default:
-		return usagef("--output: unknown output %q: use table or ndjson", o.output)
+	if o.flags.Changed("source") && len(o.sources) == 0 {
+		return usagef("%s: name at least one of %s", o.flags.origin("source"), strings.Join(tracer.SourceNames(), ", "))
 	}
+	if err := checkOutput(o.flags, o.output); err != nil {
+		return err
+	}
+	return o.checkTogether()
+}
+
+// outputNames are the values of --output.
+var outputNames = []string{"table", "ndjson"}
+
+func checkOutput(f *flagSet, value string) error {
+	if value != "" && !slices.Contains(outputNames, value) {
+		return usagef("%s: %w", f.origin("output"), &output.UnknownError{What: "output", Word: value, Known: outputNames})
+	}
+	return nil
+}
+
+// checkTogether looks for flags that contradict each other or do nothing.
+func (o *options) checkTogether() error {
+	f := o.flags
 	if o.events && o.output != "ndjson" {
-		return usagef("--events needs --output ndjson")
+		return usagef("%s needs --output ndjson", f.origin("events"))
 	}
-	if fs.Changed("source") && len(o.sources) == 0 {
-		return usagef("--source: name at least one of %s", strings.Join(tracer.SourceNames(), ", "))
+	var ofServer []string
+	f.VisitAll(func(flag *pflag.Flag) {
+		if strings.HasPrefix(flag.Name, "elasticsearch-") {
+			ofServer = append(ofServer, flag.Name)
+		}
+	})
+	documents := o.output == "ndjson" || len(o.elasticsearch) > 0
+	for _, err := range []error{
+		f.needs(len(o.elasticsearch) > 0, "--elasticsearch", ofServer...),
+		f.needs(documents, "--output ndjson or --elasticsearch", "data-stream-namespace", "export-label"),
+		f.needs(o.record != "", "--record", "record-size"),
+		f.needs(o.events, "--events", "event-buffer"),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	if f.Changed("cgroup-depth") && o.output != "" && o.report == "" && !o.wants(output.KeyCgroup) {
+		f.warnings = append(f.warnings, f.origin("cgroup-depth")+" does nothing without --by cgroup")
+	}
+	if !o.latency && o.group.Sort.Column == "latency" {
+		f.warnings = append(f.warnings, "--sort latency does nothing: latencies are left out")
+	}
+	if o.onlyListedSockets && len(o.dockerHosts)+len(o.criSockets)+len(o.containerdSockets) == 0 {
+		f.warnings = append(f.warnings, f.origin("only-listed-sockets")+" without a socket: no container engine is asked for names")
 	}
 	return nil
 }

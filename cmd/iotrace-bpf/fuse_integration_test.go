@@ -65,7 +65,7 @@ func serveFUSE(t testing.TB, o guest.FUSEOptions) *mounted {
 func testFUSEProjects(t *testing.T, engine *enginetest.Engine, o guest.FUSEOptions) {
 	m := serveFUSE(t, o)
 	before := m.count()
-	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "project,service,device", "--source", "fuse", "--interval", "200ms")
+	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "project,service,device", "--source", "fuse", "--interval", "200ms")
 	start := func(p, script string) *exec.Cmd {
 		args := append([]string{"run", "--rm"}, project(p, "app")...)
 		cmd := engine.Command(append(args, "-v", m.dir+":/data", enginetest.Image, "sh", "-c", script)...)
@@ -125,7 +125,7 @@ func testBindfs(t *testing.T, engine *enginetest.Engine) {
 	t.Cleanup(func() {
 		enginetest.Poll(t, 30*time.Second, "bindfs is unmounted", func() bool { return exec.Command("umount", dir).Run() == nil })
 	})
-	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "container,mount", "--source", "fuse", "--interval", "200ms")
+	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "container,mount", "--source", "fuse", "--interval", "200ms")
 	engine.Docker(t, "run", "--name", "binder", "-v", dir+":/data", enginetest.Image,
 		"sh", "-c", "dd if=/dev/zero of=/data/f bs=1M count=11 && cat /data/f >/dev/null")
 	if fi, err := os.Stat(filepath.Join(from, "f")); err != nil || fi.Size() != 11*mib {

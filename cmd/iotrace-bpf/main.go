@@ -1,9 +1,10 @@
 // Iotrace-bpf shows which container, service or project generates the I/O load
-// of a host: on block devices, NFS and FUSE, with writeback booked on whoever
-// dirtied the pages. See usage.go, or iotrace-bpf help.
+// of a host: on block devices, NFS and FUSE. Writeback counts for the cgroup that
+// made the pages dirty. See commands.go, or iotrace-bpf help.
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,12 +13,13 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 	"github.com/spf13/pflag"
 )
 
-// Exit codes, as the usage text has them.
+// Exit codes, as the help has them.
 const (
 	exitOK          = 0
 	exitFailed      = 1
@@ -35,41 +37,34 @@ func main() {
 	os.Exit(code)
 }
 
-// commands are the words that may stand first on the command line; without one
-// of them it traces.
-func commands() map[string]command {
-	return map[string]command{
-		"check":         runCheck,
-		"version":       runVersion,
-		"help":          runHelp,
-		"completion":    runCompletion,
-		"replay":        runReplay,
-		"vxlan":         runVXLAN,
-		"elasticsearch": runElasticsearch,
-	}
-}
-
-// command runs one of the commands.
-type command func(ctx context.Context, args []string, stdout, stderr io.Writer) error
-
 // run is the whole program; it returns the exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	var f command = runTrace
-	if len(args) > 0 {
-		if c, ok := commands()[args[0]]; ok {
-			f, args = c, args[1:]
-		}
+	c, args, err := findCommand(args)
+	if err == nil {
+		err = c.run(ctx, args, stdout, stderr)
 	}
-	return exitCode(f(ctx, args, stdout, stderr), stdout, stderr)
+	if errors.Is(err, pflag.ErrHelp) {
+		_, err = io.WriteString(stdout, c.page())
+	}
+	var usage *usageError
+	if c != nil && c.name != "" && errors.As(err, &usage) && usage.hint == "" && meantWord(err) == "" {
+		usage.hint = "iotrace-bpf help " + c.name + " shows its flags"
+	}
+	return exitCode(err, stderr)
 }
 
 // usageError is a mistake on the command line.
-type usageError struct{ err error }
+type usageError struct {
+	err  error
+	hint string // "" points to the help
+}
 
 func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
 
-func usagef(format string, args ...any) error { return &usageError{fmt.Errorf(format, args...)} }
+func usagef(format string, args ...any) error {
+	return &usageError{err: fmt.Errorf(format, args...)}
+}
 
 // exitError carries a code of its own.
 type exitError struct {
@@ -81,18 +76,14 @@ func (e *exitError) Error() string { return fmt.Sprint(e.err) }
 func (e *exitError) Unwrap() error { return e.err }
 
 // exitCode tells the user how it ended: one line, and a hint where there is one.
-func exitCode(err error, stdout, stderr io.Writer) int {
+func exitCode(err error, stderr io.Writer) int {
 	if err == nil {
-		return exitOK
-	}
-	if errors.Is(err, pflag.ErrHelp) {
-		fmt.Fprint(stdout, usage())
 		return exitOK
 	}
 	say := func(hint string) {
 		fmt.Fprintf(stderr, "iotrace-bpf: %s\n", text.Safe(err.Error()))
 		if hint != "" {
-			fmt.Fprintf(stderr, "hint: %s\n", hint)
+			fmt.Fprintf(stderr, "hint: %s\n", text.Safe(hint))
 		}
 	}
 	var usage *usageError
@@ -105,7 +96,7 @@ func exitCode(err error, stdout, stderr io.Writer) int {
 		}
 		return exit.code
 	case errors.As(err, &usage):
-		say("iotrace-bpf help shows the flags")
+		say(cmp.Or(usage.hint, meantWord(err), "iotrace-bpf help shows commands and flags"))
 		return exitUsage
 	case errors.As(err, &unsupported):
 		say(unsupported.Hint)
@@ -119,4 +110,13 @@ func exitCode(err error, stdout, stderr io.Writer) int {
 	}
 	say("")
 	return exitFailed
+}
+
+// meantWord suggests a word for one that is not of a fixed set.
+func meantWord(err error) string {
+	var unknown *output.UnknownError
+	if !errors.As(err, &unknown) {
+		return ""
+	}
+	return didYouMean("", unknown.Word, unknown.Known)
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -158,7 +159,11 @@ func testOneGroup(t *testing.T) {
 			d := newDisk(t, 256)
 			o := newOwners(t, d, 1000, 20)
 			before := d.stat(t)
-			r := trace(t, append([]string{"--source", "block", "--by", "cgroup,device", "--interval", "100ms"}, flags...)...)
+			args := append([]string{"--source", "block", "--interval", "100ms"}, flags...)
+			if !slices.Contains(flags, "--by") {
+				args = append(args, "--by", "cgroup,device")
+			}
+			r := trace(t, args...)
 			fio := fioCommand(d, 400_000)
 			if err := fio.Start(); err != nil {
 				t.Fatal(err)

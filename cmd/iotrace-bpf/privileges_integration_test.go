@@ -240,16 +240,19 @@ func TestUnit(t *testing.T) {
 	if out := mustRun(t, "systemd-analyze", "verify", "--man=no", copied); out != "" {
 		t.Errorf("systemd-analyze verify:\n%s", out)
 	}
-	// The flags are ones that exist, and the run they make works.
-	m := regexp.MustCompile(`IOTRACE_FLAGS=([^"]*)"`).FindStringSubmatch(text)
-	if m == nil {
-		t.Fatal("the unit has no IOTRACE_FLAGS")
-	}
+	// The variables are of flags that exist, and the run they make works.
 	dir := openDir(t)
-	flags := strings.Fields(strings.ReplaceAll(m[1], "${STATE_DIRECTORY}", dir))
-	cmd := exec.Command(shipped(t), append(append([]string{"--no-tui"}, flags...), "--count", "1", "--interval", "100ms")...)
+	var env []string
+	for _, m := range regexp.MustCompile(`(?m)^Environment=(.*)$`).FindAllStringSubmatch(text, -1) {
+		env = append(env, strings.Fields(strings.ReplaceAll(m[1], "%S/iotrace-bpf", dir))...)
+	}
+	if len(env) == 0 {
+		t.Fatal("the unit sets no variables")
+	}
+	cmd := exec.Command(shipped(t), "--count", "1", "--interval", "100ms")
+	cmd.Env = append(os.Environ(), env...)
 	got := finish(t, asNobody(cmd, unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_DAC_READ_SEARCH))
-	if got.code != exitOK {
+	if got.code != exitOK || strings.Contains(got.stderr, "warning: ") {
 		t.Errorf("exit code %d: %s", got.code, got.stderr)
 	}
 	if found, _ := filepath.Glob(filepath.Join(dir, "recording*")); len(found) == 0 {

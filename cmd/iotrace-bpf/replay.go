@@ -3,36 +3,30 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 	"slices"
 	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
-	"github.com/iotrace-bpf/iotrace-bpf/output/elastic"
 	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
 	"github.com/iotrace-bpf/iotrace-bpf/output/terminal"
 )
 
-// onlyLive are flags that say how to trace or whom to ask for names, which a
-// recording leaves nothing to choose of.
-var onlyLive = []string{"exclude-self", "docker-host", "cri", "project-label", "max-groups", "event-buffer"}
-
 // runReplay shows a recording, through the same flags as live.
 func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
-	var opt options
-	fs := opt.flags()
+	opt := newOptions()
+	fs := opt.replayFlags()
 	if err := opt.parseSet(fs, args); err != nil {
 		return err
 	}
 	if fs.NArg() == 0 {
-		return usagef("replay takes a recording: iotrace-bpf replay FILE")
+		return usagef("replay needs a recording: iotrace-bpf replay FILE")
 	}
 	if err := opt.positional(fs.Args()[1:]); err != nil {
 		return err
 	}
-	merge := fs.Changed("interval") || fs.NArg() > 1
+	merge := opt.interval > 0
 	rec, err := recording.Open(fs.Arg(0))
 	if err != nil {
 		return err
@@ -40,11 +34,7 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 	defer rec.Close()
 	rec.Adjust(opt.narrow)
 	log := opt.logger(stderr)
-	for _, name := range onlyLive {
-		if fs.Changed(name) {
-			log.Warn("of no effect on a recording", "flag", "--"+name)
-		}
-	}
+	fs.sayWarnings(stderr)
 	if f, ok := stdout.(*os.File); ok && opt.report == "" && opt.wantsScreen(f) {
 		if merge {
 			return usagef("the screen shows a recording interval by interval: for longer ones add --no-tui")
@@ -60,15 +50,15 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	r := replayer{opt: &opt, out: out}
+	r := replayer{opt: opt, out: out}
 	if merge {
 		r.merger = output.NewMerger(opt.interval)
 	}
 	return r.replay(ctx, rec)
 }
 
-// narrow leaves out of an interval what a live run with these flags would not have
-// looked at.
+// narrow removes from an interval what a live run with these flags would not have
+// traced.
 func (o *options) narrow(iv *output.Interval) {
 	other := func(s output.Source) bool { return len(o.sources) > 0 && !slices.Contains(o.sources, string(s)) }
 	iv.Samples = slices.DeleteFunc(iv.Samples, func(s output.Sample) bool { return other(s.Source) })
@@ -97,12 +87,12 @@ type replayer struct {
 	opt    *options
 	out    *sinks
 	merger *output.Merger // nil: intervals as they were recorded
-	n      int            // reports made
+	n      int            // intervals shown
 	start  time.Time      // of the first interval
 }
 
-// replay writes every interval. What is damaged is told of; what was read up to
-// there has been shown by then, and what comes after it still is.
+// replay writes every interval. Damage in the file is an error at the end; what
+// can be read before and after it is shown.
 func (r *replayer) replay(ctx context.Context, rec *recording.Reader) error {
 	var damaged error
 	for ctx.Err() == nil && !r.enough() {
@@ -143,7 +133,7 @@ func (r *replayer) replay(ctx context.Context, rec *recording.Reader) error {
 
 func (r *replayer) enough() bool { return r.opt.count > 0 && r.n >= r.opt.count }
 
-// write reports an interval; nil is none.
+// write shows an interval. It does nothing where the merger has none yet.
 func (r *replayer) write(iv *output.Interval) error {
 	if iv == nil {
 		return nil
@@ -152,7 +142,7 @@ func (r *replayer) write(iv *output.Interval) error {
 	return r.out.write(output.Group(iv, r.opt.group), iv)
 }
 
-// flush reports what a merger still has.
+// flush shows what a merger still has.
 func (r *replayer) flush() error {
 	if r.merger == nil || r.enough() {
 		return nil
@@ -160,40 +150,8 @@ func (r *replayer) flush() error {
 	return r.write(r.merger.Flush())
 }
 
-// discard is a sink that wants nothing.
+// discard is a sink that ignores everything.
 type discard struct{}
 
 func (discard) Write(*output.Summary, *output.Interval) error { return nil }
 func (discard) Close() error                                  { return nil }
-
-// runElasticsearch is "iotrace-bpf elasticsearch setup".
-func runElasticsearch(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	var opt options
-	var setup elastic.SetupOptions
-	fs := opt.flags()
-	fs.IntVar(&setup.RetentionDays, "retention-days", 0, "keep documents for so many days (0 is 14, negative for ever)")
-	fs.StringVar(&setup.KibanaURL, "kibana", "", "install the dashboard into this Kibana or OpenSearch Dashboards")
-	printDashboard := fs.Bool("print-dashboard", false, "write the dashboard's saved objects to standard output, and nothing else")
-	if err := opt.parseSet(fs, args); err != nil {
-		return err
-	}
-	if fs.NArg() != 1 || fs.Arg(0) != "setup" {
-		return usagef("usage: iotrace-bpf elasticsearch setup --elasticsearch URL")
-	}
-	if *printDashboard {
-		_, err := stdout.Write(elastic.KibanaDashboard())
-		return err
-	}
-	if len(opt.elasticsearch) == 0 {
-		return usagef("elasticsearch setup: name the server with --elasticsearch URL")
-	}
-	eo, err := opt.elasticsearchOptions(opt.logger(stderr))
-	if err != nil {
-		return err
-	}
-	eo.Setup = setup
-	if err := elastic.Setup(ctx, eo, stdout); err != nil {
-		return fmt.Errorf("setting up Elasticsearch: %w", err)
-	}
-	return nil
-}

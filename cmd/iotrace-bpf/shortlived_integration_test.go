@@ -32,7 +32,7 @@ func TestShortLives(t *testing.T) {
 	}
 	defer engine.Close()
 	lives := watchLives(t, engine)
-	tr := trace(t, "--source", "block", "--by", "container,device", "--interval", "1s", "--docker-host", "unix://"+e.Socket)
+	tr := trace(t, "--source", "block", "--by", "container,device", "--interval", "1s", "--docker-host", "unix://"+e.Socket, "--only-listed-sockets")
 
 	const n, projects = 500, 41
 	pages := func(i int) uint64 { return uint64(3 + i%11) }
@@ -116,7 +116,7 @@ func TestBareIDs(t *testing.T) {
 	e := enginetest.Start(t)
 	d := newDisk(t, 64)
 	d.format(t, "mkfs.ext4", "-q")
-	tr := trace(t, "--source", "block", "--by", "container,device", "--interval", "500ms", "--docker-host", "unix:///nonexistent/docker.sock")
+	tr := trace(t, "--source", "block", "--by", "container,device", "--interval", "500ms", "--docker-host", "unix:///nonexistent/docker.sock", "--only-listed-sockets")
 	id := e.Run(t, "--volume", d.mount+":/data", enginetest.Image, "sh", "-c",
 		"while :; do dd if=/dev/zero of=/data/f bs=4096 count=1 oflag=direct 2>/dev/null; sleep 0.1; done")
 	enginetest.Poll(t, 30*time.Second, "a row with the id, and a status that counts it", func() bool {

@@ -129,7 +129,7 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 	}
 	if o.record != "" {
 		r, err := recording.Create(o.record, recording.Options{
-			MaxBytes: o.recordSize << 20, Tool: versionText(), Host: host,
+			MaxBytes: o.recordSize, Tool: versionText(), Host: host,
 		})
 		if err != nil {
 			return nil, err

@@ -19,11 +19,14 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
 
-// runTrace is the main job: trace, name, report.
+// runTrace is the main job: it traces, names and shows.
 func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var opt options
 	if err := opt.parse(args); err != nil {
 		return err
+	}
+	if opt.version {
+		return writeVersion(stdout)
 	}
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50) // a quarter less memory at the peak, for CPU time too small to see
@@ -45,6 +48,7 @@ func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if opt.screen {
 		stderr = messages // the screen has the terminal
 	}
+	opt.flags.sayWarnings(stderr)
 	s, err := openSession(ctx, &opt, stderr)
 	if err != nil {
 		return err
@@ -56,7 +60,7 @@ func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	return s.runWith(ctx, opt.printer(stdout))
 }
 
-// runWith reports to main and to the other outputs until the end.
+// runWith writes to main and to the other outputs until the end.
 func (s *session) runWith(ctx context.Context, main sink) error {
 	out, err := s.opt.openSinks(ctx, main, s.host, "live", s.log)
 	if err != nil {
@@ -68,7 +72,7 @@ func (s *session) runWith(ctx context.Context, main sink) error {
 	}
 	s.tracer.AskLoops() // now that no thread has to be waited for any more
 	if name := s.opt.readyFile; name != "" {
-		// Who waits for the file may start containers that live too short to wait for.
+		// A test that waits for the file may start containers that live too short to wait for.
 		asked, cancel := context.WithTimeout(ctx, readyNames)
 		_ = s.resolver.WaitAnswered(asked)
 		cancel()
@@ -103,7 +107,8 @@ func (o *options) logger(stderr io.Writer) *slog.Logger {
 // names says where to ask for names, and where to log what cannot be asked.
 func (o *options) names(log *slog.Logger) attribute.Options {
 	return attribute.Options{
-		DockerSockets: []string{o.dockerHost}, CRISockets: []string{o.cri}, ProjectLabel: o.projectLabel, CallTime: o.callTime, Log: log,
+		DockerSockets: o.dockerHosts, CRISockets: o.criSockets, ContainerdSockets: o.containerdSockets,
+		OnlyListedSockets: o.onlyListedSockets, ProjectLabel: o.projectLabel, CallTime: o.callTime, Log: log,
 	}
 }
 
@@ -119,12 +124,12 @@ type session struct {
 	cost     selfCost
 	asked    map[uint64]bool // containers whose name was waited for once
 	records  *recordBuffer   // nil without --events
-	reported bool            // whether a report went out yet
+	shown    bool            // whether an interval was shown yet
 	vxlan    vxlanEvents
 }
 
-// openSession attaches everything. The tracepoints are attached before the tree
-// of cgroups is walked, so that none is missed in between.
+// openSession attaches everything. It walks the tree of cgroups after the
+// tracepoints are attached, so that no cgroup is missed in between.
 func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *session, err error) {
 	if opt.excludeSelf && !firstPIDs() {
 		return nil, &exitError{exitUnsupported, errors.New("--exclude-self: in a pid namespace of its own, this program cannot tell which I/O is its own")}
@@ -150,7 +155,7 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 		CgroupCreated: s.resolver.CgroupCreated,
 		CgroupRemoved: s.resolver.CgroupRemoved,
 		MaxGroups:     opt.maxGroups,
-		RecordRing:    opt.ringSize,
+		RecordRing:    uint32(opt.eventBuffer),
 		HoldLoops:     true, // until privileges are dropped
 		Log:           s.log,
 	}
@@ -190,8 +195,8 @@ func (s *session) Close() {
 	}
 }
 
-// run reports every interval until the end: by count, by duration or by the
-// user. What happened since the last full interval is reported as well.
+// run shows every interval until the end: by count, by duration or by the user.
+// What happened since the last full interval is shown as well.
 func (s *session) run(ctx context.Context, out *sinks) error {
 	tick := time.NewTicker(s.opt.interval)
 	defer tick.Stop()
@@ -200,7 +205,7 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 		end = time.After(s.opt.duration)
 	}
 	watch := time.After(vxlanStart)
-	var many <-chan struct{} // records for a report of their own
+	var many <-chan struct{} // records enough for an interval of their own
 	if s.records != nil {
 		many = s.records.many
 	}
@@ -220,18 +225,18 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 		case <-ctx.Done():
 			return s.last(out)
 		}
-		if err := s.report(out); err != nil {
+		if err := s.show(out); err != nil {
 			return err
 		}
 		s.vxlan.start()
 	}
 }
 
-// last reports what is left, with all hooks taken away.
+// last detaches all hooks and shows what is left.
 func (s *session) last(out *sinks) error {
 	s.tracer.Detach()
 	if s.records == nil {
-		return s.report(out)
+		return s.show(out)
 	}
 	flushed := make(chan error, 1)
 	go func() { flushed <- s.tracer.FlushRecords() }()
@@ -242,20 +247,21 @@ func (s *session) last(out *sinks) error {
 				return err
 			}
 			for more := true; more; more = s.records.left() {
-				if err := s.report(out); err != nil {
+				if err := s.show(out); err != nil {
 					return err
 				}
 			}
 			return nil
 		case <-s.records.many:
-			if err := s.report(out); err != nil {
+			if err := s.show(out); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-func (s *session) report(out *sinks) error {
+// show reads the tracer once and writes what it counted to all outputs.
+func (s *session) show(out *sinks) error {
 	iv, err := s.interval()
 	if err != nil {
 		return err
@@ -303,23 +309,23 @@ func (s *session) interval() (*output.Interval, error) {
 	return iv, nil
 }
 
-// firstNames is how long the first report waits for the runtimes to answer,
-// laterNames how long a report waits for the name of a container that has I/O
-// and was never asked for, readyNames how long --ready-file waits for the runtimes.
+// firstNames is how long the first interval waits for the runtimes to answer,
+// laterNames how long an interval waits for the name of a container that has I/O
+// for the first time, readyNames how long --ready-file waits for the runtimes.
 const (
 	readyNames = 10 * time.Second
 	firstNames = 500 * time.Millisecond
 	laterNames = 200 * time.Millisecond
 )
 
-// awaitNames gives the runtimes a moment, once for each container: a container
-// is seen by the kernel before its runtime tells of it. Numbers never wait for
-// names longer than that.
+// awaitNames gives the runtimes a moment, once for each container: the kernel
+// sees a container before its runtime announces it. Numbers never wait for names
+// longer than that.
 func (s *session) awaitNames(rows []tracer.Row) {
 	ctx, cancel := context.WithTimeout(context.Background(), firstNames)
 	defer cancel()
-	if !s.reported {
-		s.reported = true
+	if !s.shown {
+		s.shown = true
 		_ = s.resolver.WaitAnswered(ctx) // at the worst, names are missing
 	}
 	if !slices.ContainsFunc(s.resolver.Endpoints(), func(e attribute.Endpoint) bool {

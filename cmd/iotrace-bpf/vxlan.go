@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -16,149 +15,11 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output/ndjson"
 	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer/vxlan"
-	"github.com/spf13/pflag"
 	"golang.org/x/term"
-
-	"github.com/iotrace-bpf/iotrace-bpf/attribute"
 )
 
 // exitLeaked is the exit code when a vxlan device keeps containers from starting.
 const exitLeaked = 4
-
-const vxlanUsage = `Finds the vxlan devices that keep containers of a Docker Swarm from starting
-("error creating vxlan interface: file exists").
-
-Usage:
-  iotrace-bpf vxlan [list] [flags]   list the devices with network and verdict
-  iotrace-bpf vxlan watch [flags]    print what happens, and who did it
-  iotrace-bpf vxlan clean [flags]    delete the leaked devices, after asking
-
-A device is leaked when it has Docker's name for its VNI (vx-VNI-NETWORK), is in
-the host's network namespace and has been DOWN for the grace period. The kernel
-does not record how long a device has been DOWN. If a device may be leaked, list
-and clean therefore watch it for the grace period before they report it. A device
-is blocking when it is not leaked by this rule but holds a name or a VNI that a
-network needs.
-
-clean deletes leaked devices only. It keeps every device that is UP, is outside
-the host's namespace, has been DOWN for less than the grace period, has no name of
-Docker's, was created in another namespace, is part of a bridge, or belongs to an
-overlay network that works on this host. It deletes nothing when it finds neither
-a Docker engine nor the namespaces of one, because it cannot tell then which
-networks work. It checks everything again immediately before each deletion.
-
-Flags:
-`
-
-const vxlanUsageTail = `
-Exit status: 0 no device is leaked or blocking, 1 failed, 2 wrong usage, 3 the
-privileges do not suffice, 4 a device is leaked or blocking (clean: afterwards).
-`
-
-// vxlanOptions are the values of the flags of "vxlan".
-type vxlanOptions struct {
-	output     string
-	grace      time.Duration
-	docker     []string // sockets to ask for names of networks
-	onlyListed bool
-	hostNetNS  string
-	netNSDirs  []string
-	yes        bool
-	dryRun     bool
-	duration   time.Duration
-	netlink    bool
-	without    []string
-	readyFile  string
-	namespace  string
-	verbose    bool
-}
-
-func (o *vxlanOptions) flags() *pflag.FlagSet {
-	fs := pflag.NewFlagSet("vxlan", pflag.ContinueOnError)
-	fs.SetOutput(io.Discard)
-	fs.SortFlags = false
-	fs.Usage = func() {}
-	fs.StringVar(&o.output, "output", "table", "table or ndjson")
-	fs.DurationVar(&o.grace, "grace", vxlan.DefaultGrace, "how long a device must be DOWN to count as leaked")
-	fs.BoolVar(&o.yes, "yes", false, "clean: delete without asking")
-	fs.BoolVar(&o.dryRun, "dry-run", false, "clean: show what would be deleted, delete nothing")
-	fs.DurationVar(&o.duration, "duration", 0, "watch: stop after this time (0: never)")
-	fs.BoolVar(&o.netlink, "netlink", false, "watch: use rtnetlink notifications instead of kernel hooks")
-	fs.StringArrayVar(&o.docker, "docker-host", nil, "ask this Docker socket for names of networks first (may be repeated)")
-	fs.BoolVar(&o.onlyListed, "only-listed-sockets", false, "ask no socket but those of --docker-host and DOCKER_HOST")
-	fs.StringVar(&o.hostNetNS, "host-netns", "", "path of the host's network namespace (default: that of process 1)")
-	fs.StringSliceVar(&o.netNSDirs, "netns-dir", nil, "directories with namespace files (default: those of Docker and ip-netns)")
-	fs.StringVar(&o.namespace, "namespace", "default", "data stream namespace of the documents")
-	fs.BoolVarP(&o.verbose, "verbose", "v", false, "watch: show the attached hooks, and why better ones are missing")
-	fs.StringSliceVar(&o.without, "without-hook", nil, "leave out hooks whose names start with this")
-	fs.StringVar(&o.readyFile, "ready-file", "", "create this file once everything is attached")
-	for _, hidden := range []string{"without-hook", "ready-file"} {
-		fs.Lookup(hidden).Hidden = true
-	}
-	return fs
-}
-
-func (o *vxlanOptions) scan() vxlan.ScanOptions {
-	return vxlan.ScanOptions{HostNetNS: o.hostNetNS, NetNSDirs: o.netNSDirs}
-}
-
-// names says where to ask for names, and where to log what cannot be asked.
-func (o *vxlanOptions) names(log *slog.Logger) attribute.Options {
-	return attribute.Options{DockerSockets: o.docker, OnlyListedSockets: o.onlyListed, Log: log}
-}
-
-// vxlanLog writes warnings to standard error.
-func vxlanLog(stderr io.Writer) *slog.Logger {
-	return slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
-}
-
-// runVXLAN is "iotrace-bpf vxlan".
-func runVXLAN(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	return runVXLANWith(ctx, args, os.Stdin, stdout, stderr)
-}
-
-func runVXLANWith(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) error {
-	verbs := map[string]func(context.Context, *vxlanOptions, io.Reader, io.Writer, io.Writer) error{
-		"list": vxlanList, "watch": vxlanWatch, "clean": vxlanClean,
-	}
-	verb := vxlanList
-	name := "list"
-	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		name = args[0]
-		if verb = verbs[name]; verb == nil {
-			return usagef("unknown command %q of vxlan (known: list, watch, clean)", name)
-		}
-		args = args[1:]
-	}
-	var o vxlanOptions
-	fs := o.flags()
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, pflag.ErrHelp) {
-			_, err := fmt.Fprint(stdout, vxlanUsage+fs.FlagUsagesWrapped(80)+vxlanUsageTail)
-			return err
-		}
-		return &usageError{err}
-	}
-	switch {
-	case fs.NArg() > 0:
-		return usagef("unexpected argument %q", fs.Arg(0))
-	case o.output != "table" && o.output != "ndjson":
-		return usagef("unknown output %q (known: table, ndjson)", o.output)
-	case o.grace <= 0:
-		return usagef("--grace %s: must be longer than 0s", o.grace)
-	case name != "clean" && (o.yes || o.dryRun):
-		return usagef("--yes and --dry-run are for clean")
-	case name != "watch" && (o.duration != 0 || o.netlink):
-		return usagef("--duration and --netlink are for watch")
-	case o.yes && o.dryRun:
-		return usagef("--yes and --dry-run contradict each other")
-	}
-	err := verb(ctx, &o, stdin, stdout, stderr)
-	if errors.Is(err, os.ErrPermission) {
-		return &exitError{exitUnsupported, fmt.Errorf("%w (CAP_NET_ADMIN and CAP_SYS_ADMIN are needed)", err)}
-	}
-	return err
-}
 
 // netNSText names a network namespace: "host", its inode number, "unreachable" or "?".
 func netNSText(inode, host uint64) string {

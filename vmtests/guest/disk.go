@@ -37,8 +37,8 @@ func (g *Guest) scratch(serial string) Disk {
 	g.Helper()
 	var name string
 	// A machine that stands in for a guest may have disks without serial numbers:
-	// IOTRACE_SCRATCH names two that nobody needs.
-	if names := strings.Fields(os.Getenv("IOTRACE_SCRATCH")); len(names) == 2 && diskBySerial(serial) == "" {
+	// IOTRACE_TEST_SCRATCH names two that nobody needs.
+	if names := strings.Fields(os.Getenv("IOTRACE_TEST_SCRATCH")); len(names) == 2 && diskBySerial(serial) == "" {
 		return Disk{g, names[map[string]int{"iotnvme": 0, "iotvirtio": 1}[serial]]}
 	}
 	g.Eventually("disk "+serial, func() bool { name = diskBySerial(serial); return name != "" && exists("/dev/"+name) })

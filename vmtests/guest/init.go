@@ -29,8 +29,8 @@ const (
 
 // Environment variables that the tests in a guest see.
 const (
-	envInside = "IOTRACE_GUEST"
-	envWorker = "IOTRACE_WORKER"
+	envInside = "IOTRACE_TEST_GUEST"
+	envWorker = "IOTRACE_TEST_WORKER"
 )
 
 // Where init puts the programs of the initramfs.

@@ -21,7 +21,7 @@ const wordInit = "iotrace.init"
 const SystemdInit = wordInit + "=systemd"
 
 // envUnit marks the process that systemd starts to run the tests.
-const envUnit = "IOTRACE_UNIT"
+const envUnit = "IOTRACE_TEST_UNIT"
 
 const systemdFile = "/usr/lib/systemd/systemd"
 

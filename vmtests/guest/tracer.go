@@ -27,7 +27,7 @@ func tracerFile() string {
 	if exists(tracerPath) {
 		return tracerPath
 	}
-	if p := os.Getenv("IOTRACE_BPF"); p != "" {
+	if p := os.Getenv("IOTRACE_TEST_BPF"); p != "" {
 		return p
 	}
 	return "iotrace-bpf"
