@@ -39,11 +39,16 @@ readme: ## put the help text into README.md
 		/^```$$/ { skip = 0 } !skip' - README.md > README.new
 	mv README.new README.md
 
+.PHONY: pictures
+pictures: ## make the pictures in docs from a replay of docs/incident.rec
+	vmtests/deps.sh test
+	$(GO) test -count=1 -tags pictures -run '^TestPictures$$' ./cmd/iotrace-bpf
+
 .PHONY: lint
 lint: ## gofmt, vet, staticcheck, gosec
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"
-	$(GO) vet -tags 'integration vm bench' ./...
-	$(GO) tool staticcheck -tags 'integration vm bench' ./...
+	$(GO) vet -tags 'integration vm bench pictures' ./...
+	$(GO) tool staticcheck -tags 'integration vm bench pictures' ./...
 	$(GO) run $(GOSEC) -quiet -exclude-generated -exclude $(GOSEC_OFF) -exclude-dir testdata -exclude-dir vmtests -exclude-dir testserver -exclude-dir enginetest ./...
 
 GOSEC := github.com/securego/gosec/v2/cmd/gosec@v2.22.9
