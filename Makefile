@@ -32,12 +32,10 @@ generate: ## make the BPF objects and their Go types from the C sources
 generate-check: generate ## fail if the committed objects are not what the sources give
 	git diff --exit-code --stat -- bpf
 
-.PHONY: readme
-readme: ## put the help text into README.md
-	$(GO) run ./cmd/iotrace-bpf help | awk 'NR == FNR { help = help $$0 "\n"; next } \
-		/^<!-- help -->$$/ { here = 1 } here && /^```text$$/ { print; printf "%s", help; skip = 1; here = 0; next } \
-		/^```$$/ { skip = 0 } !skip' - README.md > README.new
-	mv README.new README.md
+.PHONY: man
+man: ## make the manual page, build/iotrace-bpf.1, with the flags that help shows
+	mkdir -p build
+	$(GO) run ./cmd/iotrace-bpf help flags | awk -f packaging/manual.awk - packaging/iotrace-bpf.1.in > build/iotrace-bpf.1
 
 .PHONY: pictures
 pictures: ## make the pictures in docs from a replay of docs/incident.rec
@@ -45,12 +43,14 @@ pictures: ## make the pictures in docs from a replay of docs/incident.rec
 	$(GO) test -count=1 -tags pictures -run '^TestPictures$$' ./cmd/iotrace-bpf
 
 .PHONY: lint
-lint: ## gofmt, vet, staticcheck, gosec
+lint: ## gofmt, vet, staticcheck, gosec, actionlint
 	@test -z "$$(gofmt -l . | tee /dev/stderr)"
 	$(GO) vet -tags 'integration vm bench pictures' ./...
 	$(GO) tool staticcheck -tags 'integration vm bench pictures' ./...
 	$(GO) run $(GOSEC) -quiet -exclude-generated -exclude $(GOSEC_OFF) -exclude-dir testdata -exclude-dir vmtests -exclude-dir testserver -exclude-dir enginetest ./...
+	$(GO) run $(ACTIONLINT)
 
+ACTIONLINT := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 GOSEC := github.com/securego/gosec/v2/cmd/gosec@v2.22.9
 # Left out, and why: G104 errors of Close on the way out of another error; G115
 # conversions between the widths of C and Go, bounded where they are made; G304

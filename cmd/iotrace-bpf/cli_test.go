@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"os"
 	"strings"
 	"testing"
 )
@@ -79,17 +78,6 @@ func TestHelp(t *testing.T) {
 				t.Errorf("%v: a line of %d characters: %q", args, n, line)
 			}
 		}
-	}
-}
-
-// TestReadme: the help text in the README is the program's own.
-func TestReadme(t *testing.T) {
-	readme, err := os.ReadFile("../../README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(string(readme), "```text\n"+usage()+"```") {
-		t.Error("README.md does not hold the help text as iotrace-bpf help prints it: run `make readme`")
 	}
 }
 
