@@ -35,7 +35,8 @@ generate-check: generate ## fail if the committed objects are not what the sourc
 .PHONY: man
 man: ## make the manual page, build/iotrace-bpf.1, with the flags that help shows
 	mkdir -p build
-	$(GO) run ./cmd/iotrace-bpf help flags | awk -f packaging/manual.awk - packaging/iotrace-bpf.1.in > build/iotrace-bpf.1
+	$(GO) run ./cmd/iotrace-bpf help flags > build/flags.txt
+	awk -f packaging/manual.awk build/flags.txt packaging/iotrace-bpf.1.in > build/iotrace-bpf.1
 
 .PHONY: pictures
 pictures: ## make the pictures in docs from a replay of docs/incident.rec

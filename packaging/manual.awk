@@ -1,12 +1,12 @@
-# Puts the flags of "iotrace-bpf help flags" (standard input first) into the manual
-# page: awk -f manual.awk - iotrace-bpf.1.in
+# Puts the flags of "iotrace-bpf help flags" into the manual page:
+# awk -f manual.awk FLAGS iotrace-bpf.1.in
 function roff(s) {
 	gsub(/\\/, "\\e", s)
 	gsub(/-/, "\\-", s)
 	if (s ~ /^[.']/) s = "\\&" s
 	return s
 }
-FILENAME == "-" || FILENAME == "" {
+NR == FNR {
 	if (/^Examples:/) done = 1
 	if (done || /^Usage:/ || /^  iotrace-bpf/ || /^$/) next
 	if (/^[A-Z].*:$/) {
