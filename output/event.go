@@ -3,6 +3,8 @@ package output
 import (
 	"strconv"
 	"strings"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 )
 
 // The datasets of documents and events.
@@ -22,7 +24,7 @@ func (e *Event) String() string {
 	case e.IO != nil:
 		return e.IO.line()
 	}
-	return SafeText(e.Action)
+	return text.Safe(e.Action)
 }
 
 // words collects the parts of a line.
@@ -36,7 +38,7 @@ func (w *words) add(parts ...string) {
 		if w.b.Len() > 0 {
 			w.b.WriteByte(' ')
 		}
-		w.b.WriteString(SafeText(p))
+		w.b.WriteString(text.Safe(p))
 	}
 }
 
@@ -50,10 +52,10 @@ func (w *words) pair(name, value string) {
 func (io *IO) line() string {
 	var w words
 	owner, _ := ownerValue(&io.Sample, "")
-	a := io.amount()
-	w.add(string(io.Sample.Source), io.Op, sizeText(a.Bytes), deviceText(&io.Sample.Device), "by", owner)
+	a := io.Amount()
+	w.add(string(io.Sample.Source), io.Op, text.Size(a.Bytes), DeviceText(&io.Sample.Device), "by", owner)
 	if io.Latency > 0 {
-		w.add("in", nanosText(io.Latency))
+		w.add("in", text.Nanos(io.Latency))
 	}
 	if io.Error {
 		w.add("failed")
@@ -61,10 +63,10 @@ func (io *IO) line() string {
 	return w.b.String()
 }
 
-// amount returns the one amount of io that is set.
-func (io *IO) amount() *Amount {
-	for _, op := range ops {
-		if a := io.Sample.amount(op); !a.empty() {
+// Amount returns the one amount of io that is set.
+func (io *IO) Amount() *Amount {
+	for _, op := range Ops {
+		if a := io.Sample.Amount(op); !a.empty() {
 			return a
 		}
 	}
@@ -81,7 +83,7 @@ func (v *VXLAN) line(action string) string {
 	w.pair("netns", number(v.NetNS))
 	w.pair("to netns", number(v.NewNetNS))
 	if v.Process != (Process{}) {
-		w.add("by", processText(&v.Process))
+		w.add("by", ProcessText(&v.Process))
 	}
 	if v.Owner != nil {
 		text, _ := ownerValue(v.Owner, "")
@@ -94,7 +96,7 @@ func (v *VXLAN) line(action string) string {
 	w.pair("reason:", v.Reason)
 	w.pair("error:", v.Err)
 	if v.AgeNanos > 0 {
-		w.add("after", nanosText(v.AgeNanos))
+		w.add("after", text.Nanos(v.AgeNanos))
 	}
 	return w.b.String()
 }

@@ -24,27 +24,27 @@ const (
 	OpMetadata Op = "metadata"
 )
 
-var ops = []Op{OpRead, OpWrite, OpDiscard, OpFlush, OpMetadata}
+var Ops = []Op{OpRead, OpWrite, OpDiscard, OpFlush, OpMetadata}
 
 func joinOps() string {
-	names := make([]string, len(ops))
-	for i, o := range ops {
+	names := make([]string, len(Ops))
+	for i, o := range Ops {
 		names[i] = string(o)
 	}
 	return strings.Join(names, ", ")
 }
 
-// sources in the order of columns; one that is not listed comes last.
-var sources = []Source{SourceBlock, SourceNFS, SourceFUSE}
+// Sources in the order of columns; one that is not listed comes last.
+var Sources = []Source{SourceBlock, SourceNFS, SourceFUSE}
 
 func sourceRank(s Source) int {
-	if i := slices.Index(sources, s); i >= 0 {
+	if i := slices.Index(Sources, s); i >= 0 {
 		return i
 	}
-	return len(sources)
+	return len(Sources)
 }
 
-func compareSources(a, b Source) int {
+func CompareSources(a, b Source) int {
 	return cmp.Or(cmp.Compare(sourceRank(a), sourceRank(b)), cmp.Compare(a, b))
 }
 
@@ -57,10 +57,18 @@ type Sort struct {
 // SortColumns returns every column that --sort takes.
 func SortColumns() []string {
 	columns := []string{"total", "read", "write", "ops", "latency", "name"}
-	for _, s := range sources {
+	for _, s := range Sources {
 		columns = append(columns, string(s))
 	}
 	return columns
+}
+
+// ColumnName returns the column to sort by, with the default filled in.
+func (s Sort) ColumnName() string {
+	if s.Column == "" {
+		return "total"
+	}
+	return s.Column
 }
 
 // ParseSort reads the value of --sort: a column, with "-" in front for the
@@ -95,19 +103,19 @@ type GroupOptions struct {
 	Level   Level // "" is LevelWire
 	// CgroupDepth cuts cgroup paths to so many components; 0 keeps all.
 	CgroupDepth int
-	// Stacked asks for the rows of stacked devices (Report.Stacked) even where
+	// Stacked asks for the rows of stacked devices (Summary.Stacked) even where
 	// neither a key nor a filter is about devices.
 	Stacked bool
 
-	pins   []pin  // groups that samples must belong to
-	search string // lower-case text that one of the keys must hold
+	Pins   []Pin  // groups that samples must belong to
+	Search string // lower-case text that one of the keys must hold
 }
 
-// pin is one group's value of a key. Unlike a Filter it is exact: it tells
+// Pin is one group's value of a key. Unlike a Filter it is exact: it tells
 // things of one name apart.
-type pin struct {
-	key      Key
-	text, id string
+type Pin struct {
+	Key      Key
+	Text, ID string
 }
 
 // Usage is what a group did on one source, or on all of one level together.
@@ -139,7 +147,7 @@ func (u *Usage) Latency() Latency {
 	return l
 }
 
-func (u *Usage) amount(o Op) *Amount {
+func (u *Usage) Amount(o Op) *Amount {
 	switch o {
 	case OpRead:
 		return &u.Read
@@ -153,7 +161,7 @@ func (u *Usage) amount(o Op) *Amount {
 	return &u.Metadata
 }
 
-func (s *Sample) amount(o Op) *Amount {
+func (s *Sample) Amount(o Op) *Amount {
 	switch o {
 	case OpRead:
 		return &s.Read
@@ -167,7 +175,7 @@ func (s *Sample) amount(o Op) *Amount {
 	return &s.Metadata
 }
 
-func (a *Amount) add(o *Amount) {
+func (a *Amount) Add(o *Amount) {
 	a.Bytes += o.Bytes
 	a.Ops += o.Ops
 	a.Errors += o.Errors
@@ -176,7 +184,7 @@ func (a *Amount) add(o *Amount) {
 
 func (a *Amount) empty() bool { return a.Bytes == 0 && a.Ops == 0 && a.Errors == 0 }
 
-func (b *BasisBytes) add(o *BasisBytes) {
+func (b *BasisBytes) Add(o *BasisBytes) {
 	b.Dirtier += o.Dirtier
 	b.Page += o.Page
 	b.Bio += o.Bio
@@ -184,31 +192,31 @@ func (b *BasisBytes) add(o *BasisBytes) {
 	b.None += o.None
 }
 
-func (u *Usage) add(o *Usage) {
-	for _, op := range ops {
-		u.amount(op).add(o.amount(op))
+func (u *Usage) Add(o *Usage) {
+	for _, op := range Ops {
+		u.Amount(op).Add(o.Amount(op))
 	}
 	u.MetaReadBytes += o.MetaReadBytes
 	u.MetaWriteBytes += o.MetaWriteBytes
 	u.Retransmits += o.Retransmits
-	u.Basis.add(&o.Basis)
+	u.Basis.Add(&o.Basis)
 	u.BasisUnknown = u.BasisUnknown || o.BasisUnknown
 }
 
-func (u *Usage) addSample(s *Sample) {
-	for _, op := range ops {
-		u.amount(op).add(s.amount(op))
+func (u *Usage) AddSample(s *Sample) {
+	for _, op := range Ops {
+		u.Amount(op).Add(s.Amount(op))
 	}
 	u.MetaReadBytes += s.MetaReadBytes
 	u.MetaWriteBytes += s.MetaWriteBytes
 	u.Retransmits += s.Retransmits
-	u.Basis.add(&s.Basis)
+	u.Basis.Add(&s.Basis)
 }
 
 // addOp adds one operation of s.
 func (u *Usage) addOp(s *Sample, op Op) {
-	a := s.amount(op)
-	u.amount(op).add(a)
+	a := s.Amount(op)
+	u.Amount(op).Add(a)
 	switch op {
 	case OpRead:
 		u.MetaReadBytes += s.MetaReadBytes
@@ -218,13 +226,13 @@ func (u *Usage) addOp(s *Sample, op Op) {
 	if a.Bytes == 0 {
 		return
 	}
-	for _, other := range ops {
-		if other != op && s.amount(other).Bytes != 0 {
+	for _, other := range Ops {
+		if other != op && s.Amount(other).Bytes != 0 {
 			u.BasisUnknown = true
 			return
 		}
 	}
-	u.Basis.add(&s.Basis)
+	u.Basis.Add(&s.Basis)
 }
 
 // SourceUsage is a group's usage of one source at one level.
@@ -236,7 +244,7 @@ type SourceUsage struct {
 	common common
 }
 
-// Row is one group of a report.
+// Row is one group of a Summary.
 type Row struct {
 	Keys    []KeyValue    // one for each key; empty for sums
 	Label   string        // what a sum stands for: "(rest)"; empty for groups
@@ -255,6 +263,10 @@ func (r *Row) ID() string {
 	sum := sha256.Sum256([]byte(r.id))
 	return hex.EncodeToString(sum[:16])
 }
+
+// Group tells groups apart: it is equal for the same group in every interval. It
+// holds binary data; ID is the form for documents.
+func (r *Row) Group() string { return r.id }
 
 // Text returns the row's key values in one line; it is not safe for a terminal.
 func (r *Row) Text() string {
@@ -297,7 +309,7 @@ func (r *Row) usage(s Source, l Level) *SourceUsage {
 func (r *Row) addRow(o *Row) {
 	for i := range o.Sources {
 		su := &o.Sources[i]
-		r.usage(su.Source, su.Level).Usage.add(&su.Usage)
+		r.usage(su.Source, su.Level).Usage.Add(&su.Usage)
 	}
 	r.Groups += o.Groups
 }
@@ -305,22 +317,22 @@ func (r *Row) addRow(o *Row) {
 // finish puts sources in order and adds them up.
 func (r *Row) finish() {
 	slices.SortFunc(r.Sources, func(a, b SourceUsage) int {
-		return cmp.Or(-cmp.Compare(a.Level, b.Level), compareSources(a.Source, b.Source))
+		return cmp.Or(-cmp.Compare(a.Level, b.Level), CompareSources(a.Source, b.Source))
 	})
 	r.Total, r.App, r.common = Usage{}, Usage{}, common{}
 	for i := range r.Sources {
 		r.common.join(&r.Sources[i].common)
 		if r.Sources[i].Level == LevelApp {
-			r.App.add(&r.Sources[i].Usage)
+			r.App.Add(&r.Sources[i].Usage)
 		} else {
-			r.Total.add(&r.Sources[i].Usage)
+			r.Total.Add(&r.Sources[i].Usage)
 		}
 	}
 }
 
-// Report is an interval as rows. To the byte: the sum of Rows, Rest and
+// Summary is an interval as rows. To the byte: the sum of Rows, Rest and
 // Filtered is Total.
-type Report struct {
+type Summary struct {
 	By       []Key
 	Level    Level
 	Sources  []Source // that were attached or have samples, in the order of columns
@@ -336,8 +348,8 @@ type Report struct {
 	stacked bool
 }
 
-// has tells whether a single request passes level and filters.
-func (r *Report) has(io *IO) bool {
+// Has tells whether a single request passes level and filters.
+func (r *Summary) Has(io *IO) bool {
 	s := &io.Sample
 	level := s.Level
 	if level == "" {
@@ -376,9 +388,9 @@ type grouper struct {
 	buf     []byte
 }
 
-// Group turns the samples of an interval into rows. The report refers to the
+// Group turns the samples of an interval into rows. The summary refers to the
 // samples, which must not change while it is in use.
-func Group(iv *Interval, opt GroupOptions) *Report {
+func Group(iv *Interval, opt GroupOptions) *Summary {
 	if len(opt.By) == 0 {
 		opt.By = []Key{KeyContainer}
 	}
@@ -390,11 +402,11 @@ func Group(iv *Interval, opt GroupOptions) *Report {
 		host:    iv.Host,
 		leaf:    make(map[string]*Row),
 		stacked: make(map[string]*Row),
-		left:    Row{Label: textFiltered, id: textFiltered},
+		left:    Row{Label: TextFiltered, id: TextFiltered},
 	}
-	g.byOp = slices.Contains(opt.By, KeyOp) || slices.ContainsFunc(opt.pins, func(p pin) bool { return p.key == KeyOp })
+	g.byOp = slices.Contains(opt.By, KeyOp) || slices.ContainsFunc(opt.Pins, func(p Pin) bool { return p.Key == KeyOp })
 	stacked := opt.Stacked || slices.Contains(opt.By, KeyDevice) ||
-		slices.ContainsFunc(opt.pins, func(p pin) bool { return p.key == KeyDevice })
+		slices.ContainsFunc(opt.Pins, func(p Pin) bool { return p.Key == KeyDevice })
 	seen := make(map[Key]int)
 	for _, f := range opt.Filters {
 		i, ok := seen[f.Key]
@@ -410,7 +422,7 @@ func Group(iv *Interval, opt GroupOptions) *Report {
 
 	used := make(map[Source]bool)
 	for _, s := range iv.Sources {
-		if s.Attached && slices.Contains(sources, s.Source) { // vxlan has events and no bytes
+		if s.Attached && slices.Contains(Sources, s.Source) { // vxlan has events and no bytes
 			used[s.Source] = true
 		}
 	}
@@ -431,26 +443,26 @@ func Group(iv *Interval, opt GroupOptions) *Report {
 			g.addAll(s, level)
 			continue
 		}
-		for _, op := range ops {
-			if !s.amount(op).empty() {
+		for _, op := range Ops {
+			if !s.Amount(op).empty() {
 				g.addOne(s, level, op)
 			}
 		}
 	}
-	rep := g.report(slices.SortedFunc(maps.Keys(used), compareSources))
-	rep.grouper, rep.stacked = g, stacked
-	return rep
+	summary := g.summary(slices.SortedFunc(maps.Keys(used), CompareSources))
+	summary.grouper, summary.stacked = g, stacked
+	return summary
 }
 
 func (g *grouper) addAll(s *Sample, level Level) {
 	if !g.passes(s, "") {
 		if !s.Device.Stacked {
-			g.left.usage(s.Source, level).addSample(s)
+			g.left.usage(s.Source, level).AddSample(s)
 		}
 		return
 	}
 	u := g.row(s, "").usage(s.Source, level)
-	u.addSample(s)
+	u.AddSample(s)
 	u.common.add(s)
 }
 
@@ -491,25 +503,25 @@ func (g *grouper) row(s *Sample, op Op) *Row {
 	return r
 }
 
-func (g *grouper) report(used []Source) *Report {
-	rep := &Report{By: g.opt.By, Level: g.opt.Level, Sources: used}
-	rep.Total = Row{Label: totalLabel}
-	rep.Rows = g.sorted(g.leaf)
-	for i := range rep.Rows {
-		rep.Total.addRow(&rep.Rows[i])
+func (g *grouper) summary(used []Source) *Summary {
+	summary := &Summary{By: g.opt.By, Level: g.opt.Level, Sources: used}
+	summary.Total = Row{Label: totalLabel}
+	summary.Rows = g.sorted(g.leaf)
+	for i := range summary.Rows {
+		summary.Total.addRow(&summary.Rows[i])
 	}
-	rep.Rows, rep.Rest = g.cut(rep.Rows)
+	summary.Rows, summary.Rest = g.cut(summary.Rows)
 	if len(g.left.Sources) > 0 {
 		g.left.finish()
-		rep.Filtered = &g.left
-		rep.Total.addRow(rep.Filtered)
+		summary.Filtered = &g.left
+		summary.Total.addRow(summary.Filtered)
 	}
-	rep.Total.finish()
-	rep.Stacked = g.sorted(g.stacked)
-	if g.opt.Top > 0 && len(rep.Stacked) > g.opt.Top {
-		rep.Stacked = rep.Stacked[:g.opt.Top]
+	summary.Total.finish()
+	summary.Stacked = g.sorted(g.stacked)
+	if g.opt.Top > 0 && len(summary.Stacked) > g.opt.Top {
+		summary.Stacked = summary.Stacked[:g.opt.Top]
 	}
-	return rep
+	return summary
 }
 
 // cut keeps the top rows and sums up the others. Bytes without an owner keep
@@ -519,7 +531,7 @@ func (g *grouper) cut(rows []Row) ([]Row, *Row) {
 		return rows, nil
 	}
 	kept := rows[:g.opt.Top:g.opt.Top]
-	rest := &Row{Label: textRest, id: textRest}
+	rest := &Row{Label: TextRest, id: TextRest}
 	for i := g.opt.Top; i < len(rows); i++ {
 		r := &rows[i]
 		if o := r.common.identity().Owner; (o == OwnerUnattributed || o == OwnerOther) && r.Total.Bytes() > 0 {
@@ -533,6 +545,31 @@ func (g *grouper) cut(rows []Row) ([]Row, *Row) {
 	}
 	rest.finish()
 	return kept, rest
+}
+
+// Fold leaves at most room rows, the sum of the others included. rest is the
+// sum that rows have already, or nil.
+func Fold(rows []Row, rest *Row, room int) ([]Row, *Row) {
+	taken := 0
+	if rest != nil {
+		taken = 1
+	}
+	if len(rows)+taken <= room {
+		return rows, rest
+	}
+	n := max(room-1, 1)
+	if n >= len(rows) {
+		return rows, rest
+	}
+	sum := &Row{Label: TextRest, id: TextRest}
+	for i := n; i < len(rows); i++ {
+		sum.addRow(&rows[i])
+	}
+	if rest != nil {
+		sum.addRow(rest)
+	}
+	sum.finish()
+	return rows[:n], sum
 }
 
 func (g *grouper) sorted(m map[string]*Row) []Row {
@@ -591,4 +628,17 @@ func (s Sort) value(r *Row, level Level) uint64 {
 		return u.Bytes()
 	}
 	return 0
+}
+
+// totalLabel names the row of all bytes.
+const totalLabel = "TOTAL"
+
+// Reserved tells whether text is the name of a row that is no workload, such as
+// "(kernel)" or "TOTAL".
+func Reserved(text string) bool {
+	switch text {
+	case TextKernel, TextUnattributed, TextOther, TextRest, TextFiltered, totalLabel:
+		return true
+	}
+	return false
 }

@@ -1,38 +1,19 @@
-package output
+package output_test
 
 import (
-	"fmt"
 	"math/rand/v2"
 	"reflect"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
 )
 
-func keys(t testing.TB, s string) []Key {
-	t.Helper()
-	k, err := ParseKeys(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return k
-}
-
-func filters(t testing.TB, list ...string) (fs []Filter) {
-	t.Helper()
-	for _, s := range list {
-		f, err := ParseFilter(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		fs = append(fs, f)
-	}
-	return fs
-}
-
 func TestParseKeys(t *testing.T) {
-	got := keys(t, "project, device,label:com.example.team")
-	if want := []Key{KeyProject, KeyDevice, KeyLabel("com.example.team")}; !slices.Equal(got, want) {
+	got := outputtest.Keys(t, "project, device,label:com.example.team")
+	if want := []output.Key{output.KeyProject, output.KeyDevice, output.KeyLabel("com.example.team")}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	for s, want := range map[string]string{
@@ -43,37 +24,37 @@ func TestParseKeys(t *testing.T) {
 		"label:":          `key "label:" names no label`,
 		"\x1b[31m":        `unknown key "\x1b[31m"`,
 	} {
-		if _, err := ParseKeys(s); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := output.ParseKeys(s); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got error %v, want %q in it", s, err, want)
 		}
 	}
-	for _, name := range KeyNames() {
-		if _, err := ParseKeys(name); err != nil {
+	for _, name := range output.KeyNames() {
+		if _, err := output.ParseKeys(name); err != nil {
 			t.Errorf("%q is named as valid: %v", name, err)
 		}
 	}
 }
 
 func TestParseSort(t *testing.T) {
-	for _, c := range SortColumns() {
+	for _, c := range output.SortColumns() {
 		for _, reverse := range []bool{false, true} {
 			s := c
 			if reverse {
 				s = "-" + c
 			}
-			if got, err := ParseSort(s); err != nil || got != (Sort{c, reverse}) {
+			if got, err := output.ParseSort(s); err != nil || got != (output.Sort{c, reverse}) {
 				t.Errorf("%q: got %v, %v", s, got, err)
 			}
 		}
 	}
-	if _, err := ParseSort("nonsense"); err == nil || !strings.Contains(err.Error(), "total, read, write, ops, latency, name, block, nfs, fuse") {
+	if _, err := output.ParseSort("nonsense"); err == nil || !strings.Contains(err.Error(), "total, read, write, ops, latency, name, block, nfs, fuse") {
 		t.Errorf("got error %v, want one that names the columns", err)
 	}
 }
 
 func TestParseFilter(t *testing.T) {
 	for _, s := range []string{"project=shop", "op=write", "image=*/web:[0-9]*", `container=\*`, "label:a.b=", "cgroup=/docker/*", "mount=a=b"} {
-		f, err := ParseFilter(s)
+		f, err := output.ParseFilter(s)
 		if err != nil || f.String() != s {
 			t.Errorf("%q: got %q, %v", s, f, err)
 		}
@@ -86,7 +67,7 @@ func TestParseFilter(t *testing.T) {
 		`project=ab[a`: `is not a valid glob`,
 		"op=writes":    "there are read, write, discard, flush, metadata",
 	} {
-		if _, err := ParseFilter(s); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := output.ParseFilter(s); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got error %v, want %q in it", s, err, want)
 		}
 	}
@@ -102,19 +83,10 @@ func TestGlob(t *testing.T) {
 		{"[a-s]hop", "shop", true}, {"[^s]hop", "shop", false}, {`\*`, "*", true}, {`\*`, "x", false}, {"*é*", "café au", true},
 		{strings.Repeat("*a", 40) + "b", strings.Repeat("a", 4000), false},
 	} {
-		if got := globMatch(tt.pattern, tt.text); got != tt.want {
+		if got := output.MatchGlob(tt.pattern, tt.text); got != tt.want {
 			t.Errorf("globMatch(%.20q, %.20q) = %v", tt.pattern, tt.text, got)
 		}
 	}
-}
-
-// texts returns "name read write" of every row, in MiB or bytes.
-func texts(rows []Row) (out []string) {
-	for i := range rows {
-		r := &rows[i]
-		out = append(out, fmt.Sprintf("%s|%d|%d", r.Text(), r.Total.Read.Bytes, r.Total.Write.Bytes))
-	}
-	return out
 }
 
 // TestGroupKeys holds what an operator reads for every key.
@@ -159,38 +131,38 @@ func TestGroupKeys(t *testing.T) {
 			"postfix.service, block|0|307200", "(unattributed), block|4096|16384", "scratch (no project), block|0|8192", "blog, block|1000|0"}},
 	} {
 		t.Run(tt.by, func(t *testing.T) {
-			rep := Group(shop(), GroupOptions{By: keys(t, tt.by)})
-			got := texts(rep.Rows)
+			summary := output.Group(outputtest.Shop(), output.GroupOptions{By: outputtest.Keys(t, tt.by)})
+			got := outputtest.Texts(summary.Rows)
 			want := slices.Clone(tt.want)
 			slices.Sort(want)
 			if sorted := slices.Sorted(slices.Values(got)); !slices.Equal(sorted, want) {
 				t.Errorf("got\n%s\nwant\n%s", strings.Join(sorted, "\n"), strings.Join(want, "\n"))
 			}
-			if !slices.IsSortedFunc(rep.Rows, func(a, b Row) int { return int(b.Total.Bytes()) - int(a.Total.Bytes()) }) {
+			if !slices.IsSortedFunc(summary.Rows, func(a, b output.Row) int { return int(b.Total.Bytes()) - int(a.Total.Bytes()) }) {
 				t.Errorf("rows are not sorted by total: %q", got)
 			}
-			checkSum(t, rep, shop(), GroupOptions{})
+			outputtest.CheckSum(t, summary, outputtest.Shop(), output.GroupOptions{})
 		})
 	}
 }
 
 func TestGroupStacked(t *testing.T) {
-	iv := shop()
+	iv := outputtest.Shop()
 	for name, tt := range map[string]struct {
-		opt  GroupOptions
+		opt  output.GroupOptions
 		want []string
 	}{
-		"container": {GroupOptions{}, nil},
-		"device":    {GroupOptions{By: keys(t, "device")}, []string{"dm-0|3145728|94371840"}},
-		"both":      {GroupOptions{By: keys(t, "project,device")}, []string{"shop, dm-0|3145728|94371840"}},
-		"filter":    {GroupOptions{Filters: filters(t, "device=dm-*")}, []string{"shop-db-1|3145728|94371840"}},
-		"asked":     {GroupOptions{Stacked: true}, []string{"shop-db-1|3145728|94371840"}},
+		"container": {output.GroupOptions{}, nil},
+		"device":    {output.GroupOptions{By: outputtest.Keys(t, "device")}, []string{"dm-0|3145728|94371840"}},
+		"both":      {output.GroupOptions{By: outputtest.Keys(t, "project,device")}, []string{"shop, dm-0|3145728|94371840"}},
+		"filter":    {output.GroupOptions{Filters: outputtest.Filters(t, "device=dm-*")}, []string{"shop-db-1|3145728|94371840"}},
+		"asked":     {output.GroupOptions{Stacked: true}, []string{"shop-db-1|3145728|94371840"}},
 	} {
-		rep := Group(iv, tt.opt)
-		if got := texts(rep.Stacked); !slices.Equal(got, tt.want) {
+		summary := output.Group(iv, tt.opt)
+		if got := outputtest.Texts(summary.Stacked); !slices.Equal(got, tt.want) {
 			t.Errorf("%s: stacked rows %q, want %q", name, got, tt.want)
 		}
-		if got := rep.Total.Total.Bytes(); got != 24122344+149753856 {
+		if got := summary.Total.Total.Bytes(); got != 24122344+149753856 {
 			t.Errorf("%s: total is %d", name, got)
 		}
 	}
@@ -221,98 +193,30 @@ func TestGroupFilters(t *testing.T) {
 		{[]string{"cgroup=/system.slice/*"}, []string{"postfix.service|0|307200"}},
 		{[]string{"project=nobody"}, nil},
 	} {
-		rep := Group(shop(), GroupOptions{Filters: filters(t, tt.filters...)})
-		if got := texts(rep.Rows); !slices.Equal(got, tt.want) {
+		summary := output.Group(outputtest.Shop(), output.GroupOptions{Filters: outputtest.Filters(t, tt.filters...)})
+		if got := outputtest.Texts(summary.Rows); !slices.Equal(got, tt.want) {
 			t.Errorf("%q: got %q, want %q", tt.filters, got, tt.want)
 		}
-		checkSum(t, rep, shop(), GroupOptions{})
+		outputtest.CheckSum(t, summary, outputtest.Shop(), output.GroupOptions{})
 	}
 }
 
 // TestGroupSameNames: what merely has the same name is not the same thing.
 func TestGroupSameNames(t *testing.T) {
-	a := composeContainer("p", "s", "aaaa11110000").with(SourceBlock, diskSDA, Mount{}, 1, 0)
-	b := composeContainer("p", "s", "bbbb22220000").with(SourceBlock, diskSDA, Mount{}, 2, 0)
-	kernel := Sample{Owner: OwnerKernel}.with(SourceBlock, diskSDA, Mount{}, 4, 0)
-	liar := composeContainer("p", "s", "cccc33330000").with(SourceBlock, diskSDA, Mount{}, 8, 0)
-	liar.Container.Name = "(kernel)"
-	helper := a.with(SourceBlock, diskSDA, Mount{}, 16, 0)
-	helper.Owner = OwnerHelper
-	unit := Sample{Owner: OwnerUnit, Unit: a.Container.Name}.with(SourceBlock, diskSDA, Mount{}, 32, 0)
-	iv := &Interval{Samples: []Sample{a, b, kernel, liar, helper, unit, a}}
-	rep := Group(iv, GroupOptions{Sort: Sort{Column: "name"}})
-	got := texts(rep.Rows)
+	iv := outputtest.SameNames()
+	summary := output.Group(iv, output.GroupOptions{Sort: output.Sort{Column: "name"}})
+	got := outputtest.Texts(summary.Rows)
 	slices.Sort(got)
 	want := []string{"(kernel)|4|0", "(kernel)|8|0", "p-s-1 (helper)|16|0", "p-s-1|2|0", "p-s-1|2|0", "p-s-1|32|0"}
 	if !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	ids := make(map[string]bool)
-	for i := range rep.Rows {
-		ids[rep.Rows[i].ID()] = true
+	for i := range summary.Rows {
+		ids[summary.Rows[i].ID()] = true
 	}
 	if len(ids) != len(want) {
 		t.Errorf("%d ids for %d rows", len(ids), len(want))
-	}
-	cells := keyCells(rep.Rows)
-	seen := make(map[string]bool)
-	for _, c := range cells {
-		if seen[c[0]] {
-			t.Errorf("two rows show as %q", c[0])
-		}
-		seen[c[0]] = true
-	}
-}
-
-// checkSum checks that a report's rows, rest and filtered bytes are what the
-// samples hold, in every field.
-func checkSum(t *testing.T, rep *Report, iv *Interval, opt GroupOptions) {
-	t.Helper()
-	sum := Row{Label: "TOTAL"}
-	for i := range rep.Rows {
-		sum.addRow(&rep.Rows[i])
-	}
-	for _, r := range []*Row{rep.Rest, rep.Filtered} {
-		if r != nil {
-			sum.addRow(r)
-		}
-	}
-	sum.finish()
-	if !reflect.DeepEqual(sum.Total, rep.Total.Total) || !reflect.DeepEqual(sum.App, rep.Total.App) {
-		t.Errorf("rows sum up to\n%+v\ntotal is\n%+v", sum.Total, rep.Total.Total)
-	}
-	var want, app Usage
-	for i := range iv.Samples {
-		s := &iv.Samples[i]
-		switch {
-		case s.Device.Stacked:
-		case s.Level == LevelApp:
-			app.addSample(s)
-		default:
-			want.addSample(s)
-		}
-	}
-	got := rep.Total.Total
-	switch opt.Level {
-	case LevelApp:
-		want, got = app, rep.Total.App
-		if rep.Total.Total.Ops() != 0 {
-			t.Error("wire requests among those of programs")
-		}
-	case LevelBoth:
-		if rep.Total.App.Bytes() != app.Bytes() {
-			t.Errorf("programs did %d bytes, want %d", rep.Total.App.Bytes(), app.Bytes())
-		}
-	default:
-		if rep.Total.App.Ops() != 0 {
-			t.Error("requests of programs among those on the wire")
-		}
-	}
-	if got.BasisUnknown {
-		got.Basis, got.BasisUnknown, want.Basis = BasisBytes{}, false, BasisBytes{}
-	}
-	if !reflect.DeepEqual(got, want) {
-		t.Errorf("total is\n%+v\nsamples hold\n%+v", got, want)
 	}
 }
 
@@ -322,39 +226,39 @@ func TestGroupSums(t *testing.T) {
 	patterns := []string{"*", "shop", "*e*", "block", "write", "read", "sd?", "(unattributed)", "nobody"}
 	for seed := range uint64(400) {
 		rng := rand.New(rand.NewPCG(seed, 1))
-		iv := random(rng, 1+rng.IntN(60))
-		opt := GroupOptions{Top: rng.IntN(6), Level: []Level{"", LevelWire, LevelApp, LevelBoth}[rng.IntN(4)], CgroupDepth: rng.IntN(3), Stacked: rng.IntN(2) == 0}
+		iv := outputtest.Random(rng, 1+rng.IntN(60))
+		opt := output.GroupOptions{Top: rng.IntN(6), Level: []output.Level{"", output.LevelWire, output.LevelApp, output.LevelBoth}[rng.IntN(4)], CgroupDepth: rng.IntN(3), Stacked: rng.IntN(2) == 0}
 		for range 1 + rng.IntN(3) {
-			k := keyNames[rng.IntN(len(keyNames))]
+			k := outputtest.AllKeys()[rng.IntN(len(outputtest.AllKeys()))]
 			if rng.IntN(8) == 0 {
-				k = KeyLabel("com.example.team")
+				k = output.KeyLabel("com.example.team")
 			}
 			if !slices.Contains(opt.By, k) {
 				opt.By = append(opt.By, k)
 			}
 		}
 		for range rng.IntN(3) {
-			opt.Filters = append(opt.Filters, Filter{keyNames[rng.IntN(len(keyNames))], patterns[rng.IntN(len(patterns))]})
+			opt.Filters = append(opt.Filters, output.Filter{outputtest.AllKeys()[rng.IntN(len(outputtest.AllKeys()))], patterns[rng.IntN(len(patterns))]})
 		}
-		columns := SortColumns()
-		opt.Sort = Sort{columns[rng.IntN(len(columns))], rng.IntN(2) == 0}
-		rep := Group(iv, opt)
-		checkSum(t, rep, iv, opt)
+		columns := output.SortColumns()
+		opt.Sort = output.Sort{columns[rng.IntN(len(columns))], rng.IntN(2) == 0}
+		summary := output.Group(iv, opt)
+		outputtest.CheckSum(t, summary, iv, opt)
 		if t.Failed() {
 			t.Fatalf("seed %d, options %+v", seed, opt)
 		}
-		if again := Group(iv, opt); !slices.Equal(texts(again.Rows), texts(rep.Rows)) {
+		if again := output.Group(iv, opt); !slices.Equal(outputtest.Texts(again.Rows), outputtest.Texts(summary.Rows)) {
 			t.Fatalf("seed %d: the order of rows changes from call to call", seed)
 		}
-		for i := range rep.Rows {
-			if r := &rep.Rows[i]; len(r.Keys) != len(opt.By) || len(r.Sources) == 0 {
+		for i := range summary.Rows {
+			if r := &summary.Rows[i]; len(r.Keys) != len(opt.By) || len(r.Sources) == 0 {
 				t.Fatalf("seed %d: row %+v", seed, r)
 			}
 		}
-		if opt.Top > 0 && len(rep.Rows) > opt.Top {
-			for i := opt.Top; i < len(rep.Rows); i++ {
-				if o := rep.Rows[i].Identity().Owner; o != OwnerUnattributed && o != OwnerOther {
-					t.Fatalf("seed %d: %d rows with --top %d", seed, len(rep.Rows), opt.Top)
+		if opt.Top > 0 && len(summary.Rows) > opt.Top {
+			for i := opt.Top; i < len(summary.Rows); i++ {
+				if o := summary.Rows[i].Identity().Owner; o != output.OwnerUnattributed && o != output.OwnerOther {
+					t.Fatalf("seed %d: %d rows with --top %d", seed, len(summary.Rows), opt.Top)
 				}
 			}
 		}
@@ -362,17 +266,17 @@ func TestGroupSums(t *testing.T) {
 }
 
 func TestGroupTop(t *testing.T) {
-	rep := Group(shop(), GroupOptions{Top: 2})
+	summary := output.Group(outputtest.Shop(), output.GroupOptions{Top: 2})
 	// Bytes without an owner keep their row.
-	if got, want := texts(rep.Rows), []string{"shop-db-1|3145728|94371840", "shop-web-1|20971520|41943040", "(unattributed)|4096|16384"}; !slices.Equal(got, want) {
+	if got, want := outputtest.Texts(summary.Rows), []string{"shop-db-1|3145728|94371840", "shop-web-1|20971520|41943040", "(unattributed)|4096|16384"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	if rep.Rest == nil || rep.Rest.Groups != 4 || rep.Rest.Total.Bytes() != 1000+12582912+524288+307200+8192 {
-		t.Errorf("rest is %+v", rep.Rest)
+	if summary.Rest == nil || summary.Rest.Groups != 4 || summary.Rest.Total.Bytes() != 1000+12582912+524288+307200+8192 {
+		t.Errorf("rest is %+v", summary.Rest)
 	}
-	checkSum(t, rep, shop(), GroupOptions{})
-	if rep := Group(shop(), GroupOptions{Top: 7}); rep.Rest != nil || len(rep.Rows) != 7 {
-		t.Errorf("nothing was to be cut, but rest is %+v", rep.Rest)
+	outputtest.CheckSum(t, summary, outputtest.Shop(), output.GroupOptions{})
+	if summary := output.Group(outputtest.Shop(), output.GroupOptions{Top: 7}); summary.Rest != nil || len(summary.Rows) != 7 {
+		t.Errorf("nothing was to be cut, but rest is %+v", summary.Rest)
 	}
 }
 
@@ -381,45 +285,45 @@ func TestGroupSort(t *testing.T) {
 		"total": "shop-db-1", "read": "shop-web-1", "write": "shop-db-1", "ops": "shop-web-1", "latency": "blog-web-1",
 		"name": "(kernel)", "-name": "shop-web-1", "nfs": "shop-web-1", "fuse": "blog-web-1", "block": "shop-db-1", "-total": "scratch",
 	} {
-		sort, err := ParseSort(s)
+		sort, err := output.ParseSort(s)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if rep := Group(shop(), GroupOptions{Sort: sort}); rep.Rows[0].Text() != want {
-			t.Errorf("sorted by %s the first is %q, want %q", s, rep.Rows[0].Text(), want)
+		if summary := output.Group(outputtest.Shop(), output.GroupOptions{Sort: sort}); summary.Rows[0].Text() != want {
+			t.Errorf("sorted by %s the first is %q, want %q", s, summary.Rows[0].Text(), want)
 		}
 	}
 }
 
 // TestGroupBasis: how owners were found is told only where it is known.
 func TestGroupBasis(t *testing.T) {
-	rep := Group(shop(), GroupOptions{By: keys(t, "project,op"), Filters: filters(t, "project=shop")})
-	for i := range rep.Rows {
-		if r := &rep.Rows[i]; r.Total.Bytes() > 0 && (!r.Total.BasisUnknown || r.Total.Basis != BasisBytes{}) {
+	summary := output.Group(outputtest.Shop(), output.GroupOptions{By: outputtest.Keys(t, "project,op"), Filters: outputtest.Filters(t, "project=shop")})
+	for i := range summary.Rows {
+		if r := &summary.Rows[i]; r.Total.Bytes() > 0 && (!r.Total.BasisUnknown || r.Total.Basis != output.BasisBytes{}) {
 			t.Errorf("%s: basis is %+v although samples were taken apart", r.Text(), r.Total.Basis)
 		}
 	}
-	rep = Group(shop(), GroupOptions{By: keys(t, "project,op"), Filters: filters(t, "container=postfix*")})
-	if u := &rep.Rows[0].Total; u.BasisUnknown || u.Basis.Dirtier != 300<<10 {
+	summary = output.Group(outputtest.Shop(), output.GroupOptions{By: outputtest.Keys(t, "project,op"), Filters: outputtest.Filters(t, "container=postfix*")})
+	if u := &summary.Rows[0].Total; u.BasisUnknown || u.Basis.Dirtier != 300<<10 {
 		t.Errorf("a sample with nothing but writes: %+v", u.Basis)
 	}
 }
 
 func TestIdentity(t *testing.T) {
-	rep := Group(shop(), GroupOptions{By: keys(t, "project")})
-	id := rep.Rows[0].Identity()
-	if id.Project != "shop" || id.ProjectRule != "com.docker.compose.project" || id.Owner != OwnerContainer || id.Container.Runtime != "docker" {
+	summary := output.Group(outputtest.Shop(), output.GroupOptions{By: outputtest.Keys(t, "project")})
+	id := summary.Rows[0].Identity()
+	if id.Project != "shop" || id.ProjectRule != "com.docker.compose.project" || id.Owner != output.OwnerContainer || id.Container.Runtime != "docker" {
 		t.Errorf("shared fields are missing: %+v", id)
 	}
 	if id.Service != "" || id.Container.ID != "" || id.Container.Name != "" || id.Container.Labels != nil || id.Container.Image != "" ||
-		id.Cgroup != (Cgroup{}) || id.Device != (Device{}) || id.Mount != (Mount{}) {
+		id.Cgroup != (output.Cgroup{}) || id.Device != (output.Device{}) || id.Mount != (output.Mount{}) {
 		t.Errorf("fields of one member: %+v", id)
 	}
-	rep = Group(shop(), GroupOptions{By: keys(t, "image")})
-	if id := rep.Rows[1].Identity(); id.Container.Image != "registry.example/web" || id.Container.ID != "" || id.Service != "" || id.Project != "" {
+	summary = output.Group(outputtest.Shop(), output.GroupOptions{By: outputtest.Keys(t, "image")})
+	if id := summary.Rows[1].Identity(); id.Container.Image != "registry.example/web" || id.Container.ID != "" || id.Service != "" || id.Project != "" {
 		t.Errorf("two containers of one image and two projects: %+v", id)
 	}
-	if !reflect.DeepEqual(rep.Total.Identity(), Identity{}) {
+	if !reflect.DeepEqual(summary.Total.Identity(), output.Identity{}) {
 		t.Error("a sum has no identity")
 	}
 }
@@ -432,32 +336,33 @@ func TestTruncateCgroup(t *testing.T) {
 	}{
 		{"/a/b/c", 0, "/a/b/c"}, {"/a/b/c", 1, "/a"}, {"/a/b/c", 2, "/a/b"}, {"/a/b/c", 3, "/a/b/c"}, {"/a/b/c", 9, "/a/b/c"}, {"/", 1, "/"}, {"", 1, ""},
 	} {
-		if got := truncateCgroup(tt.path, tt.depth); got != tt.want {
+		if got := output.TruncateCgroup(tt.path, tt.depth); got != tt.want {
 			t.Errorf("truncateCgroup(%q, %d) = %q, want %q", tt.path, tt.depth, got, tt.want)
 		}
 	}
 }
 
 func TestLatency(t *testing.T) {
-	var sum Latency
+	var sum output.Latency
 	rng := rand.New(rand.NewPCG(1, 2))
 	all := make(map[uint64]uint64)
 	for range 200 {
-		var l Latency
+		var l output.Latency
 		at := uint64(0)
 		for range rng.IntN(5) {
 			at += 1 + rng.Uint64N(20)
 			n := 1 + rng.Uint64N(100)
-			l.Buckets = append(l.Buckets, Bucket{at, n})
+			l.Buckets = append(l.Buckets, output.Bucket{UpTo: at, Count: n})
 			all[at] += n
 		}
-		before := l.clone()
+		before := l
+		before.Buckets = slices.Clone(l.Buckets)
 		sum.Merge(&l)
 		if !reflect.DeepEqual(l, before) {
 			t.Fatal("adding changed what was added")
 		}
 	}
-	if len(sum.Buckets) != len(all) || !slices.IsSortedFunc(sum.Buckets, func(a, b Bucket) int { return int(a.UpTo) - int(b.UpTo) }) {
+	if len(sum.Buckets) != len(all) || !slices.IsSortedFunc(sum.Buckets, func(a, b output.Bucket) int { return int(a.UpTo) - int(b.UpTo) }) {
 		t.Fatalf("got %d buckets, want %d in order", len(sum.Buckets), len(all))
 	}
 	for _, b := range sum.Buckets {
@@ -466,13 +371,13 @@ func TestLatency(t *testing.T) {
 		}
 	}
 
-	l := Latency{Buckets: []Bucket{{10, 50}, {20, 45}, {40, 4}, {80, 1}}, Max: 71}
+	l := output.Latency{Buckets: []output.Bucket{{10, 50}, {20, 45}, {40, 4}, {80, 1}}, Max: 71}
 	for q, want := range map[float64]uint64{0: 10, 0.5: 10, 0.501: 20, 0.95: 20, 0.951: 40, 0.99: 40, 0.995: 71, 1: 71} {
 		if got := l.Quantile(q); got != want {
 			t.Errorf("quantile %v is %d, want %d", q, got, want)
 		}
 	}
-	if got := (Latency{}).Quantile(0.5); got != 0 {
+	if got := (output.Latency{}).Quantile(0.5); got != 0 {
 		t.Errorf("quantile of nothing is %d", got)
 	}
 }
@@ -481,32 +386,32 @@ func FuzzFilter(f *testing.F) {
 	for _, s := range []string{"project=shop", "op=write", "label:a=b*", "image=[a-z]*/x", `container=\`, "=", "mount=[", "cgroup=/a/*/c"} {
 		f.Add(s, "shop")
 	}
-	iv := shop()
+	iv := outputtest.Shop()
 	f.Fuzz(func(t *testing.T, s, name string) {
-		filter, err := ParseFilter(s)
+		filter, err := output.ParseFilter(s)
 		if err != nil {
 			if strings.ContainsAny(err.Error(), "\n\x1b\u009b") {
 				t.Errorf("error text %q is not fit for a terminal", err)
 			}
 			return
 		}
-		if again, err := ParseFilter(filter.String()); err != nil || again != filter {
+		if again, err := output.ParseFilter(filter.String()); err != nil || again != filter {
 			t.Errorf("%q reads back as %v, %v", filter, again, err)
 		}
 		iv.Samples[0].Project, iv.Samples[0].Container.Name = name, name
-		rep := Group(iv, GroupOptions{Filters: []Filter{filter}})
-		checkSum(t, rep, iv, GroupOptions{})
+		summary := output.Group(iv, output.GroupOptions{Filters: []output.Filter{filter}})
+		outputtest.CheckSum(t, summary, iv, output.GroupOptions{})
 	})
 }
 
 func BenchmarkGroup(b *testing.B) {
-	iv := random(rand.New(rand.NewPCG(1, 1)), 10_000)
+	iv := outputtest.Random(rand.New(rand.NewPCG(1, 1)), 10_000)
 	for _, by := range []string{"container", "project", "container,device", "project,op"} {
 		b.Run(by, func(b *testing.B) {
-			opt := GroupOptions{By: keys(b, by), Top: 20}
+			opt := output.GroupOptions{By: outputtest.Keys(b, by), Top: 20}
 			b.ReportAllocs()
 			for b.Loop() {
-				Group(iv, opt)
+				output.Group(iv, opt)
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(len(iv.Samples)), "ns/sample")
 		})
@@ -515,35 +420,35 @@ func BenchmarkGroup(b *testing.B) {
 
 // TestOuter: what runs in a container's containers is that container's, with its own I/O.
 func TestOuter(t *testing.T) {
-	wrote := func(owner OwnerKind, c Container, n uint64) Sample {
-		return Sample{Source: SourceBlock, Level: LevelWire, Owner: owner, Container: c, Write: Amount{Bytes: n, Ops: 1}}
+	wrote := func(owner output.OwnerKind, c output.Container, n uint64) output.Sample {
+		return output.Sample{Source: output.SourceBlock, Level: output.LevelWire, Owner: owner, Container: c, Write: output.Amount{Bytes: n, Ops: 1}}
 	}
-	iv := &Interval{Samples: []Sample{
-		wrote(OwnerContainer, Container{ID: "aaaa1111", Name: "ci"}, 1),
-		wrote(OwnerContainer, Container{ID: "bbbb", Name: "job", Parent: "aaaa1111", Outer: "aaaa1111", OuterName: "ci"}, 20),
-		wrote(OwnerContainer, Container{ID: "cccc", Name: "step", Parent: "bbbb", Outer: "aaaa1111", OuterName: "ci"}, 300),
-		wrote(OwnerHelper, Container{Runtime: "podman", Parent: "aaaa1111", Outer: "aaaa1111", OuterName: "ci"}, 4000),
-		wrote(OwnerContainer, Container{ID: "dddd", Name: "web"}, 50000),
-		wrote(OwnerContainer, Container{ID: "eeee", Name: "inner", Parent: strings.Repeat("f", 64), Outer: strings.Repeat("f", 64)}, 600000),
-		wrote(OwnerKernel, Container{}, 7000000),
+	iv := &output.Interval{Samples: []output.Sample{
+		wrote(output.OwnerContainer, output.Container{ID: "aaaa1111", Name: "ci"}, 1),
+		wrote(output.OwnerContainer, output.Container{ID: "bbbb", Name: "job", Parent: "aaaa1111", Outer: "aaaa1111", OuterName: "ci"}, 20),
+		wrote(output.OwnerContainer, output.Container{ID: "cccc", Name: "step", Parent: "bbbb", Outer: "aaaa1111", OuterName: "ci"}, 300),
+		wrote(output.OwnerHelper, output.Container{Runtime: "podman", Parent: "aaaa1111", Outer: "aaaa1111", OuterName: "ci"}, 4000),
+		wrote(output.OwnerContainer, output.Container{ID: "dddd", Name: "web"}, 50000),
+		wrote(output.OwnerContainer, output.Container{ID: "eeee", Name: "inner", Parent: strings.Repeat("f", 64), Outer: strings.Repeat("f", 64)}, 600000),
+		wrote(output.OwnerKernel, output.Container{}, 7000000),
 	}}
-	by, err := ParseKeys("outer")
+	by, err := output.ParseKeys("outer")
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := []string{"(kernel)|0|7000000", "ffffffffffff|0|600000", "web|0|50000", "ci|0|4321"}
-	if got := texts(Group(iv, GroupOptions{By: by}).Rows); !slices.Equal(got, want) {
+	if got := outputtest.Texts(output.Group(iv, output.GroupOptions{By: by}).Rows); !slices.Equal(got, want) {
 		t.Errorf("got %q\nwant %q", got, want)
 	}
 	for pattern, want := range map[string][]string{"ci": {"ci|0|4321"}, "aaaa1111": {"ci|0|4321"}, "web": {"web|0|50000"}, "fffff*": {"ffffffffffff|0|600000"}} {
-		f, err := ParseFilter("outer=" + pattern)
+		f, err := output.ParseFilter("outer=" + pattern)
 		if err != nil {
 			t.Fatal(err)
 		}
 		var got []string
-		for _, r := range Group(iv, GroupOptions{By: by, Filters: []Filter{f}}).Rows {
+		for _, r := range output.Group(iv, output.GroupOptions{By: by, Filters: []output.Filter{f}}).Rows {
 			if !strings.HasPrefix(r.Text(), "(filtered") {
-				got = append(got, texts([]Row{r})...)
+				got = append(got, outputtest.Texts([]output.Row{r})...)
 			}
 		}
 		if !slices.Equal(got, want) {

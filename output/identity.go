@@ -95,7 +95,7 @@ func (c *common) identity() Identity {
 	if c.first == nil {
 		return Identity{}
 	}
-	return identity(c.first, c.differs)
+	return IdentityOf(c.first, c.differs)
 }
 
 // Identity returns what all samples of the row have in common; nothing for a
@@ -106,8 +106,8 @@ func (r *Row) Identity() Identity { return r.common.identity() }
 // more than what all samples of the row have.
 func (u *SourceUsage) Identity() Identity { return u.common.identity() }
 
-// identity returns the fields of s that are not in differs.
-func identity(s *Sample, differs fieldSet) Identity {
+// IdentityOf returns the fields of s that are not in differs.
+func IdentityOf(s *Sample, differs fieldSet) Identity {
 	same := func(f fieldSet) bool { return differs&f == 0 }
 	var id Identity
 	if same(fieldOwner) {

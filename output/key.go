@@ -89,7 +89,7 @@ func ParseKeys(s string) ([]Key, error) {
 type KeyValue struct {
 	Key Key
 	// Text names the value for people. It holds whatever a container or a file
-	// system was named: see SafeText.
+	// system was named: see text.Safe.
 	Text string
 	// ID tells values apart that have the same text.
 	ID string
@@ -97,11 +97,11 @@ type KeyValue struct {
 
 // The texts of owners that are not a workload.
 const (
-	textKernel       = "(kernel)"
-	textUnattributed = "(unattributed)"
-	textOther        = "(other)"
-	textRest         = "(rest)"
-	textFiltered     = "(filtered out)"
+	TextKernel       = "(kernel)"
+	TextUnattributed = "(unattributed)"
+	TextOther        = "(other)"
+	TextRest         = "(rest)"
+	TextFiltered     = "(filtered out)"
 )
 
 // special names the owners that have no identity of their own: the same row
@@ -109,26 +109,30 @@ const (
 func special(o OwnerKind) string {
 	switch o {
 	case OwnerKernel:
-		return textKernel
+		return TextKernel
 	case OwnerUnattributed:
-		return textUnattributed
+		return TextUnattributed
 	case OwnerOther:
-		return textOther
+		return TextOther
 	}
 	return ""
 }
 
+// Workload tells whether o is somebody's I/O: neither the kernel's nor bytes
+// without a known owner.
+func (o OwnerKind) Workload() bool { return special(o) == "" }
+
 const shortIDLen = 12
 
-func shortID(id string) string { return id[:min(len(id), shortIDLen)] }
+func ShortID(id string) string { return id[:min(len(id), shortIDLen)] }
 
-// containerText is the name of a container, or what docker ps would print
+// ContainerText is the name of a container, or what docker ps would print
 // while the name is not known.
-func containerText(c *Container) string {
+func ContainerText(c *Container) string {
 	if c.Name != "" {
 		return c.Name
 	}
-	return shortID(c.ID)
+	return ShortID(c.ID)
 }
 
 func cgroupText(c *Cgroup) string {
@@ -149,7 +153,7 @@ func ownerValue(s *Sample, missing Key) (text, id string) {
 	}
 	switch {
 	case s.Container.ID != "" || s.Container.Name != "":
-		text = containerText(&s.Container)
+		text = ContainerText(&s.Container)
 		switch {
 		case s.Owner == OwnerHelper:
 			// The runtime's own monitor, not the workload: never one row with it.
@@ -170,6 +174,12 @@ func ownerValue(s *Sample, missing Key) (text, id string) {
 		return s.Unit, "unit\x00" + s.Unit + "\x00" + path.Dir(s.Cgroup.Path)
 	}
 	return cgroupText(&s.Cgroup), "cgroup\x00" + cgroupID(&s.Cgroup)
+}
+
+// OwnerText names the owner of s as --by container does.
+func OwnerText(s *Sample) string {
+	text, _ := ownerValue(s, "")
+	return text
 }
 
 func missingText(k Key) string {
@@ -208,7 +218,7 @@ func imageText(c *Container) string {
 	return c.Image + ":" + c.ImageTag
 }
 
-func processText(p *Process) string {
+func ProcessText(p *Process) string {
 	switch {
 	case p.PID == 0 && p.Name == "":
 		return "(no process)"
@@ -220,7 +230,7 @@ func processText(p *Process) string {
 	return p.Name + "[" + strconv.FormatUint(uint64(p.PID), 10) + "]"
 }
 
-func deviceText(d *Device) string {
+func DeviceText(d *Device) string {
 	switch {
 	case d.Name != "":
 		return d.Name
@@ -230,14 +240,14 @@ func deviceText(d *Device) string {
 	return "(no device)"
 }
 
-// mountText names the storage first, because that is what several hosts and
+// MountText names the storage first, because that is what several hosts and
 // containers have in common, then the place.
-func mountText(s *Sample) string {
+func MountText(s *Sample) string {
 	m := &s.Mount
 	text := m.Source
 	switch {
 	case text == "" && m.Point == "" && m.Volume == "":
-		return deviceText(&s.Device) + " (no mount)"
+		return DeviceText(&s.Device) + " (no mount)"
 	case text == "":
 		text = m.FSType
 	}
@@ -272,9 +282,9 @@ func truncateCgroup(p string, depth int) string {
 func (g *grouper) value(s *Sample, k Key, op Op) (text, id string) {
 	switch k {
 	case KeyDevice:
-		return deviceText(&s.Device), s.Device.ID + "\x00" + s.Device.Name
+		return DeviceText(&s.Device), s.Device.ID + "\x00" + s.Device.Name
 	case KeyMount:
-		return mountText(s), s.Mount.Source + "\x00" + s.Mount.FSType + "\x00" + s.Mount.Volume + "\x00" + s.Device.ID
+		return MountText(s), s.Mount.Source + "\x00" + s.Mount.FSType + "\x00" + s.Mount.Volume + "\x00" + s.Device.ID
 	case KeyNFSServer:
 		if s.Mount.NFSServer == "" {
 			return "(not nfs)", ""
@@ -300,7 +310,7 @@ func (g *grouper) value(s *Sample, k Key, op Op) (text, id string) {
 		// What is nested counts for the container around it all, in that one's row.
 		if c := &s.Container; c.Outer != "" {
 			outer := Container{ID: c.Outer, Name: c.OuterName}
-			return containerText(&outer), "container\x00" + string(OwnerContainer) + "\x00" + c.Outer
+			return ContainerText(&outer), "container\x00" + string(OwnerContainer) + "\x00" + c.Outer
 		}
 		return ownerValue(s, "")
 	case KeyProject:
@@ -330,7 +340,7 @@ func (g *grouper) value(s *Sample, k Key, op Op) (text, id string) {
 		}
 		return cgroupText(&s.Cgroup), "cgroup\x00" + cgroupID(&s.Cgroup)
 	case KeyProcess:
-		return processText(&s.Process), strconv.FormatUint(uint64(s.Process.PID), 10) + "\x00" + s.Process.Name
+		return ProcessText(&s.Process), strconv.FormatUint(uint64(s.Process.PID), 10) + "\x00" + s.Process.Name
 	default:
 		if name, ok := k.Label(); ok {
 			if v, ok := s.Container.Labels[name]; ok {
@@ -369,7 +379,7 @@ func ParseFilter(s string) (Filter, error) {
 	if _, err := path.Match(pattern, ""); err != nil {
 		return Filter{}, fmt.Errorf("filter %q: pattern %q is not a valid glob (a [ or \\ with nothing after it)", s, pattern)
 	}
-	if k == KeyOp && !slices.ContainsFunc(ops, func(o Op) bool { return globMatch(pattern, string(o)) }) {
+	if k == KeyOp && !slices.ContainsFunc(Ops, func(o Op) bool { return MatchGlob(pattern, string(o)) }) {
 		return Filter{}, fmt.Errorf("filter %q matches no operation: there are %s", s, joinOps())
 	}
 	return Filter{Key: k, Pattern: pattern}, nil
@@ -379,7 +389,7 @@ func ParseFilter(s string) (Filter, error) {
 // full of them and nobody means them as separators here.
 var unslash = strings.NewReplacer("/", "\x00")
 
-func globMatch(pattern, text string) bool {
+func MatchGlob(pattern, text string) bool {
 	ok, err := path.Match(unslash.Replace(pattern), unslash.Replace(text))
 	return err == nil && ok
 }
@@ -388,20 +398,20 @@ func globMatch(pattern, text string) bool {
 // to its other names: a container to its id, a process to its bare name or pid.
 func (g *grouper) matches(f Filter, s *Sample, op Op) bool {
 	text, _ := g.value(s, f.Key, op)
-	if globMatch(f.Pattern, text) {
+	if MatchGlob(f.Pattern, text) {
 		return true
 	}
 	var names [4]string
 	switch f.Key {
 	case KeyContainer:
 		if c := &s.Container; c.ID != "" {
-			names = [4]string{c.ID, shortID(c.ID), c.Name}
+			names = [4]string{c.ID, ShortID(c.ID), c.Name}
 		}
 	case KeyOuter:
 		if c := &s.Container; c.Outer != "" {
-			names = [4]string{c.Outer, shortID(c.Outer), c.OuterName}
+			names = [4]string{c.Outer, ShortID(c.Outer), c.OuterName}
 		} else if c.ID != "" {
-			names = [4]string{c.ID, shortID(c.ID), c.Name}
+			names = [4]string{c.ID, ShortID(c.ID), c.Name}
 		}
 	case KeyService:
 		names[0] = s.Service
@@ -419,7 +429,7 @@ func (g *grouper) matches(f Filter, s *Sample, op Op) bool {
 		names = [4]string{s.Mount.Source, s.Mount.Point, s.Mount.Volume}
 	}
 	for _, n := range names {
-		if n != "" && globMatch(f.Pattern, n) {
+		if n != "" && MatchGlob(f.Pattern, n) {
 			return true
 		}
 	}
@@ -434,16 +444,16 @@ func (g *grouper) passes(s *Sample, op Op) bool {
 			return false
 		}
 	}
-	for _, p := range g.opt.pins {
-		if _, id := g.value(s, p.key, op); id != p.id {
+	for _, p := range g.opt.Pins {
+		if _, id := g.value(s, p.Key, op); id != p.ID {
 			return false
 		}
 	}
-	if g.opt.search == "" {
+	if g.opt.Search == "" {
 		return true
 	}
 	return slices.ContainsFunc(g.opt.By, func(k Key) bool {
 		text, _ := g.value(s, k, op)
-		return strings.Contains(strings.ToLower(text), g.opt.search)
+		return strings.Contains(strings.ToLower(text), g.opt.Search)
 	})
 }

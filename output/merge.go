@@ -2,12 +2,12 @@ package output
 
 import "time"
 
-// Bounds of what a Merger holds: an honest recording of one interval may have as
-// much, and more makes the next report early instead of late.
-const (
-	mergeMaxSamples = 1 << 17
-	mergeMaxEvents  = 1 << 16
-)
+// MaxSamples bounds the samples of one interval in a recording and in a Merger.
+const MaxSamples = 1 << 17
+
+// mergeMaxEvents bounds the events that a Merger holds. At either bound the
+// merged interval ends early.
+const mergeMaxEvents = 1 << 16
 
 // Merger makes longer intervals of shorter ones, as if they had been reported that
 // way from the beginning. An interval that is longer than asked stays as it is.
@@ -60,7 +60,7 @@ func (m *Merger) Add(iv *Interval) (done *Interval) {
 	n := m.now
 	n.End = iv.End
 	n.Unresolved = max(n.Unresolved, iv.Unresolved)
-	n.Lost.add(&iv.Lost)
+	n.Lost.Add(&iv.Lost)
 	n.Self.BPFNanos += iv.Self.BPFNanos
 	n.Self.CPUNanos += iv.Self.CPUNanos
 	n.Self.ReadBytes += iv.Self.ReadBytes
@@ -79,7 +79,7 @@ func (m *Merger) continues(iv *Interval) bool {
 	return iv.Host == n.Host && gap > -length && gap <= length/2 &&
 		// Rounded to whole intervals: those of a busy machine are never quite as long as asked.
 		iv.End.Sub(n.Start) <= m.every+length/2 &&
-		len(n.Samples)+len(iv.Samples) <= mergeMaxSamples && len(n.Events)+len(iv.Events) <= mergeMaxEvents
+		len(n.Samples)+len(iv.Samples) <= MaxSamples && len(n.Events)+len(iv.Events) <= mergeMaxEvents
 }
 
 func (m *Merger) add(samples []Sample) {
@@ -96,13 +96,13 @@ func (m *Merger) add(samples []Sample) {
 		if t.Container.Labels == nil {
 			t.Container.Labels = s.Container.Labels
 		}
-		for _, op := range ops {
-			t.amount(op).add(s.amount(op))
+		for _, op := range Ops {
+			t.Amount(op).Add(s.Amount(op))
 		}
 		t.MetaReadBytes += s.MetaReadBytes
 		t.MetaWriteBytes += s.MetaWriteBytes
 		t.Retransmits += s.Retransmits
-		t.Basis.add(&s.Basis)
+		t.Basis.Add(&s.Basis)
 	}
 }
 
@@ -113,7 +113,7 @@ func (m *Merger) Flush() *Interval {
 	return iv
 }
 
-func (l *Lost) add(o *Lost) {
+func (l *Lost) Add(o *Lost) {
 	l.Records += o.Records
 	l.Notices += o.Notices
 	l.Latencies += o.Latencies

@@ -1,4 +1,4 @@
-package output
+package output_test
 
 import (
 	"fmt"
@@ -7,11 +7,14 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
 )
 
 // merged feeds intervals to a merger.
-func merged(every time.Duration, ivs ...*Interval) (out []*Interval) {
-	m := NewMerger(every)
+func merged(every time.Duration, ivs ...*output.Interval) (out []*output.Interval) {
+	m := output.NewMerger(every)
 	for _, iv := range ivs {
 		if done := m.Add(iv); done != nil {
 			out = append(out, done)
@@ -26,14 +29,14 @@ func merged(every time.Duration, ivs ...*Interval) (out []*Interval) {
 // TestMergeSums: ten seconds as one say what the ten said, whatever the key.
 func TestMergeSums(t *testing.T) {
 	rng := rand.New(rand.NewPCG(41, 42))
-	owners := recordOwners(rng, 60)
-	make := func() (ivs []*Interval) {
+	owners := outputtest.Owners(rng, 60)
+	make := func() (ivs []*output.Interval) {
 		rng := rand.New(rand.NewPCG(43, 44))
 		for i := range 95 {
-			iv := recordInterval(rng, owners, i, 0.7)
-			iv.Lost = Lost{Records: 1, Notices: 2, Latencies: 3, Groups: 4, Bytes: 5, Walks: 6, Misses: 7, Exports: 8}
+			iv := outputtest.Interval(rng, owners, i, 0.7)
+			iv.Lost = output.Lost{Records: 1, Notices: 2, Latencies: 3, Groups: 4, Bytes: 5, Walks: 6, Misses: 7, Exports: 8}
 			iv.Self.BPFNanos, iv.Unresolved = 11, uint64(i%7)
-			iv.Events = []Event{{Time: iv.Start, Action: fmt.Sprint(i), VXLAN: &VXLAN{}}}
+			iv.Events = []output.Event{{Time: iv.Start, Action: fmt.Sprint(i), VXLAN: &output.VXLAN{}}}
 			ivs = append(ivs, iv)
 		}
 		return ivs
@@ -42,23 +45,23 @@ func TestMergeSums(t *testing.T) {
 	if len(got) != 10 {
 		t.Fatalf("%d intervals of 95 seconds, want 10", len(got))
 	}
-	all := &Interval{Host: whole[0].Host}
+	all := &output.Interval{Host: whole[0].Host}
 	for _, iv := range whole {
 		all.Samples = append(all.Samples, iv.Samples...)
 	}
 	for _, by := range []string{"host", "container", "project,device", "mount,op", "process"} {
-		opt := GroupOptions{By: keys(t, by), Stacked: true}
-		want := map[string]Usage{}
-		for _, r := range Group(all, opt).Rows {
+		opt := output.GroupOptions{By: outputtest.Keys(t, by), Stacked: true}
+		want := map[string]output.Usage{}
+		for _, r := range output.Group(all, opt).Rows {
 			want[r.ID()] = r.Total
 		}
-		sums := map[string]*Usage{}
+		sums := map[string]*output.Usage{}
 		for _, iv := range got {
-			for _, r := range Group(iv, opt).Rows {
+			for _, r := range output.Group(iv, opt).Rows {
 				if sums[r.ID()] == nil {
-					sums[r.ID()] = &Usage{}
+					sums[r.ID()] = &output.Usage{}
 				}
-				sums[r.ID()].add(&r.Total)
+				sums[r.ID()].Add(&r.Total)
 			}
 		}
 		if len(sums) != len(want) || len(want) == 0 {
@@ -68,7 +71,7 @@ func TestMergeSums(t *testing.T) {
 			if s := sums[id]; s != nil && by == "mount,op" {
 				// Of a sample that both reads and writes nobody knows which owner was
 				// found how, and in ten seconds more samples do both.
-				s.Basis, s.BasisUnknown, w.Basis, w.BasisUnknown = BasisBytes{}, false, BasisBytes{}, false
+				s.Basis, s.BasisUnknown, w.Basis, w.BasisUnknown = output.BasisBytes{}, false, output.BasisBytes{}, false
 			}
 			if s := sums[id]; s == nil || fmt.Sprintf("%+v", *s) != fmt.Sprintf("%+v", w) {
 				t.Errorf("by %s: %s has\n%+v, want\n%+v", by, id, s, w)
@@ -82,15 +85,15 @@ func TestMergeSums(t *testing.T) {
 		if !iv.Start.Equal(first.Start) || !iv.End.Equal(last.End) || iv.Host != first.Host || !slices.Equal(iv.Sources, first.Sources) {
 			t.Errorf("interval %d from %v to %v", i, iv.Start, iv.End)
 		}
-		if want := (Lost{n, 2 * n, 3 * n, 4 * n, 5 * n, 6 * n, 7 * n, 8 * n}); iv.Lost != want {
+		if want := (output.Lost{Records: n, Notices: 2 * n, Latencies: 3 * n, Groups: 4 * n, Bytes: 5 * n, Walks: 6 * n, Misses: 7 * n, Exports: 8 * n}); iv.Lost != want {
 			t.Errorf("interval %d lost %+v, want %+v", i, iv.Lost, want)
 		}
 		if iv.Self.BPFNanos != 11*n || iv.Self.RSSBytes != 41<<20 || n == 10 && iv.Unresolved != 6 {
 			t.Errorf("interval %d: %+v, %d cgroups without a name", i, iv.Self, iv.Unresolved)
 		}
-		seen := map[sampleKey]bool{}
+		seen := map[output.SampleKey]bool{}
 		for j := range iv.Samples {
-			k := keyOfSample(&iv.Samples[j])
+			k := output.KeyOfSample(&iv.Samples[j])
 			if seen[k] {
 				t.Errorf("interval %d has two samples of %+v", i, k)
 			}
@@ -110,40 +113,40 @@ func TestMergeSums(t *testing.T) {
 
 // TestMergeApart: what must not become one interval does not.
 func TestMergeApart(t *testing.T) {
-	at := func(from, to float64) *Interval {
-		s := func(sec float64) time.Time { return recordStart.Add(time.Duration(sec * 1e9)) }
-		return &Interval{Start: s(from), End: s(to), Samples: []Sample{{Source: SourceBlock, Write: Amount{Bytes: 1, Ops: 1}}}}
+	at := func(from, to float64) *output.Interval {
+		s := func(sec float64) time.Time { return outputtest.Start.Add(time.Duration(sec * 1e9)) }
+		return &output.Interval{Start: s(from), End: s(to), Samples: []output.Sample{{Source: output.SourceBlock, Write: output.Amount{Bytes: 1, Ops: 1}}}}
 	}
 	other := at(1, 2)
 	other.Host.Name = "web2"
-	full := func(from float64, n int) *Interval {
+	full := func(from float64, n int) *output.Interval {
 		iv := at(from, from+1)
 		for i := range n {
-			iv.Samples = append(iv.Samples, Sample{Process: Process{PID: uint32(from)<<20 | uint32(i)}})
+			iv.Samples = append(iv.Samples, output.Sample{Process: output.Process{PID: uint32(from)<<20 | uint32(i)}})
 		}
 		return iv
 	}
-	many := func(from float64, n int) *Interval {
+	many := func(from float64, n int) *output.Interval {
 		iv := at(from, from+1)
-		iv.Events = make([]Event, n)
+		iv.Events = make([]output.Event, n)
 		return iv
 	}
 	for _, tt := range []struct {
 		name string
-		ivs  []*Interval
+		ivs  []*output.Interval
 		want []float64 // lengths, seconds
 	}{
 		{"nothing", nil, nil},
-		{"one", []*Interval{at(0, 1)}, []float64{1}},
-		{"as asked", []*Interval{at(0, 1), at(1, 2), at(2, 3), at(3, 4)}, []float64{2, 2}},
-		{"late", []*Interval{at(0, 1.04), at(1.04, 2.09), at(2.09, 3.11), at(3.11, 4.2)}, []float64{2.09, 2.11}},
-		{"overlap of a clock that is corrected", []*Interval{at(0, 1), at(0.99, 2)}, []float64{2}},
-		{"longer than asked", []*Interval{at(0, 7), at(7, 14), at(14, 15), at(15, 16)}, []float64{7, 7, 2}},
-		{"gap", []*Interval{at(0, 1), at(1.6, 2)}, []float64{1, 0.4}},
-		{"clock set back", []*Interval{at(5, 6), at(0, 1), at(1, 2)}, []float64{1, 2}},
-		{"another machine", []*Interval{at(0, 1), other}, []float64{1, 1}},
-		{"too many samples", []*Interval{full(0, mergeMaxSamples-1), full(1, 5)}, []float64{1, 1}},
-		{"too many events", []*Interval{many(0, mergeMaxEvents), many(1, 1)}, []float64{1, 1}},
+		{"one", []*output.Interval{at(0, 1)}, []float64{1}},
+		{"as asked", []*output.Interval{at(0, 1), at(1, 2), at(2, 3), at(3, 4)}, []float64{2, 2}},
+		{"late", []*output.Interval{at(0, 1.04), at(1.04, 2.09), at(2.09, 3.11), at(3.11, 4.2)}, []float64{2.09, 2.11}},
+		{"overlap of a clock that is corrected", []*output.Interval{at(0, 1), at(0.99, 2)}, []float64{2}},
+		{"longer than asked", []*output.Interval{at(0, 7), at(7, 14), at(14, 15), at(15, 16)}, []float64{7, 7, 2}},
+		{"gap", []*output.Interval{at(0, 1), at(1.6, 2)}, []float64{1, 0.4}},
+		{"clock set back", []*output.Interval{at(5, 6), at(0, 1), at(1, 2)}, []float64{1, 2}},
+		{"another machine", []*output.Interval{at(0, 1), other}, []float64{1, 1}},
+		{"too many samples", []*output.Interval{full(0, output.MaxSamples-1), full(1, 5)}, []float64{1, 1}},
+		{"too many events", []*output.Interval{many(0, output.MergeMaxEvents), many(1, 1)}, []float64{1, 1}},
 	} {
 		var lengths []float64
 		for _, iv := range merged(2*time.Second, tt.ivs...) {
@@ -158,13 +161,13 @@ func TestMergeApart(t *testing.T) {
 // TestMergeKey: two samples that differ in anything but amounts and labels stay two.
 func TestMergeKey(t *testing.T) {
 	amounts := []string{"Read", "Write", "Discard", "Flush", "Metadata", "MetaReadBytes", "MetaWriteBytes", "Retransmits", "Basis"}
-	fill := func() *Sample {
-		var s Sample
+	fill := func() *output.Sample {
+		var s output.Sample
 		n := uint64(0)
-		recordFill(reflect.ValueOf(&s).Elem(), &n)
+		outputtest.Fill(reflect.ValueOf(&s).Elem(), &n)
 		return &s
 	}
-	want := keyOfSample(fill())
+	want := output.KeyOfSample(fill())
 	fields := 0
 	var walk func(path string, index []int, typ reflect.Type)
 	walk = func(path string, index []int, typ reflect.Type) {
@@ -188,13 +191,13 @@ func TestMergeKey(t *testing.T) {
 			default:
 				v.SetUint(v.Uint() + 1)
 			}
-			if keyOfSample(s) == want {
+			if output.KeyOfSample(s) == want {
 				t.Errorf("samples that differ in %s%s are one", path, f.Name)
 			}
 			fields++
 		}
 	}
-	walk("", nil, reflect.TypeFor[Sample]())
+	walk("", nil, reflect.TypeFor[output.Sample]())
 	if fields < 35 {
 		t.Errorf("%d fields were tried", fields)
 	}

@@ -1,6 +1,6 @@
-// Package output turns attributed I/O into bytes for people and machines: the
-// table on a terminal, NDJSON, Elasticsearch, Prometheus, recordings. It knows
-// neither BPF nor containers: whoever calls it has joined the two already.
+// Package output is the model that every output shares: samples of one interval,
+// and how they are grouped into rows. Each output is a package beside it. None of
+// them knows BPF or containers: their caller has joined the two already.
 package output
 
 import "time"

@@ -26,6 +26,7 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/iotrace-bpf/iotrace-bpf/output/schema"
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
 )
@@ -131,7 +132,7 @@ func (s suite) test(t *testing.T) {
 			if sc.supports(k) {
 				t.Run(sc.name, func(t *testing.T) {
 					g := guest.New(t)
-					g.Validate = validateDocument
+					g.Validate = schema.Validate
 					sc.run(g)
 				})
 			}

@@ -30,6 +30,7 @@ import (
 	"github.com/prometheus/common/model"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic/testserver"
+	"github.com/iotrace-bpf/iotrace-bpf/output/schema"
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
 )
@@ -653,7 +654,7 @@ func (h *outputHost) checkDocuments(t *testing.T, truth outputTruth) {
 	}
 	streams := map[string]int{}
 	for i, line := range bytes.Split(bytes.TrimSpace(h.kept[outputFileNDJSON]), []byte("\n")) {
-		if err := validateDocument(line); err != nil {
+		if err := schema.Validate(line); err != nil {
 			t.Errorf("%v\n%s", err, line)
 		}
 		d := r.Docs[i]

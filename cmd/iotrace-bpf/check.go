@@ -8,7 +8,7 @@ import (
 	"text/tabwriter"
 	"time"
 
-	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
 
@@ -33,19 +33,19 @@ func runCheck(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 
 	h := s.resolver.Hierarchy()
 	w := tabwriter.NewWriter(stdout, 0, 4, 2, ' ', 0)
-	fmt.Fprintf(w, "kernel\t%s\n", output.SafeText(s.host.Kernel))
-	fmt.Fprintf(w, "cgroups\tversion %d, named by hierarchy %d at %s\n", h.Version, h.ID, output.SafeText(h.Mount))
+	fmt.Fprintf(w, "kernel\t%s\n", text.Safe(s.host.Kernel))
+	fmt.Fprintf(w, "cgroups\tversion %d, named by hierarchy %d at %s\n", h.Version, h.ID, text.Safe(h.Mount))
 	for _, st := range s.tracer.Status() {
 		writeStatus(w, st)
 	}
 	writeStatus(w, overlayStatus(h.ID))
 	for _, e := range s.resolver.Endpoints() {
-		fmt.Fprintf(w, "socket %s\t%s: %s", output.SafeText(e.Socket), e.Runtime, e.State)
+		fmt.Fprintf(w, "socket %s\t%s: %s", text.Safe(e.Socket), e.Runtime, e.State)
 		if e.Version != "" {
-			fmt.Fprintf(w, ", %s, %d containers", output.SafeText(e.Version), e.Containers)
+			fmt.Fprintf(w, ", %s, %d containers", text.Safe(e.Version), e.Containers)
 		}
 		if e.Err != nil {
-			fmt.Fprintf(w, " (%s)", output.SafeText(e.Err.Error()))
+			fmt.Fprintf(w, " (%s)", text.Safe(e.Err.Error()))
 		}
 		fmt.Fprintln(w)
 	}
@@ -54,11 +54,11 @@ func runCheck(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 
 func writeStatus(w io.Writer, st tracer.Status) {
 	if st.Waiting {
-		fmt.Fprintf(w, "source %s\twaiting: %s; attached when it is\n", st.Source, output.SafeText(st.Reason))
+		fmt.Fprintf(w, "source %s\twaiting: %s; attached when it is\n", st.Source, text.Safe(st.Reason))
 		return
 	}
 	if !st.Attached {
-		fmt.Fprintf(w, "source %s\tabsent: %s\n", st.Source, output.SafeText(st.Reason))
+		fmt.Fprintf(w, "source %s\tabsent: %s\n", st.Source, text.Safe(st.Reason))
 		return
 	}
 	fmt.Fprintf(w, "source %s\t%s\n", st.Source, strings.Join(st.Hooks, ", "))

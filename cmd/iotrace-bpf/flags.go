@@ -8,10 +8,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/pflag"
-
 	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/terminal"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
+	"github.com/spf13/pflag"
 )
 
 // options are the values of all flags. The groups are those of the usage text.
@@ -259,5 +259,5 @@ func (o *options) detailed() bool { return o.screen || o.record != "" || o.repor
 // wantsScreen tells whether the interactive screen is the output: on a terminal,
 // for a run without an end, unless something else was asked for.
 func (o *options) wantsScreen(stdout *os.File) bool {
-	return o.output == "" && !o.noScreen && o.count == 0 && o.duration == 0 && output.Interactive(os.Stdin, stdout, nil)
+	return o.output == "" && !o.noScreen && o.count == 0 && o.duration == 0 && terminal.Interactive(os.Stdin, stdout, nil)
 }

@@ -53,8 +53,8 @@ func TestSamplesOfMany(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if rep := output.Group(iv, output.GroupOptions{By: by}); len(rep.Rows) != 1500 || rep.Total.Total.Bytes() != 1500*8192 {
-		t.Errorf("%d rows, %d bytes", len(rep.Rows), rep.Total.Total.Bytes())
+	if summary := output.Group(iv, output.GroupOptions{By: by}); len(summary.Rows) != 1500 || summary.Total.Total.Bytes() != 1500*8192 {
+		t.Errorf("%d rows, %d bytes", len(summary.Rows), summary.Total.Total.Bytes())
 	}
 }
 

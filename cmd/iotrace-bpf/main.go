@@ -12,10 +12,9 @@ import (
 	"os/signal"
 	"syscall"
 
-	"github.com/spf13/pflag"
-
-	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
+	"github.com/spf13/pflag"
 )
 
 // Exit codes, as the usage text has them.
@@ -61,7 +60,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			f, args = c, args[1:]
 		}
 	}
-	return report(f(ctx, args, stdout, stderr), stdout, stderr)
+	return exitCode(f(ctx, args, stdout, stderr), stdout, stderr)
 }
 
 // usageError is a mistake on the command line.
@@ -81,8 +80,8 @@ type exitError struct {
 func (e *exitError) Error() string { return fmt.Sprint(e.err) }
 func (e *exitError) Unwrap() error { return e.err }
 
-// report tells the user how it ended: one line, and a hint where there is one.
-func report(err error, stdout, stderr io.Writer) int {
+// exitCode tells the user how it ended: one line, and a hint where there is one.
+func exitCode(err error, stdout, stderr io.Writer) int {
 	if err == nil {
 		return exitOK
 	}
@@ -91,7 +90,7 @@ func report(err error, stdout, stderr io.Writer) int {
 		return exitOK
 	}
 	say := func(hint string) {
-		fmt.Fprintf(stderr, "iotrace-bpf: %s\n", output.SafeText(err.Error()))
+		fmt.Fprintf(stderr, "iotrace-bpf: %s\n", text.Safe(err.Error()))
 		if hint != "" {
 			fmt.Fprintf(stderr, "hint: %s\n", hint)
 		}

@@ -61,10 +61,9 @@ func startNDJSON(t *testing.T, cmd *exec.Cmd) *traced {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	schemas := compileSchemas(t)
 	go func() {
 		defer close(r.done)
-		r.read(bufio.NewReader(stdout), schemas)
+		r.read(bufio.NewReader(stdout))
 	}()
 	t.Cleanup(func() { cmd.Process.Kill(); <-r.done; cmd.Wait() })
 	enginetest.Poll(t, 30*time.Second, "iotrace-bpf is attached", func() bool {

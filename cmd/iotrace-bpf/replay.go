@@ -12,6 +12,7 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic"
 	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
+	"github.com/iotrace-bpf/iotrace-bpf/output/terminal"
 )
 
 // onlyLive are flags that say how to trace or whom to ask for names, which a
@@ -32,7 +33,7 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 		return err
 	}
 	merge := fs.Changed("interval") || fs.NArg() > 1
-	rec, err := recording.OpenRecording(fs.Arg(0))
+	rec, err := recording.Open(fs.Arg(0))
 	if err != nil {
 		return err
 	}
@@ -48,7 +49,7 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 		if merge {
 			return usagef("the screen shows a recording interval by interval: for longer ones add --no-tui")
 		}
-		return output.RunScreen(ctx, nil, output.ScreenOptions{Group: opt.group, Recording: recording.Timeline(rec), Output: f})
+		return terminal.RunScreen(ctx, nil, terminal.ScreenOptions{Group: opt.group, Recording: rec.Timeline(), Output: f})
 	}
 	main := opt.printer(stdout)
 	if opt.report != "" && opt.output == "" {
@@ -102,7 +103,7 @@ type replayer struct {
 
 // replay writes every interval. What is damaged is told of; what was read up to
 // there has been shown by then, and what comes after it still is.
-func (r *replayer) replay(ctx context.Context, rec *recording.Recording) error {
+func (r *replayer) replay(ctx context.Context, rec *recording.Reader) error {
 	var damaged error
 	for ctx.Err() == nil && !r.enough() {
 		iv, err := rec.Next()
@@ -162,13 +163,13 @@ func (r *replayer) flush() error {
 // discard is a sink that wants nothing.
 type discard struct{}
 
-func (discard) Write(*output.Report, *output.Interval) error { return nil }
-func (discard) Close() error                                 { return nil }
+func (discard) Write(*output.Summary, *output.Interval) error { return nil }
+func (discard) Close() error                                  { return nil }
 
 // runElasticsearch is "iotrace-bpf elasticsearch setup".
 func runElasticsearch(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var opt options
-	var setup elastic.ElasticsearchSetup
+	var setup elastic.SetupOptions
 	fs := opt.flags()
 	fs.IntVar(&setup.RetentionDays, "retention-days", 0, "keep documents for so many days (0 is 14, negative for ever)")
 	fs.StringVar(&setup.KibanaURL, "kibana", "", "install the dashboard into this Kibana or OpenSearch Dashboards")
@@ -191,7 +192,7 @@ func runElasticsearch(ctx context.Context, args []string, stdout, stderr io.Writ
 		return err
 	}
 	eo.Setup = setup
-	if err := elastic.SetupElasticsearch(ctx, eo, stdout); err != nil {
+	if err := elastic.Setup(ctx, eo, stdout); err != nil {
 		return fmt.Errorf("setting up Elasticsearch: %w", err)
 	}
 	return nil

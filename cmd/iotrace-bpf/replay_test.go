@@ -34,7 +34,7 @@ type replayed struct {
 func incident(t *testing.T, n int) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "incident")
-	rec, err := recording.NewRecorder(path, recording.RecorderOptions{})
+	rec, err := recording.Create(path, recording.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

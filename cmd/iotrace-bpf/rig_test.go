@@ -17,11 +17,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/santhosh-tekuri/jsonschema/v6"
 	"golang.org/x/sys/unix"
 
 	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
-	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/schema"
 )
 
 // The rig: the program itself, built as a user builds it, disks of its own that
@@ -229,10 +228,9 @@ func trace(t testing.TB, args ...string) *traced {
 	if err := r.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	schemas := compileSchemas(t)
 	go func() {
 		defer close(r.done)
-		r.read(bufio.NewReaderSize(stdout, 1<<20), schemas)
+		r.read(bufio.NewReaderSize(stdout, 1<<20))
 	}()
 	t.Cleanup(func() { r.cmd.Process.Kill(); <-r.done; r.cmd.Wait() })
 	enginetest.Poll(t, 30*time.Second, "iotrace-bpf is attached", func() bool {
@@ -248,7 +246,7 @@ func trace(t testing.TB, args ...string) *traced {
 }
 
 // read takes in every line, and holds each against its schema.
-func (r *traced) read(in *bufio.Reader, schemas map[string]*jsonschema.Schema) {
+func (r *traced) read(in *bufio.Reader) {
 	for {
 		line, err := in.ReadBytes('\n')
 		if err != nil {
@@ -257,15 +255,7 @@ func (r *traced) read(in *bufio.Reader, schemas map[string]*jsonschema.Schema) {
 		var d tracedDoc
 		err = json.Unmarshal(line, &d)
 		if err == nil {
-			var instance any
-			instance, err = jsonschema.UnmarshalJSON(bytes.NewReader(line))
-			if err == nil {
-				if s := schemas[d.Event.Dataset]; s == nil {
-					err = fmt.Errorf("no schema for dataset %q", d.Event.Dataset)
-				} else {
-					err = s.Validate(instance)
-				}
-			}
+			err = schema.Validate(line)
 		}
 		r.mu.Lock()
 		if err != nil && r.bad == nil {
@@ -274,39 +264,6 @@ func (r *traced) read(in *bufio.Reader, schemas map[string]*jsonschema.Schema) {
 		r.docs = append(r.docs, d)
 		r.mu.Unlock()
 	}
-}
-
-// compileSchemas reads the schemas that the program ships, by dataset.
-func compileSchemas(t testing.TB) map[string]*jsonschema.Schema {
-	t.Helper()
-	files, err := output.Schemas.ReadDir("schema")
-	if err != nil {
-		t.Fatal(err)
-	}
-	const base = "https://schema.invalid/"
-	c := jsonschema.NewCompiler()
-	for _, f := range files {
-		data, err := output.Schemas.ReadFile("schema/" + f.Name())
-		if err != nil {
-			t.Fatal(err)
-		}
-		doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(data))
-		if err != nil {
-			t.Fatalf("%s: %v", f.Name(), err)
-		}
-		if err := c.AddResource(base+f.Name(), doc); err != nil {
-			t.Fatal(err)
-		}
-	}
-	compiled := map[string]*jsonschema.Schema{}
-	for _, f := range files {
-		s, err := c.Compile(base + f.Name())
-		if err != nil {
-			t.Fatal(err)
-		}
-		compiled[strings.TrimSuffix(f.Name(), ".json")] = s
-	}
-	return compiled
 }
 
 // stop ends the run as Ctrl-C does and returns all that it reported.

@@ -13,12 +13,16 @@ import (
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic"
+	"github.com/iotrace-bpf/iotrace-bpf/output/ndjson"
+	"github.com/iotrace-bpf/iotrace-bpf/output/prometheus"
 	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
+	"github.com/iotrace-bpf/iotrace-bpf/output/report"
+	"github.com/iotrace-bpf/iotrace-bpf/output/terminal"
 )
 
 // sink is where reports go.
 type sink interface {
-	Write(*output.Report, *output.Interval) error
+	Write(*output.Summary, *output.Interval) error
 	Close() error
 }
 
@@ -52,7 +56,7 @@ const complainAgain = time.Minute
 // write hands an interval to all sinks. Each is told in it what any of them has
 // lost since it was told last: so in the end all of them say the same, those too
 // that write before the one that fails.
-func (s *sinks) write(rep *output.Report, iv *output.Interval) error {
+func (s *sinks) write(summary *output.Summary, iv *output.Interval) error {
 	exports := iv.Lost.Exports
 	to := func(k sink) error {
 		st := s.states[k]
@@ -62,7 +66,7 @@ func (s *sinks) write(rep *output.Report, iv *output.Interval) error {
 		}
 		iv.Lost.Exports = exports + s.lost - st.told
 		st.told = s.lost
-		err := k.Write(rep, iv)
+		err := k.Write(summary, iv)
 		if l, ok := k.(loser); ok {
 			now := l.lost()
 			s.lost += now - st.lost
@@ -100,23 +104,23 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 			}
 		}
 	}()
-	var es *elastic.Elasticsearch
+	var es *elastic.Shipper
 	if len(o.elasticsearch) > 0 {
 		eo, err := o.elasticsearchOptions(log)
 		if err != nil {
 			return nil, err
 		}
-		if es, err = elastic.NewElasticsearch(ctx, eo); err != nil {
+		if es, err = elastic.New(ctx, eo); err != nil {
 			return nil, err
 		}
 		s.others = append(s.others, &elasticsearchSink{es: es, opt: o.documents()})
 	}
 	if o.prometheus != "" {
-		po := output.PrometheusOptions{Version: versionText(), Logger: log}
+		po := prometheus.Options{Version: versionText(), Logger: log}
 		if es != nil {
-			po.Elasticsearch = es.Stats
+			po.Elasticsearch = func() prometheus.Shipping { return shipping(es.Stats()) }
 		}
-		p, err := output.NewPrometheus(o.prometheus, po)
+		p, err := prometheus.New(o.prometheus, po)
 		if err != nil {
 			return nil, err
 		}
@@ -124,7 +128,7 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 		log.Info("serving metrics", "address", p.Addr())
 	}
 	if o.record != "" {
-		r, err := recording.NewRecorder(o.record, recording.RecorderOptions{
+		r, err := recording.Create(o.record, recording.Options{
 			MaxBytes: o.recordSize << 20, Tool: versionText(), Host: host,
 		})
 		if err != nil {
@@ -143,21 +147,21 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 }
 
 // documents says how NDJSON documents are made.
-func (o *options) documents() output.NDJSONOptions {
-	return output.NDJSONOptions{Namespace: o.namespace, ExportLabels: o.exportLabels, Events: o.events}
+func (o *options) documents() ndjson.Options {
+	return ndjson.Options{Namespace: o.namespace, ExportLabels: o.exportLabels, Events: o.events}
 }
 
 // printer is the sink of standard output where there is no screen.
 func (o *options) printer(stdout io.Writer) sink {
 	if o.output == "ndjson" {
-		return output.NewNDJSON(stdout, o.documents())
+		return ndjson.New(stdout, o.documents())
 	}
-	return output.NewTable(stdout, output.TableOptions{Sort: o.group.Sort})
+	return terminal.NewTable(stdout, terminal.TableOptions{Sort: o.group.Sort})
 }
 
 // elasticsearchOptions reads credentials from the files and the environment that name them.
-func (o *options) elasticsearchOptions(log *slog.Logger) (elastic.ElasticsearchOptions, error) {
-	eo := elastic.ElasticsearchOptions{URLs: o.elasticsearch, SpoolDir: o.spool, Logger: log}
+func (o *options) elasticsearchOptions(log *slog.Logger) (elastic.Options, error) {
+	eo := elastic.Options{URLs: o.elasticsearch, SpoolDir: o.spool, Logger: log}
 	eo.Credentials.CAFile, eo.Credentials.Fingerprint, eo.Credentials.Username = o.esCA, o.esFingerprint, o.esUser
 	if err := eo.Credentials.LoadCredentials(o.esAPIKeyFile, o.esPasswordFile, os.Getenv); err != nil {
 		return eo, fmt.Errorf("elasticsearch credentials: %w", err)
@@ -167,14 +171,14 @@ func (o *options) elasticsearchOptions(log *slog.Logger) (elastic.ElasticsearchO
 
 // elasticsearchSink ships what NDJSON would print.
 type elasticsearchSink struct {
-	es      *elastic.Elasticsearch
-	opt     output.NDJSONOptions
+	es      *elastic.Shipper
+	opt     ndjson.Options
 	refused uint64 // documents that were not even taken
 }
 
-func (s *elasticsearchSink) Write(rep *output.Report, iv *output.Interval) error {
+func (s *elasticsearchSink) Write(summary *output.Summary, iv *output.Interval) error {
 	var first error // of the same kind are all of them, and there may be thousands
-	for d := range output.Documents(rep, iv, s.opt) {
+	for d := range ndjson.Documents(summary, iv, s.opt) {
 		stream := strings.Join([]string{d.Type, d.Dataset, d.Namespace}, "-")
 		if err := s.es.Ship(stream, d.Line); err != nil {
 			s.refused++
@@ -191,6 +195,14 @@ func (s *elasticsearchSink) lost() uint64 {
 	return st.Lost() + s.refused
 }
 
+// shipping is what /metrics says of an Elasticsearch output.
+func shipping(s elastic.Stats) prometheus.Shipping {
+	return prometheus.Shipping{
+		Delivered: s.Delivered, Duplicates: s.Duplicates, SoftFailures: s.SoftFailures, DeadLettered: s.DeadLettered,
+		Dropped: s.Dropped, Pending: s.Pending, SpoolBytes: s.SpoolBytes, Failing: s.Failing,
+	}
+}
+
 // closeTime is how long the last documents may take at the end; what is left
 // then stays in the spool.
 const closeTime = 10 * time.Second
@@ -201,9 +213,9 @@ func (s *elasticsearchSink) Close() error {
 	return s.es.Close(ctx)
 }
 
-type prometheusSink struct{ *output.Prometheus }
+type prometheusSink struct{ *prometheus.Exporter }
 
-func (s prometheusSink) Write(_ *output.Report, iv *output.Interval) error {
+func (s prometheusSink) Write(_ *output.Summary, iv *output.Interval) error {
 	s.Observe(iv)
 	return nil
 }
@@ -211,16 +223,18 @@ func (s prometheusSink) Write(_ *output.Report, iv *output.Interval) error {
 func (s prometheusSink) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
 	defer cancel()
-	return s.Prometheus.Close(ctx)
+	return s.Exporter.Close(ctx)
 }
 
-type recorderSink struct{ *recording.Recorder }
+type recorderSink struct{ *recording.Writer }
 
-func (s recorderSink) Write(_ *output.Report, iv *output.Interval) error { return s.Recorder.Write(iv) }
+func (s recorderSink) Write(_ *output.Summary, iv *output.Interval) error {
+	return s.Writer.Write(iv)
+}
 
 // reportSink writes the page at the end.
 type reportSink struct {
-	report *output.HTMLReport
+	report *report.Report
 	file   *os.File
 }
 
@@ -234,13 +248,13 @@ func newReportSink(o *options, host output.Host, origin string) (*reportSink, er
 	if host.Name != "" {
 		title += " of " + host.Name
 	}
-	return &reportSink{file: f, report: output.NewHTMLReport(output.HTMLReportOptions{
+	return &reportSink{file: f, report: report.New(report.Options{
 		Title: title, By: o.group.By, Filters: o.group.Filters, CgroupDepth: o.group.CgroupDepth, Top: o.group.Top,
 		Tool: versionText(), Origin: origin, Location: time.Local, Now: time.Now(),
 	})}, nil
 }
 
-func (s *reportSink) Write(_ *output.Report, iv *output.Interval) error {
+func (s *reportSink) Write(_ *output.Summary, iv *output.Interval) error {
 	s.report.Add(iv)
 	return nil
 }
@@ -259,7 +273,7 @@ type screenSink struct {
 	gone      <-chan struct{} // the screen was left
 }
 
-func (s *screenSink) Write(_ *output.Report, iv *output.Interval) error {
+func (s *screenSink) Write(_ *output.Summary, iv *output.Interval) error {
 	select {
 	case s.intervals <- iv:
 	case <-s.gone:

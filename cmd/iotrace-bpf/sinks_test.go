@@ -25,7 +25,7 @@ type tellingSink struct {
 	fail    func(n int) error
 }
 
-func (s *tellingSink) Write(_ *output.Report, iv *output.Interval) error {
+func (s *tellingSink) Write(_ *output.Summary, iv *output.Interval) error {
 	s.exports = append(s.exports, iv.Lost.Exports)
 	if s.fail == nil {
 		return nil
@@ -71,11 +71,11 @@ func TestSinksLosses(t *testing.T) {
 		if i == 5 {
 			iv.Lost.Exports = 100 // a recording says that its own run lost these
 		}
-		if err := s.write(&output.Report{}, iv); err != nil {
+		if err := s.write(&output.Summary{}, iv); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := s.write(&output.Report{}, &output.Interval{}); err != nil {
+	if err := s.write(&output.Summary{}, &output.Interval{}); err != nil {
 		t.Fatal(err)
 	}
 	const want = 100 + 5 + 7
@@ -96,7 +96,7 @@ func TestSinksLosses(t *testing.T) {
 func TestSinksMainFails(t *testing.T) {
 	other := &tellingSink{}
 	s := &sinks{main: &tellingSink{fail: func(int) error { return io.ErrClosedPipe }}, others: []sink{other}, log: slog.New(slog.DiscardHandler), states: map[sink]*state{}}
-	if err := s.write(&output.Report{}, &output.Interval{}); !errors.Is(err, io.ErrClosedPipe) {
+	if err := s.write(&output.Summary{}, &output.Interval{}); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("error %v", err)
 	}
 	if len(other.exports) != 1 {
@@ -125,7 +125,7 @@ func TestServerNeverThere(t *testing.T) {
 			Device: output.Device{ID: "8:0", Name: "sda"}, Write: output.Amount{Bytes: 4096, Ops: 1},
 		})
 	}
-	const limit = 32 << 20 // the queue of elastic.ElasticsearchOptions
+	const limit = 32 << 20 // the queue of elastic.Options
 	for start := time.Now(); ; {
 		iv.Start, iv.End, iv.Lost = start, start.Add(time.Second), output.Lost{}
 		if err := s.write(output.Group(iv, opt.group), iv); err != nil {
@@ -170,7 +170,7 @@ func TestServerNeverThere(t *testing.T) {
 func recordingOf(t *testing.T, n int) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "recording")
-	rec, err := recording.NewRecorder(path, recording.RecorderOptions{})
+	rec, err := recording.Create(path, recording.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +220,7 @@ func TestClosedOutputEndsTheRest(t *testing.T) {
 	if code != exitFailed || !strings.Contains(stderr.String(), "standard output was closed") {
 		t.Errorf("exit code %d, %q", code, stderr.String())
 	}
-	rec, err := recording.OpenRecording(copied)
+	rec, err := recording.Open(copied)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/iotrace-bpf/iotrace-bpf/attribute"
 	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/terminal"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
 
@@ -85,7 +86,7 @@ func (s *session) runScreen(ctx context.Context, stdout *os.File, messages <-cha
 	show := &screenSink{intervals: make(chan *output.Interval), gone: ctx.Done()}
 	ended := make(chan error, 1)
 	go func() { ended <- s.runWith(ctx, show) }()
-	err := output.RunScreen(ctx, show.intervals, output.ScreenOptions{Group: s.opt.group, Notices: messages, Output: stdout})
+	err := terminal.RunScreen(ctx, show.intervals, terminal.ScreenOptions{Group: s.opt.group, Notices: messages, Output: stdout})
 	cancel()
 	return errors.Join(err, <-ended)
 }

@@ -11,11 +11,12 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/ndjson"
+	"github.com/iotrace-bpf/iotrace-bpf/output/text"
+	"github.com/iotrace-bpf/iotrace-bpf/tracer/vxlan"
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
-
-	"github.com/iotrace-bpf/iotrace-bpf/output"
-	"github.com/iotrace-bpf/iotrace-bpf/tracer/vxlan"
 )
 
 // exitLeaked says that an overlay device keeps containers from starting.
@@ -216,8 +217,8 @@ func writeFindings(w io.Writer, findings []vxlan.Finding, host uint64) error {
 	fmt.Fprintln(t, "DEVICE\tIFINDEX\tVNI\tPORT\tNETNS\tSTATE\tAGE\tNETWORK\tVERDICT")
 	for i := range findings {
 		f := &findings[i]
-		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\t%s\n", output.SafeText(f.Name), f.Ifindex, f.VNI, f.Port,
-			netNSText(f.NetNS, host), stateText(f.Up), ageText(f.Age, f.AtLeast), output.SafeText(networkText(f)), f.Verdict)
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%s\t%s\t%s\t%s\t%s\n", text.Safe(f.Name), f.Ifindex, f.VNI, f.Port,
+			netNSText(f.NetNS, host), stateText(f.Up), ageText(f.Age, f.AtLeast), text.Safe(networkText(f)), f.Verdict)
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -236,14 +237,14 @@ func writeFindings(w io.Writer, findings []vxlan.Finding, host uint64) error {
 // network that suffers from it.
 func writeFinding(w io.Writer, f *vxlan.Finding) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "\n%s (ifindex %d): %s: %s\n", output.SafeText(f.Name), f.Ifindex, f.Verdict, output.SafeText(f.Reason))
+	fmt.Fprintf(&b, "\n%s (ifindex %d): %s: %s\n", text.Safe(f.Name), f.Ifindex, f.Verdict, text.Safe(f.Reason))
 	if n := f.Network; n != nil {
-		fmt.Fprintf(&b, "  network %s, id %s", output.SafeText(n.Name), output.SafeText(n.ID))
+		fmt.Fprintf(&b, "  network %s, id %s", text.Safe(n.Name), text.Safe(n.ID))
 		for _, part := range []struct{ name, value string }{
 			{"stack", n.Stack}, {"services", strings.Join(n.Services, ", ")}, {"subnets", strings.Join(n.Subnets, ", ")},
 		} {
 			if part.value != "" {
-				fmt.Fprintf(&b, ", %s %s", part.name, output.SafeText(part.value))
+				fmt.Fprintf(&b, ", %s %s", part.name, text.Safe(part.value))
 			}
 		}
 		b.WriteByte('\n')
@@ -252,7 +253,7 @@ func writeFinding(w io.Writer, f *vxlan.Finding) error {
 	case f.Keep == "":
 		b.WriteString("  iotrace-bpf vxlan clean deletes it\n")
 	case bad(f):
-		fmt.Fprintf(&b, "  clean leaves it alone: %s\n", output.SafeText(f.Keep))
+		fmt.Fprintf(&b, "  clean leaves it alone: %s\n", text.Safe(f.Keep))
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
@@ -287,7 +288,7 @@ func fillNetwork(v *output.VXLAN, n *vxlan.Network) {
 func writeEvents(w io.Writer, namespace string, host output.Host, events ...output.Event) error {
 	now := time.Now()
 	iv := &output.Interval{Start: now, End: now, Host: host, Events: events}
-	for d := range output.Documents(output.Group(iv, output.GroupOptions{}), iv, output.NDJSONOptions{Namespace: namespace}) {
+	for d := range ndjson.Documents(output.Group(iv, output.GroupOptions{}), iv, ndjson.Options{Namespace: namespace}) {
 		if d.Dataset != output.DatasetVXLAN {
 			continue
 		}
@@ -435,13 +436,13 @@ func cleanUp(ctx context.Context, o *vxlanOptions, seen *vxlan.Observer, directo
 		var kept *vxlan.KeptError
 		switch {
 		case err == nil:
-			fmt.Fprintf(human, "%s (ifindex %d): deleted\n", output.SafeText(f.Name), f.Ifindex)
+			fmt.Fprintf(human, "%s (ifindex %d): deleted\n", text.Safe(f.Name), f.Ifindex)
 			if o.output == "ndjson" {
 				event := findingEvent(f, string(vxlan.Cleaned), time.Now())
 				failed = errors.Join(failed, writeEvents(stdout, o.namespace, thisHost(), event))
 			}
 		case errors.Is(err, vxlan.ErrGone), errors.Is(err, vxlan.ErrChanged), errors.As(err, &kept):
-			fmt.Fprintf(human, "%s (ifindex %d): not deleted: %s\n", output.SafeText(f.Name), f.Ifindex, output.SafeText(err.Error()))
+			fmt.Fprintf(human, "%s (ifindex %d): not deleted: %s\n", text.Safe(f.Name), f.Ifindex, text.Safe(err.Error()))
 		default:
 			failed = errors.Join(failed, err)
 		}

@@ -18,7 +18,7 @@ import (
 	"github.com/docker/docker/api/types/system"
 	"github.com/docker/docker/client"
 
-	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer/vxlan"
 )
 
@@ -283,9 +283,9 @@ func (d *overlayDirectory) Close() {
 }
 
 func (d *overlayDirectory) complain(err error) {
-	if text := err.Error(); text != d.said {
-		d.said = text
-		fmt.Fprintf(d.stderr, "iotrace-bpf: names of networks are not known: %s\n", output.SafeText(text))
+	if said := err.Error(); said != d.said {
+		d.said = said
+		fmt.Fprintf(d.stderr, "iotrace-bpf: names of networks are not known: %s\n", text.Safe(said))
 	}
 }
 

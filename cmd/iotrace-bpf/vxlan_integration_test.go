@@ -184,7 +184,7 @@ func (s *swarmHost) vxlan(args ...string) (code int, out string) {
 	s.t.Helper()
 	var stdout, stderr bytes.Buffer
 	err := runVXLANWith(s.t.Context(), append(args, s.flags("2s")...), strings.NewReader(""), &stdout, &stderr)
-	code = report(err, &stdout, &stderr)
+	code = exitCode(err, &stdout, &stderr)
 	if stderr.Len() > 0 {
 		s.t.Errorf("vxlan %s said: %s", args[0], stderr.String())
 	}

@@ -109,7 +109,7 @@ func (h *overlayHost) run(stdin string, args ...string) (code int, stdout, stder
 	ctx, cancel := context.WithTimeout(h.t.Context(), time.Minute)
 	defer cancel()
 	err := runVXLANWith(ctx, args, strings.NewReader(stdin), &out, &errs)
-	return report(err, &out, &errs), out.String(), errs.String()
+	return exitCode(err, &out, &errs), out.String(), errs.String()
 }
 
 func TestVXLANListOfHealthyHost(t *testing.T) {
@@ -339,12 +339,12 @@ func TestVXLANUsage(t *testing.T) {
 		{"--grace", "0s"}, {"--grace", "-1s"}, {"--output", "xml"}, {"clean", "--yes", "--dry-run"}, {"--nonsense"},
 	} {
 		var out, errs bytes.Buffer
-		if code := report(runVXLAN(t.Context(), args, &out, &errs), &out, &errs); code != exitUsage {
+		if code := exitCode(runVXLAN(t.Context(), args, &out, &errs), &out, &errs); code != exitUsage {
 			t.Errorf("%q: exit code %d: %s", args, code, errs.String())
 		}
 	}
 	var out, errs bytes.Buffer
-	if code := report(runVXLAN(t.Context(), []string{"--help"}, &out, &errs), &out, &errs); code != exitOK || !strings.Contains(out.String(), "vxlan clean") {
+	if code := exitCode(runVXLAN(t.Context(), []string{"--help"}, &out, &errs), &out, &errs); code != exitOK || !strings.Contains(out.String(), "vxlan clean") {
 		t.Errorf("help: exit code %d: %s", code, out.String())
 	}
 	if strings.Contains(out.String(), "without-hook") {
@@ -370,7 +370,7 @@ func TestVXLANNobodyToAsk(t *testing.T) {
 		"--host-netns", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(h.ns)), "--netns-dir", h.dir,
 	}
 	var out, errs bytes.Buffer
-	if code := report(runVXLANWith(t.Context(), args, r, &out, &errs), &out, &errs); code != exitUsage || h.names() != "vx-001001-m64nq" {
+	if code := exitCode(runVXLANWith(t.Context(), args, r, &out, &errs), &out, &errs); code != exitUsage || h.names() != "vx-001001-m64nq" {
 		t.Errorf("exit code %d, left %q: %s", code, h.names(), errs.String())
 	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/iotrace-bpf/iotrace-bpf/attribute"
 	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer/vxlan"
 )
@@ -217,7 +218,7 @@ func vxlanWatch(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stder
 	defer resolver.Close()
 	resolver.Start(ctx)
 	if err := resolver.Walk(); err != nil {
-		fmt.Fprintf(stderr, "iotrace-bpf: walking the cgroups: %s\n", output.SafeText(err.Error()))
+		fmt.Fprintf(stderr, "iotrace-bpf: walking the cgroups: %s\n", text.Safe(err.Error()))
 	}
 	j := joiner{resolver: resolver}
 	w, err := newOverlayWatch(overlayOptions{
@@ -234,7 +235,7 @@ func vxlanWatch(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stder
 	if o.verbose {
 		fmt.Fprintf(stderr, "iotrace-bpf: attached %s; not known: %s\n", w.watcher.Hooks(), cmp.Or(w.watcher.Cost(), "nothing"))
 		if why := w.watcher.Fallback(); why != nil {
-			fmt.Fprintf(stderr, "iotrace-bpf: %s\n", output.SafeText(why.Error()))
+			fmt.Fprintf(stderr, "iotrace-bpf: %s\n", text.Safe(why.Error()))
 		}
 	} else if w.watcher.Fallback() != nil {
 		fmt.Fprintf(stderr, "iotrace-bpf: this kernel lets us attach %s only: %s\n", w.watcher.Hooks(), w.watcher.Cost())

@@ -54,7 +54,7 @@ type bulkResult struct {
 }
 
 // bulkBody writes the documents as a gzipped body of _bulk.
-func bulkBody(docs []spooled, srv *esServer) ([]byte, error) {
+func bulkBody(docs []spooled, srv *server) ([]byte, error) {
 	size := 0
 	for i := range docs {
 		size += docs[i].size()
@@ -98,7 +98,7 @@ func isTimeSeriesStream(stream string) bool {
 }
 
 // bulk makes one attempt to deliver docs.
-func (c *esClient) bulk(ctx context.Context, docs []spooled, srv *esServer) bulkResult {
+func (c *client) bulk(ctx context.Context, docs []spooled, srv *server) bulkResult {
 	body, err := bulkBody(docs, srv)
 	if err != nil {
 		return bulkResult{whole: itemResult{verdict: verdictRetry}, err: err, net: true}

@@ -66,8 +66,8 @@ const (
 	EnvElasticsearchFingerprint  = "IOTRACE_ELASTICSEARCH_CA_FINGERPRINT"
 )
 
-// ElasticsearchCredentials says who we are and whom we trust.
-type ElasticsearchCredentials struct {
+// Credentials says who we are and whom we trust.
+type Credentials struct {
 	// APIKey is "id:key" or its base64 form, which is what Kibana calls encoded.
 	APIKey   Secret
 	Username string
@@ -84,7 +84,7 @@ type ElasticsearchCredentials struct {
 // Secrets can only come from there or from a file, never from a command line,
 // which everybody on the host can read. apiKeyFile and passwordFile may be
 // empty; they come before the environment.
-func (c *ElasticsearchCredentials) LoadCredentials(apiKeyFile, passwordFile string, getenv func(string) string) error {
+func (c *Credentials) LoadCredentials(apiKeyFile, passwordFile string, getenv func(string) string) error {
 	secret := func(s *Secret, file, fileVar, valueVar string) error {
 		if *s != "" {
 			return nil
@@ -141,17 +141,17 @@ func readSmallFile(name string) ([]byte, error) {
 	return b, nil
 }
 
-// esClient sends single requests. Retries are the shipper's: the transport's
+// client sends single requests. Retries are the shipper's: the transport's
 // own have no idea of items.
-type esClient struct {
+type client struct {
 	*elastictransport.Client
 	http    *http.Transport
 	flavour Flavour // what the user said
 }
 
-const esUserAgent = "iotrace-bpf"
+const userAgent = "iotrace-bpf"
 
-func newESClient(urls []string, cred ElasticsearchCredentials, flavour Flavour, log *slog.Logger) (*esClient, error) {
+func newClient(urls []string, cred Credentials, flavour Flavour, log *slog.Logger) (*client, error) {
 	if len(urls) == 0 {
 		return nil, errors.New("no Elasticsearch URL")
 	}
@@ -159,7 +159,7 @@ func newESClient(urls []string, cred ElasticsearchCredentials, flavour Flavour, 
 	if err != nil {
 		return nil, err
 	}
-	options := []elastictransport.Option{elastictransport.WithUserAgent(esUserAgent), elastictransport.WithDisableRetry()}
+	options := []elastictransport.Option{elastictransport.WithUserAgent(userAgent), elastictransport.WithDisableRetry()}
 	switch {
 	case cred.APIKey != "" && (cred.Username != "" || cred.Password != ""):
 		return nil, errors.New("both an API key and a user name or password are given: use one")
@@ -204,10 +204,10 @@ func newESClient(urls []string, cred ElasticsearchCredentials, flavour Flavour, 
 	if err != nil {
 		return nil, fmt.Errorf("elasticsearch transport: %w", err)
 	}
-	return &esClient{Client: c, http: transport, flavour: flavour}, nil
+	return &client{Client: c, http: transport, flavour: flavour}, nil
 }
 
-func (c *esClient) close() { c.http.CloseIdleConnections() }
+func (c *client) close() { c.http.CloseIdleConnections() }
 
 // encodedAPIKey accepts both forms in which people are given API keys.
 func encodedAPIKey(key Secret) (string, error) {
@@ -311,20 +311,20 @@ func serverTLS(caFile, fingerprint string, servers []*url.URL) (*tls.Config, err
 	return cfg, nil
 }
 
-// esServer is what we know of the server; version is 0.0 where it does not
+// server is what we know of the server; version is 0.0 where it does not
 // tell.
-type esServer struct {
+type server struct {
 	flavour      Flavour
 	major, minor int
 	version      string
 	modules      map[string]bool // nil where the server does not tell
 }
 
-func (s *esServer) atLeast(major, minor int) bool {
+func (s *server) atLeast(major, minor int) bool {
 	return s.major > major || s.major == major && s.minor >= minor
 }
 
-func (s *esServer) String() string {
+func (s *server) String() string {
 	v := s.version
 	if v == "" {
 		v = "of unknown version"
@@ -337,7 +337,7 @@ func (s *esServer) String() string {
 // document since 8.15 and took booleans for dimensions soon after. A server
 // that keeps its version to itself, as it does to a key without the monitor
 // privilege, is taken for a current one.
-func (s *esServer) timeSeries() bool {
+func (s *server) timeSeries() bool {
 	switch s.flavour {
 	case FlavourServerless:
 		return true
@@ -349,12 +349,12 @@ func (s *esServer) timeSeries() bool {
 
 // requireDataStream tells whether _bulk knows require_data_stream; a server
 // that does not refuses the request.
-func (s *esServer) requireDataStream() bool {
+func (s *server) requireDataStream() bool {
 	return s.flavour == FlavourServerless || s.flavour == FlavourElasticsearch && s.atLeast(8, 13)
 }
 
 // hidesSource tells whether _bulk knows include_source_on_error.
-func (s *esServer) hidesSource() bool {
+func (s *server) hidesSource() bool {
 	return s.flavour == FlavourServerless || s.flavour == FlavourElasticsearch && s.atLeast(8, 18)
 }
 
@@ -436,7 +436,7 @@ func retryAfter(v string, now time.Time) time.Duration {
 
 // detect asks the server what it is. An error is a *statusError when the
 // server answered.
-func (c *esClient) detect(ctx context.Context) (*esServer, error) {
+func (c *client) detect(ctx context.Context) (*server, error) {
 	res, err := esapi.InfoRequest{}.Do(ctx, c)
 	if err != nil {
 		return nil, err
@@ -445,7 +445,7 @@ func (c *esClient) detect(ctx context.Context) (*esServer, error) {
 	if err != nil {
 		return nil, err
 	}
-	srv := &esServer{flavour: c.flavour}
+	srv := &server{flavour: c.flavour}
 	product := rep.header.Get("X-Elastic-Product") == "Elasticsearch"
 	switch {
 	case rep.status == http.StatusOK:
@@ -493,7 +493,7 @@ func (c *esClient) detect(ctx context.Context) (*esServer, error) {
 	return srv, nil
 }
 
-func (s *esServer) setVersion(v string) {
+func (s *server) setVersion(v string) {
 	if _, err := fmt.Sscanf(v, "%d.%d", &s.major, &s.minor); err == nil {
 		s.version = cut(v, 40)
 	}
@@ -501,7 +501,7 @@ func (s *esServer) setVersion(v string) {
 
 // askNodes asks a node for its version and its modules. A node that does not
 // tell is no error.
-func (c *esClient) askNodes(ctx context.Context, srv *esServer) error {
+func (c *client) askNodes(ctx context.Context, srv *server) error {
 	res, err := esapi.NodesInfoRequest{NodeID: []string{"_local"}, FilterPath: []string{"nodes.*.version", "nodes.*.modules.name"}}.Do(ctx, c)
 	if err != nil {
 		return err
@@ -534,4 +534,4 @@ func (c *esClient) askNodes(ctx context.Context, srv *esServer) error {
 }
 
 // lacks tells whether the server is known to be without a module.
-func (s *esServer) lacks(module string) bool { return s.modules != nil && !s.modules[module] }
+func (s *server) lacks(module string) bool { return s.modules != nil && !s.modules[module] }

@@ -22,6 +22,8 @@ import (
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic/testserver"
+	"github.com/iotrace-bpf/iotrace-bpf/output/ndjson"
+	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
 )
 
 // TestIntakeFilebeatRuns runs a real Filebeat, the program in $FILEBEAT, with
@@ -34,7 +36,7 @@ func TestIntakeFilebeatRuns(t *testing.T) {
 		t.Fatal("$FILEBEAT names no Filebeat")
 	}
 	s := testserver.Elasticsearch(t, nil)
-	if err := SetupElasticsearch(t.Context(), testOptions(t, s.URL), io.Discard); err != nil {
+	if err := Setup(t.Context(), testOptions(t, s.URL), io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	target, err := url.Parse(s.URL)
@@ -68,7 +70,7 @@ func TestIntakeFilebeatRuns(t *testing.T) {
 	base := time.Now().Add(-10 * time.Minute).Truncate(time.Millisecond)
 	print := func(from, to int) {
 		for i := from; i < to; i++ {
-			iv := elasticInterval(base.Add(time.Duration(i)*time.Second), uint64(i))
+			iv := outputtest.Cluster(base.Add(time.Duration(i)*time.Second), uint64(i))
 			for j := range iv.Samples {
 				if s := &iv.Samples[j]; !s.Device.Stacked {
 					name := s.Project
@@ -84,7 +86,7 @@ func TestIntakeFilebeatRuns(t *testing.T) {
 				if iv.Events = []output.Event{vxlan}; events {
 					iv.Events = []output.Event{request}
 				}
-				for d := range output.Documents(output.Group(iv, output.GroupOptions{By: []output.Key{output.KeyContainer}, Stacked: true}), iv, output.NDJSONOptions{Events: events}) {
+				for d := range ndjson.Documents(output.Group(iv, output.GroupOptions{By: []output.Key{output.KeyContainer}, Stacked: true}), iv, ndjson.Options{Events: events}) {
 					stream := d.Type + "-" + d.Dataset + "-" + d.Namespace
 					want.docs[stream]++
 					if first[stream] == nil {
@@ -102,7 +104,7 @@ func TestIntakeFilebeatRuns(t *testing.T) {
 		}
 	}
 	filebeat := func(args ...string) *exec.Cmd {
-		config, err := filepath.Abs("intake/filebeat.yml")
+		config, err := filepath.Abs("../intake/filebeat.yml")
 		if err != nil {
 			t.Fatal(err)
 		}

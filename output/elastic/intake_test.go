@@ -13,18 +13,20 @@ import (
 
 	"github.com/goccy/go-yaml"
 	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/ndjson"
+	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
 )
 
 // intakeDocuments returns a document of every dataset, and where it belongs.
 func intakeDocuments(t *testing.T) map[string]map[string]any {
-	iv := elasticInterval(time.Unix(1700000000, 0), 5)
+	iv := outputtest.Cluster(time.Unix(1700000000, 0), 5)
 	iv.Events = []output.Event{
 		{Time: iv.End, Action: "write", IO: &output.IO{Op: "write", Sample: iv.Samples[0]}},
 		{Time: iv.End, Action: "leaked", VXLAN: &output.VXLAN{Device: "vx-1", VNI: 4096}},
 	}
 	docs := make(map[string]map[string]any)
 	for _, events := range []bool{false, true} {
-		for d := range output.Documents(output.Group(iv, output.GroupOptions{}), iv, output.NDJSONOptions{Events: events}) {
+		for d := range ndjson.Documents(output.Group(iv, output.GroupOptions{}), iv, ndjson.Options{Events: events}) {
 			var tree map[string]any
 			if err := json.Unmarshal(d.Line, &tree); err != nil {
 				t.Fatal(err)
@@ -41,7 +43,7 @@ func intakeDocuments(t *testing.T) map[string]map[string]any {
 // intakeYAML reads a file strictly: no key twice, nothing unknown left open.
 func intakeYAML(t *testing.T, name string, into any) {
 	t.Helper()
-	b, err := os.ReadFile("intake/" + name)
+	b, err := os.ReadFile("../intake/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +56,7 @@ func intakeYAML(t *testing.T, name string, into any) {
 func TestIntakeStreamsHaveTemplates(t *testing.T) {
 	for stream := range intakeDocuments(t) {
 		name := strings.TrimSuffix(stream, "-default")
-		b, err := elasticFiles.ReadFile("elastic/index/" + name + ".json")
+		b, err := templates.ReadFile("index/" + name + ".json")
 		if err != nil || !strings.Contains(string(b), `"`+name+`-*"`) {
 			t.Errorf("stream %s: no template, %v", stream, err)
 		}
@@ -156,7 +158,7 @@ func TestIntakeFluentBit(t *testing.T) {
 		} `yaml:"pipeline"`
 	}
 	intakeYAML(t, "fluent-bit.yaml", &c)
-	b, err := os.ReadFile("intake/fluent-bit.yaml")
+	b, err := os.ReadFile("../intake/fluent-bit.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -236,7 +238,7 @@ func TestIntakeVector(t *testing.T) {
 // plugins of settings, whose values are strings, numbers, words, lists or
 // plugins.
 func TestIntakeLogstash(t *testing.T) {
-	b, err := os.ReadFile("intake/logstash.conf")
+	b, err := os.ReadFile("../intake/logstash.conf")
 	if err != nil {
 		t.Fatal(err)
 	}

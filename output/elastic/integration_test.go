@@ -31,6 +31,8 @@ import (
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic/testserver"
+	"github.com/iotrace-bpf/iotrace-bpf/output/ndjson"
+	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
 )
 
 // These tests run real servers: see package testserver.
@@ -58,37 +60,37 @@ func testOutage(t *testing.T, s *testserver.Server) {
 
 	// Without templates nothing may be stored, nor lost.
 	e := start(t, opt)
-	first := elasticInterval(time.Now().Add(-time.Hour), 3)
+	first := outputtest.Cluster(time.Now().Add(-time.Hour), 3)
 	want := newTotals()
 	want.ship(t, e, first)
-	until(t, "a complaint about templates", func() bool { return e.Stats().Failing })
+	outputtest.Until(t, "a complaint about templates", func() bool { return e.Stats().Failing })
 	if msg := e.Stats().LastError; !strings.Contains(msg, "404") {
 		t.Errorf("without templates: %s", msg)
 	}
 	var progress bytes.Buffer
 	for range 2 {
-		if err := SetupElasticsearch(t.Context(), opt, &progress); err != nil {
+		if err := Setup(t.Context(), opt, &progress); err != nil {
 			t.Fatalf("%v\n%s", err, progress.String())
 		}
 	}
 	t.Log(progress.String())
-	until(t, "the first documents", func() bool { return e.Stats().Pending == 0 })
+	outputtest.Until(t, "the first documents", func() bool { return e.Stats().Pending == 0 })
 
 	stored := func() uint64 { s := e.Stats(); return s.Delivered + s.Duplicates }
 	base := time.Now().Add(-30 * time.Minute)
 	send := func(from, to int) {
 		for i := from; i < to; i++ {
 			// A busy disk takes its time, and what no longer fits is dropped.
-			until(t, "room in the queue", func() bool { return e.Stats().QueueBytes <= opt.QueueBytes/2 })
-			want.ship(t, e, elasticInterval(base.Add(time.Duration(i)*time.Second), uint64(i)))
+			outputtest.Until(t, "room in the queue", func() bool { return e.Stats().QueueBytes <= opt.QueueBytes/2 })
+			want.ship(t, e, outputtest.Cluster(base.Add(time.Duration(i)*time.Second), uint64(i)))
 		}
 	}
 	done := stored()
 	send(0, 40)
-	until(t, "some documents stored", func() bool { return stored() > done })
+	outputtest.Until(t, "some documents stored", func() bool { return stored() > done })
 	s.Kill() // with requests on their way
 	send(40, 80)
-	until(t, "documents on disk", func() bool { st := e.Stats(); return st.Failing && st.Spooled > 0 })
+	outputtest.Until(t, "documents on disk", func() bool { st := e.Stats(); return st.Failing && st.Spooled > 0 })
 	before := closeAll(t, e)
 	if before.Pending == 0 || before.Dropped != 0 {
 		t.Fatalf("before our restart: %+v", before)
@@ -97,11 +99,11 @@ func testOutage(t *testing.T, s *testserver.Server) {
 	send(80, 100)
 	s.Start()
 	done = stored()
-	until(t, "some documents stored", func() bool { return stored() > done })
+	outputtest.Until(t, "some documents stored", func() bool { return stored() > done })
 	s.Kill()
 	send(100, 120)
 	s.Start()
-	until(t, "everything stored", func() bool { return e.Stats().Pending == 0 })
+	outputtest.Until(t, "everything stored", func() bool { return e.Stats().Pending == 0 })
 	after := closeAll(t, e)
 	t.Logf("before our restart %+v\nafter it %+v", before, after)
 	if after.Lost() != 0 || before.Lost() != 0 || after.Conflicts+before.Conflicts != 0 || after.SoftFailures != 0 {
@@ -166,7 +168,7 @@ func newTotals() *totals {
 }
 
 // ship sends the documents of an interval, totals and single requests alike.
-func (w *totals) ship(t *testing.T, e *Elasticsearch, iv *output.Interval) {
+func (w *totals) ship(t *testing.T, e *Shipper, iv *output.Interval) {
 	t.Helper()
 	project := func(s *output.Sample) string {
 		if s.Project == "" {
@@ -191,7 +193,7 @@ func (w *totals) ship(t *testing.T, e *Elasticsearch, iv *output.Interval) {
 		if events {
 			iv.Events = iv.Events[:len(iv.Events)-1] // the vxlan event once only
 		}
-		for d := range output.Documents(r, iv, output.NDJSONOptions{Events: events}) {
+		for d := range ndjson.Documents(r, iv, ndjson.Options{Events: events}) {
 			stream := d.Type + "-" + d.Dataset + "-" + d.Namespace
 			if err := e.Ship(stream, d.Line); err != nil {
 				t.Fatal(err)
@@ -335,38 +337,38 @@ func TestElasticsearchRealSecurity(t *testing.T) {
 		t.Fatal(err)
 	}
 	admin := testOptions(t, s.URL)
-	admin.Credentials = ElasticsearchCredentials{Username: "elastic", Password: password, Fingerprint: fingerprint}
+	admin.Credentials = Credentials{Username: "elastic", Password: password, Fingerprint: fingerprint}
 	var progress bytes.Buffer
-	if err := SetupElasticsearch(t.Context(), admin, &progress); err != nil {
+	if err := Setup(t.Context(), admin, &progress); err != nil {
 		t.Fatalf("%v\n%s", err, progress.String())
 	}
 	writer := testOptions(t, s.URL)
-	writer.Credentials = ElasticsearchCredentials{Username: "writer", Password: password, CAFile: caFile}
+	writer.Credentials = Credentials{Username: "writer", Password: password, CAFile: caFile}
 	e := start(t, writer)
 	ship(t, e, testEvents, 0, 10)
-	until(t, "documents stored", func() bool { return e.Stats().Pending == 0 })
+	outputtest.Until(t, "documents stored", func() bool { return e.Stats().Pending == 0 })
 	if st := closeAll(t, e); st.Delivered != 10 {
 		t.Errorf("%+v", st)
 	}
 	for _, c := range []struct {
 		name, stream, want string
-		spoil              func(*ElasticsearchOptions)
+		spoil              func(*Options)
 	}{
 		// A stream that the user may not write to is a matter of privileges,
 		// not of documents: they wait.
-		{"stream", "logs-other-default", "403", func(*ElasticsearchOptions) {}},
-		{"password", testEvents, "401", func(o *ElasticsearchOptions) { o.Credentials.Password = "wrong" }},
-		{"key", testEvents, "401", func(o *ElasticsearchOptions) {
+		{"stream", "logs-other-default", "403", func(*Options) {}},
+		{"password", testEvents, "401", func(o *Options) { o.Credentials.Password = "wrong" }},
+		{"key", testEvents, "401", func(o *Options) {
 			o.Credentials.Username, o.Credentials.Password, o.Credentials.APIKey = "", "", "wrong:key"
 		}},
-		{"authority", testEvents, "certificate", func(o *ElasticsearchOptions) { o.Credentials.CAFile = "" }},
+		{"authority", testEvents, "certificate", func(o *Options) { o.Credentials.CAFile = "" }},
 	} {
 		opt := writer
 		opt.SpoolDir = filepath.Join(t.TempDir(), "spool")
 		c.spoil(&opt)
 		e := start(t, opt)
 		ship(t, e, c.stream, 0, 3)
-		until(t, "a failure", func() bool { return e.Stats().Failing })
+		outputtest.Until(t, "a failure", func() bool { return e.Stats().Failing })
 		if st := closeAll(t, e); st.Pending != 3 || st.DeadLettered != 0 || !strings.Contains(st.LastError, c.want) {
 			t.Errorf("wrong %s: %+v", c.name, st)
 		}
@@ -397,7 +399,7 @@ func TestElasticsearchDiskFull(t *testing.T) {
 	opt.SpoolDir, opt.QueueBytes, opt.BatchBytes = filepath.Join(dir, "spool"), 1<<20, 256<<10
 	e := start(t, opt)
 	n := 0
-	until(t, "a full disk and a full queue", func() bool {
+	outputtest.Until(t, "a full disk and a full queue", func() bool {
 		for range 200 {
 			doc := incompressible("", 300).Body
 			if err := e.Ship(testEvents, fmt.Appendf(nil, `{"n":%d,"x":"%x"}`, n, doc)); err != nil {
@@ -411,7 +413,7 @@ func TestElasticsearchDiskFull(t *testing.T) {
 	f.mu.Lock()
 	away = false
 	f.mu.Unlock()
-	until(t, "everything that was kept", func() bool { return e.Stats().Pending == 0 })
+	outputtest.Until(t, "everything that was kept", func() bool { return e.Stats().Pending == 0 })
 	s := closeAll(t, e)
 	if got := uint64(f.count()); got != s.Delivered || s.Delivered+s.Dropped != uint64(n) || s.Delivered < 1000 || s.Duplicates != 0 {
 		t.Errorf("server has %d documents; %+v", got, s)
@@ -427,18 +429,18 @@ func BenchmarkElasticsearchReal(b *testing.B) {
 	if target == "" {
 		target = testserver.Elasticsearch(b, nil).URL
 	}
-	opt := ElasticsearchOptions{URLs: []string{target}, QueueBytes: 64 << 20}
-	if err := SetupElasticsearch(b.Context(), opt, io.Discard); err != nil {
+	opt := Options{URLs: []string{target}, QueueBytes: 64 << 20}
+	if err := Setup(b.Context(), opt, io.Discard); err != nil {
 		b.Fatal(err)
 	}
 	doc := benchmarkDoc()
 	b.Run("shipper", func(b *testing.B) {
-		e, err := NewElasticsearch(b.Context(), opt)
+		e, err := New(b.Context(), opt)
 		if err != nil {
 			b.Fatal(err)
 		}
 		b.SetBytes(int64(len(doc)))
-		before := cpuTime(b)
+		before := outputtest.CpuTime(b)
 		for b.Loop() {
 			for e.Stats().QueueBytes > 32<<20 {
 				time.Sleep(time.Millisecond)
@@ -453,11 +455,11 @@ func BenchmarkElasticsearchReal(b *testing.B) {
 		if s := e.Stats(); s.Delivered != uint64(b.N) {
 			b.Fatalf("%+v", s)
 		}
-		reportDocs(b, float64(b.N), before)
+		outputtest.ReportDocs(b, float64(b.N), before)
 	})
 	b.Run("server's limit", func(b *testing.B) {
 		const batch = 4000
-		client, err := newESClient(opt.URLs, opt.Credentials, opt.Flavour, discardLogger())
+		client, err := newClient(opt.URLs, opt.Credentials, opt.Flavour, discardLogger())
 		if err != nil {
 			b.Fatal(err)
 		}

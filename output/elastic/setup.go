@@ -20,14 +20,13 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
-// elasticFiles hold the templates for a current Elasticsearch; adapt makes
-// them fit the others.
+// templates are for a current Elasticsearch; adapt makes them fit other servers.
 //
 //go:embed component/*.json index/*.json lifecycle/*.json kibana.ndjson
-var elasticFiles embed.FS
+var templates embed.FS
 
-// ElasticsearchSetup says what SetupElasticsearch installs besides templates.
-type ElasticsearchSetup struct {
+// SetupOptions says what Setup installs besides templates.
+type SetupOptions struct {
 	// RetentionDays is for how many days documents are kept: 14 by default,
 	// negative for ever.
 	RetentionDays int
@@ -46,23 +45,23 @@ const (
 // KibanaDashboard returns the dashboard as saved objects, for importing by
 // hand into Kibana or OpenSearch Dashboards.
 func KibanaDashboard() []byte {
-	b, err := elasticFiles.ReadFile("kibana.ndjson")
+	b, err := templates.ReadFile("kibana.ndjson")
 	if err != nil {
 		panic(err) // it is part of the program
 	}
 	return b
 }
 
-// SetupElasticsearch installs component and index templates, lifecycle and,
+// Setup installs component and index templates, lifecycle and,
 // given a Kibana URL, the dashboard. It can be repeated, and needs the cluster
 // privileges monitor, manage_index_templates and manage_ilm. What it does is
 // told on progress, line by line.
-func SetupElasticsearch(ctx context.Context, opt ElasticsearchOptions, progress io.Writer) error {
+func Setup(ctx context.Context, opt Options, progress io.Writer) error {
 	if err := opt.setDefaults(); err != nil {
 		return err
 	}
 	setDefault(&opt.Setup.RetentionDays, defaultRetentionDays)
-	c, err := newESClient(opt.URLs, opt.Credentials, opt.Flavour, opt.Logger)
+	c, err := newClient(opt.URLs, opt.Credentials, opt.Flavour, opt.Logger)
 	if err != nil {
 		return err
 	}
@@ -95,9 +94,9 @@ func SetupElasticsearch(ctx context.Context, opt ElasticsearchOptions, progress 
 }
 
 type setup struct {
-	c      *esClient
-	srv    *esServer
-	opt    ElasticsearchSetup
+	c      *client
+	srv    *server
+	opt    SetupOptions
 	out    io.Writer
 	policy string // ILM policy that templates name
 }
@@ -131,7 +130,7 @@ func (s *setup) lifecycle(ctx context.Context) error {
 	if s.srv.flavour == FlavourOpenSearch {
 		file, what, api = "ism.json", "ISM policy", "/_plugins/_ism/policies/"
 	}
-	body, err := elasticFiles.ReadFile("lifecycle/" + file)
+	body, err := templates.ReadFile("lifecycle/" + file)
 	if err != nil {
 		return err
 	}
@@ -175,7 +174,7 @@ func (s *setup) do(ctx context.Context, method, path string, body []byte) (*repl
 // must find them.
 func (s *setup) templates(ctx context.Context) error {
 	for _, dir := range []string{"component", "index"} {
-		files, err := fs.Glob(elasticFiles, dir+"/*.json")
+		files, err := fs.Glob(templates, dir+"/*.json")
 		if err != nil {
 			return err
 		}
@@ -184,7 +183,7 @@ func (s *setup) templates(ctx context.Context) error {
 			if name == timeSeriesComponent && !s.srv.timeSeries() {
 				continue
 			}
-			raw, err := elasticFiles.ReadFile(file)
+			raw, err := templates.ReadFile(file)
 			if err != nil {
 				return err
 			}
@@ -308,7 +307,7 @@ func mappedFields() (map[string]map[string]any, error) {
 		}
 	}
 	for _, name := range []string{"iotrace@ecs", "iotrace@fields"} {
-		raw, err := elasticFiles.ReadFile("component/" + name + ".json")
+		raw, err := templates.ReadFile("component/" + name + ".json")
 		if err != nil {
 			return nil, err
 		}
@@ -344,8 +343,8 @@ func dimensionPaths() ([]string, error) {
 }
 
 // dashboard imports the saved objects.
-func (s *setup) dashboard(ctx context.Context, cred ElasticsearchCredentials) error {
-	c, err := newESClient([]string{s.opt.KibanaURL}, cred, FlavourAuto, discardLogger())
+func (s *setup) dashboard(ctx context.Context, cred Credentials) error {
+	c, err := newClient([]string{s.opt.KibanaURL}, cred, FlavourAuto, discardLogger())
 	if err != nil {
 		return fmt.Errorf("kibana: %w", err)
 	}

@@ -9,7 +9,6 @@ import (
 	"mime/multipart"
 	"net/http"
 	"net/http/httptest"
-	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -17,24 +16,9 @@ import (
 	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/ndjson"
+	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
 )
-
-// jsonPaths returns the path of every leaf that a value of type t may have in
-// JSON; a map is a leaf.
-func jsonPaths(t reflect.Type, prefix string) []string {
-	switch t.Kind() {
-	case reflect.Pointer, reflect.Slice:
-		return jsonPaths(t.Elem(), prefix)
-	case reflect.Struct:
-		var paths []string
-		for f := range t.Fields() {
-			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-			paths = append(paths, jsonPaths(f.Type, prefix+"."+name)...)
-		}
-		return paths
-	}
-	return []string{strings.TrimPrefix(prefix, ".")}
-}
 
 // TestElasticTemplatesCoverDocuments wants a mapping for every field that a
 // document can have, of a type that fits, and no others.
@@ -43,7 +27,7 @@ func TestElasticTemplatesCoverDocuments(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	paths := jsonPaths(reflect.TypeFor[document](), "")
+	paths := ndjson.Fields()
 	if len(paths) < 100 {
 		t.Fatalf("only %d fields found in documents", len(paths))
 	}
@@ -69,14 +53,14 @@ func TestElasticDimensionsTellDocumentsApart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	iv := elasticInterval(time.Unix(1700000000, 0), 7)
+	iv := outputtest.Cluster(time.Unix(1700000000, 0), 7)
 	for _, by := range [][]output.Key{{output.KeyContainer}, {output.KeyProject}, {output.KeyService}, {output.KeyCgroup}, {output.KeyProcess}, {output.KeyDevice}, {output.KeyMount}, {output.KeyHost}, {output.KeySource},
 		{output.KeyOp}, {output.KeyImage}, {output.KeyPod}, {output.KeyNamespace}, {output.KeyNFSServer}, {output.KeyContainer, output.KeyDevice}, {output.KeyProject, output.KeyOp}, {output.KeyLabel("team")}} {
 		for _, top := range []int{0, 2} {
 			r := output.Group(iv, output.GroupOptions{By: by, Top: top, Stacked: true})
 			seen := make(map[string]string)
 			n := 0
-			for d := range output.Documents(r, iv, output.NDJSONOptions{}) {
+			for d := range ndjson.Documents(r, iv, ndjson.Options{}) {
 				if d.Dataset != output.DatasetIO {
 					continue
 				}
@@ -112,39 +96,6 @@ func lookup(tree map[string]any, path string) any {
 		v = m[name]
 	}
 	return v
-}
-
-// elasticInterval makes I/O of several projects on a disk, on the same disk as
-// seen through a stacked device, and on NFS. The amounts depend on seed.
-func elasticInterval(end time.Time, seed uint64) *output.Interval {
-	iv := &output.Interval{Start: end.Add(-time.Second), End: end, Host: output.Host{Name: "host-1", ID: "0123456789abcdef", Kernel: "6.12.0"},
-		Sources: []output.SourceStatus{{Source: output.SourceBlock, Attached: true, Hook: "raw_tp/block_rq_issue"}, {Source: output.SourceFUSE, Reason: "no module"}},
-		Lost:    output.Lost{Latencies: 1}, Self: output.Self{CPUNanos: 1000, RSSBytes: 1 << 20}}
-	add := func(s output.Sample, n uint64) {
-		s.Level = output.LevelWire
-		s.Write = output.Amount{Bytes: n * 4096, Ops: n, Latency: output.Latency{Buckets: []output.Bucket{{UpTo: 1 << 20, Count: n}}, Sum: n << 19, Max: 1 << 20}}
-		s.Read = output.Amount{Bytes: n * 512, Ops: n/2 + 1}
-		s.Basis = output.BasisBytes{Dirtier: s.Write.Bytes, Task: s.Read.Bytes}
-		iv.Samples = append(iv.Samples, s)
-	}
-	for p := range uint64(3) {
-		for c := range uint64(4) {
-			s := output.Sample{Source: output.SourceBlock, Owner: output.OwnerContainer, Project: fmt.Sprint("project-", p), ProjectRule: "compose", Service: fmt.Sprint("service-", c),
-				Container: output.Container{ID: fmt.Sprintf("%064x", p*16+c+1), Name: fmt.Sprintf("p%d-c%d", p, c), Runtime: "docker", Image: "app", ImageTag: "1",
-					Labels: map[string]string{"com.docker.compose.project": fmt.Sprint("project-", p), "team": fmt.Sprint("team-", c%2), "secret": "no"}},
-				Cgroup: output.Cgroup{ID: 1<<63 + p*16 + c, Path: fmt.Sprintf("/docker/%d-%d", p, c)}, Process: output.Process{PID: uint32(100*p + c + 1), Name: "app"}}
-			s.Device = output.Device{ID: "8:0", Name: "sda"}
-			add(s, seed+p*31+c)
-			s.Device = output.Device{ID: "253:0", Name: "dm-0", Stacked: true}
-			add(s, seed+p*31+c)
-			s.Source, s.Device = output.SourceNFS, output.Device{ID: "0:52"}
-			s.Mount = output.Mount{Source: fmt.Sprintf("nas:/vol%d", c%2), Point: "/data", FSType: "nfs4", Volume: fmt.Sprint("vol", c%2), NFSServer: "nas", NFSExport: "/vol", NFSVersion: "4.2"}
-			add(s, seed+p*17+c)
-		}
-	}
-	add(output.Sample{Source: output.SourceBlock, Owner: output.OwnerUnattributed, Device: output.Device{ID: "8:0", Name: "sda"}}, seed)
-	add(output.Sample{Source: output.SourceBlock, Owner: output.OwnerUnit, Unit: "cron.service", Cgroup: output.Cgroup{ID: 77, Path: "/system.slice/cron.service"}, Device: output.Device{ID: "8:0", Name: "sda"}}, seed)
-	return iv
 }
 
 // fakeCluster answers setup requests and keeps the bodies.
@@ -202,15 +153,15 @@ func newFakeCluster(t *testing.T, info, modules string) *fakeCluster {
 	return f
 }
 
-func (f *fakeCluster) setup(t *testing.T, s ElasticsearchSetup) (progress string, err error) {
+func (f *fakeCluster) setup(t *testing.T, s SetupOptions) (progress string, err error) {
 	var out bytes.Buffer
-	err = SetupElasticsearch(t.Context(), ElasticsearchOptions{URLs: []string{f.URL}, Setup: s}, &out)
+	err = Setup(t.Context(), Options{URLs: []string{f.URL}, Setup: s}, &out)
 	return out.String(), err
 }
 
 func TestElasticsearchSetupCurrent(t *testing.T) {
 	f := newFakeCluster(t, infoES8, `{"nodes":{"a":{"version":"8.19.16","modules":[{"name":"data-streams"},{"name":"constant-keyword"}]}}}`)
-	out, err := f.setup(t, ElasticsearchSetup{RetentionDays: 3, KibanaURL: f.URL})
+	out, err := f.setup(t, SetupOptions{RetentionDays: 3, KibanaURL: f.URL})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,18 +189,18 @@ func TestElasticsearchSetupCurrent(t *testing.T) {
 		t.Errorf("progress: %s", out)
 	}
 	f.answer["/api/saved_objects/_import"] = 1
-	if _, err := f.setup(t, ElasticsearchSetup{KibanaURL: f.URL}); err == nil || !strings.Contains(err.Error(), "conflict") {
+	if _, err := f.setup(t, SetupOptions{KibanaURL: f.URL}); err == nil || !strings.Contains(err.Error(), "conflict") {
 		t.Errorf("import with errors: %v", err)
 	}
 	f.answer["/_index_template/metrics-iotrace.io"] = 403
-	if _, err := f.setup(t, ElasticsearchSetup{}); err == nil || !strings.Contains(err.Error(), "metrics-iotrace.io: server said 403") {
+	if _, err := f.setup(t, SetupOptions{}); err == nil || !strings.Contains(err.Error(), "metrics-iotrace.io: server said 403") {
 		t.Errorf("template refused: %v", err)
 	}
 }
 
 func TestElasticsearchSetupOlder(t *testing.T) {
 	f := newFakeCluster(t, `{"version":{"number":"7.17.29"}}`, `{}`)
-	if _, err := f.setup(t, ElasticsearchSetup{RetentionDays: 5}); err != nil {
+	if _, err := f.setup(t, SetupOptions{RetentionDays: 5}); err != nil {
 		t.Fatal(err)
 	}
 	if p := f.got["/_ilm/policy/iotrace"]; !strings.Contains(p, `"5d"`) || strings.Contains(p, `"14d"`) {
@@ -266,14 +217,14 @@ func TestElasticsearchSetupOlder(t *testing.T) {
 	}
 
 	old := newFakeCluster(t, `{"version":{"number":"7.9.3"}}`, `{}`)
-	if _, err := old.setup(t, ElasticsearchSetup{}); err == nil || !strings.Contains(err.Error(), "too old") {
+	if _, err := old.setup(t, SetupOptions{}); err == nil || !strings.Contains(err.Error(), "too old") {
 		t.Errorf("7.9: %v", err)
 	}
 }
 
 func TestElasticsearchSetupServerless(t *testing.T) {
 	f := newFakeCluster(t, `{"version":{"number":"8.11.0","build_flavor":"serverless"}}`, `{"error":"gone"}`)
-	if _, err := f.setup(t, ElasticsearchSetup{}); err != nil {
+	if _, err := f.setup(t, SetupOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	all := fmt.Sprint(f.got)
@@ -284,7 +235,7 @@ func TestElasticsearchSetupServerless(t *testing.T) {
 
 func TestElasticsearchSetupOpenSearch(t *testing.T) {
 	f := newFakeCluster(t, infoOpenSearch, `{}`)
-	if _, err := f.setup(t, ElasticsearchSetup{}); err != nil {
+	if _, err := f.setup(t, SetupOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	all := fmt.Sprint(f.got)
@@ -298,16 +249,16 @@ func TestElasticsearchSetupOpenSearch(t *testing.T) {
 	}
 	for status, want := range map[int]string{400: "no such thing", 409: "left alone"} {
 		f.answer["/_plugins/_ism/policies/iotrace"] = status
-		if out, err := f.setup(t, ElasticsearchSetup{}); err != nil || !strings.Contains(out, want) {
+		if out, err := f.setup(t, SetupOptions{}); err != nil || !strings.Contains(out, want) {
 			t.Errorf("policy answered with %d: %v, progress %s", status, err, out)
 		}
 	}
 	f.answer["/_plugins/_ism/policies/iotrace"] = 500
-	if _, err := f.setup(t, ElasticsearchSetup{}); err == nil {
+	if _, err := f.setup(t, SetupOptions{}); err == nil {
 		t.Error("policy answered with 500: no error")
 	}
 	older := newFakeCluster(t, `{"version":{"number":"2.5.0","distribution":"opensearch"}}`, `{}`)
-	if _, err := older.setup(t, ElasticsearchSetup{RetentionDays: -1}); err != nil {
+	if _, err := older.setup(t, SetupOptions{RetentionDays: -1}); err != nil {
 		t.Fatal(err)
 	}
 	if all := fmt.Sprint(older.got); strings.Contains(all, "flat_object") || strings.Contains(all, "constant_keyword") || strings.Contains(all, "_ism") {

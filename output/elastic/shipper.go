@@ -1,3 +1,5 @@
+// Package elastic ships documents to Elasticsearch and OpenSearch, through an
+// outage with a spool on disk, and installs the templates they need.
 package elastic
 
 import (
@@ -21,12 +23,12 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
-// ElasticsearchOptions says where documents go and what may be spent on the
+// Options says where documents go and what may be spent on the
 // way. The zero value of a limit is its default.
-type ElasticsearchOptions struct {
+type Options struct {
 	// URLs are nodes of one cluster; they are used in turn.
 	URLs        []string
-	Credentials ElasticsearchCredentials
+	Credentials Credentials
 	// Flavour is asked from the server unless it is given.
 	Flavour Flavour
 
@@ -45,8 +47,8 @@ type ElasticsearchOptions struct {
 	// again, once a minute at most; nil discards them.
 	Logger *slog.Logger
 
-	// Setup is for SetupElasticsearch only.
-	Setup ElasticsearchSetup
+	// Setup is for Setup only.
+	Setup SetupOptions
 
 	retry, slowRetry retryRange // tests are in a hurry
 }
@@ -78,7 +80,7 @@ const (
 	complaintInterval     = time.Minute
 )
 
-func (o *ElasticsearchOptions) setDefaults() error {
+func (o *Options) setDefaults() error {
 	setDefault(&o.SpoolBytes, defaultSpoolBytes)
 	setDefault(&o.QueueBytes, defaultQueueBytes)
 	setDefault(&o.BatchBytes, defaultBatchBytes)
@@ -109,7 +111,38 @@ func setDefault[T comparable](v *T, def T) {
 	}
 }
 
-// Elasticsearch ships documents to data streams of Elasticsearch or
+// Stats counts documents since New. Accepted and
+// Recovered together are always the sum of Delivered, Duplicates,
+// SoftFailures, DeadLettered, Dropped and Pending.
+type Stats struct {
+	Accepted  uint64 // taken by Ship
+	Recovered uint64 // found in the spool when it was opened
+
+	Delivered    uint64 // stored by the server
+	Duplicates   uint64 // the server had them already
+	SoftFailures uint64 // stored in the failure store of the stream
+	DeadLettered uint64 // refused for good: see dead-letter.ndjson in the spool directory
+	Dropped      uint64 // lost: no room, neither in memory nor on disk
+	Pending      uint64 // in memory, on disk or on their way
+
+	// Conflicts are those of Duplicates that the server had at their first
+	// attempt: two different documents of one series and time.
+	Conflicts uint64
+
+	Requests   uint64 // _bulk requests
+	Failures   uint64 // requests that failed as a whole
+	Retries    uint64 // documents that had to be sent again
+	Spooled    uint64 // those of Pending that are on disk
+	SpoolBytes int64  // disk space in use
+	QueueBytes int    // memory in use
+	Failing    bool   // the last attempt failed
+	LastError  string // why; safe to print
+}
+
+// Lost returns the number of documents that no server will ever have.
+func (s *Stats) Lost() uint64 { return s.Dropped + s.DeadLettered }
+
+// Shipper ships documents to data streams of Elasticsearch or
 // OpenSearch. Documents wait in memory while the server keeps up; as soon as
 // it does not, they go to the spool, so that what a crash of ours can lose is
 // about one flush interval. Nothing is written to disk while all is well: we
@@ -120,16 +153,16 @@ func setDefault[T comparable](v *T, def T) {
 // dimensions and time. (Ids are checked within a backing index: a document
 // that was stored right before a rollover, and whose reply was lost, can be
 // there twice.)
-type Elasticsearch struct {
-	opt    ElasticsearchOptions
+type Shipper struct {
+	opt    Options
 	log    *slog.Logger
-	client *esClient
+	client *client
 
 	mu       sync.Mutex
 	queue    []spooled
 	queued   int // bytes in queue
 	inFlight int // documents taken from queue or retry, not settled yet
-	stats    output.ElasticsearchStats
+	stats    Stats
 	closed   bool
 	seq      uint64
 
@@ -143,7 +176,7 @@ type Elasticsearch struct {
 	// The rest belongs to loop.
 	spool      *spool
 	dead       *deadLetters
-	srv        *esServer
+	srv        *server
 	retry      []spooled // in memory for want of a spool that takes them
 	batchLimit int
 	spoolTurn  bool
@@ -155,18 +188,18 @@ type Elasticsearch struct {
 	tick       *time.Ticker
 }
 
-// NewElasticsearch starts to ship. An unreachable server is no error, a spool
+// New starts to ship. An unreachable server is no error, a spool
 // that cannot be used is. Only Close ends the shipper: the signal that cancels
 // ctx must not cut off the documents of the last interval.
-func NewElasticsearch(ctx context.Context, opt ElasticsearchOptions) (*Elasticsearch, error) {
+func New(ctx context.Context, opt Options) (*Shipper, error) {
 	if err := opt.setDefaults(); err != nil {
 		return nil, err
 	}
-	client, err := newESClient(opt.URLs, opt.Credentials, opt.Flavour, opt.Logger)
+	client, err := newClient(opt.URLs, opt.Credentials, opt.Flavour, opt.Logger)
 	if err != nil {
 		return nil, err
 	}
-	e := &Elasticsearch{
+	e := &Shipper{
 		opt: opt, log: opt.Logger, client: client,
 		full: make(chan struct{}, 1), closing: make(chan struct{}), done: make(chan struct{}),
 		batchLimit: opt.BatchBytes, fast: opt.retry.fullJitter(), slow: opt.slowRetry.between(),
@@ -206,7 +239,7 @@ var (
 // Ship takes a document for a data stream such as metrics-iotrace.io-default.
 // It copies doc and never waits: when there is no room, the oldest documents
 // are dropped and counted. An error means that this document was not taken.
-func (e *Elasticsearch) Ship(stream string, doc []byte) error {
+func (e *Shipper) Ship(stream string, doc []byte) error {
 	doc = bytes.TrimSuffix(doc, []byte{'\n'})
 	switch {
 	case len(stream) > 255 || !streamName.MatchString(stream):
@@ -236,7 +269,7 @@ func (e *Elasticsearch) Ship(stream string, doc []byte) error {
 	return nil
 }
 
-func (e *Elasticsearch) id(seq uint64) string {
+func (e *Shipper) id(seq uint64) string {
 	var b [16]byte
 	copy(b[:], e.run[:])
 	binary.BigEndian.PutUint64(b[8:], seq)
@@ -244,7 +277,7 @@ func (e *Elasticsearch) id(seq uint64) string {
 }
 
 // enqueue adds a document and drops the oldest ones that no longer fit.
-func (e *Elasticsearch) enqueue(d spooled) {
+func (e *Shipper) enqueue(d spooled) {
 	e.queue = append(e.queue, d)
 	e.queued += d.size()
 	n := 0
@@ -258,7 +291,7 @@ func (e *Elasticsearch) enqueue(d spooled) {
 }
 
 // take removes up to max bytes of documents from the queue.
-func (e *Elasticsearch) take(max int) []spooled {
+func (e *Shipper) take(max int) []spooled {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	n, size := 0, 0
@@ -281,7 +314,7 @@ func (e *Elasticsearch) take(max int) []spooled {
 }
 
 // Stats returns the counters.
-func (e *Elasticsearch) Stats() output.ElasticsearchStats {
+func (e *Shipper) Stats() Stats {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	s := e.stats
@@ -294,7 +327,7 @@ func (e *Elasticsearch) Stats() output.ElasticsearchStats {
 // does not take stays in the spool for the next run; without a spool it is
 // tried again until ctx ends. The error tells how many documents were lost
 // for want of a spool, and nothing about those dropped before.
-func (e *Elasticsearch) Close(ctx context.Context) error {
+func (e *Shipper) Close(ctx context.Context) error {
 	e.mu.Lock()
 	first := !e.closed
 	e.closed = true
@@ -327,7 +360,7 @@ func (e *Elasticsearch) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func (e *Elasticsearch) isClosing() bool {
+func (e *Shipper) isClosing() bool {
 	select {
 	case <-e.closing:
 		return true
@@ -337,7 +370,7 @@ func (e *Elasticsearch) isClosing() bool {
 }
 
 // loop is the one goroutine that sends and that owns the spool.
-func (e *Elasticsearch) loop(ctx context.Context) {
+func (e *Shipper) loop(ctx context.Context) {
 	defer close(e.done)
 	defer e.keepRest()
 	due := false
@@ -367,7 +400,7 @@ func (e *Elasticsearch) loop(ctx context.Context) {
 // next returns what to send now: documents that have waited longest first,
 // but new ones in turn with those of a long outage. due says that the queue's
 // documents need not wait for a full batch.
-func (e *Elasticsearch) next(due bool) (docs []spooled, fromSpool bool) {
+func (e *Shipper) next(due bool) (docs []spooled, fromSpool bool) {
 	if len(e.retry) > 0 {
 		docs, e.retry = e.retry, nil
 		return docs, false
@@ -395,7 +428,7 @@ func (e *Elasticsearch) next(due bool) (docs []spooled, fromSpool bool) {
 
 // deliver makes one attempt, or several where a request must be split, and
 // waits after a failure. It reports whether the server took its part.
-func (e *Elasticsearch) deliver(ctx context.Context, docs []spooled, fromSpool bool) bool {
+func (e *Shipper) deliver(ctx context.Context, docs []spooled, fromSpool bool) bool {
 	first := !fromSpool && !e.failing
 	pieces := [][]spooled{docs}
 	var rest []spooled
@@ -434,7 +467,7 @@ func (e *Elasticsearch) deliver(ctx context.Context, docs []spooled, fromSpool b
 }
 
 // attempt sends one request while documents keep coming.
-func (e *Elasticsearch) attempt(ctx context.Context, docs []spooled) bulkResult {
+func (e *Shipper) attempt(ctx context.Context, docs []spooled) bulkResult {
 	ctx, cancel := context.WithTimeout(ctx, e.opt.RequestTimeout)
 	defer cancel()
 	result := make(chan bulkResult, 1)
@@ -480,7 +513,7 @@ func (e *Elasticsearch) attempt(ctx context.Context, docs []spooled) bulkResult 
 
 // prepare finds out what the server is, before the first documents and after
 // every loss of connection.
-func (e *Elasticsearch) prepare(ctx context.Context) (*esServer, *bulkResult) {
+func (e *Shipper) prepare(ctx context.Context) (*server, *bulkResult) {
 	srv, err := e.client.detect(ctx)
 	if err == nil && !srv.requireDataStream() {
 		// Such a server would make plain indices of unknown streams.
@@ -501,7 +534,7 @@ func (e *Elasticsearch) prepare(ctx context.Context) (*esServer, *bulkResult) {
 }
 
 // checkTemplates fails where setup has not been run.
-func (c *esClient) checkTemplates(ctx context.Context, srv *esServer) error {
+func (c *client) checkTemplates(ctx context.Context, srv *server) error {
 	const name = "metrics-" + output.DatasetIO
 	res, err := esapi.IndicesExistsIndexTemplateRequest{Name: name}.Do(ctx, c)
 	if err != nil {
@@ -522,7 +555,7 @@ func (c *esClient) checkTemplates(ctx context.Context, srv *esServer) error {
 }
 
 // book counts the answers for docs and returns those to be sent again.
-func (e *Elasticsearch) book(docs []spooled, r *bulkResult, fromSpool, first bool) (again []spooled) {
+func (e *Shipper) book(docs []spooled, r *bulkResult, fromSpool, first bool) (again []spooled) {
 	var dead []deadLetter
 	e.mu.Lock()
 	s, settled, conflicts := &e.stats, 0, uint64(0)
@@ -584,7 +617,7 @@ func (e *Elasticsearch) book(docs []spooled, r *bulkResult, fromSpool, first boo
 
 // settle keeps rest, which is what is left of documents after an attempt:
 // for the next one or, with last, for after all others.
-func (e *Elasticsearch) settle(rest []spooled, fromSpool, last bool) {
+func (e *Shipper) settle(rest []spooled, fromSpool, last bool) {
 	kept := len(rest) == 0
 	if fromSpool {
 		var err error
@@ -611,7 +644,7 @@ func (e *Elasticsearch) settle(rest []spooled, fromSpool, last bool) {
 
 // requeue puts documents that are in flight at the end of the queue, as far as
 // there is room: for them, no others are dropped.
-func (e *Elasticsearch) requeue(docs []spooled) {
+func (e *Shipper) requeue(docs []spooled) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.inFlight -= len(docs)
@@ -625,7 +658,7 @@ func (e *Elasticsearch) requeue(docs []spooled) {
 }
 
 // put moves documents that are in flight to the spool.
-func (e *Elasticsearch) put(docs []spooled) bool {
+func (e *Shipper) put(docs []spooled) bool {
 	dropped, err := e.spool.put(docs)
 	e.countSpool(dropped)
 	if err != nil {
@@ -640,7 +673,7 @@ func (e *Elasticsearch) put(docs []spooled) bool {
 }
 
 // spill moves the queue to the spool.
-func (e *Elasticsearch) spill() {
+func (e *Shipper) spill() {
 	for e.spool != nil {
 		docs := e.take(e.batchLimit)
 		if len(docs) == 0 {
@@ -655,7 +688,7 @@ func (e *Elasticsearch) spill() {
 
 // giveBack returns documents to the front of the queue, where the oldest of
 // them are dropped if there is no room.
-func (e *Elasticsearch) giveBack(docs []spooled) {
+func (e *Shipper) giveBack(docs []spooled) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.inFlight -= len(docs)
@@ -666,7 +699,7 @@ func (e *Elasticsearch) giveBack(docs []spooled) {
 	}
 }
 
-func (e *Elasticsearch) countSpool(lost uint64) {
+func (e *Shipper) countSpool(lost uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.stats.Dropped += lost
@@ -677,7 +710,7 @@ func (e *Elasticsearch) countSpool(lost uint64) {
 
 // spoolFailed says once that the spool does not work. A damaged one is
 // replaced.
-func (e *Elasticsearch) spoolFailed(err error) {
+func (e *Shipper) spoolFailed(err error) {
 	if !e.spoolBad {
 		e.log.Error("spool cannot be used: documents wait in memory only", "error", err)
 	}
@@ -694,7 +727,7 @@ func (e *Elasticsearch) spoolFailed(err error) {
 	}
 }
 
-func (e *Elasticsearch) recovered() {
+func (e *Shipper) recovered() {
 	e.fast.Reset()
 	e.slow.Reset()
 	if !e.failing {
@@ -713,7 +746,7 @@ func (e *Elasticsearch) recovered() {
 
 // troubled says that delivery fails, once, and waits. Meanwhile the queue
 // moves to the spool.
-func (e *Elasticsearch) troubled(ctx context.Context, r *bulkResult, n int, slowly bool) {
+func (e *Shipper) troubled(ctx context.Context, r *bulkResult, n int, slowly bool) {
 	text := strconv.Quote(cut(r.err.Error(), 600))
 	if se := (*statusError)(nil); errors.As(r.err, &se) {
 		text = se.Error() // quotes what it must
@@ -762,7 +795,7 @@ func (e *Elasticsearch) troubled(ctx context.Context, r *bulkResult, n int, slow
 }
 
 // keepRest puts what is in memory into the spool at the end.
-func (e *Elasticsearch) keepRest() {
+func (e *Shipper) keepRest() {
 	if e.spool == nil {
 		return
 	}

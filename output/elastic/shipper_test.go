@@ -34,7 +34,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
 )
 
 // fakeServer stores documents by stream and id like a real one and fails as
@@ -199,8 +199,8 @@ func testDoc(i int) []byte {
 	return fmt.Appendf(nil, `{"@timestamp":"2026-01-02T03:04:05.%09dZ","iotrace":{"n":%d,"pad":"%s"}}`+"\n", i, i, strings.Repeat("x", i%97))
 }
 
-func testOptions(t *testing.T, url string) ElasticsearchOptions {
-	return ElasticsearchOptions{
+func testOptions(t *testing.T, url string) Options {
+	return Options{
 		URLs:          []string{url},
 		SpoolDir:      filepath.Join(t.TempDir(), "spool"),
 		FlushInterval: 5 * time.Millisecond,
@@ -210,9 +210,9 @@ func testOptions(t *testing.T, url string) ElasticsearchOptions {
 	}
 }
 
-func start(t *testing.T, opt ElasticsearchOptions) *Elasticsearch {
+func start(t *testing.T, opt Options) *Shipper {
 	t.Helper()
-	e, err := NewElasticsearch(t.Context(), opt)
+	e, err := New(t.Context(), opt)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,7 +224,7 @@ func start(t *testing.T, opt ElasticsearchOptions) *Elasticsearch {
 	return e
 }
 
-func ship(t *testing.T, e *Elasticsearch, stream string, from, to int) {
+func ship(t *testing.T, e *Shipper, stream string, from, to int) {
 	t.Helper()
 	for i := from; i < to; i++ {
 		if err := e.Ship(stream, testDoc(i)); err != nil {
@@ -233,17 +233,7 @@ func ship(t *testing.T, e *Elasticsearch, stream string, from, to int) {
 	}
 }
 
-// until waits for cond; the deadline is there for broken code only.
-func until(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waiting for %s: not within a minute", what)
-		}
-	}
-}
-
-func closeAll(t *testing.T, e *Elasticsearch) output.ElasticsearchStats {
+func closeAll(t *testing.T, e *Shipper) Stats {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -393,7 +383,7 @@ func TestElasticsearchFaults(t *testing.T) {
 		name   string
 		spool  bool
 		prep   func(*fakeServer)
-		check  func(*testing.T, output.ElasticsearchStats)
+		check  func(*testing.T, Stats)
 		stored int
 	}{
 		{name: "request 429", spool: true, prep: func(f *fakeServer) { f.before = status(429, 3) }, stored: n},
@@ -411,7 +401,7 @@ func TestElasticsearchFaults(t *testing.T) {
 					return n <= 2
 				}
 			},
-			check: func(t *testing.T, s output.ElasticsearchStats) {
+			check: func(t *testing.T, s Stats) {
 				if s.Duplicates == 0 || s.Conflicts != 0 {
 					t.Errorf("duplicates %d, conflicts %d: want some and none", s.Duplicates, s.Conflicts)
 				}
@@ -451,7 +441,7 @@ func TestElasticsearchFaults(t *testing.T) {
 					return 0, ""
 				}
 			},
-			check: func(t *testing.T, s output.ElasticsearchStats) {
+			check: func(t *testing.T, s Stats) {
 				if s.Retries == 0 || s.Retries > n || s.Duplicates > 0 {
 					t.Errorf("only items that were turned away are to be repeated: %+v", s)
 				}
@@ -510,7 +500,7 @@ func TestElasticsearchFaults(t *testing.T) {
 					return 0, ""
 				}
 			},
-			check: func(t *testing.T, s output.ElasticsearchStats) {
+			check: func(t *testing.T, s Stats) {
 				if s.DeadLettered != n/10 {
 					t.Errorf("%d dead letters, want %d", s.DeadLettered, n/10)
 				}
@@ -521,7 +511,7 @@ func TestElasticsearchFaults(t *testing.T) {
 			prep: func(f *fakeServer) {
 				f.item = func(int, string, string) (int, string) { return 200, "failure_store" }
 			},
-			check: func(t *testing.T, s output.ElasticsearchStats) {
+			check: func(t *testing.T, s Stats) {
 				if s.SoftFailures != n || s.Delivered != 0 {
 					t.Errorf("want %d soft failures: %+v", n, s)
 				}
@@ -530,7 +520,7 @@ func TestElasticsearchFaults(t *testing.T) {
 		{
 			name: "bad request", spool: true, stored: 0,
 			prep: func(f *fakeServer) { f.before = status(400, 1<<30) },
-			check: func(t *testing.T, s output.ElasticsearchStats) {
+			check: func(t *testing.T, s Stats) {
 				if s.DeadLettered != n {
 					t.Errorf("%d dead letters, want %d", s.DeadLettered, n)
 				}
@@ -548,7 +538,7 @@ func TestElasticsearchFaults(t *testing.T) {
 				}
 				e := start(t, opt)
 				ship(t, e, stream, 0, n)
-				until(t, "an empty shipper", func() bool { return e.Stats().Pending == 0 })
+				outputtest.Until(t, "an empty shipper", func() bool { return e.Stats().Pending == 0 })
 				s := closeAll(t, e)
 				if f.count() != c.stored || s.Dropped != 0 || s.Accepted != n {
 					t.Errorf("%s: server has %d documents, want %d; %+v", stream, f.count(), c.stored, s)
@@ -581,12 +571,12 @@ func TestElasticsearchOutage(t *testing.T) {
 	const n = 3001
 	e := start(t, opt)
 	ship(t, e, testEvents, 0, n)
-	until(t, "documents on disk", func() bool { return e.Stats().Spooled == n })
+	outputtest.Until(t, "documents on disk", func() bool { return e.Stats().Spooled == n })
 	s := closeAll(t, e)
 	if s.Pending != n || s.Dropped != 0 {
 		t.Fatalf("after Close: %+v", s)
 	}
-	if _, err := NewElasticsearch(t.Context(), ElasticsearchOptions{URLs: []string{"http://" + addr}, SpoolDir: opt.SpoolDir, SpoolBytes: 1}); err == nil {
+	if _, err := New(t.Context(), Options{URLs: []string{"http://" + addr}, SpoolDir: opt.SpoolDir, SpoolBytes: 1}); err == nil {
 		t.Error("a spool limit of one byte is accepted")
 	}
 
@@ -599,7 +589,7 @@ func TestElasticsearchOutage(t *testing.T) {
 	f.Server.Start()
 	e = start(t, opt)
 	ship(t, e, testEvents, n, n+100)
-	until(t, "everything", func() bool { return e.Stats().Pending == 0 })
+	outputtest.Until(t, "everything", func() bool { return e.Stats().Pending == 0 })
 	s = closeAll(t, e)
 	if f.count() != n+100 || s.Recovered != n || s.Delivered != n+100 {
 		t.Errorf("server has %d documents; %+v", f.count(), s)
@@ -624,7 +614,7 @@ func TestElasticsearchKilled(t *testing.T) {
 		opt.SpoolDir = dir
 		e := start(t, opt)
 		ship(t, e, testEvents, 0, n)
-		until(t, "documents on disk", func() bool { s := e.Stats(); return s.Spooled == n })
+		outputtest.Until(t, "documents on disk", func() bool { s := e.Stats(); return s.Spooled == n })
 		fmt.Println("spooled")
 		select {} // to be killed
 	}
@@ -651,7 +641,7 @@ func TestElasticsearchKilled(t *testing.T) {
 	f := newFakeServer(t)
 	opt.URLs = []string{f.URL}
 	e := start(t, opt)
-	until(t, "everything", func() bool { return e.Stats().Pending == 0 })
+	outputtest.Until(t, "everything", func() bool { return e.Stats().Pending == 0 })
 	if s := closeAll(t, e); f.count() != n || s.Recovered != n {
 		t.Errorf("server has %d documents, want %d; %+v", f.count(), n, s)
 	}
@@ -677,7 +667,7 @@ func TestElasticsearchHanging(t *testing.T) {
 	opt.QueueBytes, opt.BatchBytes = 256<<10, minBatchBytes
 	e := start(t, opt)
 	sent, worst := 0, 0
-	until(t, "a megabyte in the spool", func() bool {
+	outputtest.Until(t, "a megabyte in the spool", func() bool {
 		if e.Stats().QueueBytes > opt.QueueBytes/2 {
 			return false // a busy disk takes its time; what is asked here is where it all goes
 		}
@@ -709,7 +699,7 @@ func TestElasticsearchNoRoom(t *testing.T) {
 	e := start(t, opt)
 	const n = 5000
 	ship(t, e, testEvents, 0, n)
-	until(t, "a failure", func() bool { return e.Stats().Failing })
+	outputtest.Until(t, "a failure", func() bool { return e.Stats().Failing })
 	s := e.Stats()
 	if s.Dropped == 0 || s.QueueBytes > opt.QueueBytes || s.Dropped+s.Pending != n {
 		t.Errorf("%+v", s)
@@ -778,7 +768,7 @@ func TestElasticsearchFlavours(t *testing.T) {
 				io.WriteString(w, c.body)
 			}))
 			defer s.Close()
-			cl, err := newESClient([]string{s.URL}, ElasticsearchCredentials{}, c.force, slog.New(slog.DiscardHandler))
+			cl, err := newClient([]string{s.URL}, Credentials{}, c.force, slog.New(slog.DiscardHandler))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -820,10 +810,10 @@ func TestElasticsearchSecrets(t *testing.T) {
 	}
 	opt := testOptions(t, f.URL)
 	opt.Logger = log
-	opt.Credentials = ElasticsearchCredentials{Username: "writer", Password: secret}
+	opt.Credentials = Credentials{Username: "writer", Password: secret}
 	e := start(t, opt)
 	ship(t, e, testEvents, 0, 3)
-	until(t, "a failure", func() bool { return e.Stats().Failing })
+	outputtest.Until(t, "a failure", func() bool { return e.Stats().Failing })
 	log.Info("options", "options", opt, "credentials", opt.Credentials)
 	text := fmt.Sprintf("%v %+v %#v %s", opt, opt.Credentials, opt.Credentials, e.Stats().LastError)
 	mu.Lock()
@@ -837,11 +827,11 @@ func TestElasticsearchSecrets(t *testing.T) {
 	if !strings.Contains(text, "security_exception") {
 		t.Errorf("nobody is told what the server said: %s", text)
 	}
-	_, err := NewElasticsearch(t.Context(), ElasticsearchOptions{URLs: []string{"https://elastic:" + secret + "@localhost:9200"}})
+	_, err := New(t.Context(), Options{URLs: []string{"https://elastic:" + secret + "@localhost:9200"}})
 	if err == nil || strings.Contains(err.Error(), secret) {
 		t.Errorf("URL with a password: %v", err)
 	}
-	_, err = NewElasticsearch(t.Context(), ElasticsearchOptions{URLs: []string{"https://elastic:" + secret + "@local host:9200"}})
+	_, err = New(t.Context(), Options{URLs: []string{"https://elastic:" + secret + "@local host:9200"}})
 	if err == nil || strings.Contains(err.Error(), secret) {
 		t.Errorf("broken URL with a password: %v", err)
 	}
@@ -859,35 +849,35 @@ func TestElasticsearchCredentials(t *testing.T) {
 	}
 	env := map[string]string{EnvElasticsearchAPIKey: "from-env", EnvElasticsearchUsername: "u", EnvElasticsearchCAFile: "ca.pem"}
 	getenv := func(k string) string { return env[k] }
-	var c ElasticsearchCredentials
+	var c Credentials
 	if err := c.LoadCredentials("", "", getenv); err != nil || c.APIKey != "from-env" || c.Username != "u" || c.CAFile != "ca.pem" {
 		t.Errorf("%#v, %v", string(c.APIKey), err)
 	}
-	c = ElasticsearchCredentials{}
+	c = Credentials{}
 	if err := c.LoadCredentials(file, "", getenv); err != nil || c.APIKey != "from-file" {
 		t.Errorf("%q, %v", string(c.APIKey), err)
 	}
 	env[EnvElasticsearchPasswordFile] = filepath.Join(dir, "absent")
-	c = ElasticsearchCredentials{}
+	c = Credentials{}
 	if err := c.LoadCredentials("", "", getenv); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("absent password file: %v", err)
 	}
 	os.WriteFile(file, nil, 0o600)
-	c = ElasticsearchCredentials{}
+	c = Credentials{}
 	if err := c.LoadCredentials(file, "", getenv); err == nil {
 		t.Error("an empty key file is accepted")
 	}
-	for _, c := range []ElasticsearchCredentials{
+	for _, c := range []Credentials{
 		{APIKey: "a", Username: "b", Password: "c"}, {Username: "b"}, {Password: "c"}, {APIKey: "a b"},
 		{CAFile: file}, {CAFile: filepath.Join(dir, "absent")}, {Fingerprint: "abc"}, {Fingerprint: strings.Repeat("ab", 32), CAFile: file},
 	} {
-		if e, err := NewElasticsearch(t.Context(), ElasticsearchOptions{URLs: []string{"http://localhost:1"}, Credentials: c}); err == nil {
+		if e, err := New(t.Context(), Options{URLs: []string{"http://localhost:1"}, Credentials: c}); err == nil {
 			e.Close(t.Context())
 			t.Errorf("accepted: %+v", c)
 		}
 	}
 	for _, u := range []string{"", "localhost:9200", "ftp://localhost", "http://", "http://h/?q=1"} {
-		if e, err := NewElasticsearch(t.Context(), ElasticsearchOptions{URLs: []string{u}}); err == nil {
+		if e, err := New(t.Context(), Options{URLs: []string{u}}); err == nil {
 			e.Close(t.Context())
 			t.Errorf("URL %q is accepted", u)
 		}
@@ -905,7 +895,7 @@ func TestElasticsearchRedirect(t *testing.T) {
 	opt.Credentials.APIKey = "k"
 	e := start(t, opt)
 	ship(t, e, testEvents, 0, 3)
-	until(t, "a failure", func() bool { return e.Stats().Failing })
+	outputtest.Until(t, "a failure", func() bool { return e.Stats().Failing })
 	if s := closeAll(t, e); hits != 0 || s.Pending != 3 {
 		t.Errorf("redirect was followed %d times; %+v", hits, s)
 	}
@@ -918,7 +908,7 @@ func TestElasticsearchCancelled(t *testing.T) {
 	opt := testOptions(t, f.URL)
 	opt.SpoolDir, opt.FlushInterval = "", time.Hour
 	ctx, cancel := context.WithCancel(t.Context())
-	e, err := NewElasticsearch(ctx, opt)
+	e, err := New(ctx, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -952,16 +942,16 @@ func TestElasticsearchMisfits(t *testing.T) {
 		const bad, good = 3000, 500
 		ship(t, e, "logs-iotrace.vxlan-default", 0, bad)
 		ship(t, e, testEvents, 0, good)
-		until(t, "the documents that fit", func() bool { return e.Stats().Delivered == good })
+		outputtest.Until(t, "the documents that fit", func() bool { return e.Stats().Delivered == good })
 		ship(t, e, testEvents, good, 2*good)
-		until(t, "more of them", func() bool { return e.Stats().Delivered == 2*good })
+		outputtest.Until(t, "more of them", func() bool { return e.Stats().Delivered == 2*good })
 		if s := e.Stats(); s.Pending != bad {
 			t.Errorf("spool %v: %+v", spool, s)
 		}
 		f.mu.Lock()
 		installed = true
 		f.mu.Unlock()
-		until(t, "the others", func() bool { return e.Stats().Pending == 0 })
+		outputtest.Until(t, "the others", func() bool { return e.Stats().Pending == 0 })
 		if s := closeAll(t, e); f.count() != bad+2*good || s.Lost() != 0 {
 			t.Errorf("spool %v: server has %d documents; %+v", spool, f.count(), s)
 		}
@@ -976,7 +966,7 @@ func TestElasticsearchNodes(t *testing.T) {
 	e := start(t, opt)
 	for i := range 20 {
 		ship(t, e, testEvents, 10*i, 10*i+10)
-		until(t, "documents stored", func() bool { return e.Stats().Pending == 0 })
+		outputtest.Until(t, "documents stored", func() bool { return e.Stats().Pending == 0 })
 	}
 	if s := closeAll(t, e); f.count() != 200 || s.Lost() != 0 {
 		t.Errorf("server has %d documents; %+v", f.count(), s)
@@ -1078,17 +1068,17 @@ func TestElasticsearchTLS(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		cert tls.Certificate
-		cred ElasticsearchCredentials
+		cred Credentials
 		ok   bool
 	}{
-		{"CA file", good, ElasticsearchCredentials{CAFile: caFile}, true},
-		{"system roots", good, ElasticsearchCredentials{}, false},
-		{"fingerprint of the CA", good, ElasticsearchCredentials{Fingerprint: print(ca.cert.Raw)}, true},
-		{"fingerprint of the certificate", good, ElasticsearchCredentials{Fingerprint: colons(print(good.Certificate[0]))}, true},
-		{"another fingerprint", good, ElasticsearchCredentials{Fingerprint: print(other.cert.Raw)}, false},
-		{"padded chain", padded, ElasticsearchCredentials{Fingerprint: print(ca.cert.Raw)}, false},
-		{"another host", ca.issue(t, "es", elsewhere), ElasticsearchCredentials{Fingerprint: print(ca.cert.Raw)}, false},
-		{"another CA", other.issue(t, "es", loopback), ElasticsearchCredentials{CAFile: caFile}, false},
+		{"CA file", good, Credentials{CAFile: caFile}, true},
+		{"system roots", good, Credentials{}, false},
+		{"fingerprint of the CA", good, Credentials{Fingerprint: print(ca.cert.Raw)}, true},
+		{"fingerprint of the certificate", good, Credentials{Fingerprint: colons(print(good.Certificate[0]))}, true},
+		{"another fingerprint", good, Credentials{Fingerprint: print(other.cert.Raw)}, false},
+		{"padded chain", padded, Credentials{Fingerprint: print(ca.cert.Raw)}, false},
+		{"another host", ca.issue(t, "es", elsewhere), Credentials{Fingerprint: print(ca.cert.Raw)}, false},
+		{"another CA", other.issue(t, "es", loopback), Credentials{CAFile: caFile}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			f := &fakeServer{t: t, info: infoES8, docs: make(map[string]map[string]int), bodies: make(map[string]string)}
@@ -1102,7 +1092,7 @@ func TestElasticsearchTLS(t *testing.T) {
 			opt.Credentials = c.cred
 			e := start(t, opt)
 			ship(t, e, testEvents, 0, 5)
-			until(t, "an answer", func() bool { s := e.Stats(); return s.Failing || s.Pending == 0 })
+			outputtest.Until(t, "an answer", func() bool { s := e.Stats(); return s.Failing || s.Pending == 0 })
 			if s := e.Stats(); (f.count() == 5) != c.ok || s.Failing == c.ok {
 				t.Errorf("server has %d documents; %+v", f.count(), s)
 			}
@@ -1136,17 +1126,17 @@ func BenchmarkElasticsearchShip(b *testing.B) {
 		}
 		b.Run(name, func(b *testing.B) {
 			got = 0
-			opt := ElasticsearchOptions{URLs: []string{s.URL}, QueueBytes: 64 << 20}
+			opt := Options{URLs: []string{s.URL}, QueueBytes: 64 << 20}
 			if spool {
 				opt.SpoolDir = b.TempDir()
 			}
-			e, err := NewElasticsearch(b.Context(), opt)
+			e, err := New(b.Context(), opt)
 			if err != nil {
 				b.Fatal(err)
 			}
 			doc := bytes.TrimSuffix(benchmarkDoc(), []byte("\n"))
 			b.SetBytes(int64(len(doc)))
-			before := cpuTime(b)
+			before := outputtest.CpuTime(b)
 			for b.Loop() {
 				for e.Stats().QueueBytes > 32<<20 {
 					time.Sleep(time.Millisecond)
@@ -1161,7 +1151,7 @@ func BenchmarkElasticsearchShip(b *testing.B) {
 			if st := e.Stats(); st.Delivered != uint64(b.N) || got != b.N {
 				b.Fatalf("server saw %d of %d; %+v", got, b.N, st)
 			}
-			reportDocs(b, float64(b.N), before) // the server's work is in it
+			outputtest.ReportDocs(b, float64(b.N), before) // the server's work is in it
 		})
 	}
 }

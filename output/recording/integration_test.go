@@ -16,6 +16,8 @@ import (
 	"testing"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
+	"github.com/iotrace-bpf/iotrace-bpf/output/report"
 )
 
 // TestRecorderNoSpace records onto a file system that is full for a while:
@@ -32,17 +34,17 @@ func TestRecorderNoSpace(t *testing.T) {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "a.recording")
-	r, err := NewRecorder(path, RecorderOptions{MaxBytes: 140 << 10, Keep: 3})
+	r, err := Create(path, Options{MaxBytes: 140 << 10, Keep: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
 	rng := rand.New(rand.NewPCG(23, 24))
-	owners := recordOwners(rng, 300)
+	owners := outputtest.Owners(rng, 300)
 	written := map[int]*output.Interval{}
 	failed := 0
 	for i := range 200 {
-		iv := recordInterval(rng, owners, i, 1)
+		iv := outputtest.Interval(rng, owners, i, 1)
 		err := r.Write(iv)
 		switch {
 		case err == nil:
@@ -58,7 +60,7 @@ func TestRecorderNoSpace(t *testing.T) {
 		}
 		// A file that was put away is closed in the background, and as long as it
 		// is open its removal gives no room: the next interval might not find any.
-		until(t, "files put away to be closed", func() bool { return !stillOpen(t, path+".") })
+		outputtest.Until(t, "files put away to be closed", func() bool { return !stillOpen(t, path+".") })
 	}
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
@@ -71,7 +73,7 @@ func TestRecorderNoSpace(t *testing.T) {
 		t.Fatalf("read %d intervals, damage %v", len(got), damage)
 	}
 	for _, iv := range got {
-		i := int(iv.Start.Sub(recordStart).Seconds())
+		i := int(iv.Start.Sub(outputtest.Start).Seconds())
 		if written[i] == nil {
 			t.Fatalf("interval %d was not recorded", i)
 		}
@@ -106,7 +108,7 @@ func TestReplayUnprivileged(t *testing.T) {
 		if fmt.Sprint(len(ivs)) != n || len(damage) != 0 {
 			t.Fatalf("read %d intervals of %s, damage %v", len(ivs), n, damage)
 		}
-		r := output.NewHTMLReport(output.HTMLReportOptions{})
+		r := report.New(report.Options{})
 		for _, iv := range ivs {
 			r.Add(iv)
 		}
@@ -138,13 +140,13 @@ func TestReplayUnprivileged(t *testing.T) {
 		t.Fatal(err)
 	}
 	rng := rand.New(rand.NewPCG(25, 26))
-	owners := recordOwners(rng, 50)
+	owners := outputtest.Owners(rng, 50)
 	var ivs []*output.Interval
 	for i := range 20 {
-		ivs = append(ivs, recordInterval(rng, owners, i, 1))
+		ivs = append(ivs, outputtest.Interval(rng, owners, i, 1))
 	}
 	path := filepath.Join(dir, "a.recording")
-	record(t, path, RecorderOptions{}, ivs...)
+	record(t, path, Options{}, ivs...)
 
 	run := func() (string, error) {
 		cmd := exec.Command(child, "-test.run=^TestReplayUnprivileged$")

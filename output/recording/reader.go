@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RecordingHeader tells where one file of a recording is from.
-type RecordingHeader struct {
+// Header tells where one file of a recording is from.
+type Header struct {
 	Path    string
 	Version uint64 // of the format
 	Tool    string // version of iotrace-bpf
@@ -45,8 +45,8 @@ func (e *DamageError) Error() string {
 // Unwrap implements the interface of errors.Is and errors.As.
 func (e *DamageError) Unwrap() error { return e.Err }
 
-// recordIndex is where one interval is. Kept small: there may be millions.
-type recordIndex struct {
+// fileIndex is where one interval is. Kept small: there may be millions.
+type fileIndex struct {
 	start, end  int64
 	off         int64 // of the skippable frame
 	head        uint16
@@ -55,25 +55,25 @@ type recordIndex struct {
 	group       uint32 // the key frame that decoding begins at: itself where it is one
 }
 
-// recordPartFile is one file of a recording.
-type recordPartFile struct {
+// partFile is one file of a recording.
+type partFile struct {
 	path string
 	file *os.File
 }
 
-// Recording reads what a Recorder wrote: FILE and, before it, the older FILE.n
+// Reader reads what a Writer wrote: FILE and, before it, the older FILE.n
 // of the same host. It needs no privileges but reading the files, and stands
 // hostile ones: whatever they say, reading takes less than 1 GiB of memory, which
 // is what the largest honest interval may need. Not for use by several goroutines at once.
-type Recording struct {
-	parts   []recordPartFile
-	headers []RecordingHeader
-	index   []recordIndex
+type Reader struct {
+	parts   []partFile
+	headers []Header
+	index   []fileIndex
 	damage  []*DamageError // structural; Read is the interval it comes before
 
-	pos    int           // the interval that Next returns
-	told   int           // how many of damage are behind us
-	tables *recordTables // what the intervals from group up to at have defined
+	pos    int         // the interval that Next returns
+	told   int         // how many of damage are behind us
+	tables *nameTables // what the intervals from group up to at have defined
 	group  uint32
 	at     int
 
@@ -86,22 +86,22 @@ type Recording struct {
 
 // Adjust has f applied to every interval before Next returns it, for instance to
 // leave something out.
-func (r *Recording) Adjust(f func(*output.Interval)) { r.adjust = f }
+func (r *Reader) Adjust(f func(*output.Interval)) { r.adjust = f }
 
-// OpenRecording opens the recording at path and reads its index, not its
+// Open opens the recording at path and reads its index, not its
 // intervals. A file that is damaged is not an error here as long as its
 // beginning is a recording's: Next tells, in its place.
-func OpenRecording(path string) (*Recording, error) {
+func Open(path string) (*Reader, error) {
 	zdec, err := zstd.NewReader(nil,
 		zstd.WithDecoderConcurrency(1),
-		zstd.WithDecoderMaxMemory(recordMaxPlain),
-		zstd.WithDecoderMaxWindow(recordMaxPlain),
+		zstd.WithDecoderMaxMemory(maxPlain),
+		zstd.WithDecoderMaxWindow(maxPlain),
 		zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
 		return nil, fmt.Errorf("recording '%s': %w", path, err)
 	}
-	r := &Recording{zdec: zdec}
-	parts, err := recordParts(path)
+	r := &Reader{zdec: zdec}
+	parts, err := partPaths(path)
 	if err != nil {
 		zdec.Close()
 		return nil, fmt.Errorf("recording '%s': %w", path, err)
@@ -145,14 +145,14 @@ func sameMachine(a, b output.Host) bool {
 }
 
 // openPart opens one file and reads its header.
-func (r *Recording) openPart(path string) (RecordingHeader, error) {
-	fail := func(err error) (RecordingHeader, error) {
-		return RecordingHeader{}, fmt.Errorf("recording '%s': %w", path, err)
+func (r *Reader) openPart(path string) (Header, error) {
+	fail := func(err error) (Header, error) {
+		return Header{}, fmt.Errorf("recording '%s': %w", path, err)
 	}
 	// O_NONBLOCK: a FIFO must not hang the replay before it is refused.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return RecordingHeader{}, fmt.Errorf("recording: %w", err) // names the path itself
+		return Header{}, fmt.Errorf("recording: %w", err) // names the path itself
 	}
 	fi, err := f.Stat()
 	if err == nil && !fi.Mode().IsRegular() {
@@ -168,45 +168,45 @@ func (r *Recording) openPart(path string) (RecordingHeader, error) {
 		return fail(err)
 	}
 	h.Path = path
-	r.parts = append(r.parts, recordPartFile{path: path, file: f})
+	r.parts = append(r.parts, partFile{path: path, file: f})
 	r.headers = append(r.headers, h)
 	return h, nil
 }
 
 // header reads the first frame of f.
-func (r *Recording) header(f *os.File) (RecordingHeader, error) {
-	e, body, err := readRecordEntry(f, 0)
+func (r *Reader) header(f *os.File) (Header, error) {
+	e, body, err := readEntry(f, 0)
 	switch {
 	case errors.Is(err, io.EOF):
-		return RecordingHeader{}, fmt.Errorf("is empty: %w", ErrTruncated)
+		return Header{}, fmt.Errorf("is empty: %w", ErrTruncated)
 	case errors.Is(err, ErrTruncated):
-		return RecordingHeader{}, fmt.Errorf("ends in its header: %w", ErrTruncated)
-	case errors.Is(err, ErrCorrupt), err == nil && e.Kind != recordKindHeader:
-		return RecordingHeader{}, ErrNotRecording
+		return Header{}, fmt.Errorf("ends in its header: %w", ErrTruncated)
+	case errors.Is(err, ErrCorrupt), err == nil && e.Kind != kindHeader:
+		return Header{}, ErrNotRecording
 	case err != nil:
-		return RecordingHeader{}, err
+		return Header{}, err
 	}
 	plain, err := r.unpack(f, body, e.Size, e.Plain)
 	if err != nil {
-		return RecordingHeader{}, fmt.Errorf("header: %w", err)
+		return Header{}, fmt.Errorf("header: %w", err)
 	}
-	var h recordHeader
-	if err := recordDecMode.Unmarshal(plain, &h); err != nil {
-		return RecordingHeader{}, fmt.Errorf("header: %w: %v", ErrCorrupt, err)
+	var h fileHeader
+	if err := decMode.Unmarshal(plain, &h); err != nil {
+		return Header{}, fmt.Errorf("header: %w: %v", ErrCorrupt, err)
 	}
-	if h.Format != recordFormat {
-		return RecordingHeader{}, ErrNotRecording
+	if h.Format != fileFormat {
+		return Header{}, ErrNotRecording
 	}
-	if h.Version > recordVersion {
-		return RecordingHeader{}, fmt.Errorf("format %d, this one reads up to %d: %w", h.Version, recordVersion, ErrRecordingVersion)
+	if h.Version > version {
+		return Header{}, fmt.Errorf("format %d, this one reads up to %d: %w", h.Version, version, ErrRecordingVersion)
 	}
-	return RecordingHeader{
+	return Header{
 		Version: h.Version, Tool: h.Tool, Host: output.Host{Name: h.Host, ID: h.HostID, Kernel: h.Kernel}, Start: time.Unix(0, h.Start).UTC(),
 	}, nil
 }
 
 // scan adds the intervals of one file to the index.
-func (r *Recording) scan(part int) error {
+func (r *Reader) scan(part int) error {
 	p := r.parts[part]
 	fi, err := p.file.Stat()
 	if err != nil {
@@ -216,12 +216,12 @@ func (r *Recording) scan(part int) error {
 	first := len(r.index) // names never reach from one file into the next
 	group := first
 	for off := int64(0); off < size; {
-		e, body, err := readRecordEntry(p.file, off)
+		e, body, err := readEntry(p.file, off)
 		if err == nil && body+int64(e.Size) > size {
 			err = fmt.Errorf("the file ends within an interval: %w", ErrTruncated)
 		}
-		if err == nil && len(r.index) >= recordMaxIndex {
-			err = fmt.Errorf("more than %d intervals: %w", recordMaxIndex, ErrCorrupt)
+		if err == nil && len(r.index) >= maxIndex {
+			err = fmt.Errorf("more than %d intervals: %w", maxIndex, ErrCorrupt)
 		}
 		if errors.Is(err, ErrTruncated) || errors.Is(err, ErrCorrupt) {
 			r.damage = append(r.damage, &DamageError{Path: p.path, Offset: off, Read: len(r.index), Err: err})
@@ -231,11 +231,11 @@ func (r *Recording) scan(part int) error {
 			return fmt.Errorf("recording '%s': %w", p.path, err)
 		}
 		// Kinds that a later version may add are stepped over.
-		if e.Kind == recordKindInterval {
+		if e.Kind == kindInterval {
 			if e.Key {
 				group = len(r.index)
 			}
-			r.index = append(r.index, recordIndex{
+			r.index = append(r.index, fileIndex{
 				start: e.Start, end: e.End, off: off, head: uint16(body - off), part: uint16(part),
 				size: e.Size, plain: e.Plain, group: uint32(group),
 			})
@@ -246,32 +246,32 @@ func (r *Recording) scan(part int) error {
 }
 
 // Headers returns the header of every file that is read, oldest first.
-func (r *Recording) Headers() []RecordingHeader { return append([]RecordingHeader(nil), r.headers...) }
+func (r *Reader) Headers() []Header { return append([]Header(nil), r.headers...) }
 
 // Header returns the header of the youngest file.
-func (r *Recording) Header() RecordingHeader { return r.headers[len(r.headers)-1] }
+func (r *Reader) Header() Header { return r.headers[len(r.headers)-1] }
 
 // Len is the number of intervals that the index knows.
-func (r *Recording) Len() int { return len(r.index) }
+func (r *Reader) Len() int { return len(r.index) }
 
 // Pos is the number of the interval that Next returns, Len at the end.
-func (r *Recording) Pos() int { return r.pos }
+func (r *Reader) Pos() int { return r.pos }
 
 // Span tells when interval i began and ended, without decoding it. It panics
 // unless 0 <= i < Len.
-func (r *Recording) Span(i int) (start, end time.Time) {
+func (r *Reader) Span(i int) (start, end time.Time) {
 	e := &r.index[i]
 	return time.Unix(0, e.start).UTC(), time.Unix(0, e.end).UTC()
 }
 
 // Find returns the first interval that ends after t, or Len if there is none.
 // Where the clock was set back in between, the answer is one of several.
-func (r *Recording) Find(t time.Time) int {
+func (r *Reader) Find(t time.Time) int {
 	return sort.Search(len(r.index), func(i int) bool { return time.Unix(0, r.index[i].end).After(t) })
 }
 
 // Seek makes interval i the one that Next returns; i may be Len.
-func (r *Recording) Seek(i int) error {
+func (r *Reader) Seek(i int) error {
 	if i < 0 || i > len(r.index) {
 		return fmt.Errorf("no interval %d in a recording of %d", i, len(r.index))
 	}
@@ -286,7 +286,7 @@ func (r *Recording) Seek(i int) error {
 // at the next key frame or the next file, if there is one. The interval is the
 // caller's, but label maps are shared between intervals and must not be
 // modified.
-func (r *Recording) Next() (*output.Interval, error) {
+func (r *Reader) Next() (*output.Interval, error) {
 	if r.told < len(r.damage) && r.damage[r.told].Read <= r.pos {
 		r.told++
 		return nil, r.damage[r.told-1]
@@ -314,9 +314,9 @@ func (r *Recording) Next() (*output.Interval, error) {
 
 // reach makes the tables ready for interval i. They only ever grow within a
 // group: going back costs nothing, only going ahead does.
-func (r *Recording) reach(i int) error {
+func (r *Reader) reach(i int) error {
 	if g := r.index[i].group; r.tables == nil || r.group != g {
-		r.tables, r.group, r.at = newRecordTables(), g, int(g)
+		r.tables, r.group, r.at = newNameTables(), g, int(g)
 	}
 	for r.at < i {
 		if _, err := r.decode(r.at); err != nil {
@@ -328,7 +328,7 @@ func (r *Recording) reach(i int) error {
 
 // skip reports interval i as damaged, and goes on at the key frame behind
 // whichever is later, i or the interval that was asked for.
-func (r *Recording) skip(i int, err error) error {
+func (r *Reader) skip(i int, err error) error {
 	r.tables = nil
 	if !errors.Is(err, ErrTruncated) && !errors.Is(err, ErrCorrupt) {
 		// An error of the disk, not of the file; there may be a way around it too.
@@ -345,14 +345,14 @@ func (r *Recording) skip(i int, err error) error {
 }
 
 // decode reads interval i and takes in its names, unless that was done before.
-func (r *Recording) decode(i int) (*wireInterval, error) {
+func (r *Reader) decode(i int) (*wireInterval, error) {
 	e := &r.index[i]
 	plain, err := r.unpack(r.parts[e.part].file, e.off+int64(e.head), e.size, e.plain)
 	if err != nil {
 		return nil, err
 	}
 	var w wireInterval
-	if err := recordDecMode.Unmarshal(plain, &w); err != nil {
+	if err := decMode.Unmarshal(plain, &w); err != nil {
 		// %v: what is io.EOF to the decoder is not the end of the recording.
 		return nil, fmt.Errorf("%w: %v", ErrCorrupt, err)
 	}
@@ -370,7 +370,7 @@ func (r *Recording) decode(i int) (*wireInterval, error) {
 
 // unpack reads and decompresses one zstd frame. The result is valid until the
 // next call.
-func (r *Recording) unpack(f io.ReaderAt, off int64, size, plain uint32) ([]byte, error) {
+func (r *Reader) unpack(f io.ReaderAt, off int64, size, plain uint32) ([]byte, error) {
 	if uint32(cap(r.frame)) < size {
 		r.frame = make([]byte, size)
 	}
@@ -395,7 +395,7 @@ func (r *Recording) unpack(f io.ReaderAt, off int64, size, plain uint32) ([]byte
 }
 
 // Close closes the files.
-func (r *Recording) Close() error {
+func (r *Reader) Close() error {
 	var errs []error
 	for _, p := range r.parts {
 		errs = append(errs, p.file.Close())
@@ -406,3 +406,47 @@ func (r *Recording) Close() error {
 }
 
 var _ cbor.Unmarshaler = (*wireText)(nil)
+
+// Timeline gives random access to the intervals of a recording, for the screen.
+type Timeline struct{ r *Reader }
+
+// Timeline returns the intervals of the recording by number. It moves the
+// position that Next reads from.
+func (r *Reader) Timeline() Timeline { return Timeline{r} }
+
+// Bounds returns the first interval and one past the last.
+func (f Timeline) Bounds() (first, end int) { return 0, f.r.Len() }
+
+// Span returns when interval i began and ended.
+func (f Timeline) Span(i int) (start, end time.Time) { return f.r.Span(i) }
+
+// Frame decodes interval i. What cannot be read is a *DamageError.
+func (f Timeline) Frame(i int) (*output.Interval, error) {
+	if err := f.r.Seek(i); err != nil {
+		return nil, err
+	}
+	iv, err := f.r.Next()
+	var damage *DamageError
+	if errors.As(err, &damage) {
+		// The damage is reported once. The interval behind it may be the wanted one.
+		iv, err = f.r.Next()
+	}
+	switch {
+	case err != nil && damage != nil:
+		return nil, damage
+	case errors.Is(err, io.EOF):
+		return nil, fmt.Errorf("interval %d is behind the end of the recording", i)
+	case err != nil:
+		return nil, err
+	case f.r.Pos() != i+1:
+		return nil, damageOf(damage, i)
+	}
+	return iv, nil
+}
+
+func damageOf(d *DamageError, i int) error {
+	if d != nil {
+		return d
+	}
+	return fmt.Errorf("interval %d of the recording cannot be read", i)
+}

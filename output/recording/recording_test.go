@@ -23,176 +23,16 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
 	"github.com/klauspost/compress/zstd"
 )
 
-var recordUpdate = flag.Bool("update-recording", false, "write testdata/v1.recording anew: only when the format is meant to change")
-
-var recordStart = time.Date(2026, 3, 14, 9, 26, 53, 589793238, time.UTC)
-
-// recordInterval makes an interval as a busy host has it: some groups do much,
-// most do little, and each second others do nothing at all.
-func recordInterval(rng *rand.Rand, owners []output.Sample, i int, active float64) *output.Interval {
-	start := recordStart.Add(time.Duration(i) * time.Second)
-	iv := &output.Interval{
-		Start: start, End: start.Add(time.Second + time.Duration(rng.IntN(2e6))),
-		Host: output.Host{Name: "web1.example.net", ID: "4c4c4544004a3510804bb7c04f435831", Kernel: "6.18.5-amd64"},
-		Sources: []output.SourceStatus{
-			{Source: output.SourceBlock, Attached: true, Hook: "raw_tp/block_rq_issue, raw_tp/block_rq_complete"},
-			{Source: output.SourceNFS, Attached: true, Hook: "raw_tp/rpc_stats_latency", Cost: "the last page decides for a whole request"},
-			{Source: output.SourceFUSE, Reason: "module fuse is not loaded"},
-		},
-		Self: output.Self{CPUNanos: 3e6 + rng.Uint64N(1e6), RSSBytes: 41 << 20},
-	}
-	for j := range owners {
-		if rng.Float64() >= active {
-			continue
-		}
-		s := owners[j]
-		scale := 1 + 20000/uint64(1+j)
-		s.Read = recordAmount(rng, rng.Uint64N(1+scale), 120e3)
-		s.Write = recordAmount(rng, rng.Uint64N(1+scale), 900e3)
-		if rng.IntN(4) == 0 {
-			s.Flush = recordAmount(rng, 1+rng.Uint64N(3), 2e6)
-			s.Flush.Bytes = 0
-		}
-		s.Basis = output.BasisBytes{Page: s.Read.Bytes + s.Write.Bytes}
-		if s.Source == output.SourceNFS {
-			s.Basis = output.BasisBytes{Dirtier: s.Write.Bytes, Page: s.Read.Bytes}
-			s.Metadata = recordAmount(rng, rng.Uint64N(20), 300e3)
-			s.Metadata.Bytes = 0
-		}
-		iv.Samples = append(iv.Samples, s)
-	}
-	// The kernel's map gives them in no order.
-	rng.Shuffle(len(iv.Samples), func(a, b int) { iv.Samples[a], iv.Samples[b] = iv.Samples[b], iv.Samples[a] })
-	return iv
-}
-
-// recordAmount has ops requests whose latencies lie around median, in buckets
-// of a quarter of a power of two.
-func recordAmount(rng *rand.Rand, ops uint64, median float64) output.Amount {
-	a := output.Amount{Ops: ops}
-	counts := map[uint64]uint64{}
-	for range min(ops, 400) {
-		a.Bytes += 4096 << rng.UintN(6)
-		ns := uint64(median * (0.2 + rng.ExpFloat64()))
-		bound := uint64(1)
-		for bound < ns {
-			bound *= 2
-		}
-		for q := bound / 2; q < bound; q += bound / 8 {
-			if ns <= q {
-				bound = q
-				break
-			}
-		}
-		counts[bound]++
-		a.Latency.Sum += ns
-		a.Latency.Max = max(a.Latency.Max, ns)
-	}
-	for _, b := range slices.Sorted(recordKeys(counts)) {
-		a.Latency.Buckets = append(a.Latency.Buckets, output.Bucket{UpTo: b, Count: counts[b]})
-	}
-	return a
-}
-
-func recordKeys(m map[uint64]uint64) func(func(uint64) bool) {
-	return func(yield func(uint64) bool) {
-		for k := range m {
-			if !yield(k) {
-				return
-			}
-		}
-	}
-}
-
-// recordOwners makes the identities of n groups: containers of Compose projects
-// and services on two devices and a few NFS mounts, with a dozen labels each.
-func recordOwners(rng *rand.Rand, n int) []output.Sample {
-	owners := make([]output.Sample, n)
-	for i := range owners {
-		project, service := fmt.Sprintf("project-%02d", i%40), fmt.Sprintf("service-%d", i%7)
-		id := fmt.Sprintf("%016x%016x%016x%016x", rng.Uint64(), rng.Uint64(), rng.Uint64(), rng.Uint64())
-		name := fmt.Sprintf("%s-%s-%d", project, service, i)
-		s := output.Sample{
-			Source: output.SourceBlock, Level: output.LevelWire, Owner: output.OwnerContainer,
-			Project: project, ProjectRule: "compose", Service: service,
-			Container: output.Container{ID: id, Name: name, Runtime: "docker", Image: "registry.example.net/" + service, ImageTag: "1." + strconv.Itoa(i%9), Labels: map[string]string{
-				"com.docker.compose.project":              project,
-				"com.docker.compose.service":              service,
-				"com.docker.compose.container-number":     strconv.Itoa(i),
-				"com.docker.compose.oneoff":               "False",
-				"com.docker.compose.version":              "2.40.3",
-				"com.docker.compose.config-hash":          id[:32] + id[16:48],
-				"com.docker.compose.project.working_dir":  "/srv/" + project,
-				"com.docker.compose.project.config_files": "/srv/" + project + "/compose.yaml",
-				"org.opencontainers.image.created":        "2026-02-11T08:00:12Z",
-				"org.opencontainers.image.revision":       id[:40],
-				"maintainer":                              "ops@example.net",
-			}},
-			Cgroup: output.Cgroup{ID: 4000 + uint64(i), Path: "/system.slice/docker-" + id + ".scope"},
-			Device: output.Device{ID: "259:0", Name: "nvme0n1"},
-			Mount:  output.Mount{Source: "/dev/nvme0n1p2", Point: "/", FSType: "ext4"},
-		}
-		if i%3 == 0 {
-			m := i % 5
-			s.Source = output.SourceNFS
-			s.Device = output.Device{ID: fmt.Sprintf("0:%d", 50+m)}
-			s.Mount = output.Mount{
-				Source: fmt.Sprintf("filer.example.net:/export/%s-%d", project, m), Point: fmt.Sprintf("/var/lib/docker/volumes/%s-%d/_data", project, m),
-				FSType: "nfs4", Volume: fmt.Sprintf("%s-%d", project, m), Driver: "local", NFSServer: "filer.example.net", NFSExport: "/export/" + project, NFSVersion: "4.2",
-			}
-		}
-		owners[i] = s
-	}
-	return owners
-}
-
-// recordFill sets everything below v to values that are all different and
-// nowhere zero.
-func recordFill(v reflect.Value, n *uint64) {
-	*n++
-	switch v.Kind() {
-	case reflect.String:
-		v.SetString(fmt.Sprintf("text %d", *n))
-	case reflect.Bool:
-		v.SetBool(true)
-	case reflect.Uint32, reflect.Uint64:
-		v.SetUint(*n)
-	case reflect.Pointer:
-		v.Set(reflect.New(v.Type().Elem()))
-		recordFill(v.Elem(), n)
-	case reflect.Slice:
-		v.Set(reflect.MakeSlice(v.Type(), 3, 3))
-		for i := range v.Len() {
-			recordFill(v.Index(i), n)
-		}
-	case reflect.Map:
-		v.Set(reflect.MakeMap(v.Type()))
-		for range 3 {
-			key, value := reflect.New(v.Type().Key()).Elem(), reflect.New(v.Type().Elem()).Elem()
-			recordFill(key, n)
-			recordFill(value, n)
-			v.SetMapIndex(key, value)
-		}
-	case reflect.Struct:
-		if v.Type() == reflect.TypeFor[time.Time]() {
-			v.Set(reflect.ValueOf(recordStart.Add(time.Duration(*n) * time.Hour)))
-			return
-		}
-		for i := range v.NumField() {
-			recordFill(v.Field(i), n)
-		}
-	default:
-		panic("a recording does not know how to keep " + v.Type().String())
-	}
-}
+var update = flag.Bool("update-recording", false, "write testdata/v1.recording anew: only when the format is meant to change")
 
 // record writes intervals to a new recording.
-func record(t testing.TB, path string, opt RecorderOptions, ivs ...*output.Interval) {
+func record(t testing.TB, path string, opt Options, ivs ...*output.Interval) {
 	t.Helper()
-	r, err := NewRecorder(path, opt)
+	r, err := Create(path, opt)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +49,7 @@ func record(t testing.TB, path string, opt RecorderOptions, ivs ...*output.Inter
 // replay reads everything that can be read, and the errors on the way.
 func replay(t testing.TB, path string) (ivs []*output.Interval, damage []*DamageError) {
 	t.Helper()
-	r, err := OpenRecording(path)
+	r, err := Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -217,7 +57,7 @@ func replay(t testing.TB, path string) (ivs []*output.Interval, damage []*Damage
 	return drain(t, r)
 }
 
-func drain(t testing.TB, r *Recording) (ivs []*output.Interval, damage []*DamageError) {
+func drain(t testing.TB, r *Reader) (ivs []*output.Interval, damage []*DamageError) {
 	t.Helper()
 	for {
 		iv, err := r.Next()
@@ -256,20 +96,20 @@ func TestRecordKeepsEverything(t *testing.T) {
 	n := uint64(0)
 	for i := range 3 {
 		iv := new(output.Interval)
-		recordFill(reflect.ValueOf(iv).Elem(), &n)
-		iv.Start = recordStart.Add(time.Duration(i) * time.Minute)
+		outputtest.Fill(reflect.ValueOf(iv).Elem(), &n)
+		iv.Start = outputtest.Start.Add(time.Duration(i) * time.Minute)
 		iv.End = iv.Start.Add(time.Second)
 		ivs = append(ivs, iv)
 	}
 	// The same identities again, with other amounts, and the extremes.
 	again := *ivs[0]
 	again.Samples = slices.Clone(again.Samples)
-	again.Samples[1].Read = output.Amount{Bytes: 1<<64 - 1, Ops: 1<<64 - 1, Latency: output.Latency{Buckets: []output.Bucket{{1<<64 - 1, 1<<64 - 1}}, Sum: 1<<64 - 1, Max: 1<<64 - 1}}
+	again.Samples[1].Read = output.Amount{Bytes: 1<<64 - 1, Ops: 1<<64 - 1, Latency: output.Latency{Buckets: []output.Bucket{{UpTo: 1<<64 - 1, Count: 1<<64 - 1}}, Sum: 1<<64 - 1, Max: 1<<64 - 1}}
 	again.Samples[2] = output.Sample{}
-	ivs = append(ivs, &again, &output.Interval{Start: recordStart, End: recordStart})
+	ivs = append(ivs, &again, &output.Interval{Start: outputtest.Start, End: outputtest.Start})
 
 	path := filepath.Join(t.TempDir(), "all.recording")
-	record(t, path, RecorderOptions{Tool: "v1.2.3", Host: output.Host{"h", "i", "k"}}, ivs...)
+	record(t, path, Options{Tool: "v1.2.3", Host: output.Host{Name: "h", ID: "i", Kernel: "k"}}, ivs...)
 	got, damage := replay(t, path)
 	if len(damage) != 0 || len(got) != len(ivs) {
 		t.Fatalf("read %d of %d intervals, damage %v", len(got), len(ivs), damage)
@@ -278,29 +118,29 @@ func TestRecordKeepsEverything(t *testing.T) {
 		mustEqual(t, fmt.Sprintf("interval %d", i), got[i], ivs[i])
 	}
 
-	r, err := OpenRecording(path)
+	r, err := Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
 	h := r.Header()
-	if h.Tool != "v1.2.3" || h.Host != (output.Host{"h", "i", "k"}) || h.Version != recordVersion || time.Since(h.Start) > time.Hour || h.Path != path {
+	if h.Tool != "v1.2.3" || h.Host != (output.Host{Name: "h", ID: "i", Kernel: "k"}) || h.Version != version || time.Since(h.Start) > time.Hour || h.Path != path {
 		t.Errorf("header %+v", h)
 	}
 }
 
 // TestRecordText: names are bytes, and hostile.
 func TestRecordText(t *testing.T) {
-	long := strings.Repeat("é", recordMaxString)
-	iv := &output.Interval{Start: recordStart, End: recordStart.Add(time.Second)}
+	long := strings.Repeat("é", maxString)
+	iv := &output.Interval{Start: outputtest.Start, End: outputtest.Start.Add(time.Second)}
 	for _, name := range []string{"plain", "\xff\xfe\x00\x1b[2J", "\u202etxt.exe", "<script>", "NaN", long} {
 		iv.Samples = append(iv.Samples, output.Sample{Process: output.Process{Name: name}, Container: output.Container{Labels: map[string]string{name: name + "\xff"}}})
 	}
 	path := filepath.Join(t.TempDir(), "text.recording")
-	record(t, path, RecorderOptions{}, iv)
+	record(t, path, Options{}, iv)
 	got, _ := replay(t, path)
 	last := len(iv.Samples) - 1
-	cut := long[:recordMaxString]
+	cut := long[:maxString]
 	iv.Samples[last].Process.Name = cut
 	iv.Samples[last].Container.Labels = map[string]string{cut: cut}
 	mustEqual(t, "interval", got[0], iv)
@@ -310,8 +150,8 @@ func TestRecordText(t *testing.T) {
 func TestRecordIsStandard(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.recording")
 	rng := rand.New(rand.NewPCG(1, 2))
-	owners := recordOwners(rng, 20)
-	record(t, path, RecorderOptions{}, recordInterval(rng, owners, 0, 1), recordInterval(rng, owners, 1, 1))
+	owners := outputtest.Owners(rng, 20)
+	record(t, path, Options{}, outputtest.Interval(rng, owners, 0, 1), outputtest.Interval(rng, owners, 1, 1))
 	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
@@ -324,7 +164,7 @@ func TestRecordIsStandard(t *testing.T) {
 	defer z.Close()
 	items := cbor.NewDecoder(z)
 	var h map[string]any
-	if err := items.Decode(&h); err != nil || h["format"] != recordFormat || h["version"] != uint64(1) {
+	if err := items.Decode(&h); err != nil || h["format"] != fileFormat || h["version"] != uint64(1) {
 		t.Fatalf("header %v, %v", h, err)
 	}
 	for i := range 2 {
@@ -332,7 +172,7 @@ func TestRecordIsStandard(t *testing.T) {
 		if err := items.Decode(&iv); err != nil {
 			t.Fatalf("interval %d: %v", i, err)
 		}
-		if got, want := iv[1], uint64(recordStart.Add(time.Duration(i)*time.Second).UnixNano()); got != want {
+		if got, want := iv[1], uint64(outputtest.Start.Add(time.Duration(i)*time.Second).UnixNano()); got != want {
 			t.Errorf("interval %d starts at %v, want %d", i, got, want)
 		}
 	}
@@ -344,15 +184,15 @@ func TestRecordIsStandard(t *testing.T) {
 // TestRecordGolden reads what the first version wrote: it must stay readable.
 func TestRecordGolden(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
-	owners := recordOwners(rng, 12)
+	owners := outputtest.Owners(rng, 12)
 	var ivs []*output.Interval
 	for i := range 5 {
-		ivs = append(ivs, recordInterval(rng, owners, i, 0.7))
+		ivs = append(ivs, outputtest.Interval(rng, owners, i, 0.7))
 	}
 	path := filepath.Join("testdata", "v1.recording")
-	if *recordUpdate {
+	if *update {
 		os.Remove(path)
-		record(t, path, RecorderOptions{Tool: "1.0", Keep: -1, Host: ivs[0].Host}, ivs...)
+		record(t, path, Options{Tool: "1.0", Keep: -1, Host: ivs[0].Host}, ivs...)
 	}
 	got, damage := replay(t, path)
 	if len(got) != len(ivs) || len(damage) != 0 {
@@ -367,13 +207,13 @@ func TestRecordGolden(t *testing.T) {
 func small(t testing.TB) ([]byte, []*output.Interval) {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(5, 6))
-	owners := recordOwners(rng, 3)
+	owners := outputtest.Owners(rng, 3)
 	var ivs []*output.Interval
 	for i := range 3 {
-		ivs = append(ivs, recordInterval(rng, owners, i, 1))
+		ivs = append(ivs, outputtest.Interval(rng, owners, i, 1))
 	}
 	path := filepath.Join(t.TempDir(), "small.recording")
-	record(t, path, RecorderOptions{}, ivs...)
+	record(t, path, Options{}, ivs...)
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -386,7 +226,7 @@ func frames(t testing.TB, b []byte) []int64 {
 	t.Helper()
 	var ends []int64
 	for off := int64(0); off < int64(len(b)); {
-		e, body, err := readRecordEntry(bytes.NewReader(b), off)
+		e, body, err := readEntry(bytes.NewReader(b), off)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -405,7 +245,7 @@ func TestRecordTruncated(t *testing.T) {
 		if err := os.WriteFile(path, b[:n], 0o600); err != nil {
 			t.Fatal(err)
 		}
-		r, err := OpenRecording(path)
+		r, err := Open(path)
 		if int64(n) < ends[0] {
 			if !errors.Is(err, ErrTruncated) {
 				t.Fatalf("cut at %d in the header: %v", n, err)
@@ -459,7 +299,7 @@ func TestRecordFlippedBits(t *testing.T) {
 		if err := os.WriteFile(path, bad, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		r, err := OpenRecording(path)
+		r, err := Open(path)
 		if err != nil {
 			if int64(n) >= ends[0] {
 				t.Fatalf("byte %d, behind the header: %v", n, err)
@@ -500,13 +340,13 @@ func TestRecordFlippedBits(t *testing.T) {
 // next key frame, not the rest of the night.
 func TestRecordGoesOnBehindDamage(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
-	owners := recordOwners(rng, 3)
+	owners := outputtest.Owners(rng, 3)
 	var ivs []*output.Interval
-	for i := range 2*recordKeyEvery + 10 {
-		ivs = append(ivs, recordInterval(rng, owners, i, 1))
+	for i := range 2*keyEvery + 10 {
+		ivs = append(ivs, outputtest.Interval(rng, owners, i, 1))
 	}
 	path := filepath.Join(t.TempDir(), "a.recording")
-	record(t, path, RecorderOptions{}, ivs...)
+	record(t, path, Options{}, ivs...)
 	b, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
@@ -517,10 +357,10 @@ func TestRecordGoesOnBehindDamage(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, damage := replay(t, path)
-	if len(damage) != 1 || !errors.Is(damage[0], ErrCorrupt) || damage[0].Read != 9 || damage[0].Lost != recordKeyEvery-9 || damage[0].Offset != ends[9] {
+	if len(damage) != 1 || !errors.Is(damage[0], ErrCorrupt) || damage[0].Read != 9 || damage[0].Lost != keyEvery-9 || damage[0].Offset != ends[9] {
 		t.Fatalf("damage %+v", damage)
 	}
-	want := append(slices.Clone(ivs[:9]), ivs[recordKeyEvery:]...)
+	want := append(slices.Clone(ivs[:9]), ivs[keyEvery:]...)
 	if len(got) != len(want) {
 		t.Fatalf("read %d intervals, want %d", len(got), len(want))
 	}
@@ -528,7 +368,7 @@ func TestRecordGoesOnBehindDamage(t *testing.T) {
 		mustEqual(t, fmt.Sprintf("interval %d", i), got[i], want[i])
 	}
 	// Sliding into the hole tells so too, and lands behind it.
-	r, err := OpenRecording(path)
+	r, err := Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -539,22 +379,22 @@ func TestRecordGoesOnBehindDamage(t *testing.T) {
 	if _, err := r.Next(); !errors.Is(err, ErrCorrupt) {
 		t.Fatalf("in the hole: %v", err)
 	}
-	if r.Pos() != recordKeyEvery {
-		t.Fatalf("goes on at %d, want %d", r.Pos(), recordKeyEvery)
+	if r.Pos() != keyEvery {
+		t.Fatalf("goes on at %d, want %d", r.Pos(), keyEvery)
 	}
 }
 
 // TestRecordSeek slides about at random.
 func TestRecordSeek(t *testing.T) {
 	rng := rand.New(rand.NewPCG(9, 10))
-	owners := recordOwners(rng, 5)
+	owners := outputtest.Owners(rng, 5)
 	path := filepath.Join(t.TempDir(), "a.recording")
 	var ivs []*output.Interval
 	for i := range 300 {
-		ivs = append(ivs, recordInterval(rng, owners, i, 0.8))
+		ivs = append(ivs, outputtest.Interval(rng, owners, i, 0.8))
 	}
-	record(t, path, RecorderOptions{}, ivs...)
-	r, err := OpenRecording(path)
+	record(t, path, Options{}, ivs...)
+	r, err := Open(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -581,13 +421,13 @@ func TestRecordSeek(t *testing.T) {
 			t.Fatalf("interval %d is from %s to %s, the index says %s to %s", i, iv.Start, iv.End, start, end)
 		}
 	}
-	if got := r.Find(recordStart.Add(100*time.Second + 500*time.Millisecond)); got != 100 {
+	if got := r.Find(outputtest.Start.Add(100*time.Second + 500*time.Millisecond)); got != 100 {
 		t.Errorf("found interval %d, want 100", got)
 	}
-	if got := r.Find(recordStart.Add(-time.Hour)); got != 0 {
+	if got := r.Find(outputtest.Start.Add(-time.Hour)); got != 0 {
 		t.Errorf("found interval %d before the recording, want 0", got)
 	}
-	if got := r.Find(recordStart.Add(time.Hour)); got != len(ivs) {
+	if got := r.Find(outputtest.Start.Add(time.Hour)); got != len(ivs) {
 		t.Errorf("found interval %d behind the recording, want %d", got, len(ivs))
 	}
 	for _, i := range []int{-1, len(ivs) + 1} {
@@ -602,15 +442,15 @@ func TestRecordRotation(t *testing.T) {
 	old := syscall.Umask(0)
 	defer syscall.Umask(old)
 	rng := rand.New(rand.NewPCG(11, 12))
-	owners := recordOwners(rng, 200)
+	owners := outputtest.Owners(rng, 200)
 	path := filepath.Join(t.TempDir(), "a.recording")
-	r, err := NewRecorder(path, RecorderOptions{MaxBytes: recordMinBytes, Keep: 3})
+	r, err := Create(path, Options{MaxBytes: minBytes, Keep: 3})
 	if err != nil {
 		t.Fatal(err)
 	}
 	var ivs []*output.Interval
 	for i := 0; r.Stats().Files < 7; i++ {
-		ivs = append(ivs, recordInterval(rng, owners, i, 1))
+		ivs = append(ivs, outputtest.Interval(rng, owners, i, 1))
 		if err := r.Write(ivs[i]); err != nil {
 			t.Fatal(err)
 		}
@@ -630,7 +470,7 @@ func TestRecordRotation(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if fi.Mode().Perm() != 0o600 || fi.Size() > recordMinBytes {
+		if fi.Mode().Perm() != 0o600 || fi.Size() > minBytes {
 			t.Errorf("%s: mode %v, %d bytes", name, fi.Mode(), fi.Size())
 		}
 	}
@@ -656,7 +496,7 @@ func TestRecordRestart(t *testing.T) {
 	if err := os.WriteFile(path, b[:len(b)-7], 0o600); err != nil {
 		t.Fatal(err)
 	}
-	record(t, path, RecorderOptions{}, ivs[2])
+	record(t, path, Options{}, ivs[2])
 	got, damage := replay(t, path)
 	if len(got) != 3 || len(damage) != 1 || !errors.Is(damage[0], ErrTruncated) || damage[0].Path != path+".1" {
 		t.Fatalf("read %d intervals, damage %v", len(got), damage)
@@ -667,14 +507,14 @@ func TestRecordRestart(t *testing.T) {
 	// The same host after an upgrade of its kernel, and under another name.
 	renamed := filepath.Join(t.TempDir(), "renamed")
 	for _, h := range []output.Host{{Name: "web1", ID: "4711", Kernel: "6.12"}, {Name: "web2", ID: "4711", Kernel: "6.18"}} {
-		record(t, renamed, RecorderOptions{Host: h}, ivs[0])
+		record(t, renamed, Options{Host: h}, ivs[0])
 	}
 	if got, damage = replay(t, renamed); len(got) != 2 || len(damage) != 0 {
 		t.Fatalf("of one machine: read %d intervals, damage %v", len(got), damage)
 	}
 	// Another host's recording that happens to have the name is not mixed in.
 	other := filepath.Join(t.TempDir(), "b")
-	record(t, other, RecorderOptions{Host: output.Host{Name: "other"}}, ivs...)
+	record(t, other, Options{Host: output.Host{Name: "other"}}, ivs...)
 	if err := os.Rename(other, path+".1"); err != nil {
 		t.Fatal(err)
 	}
@@ -701,7 +541,7 @@ func TestRecorderRefuses(t *testing.T) {
 	if err := syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	busy, err := NewRecorder(filepath.Join(dir, "busy"), RecorderOptions{})
+	busy, err := Create(filepath.Join(dir, "busy"), Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -710,20 +550,20 @@ func TestRecorderRefuses(t *testing.T) {
 	write("kept", b)
 	for _, c := range []struct {
 		name, want string
-		opt        RecorderOptions
+		opt        Options
 	}{
-		{"thesis", "not a recording", RecorderOptions{}},
-		{"taken.recording", "'" + filepath.Join(dir, "taken.recording.3") + "' is in the way", RecorderOptions{}},
-		{"link", "no regular file", RecorderOptions{}},
-		{"fifo", "no regular file", RecorderOptions{}},
-		{"busy", "another recorder", RecorderOptions{}},
-		{"kept", "no older recordings are to be kept", RecorderOptions{Keep: -1}},
-		{"none/at/all", "no such file", RecorderOptions{}},
-		{"tiny", "below the smallest", RecorderOptions{MaxBytes: 17}},
-		{"many", "at most 9999", RecorderOptions{Keep: 10000}},
+		{"thesis", "not a recording", Options{}},
+		{"taken.recording", "'" + filepath.Join(dir, "taken.recording.3") + "' is in the way", Options{}},
+		{"link", "no regular file", Options{}},
+		{"fifo", "no regular file", Options{}},
+		{"busy", "another recorder", Options{}},
+		{"kept", "no older recordings are to be kept", Options{Keep: -1}},
+		{"none/at/all", "no such file", Options{}},
+		{"tiny", "below the smallest", Options{MaxBytes: 17}},
+		{"many", "at most 9999", Options{Keep: 10000}},
 	} {
 		before, _ := os.ReadDir(dir)
-		_, err := NewRecorder(filepath.Join(dir, c.name), c.opt)
+		_, err := Create(filepath.Join(dir, c.name), c.opt)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v, want %s", c.name, err, c.want)
 		}
@@ -732,7 +572,7 @@ func TestRecorderRefuses(t *testing.T) {
 		}
 	}
 	for _, name := range []string{"thesis", "fifo", "none", "."} {
-		if _, err := OpenRecording(filepath.Join(dir, name)); err == nil {
+		if _, err := Open(filepath.Join(dir, name)); err == nil {
 			t.Errorf("%s: opened", name)
 		}
 	}
@@ -751,33 +591,33 @@ func TestRecorderRefuses(t *testing.T) {
 // after it is recorded.
 func TestRecordLimits(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.recording")
-	r, err := NewRecorder(path, RecorderOptions{})
+	r, err := Create(path, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	good := &output.Interval{Start: recordStart, End: recordStart.Add(time.Second), Samples: []output.Sample{{Project: "shop"}}}
+	good := &output.Interval{Start: outputtest.Start, End: outputtest.Start.Add(time.Second), Samples: []output.Sample{{Project: "shop"}}}
 	many := *good
-	many.Events = make([]output.Event, recordMaxEvents+5)
+	many.Events = make([]output.Event, maxEvents+5)
 	for i := range many.Events {
-		many.Events[i] = output.Event{Time: recordStart, Dataset: "iotrace.event", Action: "io", IO: &output.IO{Op: "read", Offset: uint64(i)}}
+		many.Events[i] = output.Event{Time: outputtest.Start, Dataset: "iotrace.event", Action: "io", IO: &output.IO{Op: "read", Offset: uint64(i)}}
 	}
 	unordered := *good
-	unordered.Samples = []output.Sample{{Read: output.Amount{Latency: output.Latency{Buckets: []output.Bucket{{2, 1}, {1, 1}}}}}}
+	unordered.Samples = []output.Sample{{Read: output.Amount{Latency: output.Latency{Buckets: []output.Bucket{{UpTo: 2, Count: 1}, {UpTo: 1, Count: 1}}}}}}
 	for _, c := range []struct {
 		name string
 		iv   *output.Interval
 		want error
 	}{
 		{"good", good, nil},
-		{"samples", &output.Interval{Start: recordStart, End: recordStart, Samples: make([]output.Sample, recordMaxSamples+1)}, ErrTooLarge},
+		{"samples", &output.Interval{Start: outputtest.Start, End: outputtest.Start, Samples: make([]output.Sample, maxSamples+1)}, ErrTooLarge},
 		{"good", good, nil},
-		{"buckets", &unordered, errAny},
+		{"buckets", &unordered, outputtest.ErrAny},
 		{"good", good, nil},
-		{"no time", &output.Interval{}, errAny},
+		{"no time", &output.Interval{}, outputtest.ErrAny},
 		{"events", &many, nil},
 	} {
-		if err := r.Write(c.iv); (err == nil) != (c.want == nil) || c.want != nil && c.want != errAny && !errors.Is(err, c.want) {
+		if err := r.Write(c.iv); (err == nil) != (c.want == nil) || c.want != nil && c.want != outputtest.ErrAny && !errors.Is(err, c.want) {
 			t.Errorf("%s: %v, want %v", c.name, err, c.want)
 		}
 	}
@@ -791,33 +631,31 @@ func TestRecordLimits(t *testing.T) {
 	if len(got) != 4 || len(damage) != 0 {
 		t.Fatalf("read %d intervals, damage %v", len(got), damage)
 	}
-	many.Events = many.Events[:recordMaxEvents]
+	many.Events = many.Events[:maxEvents]
 	many.Lost.Exports = 5
 	mustEqual(t, "first", got[0], good)
 	mustEqual(t, "third", got[2], good)
 	mustEqual(t, "last", got[3], &many)
 }
 
-var errAny = errors.New("any error")
-
 // TestRecordNewNames: more names than the tables may hold make a key frame.
 func TestRecordNewNames(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.recording")
-	r, err := NewRecorder(path, RecorderOptions{MaxBytes: -1})
+	r, err := Create(path, Options{MaxBytes: -1})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
 	for i := range 6 {
-		iv := &output.Interval{Start: recordStart, End: recordStart}
+		iv := &output.Interval{Start: outputtest.Start, End: outputtest.Start}
 		for j := range 100 {
-			iv.Samples = append(iv.Samples, output.Sample{Process: output.Process{Name: strconv.Itoa(i*100+j) + strings.Repeat("x", recordMaxString-10)}})
+			iv.Samples = append(iv.Samples, output.Sample{Process: output.Process{Name: strconv.Itoa(i*100+j) + strings.Repeat("x", maxString-10)}})
 		}
 		if err := r.Write(iv); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if r.enc.text > recordMaxText/2 {
+	if r.enc.text > maxText/2 {
 		t.Errorf("remembers %d bytes of names", r.enc.text)
 	}
 	if err := r.Close(); err != nil {
@@ -841,10 +679,10 @@ func TestRecordHostile(t *testing.T) {
 		t.Fatal(err)
 	}
 	mode, _ := cbor.EncOptions{}.EncMode()
-	file := func(e recordEntry, plain []byte) []byte {
+	file := func(e fileEntry, plain []byte) []byte {
 		b, ends := func() ([]byte, []int64) { b, _ := small(t); return b, frames(t, b) }()
-		r := &Recorder{zenc: zenc, enc: &recordEncoder{mode: mode}}
-		frame, err := r.frame(recordEntry{Kind: e.Kind, Key: true, Start: e.Start, End: e.End}, plain)
+		r := &Writer{zenc: zenc, enc: &encoder{mode: mode}}
+		frame, err := r.frame(fileEntry{Kind: e.Kind, Key: true, Start: e.Start, End: e.End}, plain)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -871,7 +709,7 @@ func TestRecordHostile(t *testing.T) {
 		}
 		return c
 	}
-	entry := recordEntry{Kind: recordKindInterval}
+	entry := fileEntry{Kind: kindInterval}
 	lie := entry
 	lie.Plain = 1000
 	path := filepath.Join(t.TempDir(), "hostile.recording")
@@ -879,19 +717,19 @@ func TestRecordHostile(t *testing.T) {
 		name string
 		file []byte
 	}{
-		{"bomb", file(lie, make([]byte, recordMaxPlain))},
-		{"zeros", file(entry, make([]byte, recordMaxPlain))},
+		{"bomb", file(lie, make([]byte, maxPlain))},
+		{"zeros", file(entry, make([]byte, maxPlain))},
 		{"array of 2^62", file(entry, []byte{0xa1, 0x0d, 0x9b, 0x40, 0, 0, 0, 0, 0, 0, 0})},
 		{"text of 2^62", file(entry, []byte{0xa1, 0x08, 0x81, 0x7b, 0x40, 0, 0, 0, 0, 0, 0, 0})},
 		{"nested", file(entry, bytes.Repeat([]byte{0x81}, 1<<20))},
 		{"endless", file(entry, []byte{0xbf})},
 		{"samples of nothing", file(entry, marshal(map[int]any{1: 0, 2: 0, 14: 1 << 17}))},
-		{"rows of nothing", file(entry, marshal(map[int]any{1: 0, 2: 0, 13: ones(recordMaxElements), 14: recordMaxElements}))},
-		{"identities", file(entry, marshal(map[int]any{1: 0, 2: 0, 10: 34, 11: ones(recordMaxElements)}))},
+		{"rows of nothing", file(entry, marshal(map[int]any{1: 0, 2: 0, 13: ones(maxElements), 14: maxElements}))},
+		{"identities", file(entry, marshal(map[int]any{1: 0, 2: 0, 10: 34, 11: ones(maxElements)}))},
 		{"width", file(entry, marshal(map[int]any{1: 0, 2: 0, 10: uint64(1) << 63, 11: ones(34)}))},
 		{"labels", file(entry, marshal(map[int]any{1: 0, 2: 0, 9: [][]uint64{{1}}}))},
-		{"label sets", file(entry, marshal(map[int]any{1: 0, 2: 0, 9: make([][]uint64, recordMaxIdents+1)}))},
-		{"events of nothing", file(entry, marshal(map[int]any{1: 0, 2: 0, 23: map[int]any{1: make([]int64, recordMaxElements)}}))},
+		{"label sets", file(entry, marshal(map[int]any{1: 0, 2: 0, 9: make([][]uint64, maxIdents+1)}))},
+		{"events of nothing", file(entry, marshal(map[int]any{1: 0, 2: 0, 23: map[int]any{1: make([]int64, maxElements)}}))},
 		{"event of a sample", file(entry, marshal(map[int]any{1: 0, 2: 0, 10: 34, 11: make([]uint64, 34), 13: []int{0}, 14: 1, 23: map[int]any{1: []int{0}, 4: []int{1}}}))},
 		{"event of no row", file(entry, marshal(map[int]any{1: 0, 2: 0, 23: map[int]any{1: []int{0}, 4: []uint64{1<<64 - 1}}}))},
 		{"two events of a row", file(entry, marshal(map[int]any{1: 0, 2: 0, 10: 34, 11: make([]uint64, 34), 13: []int{0}, 23: map[int]any{1: []int{0, 0}, 4: []int{1, 1}}}))},
@@ -899,7 +737,7 @@ func TestRecordHostile(t *testing.T) {
 		{"amounts", file(entry, marshal(map[int]any{1: 0, 2: 0, 15: map[int]any{1: []int{0}}}))},
 		{"amounts far", file(entry, marshal(map[int]any{1: 0, 2: 0, 10: 34, 11: make([]uint64, 34), 13: []int{0}, 14: 1, 15: map[int]any{1: []uint64{0, 1<<64 - 1}}}))},
 		{"buckets", file(entry, marshal(map[int]any{1: 0, 2: 0, 10: 34, 11: make([]uint64, 34), 12: []int{5}, 13: []int{0}, 14: 1, 15: map[int]any{1: []int{0}, 7: []uint64{1<<64 - 1}, 8: []int{0}, 9: []int{1}}}))},
-		{"backwards", file(recordEntry{Kind: recordKindInterval, Start: 5, End: 5}, marshal(map[int]any{1: 5, 2: 4}))},
+		{"backwards", file(fileEntry{Kind: kindInterval, Start: 5, End: 5}, marshal(map[int]any{1: 5, 2: 4}))},
 		{"vxlan", file(entry, marshal(map[int]any{1: 0, 2: 0, 23: map[int]any{1: []int{0}, 10: []int{1}, 11: 17, 12: make([]int, 16)}}))},
 		{"entry", append(file(entry, nil), 0x5d, 0x2a, 0x4d, 0x18, 0xff, 0xff, 0xff, 0xff, 1)},
 	} {
@@ -926,7 +764,7 @@ func TestRecordHostile(t *testing.T) {
 // TestRecordLargest reads about the most that a file can make of 32 MiB: the
 // limits are what keeps a hostile file's memory in the order of this.
 func TestRecordLargest(t *testing.T) {
-	const samples, events = recordMaxSamples, recordMaxEvents
+	const samples, events = maxSamples, maxEvents
 	count := func(n, from, step int) []uint64 {
 		c := make([]uint64, n)
 		for i := range c {
@@ -937,7 +775,7 @@ func TestRecordLargest(t *testing.T) {
 	const buckets = 1 << 20
 	amount := map[int]any{1: []int{0}, 7: []int{buckets}, 8: count(buckets, 0, 1), 9: count(buckets, 1, 0)}
 	plain, err := cbor.Marshal(map[int]any{
-		1: 0, 2: 0, 10: recordIdentWidth, 11: make([]uint64, recordIdentWidth), 12: count(buckets, 0, 1),
+		1: 0, 2: 0, 10: identWidth, 11: make([]uint64, identWidth), 12: count(buckets, 0, 1),
 		13: make([]uint64, samples+events), 14: samples, 15: amount, 16: amount,
 		20: count(samples+events, 1, 0), 21: count(samples+events, 1, 0),
 		23: map[int]any{1: make([]int64, events), 4: count(events, samples+1, 1), 6: count(events, 1, 0), 7: count(events, 1, 0)},
@@ -950,7 +788,7 @@ func TestRecordLargest(t *testing.T) {
 		t.Fatal(err)
 	}
 	mode, _ := cbor.EncOptions{}.EncMode()
-	frame, err := (&Recorder{zenc: zenc, enc: &recordEncoder{mode: mode}}).frame(recordEntry{Kind: recordKindInterval, Key: true}, plain)
+	frame, err := (&Writer{zenc: zenc, enc: &encoder{mode: mode}}).frame(fileEntry{Kind: kindInterval, Key: true}, plain)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -982,29 +820,29 @@ func TestRecordVersion(t *testing.T) {
 	mode, _ := cbor.EncOptions{}.EncMode()
 	path := filepath.Join(t.TempDir(), "a.recording")
 	for _, c := range []struct {
-		h    recordHeader
+		h    fileHeader
 		want error
 	}{
-		{recordHeader{Format: recordFormat, Version: recordVersion + 1}, ErrRecordingVersion},
-		{recordHeader{Format: "somebody else's", Version: 1}, ErrNotRecording},
+		{fileHeader{Format: fileFormat, Version: version + 1}, ErrRecordingVersion},
+		{fileHeader{Format: "somebody else's", Version: 1}, ErrNotRecording},
 	} {
 		plain, _ := mode.Marshal(c.h)
-		frame, err := (&Recorder{zenc: zenc, enc: &recordEncoder{mode: mode}}).frame(recordEntry{Kind: recordKindHeader}, plain)
+		frame, err := (&Writer{zenc: zenc, enc: &encoder{mode: mode}}).frame(fileEntry{Kind: kindHeader}, plain)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if err := os.WriteFile(path, frame, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := OpenRecording(path); !errors.Is(err, c.want) {
+		if _, err := Open(path); !errors.Is(err, c.want) {
 			t.Errorf("%+v: %v, want %v", c.h, err, c.want)
 		}
 	}
 }
 
-// recordChild runs this test binary as a recorder of its own, started by
+// childMode runs this test binary as a recorder of its own, started by
 // TestRecorderProcess with the case and the path in its environment.
-func recordChild(t *testing.T, mode, path string) *exec.Cmd {
+func childMode(t *testing.T, mode, path string) *exec.Cmd {
 	t.Helper()
 	exe, err := os.Executable()
 	if err != nil {
@@ -1021,13 +859,13 @@ func recordChild(t *testing.T, mode, path string) *exec.Cmd {
 func TestRecorderProcess(t *testing.T) {
 	mode, path := os.Getenv("RECORDER_CASE"), os.Getenv("RECORDER_PATH")
 	if mode == "" {
-		if _, err := NewRecorder("/dev/full", RecorderOptions{}); err == nil {
+		if _, err := Create("/dev/full", Options{}); err == nil {
 			t.Error("records to a device")
 		}
 		return
 	}
 	rng := rand.New(rand.NewPCG(13, 14))
-	owners := recordOwners(rng, 300)
+	owners := outputtest.Owners(rng, 300)
 	var limit syscall.Rlimit
 	if mode == "full" {
 		signal.Ignore(syscall.SIGXFSZ)
@@ -1038,12 +876,12 @@ func TestRecorderProcess(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r, err := NewRecorder(path, RecorderOptions{})
+	r, err := Create(path, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for i := range 100000 {
-		err := r.Write(recordInterval(rng, owners, i, 1))
+		err := r.Write(outputtest.Interval(rng, owners, i, 1))
 		switch {
 		case mode == "full" && i == 40:
 			if err == nil {
@@ -1071,7 +909,7 @@ func TestRecorderProcess(t *testing.T) {
 func TestRecorderKilled(t *testing.T) {
 	for round := range 5 {
 		path := filepath.Join(t.TempDir(), "killed.recording")
-		cmd := recordChild(t, "killed", path)
+		cmd := childMode(t, "killed", path)
 		out, err := cmd.StdoutPipe()
 		if err != nil {
 			t.Fatal(err)
@@ -1099,9 +937,9 @@ func TestRecorderKilled(t *testing.T) {
 			t.Errorf("read %d intervals of %d", len(got), said)
 		}
 		rng := rand.New(rand.NewPCG(13, 14))
-		owners := recordOwners(rng, 300)
+		owners := outputtest.Owners(rng, 300)
 		for i := range got {
-			mustEqual(t, fmt.Sprintf("interval %d", i), got[i], recordInterval(rng, owners, i, 1))
+			mustEqual(t, fmt.Sprintf("interval %d", i), got[i], outputtest.Interval(rng, owners, i, 1))
 		}
 	}
 }
@@ -1110,7 +948,7 @@ func TestRecorderKilled(t *testing.T) {
 // whole, the losses are counted, and it goes on when there is room again.
 func TestRecorderDiskFull(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "full.recording")
-	out, err := recordChild(t, "full", path).Output()
+	out, err := childMode(t, "full", path).Output()
 	if err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
@@ -1126,10 +964,10 @@ func TestRecorderDiskFull(t *testing.T) {
 		t.Errorf("read %d intervals of %d, damage %v", len(got), written, damage)
 	}
 	rng := rand.New(rand.NewPCG(13, 14))
-	owners := recordOwners(rng, 300)
+	owners := outputtest.Owners(rng, 300)
 	next := 0
 	for i := 0; i <= 60 && next < len(got); i++ {
-		if want := recordInterval(rng, owners, i, 1); want.Start.Equal(got[next].Start) {
+		if want := outputtest.Interval(rng, owners, i, 1); want.Start.Equal(got[next].Start) {
 			mustEqual(t, fmt.Sprintf("interval %d", i), got[next], want)
 			next++
 		}
@@ -1156,7 +994,7 @@ func FuzzRecording(f *testing.F) {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		r, err := OpenRecording(path)
+		r, err := Open(path)
 		if err != nil {
 			return
 		}
@@ -1185,13 +1023,13 @@ func FuzzRecording(f *testing.F) {
 // FuzzRecording's reach. What is decoded is encoded and must come out the same.
 func FuzzRecordInterval(f *testing.F) {
 	rng := rand.New(rand.NewPCG(15, 16))
-	owners := recordOwners(rng, 3)
+	owners := outputtest.Owners(rng, 3)
 	var n uint64
 	full := new(output.Interval)
-	recordFill(reflect.ValueOf(full).Elem(), &n)
-	full.Start, full.End = recordStart, recordStart.Add(time.Second)
-	for _, iv := range []*output.Interval{full, recordInterval(rng, owners, 0, 1), {Start: recordStart, End: recordStart}} {
-		enc, err := newRecordEncoder()
+	outputtest.Fill(reflect.ValueOf(full).Elem(), &n)
+	full.Start, full.End = outputtest.Start, outputtest.Start.Add(time.Second)
+	for _, iv := range []*output.Interval{full, outputtest.Interval(rng, owners, 0, 1), {Start: outputtest.Start, End: outputtest.Start}} {
+		enc, err := newEncoder()
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -1208,10 +1046,10 @@ func FuzzRecordInterval(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		decode := func(b []byte) *output.Interval {
 			var w wireInterval
-			if recordDecMode.Unmarshal(b, &w) != nil {
+			if decMode.Unmarshal(b, &w) != nil {
 				return nil
 			}
-			tables := newRecordTables()
+			tables := newNameTables()
 			if tables.learn(&w) != nil {
 				return nil
 			}
@@ -1230,7 +1068,7 @@ func FuzzRecordInterval(f *testing.F) {
 				return
 			}
 		}
-		enc, err := newRecordEncoder()
+		enc, err := newEncoder()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -1257,8 +1095,8 @@ func FuzzRecordInterval(f *testing.F) {
 func BenchmarkRecordWrite(b *testing.B) {
 	for _, active := range []float64{1, 0.3} {
 		b.Run(fmt.Sprintf("active=%v", active), func(b *testing.B) {
-			ivs := recordLoad(active, 64)
-			r, err := NewRecorder(filepath.Join(b.TempDir(), "a"), RecorderOptions{MaxBytes: -1})
+			ivs := outputtest.Load(active, 64)
+			r, err := Create(filepath.Join(b.TempDir(), "a"), Options{MaxBytes: -1})
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -1278,18 +1116,18 @@ func BenchmarkRecordWrite(b *testing.B) {
 // BenchmarkRecordEvents records 100,000 single requests in an interval.
 func BenchmarkRecordEvents(b *testing.B) {
 	rng := rand.New(rand.NewPCG(19, 20))
-	owners := recordOwners(rng, 1500)
-	iv := recordInterval(rng, owners, 0, 1)
+	owners := outputtest.Owners(rng, 1500)
+	iv := outputtest.Interval(rng, owners, 0, 1)
 	for i := range 100000 {
 		s := owners[rng.IntN(40)]
 		ns := 50000 + rng.Uint64N(400000)
 		s.Write = output.Amount{Bytes: 4096 << rng.UintN(6), Ops: 1, Latency: output.Latency{Sum: ns, Max: ns}}
 		iv.Events = append(iv.Events, output.Event{
-			Time: recordStart.Add(time.Duration(i) * 10 * time.Microsecond), Dataset: "iotrace.event", Action: "write",
+			Time: outputtest.Start.Add(time.Duration(i) * 10 * time.Microsecond), Dataset: "iotrace.event", Action: "write",
 			IO: &output.IO{Sample: s, Op: "write", Offset: rng.Uint64N(1<<40) &^ 4095, Latency: ns, Basis: "page"},
 		})
 	}
-	r, err := NewRecorder(filepath.Join(b.TempDir(), "a"), RecorderOptions{MaxBytes: -1})
+	r, err := Create(filepath.Join(b.TempDir(), "a"), Options{MaxBytes: -1})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -1306,10 +1144,10 @@ func BenchmarkRecordEvents(b *testing.B) {
 
 // BenchmarkRecordRead replays them.
 func BenchmarkRecordRead(b *testing.B) {
-	ivs := recordLoad(1, 64)
+	ivs := outputtest.Load(1, 64)
 	path := filepath.Join(b.TempDir(), "a")
-	record(b, path, RecorderOptions{MaxBytes: -1}, ivs...)
-	r, err := OpenRecording(path)
+	record(b, path, Options{MaxBytes: -1}, ivs...)
+	r, err := Open(path)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -1329,10 +1167,10 @@ func BenchmarkRecordRead(b *testing.B) {
 
 // BenchmarkRecordBack goes back one interval at a time, as with a time slider.
 func BenchmarkRecordBack(b *testing.B) {
-	ivs := recordLoad(1, 300)
+	ivs := outputtest.Load(1, 300)
 	path := filepath.Join(b.TempDir(), "a")
-	record(b, path, RecorderOptions{MaxBytes: -1}, ivs...)
-	r, err := OpenRecording(path)
+	record(b, path, Options{MaxBytes: -1}, ivs...)
+	r, err := Open(path)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -1357,7 +1195,7 @@ func BenchmarkRecordBack(b *testing.B) {
 func BenchmarkRecordSize(b *testing.B) {
 	for _, active := range []float64{1, 0.3, 0.05} {
 		b.Run(fmt.Sprintf("active=%v", active), func(b *testing.B) {
-			ivs := recordLoad(active, 128)
+			ivs := outputtest.Load(active, 128)
 			zenc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
 			if err != nil {
 				b.Fatal(err)
@@ -1372,9 +1210,9 @@ func BenchmarkRecordSize(b *testing.B) {
 				raw += len(c)
 				plain += len(zenc.EncodeAll(c, nil))
 			}
-			var s RecorderStats
+			var s Stats
 			for b.Loop() {
-				r, err := NewRecorder(filepath.Join(b.TempDir(), "a"), RecorderOptions{MaxBytes: -1})
+				r, err := Create(filepath.Join(b.TempDir(), "a"), Options{MaxBytes: -1})
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -1394,14 +1232,4 @@ func BenchmarkRecordSize(b *testing.B) {
 			b.ReportMetric(float64(s.Bytes)/float64(len(ivs))*3600/(1<<20), "MiB/h")
 		})
 	}
-}
-
-func recordLoad(active float64, n int) []*output.Interval {
-	rng := rand.New(rand.NewPCG(17, 18))
-	owners := recordOwners(rng, 1500)
-	var ivs []*output.Interval
-	for i := range n {
-		ivs = append(ivs, recordInterval(rng, owners, i, active))
-	}
-	return ivs
 }

@@ -86,10 +86,10 @@ type wireEvents struct {
 }
 
 const (
-	recordIdentWidth = 36
-	recordIdentLeast = 34 // of the first recordings
-	recordVXLANWidth = 17
-	recordSrcWidth   = 5
+	identWidth = 36
+	identLeast = 34 // of the first recordings
+	vxlanWidth = 17
+	srcWidth   = 5
 )
 
 // wireText is a text string where the bytes are UTF-8, else a byte string:
@@ -108,17 +108,17 @@ func (t wireText) MarshalCBOR() ([]byte, error) {
 func (t *wireText) UnmarshalCBOR(b []byte) error {
 	if len(b) > 0 && b[0]>>5 == 2 {
 		var raw []byte
-		if err := recordDecMode.Unmarshal(b, &raw); err != nil {
+		if err := decMode.Unmarshal(b, &raw); err != nil {
 			return err
 		}
 		*t = wireText(raw)
 		return nil
 	}
-	return recordDecMode.Unmarshal(b, (*string)(t))
+	return decMode.Unmarshal(b, (*string)(t))
 }
 
-// recordEncoder turns intervals into wireIntervals and remembers the tables.
-type recordEncoder struct {
+// encoder turns intervals into wireIntervals and remembers the tables.
+type encoder struct {
 	mode cbor.EncMode
 
 	strings map[string]uint64
@@ -139,18 +139,18 @@ type recordEncoder struct {
 	names []string // scratch
 }
 
-func newRecordEncoder() (*recordEncoder, error) {
+func newEncoder() (*encoder, error) {
 	mode, err := cbor.EncOptions{}.EncMode()
 	if err != nil {
 		return nil, err
 	}
-	e := &recordEncoder{mode: mode, sets: map[unsafe.Pointer]uint64{}}
+	e := &encoder{mode: mode, sets: map[unsafe.Pointer]uint64{}}
 	e.reset()
 	return e, nil
 }
 
 // reset forgets the tables: the next interval is a key frame.
-func (e *recordEncoder) reset() {
+func (e *encoder) reset() {
 	e.strings = map[string]uint64{"": 0}
 	e.labels = map[string]uint64{}
 	e.idents = map[string]uint64{}
@@ -160,8 +160,8 @@ func (e *recordEncoder) reset() {
 }
 
 // interval encodes iv. After an error the tables have to be reset.
-func (e *recordEncoder) interval(iv *output.Interval) (*wireInterval, error) {
-	if len(iv.Samples) > recordMaxSamples {
+func (e *encoder) interval(iv *output.Interval) (*wireInterval, error) {
+	if len(iv.Samples) > maxSamples {
 		return nil, fmt.Errorf("interval of %d samples: %w", len(iv.Samples), ErrTooLarge)
 	}
 	start := iv.Start.UnixNano()
@@ -177,9 +177,9 @@ func (e *recordEncoder) interval(iv *output.Interval) (*wireInterval, error) {
 
 	events := iv.Events
 	e.left = 0
-	if len(events) > recordMaxEvents {
-		e.left = uint64(len(events) - recordMaxEvents)
-		events = events[:recordMaxEvents]
+	if len(events) > maxEvents {
+		e.left = uint64(len(events) - maxEvents)
+		events = events[:maxEvents]
 	}
 	w.Host = noneIfZero([]uint64{e.str(iv.Host.Name), e.str(iv.Host.ID), e.str(iv.Host.Kernel)})
 	l := iv.Lost
@@ -202,7 +202,7 @@ func (e *recordEncoder) interval(iv *output.Interval) (*wireInterval, error) {
 	for i, s := range rows {
 		w.Rows[i] = e.ident(s)
 	}
-	if len(e.idents) > recordMaxIdents || e.text > recordMaxText/2 || e.pairs > recordMaxLabels {
+	if len(e.idents) > maxIdents || e.text > maxText/2 || e.pairs > maxLabels {
 		return nil, fmt.Errorf("names of %d identities in %d bytes: %w", len(e.idents), e.text, ErrTooLarge)
 	}
 
@@ -241,7 +241,7 @@ func (e *recordEncoder) interval(iv *output.Interval) (*wireInterval, error) {
 }
 
 // amounts fills to with one Amount of each row.
-func (e *recordEncoder) amounts(to *wireAmounts, rows []*output.Sample, from func(*output.Sample) *output.Amount) error {
+func (e *encoder) amounts(to *wireAmounts, rows []*output.Sample, from func(*output.Sample) *output.Amount) error {
 	last := 0
 	for i, s := range rows {
 		a := from(s)
@@ -271,7 +271,7 @@ func (e *recordEncoder) amounts(to *wireAmounts, rows []*output.Sample, from fun
 			to.Count = append(to.Count, b.Count)
 		}
 	}
-	if len(to.Count) > recordMaxElements {
+	if len(to.Count) > maxElements {
 		return fmt.Errorf("interval of %d latency buckets: %w", len(to.Count), ErrTooLarge)
 	}
 	to.Bytes, to.Ops, to.Errors = noneIfZero(to.Bytes), noneIfZero(to.Ops), noneIfZero(to.Errors)
@@ -280,7 +280,7 @@ func (e *recordEncoder) amounts(to *wireAmounts, rows []*output.Sample, from fun
 }
 
 // events fills w.Events and appends the samples that they carry to rows.
-func (e *recordEncoder) events(events []output.Event, start int64, rows []*output.Sample) ([]*output.Sample, error) {
+func (e *encoder) events(events []output.Event, start int64, rows []*output.Sample) ([]*output.Sample, error) {
 	n := len(events)
 	if n == 0 {
 		return rows, nil
@@ -309,7 +309,7 @@ func (e *recordEncoder) events(events []output.Event, start int64, rows []*outpu
 		}
 		if v := ev.VXLAN; v != nil {
 			w.HasVXLAN[i] = 1
-			w.VXLANWidth = recordVXLANWidth
+			w.VXLANWidth = vxlanWidth
 			var owner uint64
 			if v.Owner != nil {
 				rows = append(rows, v.Owner)
@@ -325,7 +325,7 @@ func (e *recordEncoder) events(events []output.Event, start int64, rows []*outpu
 			w.Services = append(w.Services, services)
 		}
 	}
-	if len(w.VXLAN) > recordMaxElements {
+	if len(w.VXLAN) > maxElements {
 		return nil, fmt.Errorf("interval of %d vxlan events: %w", len(w.Services), ErrTooLarge)
 	}
 	for _, c := range []*[]uint64{&w.Dataset, &w.Action, &w.Row, &w.Op, &w.Offset, &w.Latency, &w.Basis, &w.Error, &w.HasVXLAN} {
@@ -335,7 +335,7 @@ func (e *recordEncoder) events(events []output.Event, start int64, rows []*outpu
 }
 
 // ident gives the number of everything in s that is not an amount.
-func (e *recordEncoder) ident(s *output.Sample) uint64 {
+func (e *encoder) ident(s *output.Sample) uint64 {
 	c, m := &s.Container, &s.Mount
 	e.row = append(e.row[:0],
 		e.str(string(s.Source)), e.str(string(s.Level)), e.str(string(s.Owner)),
@@ -354,22 +354,22 @@ func (e *recordEncoder) ident(s *output.Sample) uint64 {
 	if !ok {
 		n = uint64(len(e.idents))
 		e.idents[string(key)] = n
-		e.w.Width = recordIdentWidth
+		e.w.Width = identWidth
 		e.w.Idents = append(e.w.Idents, e.row...)
 	}
 	return n
 }
 
 // str gives the number of a string.
-func (e *recordEncoder) str(s string) uint64 {
+func (e *encoder) str(s string) uint64 {
 	if s == "" {
 		return 0
 	}
 	if n, ok := e.strings[s]; ok {
 		return n
 	}
-	if len(s) > recordMaxString {
-		s = s[:recordMaxString]
+	if len(s) > maxString {
+		s = s[:maxString]
 		if n, ok := e.strings[s]; ok {
 			return n
 		}
@@ -383,7 +383,7 @@ func (e *recordEncoder) str(s string) uint64 {
 }
 
 // labelSet gives the number of a set of labels, by content.
-func (e *recordEncoder) labelSet(labels map[string]string) uint64 {
+func (e *encoder) labelSet(labels map[string]string) uint64 {
 	if len(labels) == 0 {
 		return 0
 	}
@@ -435,8 +435,8 @@ func bit(b bool) uint64 {
 	return 0
 }
 
-// recordTables is the reader's side of the tables.
-type recordTables struct {
+// nameTables is the reader's side of the tables.
+type nameTables struct {
 	strings []string
 	labels  []map[string]string
 	idents  []output.Sample
@@ -446,18 +446,18 @@ type recordTables struct {
 	err     error // the first index that points nowhere
 }
 
-func newRecordTables() *recordTables {
-	return &recordTables{strings: []string{""}, labels: []map[string]string{nil}}
+func newNameTables() *nameTables {
+	return &nameTables{strings: []string{""}, labels: []map[string]string{nil}}
 }
 
 // fail notes the first error; what is decoded after it is thrown away.
-func (t *recordTables) fail(format string, args ...any) {
+func (t *nameTables) fail(format string, args ...any) {
 	if t.err == nil {
 		t.err = fmt.Errorf(format, args...)
 	}
 }
 
-func (t *recordTables) str(n uint64) string {
+func (t *nameTables) str(n uint64) string {
 	if n >= uint64(len(t.strings)) {
 		t.fail("string %d of %d", n, len(t.strings))
 		return ""
@@ -465,7 +465,7 @@ func (t *recordTables) str(n uint64) string {
 	return t.strings[n]
 }
 
-func (t *recordTables) u32(n uint64) uint32 {
+func (t *nameTables) u32(n uint64) uint32 {
 	if n > 1<<32-1 {
 		t.fail("number %d where 32 bits are meant", n)
 	}
@@ -473,7 +473,7 @@ func (t *recordTables) u32(n uint64) uint32 {
 }
 
 // learn takes in what w adds to the tables, without building its samples.
-func (t *recordTables) learn(w *wireInterval) error {
+func (t *nameTables) learn(w *wireInterval) error {
 	for _, s := range w.Strings {
 		t.text += len(s)
 		t.strings = append(t.strings, string(s))
@@ -481,7 +481,7 @@ func (t *recordTables) learn(w *wireInterval) error {
 	for _, l := range w.Labels {
 		t.pairs += len(l) / 2
 	}
-	if t.text > recordMaxText || t.pairs > recordMaxLabels || len(t.labels)+len(w.Labels) > recordMaxIdents {
+	if t.text > maxText || t.pairs > maxLabels || len(t.labels)+len(w.Labels) > maxIdents {
 		return fmt.Errorf("%d bytes of names, %d labels: more than a recorder writes", t.text, t.pairs)
 	}
 	for _, l := range w.Labels {
@@ -495,18 +495,18 @@ func (t *recordTables) learn(w *wireInterval) error {
 		t.labels = append(t.labels, set)
 	}
 	t.bounds = append(t.bounds, w.Bounds...)
-	if len(t.bounds) > recordMaxElements {
+	if len(t.bounds) > maxElements {
 		return fmt.Errorf("%d latency bounds: more than a recorder writes", len(t.bounds))
 	}
 	if len(w.Idents) == 0 {
 		return t.err
 	}
-	if w.Width < recordIdentLeast || w.Width > 1024 || uint64(len(w.Idents))%w.Width != 0 {
+	if w.Width < identLeast || w.Width > 1024 || uint64(len(w.Idents))%w.Width != 0 {
 		return fmt.Errorf("identities of %d numbers in rows of %d", len(w.Idents), w.Width)
 	}
 	width := int(w.Width)
-	if len(t.idents)+len(w.Idents)/width > recordMaxIdents {
-		return fmt.Errorf("more than %d identities", recordMaxIdents)
+	if len(t.idents)+len(w.Idents)/width > maxIdents {
+		return fmt.Errorf("more than %d identities", maxIdents)
 	}
 	t.idents = slices.Grow(t.idents, len(w.Idents)/width)
 	for c := range slices.Chunk(w.Idents, width) {
@@ -515,8 +515,8 @@ func (t *recordTables) learn(w *wireInterval) error {
 	return t.err
 }
 
-// ident is the reverse of recordEncoder.ident.
-func (t *recordTables) ident(c []uint64) output.Sample {
+// ident is the reverse of encoder.ident.
+func (t *nameTables) ident(c []uint64) output.Sample {
 	var labels map[string]string
 	if c[12] < uint64(len(t.labels)) {
 		labels = t.labels[c[12]]
@@ -524,7 +524,7 @@ func (t *recordTables) ident(c []uint64) output.Sample {
 		t.fail("label set %d of %d", c[12], len(t.labels))
 	}
 	var outer [2]string
-	if len(c) >= recordIdentWidth {
+	if len(c) >= identWidth {
 		outer = [2]string{t.str(c[34]), t.str(c[35])}
 	}
 	return output.Sample{
@@ -547,7 +547,7 @@ func (t *recordTables) ident(c []uint64) output.Sample {
 }
 
 // column tells whether c has n numbers, or none because all are 0.
-func (t *recordTables) column(name string, c []uint64, n int) {
+func (t *nameTables) column(name string, c []uint64, n int) {
 	if len(c) != 0 && len(c) != n {
 		t.fail("%s: %d numbers for %d rows", name, len(c), n)
 	}
@@ -562,16 +562,16 @@ func at(c []uint64, i int) uint64 {
 }
 
 // interval builds the interval; learn has been called with w.
-func (t *recordTables) interval(w *wireInterval) (*output.Interval, error) {
+func (t *nameTables) interval(w *wireInterval) (*output.Interval, error) {
 	n, events := len(w.Rows), len(w.Events.Time)
 	switch {
-	case w.Samples > uint64(n) || w.Samples > recordMaxSamples:
+	case w.Samples > uint64(n) || w.Samples > maxSamples:
 		return nil, fmt.Errorf("%d samples in %d rows", w.Samples, n)
-	case events > recordMaxEvents:
+	case events > maxEvents:
 		return nil, fmt.Errorf("%d events", events)
 	case n > int(w.Samples)+2*events:
 		return nil, fmt.Errorf("%d rows for %d samples and %d events", n, w.Samples, events)
-	case len(w.Sources)%recordSrcWidth != 0 || len(w.Sources) > 64*recordSrcWidth:
+	case len(w.Sources)%srcWidth != 0 || len(w.Sources) > 64*srcWidth:
 		return nil, fmt.Errorf("sources of %d numbers", len(w.Sources))
 	case w.Start < 0 || w.End < w.Start:
 		return nil, fmt.Errorf("interval from %d to %d", w.Start, w.End)
@@ -606,7 +606,7 @@ func (t *recordTables) interval(w *wireInterval) (*output.Interval, error) {
 		},
 		Self: output.Self{BPFNanos: at(w.Self, 0), CPUNanos: at(w.Self, 1), RSSBytes: at(w.Self, 2), ReadBytes: at(w.Self, 3), WriteBytes: at(w.Self, 4)},
 	}
-	for c := range slices.Chunk(w.Sources, recordSrcWidth) {
+	for c := range slices.Chunk(w.Sources, srcWidth) {
 		iv.Sources = append(iv.Sources, output.SourceStatus{
 			Source: output.Source(t.str(c[0])), Attached: c[1] != 0, Hook: t.str(c[2]), Reason: t.str(c[3]), Cost: t.str(c[4]),
 		})
@@ -666,8 +666,8 @@ func (t *recordTables) interval(w *wireInterval) (*output.Interval, error) {
 	return iv, t.err
 }
 
-// amounts is the reverse of recordEncoder.amounts.
-func (t *recordTables) amounts(from *wireAmounts, rows []*output.Sample, to func(*output.Sample) *output.Amount) error {
+// amounts is the reverse of encoder.amounts.
+func (t *nameTables) amounts(from *wireAmounts, rows []*output.Sample, to func(*output.Sample) *output.Amount) error {
 	n := len(from.Rows)
 	t.column("bytes", from.Bytes, n)
 	t.column("ops", from.Ops, n)
@@ -721,8 +721,8 @@ func (t *recordTables) amounts(from *wireAmounts, rows []*output.Sample, to func
 	return nil
 }
 
-// events is the reverse of recordEncoder.events; fill gives a sample its row.
-func (t *recordTables) events(iv *output.Interval, w *wireInterval, fill func(uint64, *output.Sample)) error {
+// events is the reverse of encoder.events; fill gives a sample its row.
+func (t *nameTables) events(iv *output.Interval, w *wireInterval, fill func(uint64, *output.Sample)) error {
 	ev := &w.Events
 	n := len(ev.Time)
 	for _, c := range [][]uint64{ev.Dataset, ev.Action, ev.Row, ev.Op, ev.Offset, ev.Latency, ev.Basis, ev.Error, ev.HasVXLAN} {
@@ -735,14 +735,14 @@ func (t *recordTables) events(iv *output.Interval, w *wireInterval, fill func(ui
 		}
 	}
 	width := int(min(ev.VXLANWidth, 1024))
-	if vxlan > 0 && (width < recordVXLANWidth || len(ev.VXLAN) != vxlan*width || len(ev.Services) != vxlan) {
+	if vxlan > 0 && (width < vxlanWidth || len(ev.VXLAN) != vxlan*width || len(ev.Services) != vxlan) {
 		t.fail("%d vxlan events in %d numbers and %d lists of services", vxlan, len(ev.VXLAN), len(ev.Services))
 	}
 	services := 0
 	for _, s := range ev.Services {
 		services += len(s)
 	}
-	if services > recordMaxLabels {
+	if services > maxLabels {
 		t.fail("%d services of vxlan events", services)
 	}
 	if t.err != nil || n == 0 {

@@ -1,3 +1,4 @@
+// Package recording writes intervals to a file and reads them back.
 package recording
 
 import (
@@ -44,42 +45,42 @@ import (
 //     Version changes only when that is not enough.
 //
 // Names, labels and whole identities are written once and then referred to by
-// number until the next key frame (at least every recordKeyEvery intervals);
+// number until the next key frame (at least every keyEvery intervals);
 // amounts are columns, not rows. That pays: see BenchmarkRecordSize for the
 // figures with and without.
 const (
-	recordFormat   = "iotrace-bpf recording"
-	recordVersion  = 1
-	recordSkipID   = 0x184D2A5D // one of zstd's sixteen skippable magics
-	recordKeyEvery = 128
+	fileFormat = "iotrace-bpf recording"
+	version    = 1
+	skipID     = 0x184D2A5D // one of zstd's sixteen skippable magics
+	keyEvery   = 128
 
-	recordKindHeader   = 1
-	recordKindInterval = 2
+	kindHeader   = 1
+	kindInterval = 2
 )
 
 // Limits that writer and reader share, so that a file that lies cannot make the
 // reader allocate more than an honest one could.
 const (
-	recordMaxEntry    = 64        // bytes of a skippable frame's content
-	recordMaxPlain    = 32 << 20  // bytes of a decompressed frame
-	recordMaxSamples  = 1 << 17   // samples of an interval
-	recordMaxEvents   = 1 << 18   // events of an interval
-	recordMaxIdents   = 1 << 18   // identities between two key frames
-	recordMaxLabels   = 1 << 20   // label pairs between two key frames
-	recordMaxText     = 32 << 20  // bytes of names between two key frames
-	recordMaxElements = 1 << 21   // elements of one CBOR array
-	recordMaxIndex    = 1 << 22   // intervals of a recording with all its parts
-	recordMaxParts    = 9999      // highest number behind FILE.
-	recordMaxString   = 64 << 10  // bytes of one name; longer ones are cut
-	recordMinBytes    = 128 << 10 // smallest RecorderOptions.MaxBytes
+	maxEntry    = 64                // bytes of a skippable frame's content
+	maxPlain    = 32 << 20          // bytes of a decompressed frame
+	maxSamples  = output.MaxSamples // of an interval
+	maxEvents   = 1 << 18           // events of an interval
+	maxIdents   = 1 << 18           // identities between two key frames
+	maxLabels   = 1 << 20           // label pairs between two key frames
+	maxText     = 32 << 20          // bytes of names between two key frames
+	maxElements = 1 << 21           // elements of one CBOR array
+	maxIndex    = 1 << 22           // intervals of a recording with all its parts
+	maxParts    = 9999              // highest number behind FILE.
+	maxString   = 64 << 10          // bytes of one name; longer ones are cut
+	minBytes    = 128 << 10         // smallest Options.MaxBytes
 )
 
-// recordSyncEvery spares the disk when intervals are much shorter than a
+// syncEvery spares the disk when intervals are much shorter than a
 // second. A recorder that is killed loses nothing by it, only a power cut may
 // take this much more.
-const recordSyncEvery = 900 * time.Millisecond
+const syncEvery = 900 * time.Millisecond
 
-// What RecorderOptions stands for where it is zero.
+// What Options stands for where it is zero.
 const (
 	DefaultRecordBytes = 256 << 20
 	DefaultRecordKeep  = 7
@@ -99,9 +100,9 @@ var (
 	ErrTooLarge = errors.New("too large to be recorded")
 )
 
-// RecorderOptions says how much a recorder may keep and what it notes about its
+// Options says how much a recorder may keep and what it notes about its
 // origin.
-type RecorderOptions struct {
+type Options struct {
 	// MaxBytes is the size at which FILE becomes FILE.1 and a new FILE begins:
 	// 0 means DefaultRecordBytes, less than 0 no limit. A file always holds at
 	// least one interval, however large that is.
@@ -115,8 +116,8 @@ type RecorderOptions struct {
 	Host output.Host
 }
 
-// RecorderStats counts what a Recorder did since it was made.
-type RecorderStats struct {
+// Stats counts what a Writer did since it was made.
+type Stats struct {
 	Intervals uint64 // written
 	Failed    uint64 // not written: disk full, too large ...
 	Events    uint64 // events left out of written intervals: above the limit
@@ -124,11 +125,11 @@ type RecorderStats struct {
 	Files     uint64 // begun
 }
 
-// Recorder writes intervals to a file of mode 0600 (names and labels of
+// Writer writes intervals to a file of mode 0600 (names and labels of
 // containers are in it). Its methods may be called from several goroutines.
-type Recorder struct {
+type Writer struct {
 	path string
-	opt  RecorderOptions
+	opt  Options
 
 	mu     sync.Mutex
 	file   *os.File // nil once closed, or after a rotation that failed
@@ -136,27 +137,27 @@ type Recorder struct {
 	inFile int // intervals in file
 	sinceK int // intervals since the key frame, itself included
 	closed bool
-	enc    *recordEncoder
+	enc    *encoder
 	zenc   *zstd.Encoder
 	buf    []byte // frame being built
 	plain  bytes.Buffer
-	stats  RecorderStats
+	stats  Stats
 
-	syncs    chan recordSync
+	syncs    chan syncState
 	syncDone chan struct{}
 	syncMu   sync.Mutex
 	syncErr  error
 	lastSync time.Time
 }
 
-// recordSync asks for a file to be made durable, and closed where it is done with.
-type recordSync struct {
+// syncState asks for a file to be made durable, and closed where it is done with.
+type syncState struct {
 	file  *os.File
 	close bool
 }
 
-// recordHeader is the first item of every file.
-type recordHeader struct {
+// fileHeader is the first item of every file.
+type fileHeader struct {
 	Format  string `cbor:"format"`
 	Version uint64 `cbor:"version"`
 	Tool    string `cbor:"tool,omitempty"`
@@ -166,8 +167,8 @@ type recordHeader struct {
 	Start   int64  `cbor:"start"` // ns since 1970
 }
 
-// recordEntry stands in front of every frame.
-type recordEntry struct {
+// fileEntry stands in front of every frame.
+type fileEntry struct {
 	_     struct{} `cbor:",toarray"`
 	Kind  uint8
 	Key   bool // names and identities begin anew with this interval
@@ -177,36 +178,36 @@ type recordEntry struct {
 	Plain uint32 // bytes of its content
 }
 
-// NewRecorder begins a recording at path. A recording that is there already,
+// Create begins a recording at path. A recording that is there already,
 // for instance from before a crash, is kept as path.1 like one that has reached
 // its size; any other file there is an error, and so is a second recorder on
 // the same path.
-func NewRecorder(path string, opt RecorderOptions) (*Recorder, error) {
+func Create(path string, opt Options) (*Writer, error) {
 	switch {
 	case opt.MaxBytes == 0:
 		opt.MaxBytes = DefaultRecordBytes
-	case opt.MaxBytes > 0 && opt.MaxBytes < recordMinBytes:
-		return nil, fmt.Errorf("recording '%s': size limit of %d bytes is below the smallest, %d", path, opt.MaxBytes, int64(recordMinBytes))
+	case opt.MaxBytes > 0 && opt.MaxBytes < minBytes:
+		return nil, fmt.Errorf("recording '%s': size limit of %d bytes is below the smallest, %d", path, opt.MaxBytes, int64(minBytes))
 	}
 	switch {
 	case opt.Keep == 0:
 		opt.Keep = DefaultRecordKeep
 	case opt.Keep < 0:
 		opt.Keep = 0
-	case opt.Keep > recordMaxParts:
-		return nil, fmt.Errorf("recording '%s': cannot keep %d older files, at most %d", path, opt.Keep, recordMaxParts)
+	case opt.Keep > maxParts:
+		return nil, fmt.Errorf("recording '%s': cannot keep %d older files, at most %d", path, opt.Keep, maxParts)
 	}
 	zenc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderCRC(true))
 	if err != nil {
 		return nil, fmt.Errorf("recording '%s': %w", path, err)
 	}
-	enc, err := newRecordEncoder()
+	enc, err := newEncoder()
 	if err != nil {
 		return nil, fmt.Errorf("recording '%s': %w", path, err)
 	}
-	r := &Recorder{
+	r := &Writer{
 		path: path, opt: opt, enc: enc, zenc: zenc,
-		syncs:    make(chan recordSync, 4),
+		syncs:    make(chan syncState, 4),
 		syncDone: make(chan struct{}),
 	}
 	if err := r.checkParts(); err != nil {
@@ -223,7 +224,7 @@ func NewRecorder(path string, opt RecorderOptions) (*Recorder, error) {
 }
 
 // takeOver moves an earlier recording out of the way.
-func (r *Recorder) takeOver() error {
+func (r *Writer) takeOver() error {
 	fi, err := os.Lstat(r.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -251,7 +252,7 @@ func (r *Recorder) takeOver() error {
 		// What a recorder leaves when the disk is full from the start.
 		return os.Remove(r.path)
 	}
-	if !recordSniff(f) {
+	if !sniff(f) {
 		return fmt.Errorf("recording '%s': exists and is %w", r.path, ErrNotRecording)
 	}
 	if r.opt.Keep == 0 {
@@ -260,15 +261,15 @@ func (r *Recorder) takeOver() error {
 	return r.shift()
 }
 
-// recordSniff tells whether f begins as a recording does.
-func recordSniff(f io.ReaderAt) bool {
-	e, _, err := readRecordEntry(f, 0)
-	return err == nil && e.Kind == recordKindHeader
+// sniff tells whether f begins as a recording does.
+func sniff(f io.ReaderAt) bool {
+	e, _, err := readEntry(f, 0)
+	return err == nil && e.Kind == kindHeader
 }
 
 // checkParts finds out now, rather than at the first rotation, that a name is
 // taken by something else.
-func (r *Recorder) checkParts() error {
+func (r *Writer) checkParts() error {
 	for n := 1; n <= r.opt.Keep; n++ {
 		if _, err := r.older(n); err != nil {
 			return err
@@ -279,8 +280,8 @@ func (r *Recorder) checkParts() error {
 
 // older tells whether there is an n-th older file; one that is not a recording
 // is an error.
-func (r *Recorder) older(n int) (bool, error) {
-	name := recordPart(r.path, n)
+func (r *Writer) older(n int) (bool, error) {
+	name := partPath(r.path, n)
 	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
@@ -289,14 +290,14 @@ func (r *Recorder) older(n int) (bool, error) {
 		return false, fmt.Errorf("recording '%s': %w", r.path, err)
 	}
 	defer f.Close()
-	if !recordSniff(f) {
+	if !sniff(f) {
 		return false, fmt.Errorf("recording '%s': '%s' is in the way and is %w", r.path, name, ErrNotRecording)
 	}
 	return true, nil
 }
 
 // shift renames FILE.n to FILE.n+1, oldest first, and FILE to FILE.1.
-func (r *Recorder) shift() error {
+func (r *Writer) shift() error {
 	for n := r.opt.Keep; n >= 0; n-- {
 		there, err := r.older(n)
 		if err != nil {
@@ -305,11 +306,11 @@ func (r *Recorder) shift() error {
 		if !there {
 			continue
 		}
-		from := recordPart(r.path, n)
+		from := partPath(r.path, n)
 		if n == r.opt.Keep {
 			err = os.Remove(from)
 		} else {
-			err = os.Rename(from, recordPart(r.path, n+1))
+			err = os.Rename(from, partPath(r.path, n+1))
 		}
 		if err != nil {
 			return fmt.Errorf("recording '%s': %w", r.path, err)
@@ -318,8 +319,8 @@ func (r *Recorder) shift() error {
 	return nil
 }
 
-// recordPart is the path of the n-th older file; the 0-th is the youngest.
-func recordPart(path string, n int) string {
+// partPath is the path of the n-th older file; the 0-th is the youngest.
+func partPath(path string, n int) string {
 	if n == 0 {
 		return path
 	}
@@ -327,7 +328,7 @@ func recordPart(path string, n int) string {
 }
 
 // begin creates the file and writes the header.
-func (r *Recorder) begin() error {
+func (r *Writer) begin() error {
 	f, err := os.OpenFile(r.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("recording '%s': %w", r.path, err)
@@ -341,16 +342,16 @@ func (r *Recorder) begin() error {
 		return fail(err)
 	}
 	now := time.Now()
-	h := recordHeader{
-		Format: recordFormat, Version: recordVersion, Tool: recordValid(r.opt.Tool),
-		Host: recordValid(r.opt.Host.Name), HostID: recordValid(r.opt.Host.ID), Kernel: recordValid(r.opt.Host.Kernel),
+	h := fileHeader{
+		Format: fileFormat, Version: version, Tool: valid(r.opt.Tool),
+		Host: valid(r.opt.Host.Name), HostID: valid(r.opt.Host.ID), Kernel: valid(r.opt.Host.Kernel),
 		Start: now.UnixNano(),
 	}
 	plain, err := r.enc.mode.Marshal(h)
 	if err != nil {
 		return fail(err)
 	}
-	frame, err := r.frame(recordEntry{Kind: recordKindHeader, Key: true, Start: h.Start, End: h.Start}, plain)
+	frame, err := r.frame(fileEntry{Kind: kindHeader, Key: true, Start: h.Start, End: h.Start}, plain)
 	if err != nil {
 		return fail(err)
 	}
@@ -367,9 +368,9 @@ func (r *Recorder) begin() error {
 	return nil
 }
 
-// recordValid makes text fit for the header, the one place where strings are
+// valid makes text fit for the header, the one place where strings are
 // written as they are.
-func recordValid(s string) string {
+func valid(s string) string {
 	if len(s) > 1024 {
 		s = s[:1024]
 	}
@@ -390,14 +391,14 @@ func syncDir(path string) error {
 }
 
 // restart makes the next interval a key frame.
-func (r *Recorder) restart() {
+func (r *Writer) restart() {
 	r.enc.reset()
 	r.sinceK = 0
 }
 
 // frame builds entry and zstd frame in r.buf.
-func (r *Recorder) frame(e recordEntry, plain []byte) ([]byte, error) {
-	if len(plain) > recordMaxPlain {
+func (r *Writer) frame(e fileEntry, plain []byte) ([]byte, error) {
+	if len(plain) > maxPlain {
 		return nil, fmt.Errorf("interval of %d bytes: %w", len(plain), ErrTooLarge)
 	}
 	z := r.zenc.EncodeAll(plain, r.buf[:0])
@@ -407,14 +408,14 @@ func (r *Recorder) frame(e recordEntry, plain []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(head) > recordMaxEntry {
+	if len(head) > maxEntry {
 		return nil, fmt.Errorf("entry of %d bytes: %w", len(head), ErrTooLarge)
 	}
 	// One buffer, so that one write(2) carries both.
 	n := 8 + len(head)
 	frame := append(z, make([]byte, n)...)
 	copy(frame[n:], frame[:len(z)])
-	binary.LittleEndian.PutUint32(frame, recordSkipID)
+	binary.LittleEndian.PutUint32(frame, skipID)
 	binary.LittleEndian.PutUint32(frame[4:], uint32(len(head)))
 	copy(frame[8:], head)
 	r.buf = frame
@@ -426,7 +427,7 @@ func (r *Recorder) frame(e recordEntry, plain []byte) ([]byte, error) {
 // the caller counts what was not written. Text longer than 64 KiB is cut, and
 // events above 262,144 are left out and counted in the recorded Lost.Exports.
 // iv is not kept.
-func (r *Recorder) Write(iv *output.Interval) error {
+func (r *Writer) Write(iv *output.Interval) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -445,7 +446,7 @@ func (r *Recorder) Write(iv *output.Interval) error {
 	return nil
 }
 
-func (r *Recorder) write(iv *output.Interval) error {
+func (r *Writer) write(iv *output.Interval) error {
 	if r.file == nil {
 		// A rotation failed half-way: the old file is away, the new one is not there.
 		if err := r.takeOver(); err != nil {
@@ -455,7 +456,7 @@ func (r *Recorder) write(iv *output.Interval) error {
 			return err
 		}
 	}
-	if r.sinceK >= recordKeyEvery {
+	if r.sinceK >= keyEvery {
 		r.restart()
 	}
 	frame, err := r.encode(iv)
@@ -494,15 +495,15 @@ func (r *Recorder) write(iv *output.Interval) error {
 	r.sinceK++
 	// The disk that is being watched may be the one that is stuck: wait for it
 	// elsewhere, and do not queue up what is asked for anyway.
-	if now := time.Now(); len(r.syncs) == 0 && now.Sub(r.lastSync) >= recordSyncEvery {
-		r.syncs <- recordSync{file: r.file}
+	if now := time.Now(); len(r.syncs) == 0 && now.Sub(r.lastSync) >= syncEvery {
+		r.syncs <- syncState{file: r.file}
 		r.lastSync = now
 	}
 	return nil
 }
 
 // encode builds the frame of iv with the names known so far.
-func (r *Recorder) encode(iv *output.Interval) ([]byte, error) {
+func (r *Writer) encode(iv *output.Interval) ([]byte, error) {
 	w, err := r.enc.interval(iv)
 	if err != nil {
 		return nil, err
@@ -511,11 +512,11 @@ func (r *Recorder) encode(iv *output.Interval) ([]byte, error) {
 	if err := r.enc.mode.NewEncoder(&r.plain).Encode(w); err != nil {
 		return nil, err
 	}
-	return r.frame(recordEntry{Kind: recordKindInterval, Key: r.sinceK == 0, Start: w.Start, End: w.End}, r.plain.Bytes())
+	return r.frame(fileEntry{Kind: kindInterval, Key: r.sinceK == 0, Start: w.Start, End: w.End}, r.plain.Bytes())
 }
 
 // rotate puts the full file away and begins a new one.
-func (r *Recorder) rotate() error {
+func (r *Writer) rotate() error {
 	if r.opt.Keep == 0 {
 		if err := os.Remove(r.path); err != nil {
 			return err
@@ -524,13 +525,13 @@ func (r *Recorder) rotate() error {
 		return err
 	}
 	// Blocks only when several files wait for a stuck disk: they do not pile up.
-	r.syncs <- recordSync{file: r.file, close: true}
+	r.syncs <- syncState{file: r.file, close: true}
 	r.file = nil
 	return r.begin()
 }
 
 // syncLoop makes files durable until the channel is closed.
-func (r *Recorder) syncLoop() {
+func (r *Writer) syncLoop() {
 	defer close(r.syncDone)
 	for s := range r.syncs {
 		err := unix.Fdatasync(int(s.file.Fd()))
@@ -549,7 +550,7 @@ func (r *Recorder) syncLoop() {
 }
 
 // takeSyncErr returns what went wrong behind an earlier Write's back.
-func (r *Recorder) takeSyncErr() error {
+func (r *Writer) takeSyncErr() error {
 	r.syncMu.Lock()
 	defer r.syncMu.Unlock()
 	err := r.syncErr
@@ -558,14 +559,14 @@ func (r *Recorder) takeSyncErr() error {
 }
 
 // Stats tells what was written so far.
-func (r *Recorder) Stats() RecorderStats {
+func (r *Writer) Stats() Stats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.stats
 }
 
 // Close waits until everything is on the disk. A second Close does nothing.
-func (r *Recorder) Close() error {
+func (r *Writer) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
@@ -573,7 +574,7 @@ func (r *Recorder) Close() error {
 	}
 	r.closed = true
 	if r.file != nil {
-		r.syncs <- recordSync{file: r.file, close: true}
+		r.syncs <- syncState{file: r.file, close: true}
 		r.file = nil
 	}
 	close(r.syncs)
@@ -585,10 +586,10 @@ func (r *Recorder) Close() error {
 	return nil
 }
 
-// readRecordEntry reads the skippable frame at off; body is where the zstd
+// readEntry reads the skippable frame at off; body is where the zstd
 // frame begins. io.EOF means that the file ends exactly at off.
-func readRecordEntry(f io.ReaderAt, off int64) (e recordEntry, body int64, err error) {
-	var b [8 + recordMaxEntry]byte
+func readEntry(f io.ReaderAt, off int64) (e fileEntry, body int64, err error) {
+	var b [8 + maxEntry]byte
 	n, rerr := f.ReadAt(b[:], off)
 	if rerr != nil && !errors.Is(rerr, io.EOF) {
 		return e, 0, rerr
@@ -600,40 +601,40 @@ func readRecordEntry(f io.ReaderAt, off int64) (e recordEntry, body int64, err e
 		// Blocks that were allocated and never written before the power went.
 		return e, 0, fmt.Errorf("zeros instead of an interval: %w", ErrTruncated)
 	}
-	if n >= 4 && binary.LittleEndian.Uint32(b[:]) != recordSkipID {
+	if n >= 4 && binary.LittleEndian.Uint32(b[:]) != skipID {
 		return e, 0, fmt.Errorf("no interval begins here: %w", ErrCorrupt)
 	}
 	if n < 8 {
 		return e, 0, ErrTruncated
 	}
 	l := int(binary.LittleEndian.Uint32(b[4:]))
-	if l > recordMaxEntry {
+	if l > maxEntry {
 		return e, 0, fmt.Errorf("index entry of %d bytes: %w", uint32(l), ErrCorrupt)
 	}
 	if n < 8+l {
 		return e, 0, ErrTruncated
 	}
-	if err := recordDecMode.Unmarshal(b[8:8+l], &e); err != nil {
+	if err := decMode.Unmarshal(b[8:8+l], &e); err != nil {
 		return e, 0, fmt.Errorf("index entry: %w: %v", ErrCorrupt, err)
 	}
-	if e.Plain > recordMaxPlain || e.Size > recordMaxPlain+recordMaxPlain/128 || e.Size == 0 ||
+	if e.Plain > maxPlain || e.Size > maxPlain+maxPlain/128 || e.Size == 0 ||
 		e.Start < 0 || e.End < e.Start || e.Kind == 0 {
 		return e, 0, fmt.Errorf("index entry out of range: %w", ErrCorrupt)
 	}
 	return e, off + 8 + int64(l), nil
 }
 
-// recordDecMode refuses what no recorder writes, before anything is allocated
+// decMode refuses what no recorder writes, before anything is allocated
 // for it.
-var recordDecMode = mustRecordDecMode()
+var decMode = mustDecMode()
 
-func mustRecordDecMode() cbor.DecMode {
+func mustDecMode() cbor.DecMode {
 	m, err := cbor.DecOptions{
 		DupMapKey:        cbor.DupMapKeyEnforcedAPF,
 		IndefLength:      cbor.IndefLengthForbidden,
 		TagsMd:           cbor.TagsForbidden,
 		MaxNestedLevels:  8,
-		MaxArrayElements: recordMaxElements,
+		MaxArrayElements: maxElements,
 		MaxMapPairs:      256,
 	}.DecMode()
 	if err != nil {
@@ -642,8 +643,8 @@ func mustRecordDecMode() cbor.DecMode {
 	return m
 }
 
-// recordParts lists the files of a recording, oldest first.
-func recordParts(path string) ([]string, error) {
+// partPaths lists the files of a recording, oldest first.
+func partPaths(path string) ([]string, error) {
 	dir, base := filepath.Split(path)
 	if dir == "" {
 		dir = "."
@@ -663,7 +664,7 @@ func recordParts(path string) ([]string, error) {
 				continue
 			}
 			n, err := strconv.Atoi(num)
-			if err == nil && n >= 1 && n <= recordMaxParts && strconv.Itoa(n) == num {
+			if err == nil && n >= 1 && n <= maxParts && strconv.Itoa(n) == num {
 				older = append(older, n)
 			}
 		}
@@ -674,7 +675,7 @@ func recordParts(path string) ([]string, error) {
 	sort.Sort(sort.Reverse(sort.IntSlice(older)))
 	parts := make([]string, 0, len(older)+1)
 	for _, n := range older {
-		parts = append(parts, recordPart(path, n))
+		parts = append(parts, partPath(path, n))
 	}
 	return append(parts, path), nil
 }

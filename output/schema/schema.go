@@ -1,11 +1,80 @@
-// Package schema holds the JSON schemas of all documents, for tests that check
-// documents and have no other business with package output.
+// Package schema holds the JSON schemas (draft 2020-12) of all documents, for
+// tests that check documents. The program itself does not import it.
 package schema
 
-import "embed"
+import (
+	"bytes"
+	"embed"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"sync"
 
-// Files are DATASET.json for each dataset, and common.json, which they refer to
-// (JSON schema, draft 2020-12).
+	"github.com/santhosh-tekuri/jsonschema/v6"
+)
+
+// Files are DATASET.json for each dataset, and common.json, which they refer to.
 //
 //go:embed *.json
 var Files embed.FS
+
+// common is the name of the definitions that all datasets share.
+const common = "common"
+
+// base is where the schemas find each other. Nothing is fetched from there.
+const base = "https://schema.invalid/"
+
+// Datasets returns the compiled schema of every dataset by its name, such as
+// "iotrace.io".
+var Datasets = sync.OnceValues(func() (map[string]*jsonschema.Schema, error) {
+	files, err := Files.ReadDir(".")
+	if err != nil {
+		return nil, err
+	}
+	c := jsonschema.NewCompiler()
+	for _, f := range files {
+		data, err := Files.ReadFile(f.Name())
+		if err != nil {
+			return nil, err
+		}
+		doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(data))
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", f.Name(), err)
+		}
+		if err := c.AddResource(base+f.Name(), doc); err != nil {
+			return nil, err
+		}
+	}
+	compiled := make(map[string]*jsonschema.Schema)
+	for _, f := range files {
+		name := strings.TrimSuffix(f.Name(), ".json")
+		if name == common {
+			continue
+		}
+		if compiled[name], err = c.Compile(base + f.Name()); err != nil {
+			return nil, err
+		}
+	}
+	return compiled, nil
+})
+
+// Validate holds one document against the schema of the dataset that it names.
+func Validate(line []byte) error {
+	datasets, err := Datasets()
+	if err != nil {
+		return err
+	}
+	var d struct{ Event struct{ Dataset string } }
+	if err := json.Unmarshal(line, &d); err != nil {
+		return err
+	}
+	s := datasets[d.Event.Dataset]
+	if s == nil {
+		return fmt.Errorf("no schema for dataset %q", d.Event.Dataset)
+	}
+	doc, err := jsonschema.UnmarshalJSON(bytes.NewReader(line))
+	if err != nil {
+		return err
+	}
+	return s.Validate(doc)
+}

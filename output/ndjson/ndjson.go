@@ -1,0 +1,624 @@
+// Package ndjson turns intervals into ECS documents, one JSON object a line.
+package ndjson
+
+import (
+	"fmt"
+	"io"
+	"iter"
+	"maps"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf16"
+	"unicode/utf8"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/text"
+	"github.com/segmentio/encoding/json"
+)
+
+// ecsVersion is the version of the Elastic Common Schema whose names are used.
+const ecsVersion = "9.4.0"
+
+// module is the event.module of every document.
+const module = "iotrace"
+
+// Options says how documents are made.
+type Options struct {
+	// Namespace is the data stream's; "" is "default".
+	Namespace string
+	// ExportLabels names container labels to put into documents besides those
+	// that tell project, service and pod; * stands for any text. The others
+	// stay on the host: labels hold secrets and file names.
+	ExportLabels []string
+	// Events puts single requests in the place of totals (--events).
+	Events bool
+}
+
+// Document is one JSON object for one data stream.
+type Document struct {
+	Type      string // of the data stream: metrics or logs
+	Dataset   string
+	Namespace string
+	Time      time.Time
+	Line      []byte // the object and "\n"; the receiver may keep it
+}
+
+// Writer writes documents as lines of JSON. It is not safe for concurrent use.
+type Writer struct {
+	w   io.Writer
+	opt Options
+}
+
+// New returns an NDJSON that writes to w, each line in one call of Write.
+func New(w io.Writer, opt Options) *Writer {
+	return &Writer{w: w, opt: opt}
+}
+
+// Write writes the documents of an interval. A reader that went away shows as
+// syscall.EPIPE to errors.Is.
+func (n *Writer) Write(r *output.Summary, iv *output.Interval) error {
+	for d := range documents(r, iv, n.opt, true) {
+		if _, err := n.w.Write(d.Line); err != nil {
+			return fmt.Errorf("writing %s document: %w", d.Dataset, err)
+		}
+	}
+	return nil
+}
+
+// Close does nothing: every line is out when Write returns.
+func (n *Writer) Close() error { return nil }
+
+// Documents returns the documents of an interval: for every row, source and
+// level one of iotrace.io (instead of them, with opt.Events, one of
+// iotrace.event for every request), one of iotrace.status, and one of
+// iotrace.vxlan for every event of an overlay device.
+//
+// What --top cut off is there as "(rest)", so that documents add up to the
+// total; what a filter left out is not. Rows of stacked devices carry
+// iotrace.device.stacked and must not be added to the others.
+func Documents(r *output.Summary, iv *output.Interval, opt Options) iter.Seq[Document] {
+	return documents(r, iv, opt, false)
+}
+
+// documents makes Line anew for each document unless reuse is set.
+func documents(r *output.Summary, iv *output.Interval, opt Options, reuse bool) iter.Seq[Document] {
+	return func(yield func(Document) bool) {
+		e := newEncoder(r, iv, opt)
+		var line []byte
+		emit := func(kind, dataset string, t time.Time) bool {
+			if !reuse {
+				line = make([]byte, 0, cap(line))
+			}
+			line = e.line(line[:0])
+			return yield(Document{Type: kind, Dataset: dataset, Namespace: e.doc.DataStream.Namespace, Time: t, Line: line})
+		}
+		if !opt.Events {
+			for row, stacked := range documentRows(r) {
+				for i := range row.Sources {
+					e.io(row, &row.Sources[i], stacked)
+					if !emit("metrics", output.DatasetIO, iv.End) {
+						return
+					}
+				}
+			}
+		}
+		e.status()
+		if !emit("logs", output.DatasetStatus, iv.End) {
+			return
+		}
+		for i := range iv.Events {
+			ev := &iv.Events[i]
+			switch {
+			case ev.VXLAN != nil:
+				e.vxlan(ev)
+			case ev.IO != nil && opt.Events && r.Has(ev.IO):
+				e.event(ev)
+			default:
+				continue
+			}
+			if !emit("logs", datasetOf(ev), ev.Time) {
+				return
+			}
+		}
+	}
+}
+
+// datasetOf returns the dataset of an event, whatever its Dataset field says.
+func datasetOf(e *output.Event) string {
+	if e.VXLAN != nil {
+		return output.DatasetVXLAN
+	}
+	return output.DatasetEvent
+}
+
+// documentRows returns the rows to make documents of, and whether each is of
+// stacked devices.
+func documentRows(r *output.Summary) iter.Seq2[*output.Row, bool] {
+	return func(yield func(*output.Row, bool) bool) {
+		for i := range r.Rows {
+			if !yield(&r.Rows[i], false) {
+				return
+			}
+		}
+		if r.Rest != nil && !yield(r.Rest, false) {
+			return
+		}
+		for i := range r.Stacked {
+			if !yield(&r.Stacked[i], true) {
+				return
+			}
+		}
+	}
+}
+
+// encoder makes one document after the other in the same memory.
+type encoder struct {
+	doc document
+	r   *output.Summary
+	iv  *output.Interval
+
+	end          string
+	start        string
+	duration     int64
+	by           []string
+	exportLabels []string
+	host         *docHost
+	byProcess    bool
+
+	// What the pointers of doc point to.
+	container    docContainer
+	image        docImage
+	orchestrator docOrchestrator
+	resource     docResource
+	process      docProcess
+	group        docGroup
+	project      docProject
+	service      docNamed
+	unit         docNamed
+	cgroup       docCgroup
+	device       docDevice
+	mount        docMount
+	nfs          docNFS
+	fuse         docFUSE
+	daemon       docPID
+	amounts      [3]docAmount
+	counts       [2]docCount
+	latencies    [5]docLatency
+	basis        docBasis
+	request      docRequest
+	took         int64
+	exported     map[string]map[string]string // labels by container, not to be changed
+}
+
+func newEncoder(r *output.Summary, iv *output.Interval, opt Options) *encoder {
+	e := &encoder{r: r, iv: iv, exportLabels: opt.ExportLabels}
+	e.start, e.end = timestamp(iv.Start), timestamp(iv.End)
+	e.duration = max(int64(iv.End.Sub(iv.Start)), 0)
+	for _, k := range r.By {
+		e.by = append(e.by, string(k))
+	}
+	e.byProcess = slices.Contains(r.By, output.KeyProcess)
+	if h := iv.Host; h != (output.Host{}) {
+		e.host = &docHost{Name: h.Name, ID: h.ID}
+		if h.Kernel != "" {
+			e.host.OS = &docOS{Kernel: h.Kernel}
+		}
+	}
+	e.doc.DataStream.Namespace = opt.Namespace
+	if opt.Namespace == "" {
+		e.doc.DataStream.Namespace = "default"
+	}
+	return e
+}
+
+// timestamp writes t in UTC with nanoseconds, always as many digits, so that
+// lines sort by time.
+func timestamp(t time.Time) string {
+	return t.UTC().Format("2006-01-02T15:04:05.000000000Z")
+}
+
+// long clamps n to what a field of type long can hold.
+func long(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
+
+// idText writes an unsigned 64-bit id: JSON readers round large numbers.
+func idText(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatUint(n, 10)
+}
+
+// line appends the document and a line feed to buf. Invalid UTF-8 becomes
+// U+FFFD. The encoder is github.com/segmentio/encoding, which takes the struct
+// tags of encoding/json and a third of its time (BenchmarkNDJSON).
+func (e *encoder) line(buf []byte) []byte {
+	buf, err := json.Append(buf, &e.doc, json.SortMapKeys)
+	if err != nil {
+		// There is nothing in a document but strings, integers and booleans.
+		panic("encoding a document: " + err.Error())
+	}
+	return append(escapeInvisible(buf), '\n')
+}
+
+// escapeInvisible escapes what JSON allows in strings but a terminal or a
+// reader of logs would act upon or not see: DEL, C1 controls, bidi overrides
+// and their like. Nothing outside of strings is touched, being ASCII.
+func escapeInvisible(line []byte) []byte {
+	i := slices.IndexFunc(line, func(c byte) bool { return c >= 0x7f })
+	if i < 0 {
+		return line
+	}
+	rest := string(line[i:])
+	line = line[:i]
+	for _, r := range rest {
+		if r < 0x7f || text.Visible(r) {
+			line = utf8.AppendRune(line, r)
+			continue
+		}
+		for _, u := range utf16.AppendRune(nil, r) {
+			line = fmt.Appendf(line, `\u%04x`, u)
+		}
+	}
+	return line
+}
+
+var (
+	categoryHost    = []string{"host"}
+	categoryNetwork = []string{"network"}
+	typeInfo        = []string{"info"}
+	typeAccess      = []string{"access"}
+	typeStart       = []string{"start"}
+	typeEnd         = []string{"end"}
+)
+
+// reset begins a document.
+func (e *encoder) reset(stream, dataset, kind string, category, typ []string) {
+	namespace := e.doc.DataStream.Namespace
+	e.doc = document{Timestamp: e.end, ECS: docECS{Version: ecsVersion}, Host: e.host}
+	e.doc.DataStream.Type, e.doc.DataStream.Dataset, e.doc.DataStream.Namespace = stream, dataset, namespace
+	e.doc.Event = docEvent{Kind: kind, Category: category, Type: typ, Module: module, Dataset: dataset}
+}
+
+// interval sets the fields that say what time a document is about.
+func (e *encoder) interval() {
+	e.doc.Event.Start, e.doc.Event.End, e.doc.Event.Duration = e.start, e.end, &e.duration
+}
+
+func (e *encoder) io(row *output.Row, su *output.SourceUsage, stacked bool) {
+	e.reset("metrics", output.DatasetIO, "metric", categoryHost, typeInfo)
+	e.interval()
+	f := &e.doc.Iotrace
+	f.Source, f.Level = string(su.Source), string(su.Level)
+	e.group = docGroup{By: e.by, Name: e.group.Name[:0], ID: row.ID()}
+	if row.Label != "" {
+		e.group.Name = append(e.group.Name, row.Label)
+	}
+	for _, k := range row.Keys {
+		e.group.Name = append(e.group.Name, k.Text)
+		if k.Key == output.KeyOp {
+			f.Op = k.Text
+		}
+	}
+	f.Group = &e.group
+	identity := su.Identity()
+	if !e.byProcess {
+		// That a container had but one process with I/O is chance.
+		identity.Process = output.Process{}
+	}
+	identity.Device.Stacked = stacked
+	e.identity(&identity)
+	e.keyLabels(row)
+
+	u := &su.Usage
+	f.Read = e.amount(0, &u.Read, u.MetaReadBytes)
+	f.Write = e.amount(1, &u.Write, u.MetaWriteBytes)
+	if u.Discard.Ops > 0 {
+		f.Discard = e.amount(2, &u.Discard, 0)
+	}
+	if u.Flush.Ops > 0 {
+		f.Flush = e.count(0, &u.Flush)
+	}
+	if u.Metadata.Ops > 0 {
+		f.Metadata = e.count(1, &u.Metadata)
+	}
+	f.Retransmits = long(u.Retransmits)
+	if !u.BasisUnknown {
+		b := &u.Basis
+		e.basis = docBasis{long(b.Dirtier), long(b.Page), long(b.Bio), long(b.Task), long(b.None)}
+		f.Basis = &e.basis
+	}
+}
+
+func (e *encoder) amount(i int, a *output.Amount, meta uint64) *docAmount {
+	e.amounts[i] = docAmount{Bytes: long(a.Bytes), Ops: long(a.Ops), Errors: long(a.Errors),
+		MetaBytes: long(meta), Latency: e.latency(i, &a.Latency)}
+	return &e.amounts[i]
+}
+
+func (e *encoder) count(i int, a *output.Amount) *docCount {
+	e.counts[i] = docCount{Ops: long(a.Ops), Errors: long(a.Errors), Latency: e.latency(len(e.amounts)+i, &a.Latency)}
+	return &e.counts[i]
+}
+
+func (e *encoder) latency(i int, l *output.Latency) *docLatency {
+	if len(l.Buckets) == 0 {
+		return nil
+	}
+	e.latencies[i] = docLatency{long(l.Quantile(0.5)), long(l.Quantile(0.95)), long(l.Quantile(0.99)), long(l.Max)}
+	return &e.latencies[i]
+}
+
+// identity sets everything that tells whose I/O it is and where it went.
+func (e *encoder) identity(id *output.Identity) {
+	d, f := &e.doc, &e.doc.Iotrace
+	f.Owner = string(id.Owner)
+	if id.Project != "" {
+		e.project = docProject{id.Project, id.ProjectRule}
+		f.Project = &e.project
+	}
+	if id.Service != "" {
+		e.service = docNamed{id.Service}
+		f.Service = &e.service
+	}
+	if id.Unit != "" {
+		e.unit = docNamed{id.Unit}
+		f.Unit = &e.unit
+	}
+	if id.Cgroup != (output.Cgroup{}) {
+		e.cgroup = docCgroup{idText(id.Cgroup.ID), id.Cgroup.Path}
+		f.Cgroup = &e.cgroup
+	}
+	if id.Device != (output.Device{}) {
+		e.device = docDevice{id.Device.ID, id.Device.Name, id.Device.Stacked}
+		f.Device = &e.device
+	}
+	e.mountOf(&id.Mount)
+	e.containerOf(&id.Container)
+	if p := &id.Pod; *p != (output.Pod{}) {
+		e.orchestrator = docOrchestrator{Type: "kubernetes", Namespace: p.Namespace}
+		if p.Name != "" {
+			e.resource = docResource{Type: "pod", Name: p.Name, ID: p.UID}
+			e.orchestrator.Resource = &e.resource
+		}
+		d.Orchestrator = &e.orchestrator
+	}
+	e.processOf(&id.Process)
+}
+
+func (e *encoder) processOf(p *output.Process) {
+	if *p == (output.Process{}) {
+		return
+	}
+	e.process = docProcess{int64(p.PID), p.Name}
+	e.doc.Process = &e.process
+}
+
+func (e *encoder) mountOf(m *output.Mount) {
+	f := &e.doc.Iotrace
+	mount := docMount{m.Source, m.Point, m.FSType, m.Volume, m.Driver}
+	if mount != (docMount{}) {
+		e.mount = mount
+		f.Mount = &e.mount
+	}
+	nfs := docNFS{m.NFSServer, m.NFSExport, m.NFSVersion}
+	if nfs != (docNFS{}) {
+		e.nfs = nfs
+		f.NFS = &e.nfs
+	}
+	if m.FUSESubtype != "" || m.FUSEDaemonPID != 0 {
+		e.fuse = docFUSE{Subtype: m.FUSESubtype}
+		if m.FUSEDaemonPID != 0 {
+			e.daemon = docPID{int64(m.FUSEDaemonPID)}
+			e.fuse.Daemon = &e.daemon
+		}
+		f.FUSE = &e.fuse
+	}
+}
+
+func (e *encoder) containerOf(c *output.Container) {
+	if c.ID == "" && c.Name == "" && c.Image == "" {
+		return
+	}
+	e.container = docContainer{ID: c.ID, Name: c.Name, Runtime: c.Runtime, Labels: e.labelsOf(c)}
+	if c.Image != "" || c.ImageTag != "" {
+		e.image = docImage{Name: c.Image, Tag: e.image.Tag[:0]}
+		if c.ImageTag != "" {
+			e.image.Tag = append(e.image.Tag, c.ImageTag)
+		}
+		e.container.Image = &e.image
+	}
+	e.doc.Container = &e.container
+}
+
+// exportedLabels are the labels that tell project, service and pod, and
+// nothing that their authors would want to keep on the host.
+var exportedLabels = map[string]bool{
+	"com.docker.compose.project":               true,
+	"com.docker.compose.service":               true,
+	"com.docker.compose.container-number":      true,
+	"com.docker.compose.oneoff":                true,
+	"com.docker.compose.version":               true,
+	"com.docker.stack.namespace":               true,
+	"com.docker.swarm.service.name":            true,
+	"com.docker.swarm.service.id":              true,
+	"com.docker.swarm.task.name":               true,
+	"com.docker.swarm.task.id":                 true,
+	"com.docker.swarm.node.id":                 true,
+	"io.podman.compose.project":                true,
+	"io.podman.compose.service":                true,
+	"io.kubernetes.pod.name":                   true,
+	"io.kubernetes.pod.namespace":              true,
+	"io.kubernetes.pod.uid":                    true,
+	"io.kubernetes.container.name":             true,
+	"com.hashicorp.nomad.job_name":             true,
+	"com.hashicorp.nomad.task_group_name":      true,
+	"com.hashicorp.nomad.task_name":            true,
+	"com.hashicorp.nomad.namespace":            true,
+	"com.amazonaws.ecs.cluster":                true,
+	"com.amazonaws.ecs.task-definition-family": true,
+	"com.amazonaws.ecs.container-name":         true,
+	"io.rancher.stack.name":                    true,
+	"io.rancher.stack_service.name":            true,
+	"coolify.projectName":                      true,
+	"coolify.resourceName":                     true,
+	"coolify.serviceName":                      true,
+	"com.dokku.app-name":                       true,
+	"com.dokku.process-type":                   true,
+	"com.gitlab.gitlab-runner.project.id":      true,
+	"com.gitlab.gitlab-runner.job.id":          true,
+	"iotrace.project":                          true,
+}
+
+// labelsOf returns labels of the same container but once: they never change
+// within an interval.
+func (e *encoder) labelsOf(c *output.Container) map[string]string {
+	if len(c.Labels) == 0 {
+		return nil
+	}
+	if c.ID == "" {
+		return e.labels(c.Labels)
+	}
+	labels, ok := e.exported[c.ID]
+	if !ok {
+		if e.exported == nil {
+			e.exported = make(map[string]map[string]string)
+		}
+		labels = e.labels(c.Labels)
+		e.exported[c.ID] = labels
+	}
+	return labels
+}
+
+// labels returns the labels that may leave the host, under keys without dots:
+// com.docker.compose.project would be a value and an object at once beside
+// com.docker.compose.project.config_files.
+func (e *encoder) labels(all map[string]string) map[string]string {
+	var out map[string]string
+	for _, k := range slices.Sorted(maps.Keys(all)) {
+		if k == "" || !exportedLabels[k] && !slices.ContainsFunc(e.exportLabels, func(p string) bool { return output.MatchGlob(p, k) }) {
+			continue
+		}
+		if out == nil {
+			out = make(map[string]string)
+		}
+		putLabel(out, k, all[k])
+	}
+	return out
+}
+
+// putLabel keeps the first of two keys that differ only in dots.
+func putLabel(m map[string]string, key, value string) {
+	key = strings.ToValidUTF8(strings.ReplaceAll(key, ".", "_"), "\uFFFD")
+	if _, ok := m[key]; !ok {
+		m[key] = value
+	}
+}
+
+// keyLabels sets the labels that rows are grouped by: who groups by a label
+// wants it in the document.
+func (e *encoder) keyLabels(row *output.Row) {
+	for _, k := range row.Keys {
+		name, ok := k.Key.Label()
+		if !ok || !strings.HasPrefix(k.ID, "label\x00") {
+			continue
+		}
+		if e.doc.Container == nil {
+			e.container = docContainer{}
+			e.doc.Container = &e.container
+		}
+		if e.container.Labels = maps.Clone(e.container.Labels); e.container.Labels == nil {
+			e.container.Labels = make(map[string]string)
+		}
+		putLabel(e.container.Labels, name, strings.TrimPrefix(k.ID, "label\x00"))
+	}
+}
+
+func (e *encoder) status() {
+	e.reset("logs", output.DatasetStatus, "state", categoryHost, typeInfo)
+	e.interval()
+	f, iv := &e.doc.Iotrace, e.iv
+	f.Sources = make(map[string]docSource, len(iv.Sources))
+	for _, s := range iv.Sources {
+		f.Sources[string(s.Source)] = docSource{s.Attached, s.Hook, s.Reason, s.Cost}
+	}
+	t := &e.r.Total.Total
+	if e.r.Level == output.LevelApp {
+		t = &e.r.Total.App
+	}
+	f.Level = string(e.r.Level)
+	f.Total = &docTotal{
+		Read:  docBytesOps{long(t.Read.Bytes), long(t.Read.Ops)},
+		Write: docBytesOps{long(t.Write.Bytes), long(t.Write.Ops)},
+	}
+	l := &iv.Lost
+	f.Lost = &docLost{Bytes: long(l.Bytes), Records: long(l.Records), Notices: long(l.Notices), Latencies: long(l.Latencies),
+		Groups: long(l.Groups), Walks: long(l.Walks), Misses: long(l.Misses), Exports: long(l.Exports)}
+	f.Unattributed = &docBytes{long(iv.Unattributed())}
+	f.Unresolved = &docUnresolved{long(iv.Unresolved)}
+	self := &iv.Self
+	f.Self = &docSelf{long(self.BPFNanos), long(self.CPUNanos), long(self.RSSBytes), long(self.ReadBytes), long(self.WriteBytes)}
+}
+
+func (e *encoder) event(ev *output.Event) {
+	io := ev.IO
+	e.reset("logs", output.DatasetEvent, "event", categoryHost, typeAccess)
+	e.doc.Timestamp = timestamp(ev.Time)
+	e.doc.Event.Action = io.Op
+	e.doc.Event.Outcome = outcome(io.Error)
+	if io.Latency > 0 {
+		e.took = long(io.Latency)
+		e.doc.Event.Duration = &e.took
+	}
+	s := &io.Sample
+	f := &e.doc.Iotrace
+	f.Source, f.Level, f.Op = string(s.Source), string(s.Level), io.Op
+	if f.Level == "" {
+		f.Level = string(output.LevelWire)
+	}
+	id := output.IdentityOf(s, 0)
+	e.identity(&id)
+	e.request = docRequest{Bytes: long(io.Amount().Bytes), Offset: long(io.Offset), Latency: long(io.Latency), Basis: io.Basis}
+	f.Request = &e.request
+}
+
+func outcome(failed bool) string {
+	if failed {
+		return "failure"
+	}
+	return "success"
+}
+
+func (e *encoder) vxlan(ev *output.Event) {
+	v := ev.VXLAN
+	typ := typeInfo
+	switch ev.Action {
+	case "created":
+		typ = typeStart
+	case "deleted", "cleaned":
+		typ = typeEnd
+	}
+	e.reset("logs", output.DatasetVXLAN, "event", categoryNetwork, typ)
+	e.doc.Timestamp = timestamp(ev.Time)
+	e.doc.Message = ev.String()
+	e.doc.Event.Action = ev.Action
+	e.doc.Event.Outcome = outcome(v.Err != "" || ev.Action == "create_failed")
+	e.doc.Event.Reason = v.Reason
+	if v.Owner != nil {
+		id := output.IdentityOf(v.Owner, 0)
+		id.Device, id.Mount, id.Process = output.Device{}, output.Mount{}, output.Process{}
+		e.identity(&id)
+	}
+	e.processOf(&v.Process)
+	f := &docVXLAN{
+		Device: v.Device, Ifindex: int64(v.Ifindex), VNI: int64(v.VNI), NetNS: idText(v.NetNS), NewNetNS: idText(v.NewNetNS),
+		Up: v.Up, Stack: v.Stack, Services: v.Services, Culprit: v.Culprit, CulpritNetNS: idText(v.CulpritNetNS),
+		Error: v.Err, Age: long(v.AgeNanos),
+	}
+	if v.Network != "" || v.NetworkID != "" {
+		f.Network = &docNetwork{v.Network, v.NetworkID}
+	}
+	e.doc.Iotrace.VXLAN = f
+}

@@ -1,0 +1,4 @@
+package text
+
+// Scaled is scaled, for the tests.
+var Scaled = scaled
