@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -96,5 +97,29 @@ func runDocumented(t *testing.T, dir, text string) {
 	}
 	if (sub == "" || sub == "replay") && !strings.Contains(stdout.String(), "TOTAL") {
 		t.Errorf("no table:\n%s%s", stdout.String(), stderr.String())
+	}
+}
+
+// TestManual makes the manual page. Each flag that README and SECURITY name is in it.
+func TestManual(t *testing.T) {
+	mustRun(t, "make", "-C", tree, "man")
+	page, err := os.ReadFile(filepath.Join(tree, "build", "iotrace-bpf.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := strings.ReplaceAll(string(page), `\-`, "-")
+	if strings.Contains(text, "@OPTIONS@") || strings.Count(text, "\n.TP\n") < 40 {
+		t.Errorf("the manual page has no flags:\n%s", text)
+	}
+	for _, file := range []string{"README.md", "SECURITY.md"} {
+		document, err := os.ReadFile(filepath.Join(tree, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, flag := range regexp.MustCompile(`--[a-z][a-z-]+`).FindAllString(string(document), -1) {
+			if !regexp.MustCompile(regexp.QuoteMeta(flag) + `\b[^-]`).MatchString(text) {
+				t.Errorf("%s names %s, which is not in the manual page", file, flag)
+			}
+		}
 	}
 }
