@@ -17,20 +17,20 @@ import (
 )
 
 const (
-	// kernfsHandle is FILEID_KERNFS of include/linux/exportfs.h: the handle of a
-	// kernfs node is its 64-bit id, in the machine's byte order.
+	// kernfsHandle is FILEID_KERNFS (include/linux/exportfs.h): the handle of a kernfs
+	// node is its 64-bit id in native byte order.
 	kernfsHandle = 0xfe
 
 	maxGone    = 1 << 17 // removed cgroups that keep their name
-	maxMissing = 1 << 13 // ids that could not be resolved, not tried again at once
-	maxDepth   = 128     // the kernel allows any depth; no one uses this many
+	maxMissing = 1 << 13 // ids that could not be resolved and wait for retryMissing
+	maxDepth   = 128     // the kernel allows any depth; nobody uses this many
 
 	retryMissing = 2 * time.Second
-	stepPause    = 50 * time.Millisecond // between two pieces of a piecemeal walk
-	stepDirs     = 256                   // directories looked at in one piece
+	stepPause    = 50 * time.Millisecond // between two steps of a shared walk
+	stepDirs     = 256                   // directories read in one step
 )
 
-// cgroup is one known cgroup. It is immutable but for goneAt.
+// cgroup is one known cgroup. Only goneAt ever changes.
 type cgroup struct {
 	id     uint64
 	path   string
@@ -40,25 +40,25 @@ type cgroup struct {
 
 // tree knows the cgroups of one hierarchy by their ids.
 type tree struct {
-	root    string // directory of the hierarchy, "" when there is none
-	base    string // cgroup that root is, "/" unless only a part is mounted
+	root    string // directory of the hierarchy, "" when it is not mounted
+	base    string // path of the cgroup at root, "/" unless only a part is mounted
 	keep    time.Duration
 	now     func() time.Time
-	mountFD int  // of root, for handles; -1 without
+	mountFD int  // of root, to open handles; -1 without
 	kernfs  bool // root is a cgroup file system, not a copy of one
 	isBare  func(*place) bool
 
 	mu      sync.Mutex
 	handles bool // ids can be opened: needs CAP_DAC_READ_SEARCH
 	byID    map[uint64]*cgroup
-	gone    *list.List // of *cgroup, longest removed first
+	gone    *list.List // of *cgroup, the longest removed first
 	missing map[uint64]time.Time
-	walk    *walk // piecemeal walk under way, where ids cannot be opened
+	walk    *walk // the shared walk in progress, where ids cannot be opened
 	stepAt  time.Time
-	bare    uint64 // containers dropped without ever having a name
+	bare    uint64 // containers dropped before a runtime named them
 	evicted uint64 // names dropped before their time
 	looked  uint64 // ids resolved by handle
-	stepped uint64 // directories looked at by piecemeal walks
+	stepped uint64 // directories read by shared walks
 }
 
 func newTree(root, base string, keep time.Duration, now func() time.Time) *tree {
@@ -102,8 +102,8 @@ func (t *tree) close() error {
 	return unix.Close(fd)
 }
 
-// open asks the kernel for the path of an id. It is one system call to open and
-// one to read the name, whatever the size of the tree.
+// open asks the kernel for the path of an id. This takes one system call to open and one
+// to read the name, whatever the size of the tree.
 func (t *tree) open(id uint64) (string, error) {
 	var raw [8]byte
 	binary.NativeEndian.PutUint64(raw[:], id)
@@ -123,7 +123,7 @@ func (t *tree) open(id uint64) (string, error) {
 	return t.absolute(rel), nil
 }
 
-// absolute makes a path below root one from the root of the hierarchy.
+// absolute turns a path below root into a path from the root of the hierarchy.
 func (t *tree) absolute(rel string) string {
 	if t.base != "/" {
 		rel = t.base + rel
@@ -134,9 +134,9 @@ func (t *tree) absolute(rel string) string {
 	return rel
 }
 
-// created takes a cgroup that the kernel said it made. The path may be cut off
-// or empty when it is very long, so the kernel is asked once more while the
-// cgroup lives; for one that is gone already the path at hand must do.
+// created adds a cgroup from a kernel event. The event cuts off or omits a very long
+// path, so the kernel is asked for it while the cgroup exists. If it is gone already, the
+// path of the event must do.
 func (t *tree) created(id uint64, p string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -151,8 +151,8 @@ func (t *tree) created(id uint64, p string) {
 	}
 }
 
-// removed takes a cgroup that the kernel said is removed. Its name is kept: its
-// writeback is still to come.
+// removed marks a cgroup removed by a kernel event. Its name is kept, because its
+// writeback comes later.
 func (t *tree) removed(id uint64, p string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -164,11 +164,11 @@ func (t *tree) removed(id uint64, p string) {
 		}
 		c = t.put(id, p)
 	}
-	t.bury(c)
+	t.markGone(c)
 }
 
-// bury marks a cgroup removed. The lock is held.
-func (t *tree) bury(c *cgroup) {
+// markGone marks a cgroup removed. The lock is held.
+func (t *tree) markGone(c *cgroup) {
 	if !c.goneAt.IsZero() {
 		return
 	}
@@ -191,7 +191,8 @@ func (t *tree) put(id uint64, p string) *cgroup {
 	return c
 }
 
-// expire drops names whose time is over. The lock is held.
+// expire drops the names of cgroups that have been gone for longer than keep. The lock is
+// held.
 func (t *tree) expire() {
 	limit := t.now().Add(-t.keep)
 	for e := t.gone.Front(); e != nil && e.Value.(*cgroup).goneAt.Before(limit); e = t.gone.Front() {
@@ -209,7 +210,7 @@ func (t *tree) drop(e *list.Element) {
 	}
 }
 
-// get returns what is known about an id, asking the kernel for an unknown one.
+// get returns the cgroup of an id. It asks the kernel about an unknown id.
 func (t *tree) get(id uint64) (cgroup, bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -231,7 +232,7 @@ func (t *tree) get(id uint64) (cgroup, bool) {
 			return *t.put(id, p), true
 		}
 		if errors.Is(err, unix.EPERM) {
-			t.handles = false // a privilege was dropped: walk from now on
+			t.handles = false // the privilege was dropped: walk from now on
 		}
 	}
 	if !t.handles {
@@ -249,9 +250,9 @@ func (t *tree) get(id uint64) (cgroup, bool) {
 	return cgroup{}, false
 }
 
-// step walks a piece of the tree. Where ids cannot be opened, asking for unknown
-// ones must not walk all of a large tree each time: all askers share one walk,
-// which goes on from where it stopped, with a pause after each piece.
+// step walks a part of the tree. Where ids cannot be opened, an unknown id must not cost a
+// walk of a large tree each time: all callers share one walk, which continues where it
+// stopped, with a pause after each step.
 func (t *tree) step(now time.Time) {
 	if now.Sub(t.stepAt) < stepPause {
 		return
@@ -302,8 +303,8 @@ func (t *tree) walkAll() error {
 	}
 }
 
-// check looks at a few cgroups, picked at random, and buries those that are no
-// more: the kernel's message of their end was lost.
+// check looks at n random cgroups and marks those gone that no longer exist: the kernel's
+// event was lost.
 func (t *tree) check(n int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -330,20 +331,12 @@ func (t *tree) check(n int) {
 			}
 		}
 		if errors.Is(err, unix.ESTALE) || errors.Is(err, unix.ENOENT) {
-			t.bury(c)
+			t.markGone(c)
 		}
 	}
 }
 
-// counts returns how many cgroups are known, and how many of them are gone.
-func (t *tree) counts() (known, gone int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.expire()
-	return len(t.byID), t.gone.Len()
-}
-
-// walk is a walk over directories that can stop after each of them.
+// walk is a walk over directories that can pause after each directory.
 type walk struct {
 	root   string
 	kernfs bool
@@ -351,9 +344,9 @@ type walk struct {
 	buf    []byte
 }
 
-// next looks at one directory and reports its subdirectories (and root itself).
-// It returns false when nothing is left. Directories that vanish are skipped;
-// only an unreadable root is an error.
+// next reads one directory and calls found with its subdirectories (and root itself). It
+// returns false when nothing is left. It skips directories that vanish; only an unreadable
+// root is an error.
 func (w *walk) next(found func(id uint64, rel string)) (bool, error) {
 	if len(w.todo) == 0 {
 		return false, nil
@@ -390,8 +383,8 @@ func (w *walk) next(found func(id uint64, rel string)) (bool, error) {
 	}
 }
 
-// entries reads linux_dirent64 records: the inode number of a cgroup directory
-// is its id, so that no further call is needed to learn it.
+// entries reads linux_dirent64 records (getdents64(2)). The inode number of a cgroup
+// directory is its id, so no further call is needed.
 func (w *walk) entries(fd int, rel string, b []byte, found func(uint64, string)) {
 	const header = 19 // u64 ino, s64 off, u16 reclen, u8 type, then the name
 	for len(b) > header {
@@ -412,8 +405,8 @@ func (w *walk) entries(fd int, rel string, b []byte, found func(uint64, string))
 			continue
 		}
 		if w.kernfs {
-			// A cgroup without children has two links: its some sixty control
-			// files need not be listed to learn that.
+			// A cgroup without children has two links. This saves listing its control
+			// files, some sixty.
 			var st unix.Stat_t
 			if unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW) != nil || st.Nlink == 2 {
 				continue
@@ -423,7 +416,7 @@ func (w *walk) entries(fd int, rel string, b []byte, found func(uint64, string))
 	}
 }
 
-// process returns a process of a cgroup.
+// process returns the pid of a process in a cgroup.
 func (t *tree) process(c *cgroup) (pid int, err error) {
 	if t.root == "" {
 		return 0, errNoMount

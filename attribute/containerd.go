@@ -20,26 +20,26 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-const containerdPoll = time.Minute // events tell of what comes in between
+const containerdPoll = time.Minute // events report what comes in between
 
 // containerdSockets are where containerd listens for ctr and nerdctl.
 func containerdSockets() []string {
 	return []string{"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/var/snap/microk8s/common/run/containerd.sock"}
 }
 
-// containerdSession is a session with containerd itself: ctr's and nerdctl's
-// containers, and Kubernetes' where CRI tells nothing.
+// containerdSession is a session with containerd itself. It knows the containers of ctr
+// and nerdctl, and those of Kubernetes where CRI is not available.
 type containerdSession struct {
 	conn   *grpc.ClientConn
 	socket string
 }
 
 func openContainerd(socket string) (session, error) {
-	conn, path, err := dialGRPC(socket)
+	conn, err := dialGRPC(socket)
 	if err != nil {
 		return nil, err
 	}
-	return &containerdSession{conn, path}, nil
+	return &containerdSession{conn, socket}, nil
 }
 
 func (s *containerdSession) close() error { return s.conn.Close() }
@@ -71,7 +71,7 @@ func (s *containerdSession) follow(ctx context.Context, f *feed) error {
 			if first {
 				first = false
 				f.ok(runtimeContainerd, version)
-				next.news() // nothing tells when the subscription began: it may be later than this list
+				next.news() // the subscription may have begun after this list: ask for another one
 			}
 		case e := <-events:
 			s.event(ctx, f, e)
@@ -96,7 +96,7 @@ func (s *containerdSession) hello(ctx context.Context, f *feed) (string, error) 
 	return "containerd " + v.Version, nil
 }
 
-// foreign tells the namespaces whose containers Docker knows better.
+// foreign tells the namespaces whose containers are Docker's: the engine knows more.
 func foreign(namespace string) bool { return namespace == "moby" || namespace == "plugins.moby" }
 
 func in(ctx context.Context, namespace string) context.Context {
@@ -175,11 +175,11 @@ func (s *containerdSession) event(ctx context.Context, f *feed, e *types.Envelop
 	defer cancel()
 	r, err := containersapi.NewContainersClient(s.conn).Get(ctx, &containersapi.GetContainerRequest{ID: id})
 	if err != nil || r.Container == nil {
-		return // gone already, or told by the next list
+		return // it is gone already, or in the next list
 	}
 	f.put(containerdContainer(e.Namespace, r.Container))
 	if e.Namespace == "k8s.io" {
-		f.nudge(id) // CRI knows more, and may have no events of its own
+		f.nudge(id) // CRI knows more, but may send no events
 	}
 }
 
@@ -205,8 +205,8 @@ func eventID(e *types.Envelope) string {
 	return m.GetID()
 }
 
-// containerKey is what the registry knows a container by. Ids that people choose
-// are unique in their namespace only.
+// containerKey returns the key of a container in the registry. Ids that people choose are
+// unique only within their namespace.
 func containerKey(namespace, id string) string {
 	if isHex(id, 64) {
 		return id
@@ -230,7 +230,7 @@ func containerdContainer(namespace string, m *containersapi.Container) container
 	if m.Spec == nil || json.Unmarshal(m.Spec.Value, &spec) != nil {
 		return c
 	}
-	// "slice:prefix:id" needs no help: the id is in the path that it becomes.
+	// "slice:prefix:id" is not needed: the resulting path contains the id.
 	if strings.HasPrefix(spec.Linux.CgroupsPath, "/") {
 		c.cgroupPath = clip(spec.Linux.CgroupsPath, maxText)
 	}

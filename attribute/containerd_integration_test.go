@@ -15,8 +15,8 @@ func TestContainerd(t *testing.T) {
 	image := "docker.io/library/" + enginetest.Image
 	c.Ctr(t, "run", "--detach", "--label", "com.docker.compose.project=plain", image, "test1", "sleep", "100000")
 
-	r := startResolver(t, Options{DockerHost: "/nonexistent", CRI: c.Socket, containerdSockets: []string{c.Socket}})
-	settle(t, r)
+	r := startResolver(t, Options{CRISockets: []string{c.Socket}, ContainerdSockets: []string{c.Socket}, OnlyListedSockets: true})
+	waitAnswered(t, r)
 
 	t.Run("free-text id", func(t *testing.T) {
 		id, path := cgroupOf(t, r, c.Task(t, "default", "test1"))

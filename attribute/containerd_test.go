@@ -76,7 +76,7 @@ func TestContainerdListsOnceMore(t *testing.T) {
 	t.Cleanup(g.Stop)
 
 	r := newTestResolver(t, Options{
-		CgroupRoot: t.TempDir(), DockerHost: "/nonexistent", CRI: "/nonexistent", containerdSockets: []string{socket},
+		CgroupRoot: t.TempDir(), ContainerdSockets: []string{socket}, OnlyListedSockets: true,
 		CallTime: patientCall,
 	})
 	r.Start(context.Background())

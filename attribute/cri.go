@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -17,12 +16,12 @@ import (
 )
 
 const (
-	criPoll     = 10 * time.Second // events are off by default in some runtimes
-	maxStatuses = 512              // containers asked for one by one, per list
+	criPoll     = 10 * time.Second // some runtimes have events off by default
+	maxStatuses = 512              // containers asked about one by one, per list
 	maxHeader   = 64 << 10
 )
 
-// criSockets are where runtimes listen for the kubelet.
+// criSockets are the sockets where runtimes listen for the kubelet.
 func criSockets() []string {
 	return []string{
 		"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/var/snap/microk8s/common/run/containerd.sock",
@@ -37,21 +36,20 @@ type criSession struct {
 	client  cri.RuntimeServiceClient
 	runtime string
 
-	details map[string]*cri.ContainerStatus // what does not change in a container's life
+	details map[string]*cri.ContainerStatus // what never changes about a container
 }
 
 func openCRI(socket string) (session, error) {
-	conn, path, err := dialGRPC(socket)
+	conn, err := dialGRPC(socket)
 	if err != nil {
 		return nil, err
 	}
-	return &criSession{conn: conn, socket: path, client: cri.NewRuntimeServiceClient(conn), details: map[string]*cri.ContainerStatus{}}, nil
+	return &criSession{conn: conn, socket: socket, client: cri.NewRuntimeServiceClient(conn), details: map[string]*cri.ContainerStatus{}}, nil
 }
 
 // dialGRPC prepares a connection to a unix socket; it connects at the first call.
-func dialGRPC(socket string) (conn *grpc.ClientConn, path string, err error) {
-	path = strings.TrimPrefix(socket, "unix://")
-	conn, err = grpc.NewClient("passthrough:///"+path,
+func dialGRPC(socket string) (*grpc.ClientConn, error) {
+	conn, err := grpc.NewClient("passthrough:///"+socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, path string) (net.Conn, error) {
 			return dialSocket(ctx, path)
@@ -61,15 +59,15 @@ func dialGRPC(socket string) (conn *grpc.ClientConn, path string, err error) {
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxList)),
 	)
 	if err != nil {
-		return nil, "", fmt.Errorf("asking the runtime at %q: %w", socket, err)
+		return nil, fmt.Errorf("asking the runtime at %q: %w", socket, err)
 	}
-	return conn, path, nil
+	return conn, nil
 }
 
-// errNotOffered tells that a runtime is there and does not speak this API.
+// errNotOffered says that a runtime answers but does not offer this API.
 var errNotOffered = errors.New("not offered")
 
-// rpcError gives errors of gRPC the causes that all other sessions have.
+// rpcError gives errors of gRPC the same causes as those of all other sessions.
 func rpcError(what string, err error) error {
 	switch status.Code(err) {
 	case codes.DeadlineExceeded:
@@ -114,11 +112,11 @@ func (s *criSession) follow(ctx context.Context, f *feed) error {
 			if first {
 				first = false
 				f.ok(s.runtime, version)
-				next.news() // as containerd's, the stream of events may have begun later than this list
+				next.news() // the stream of events may have begun after this list: ask for another one
 			}
 		case e := <-events:
-			// An event carries the pod and its containers: a short life is named
-			// although it is over when the list is asked for.
+			// An event has the pod and its containers: a container that is gone before the
+			// next list still gets its name.
 			s.event(f, e)
 			next.news()
 		case <-f.wanted:
@@ -144,8 +142,8 @@ func (s *criSession) hello(ctx context.Context, f *feed) (string, error) {
 	return fmt.Sprintf("%s %s, CRI %s", v.RuntimeName, v.RuntimeVersion, v.RuntimeApiVersion), nil
 }
 
-// events reads events until the runtime ends them, which some do at once because
-// they are not enabled: the lists go on without.
+// events reads events until the runtime ends the stream. Some end it at once because
+// events are not enabled: then only the lists remain.
 func (s *criSession) events(ctx context.Context, to chan<- *cri.ContainerEventResponse) {
 	stream, err := s.client.GetContainerEvents(ctx, &cri.GetEventsRequest{})
 	if err != nil {
@@ -214,7 +212,7 @@ func (s *criSession) list(ctx context.Context, f *feed) error {
 	return nil
 }
 
-// status asks for what the list does not say: the image's name and the mounts.
+// status asks for what the list lacks: the name of the image and the mounts.
 func (s *criSession) status(ctx context.Context, f *feed, id string) error {
 	ctx, cancel := f.call(ctx)
 	defer cancel()
@@ -222,7 +220,7 @@ func (s *criSession) status(ctx context.Context, f *feed, id string) error {
 	switch status.Code(err) {
 	case codes.OK:
 		s.note(r.GetStatus())
-	case codes.NotFound: // gone since the list
+	case codes.NotFound: // it is gone since the list
 	default:
 		return rpcError("asking for a container", err)
 	}
@@ -262,8 +260,8 @@ func (s *criSession) container(l *cri.Container, box *cri.PodSandbox) container 
 	return c
 }
 
-// podLabels adds to a container's labels those of its pod, which hold what the
-// user wrote, and the pod's identity, which only the kubelet writes into labels.
+// podLabels adds to a container's labels those of its pod, which the user wrote, and the
+// identity of the pod, which only the kubelet writes into labels.
 func podLabels(own map[string]string, box *cri.PodSandbox) map[string]string {
 	labels := maps.Clone(box.GetLabels())
 	if labels == nil {

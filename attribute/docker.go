@@ -10,7 +10,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"path/filepath"
+	"path"
 	"strings"
 	"sync"
 	"time"
@@ -23,19 +23,19 @@ import (
 )
 
 const (
-	listTime     = 20 * time.Second       // an engine with thousands of containers takes seconds
-	pingTime     = 10 * time.Second       // between two looks whether the engine is well
-	listAgain    = 5 * time.Minute        // the list is the truth, events may get lost
-	inspectDelay = 250 * time.Millisecond // who is gone by then was named by its event
-	maxInspects  = 1024                   // waiting
-	inspectTries = 4                      // in a row
+	listTime     = 20 * time.Second       // limit of a list: thousands of containers take seconds
+	pingTime     = 10 * time.Second       // between two pings
+	listAgain    = 5 * time.Minute        // between two lists: events may get lost
+	inspectDelay = 250 * time.Millisecond // a container that is gone by then has its name from its event
+	maxInspects  = 1024                   // containers that wait to be asked about
+	inspectTries = 4                      // failures in a row
 
-	maxList   = 16 << 20 // bytes of a list: some 5,000 containers; beyond, single ones are asked for
+	maxList   = 16 << 20 // bytes of a list: some 5,000 containers; with more, they are asked about one by one
 	maxAnswer = 4 << 20  // bytes of any other answer
 	maxEvent  = 1 << 20  // bytes of one event
 )
 
-// dockerSockets are where Docker listens: the machine's, and each user's.
+// dockerSockets are the usual sockets of Docker: the machine's, and each user's.
 func dockerSockets() []string {
 	return []string{"/run/docker.sock", "/run/user/*/docker.sock"}
 }
@@ -47,19 +47,15 @@ type docker struct {
 	runtime string
 }
 
-// openDocker opens a session with the engine at a path or an address such as
-// unix:///run/docker.sock.
-func openDocker(socket string) (session, error) {
-	host := socket
-	if strings.HasPrefix(socket, "/") {
-		host = "unix://" + socket
-	}
+// openDocker opens a session with the engine at a path or at a remote address such as
+// tcp://127.0.0.1:2375.
+func openDocker(socket string) (session, error) { return newDocker(socket) }
+
+func newDocker(socket string) (*docker, error) {
 	d := &docker{runtime: runtimeDocker}
-	if path, ok := strings.CutPrefix(host, "unix://"); ok {
-		d.socket = path
-		if !strings.HasPrefix(socket, "/") {
-			d.socket = filepath.Clean(path)
-		}
+	host := socket
+	if isPath(socket) {
+		host, d.socket = "unix://"+socket, socket
 	}
 	c, err := client.NewClientWithOpts(client.WithHost(host), bounded(d.socket), client.WithAPIVersionNegotiation())
 	if err != nil {
@@ -69,7 +65,7 @@ func openDocker(socket string) (session, error) {
 	return d, nil
 }
 
-// bounded makes the client read no more than an honest engine would send.
+// bounded limits what the client reads to more than an honest engine sends.
 func bounded(socket string) client.Opt {
 	return func(c *client.Client) error {
 		t, ok := c.HTTPClient().Transport.(*http.Transport)
@@ -77,8 +73,8 @@ func bounded(socket string) client.Opt {
 			return fmt.Errorf("unexpected transport %T", c.HTTPClient().Transport)
 		}
 		t.MaxResponseHeaderBytes = 64 << 10
-		t.DisableCompression = true // a compressed answer would have no bound
-		t.DisableKeepAlives = true  // a local socket costs nothing to connect to
+		t.DisableCompression = true // the size of a compressed answer is not known
+		t.DisableKeepAlives = true  // connecting to a local socket is cheap
 		if socket != "" {
 			t.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 				c, err := dialSocket(ctx, socket)
@@ -95,8 +91,8 @@ func bounded(socket string) client.Opt {
 	}
 }
 
-// askFirst is a connection that reads nothing before something was asked: what a
-// server says unasked is no answer, and net/http would print it.
+// askFirst is a connection that reads nothing before the first request is written:
+// net/http would log what a server sends before that.
 type askFirst struct {
 	net.Conn
 	asked chan struct{}
@@ -127,19 +123,29 @@ func (t boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch {
-	case strings.HasSuffix(r.URL.Path, "/events"):
-		resp.Body = &boundedBody{ReadCloser: resp.Body, limit: maxEvent, left: maxEvent, lines: true}
-	case strings.HasSuffix(r.URL.Path, "/containers/json"):
-		resp.Body = &boundedBody{ReadCloser: resp.Body, limit: maxList, left: maxList}
-	default:
-		resp.Body = &boundedBody{ReadCloser: resp.Body, limit: maxAnswer, left: maxAnswer}
+	body := &boundedBody{ReadCloser: resp.Body, limit: maxAnswer}
+	if path.Base(r.URL.Path) == "events" {
+		body.limit, body.lines = maxEvent, true
+	} else if isList(r.URL.Path) {
+		body.limit = maxList
 	}
+	body.left = body.limit
+	resp.Body = body
 	return resp, nil
 }
 
-// boundedBody fails once too much was read: in all, or since the last end of line
-// for a stream without end.
+// isList tells the requests whose answers grow with what the engine runs.
+func isList(path string) bool {
+	for _, list := range []string{"/containers/json", "/networks", "/services", "/tasks"} {
+		if strings.HasSuffix(path, list) {
+			return true
+		}
+	}
+	return false
+}
+
+// boundedBody returns an error after too many bytes: in all, or since the last end of line
+// for an endless stream.
 type boundedBody struct {
 	io.ReadCloser
 	limit, left int
@@ -174,7 +180,7 @@ func (d *docker) follow(ctx context.Context, f *feed) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 
-	// Events first, then the list: nothing falls between the two.
+	// Events first, then the list: nothing is missed between the two.
 	opened := f.now()
 	messages, errs, err := d.events(ctx, f)
 	if err != nil {
@@ -218,8 +224,8 @@ func (d *docker) follow(ctx context.Context, f *feed) error {
 			listing = false
 			switch {
 			case errors.Is(l.err, errTooLarge):
-				// The engine has more to say than we hold: ask for what is seen.
-				f.log.Warn("list of containers is too large, asking for single ones", "socket", shown(f.socket))
+				// Ask instead about the containers whose cgroups are seen.
+				f.log.Warn("the list of containers is too large: asking about single containers", "socket", shown(f.socket))
 			case l.err != nil:
 				return l.err
 			default:
@@ -281,8 +287,8 @@ func (d *docker) ping(ctx context.Context, f *feed) error {
 	return err
 }
 
-// events opens the stream of events. The client waits for the head of the answer,
-// so that this must have a deadline, and the stream itself must not.
+// events opens the stream of events. The client waits for the header of the answer: this
+// needs a deadline, but the stream itself must not have one.
 func (d *docker) events(ctx context.Context, f *feed) (<-chan events.Message, <-chan error, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(f.callTime(), func() { cancel(errHanging) })
@@ -290,7 +296,8 @@ func (d *docker) events(ctx context.Context, f *feed) (<-chan events.Message, <-
 		filters.Arg("type", string(events.ContainerEventType)),
 		filters.Arg("type", string(events.PluginEventType)),
 	)
-	// Health checks alone make hundreds of events a second on a large host.
+	// Without a filter, health checks alone make hundreds of events per second on a large
+	// host.
 	for _, action := range []events.Action{
 		events.ActionCreate, events.ActionStart, events.ActionDie, events.ActionDestroy, events.ActionRename, events.ActionEnable,
 		podmanDied, podmanRemove, podmanInit,
@@ -310,8 +317,8 @@ type listing struct {
 	err   error
 }
 
-// list asks for all containers, the stopped ones too: their late writeback may
-// still come. Managed plugins are containers that only their own list names.
+// list asks for all containers, also stopped ones: their late writeback may still come.
+// Managed plugins are containers that only the list of plugins names.
 func (d *docker) list(ctx context.Context, now time.Time) listing {
 	l := listing{began: now}
 	ctx, cancel := context.WithTimeout(ctx, listTime)
@@ -331,7 +338,7 @@ func (d *docker) list(ctx context.Context, now time.Time) listing {
 		l.all = append(l.all, c)
 	}
 	if d.runtime == runtimePodman {
-		_ = d.pods(ctx, l.all) // without an answer containers keep the names that Docker's API gave
+		_ = d.pods(ctx, l.all) // on an error, containers keep their names from Docker's API
 		return l
 	}
 	plugins, err := d.client.PluginList(ctx, filters.NewArgs())
@@ -350,7 +357,7 @@ func pluginContainer(id, name, ref string) container {
 	return c
 }
 
-// ownName picks a container's own name from those that links gave it as well.
+// ownName picks the container's own name: others come from links.
 func ownName(names []string) string {
 	for _, n := range names {
 		if strings.Count(n, "/") == 1 {
@@ -368,8 +375,8 @@ func dockerVolumes(mounts []dcontainer.MountPoint) []volume {
 	return vs
 }
 
-// inspect asks for one container, and when it is none for a plugin. With an error
-// it gives what it learnt, if anything.
+// inspect asks about one container, or about a plugin if there is no such container. An
+// error comes with what is known so far.
 func (d *docker) inspect(ctx context.Context, f *feed, id string) (container, error) {
 	ctx, cancel := f.call(ctx)
 	defer cancel()
@@ -403,9 +410,8 @@ func (d *docker) inspect(ctx context.Context, f *feed, id string) (container, er
 	return c, err
 }
 
-// event takes one event. Its attributes are the container's labels and, mixed
-// into them, the engine's own: enough to name a container that is gone before
-// anyone can ask for it.
+// event handles one event. Its attributes are the container's labels mixed with those of
+// the engine: enough to name a container that is gone before it can be inspected.
 func (d *docker) event(f *feed, work *inspector, m events.Message) {
 	if m.TimeNano > 0 {
 		f.since = stamp(m.TimeNano)
@@ -423,7 +429,7 @@ func (d *docker) event(f *feed, work *inspector, m events.Message) {
 		f.put(d.partial(m))
 		work.add(id, f.now())
 	case events.ActionDie, podmanDied:
-		f.put(d.partial(m)) // names it too, should the create event be lost
+		f.put(d.partial(m)) // the create event may be lost
 		work.drop(id)
 	case events.ActionDestroy, podmanRemove:
 		work.removed(id)
@@ -434,11 +440,11 @@ func (d *docker) event(f *feed, work *inspector, m events.Message) {
 	}
 }
 
-// stamp writes a time as engines read it.
+// stamp formats a time, in ns since 1970, for engines: seconds with nine decimals.
 func stamp(nanos int64) string { return fmt.Sprintf("%d.%09d", nanos/1e9, nanos%1e9) }
 
-// engineAttributes are what engines add to a container's labels in an event. A
-// label of that name is hidden by it, and known again once the list is asked.
+// engineAttributes are added to a container's labels in an event. They hide labels of the
+// same name, which are known again from the next list.
 var engineAttributes = [...]string{"name", "image", "exitCode", "containerExitCode", "signal", "execDuration", "execID", "oldName", "podId"}
 
 func (d *docker) partial(m events.Message) container {
@@ -452,17 +458,17 @@ func (d *docker) partial(m events.Message) container {
 	return c
 }
 
-// inspector asks for single containers, one after the other.
+// inspector asks about single containers, one after the other.
 type inspector struct {
 	d       *docker
 	f       *feed
-	pending map[string]time.Time // who is asked for when
+	pending map[string]time.Time // when to ask, by container id
 	queue   chan string
 	full    bool
 	done    chan struct{}
 
 	mu     sync.Mutex // held while an answer is stored
-	asking string     // who is being asked for; "" when the answer is of no use any more
+	asking string     // id of the current question; "" when its answer is no longer wanted
 }
 
 func newInspector(d *docker, f *feed) *inspector {
@@ -482,8 +488,8 @@ func (w *inspector) add(id string, now time.Time) {
 
 func (w *inspector) drop(id string) { delete(w.pending, id) }
 
-// removed is called before a container is said to be gone: an answer that was on
-// its way must not bring it back.
+// removed is called before a container is marked gone: an answer on its way must not
+// bring it back.
 func (w *inspector) removed(id string) {
 	w.drop(id)
 	w.mu.Lock()
@@ -493,7 +499,7 @@ func (w *inspector) removed(id string) {
 	}
 }
 
-// ask asks for one container and stores what the engine tells.
+// ask asks about one container and stores the answer.
 func (w *inspector) ask(ctx context.Context, id string) error {
 	w.mu.Lock()
 	w.asking = id
@@ -508,8 +514,8 @@ func (w *inspector) ask(ctx context.Context, id string) error {
 	return err
 }
 
-// flush hands over who is due, and tells whether so many are that a list is the
-// better question.
+// flush queues the questions that are due. It returns true when there are so many that a
+// list is better.
 func (w *inspector) flush(now time.Time) (tooMany bool) {
 	tooMany, w.full = w.full, false
 	for id, due := range w.pending {
@@ -529,10 +535,10 @@ func (w *inspector) flush(now time.Time) (tooMany bool) {
 func (w *inspector) start(ctx context.Context) {
 	go func() {
 		defer close(w.done)
-		tries := map[string]int{} // in vain, of those that are asked for again
+		tries := map[string]int{} // failures, by id
 		for {
 			if len(tries) >= maxInspects {
-				clear(tries) // some died before their turn came
+				clear(tries) // it holds containers that died before they were asked about again
 			}
 			select {
 			case <-ctx.Done():
@@ -543,8 +549,8 @@ func (w *inspector) start(ctx context.Context) {
 					delete(tries, id)
 					continue
 				}
-				// The next list is minutes away. An engine that hangs as a whole is found out
-				// by pings, and one that knows no answer must not be asked for ever.
+				// The next list is minutes away, so ask again, but not forever. Pings find an
+				// engine that hangs.
 				if tries[id]++; tries[id] >= inspectTries {
 					delete(tries, id)
 					continue
@@ -560,7 +566,7 @@ func (w *inspector) start(ctx context.Context) {
 
 func (w *inspector) wait() { <-w.done }
 
-// garbled marks errors of reading JSON as answers that no engine gives.
+// garbled adds the cause errGarbled to errors about the JSON of an answer.
 func garbled(err error) error {
 	var syntax *json.SyntaxError
 	var kind *json.UnmarshalTypeError

@@ -72,14 +72,14 @@ func (w testWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// settle waits until every runtime that is there has told what it knows: Settle is
-// content with one attempt, and that may have taken too long.
-func settle(t *testing.T, r *Resolver) {
+// waitAnswered waits until every runtime that is there has answered: for WaitAnswered
+// one attempt is enough, and that may have timed out.
+func waitAnswered(t *testing.T, r *Resolver) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	if err := r.Settle(ctx); err != nil {
-		t.Fatalf("Settle: %v; endpoints %+v", err, r.Endpoints())
+	if err := r.WaitAnswered(ctx); err != nil {
+		t.Fatalf("WaitAnswered: %v; endpoints %+v", err, r.Endpoints())
 	}
 	enginetest.Poll(t, patience, "every runtime answered", func() bool {
 		return !slices.ContainsFunc(r.Endpoints(), func(e Endpoint) bool {
@@ -118,8 +118,8 @@ func TestDocker(t *testing.T) {
 	before := e.Run(t, append([]string{"--name", "shop-db-1", "--label", "com.docker.compose.project=shop",
 		"--label", "com.docker.compose.service=db", "--label", "name=hidden", "-v", "dbdata:/var/lib/db"}, sleep...)...)
 
-	r := startResolver(t, Options{DockerHost: "unix://" + e.Socket})
-	settle(t, r)
+	r := startResolver(t, Options{DockerSockets: []string{"unix://" + e.Socket}, OnlyListedSockets: true})
+	waitAnswered(t, r)
 
 	t.Run("running before us", func(t *testing.T) {
 		o := ownerOf(t, e, r, before)
@@ -140,7 +140,7 @@ func TestDocker(t *testing.T) {
 
 	// Before others are started: whenever a list is asked for, they are in it.
 	t.Run("endpoint", func(t *testing.T) {
-		e := endpoint(t, r, "unix://"+e.Socket)
+		e := endpoint(t, r, e.Socket)
 		if e.State != StateOK || e.Runtime != "docker" || !strings.Contains(e.Version, "API 1.") || e.Containers != 1 {
 			t.Errorf("endpoint %+v", e)
 		}
@@ -237,7 +237,7 @@ func TestDocker(t *testing.T) {
 
 	t.Run("restart of the engine", func(t *testing.T) {
 		e.Halt(t)
-		enginetest.Poll(t, patience, "loss noticed", func() bool { return endpoint(t, r, "unix://"+e.Socket).State != StateOK })
+		enginetest.Poll(t, patience, "loss noticed", func() bool { return endpoint(t, r, e.Socket).State != StateOK })
 		r.CgroupCreated(1<<41, "/docker/"+before)
 		if o := r.Owner(1 << 41); o.ContainerName != "shop-db-1" {
 			t.Errorf("name forgotten with the engine: %+v", o)
@@ -252,8 +252,8 @@ func TestDocker(t *testing.T) {
 // said of them, and by nothing else: they are gone before they can be asked for.
 func TestDockerShortLives(t *testing.T) {
 	e := enginetest.Start(t)
-	r := startResolver(t, Options{DockerHost: "unix://" + e.Socket})
-	settle(t, r)
+	r := startResolver(t, Options{DockerSockets: []string{"unix://" + e.Socket}, OnlyListedSockets: true})
+	waitAnswered(t, r)
 	before := r.Stats().Pending // this machine's own
 	const n = 60
 	ids := make([]string, n)
@@ -276,7 +276,7 @@ func TestDockerShortLives(t *testing.T) {
 	}
 	wg.Wait()
 	enginetest.Poll(t, patience, "all gone from the engine", func() bool { return e.Docker(t, "ps", "-aq") == "" })
-	enginetest.Poll(t, patience, "all told of by events", func() bool { return r.Stats().Pending <= before })
+	enginetest.Poll(t, patience, "all named by events", func() bool { return r.Stats().Pending <= before })
 	for i := range n {
 		o := r.Owner(uint64(1<<40 + i))
 		want := Owner{
@@ -288,23 +288,23 @@ func TestDockerShortLives(t *testing.T) {
 			t.Errorf("container %d\n got %+v\nwant %+v", i, o, want)
 		}
 	}
-	if s := r.Stats(); s.Pending > before || s.Unresolved != 0 {
+	if s := r.Stats(); s.Pending > before {
 		t.Errorf("stats %+v, %d pending before", s, before)
 	}
 }
 
 // An engine that stops answering delays no one, and is followed again when it
-// goes on or is killed and started anew.
+// goes on, or is killed and started again.
 func TestDockerHangs(t *testing.T) {
 	e := enginetest.Start(t)
 	host := "unix://" + e.Socket
-	r := startResolver(t, Options{DockerHost: host})
-	settle(t, r)
+	r := startResolver(t, Options{DockerSockets: []string{host}, OnlyListedSockets: true})
+	waitAnswered(t, r)
 	named := e.Run(t, "--name", "named", enginetest.Image, "sleep", "1000")
 	enginetest.Poll(t, patience, "named", func() bool { return ownerOf(t, e, r, named).ContainerName == "named" })
 
 	e.Signal(t, syscall.SIGSTOP)
-	enginetest.Poll(t, patience, "found hanging", func() bool { return endpoint(t, r, host).State == StateHanging })
+	enginetest.Poll(t, patience, "found hanging", func() bool { return endpoint(t, r, e.Socket).State == StateHanging })
 	r.CgroupCreated(1<<41, "/docker/"+named)
 	r.CgroupCreated(1<<42, "/docker/"+idA)
 	for range 1000 {
@@ -316,7 +316,7 @@ func TestDockerHangs(t *testing.T) {
 		}
 	}
 	e.Signal(t, syscall.SIGCONT)
-	enginetest.Poll(t, patience, "well again", func() bool { return endpoint(t, r, host).State == StateOK })
+	enginetest.Poll(t, patience, "well again", func() bool { return endpoint(t, r, e.Socket).State == StateOK })
 	after := e.Run(t, "--name", "after", enginetest.Image, "sleep", "1000")
 	enginetest.Poll(t, patience, "named", func() bool { return ownerOf(t, e, r, after).ContainerName == "after" })
 }
@@ -325,8 +325,8 @@ func TestDockerHangs(t *testing.T) {
 // belongs to the project of the one around it, unless it has one itself.
 func TestDockerInDocker(t *testing.T) {
 	e := enginetest.Start(t)
-	r := startResolver(t, Options{DockerHost: "unix://" + e.Socket})
-	settle(t, r)
+	r := startResolver(t, Options{DockerSockets: []string{"unix://" + e.Socket}})
+	waitAnswered(t, r)
 	outer := e.RunNested(t, "outer", "--label", "com.docker.compose.project=ci")
 	run := func(name string, args ...string) uint64 {
 		all := append([]string{"exec", outer, "docker", "run", "-d", "--network", "none", "--stop-signal", "KILL", "--name", name}, args...)
@@ -391,8 +391,8 @@ func TestDockerPlugin(t *testing.T) {
 		return found
 	}
 	before := e.EnablePlugin(t, "example/before:1")
-	r := startResolver(t, Options{DockerHost: e.Socket})
-	settle(t, r)
+	r := startResolver(t, Options{DockerSockets: []string{e.Socket}, OnlyListedSockets: true})
+	waitAnswered(t, r)
 	o := r.Owner(cgroupOfPlugin(r, before))
 	if o.Kind != KindContainer || o.Runtime != "docker-plugin" || o.ContainerID != before || o.ContainerName != "example/before:1" {
 		t.Errorf("%+v", o)
@@ -406,7 +406,7 @@ func TestDockerPlugin(t *testing.T) {
 // opened again: a container that was made and removed meanwhile has a name.
 func TestDockerEventsSince(t *testing.T) {
 	e := enginetest.Start(t)
-	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerHost: e.Socket})
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerSockets: []string{e.Socket}, OnlyListedSockets: true})
 	spec := &runtimeSpec{name: runtimeDocker, open: openDocker}
 	f := r.runtimes.add(spec, e.Socket, "")
 	listen := func(until func() bool) {

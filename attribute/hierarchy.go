@@ -14,20 +14,19 @@ import (
 	"github.com/moby/sys/mountinfo"
 )
 
-// Hierarchy is the cgroup hierarchy whose ids name everything: the one that the
-// memory controller lives in. Ids of different hierarchies collide, so there is
-// exactly one.
+// Hierarchy is the cgroup hierarchy whose ids name owners: that of the memory controller.
+// Ids of different hierarchies collide, so only one is used.
 type Hierarchy struct {
-	ID      int    // 0 = cgroup2, else the number in /proc/self/cgroup
+	ID      int    // 0 for cgroup2, else the number in /proc/self/cgroup
 	Version int    // 1 or 2
 	Mount   string // where it is mounted; "" when it is not mounted here
-	Root    string // cgroup that is at Mount, "/" unless a container sees a part only
+	Root    string // path of the cgroup at Mount, "/" unless a container sees only a part
 }
 
-// FindHierarchy finds the hierarchy of the memory controller: cgroup2, or memory
-// on cgroup v1 (also beside a cgroup2 mount, "hybrid"). Where memory is nowhere
-// it is cgroup2. procRoot is "" for /proc. The error wraps fs.ErrNotExist when
-// the machine has no cgroups at all.
+// FindHierarchy returns the hierarchy of the memory controller: cgroup2, or memory on
+// cgroup v1 (also beside a cgroup2 mount, "hybrid"). Without a memory controller it is
+// cgroup2. procRoot "" means /proc. The error wraps fs.ErrNotExist when the machine has no
+// cgroups.
 func FindHierarchy(procRoot string) (Hierarchy, error) {
 	if procRoot == "" {
 		procRoot = "/proc"
@@ -65,8 +64,8 @@ func FindHierarchy(procRoot string) (Hierarchy, error) {
 		return h, fmt.Errorf("finding the cgroup mount: %w", err)
 	}
 	for _, m := range mounts {
-		// A mount of the whole hierarchy is worth more than a part of it, and the
-		// conventional place more than a copy in some container's file system.
+		// Prefer a mount of the whole hierarchy to a part of it, and the conventional place
+		// to a copy in the file system of a container.
 		whole, conventional := m.Root == "/", strings.HasPrefix(m.Mountpoint, "/sys/fs/cgroup")
 		if h.Mount == "" || whole && (h.Root != "/" || conventional && !strings.HasPrefix(h.Mount, "/sys/fs/cgroup")) {
 			h.Mount, h.Root = m.Mountpoint, m.Root
@@ -75,5 +74,5 @@ func FindHierarchy(procRoot string) (Hierarchy, error) {
 	return h, nil
 }
 
-// errNoMount tells that the hierarchy is there but not mounted where we can see.
+// errNoMount says that the hierarchy exists but is not mounted in our mount namespace.
 var errNoMount = errors.New("the cgroup hierarchy is not mounted here")

@@ -29,6 +29,7 @@ import (
 const hostileEnv = "ATTRIBUTE_TEST_HOSTILE"
 
 func TestMain(m *testing.M) {
+	os.Unsetenv("DOCKER_HOST") // the tests say which sockets are asked
 	if mode := os.Getenv(hostileEnv); mode != "" {
 		if err := misbehave(mode, os.Args[len(os.Args)-1]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -62,7 +63,7 @@ func misbehave(mode, socket string) error {
 	if err != nil {
 		return err
 	}
-	fmt.Println("listening") // whoever started us waits for this line
+	fmt.Println("listening") // the parent process waits for this line
 	raw := map[string]func(net.Conn){
 		"hang":    func(c net.Conn) { io.Copy(io.Discard, c) }, // reads all and says nothing
 		"hang up": func(c net.Conn) { c.Close() },
@@ -88,7 +89,7 @@ func misbehave(mode, socket string) error {
 	}
 	var inspects atomic.Int32
 	version := `{"Version":"20.10.24","ApiVersion":"1.41","MinAPIVersion":"1.12","Platform":{"Name":""}}`
-	list := `[{"Id":"` + idA + `","Names":["/a"],"Image":"i"}]`
+	list := `[{"Id":"` + idA + `","Names":["/a"],"Image":"i","State":"running","NetworkSettings":{"Networks":{"fvov":{"NetworkID":"m64nqtdens"}}}}]`
 	mux := http.NewServeMux()
 	mux.HandleFunc("/_ping", func(w http.ResponseWriter, _ *http.Request) { w.Header().Set("Api-Version", "1.41") })
 	mux.HandleFunc("/v1.41/version", func(w http.ResponseWriter, _ *http.Request) {
@@ -121,6 +122,22 @@ func misbehave(mode, socket string) error {
 			io.WriteString(w, list)
 		}
 	})
+	for what, answer := range overlayAnswers {
+		mux.HandleFunc("/v1.41/"+what, func(w http.ResponseWriter, r *http.Request) {
+			switch mode {
+			case "half of " + what:
+				io.WriteString(w, answer[:len(answer)/2])
+			case "huge " + what:
+				io.WriteString(w, answer[:1]+`"`)
+				stream(w, huge)
+			case "hanging " + what:
+				w.(http.Flusher).Flush()
+				<-r.Context().Done()
+			default:
+				io.WriteString(w, answer)
+			}
+		})
+	}
 	mux.HandleFunc("/v1.41/containers/{id}/json", func(w http.ResponseWriter, r *http.Request) {
 		if mode == "slow inspects" && inspects.Add(1) < inspectTries {
 			<-r.Context().Done()
@@ -248,7 +265,7 @@ func lookAsNobody(socket string) error {
 			return err
 		}
 	}
-	e, err := look(Options{DockerHost: socket}, socket)
+	e, err := look(Options{DockerSockets: []string{socket}, OnlyListedSockets: true}, socket)
 	if err != nil {
 		return err
 	}
@@ -266,7 +283,7 @@ func look(opts Options, socket string) (Endpoint, error) {
 	r.Start(context.Background())
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if err := r.Settle(ctx); err != nil {
+	if err := r.WaitAnswered(ctx); err != nil {
 		return Endpoint{}, err
 	}
 	for _, e := range r.Endpoints() {
@@ -310,7 +327,7 @@ func TestHostileSockets(t *testing.T) {
 		t.Run(tt.mode, func(t *testing.T) {
 			t.Parallel()
 			socket := hostile(t, tt.mode)
-			e, err := look(Options{DockerHost: socket, CallTime: timeFor(tt.state)}, socket)
+			e, err := look(Options{DockerSockets: []string{socket}, OnlyListedSockets: true, CallTime: timeFor(tt.state)}, socket)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -341,7 +358,7 @@ func TestHostileCRI(t *testing.T) {
 		t.Run(tt.mode, func(t *testing.T) {
 			t.Parallel()
 			socket := hostile(t, tt.mode)
-			e, err := look(Options{DockerHost: "/nonexistent", CRI: socket, containerdSockets: []string{}, CallTime: timeFor(tt.state)}, socket)
+			e, err := look(Options{CRISockets: []string{socket}, OnlyListedSockets: true, CallTime: timeFor(tt.state)}, socket)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -352,7 +369,7 @@ func TestHostileCRI(t *testing.T) {
 	}
 	t.Run("containerd", func(t *testing.T) { // a CRI runtime that is no containerd
 		socket := hostile(t, "cri honest")
-		e, err := look(Options{DockerHost: "/nonexistent", CRI: "/nonexistent", containerdSockets: []string{socket}, CallTime: timeFor(StateNotOffered)}, socket)
+		e, err := look(Options{ContainerdSockets: []string{socket}, OnlyListedSockets: true, CallTime: timeFor(StateNotOffered)}, socket)
 		if err != nil || e.State != StateNotOffered {
 			t.Errorf("state %q, %v", e.State, err)
 		}
@@ -378,7 +395,7 @@ func TestSocketsThatAreNone(t *testing.T) {
 		sub:                          StateNoSocket,
 		stale:                        StateRefused,
 	} {
-		if e, err := look(Options{DockerHost: socket}, socket); err != nil || e.State != want {
+		if e, err := look(Options{DockerSockets: []string{socket}, OnlyListedSockets: true}, socket); err != nil || e.State != want {
 			t.Errorf("%s: state %q (%v), %v; want %q", filepath.Base(socket), e.State, e.Err, err, want)
 		}
 	}
@@ -414,7 +431,7 @@ func TestForbiddenSocket(t *testing.T) {
 // a runtime that answers takes the place of one that hangs.
 func TestOwnerWhileHanging(t *testing.T) {
 	socket := hostile(t, "hang")
-	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerHost: socket})
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerSockets: []string{socket}, OnlyListedSockets: true})
 	r.Start(context.Background())
 	r.CgroupCreated(7, "/docker/"+idA)
 	for range 1000 {
@@ -451,7 +468,7 @@ func TestOwnerWhileHanging(t *testing.T) {
 
 // An engine that is slower than it may be is given more time until it answers.
 func TestSlowEngine(t *testing.T) {
-	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerHost: hostile(t, "slow version"), CallTime: slowVersion / 10})
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerSockets: []string{hostile(t, "slow version")}, OnlyListedSockets: true, CallTime: slowVersion / 10})
 	r.Start(context.Background())
 	poll(t, "answered", func() bool { return state(r) == StateOK })
 }
@@ -483,7 +500,7 @@ func TestCallLimit(t *testing.T) {
 
 // An engine that tells too much at once is asked for what was seen.
 func TestHugeListAsksForSingleContainers(t *testing.T) {
-	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerHost: hostile(t, "huge list")})
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerSockets: []string{hostile(t, "huge list")}, OnlyListedSockets: true})
 	r.Start(context.Background())
 	r.CgroupCreated(7, "/some/parent/"+idB)
 	poll(t, "named", func() bool { return r.Owner(7).ContainerName == "asked for" })
@@ -493,7 +510,7 @@ func TestHugeListAsksForSingleContainers(t *testing.T) {
 // when somebody asks us for it.
 func TestSlowInspectIsRepeated(t *testing.T) {
 	t.Parallel()
-	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerHost: hostile(t, "slow inspects")})
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerSockets: []string{hostile(t, "slow inspects")}, OnlyListedSockets: true})
 	r.Start(context.Background())
 	poll(t, "the engine answered", func() bool { return state(r) == StateOK })
 	r.runtimes.wanted(idB)
@@ -503,7 +520,7 @@ func TestSlowInspectIsRepeated(t *testing.T) {
 func TestHostileEventsAreBounded(t *testing.T) {
 	for _, mode := range []string{"huge event", "half an event", "flood of events", "hanging list", "huge list", "huge version", "babble", "endless header"} {
 		t.Run(mode, func(t *testing.T) {
-			r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerHost: hostile(t, mode)})
+			r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerSockets: []string{hostile(t, mode)}, OnlyListedSockets: true})
 			before := heap()
 			r.Start(context.Background())
 			var most uint64
@@ -533,7 +550,7 @@ func TestHostileEventsAreBounded(t *testing.T) {
 // state returns the state of the socket that the resolver was given.
 func state(r *Resolver) State {
 	for _, e := range r.Endpoints() {
-		if e.Socket == r.opts.DockerHost {
+		if e.Socket == r.opts.DockerSockets[0] {
 			return e.State
 		}
 	}
@@ -582,7 +599,7 @@ func TestAnswerAfterRemoval(t *testing.T) {
 	go server.Serve(l)
 	t.Cleanup(func() { server.Close() })
 
-	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerHost: socket})
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerSockets: []string{socket}, OnlyListedSockets: true})
 	f := r.runtimes.add(&runtimeSpec{name: runtimeDocker}, socket, "")
 	s, err := openDocker(socket)
 	if err != nil {
@@ -604,7 +621,7 @@ func TestAnswerAfterRemoval(t *testing.T) {
 	event(events.ActionDestroy)
 	close(answer)
 	work.queue <- idB // one after the other
-	poll(t, "the next one is told of", func() bool { return r.registry.get(idB) != nil })
+	poll(t, "the next one is known", func() bool { return r.registry.get(idB) != nil })
 	r.registry.mu.RLock()
 	defer r.registry.mu.RUnlock()
 	if c := r.registry.byID[idA]; c == nil || c.goneAt.IsZero() {

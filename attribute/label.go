@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// Rules that can name a project, in order of precedence: the first that finds a
-// value wins, and its name is kept so that a surprising row can be explained.
+// Rules that can name a project, in order of precedence: the first that finds a value
+// wins. Its name is kept to explain a surprising row.
 const (
 	RuleLabel         = "label" // --project-label, then iotrace.project
 	RuleKubernetes    = "kubernetes"
@@ -35,8 +35,8 @@ type naming struct {
 	unit                   string
 }
 
-// nameByLabels applies the rules to the labels of a container. projectLabel is
-// the user's own label, "" for none.
+// nameByLabels applies the rules to the labels of a container. projectLabel is the user's
+// own label; "" without one.
 func nameByLabels(labels map[string]string, projectLabel string) naming {
 	n := naming{
 		pod:       labels["io.kubernetes.pod.name"],
@@ -61,7 +61,7 @@ func nameByLabels(labels map[string]string, projectLabel string) naming {
 			break
 		}
 	}
-	// The user's own label outranks every rule, but says nothing of the service.
+	// The user's own label comes before every rule, but does not name the service.
 	for _, key := range []string{projectLabel, "iotrace.project"} {
 		if v := labels[key]; key != "" && v != "" {
 			n.project, n.rule = v, RuleLabel
@@ -76,8 +76,8 @@ type labelRule struct {
 	name func(map[string]string) (project, service string)
 }
 
-// labelRules is in order of precedence. Coolify stands before compose because
-// the compose project that it makes is a random id.
+// labelRules is in order of precedence. Coolify comes before compose because its compose
+// projects are random ids.
 var labelRules = [...]labelRule{
 	{RuleKubernetes, func(l map[string]string) (string, string) {
 		namespace := l["io.kubernetes.pod.namespace"]

@@ -23,30 +23,30 @@ const (
 	maxOwnMounts  = 1 << 12 // of one container
 	maxMountinfo  = 32 << 20
 	maxNamespaces = 512
-	maxLayers     = 64 // places of layers: engines have one each
+	maxLayers     = 64 // directories with layers: one per engine
 
-	reloadKnown   = 5 * time.Second        // between two readings of a changed table
-	reloadUnknown = 250 * time.Millisecond // the same, when a device is not in it
-	watchEvery    = 500 * time.Millisecond // for mounts that come and go between two questions
-	watchShare    = 50                     // reading may take this part of the time
-	maxPast       = 1 << 12                // mounts that are no more
+	reloadKnown   = 5 * time.Second        // between two reads of a changed table
+	reloadUnknown = 250 * time.Millisecond // the same, when a device is missing in it
+	watchEvery    = 500 * time.Millisecond // between two checks for changes
+	watchShare    = 50                     // reads take at most one part in 50 of the time
+	maxPast       = 1 << 12                // unmounted mounts that are kept
 	ownFresh      = 30 * time.Second
 )
 
-// Mount is the file system behind a device number, as its user knows it.
+// Mount is the file system behind a device number, as users know it.
 type Mount struct {
 	Source string // host:/export, user@host:dir, /dev/sda1
-	Point  string // where it is mounted: in the container where one was asked for
+	Point  string // mount point: in the container, if it is a volume of one
 	FSType string // nfs4, fuse.sshfs, ext4
-	Volume string // the runtime's volume, Kubernetes volume or PVC
+	Volume string // name of the runtime's volume, Kubernetes volume or PVC
 	Driver string // of the volume
 
 	NFSServer, NFSExport, NFSVersion string
 	FUSESubtype                      string // sshfs, glusterfs ...
 }
 
-// mounts joins device numbers with mount tables and the runtimes' volumes. It
-// reads tables when it is asked and they have changed, never on its own.
+// mounts joins device numbers with mount tables and the volumes of runtimes. It reads a
+// table only after a change.
 type mounts struct {
 	procRoot string
 	registry *registry
@@ -54,30 +54,30 @@ type mounts struct {
 	now      func() time.Time
 
 	mu     sync.Mutex
-	watch  int    // a mount table, held open: the kernel tells when it changed; -1 without
+	watch  int    // fd of a mount table, to poll for changes; -1 without
 	name   string // of that table
 	closed bool
 	dirty  bool
 	loaded time.Time
 	host   table
-	cost   time.Duration        // of reading it, in processor time
-	past   map[string]past      // by mount point: what was unmounted, whose late I/O is still told
+	cost   time.Duration        // processor time of the last read
+	past   map[string]past      // by mount point: unmounted mounts, whose late I/O still comes
 	pastOn map[string]past      // the same by device, the last of each
 	own    map[uint64]*ownTable // by cgroup
-	layers map[string]bool      // devices that hold the containers' own files, once seen: theirs too is written late
+	layers map[string]bool      // devices that hold or held the own files of containers
 	reads  uint64
 }
 
 // table is a mount table, by device and by mount point.
 type table struct {
-	byDev   map[string]mounted // the first of several, and of what they have in common: see shares
+	byDev   map[string]mounted // what all mounts of a device have in common: see shares
 	byPoint map[string]mounted
 	uppers  map[string]bool // directories that hold the writable layers of overlays
 }
 
 type mounted struct{ dev, source, point, fstype, options string }
 
-// past is a mount that is no more.
+// past is an unmounted mount.
 type past struct {
 	mounted
 	gone time.Time
@@ -105,10 +105,10 @@ func (m *mounts) close() error {
 	return unix.Close(fd)
 }
 
-// Mount names the mount that a cgroup's I/O on a device ("major:minor" of the
-// file system's superblock) went to. With cgroup 0, or where the cgroup's own
-// view says nothing, it is a mount of the host. It returns false when no mount
-// table in reach has the device.
+// Mount returns the mount of a cgroup's I/O on a device ("major:minor" of the file
+// system's superblock). It is a mount of the host for cgroup 0, and where the cgroup's own
+// mount table does not have the device. It returns false when no readable mount table has
+// the device.
 func (r *Resolver) Mount(dev string, cgroup uint64) (Mount, bool) {
 	return r.mounts.find(dev, cgroup)
 }
@@ -151,9 +151,9 @@ func (m *mounts) find(dev string, id uint64) (Mount, bool) {
 	return result, true
 }
 
-// nameVolume names the volume of a container on a device. A device is all that
-// the kernel's numbers tell: where several volumes are on it, or the container's
-// own files as well, all that it may have been are named, with bars between.
+// nameVolume names the volume of a container on a device. The kernel reports the device
+// only: if it holds several volumes, or the container's own files too, all of them are
+// named, separated by bars.
 func (m *mounts) nameVolume(result *Mount, dev string, c *container) {
 	var on []volume
 	if c != nil {
@@ -167,10 +167,10 @@ func (m *mounts) nameVolume(result *Mount, dev string, c *container) {
 		result.Volume, result.Driver = pathVolume(result.Point)
 		return
 	}
-	// Runtimes list mounts in no order: the same question must have one answer.
+	// Runtimes list mounts in any order: sort, for one answer to the same question.
 	slices.SortFunc(on, func(a, b volume) int { return strings.Compare(a.destination, b.destination) })
-	// Mounts of one NFS server may share a superblock: the volume's own says what it
-	// is a mount of.
+	// Mounts of one NFS server may share a superblock: the entry of the volume itself has
+	// its source.
 	var sources, exports []string
 	for i := range on {
 		v := &on[i]
@@ -191,11 +191,11 @@ func (m *mounts) nameVolume(result *Mount, dev string, c *container) {
 	result.Volume, result.Driver, result.Point = either(on)
 }
 
-// maxCandidates are the volumes that an ambiguous name lists.
+// maxCandidates is the number of volumes in an ambiguous name.
 const maxCandidates = 4
 
-// either names volumes of which it was one, each that has no name by its place in
-// the container. The driver is told where they share one.
+// either names several volumes of which one is meant: by name, or by mount point without a
+// name. The driver is that of all of them, or "".
 func either(on []volume) (name, driver, point string) {
 	if len(on) == 1 {
 		return on[0].name, on[0].driver, on[0].destination
@@ -211,7 +211,7 @@ func either(on []volume) (name, driver, point string) {
 	return joined(names), driver, joined(points)
 }
 
-// joined writes names of which one is meant, the first few of them.
+// joined joins the first names of several of which one is meant.
 func joined(names []string) string {
 	if more := len(names) - maxCandidates; more > 0 {
 		names = append(names[:maxCandidates:maxCandidates], "+"+strconv.Itoa(more))
@@ -219,8 +219,8 @@ func joined(names []string) string {
 	return clip(strings.Join(names, "|"), maxText)
 }
 
-// ofEngine tells the single files that engines and kubelets mount into every
-// container: nobody's load.
+// ofEngine tells the files that engines and kubelets mount into every container: they are
+// no load.
 func ofEngine(destination string) bool {
 	switch destination {
 	case "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/termination-log", "/run/.containerenv", "/run/secrets":
@@ -229,8 +229,8 @@ func ofEngine(destination string) bool {
 	return false
 }
 
-// pathVolume names a volume by the directory that engines and kubelets mount it
-// at, for those that no runtime told of.
+// pathVolume names a volume that no runtime reported, by the directory where engines and
+// kubelets mount it.
 func pathVolume(path string) (name, driver string) {
 	if _, rest, ok := strings.Cut(path, "/volumes/"); ok {
 		parts := strings.Split(rest, "/")
@@ -244,8 +244,7 @@ func pathVolume(path string) (name, driver string) {
 	return "", ""
 }
 
-// of returns the mount that a path is on or, with a device that was unmounted
-// there, was on.
+// of returns the mount of a path, or a past one there on the device.
 func (m *mounts) of(path, dev string) mounted {
 	if p, ok := m.past[path]; ok && p.dev == dev {
 		return p.mounted
@@ -253,8 +252,8 @@ func (m *mounts) of(path, dev string) mounted {
 	return m.host.of(path)
 }
 
-// bury keeps what was in the table and is not any more.
-func (m *mounts) bury(old table) {
+// keepGone keeps the mounts that are in the old table only: their late I/O still comes.
+func (m *mounts) keepGone(old table) {
 	now := m.now()
 	for _, all := range []map[string]past{m.past, m.pastOn} {
 		maps.DeleteFunc(all, func(_ string, p past) bool { return now.Sub(p.gone) > m.registry.keep })
@@ -266,7 +265,7 @@ func (m *mounts) bury(old table) {
 	}
 }
 
-// of returns the mount that a path is on.
+// of returns the mount of a path.
 func (t table) of(path string) mounted {
 	if !strings.HasPrefix(path, "/") {
 		return mounted{}
@@ -279,9 +278,9 @@ func (t table) of(path string) mounted {
 	return t.byPoint["/"]
 }
 
-// shares makes of the first mount of a device what it has in common with another
-// one. The client gives mounts of a server's exports that are on one file system
-// there the same superblock, and so the same device.
+// shares reduces the first mount of a device to what it has in common with another one.
+// NFS gives exports that are on one file system of the server the same superblock, and so
+// the same device.
 func (e mounted) shares(other mounted) mounted {
 	if e.source == other.source || e.fstype != "nfs" && e.fstype != "nfs4" {
 		return e
@@ -296,7 +295,7 @@ func (e mounted) shares(other mounted) mounted {
 	case strings.Contains(whole, ":/"):
 		e.source = whole[:strings.LastIndexByte(whole, '/')+1]
 	default:
-		return e // not by the same name: it says nothing
+		return e // other names of the server: they cannot be compared
 	}
 	e.point = ""
 	return e
@@ -323,7 +322,7 @@ func (e mounted) mount() Mount {
 	return m
 }
 
-// splitExport splits host:/export. An IPv6 address is in brackets.
+// splitExport splits host:/export and [IPv6]:/export.
 func splitExport(source string) (server, export string) {
 	if rest, ok := strings.CutPrefix(source, "["); ok {
 		if server, export, ok = strings.Cut(rest, "]:"); ok {
@@ -337,8 +336,8 @@ func splitExport(source string) (server, export string) {
 	return server, export
 }
 
-// refresh reads the host's table again when the kernel says that it changed, and
-// not too often: where containers come and go it changes all the time.
+// refresh reads the host's table again after a change, but not too often: where containers
+// come and go it changes all the time.
 func (m *mounts) refresh(dev string) {
 	if m.closed || m.watch < 0 && !m.open() {
 		return
@@ -352,8 +351,8 @@ func (m *mounts) refresh(dev string) {
 	m.read()
 }
 
-// follow reads the table when it changed, without being asked: a mount may come
-// and go between two questions. It takes a small part of the time at most.
+// follow reads the table after a change without a question: a mount may come and go
+// between two questions. It takes at most one part in watchShare of the time.
 func (m *mounts) follow() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -365,7 +364,7 @@ func (m *mounts) follow() {
 	}
 }
 
-// changed asks the kernel whether the table is another one.
+// changed asks the kernel whether the table has changed.
 func (m *mounts) changed() {
 	fds := []unix.PollFd{{Fd: int32(m.watch), Events: unix.POLLPRI}}
 	if n, err := unix.Poll(fds, 0); err == nil && n > 0 && fds[0].Revents&(unix.POLLPRI|unix.POLLERR) != 0 {
@@ -374,9 +373,8 @@ func (m *mounts) changed() {
 }
 
 func (m *mounts) read() {
-	// The kernel writes the table on our thread. What others kept the processor for
-	// is no cost of ours: a stall would be followed by a time fifty times as long in
-	// which mounts come and go unseen.
+	// The kernel writes the table on our thread. Count only that thread's time: after a
+	// stall by others, a pause of watchShare times its length would miss mounts.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	began := threadTime()
@@ -387,7 +385,7 @@ func (m *mounts) read() {
 	old := m.host
 	m.host, m.dirty, m.loaded, m.cost = t, false, m.now(), threadTime()-began
 	m.reads++
-	m.bury(old)
+	m.keepGone(old)
 	for dir := range t.uppers {
 		if dev := t.of(dir).dev; dev != "" && len(m.layers) < maxLayers {
 			m.layers[dev] = true
@@ -395,7 +393,7 @@ func (m *mounts) read() {
 	}
 }
 
-// threadTime is how long the calling thread has run.
+// threadTime returns the processor time of the calling thread.
 func threadTime() time.Duration {
 	var ts unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts) != nil {
@@ -404,8 +402,8 @@ func threadTime() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// open opens the host's table. It is no os.File: the runtime's poller would take
-// the news of a change, which the kernel tells once, away from us.
+// open opens the host's table. Not as an os.File: the kernel reports a change once, and
+// Go's poller would consume it.
 func (m *mounts) open() bool {
 	for _, pid := range []string{"1", "self"} {
 		name := filepath.Join(m.procRoot, pid, "mountinfo")
@@ -417,8 +415,8 @@ func (m *mounts) open() bool {
 	return false
 }
 
-// ownTable returns the mount table that a cgroup's processes see, empty when it
-// is the host's or there is no process to ask.
+// ownTable returns the mount table of a cgroup's processes; empty when it is the host's or
+// the cgroup has no process.
 func (m *mounts) ownTable(c *cgroup) table {
 	if o := m.own[c.id]; o != nil && m.now().Sub(o.read) < ownFresh {
 		return o.table
@@ -455,7 +453,7 @@ func readTable(name string, limit int) (table, error) {
 	t := table{byDev: map[string]mounted{}, byPoint: map[string]mounted{}, uppers: map[string]bool{}}
 	_, err = mountinfo.GetMountsFromReader(io.LimitReader(f, maxMountinfo), func(i *mountinfo.Info) (skip, stop bool) {
 		if len(t.byPoint) >= limit {
-			return false, true // the parser does not stop at what it skips
+			return false, true // the parser only stops at an entry that is not skipped
 		}
 		if pseudo(i.FSType) {
 			return true, false
@@ -469,8 +467,8 @@ func readTable(name string, limit int) (table, error) {
 		point := clip(i.Mountpoint, maxText)
 		e := mounted{dev, clip(i.Source, maxText), point, clip(i.FSType, maxText), clip(i.VFSOptions, maxText)}
 		t.byPoint[point] = e
-		// Of several places the first: the others are binds of it, or exports of the
-		// same NFS server.
+		// Keep the first of several mounts: the others are bind mounts of it, or exports
+		// of the same NFS server.
 		if first, ok := t.byDev[dev]; ok {
 			e = first.shares(e)
 		}
@@ -483,8 +481,8 @@ func readTable(name string, limit int) (table, error) {
 	return t, nil
 }
 
-// layersDir returns the directory that an engine keeps all its layers in, by the
-// options of one container's overlay: .../overlay2/<id>/diff, .../snapshots/<n>/fs.
+// layersDir returns the directory of all layers of an engine, from the options of one
+// container's overlay: .../overlay2/<id>/diff, .../snapshots/<n>/fs.
 func layersDir(options string) string {
 	for opt := range strings.SplitSeq(options, ",") {
 		if upper, ok := strings.CutPrefix(opt, "upperdir="); ok && strings.HasPrefix(upper, "/") {
@@ -494,8 +492,8 @@ func layersDir(options string) string {
 	return ""
 }
 
-// pseudo tells the file systems that hold no data, of which a host of containers
-// has thousands of mounts.
+// pseudo tells the file systems without data: a host of containers has thousands of such
+// mounts.
 func pseudo(fstype string) bool {
 	switch fstype {
 	case "proc", "sysfs", "cgroup", "cgroup2", "devpts", "mqueue", "nsfs", "bpf", "tracefs", "debugfs",

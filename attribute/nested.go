@@ -16,31 +16,32 @@ import (
 )
 
 const (
-	maxNested   = 32 // engines inside containers that are followed at once
+	maxNested   = 32 // engines inside containers that are asked at the same time
 	maxAncestry = 128
-	nestedMost  = 1 << 12 // containers that one of them, or a user's engine, may tell of
+	nestedMost  = 1 << 12 // containers that one of them, or a user's engine, may report
 )
 
-// nestedAsk is a container inside a container of which no runtime has told.
+// nestedAsk is a container inside a container that no runtime has named.
 type nestedAsk struct {
 	parent string // id of the container around it
 	cgroup cgroup
 }
 
-// nestedTable lists the runtimes that are looked for inside of a container
-// (Docker-in-Docker, kind), at their usual places in its own file system.
+// nestedTable lists the runtimes to look for inside a container (Docker-in-Docker, kind),
+// at their usual places in its own file system.
 func nestedTable() []runtimeSpec {
 	return []runtimeSpec{
-		{runtimeDocker, dockerSockets()[:1], openDocker},
-		{runtimePodman, podmanSockets()[:1], openDocker},
-		{runtimeCRI, criSockets(), openCRI},
-		{runtimeContainerd, containerdSockets(), openContainerd},
+		{runtimeDocker, apiDocker, nil, dockerSockets()[:1], openDocker},
+		{runtimePodman, apiDocker, nil, podmanSockets()[:1], openDocker},
+		{runtimeCRI, apiCRI, nil, criSockets(), openCRI},
+		{runtimeContainerd, apiContainerd, nil, containerdSockets(), openContainerd},
 	}
 }
 
-// inside asks for the engine in the container around a container. It never waits.
+// inside starts a search for the engine in the container around a container. It never
+// waits.
 func (rs *runtimes) inside(parent string, c cgroup) {
-	if !c.goneAt.IsZero() || !rs.fresh("inside "+parent) {
+	if rs.inner == nil || !c.goneAt.IsZero() || !rs.fresh("inside "+parent) {
 		return
 	}
 	select {
@@ -49,14 +50,14 @@ func (rs *runtimes) inside(parent string, c cgroup) {
 	}
 }
 
-// nested finds the sockets of an engine in the container that an ask is about.
+// nested calls found with the sockets of engines in the container around ask.cgroup.
 func (rs *runtimes) nested(ask nestedAsk, found func(spec *runtimeSpec, socket string)) error {
 	pid, err := rs.tree.process(&ask.cgroup)
 	if err != nil {
 		return err
 	}
-	// The topmost process that is still in the parent is its init, which sees the
-	// parent's file system and lives as long as it.
+	// The topmost process in the parent is its init: it has the parent's file system and
+	// lives as long as the parent.
 	top := 0
 	for range maxAncestry {
 		if pid <= 1 || !rs.runsIn(pid, ask.parent) {
@@ -72,7 +73,7 @@ func (rs *runtimes) nested(ask nestedAsk, found func(spec *runtimeSpec, socket s
 	}
 	table := nestedTable()
 	for i := range table {
-		for _, p := range table[i].sockets {
+		for _, p := range table[i].usual {
 			socket := inRoot(filepath.Join(rs.procRoot, strconv.Itoa(top), "root"), p)
 			if _, hang, err := socketPath(socket); err == nil {
 				hang()
@@ -83,8 +84,8 @@ func (rs *runtimes) nested(ask nestedAsk, found func(spec *runtimeSpec, socket s
 	return nil
 }
 
-// runsIn tells whether a process is in a container, or in one inside of it. The
-// path must say so: a monitor's path has the container's name in it as well.
+// runsIn tells whether a process is in a container, or in one inside it. Helpers do not
+// count, although their paths contain the container's name.
 func (rs *runtimes) runsIn(pid int, container string) bool {
 	b, err := os.ReadFile(filepath.Join(rs.procRoot, strconv.Itoa(pid), "cgroup"))
 	if err != nil {
@@ -113,13 +114,13 @@ func (rs *runtimes) parentOf(pid int) (int, error) {
 	return strconv.Atoi(f[1])
 }
 
-// inRoot names a socket by the file system that it is in, as another process sees
-// it. The two slashes mark where that begins; no cleaned path has them.
+// inRoot returns the name of a socket in the root of another process. Two slashes mark
+// where that root ends: cleaned paths have none.
 func inRoot(root, path string) string { return root + "/" + path }
 
-// socketPath returns a path to connect to, good until done is called. A socket in
-// another process's root is looked up in that root, so that no link in a container
-// leads out of it.
+// socketPath returns a path to connect to, valid until done is called. A socket in another
+// process's root is looked up in that root, so that no link in a container leads out of
+// it.
 func socketPath(socket string) (path string, done func(), err error) {
 	dir, path, ok := strings.Cut(socket, "//")
 	if !ok {
@@ -150,7 +151,7 @@ func dialSocket(ctx context.Context, socket string) (net.Conn, error) {
 	return d.DialContext(ctx, "unix", path)
 }
 
-// over tells whether the container that a nested socket was in is no more.
+// over tells whether the container of a nested socket is gone.
 func (f *feed) over() bool {
 	if f.inside == "" {
 		return false

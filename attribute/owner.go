@@ -2,7 +2,7 @@
 // container, service, project, pod, systemd unit. It knows no BPF.
 package attribute
 
-// Kind tells what a cgroup belongs to.
+// Kind says what a cgroup belongs to.
 type Kind string
 
 const (
@@ -25,18 +25,18 @@ type Owner struct {
 	Runtime       string
 	ContainerID   string
 	ContainerName string
-	Parent        string // container id of the container around this one
-	Outer         string // of the outermost one: the same, unless they nest deeper
-	OuterName     string
+	Parent        string // id of the container around this one
+	Outer         string // id of the outermost container: Parent, unless they nest deeper
+	OuterName     string // name of that container
 	Image         string // without tag and digest
 	ImageTag      string
-	Labels        map[string]string // never modified after it was handed out
+	Labels        map[string]string // read-only
 	Unit          string            // systemd unit
 
 	Pod, Namespace, PodUID string
 
 	Project     string
-	ProjectRule string // the rule that named the project
+	ProjectRule string // the rule that named the project: a Rule constant
 	Service     string
 
 	Gone bool // the cgroup was removed; its late I/O still arrives

@@ -2,7 +2,7 @@ package attribute
 
 import "strings"
 
-// Runtimes, in the word that every output uses for them.
+// Runtimes, by their names in every output.
 const (
 	runtimeDocker     = "docker"
 	runtimePlugin     = "docker-plugin"
@@ -10,7 +10,7 @@ const (
 	runtimePodman     = "podman"
 	runtimeContainerd = "containerd"
 	runtimeCRIO       = "cri-o"
-	runtimeCRI        = "cri" // whatever serves Kubernetes, until it says what it is
+	runtimeCRI        = "cri" // a runtime of Kubernetes that has not told its name yet
 	runtimeRunc       = "runc"
 	runtimeLXC        = "lxc"
 	runtimeNspawn     = "systemd-nspawn"
@@ -21,11 +21,11 @@ const (
 	runtimeFargate    = "ecs-fargate"
 )
 
-// place is what a cgroup's path says about who it belongs to. Strings are parts
-// of the path wherever possible, so that a place costs no copy of it.
+// place is what a cgroup's path says about its owner. Strings are parts of the path where
+// possible, to save copies.
 type place struct {
 	kind    Kind
-	runtime string // "" when the path leaves it open
+	runtime string // "" when the path does not tell
 	id      string // container id or name, machine name
 	parent  string // id of the container around this one
 	outer   string // id of the outermost one
@@ -34,17 +34,16 @@ type place struct {
 	parentPod string // pod of the container around this one
 	task      string // ECS task
 	unit      string
-	sandbox   string // id of a pod's sandbox, which is no container of the user
+	sandbox   string // id of a pod's sandbox
 
-	// named is set when the id is a name that a person chose, unique in its
-	// runtime only, and not a hash that any runtime's API can be asked for.
+	// named says that the id is a name that a person chose: it is unique only in its
+	// runtime, and no API can be asked about it.
 	named bool
 }
 
-// parsePath reads a cgroup path, from the root of its hierarchy. It walks the
-// segments from the left and the last match wins, so that a container inside a
-// container is the inner one and the outer one its parent. What it cannot know,
-// it leaves open: it never asks and never guesses a name.
+// parsePath reads a cgroup path, from the root of its hierarchy. It goes through the
+// segments from the left, and the last match wins: of nested containers the inner one is
+// the owner and the outer one its parent. It leaves empty what the path does not say.
 func parsePath(path string) place {
 	p := pathParser{podAt: -2, matchAt: -2}
 	path = strings.TrimSuffix(path, " (deleted)")
@@ -60,7 +59,7 @@ func parsePath(path string) place {
 }
 
 type pathParser struct {
-	n            int    // index of the segment at hand
+	n            int    // index of the current segment
 	prev, before string // the two segments before it
 
 	outer    string // the first container
@@ -69,7 +68,7 @@ type pathParser struct {
 	matchAt  int
 	pod      string // uid of the last pod segment
 	podAt    int
-	podOwner string // container that was around that pod segment
+	podOwner string // container around that pod segment
 
 	slice, unit, manager string
 	session              bool
@@ -77,8 +76,8 @@ type pathParser struct {
 
 func (p *pathParser) segment(seg string) {
 	if slice, rest, ok := strings.Cut(seg, ":"); ok {
-		// A systemd cgroup path taken literally by a cgroupfs runtime:
-		// "slice:prefix:id" names two levels in one directory.
+		// A cgroupfs runtime took a systemd cgroup path literally: the directory
+		// "slice:prefix:id" stands for two levels.
 		if prefix, id, ok := strings.Cut(rest, ":"); ok && strings.HasSuffix(slice, ".slice") && !strings.Contains(id, ":") {
 			p.single(slice)
 			p.single(prefix + "-" + id + ".scope")
@@ -99,7 +98,7 @@ func (p *pathParser) single(seg string) {
 	p.n++
 }
 
-// classify sets the match when the segment is one.
+// classify updates the match if the segment is one.
 func (p *pathParser) classify(seg string) {
 	if uid := podUID(seg); uid != "" {
 		p.pod, p.podAt, p.podOwner = uid, p.n, ""
@@ -122,7 +121,7 @@ func (p *pathParser) classify(seg string) {
 	}
 }
 
-// named recognises the segments whose own text names the runtime.
+// named recognises segments that name the runtime.
 func (p *pathParser) named(name string, scope bool) (place, bool) {
 	if i := len(name) - 64; i > 1 && name[i-1] == '-' && isHex(name[i:], 64) {
 		id := name[i:]
@@ -134,7 +133,7 @@ func (p *pathParser) named(name string, scope bool) (place, bool) {
 		case "libpod", "libpod-payload":
 			m := place{kind: KindContainer, runtime: runtimePodman, id: id}
 			if prefix == "libpod-payload" {
-				m.unit = p.unit // quadlet: the service that the container is
+				m.unit = p.unit // quadlet: the container is this service
 			}
 			return m, true
 		case "runc":
@@ -185,7 +184,7 @@ func (p *pathParser) lxc(name string) (place, bool) {
 	return place{kind: KindContainer, runtime: runtimeLXC, id: payload, named: true}, true
 }
 
-// machine recognises what systemd-machined and libvirt register.
+// machine recognises the machines of systemd-machined and libvirt.
 func machine(name string, scope bool) (place, bool) {
 	if service, ok := strings.CutSuffix(name, ".service"); ok {
 		if esc, ok := strings.CutPrefix(service, "systemd-nspawn@"); ok && esc != "" {
@@ -231,7 +230,7 @@ func (p *pathParser) orchestrated(name string) (place, bool) {
 	return place{}, false
 }
 
-// bareRuntime tells whose a directory is that is named by 64 hex digits alone.
+// bareRuntime returns the runtime of a directory whose name is just 64 hex digits.
 func (p *pathParser) bareRuntime() string {
 	switch {
 	case p.prev == "docker":
@@ -244,7 +243,7 @@ func (p *pathParser) bareRuntime() string {
 	case p.n == 1 && !strings.HasSuffix(p.prev, ".slice") && !strings.HasSuffix(p.prev, ".service") && !isHex(p.prev, 64):
 		return runtimeContainerd // /<namespace>/<id>
 	}
-	return "" // a custom parent or a managed plugin: whoever runs it knows
+	return "" // a custom parent or a managed plugin: only the runtime knows
 }
 
 func (p *pathParser) take(m place) {
@@ -259,7 +258,7 @@ func (p *pathParser) take(m place) {
 		}
 	}
 	if m.kind == KindHelper && p.matched && p.match.runtime == runtimeNspawn && m.runtime == runtimeNspawn {
-		m.parent = p.match.parent // the supervisor is beside the payload, not inside it
+		m.parent = p.match.parent // the supervisor is beside the payload, not inside
 	}
 	if p.podAt == p.n-1 {
 		m.podUID = p.pod
@@ -276,7 +275,7 @@ func (p *pathParser) take(m place) {
 	p.match, p.matched, p.matchAt = m, true, p.n
 }
 
-// noteUnit keeps the systemd unit of a path that has no container so far.
+// noteUnit keeps the systemd unit of a path without a container so far.
 func (p *pathParser) noteUnit(seg string) {
 	dot := strings.LastIndexByte(seg, '.')
 	if dot <= 0 {
@@ -319,7 +318,7 @@ func (p *pathParser) place() place {
 	case p.session:
 		return place{kind: KindSession, unit: p.unit}
 	case p.manager != "" && p.unit != p.manager && p.unit != "":
-		// The same unit name in two users' managers is two units.
+		// Each user's manager may have a unit of that name.
 		return place{kind: KindUnit, unit: p.manager + "/" + p.unit}
 	case p.unit != "":
 		return place{kind: KindUnit, unit: p.unit}
@@ -329,7 +328,7 @@ func (p *pathParser) place() place {
 	return place{kind: KindCgroup}
 }
 
-// podUID returns the uid in a kubelet's pod directory, with dashes, or "".
+// podUID returns the uid in the name of a kubelet's pod directory, with dashes, or "".
 func podUID(seg string) string {
 	seg = strings.TrimSuffix(seg, ".slice")
 	i := strings.LastIndex(seg, "pod")
@@ -379,7 +378,7 @@ func isGUID(s string, last int) bool {
 		isHex(s[:8], 8) && isHex(s[9:13], 4) && isHex(s[14:18], 4) && isHex(s[19:23], 4) && isHex(s[24:], last)
 }
 
-// isBuildStep tells whether s is the id BuildKit gives to a step.
+// isBuildStep tells whether s looks like BuildKit's id of a step.
 func isBuildStep(s string) bool {
 	if len(s) != 25 {
 		return false
@@ -392,7 +391,7 @@ func isBuildStep(s string) bool {
 	return true
 }
 
-// unescapeUnit undoes the \xNN of systemd's unit names.
+// unescapeUnit undoes the \xNN escapes in names of systemd units (systemd.unit(5)).
 func unescapeUnit(s string) string {
 	if !strings.Contains(s, `\x`) {
 		return s

@@ -10,22 +10,22 @@ import (
 	"github.com/docker/docker/api/types/events"
 )
 
-// Podman's own words for what happens to a container, where they are not Docker's.
+// Podman's names of events, where they differ from Docker's.
 const (
 	podmanInit   events.Action = "init"
 	podmanDied   events.Action = "died"
 	podmanRemove events.Action = "remove"
 )
 
-// podmanSockets are where Podman offers Docker's API, once podman.socket is
-// enabled: the machine's, and each user's.
+// podmanSockets are the usual sockets of Podman with Docker's API (podman.socket): the
+// machine's, and each user's.
 func podmanSockets() []string {
 	return []string{"/run/podman/podman.sock", "/run/user/*/podman/podman.sock"}
 }
 
-// pods fills in what only Podman's own API says: which containers are the infra
-// containers of a pod, and the names of pods. With an error the containers are as
-// Docker's API told them. A single container is asked for by id.
+// pods fills in what only Podman's own API has: the names of pods, and which containers
+// are the infra containers of a pod. On an error the containers stay as they are. A single
+// container is asked about by id.
 func (d *docker) pods(ctx context.Context, all []container) error {
 	query := url.Values{"all": {"true"}}
 	if len(all) == 1 {

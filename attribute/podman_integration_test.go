@@ -21,8 +21,8 @@ func TestPodman(t *testing.T) {
 	before, pid := run(t, append([]string{"--name", "db", "--label", "io.podman.compose.project=shop", "--label", "io.podman.compose.service=db",
 		"-v", "dbdata:/var/lib/db"}, sleep...)...)
 
-	r := startResolver(t, Options{DockerHost: p.Socket})
-	settle(t, r)
+	r := startResolver(t, Options{DockerSockets: []string{p.Socket}, OnlyListedSockets: true})
+	waitAnswered(t, r)
 
 	t.Run("running before us", func(t *testing.T) {
 		id, path := cgroupOf(t, r, pid)

@@ -12,32 +12,42 @@ import (
 
 const (
 	defaultKeep = 5 * time.Minute
-	// minKeep is longer than writeback waits: I/O of a removed cgroup arrives up
-	// to a minute after it.
+	// minKeep is as long as writeback is delayed: I/O of a removed cgroup comes up to a
+	// minute later.
 	minKeep = time.Minute
 
 	checkEvery = time.Second
-	checkCount = 32 // cgroups looked at each time
+	checkCount = 32 // cgroups checked each time
 )
 
-// Options tells a Resolver where to look. The zero value asks this machine.
+// Options tells a Resolver and an Overlay where to look. The zero value asks this
+// machine.
 type Options struct {
-	CgroupRoot   string        // "" finds it in /proc/self/mountinfo
-	ProcRoot     string        // "" is /proc
-	DockerHost   string        // "" is every socket that exists (Docker, Podman, rootless)
-	CRI          string        // "" is every socket that exists
+	CgroupRoot string // "" finds it in /proc/self/mountinfo
+	ProcRoot   string // "" means /proc
+
+	// Sockets to ask besides those found at the usual places (Docker, rootless Docker,
+	// Podman, containerd, CRI-O ...): each is a path or unix:///PATH, for Docker also
+	// tcp://HOST:PORT without TLS. DOCKER_HOST in the environment counts as one more of
+	// DockerSockets. Of several paths to one socket the first is used; what cannot be
+	// used is logged as a warning.
+	DockerSockets     []string // of Docker or Podman
+	CRISockets        []string
+	ContainerdSockets []string
+	// OnlyListedSockets asks the sockets above and no others. With none above, no
+	// runtime is asked.
+	OnlyListedSockets bool
+
 	ProjectLabel string        // label that names the project before all other rules
-	Keep         time.Duration // how long a removed cgroup keeps its name; 0 is 5 min, at least 60 s
-	CallTime     time.Duration // that a runtime has for its first answer, and more each time it hangs; 0 is 3 s
+	Keep         time.Duration // how long a removed cgroup keeps its name; 0 means 5 min, at least 60 s
+	CallTime     time.Duration // limit of the first call to a runtime, longer after each timeout; 0 means 3 s
 	Log          *slog.Logger  // messages; nil discards them
 
-	// For tests.
-	now               func() time.Time
-	containerdSockets []string
+	now func() time.Time // for tests
 }
 
-// Resolver names the owners of cgroup ids. Its methods may be called from any
-// goroutine, and none but Close waits for anything but the local kernel.
+// Resolver names the owners of cgroup ids. Its methods may be called from any goroutine.
+// Only WaitAnswered and Close wait for anything but the local kernel.
 type Resolver struct {
 	opts      Options
 	hierarchy Hierarchy
@@ -47,16 +57,15 @@ type Resolver struct {
 	runtimes  *runtimes
 	log       *slog.Logger
 
-	mu         sync.Mutex
-	unresolved map[uint64]struct{} // ids that Owner was asked for in vain
-	cancel     context.CancelFunc
-	done       sync.WaitGroup
-	closed     bool
+	mu     sync.Mutex
+	cancel context.CancelFunc
+	done   sync.WaitGroup
+	closed bool
 }
 
-// NewResolver returns a Resolver that knows nothing yet: Walk fills it with the
-// cgroups that exist, Start with what the runtimes know of them. It asks no
-// socket. Close must be called.
+// NewResolver returns an empty Resolver: Walk adds the existing cgroups, Start the names
+// from the runtimes. It does not connect to a socket yet. Close must be called. The error
+// is about opts, or about a machine without cgroups (fs.ErrNotExist).
 func NewResolver(opts Options) (*Resolver, error) {
 	if opts.ProcRoot == "" {
 		opts.ProcRoot = "/proc"
@@ -82,9 +91,8 @@ func NewResolver(opts Options) (*Resolver, error) {
 	}
 	r := &Resolver{
 		opts: opts, hierarchy: h, log: opts.Log,
-		tree:       newTree(h.Mount, h.Root, opts.Keep, opts.now),
-		registry:   newRegistry(opts.ProjectLabel, opts.Keep, opts.now),
-		unresolved: map[uint64]struct{}{},
+		tree:     newTree(h.Mount, h.Root, opts.Keep, opts.now),
+		registry: newRegistry(opts.ProjectLabel, opts.Keep, opts.now),
 	}
 	r.tree.isBare = r.bare
 	r.mounts = newMounts(opts.ProcRoot, r.registry, r.tree, opts.now)
@@ -92,16 +100,16 @@ func NewResolver(opts Options) (*Resolver, error) {
 	return r, nil
 }
 
-// Hierarchy returns the hierarchy whose ids the Resolver names.
+// Hierarchy returns the hierarchy of the ids that the Resolver names.
 func (r *Resolver) Hierarchy() Hierarchy { return r.hierarchy }
 
-// Walk learns all cgroups that exist. It is called once, after the tracepoints
-// that feed CgroupCreated are attached, so that none falls between the two. When
-// it fails, ids are still resolved one by one where the kernel allows it.
+// Walk adds all existing cgroups. Call it once, after the tracepoints that feed
+// CgroupCreated are attached, so that no cgroup is missed. If it fails, ids are still
+// resolved one by one where the kernel allows it.
 func (r *Resolver) Walk() error { return r.tree.walkAll() }
 
-// Start asks the runtimes for names in the background until ctx is done or the
-// Resolver is closed. A socket that is absent, hangs or lies delays nothing.
+// Start asks the runtimes for names in the background until ctx is done or the Resolver is
+// closed. A socket that is absent, hangs or lies delays nothing else.
 func (r *Resolver) Start(ctx context.Context) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -136,24 +144,22 @@ func (r *Resolver) Start(ctx context.Context) {
 	})
 }
 
-// CgroupCreated takes a cgroup from the kernel's cgroup_mkdir event. The path is
-// relative to the root of the hierarchy and may be cut off or empty.
+// CgroupCreated adds a cgroup from the kernel's cgroup_mkdir event. The path is relative
+// to the root of the hierarchy and may be cut off or empty.
 func (r *Resolver) CgroupCreated(id uint64, path string) { r.tree.created(id, path) }
 
-// CgroupRemoved takes a cgroup from the kernel's cgroup_rmdir event. Its name is
-// kept for the time of Options.Keep.
+// CgroupRemoved marks a cgroup removed, from the kernel's cgroup_rmdir event. Its name is
+// kept for Options.Keep.
 func (r *Resolver) CgroupRemoved(id uint64, path string) { r.tree.removed(id, path) }
 
-// Owner names the owner of a cgroup id with what is known now. It never waits
-// for a runtime: a name that is still being asked for is empty, and there on a
-// later call. An id that is no cgroup of this machine gives KindUnknown.
+// Owner returns the owner of a cgroup id as far as it is known now. It never waits for a
+// runtime: a name that is not known yet is empty, and filled in on a later call. An id
+// that is not a cgroup of this machine has KindUnknown.
 func (r *Resolver) Owner(id uint64) Owner {
 	c, ok := r.tree.get(id)
 	if !ok {
-		r.note(id, true)
 		return Owner{Cgroup: id}
 	}
-	r.note(id, false)
 	p := c.place
 	o := Owner{
 		Kind: p.kind, Cgroup: id, Path: c.path, Gone: !c.goneAt.IsZero(),
@@ -164,7 +170,7 @@ func (r *Resolver) Owner(id uint64) Owner {
 		if m := r.registry.get(p.outer); m != nil {
 			o.OuterName = m.name
 		} else if !isHex(p.outer, 64) {
-			o.OuterName = p.outer // a name that a person chose
+			o.OuterName = p.outer // not a hash: a name that a person chose
 		}
 	}
 	if p.named {
@@ -188,7 +194,7 @@ func (r *Resolver) Owner(id uint64) Owner {
 	return r.inherit(o)
 }
 
-// nameByPath fills in an owner whose path says it all.
+// nameByPath fills in an owner that is named by its path alone.
 func nameByPath(o *Owner, p *place) {
 	o.ContainerName = p.id
 	switch p.runtime {
@@ -202,10 +208,10 @@ func nameByPath(o *Owner, p *place) {
 	}
 }
 
-// describe fills in what the runtime told.
+// describe fills in what the runtime reported.
 func describe(o *Owner, m *container) {
 	if o.ContainerID == "" && m.kind == KindContainer {
-		// The runtime's own word on a path that no rule knows.
+		// The runtime says it of a path that no rule knows.
 		o.Kind, o.ContainerID = m.kind, m.id
 		o.Unit = ""
 	}
@@ -227,8 +233,8 @@ func describe(o *Owner, m *container) {
 	}
 }
 
-// inherit names the project of an owner that has none of its own: by the
-// container around it, else by its systemd unit.
+// inherit names the project of an owner that has none: by the container around it, else by
+// its systemd unit.
 func (r *Resolver) inherit(o Owner) Owner {
 	if o.Project != "" {
 		return o
@@ -243,66 +249,21 @@ func (r *Resolver) inherit(o Owner) Owner {
 	return o
 }
 
-// bare tells whether a container has no more than an id.
+// bare tells whether only the id of a container is known.
 func (r *Resolver) bare(p *place) bool {
 	return p.kind == KindContainer && !p.named && r.registry.find(p, "") == nil
 }
 
-func (r *Resolver) note(id uint64, unresolved bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	switch {
-	case !unresolved:
-		delete(r.unresolved, id)
-	case len(r.unresolved) < maxMissing:
-		r.unresolved[id] = struct{}{}
-	}
-}
+// WaitAnswered waits until each socket that existed when Start was called has answered
+// or failed once. It returns the error of ctx when that ends first.
+func (r *Resolver) WaitAnswered(ctx context.Context) error { return r.runtimes.waitAnswered(ctx) }
 
-// Stats counts what is known and what is not.
-type Stats struct {
-	Known      int    // cgroups, the removed ones that keep their name included
-	Gone       int    // removed cgroups that keep their name
-	Evicted    uint64 // names dropped before their time, to bound memory
-	Unresolved int    // ids that Owner was asked for and could not name
-	Pending    int    // containers in Known of which no runtime has told anything
-	Containers int    // containers that the runtimes told of
-	Refused    uint64 // containers that were one too many to remember
-	Bare       uint64 // containers that were forgotten before any runtime told of them
-	Lookups    uint64 // ids resolved by asking the kernel for one id
-	Steps      uint64 // directories looked at because ids could not be asked for
-}
-
-// Stats returns the counts of this moment. It looks at every known cgroup once.
-func (r *Resolver) Stats() Stats {
-	var s Stats
-	s.Known, s.Gone = r.tree.counts()
-	s.Containers, s.Refused = r.registry.counts()
-	r.tree.mu.Lock()
-	s.Bare = r.tree.bare
-	s.Evicted, s.Lookups, s.Steps = r.tree.evicted, r.tree.looked, r.tree.stepped
-	for _, c := range r.tree.byID {
-		if r.bare(c.place) {
-			s.Pending++
-		}
-	}
-	r.tree.mu.Unlock()
-	r.mu.Lock()
-	s.Unresolved = len(r.unresolved)
-	r.mu.Unlock()
-	return s
-}
-
-// Settle waits until every socket that existed when Start was called was asked
-// once, or ctx is done.
-func (r *Resolver) Settle(ctx context.Context) error { return r.runtimes.settle(ctx) }
-
-// Endpoints returns every socket that could be asked for names, and what it
-// answered.
+// Endpoints returns every socket that is or could be asked for names, with its state. A
+// socket that does not exist has StateAbsent.
 func (r *Resolver) Endpoints() []Endpoint { return r.runtimes.endpoints() }
 
-// Close stops asking and frees everything. It waits for the background work to
-// end, which takes no longer than the kernel needs to close a socket.
+// Close stops asking and frees everything. It waits for the background work to end, which
+// takes as long as closing sockets.
 func (r *Resolver) Close() error {
 	r.mu.Lock()
 	r.closed = true

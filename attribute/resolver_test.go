@@ -95,7 +95,7 @@ func TestRegistryRemovedWhileListed(t *testing.T) {
 		listed = append(listed, container{id: id, from: "x", toldAt: c.now()})
 		g.put(listed[len(listed)-1])
 	}
-	g.removed("x", idB) // and made anew under the same name before the list began
+	g.removed("x", idB) // and created again under the same name before the list began
 	c.advance(time.Second)
 	began := c.now()
 	c.advance(time.Second)

@@ -59,13 +59,13 @@ func BenchmarkDockerList(b *testing.B) {
 	for range b.N {
 		before := live()
 		cpu := cpuTime(b)
-		r, err := NewResolver(Options{DockerHost: e.Socket})
+		r, err := NewResolver(Options{DockerSockets: []string{e.Socket}, OnlyListedSockets: true})
 		if err != nil {
 			b.Fatal(err)
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		r.Start(ctx)
-		if err := r.Settle(ctx); err != nil {
+		if err := r.WaitAnswered(ctx); err != nil {
 			b.Fatal(err)
 		}
 		if s := r.Stats(); s.Containers != manyContainers {

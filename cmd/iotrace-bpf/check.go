@@ -29,7 +29,7 @@ func runCheck(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	defer s.Close()
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	_ = s.resolver.Settle(ctx) // what has not answered by then is shown as such
+	_ = s.resolver.WaitAnswered(ctx) // what has not answered by then is shown as such
 
 	h := s.resolver.Hierarchy()
 	w := tabwriter.NewWriter(stdout, 0, 4, 2, ' ', 0)
@@ -38,7 +38,7 @@ func runCheck(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	for _, st := range s.tracer.Status() {
 		writeStatus(w, st)
 	}
-	writeStatus(w, overlayStatus(h.ID))
+	writeStatus(w, vxlanStatus(h.ID))
 	for _, e := range s.resolver.Endpoints() {
 		fmt.Fprintf(w, "socket %s\t%s: %s", text.Safe(e.Socket), e.Runtime, e.State)
 		if e.Version != "" {

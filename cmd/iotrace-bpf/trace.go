@@ -70,7 +70,7 @@ func (s *session) runWith(ctx context.Context, main sink) error {
 	if name := s.opt.readyFile; name != "" {
 		// Who waits for the file may start containers that live too short to wait for.
 		asked, cancel := context.WithTimeout(ctx, readyNames)
-		_ = s.resolver.Settle(asked)
+		_ = s.resolver.WaitAnswered(asked)
 		cancel()
 		if err := os.WriteFile(name, nil, 0o600); err != nil {
 			return errors.Join(fmt.Errorf("creating the ready file: %w", err), out.Close())
@@ -100,6 +100,13 @@ func (o *options) logger(stderr io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 }
 
+// names says where to ask for names, and where to log what cannot be asked.
+func (o *options) names(log *slog.Logger) attribute.Options {
+	return attribute.Options{
+		DockerSockets: []string{o.dockerHost}, CRISockets: []string{o.cri}, ProjectLabel: o.projectLabel, CallTime: o.callTime, Log: log,
+	}
+}
+
 // session is a tracer with names.
 type session struct {
 	opt      *options
@@ -113,7 +120,7 @@ type session struct {
 	asked    map[uint64]bool // containers whose name was waited for once
 	records  *recordBuffer   // nil without --events
 	reported bool            // whether a report went out yet
-	overlay  overlayEvents
+	vxlan    vxlanEvents
 }
 
 // openSession attaches everything. The tracepoints are attached before the tree
@@ -128,9 +135,7 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 			s.Close()
 		}
 	}()
-	s.resolver, err = attribute.NewResolver(attribute.Options{
-		DockerHost: opt.dockerHost, CRI: opt.cri, ProjectLabel: opt.projectLabel, CallTime: opt.callTime, Log: s.log,
-	})
+	s.resolver, err = attribute.NewResolver(opt.names(s.log))
 	if err != nil {
 		return nil, err
 	}
@@ -165,13 +170,13 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 	s.cost.read()
 	go giveBack()
 	if opt.vxlan {
-		s.overlay.prepare(ctx, s, stderr)
+		s.vxlan.prepare(ctx, s)
 	}
 	return s, nil
 }
 
 func (s *session) Close() {
-	s.overlay.Close()
+	s.vxlan.Close()
 	if s.records != nil {
 		s.records.close() // before the tracer, whose reader may wait for room
 	}
@@ -194,7 +199,7 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 	if s.opt.duration > 0 {
 		end = time.After(s.opt.duration)
 	}
-	overlay := time.After(overlayStart)
+	watch := time.After(vxlanStart)
 	var many <-chan struct{} // records for a report of their own
 	if s.records != nil {
 		many = s.records.many
@@ -207,8 +212,8 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 			}
 			n++
 		case <-many:
-		case <-overlay:
-			s.overlay.start()
+		case <-watch:
+			s.vxlan.start()
 			continue
 		case <-end:
 			return s.last(out)
@@ -218,7 +223,7 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 		if err := s.report(out); err != nil {
 			return err
 		}
-		s.overlay.start()
+		s.vxlan.start()
 	}
 }
 
@@ -287,7 +292,7 @@ func (s *session) interval() (*output.Interval, error) {
 		})
 	}
 	iv.Unresolved = unnamed(iv.Samples)
-	s.overlay.into(iv)
+	s.vxlan.into(iv)
 	if s.records != nil {
 		records := append(s.records.take(eventsAtOnce), read.Records...)
 		if s.opt.excludeSelf {
@@ -315,7 +320,7 @@ func (s *session) awaitNames(rows []tracer.Row) {
 	defer cancel()
 	if !s.reported {
 		s.reported = true
-		_ = s.resolver.Settle(ctx) // at the worst, names are missing
+		_ = s.resolver.WaitAnswered(ctx) // at the worst, names are missing
 	}
 	if !slices.ContainsFunc(s.resolver.Endpoints(), func(e attribute.Endpoint) bool {
 		return e.State == attribute.StateOK || e.State == attribute.StateConnecting

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"strings"
 	"text/tabwriter"
@@ -17,45 +18,49 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/tracer/vxlan"
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute"
 )
 
-// exitLeaked says that an overlay device keeps containers from starting.
+// exitLeaked is the exit code when a vxlan device keeps containers from starting.
 const exitLeaked = 4
 
-const vxlanUsage = `Finds the overlay devices that keep containers of a Docker Swarm from starting
+const vxlanUsage = `Finds the vxlan devices that keep containers of a Docker Swarm from starting
 ("error creating vxlan interface: file exists").
 
 Usage:
-  iotrace-bpf vxlan [list] [flags]   every vxlan device, its network and the verdict on it
-  iotrace-bpf vxlan watch [flags]    what happens to them, and who did it
-  iotrace-bpf vxlan clean [flags]    delete the leaked ones, after asking
+  iotrace-bpf vxlan [list] [flags]   list the devices with network and verdict
+  iotrace-bpf vxlan watch [flags]    print what happens, and who did it
+  iotrace-bpf vxlan clean [flags]    delete the leaked devices, after asking
 
-A device is leaked when it is of kind vxlan, bears the name that Docker gives
-(vx-VNI-NETWORK) with its own VNI in it, lies in the host's network namespace and
-has been DOWN for the grace period. How long a device has been DOWN is not kept
-by the kernel: when there is one that may be leaked, list and clean watch it for
-the grace period before they say so. A device is blocking when it is not leaked
-by that rule but holds the name or the VNI that a network needs.
+A device is leaked when it has Docker's name for its VNI (vx-VNI-NETWORK), is in
+the host's network namespace and has been DOWN for the grace period. The kernel
+does not record how long a device has been DOWN. If a device may be leaked, list
+and clean therefore watch it for the grace period before they report it. A device
+is blocking when it is not leaked by this rule but holds a name or a VNI that a
+network needs.
 
-clean deletes leaked devices and nothing else: none that is UP, outside the
-host's namespace, younger than the grace period, not Docker's by name, made in
-another namespace, part of a bridge, or of an overlay that works on this host; and
-nothing where neither an engine nor its namespaces are found to tell that. It looks
-at everything again, immediately before each deletion.
+clean deletes leaked devices only. It keeps every device that is UP, is outside
+the host's namespace, has been DOWN for less than the grace period, has no name of
+Docker's, was created in another namespace, is part of a bridge, or belongs to an
+overlay network that works on this host. It deletes nothing when it finds neither
+a Docker engine nor the namespaces of one, because it cannot tell then which
+networks work. It checks everything again immediately before each deletion.
 
 Flags:
 `
 
 const vxlanUsageTail = `
-Exit status: 0 nothing leaks or blocks, 1 failed, 2 wrong usage, 3 these
-privileges cannot look or watch, 4 a device leaks or blocks (clean: still).
+Exit status: 0 no device is leaked or blocking, 1 failed, 2 wrong usage, 3 the
+privileges do not suffice, 4 a device is leaked or blocking (clean: afterwards).
 `
 
-// vxlanOptions are the flags of "vxlan".
+// vxlanOptions are the values of the flags of "vxlan".
 type vxlanOptions struct {
 	output     string
 	grace      time.Duration
-	dockerHost string
+	docker     []string // sockets to ask for names of networks
+	onlyListed bool
 	hostNetNS  string
 	netNSDirs  []string
 	yes        bool
@@ -74,17 +79,18 @@ func (o *vxlanOptions) flags() *pflag.FlagSet {
 	fs.SortFlags = false
 	fs.Usage = func() {}
 	fs.StringVar(&o.output, "output", "table", "table or ndjson")
-	fs.DurationVar(&o.grace, "grace", vxlan.DefaultGrace, "how long a device must have been DOWN to be leaked")
-	fs.BoolVar(&o.yes, "yes", false, "clean: do not ask")
-	fs.BoolVar(&o.dryRun, "dry-run", false, "clean: say what would be deleted, delete nothing")
-	fs.DurationVar(&o.duration, "duration", 0, "watch: end after so long (0 is never)")
-	fs.BoolVar(&o.netlink, "netlink", false, "watch: without hooks in the kernel")
-	fs.StringVar(&o.dockerHost, "docker-host", "", "ask this Docker socket for names of networks (default: the usual one)")
-	fs.StringVar(&o.hostNetNS, "host-netns", "", "the host's network namespace (default: that of process 1)")
-	fs.StringSliceVar(&o.netNSDirs, "netns-dir", nil, "folders with namespace files (default: those of Docker and ip-netns)")
-	fs.StringVar(&o.namespace, "namespace", "default", "namespace of the data streams that documents name")
-	fs.BoolVarP(&o.verbose, "verbose", "v", false, "watch: say what is attached, and why nothing better")
-	fs.StringSliceVar(&o.without, "without-hook", nil, "leave out hooks that start with this")
+	fs.DurationVar(&o.grace, "grace", vxlan.DefaultGrace, "how long a device must be DOWN to count as leaked")
+	fs.BoolVar(&o.yes, "yes", false, "clean: delete without asking")
+	fs.BoolVar(&o.dryRun, "dry-run", false, "clean: show what would be deleted, delete nothing")
+	fs.DurationVar(&o.duration, "duration", 0, "watch: stop after this time (0: never)")
+	fs.BoolVar(&o.netlink, "netlink", false, "watch: use rtnetlink notifications instead of kernel hooks")
+	fs.StringArrayVar(&o.docker, "docker-host", nil, "ask this Docker socket for names of networks first (may be repeated)")
+	fs.BoolVar(&o.onlyListed, "only-listed-sockets", false, "ask no socket but those of --docker-host and DOCKER_HOST")
+	fs.StringVar(&o.hostNetNS, "host-netns", "", "path of the host's network namespace (default: that of process 1)")
+	fs.StringSliceVar(&o.netNSDirs, "netns-dir", nil, "directories with namespace files (default: those of Docker and ip-netns)")
+	fs.StringVar(&o.namespace, "namespace", "default", "data stream namespace of the documents")
+	fs.BoolVarP(&o.verbose, "verbose", "v", false, "watch: show the attached hooks, and why better ones are missing")
+	fs.StringSliceVar(&o.without, "without-hook", nil, "leave out hooks whose names start with this")
 	fs.StringVar(&o.readyFile, "ready-file", "", "create this file once everything is attached")
 	for _, hidden := range []string{"without-hook", "ready-file"} {
 		fs.Lookup(hidden).Hidden = true
@@ -94,6 +100,16 @@ func (o *vxlanOptions) flags() *pflag.FlagSet {
 
 func (o *vxlanOptions) scan() vxlan.ScanOptions {
 	return vxlan.ScanOptions{HostNetNS: o.hostNetNS, NetNSDirs: o.netNSDirs}
+}
+
+// names says where to ask for names, and where to log what cannot be asked.
+func (o *vxlanOptions) names(log *slog.Logger) attribute.Options {
+	return attribute.Options{DockerSockets: o.docker, OnlyListedSockets: o.onlyListed, Log: log}
+}
+
+// vxlanLog writes warnings to standard error.
+func vxlanLog(stderr io.Writer) *slog.Logger {
+	return slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
 // runVXLAN is "iotrace-bpf vxlan".
@@ -129,7 +145,7 @@ func runVXLANWith(ctx context.Context, args []string, stdin io.Reader, stdout, s
 	case o.output != "table" && o.output != "ndjson":
 		return usagef("unknown output %q (known: table, ndjson)", o.output)
 	case o.grace <= 0:
-		return usagef("the grace period must be longer than %s", o.grace)
+		return usagef("--grace %s: must be longer than 0s", o.grace)
 	case name != "clean" && (o.yes || o.dryRun):
 		return usagef("--yes and --dry-run are for clean")
 	case name != "watch" && (o.duration != 0 || o.netlink):
@@ -144,7 +160,7 @@ func runVXLANWith(ctx context.Context, args []string, stdin io.Reader, stdout, s
 	return err
 }
 
-// netNSText names a network namespace for people.
+// netNSText names a network namespace: "host", its inode number, "unreachable" or "?".
 func netNSText(inode, host uint64) string {
 	switch {
 	case inode == 0:
@@ -157,7 +173,7 @@ func netNSText(inode, host uint64) string {
 	return fmt.Sprint(inode)
 }
 
-// idOf is a namespace's inode number for documents; 0 when it is not known.
+// idOf returns a namespace's inode number for documents; 0 when it is not known.
 func idOf(inode uint64) uint64 {
 	if vxlan.Unreachable(inode) {
 		return 0
@@ -172,7 +188,7 @@ func stateText(up bool) string {
 	return "DOWN"
 }
 
-// ageText is short and exact enough for a column.
+// ageText formats an age for a column.
 func ageText(age time.Duration, atLeast bool) string {
 	var text string
 	switch {
@@ -233,8 +249,8 @@ func writeFindings(w io.Writer, findings []vxlan.Finding, host uint64) error {
 	return nil
 }
 
-// writeFinding says what is wrong with a device, and all that is known of the
-// network that suffers from it.
+// writeFinding writes what is wrong with a device, and what is known about the network
+// that it blocks.
 func writeFinding(w io.Writer, f *vxlan.Finding) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "\n%s (ifindex %d): %s: %s\n", text.Safe(f.Name), f.Ifindex, f.Verdict, text.Safe(f.Reason))
@@ -259,15 +275,17 @@ func writeFinding(w io.Writer, f *vxlan.Finding) error {
 	return err
 }
 
-// devices counts in words.
-func devices(n int) string {
+// counted returns "1 device", "2 devices".
+func counted(n int, one, many string) string {
 	if n == 1 {
-		return "1 device"
+		return "1 " + one
 	}
-	return fmt.Sprintf("%d devices", n)
+	return fmt.Sprintf("%d %s", n, many)
 }
 
-// findingEvent makes a document's content of a verdict.
+func devices(n int) string { return counted(n, "device", "devices") }
+
+// findingEvent makes an event of a verdict.
 func findingEvent(f *vxlan.Finding, action string, now time.Time) output.Event {
 	v := &output.VXLAN{
 		Device: f.Name, Ifindex: uint32(f.Ifindex), VNI: f.VNI, NetNS: idOf(f.NetNS), Up: f.Up, Reason: f.Reason,
@@ -284,7 +302,7 @@ func fillNetwork(v *output.VXLAN, n *vxlan.Network) {
 	v.Network, v.NetworkID, v.Stack, v.Services = n.Name, n.ID, n.Stack, n.Services
 }
 
-// writeEvents writes documents of iotrace.vxlan and no others.
+// writeEvents writes the documents of dataset iotrace.vxlan, and no others.
 func writeEvents(w io.Writer, namespace string, host output.Host, events ...output.Event) error {
 	now := time.Now()
 	iv := &output.Interval{Start: now, End: now, Host: host, Events: events}
@@ -299,16 +317,15 @@ func writeEvents(w io.Writer, namespace string, host output.Host, events ...outp
 	return nil
 }
 
-// vxlanList shows every vxlan device.
+// vxlanList lists every vxlan device.
 func vxlanList(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stderr io.Writer) error {
-	directory := newOverlayDirectory(o, stderr)
-	defer directory.Close()
+	networks := newVXLANNetworks(o.names(vxlanLog(stderr)))
 	seen, err := vxlan.Observe(ctx, vxlan.WatchOptions{Scan: o.scan(), Grace: o.grace})
 	if err != nil {
 		return err
 	}
 	defer seen.Close()
-	findings, unreadable, err := seen.Findings(directory.get(ctx, 0))
+	findings, unreadable, err := seen.Findings(networks.get(ctx, 0))
 	if err != nil {
 		return err
 	}
@@ -333,27 +350,26 @@ func vxlanList(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stderr
 
 func sayUnreadable(stderr io.Writer, n int) {
 	if n > 0 {
-		fmt.Fprintf(stderr, "iotrace-bpf: %d network namespaces could not be looked into\n", n)
+		fmt.Fprintf(stderr, "iotrace-bpf: %s could not be read\n", counted(n, "network namespace", "network namespaces"))
 	}
 }
 
-// vxlanClean deletes what is leaked.
+// vxlanClean deletes the leaked devices.
 func vxlanClean(ctx context.Context, o *vxlanOptions, stdin io.Reader, stdout, stderr io.Writer) error {
-	directory := newOverlayDirectory(o, stderr)
-	defer directory.Close()
+	networks := newVXLANNetworks(o.names(vxlanLog(stderr)))
 	seen, err := vxlan.Observe(ctx, vxlan.WatchOptions{Scan: o.scan(), Grace: o.grace})
 	if err != nil {
 		return err
 	}
 	defer seen.Close()
-	findings, unreadable, err := seen.Findings(directory.get(ctx, 0))
+	findings, unreadable, err := seen.Findings(networks.get(ctx, 0))
 	if err != nil {
 		return err
 	}
 	sayUnreadable(stderr, unreadable)
 	human := stdout
 	if o.output == "ndjson" {
-		human = stderr // standard output is for documents alone
+		human = stderr // standard output has documents only
 	}
 	var doomed []vxlan.Finding
 	for i := range findings {
@@ -382,7 +398,7 @@ func vxlanClean(ctx context.Context, o *vxlanOptions, stdin io.Reader, stdout, s
 			}
 		}
 		if agreed {
-			if left, err = cleanUp(ctx, o, seen, directory, doomed, stdout, human); err != nil {
+			if left, err = cleanUp(ctx, o, seen, networks, doomed, stdout, human); err != nil {
 				return err
 			}
 		}
@@ -394,18 +410,18 @@ func vxlanClean(ctx context.Context, o *vxlanOptions, stdin io.Reader, stdout, s
 	return nil
 }
 
-// ask waits for an answer of the user's. Without a user there is none.
+// ask asks the user. Standard input must be a terminal, unless it is no file (tests).
 func ask(ctx context.Context, stdin io.Reader, w io.Writer, question string) (bool, error) {
 	if f, ok := stdin.(*os.File); ok && !term.IsTerminal(int(f.Fd())) {
-		return false, usagef("nobody to ask: standard input is no terminal; --yes deletes without asking")
+		return false, usagef("standard input is not a terminal, so nobody can be asked: use --yes to delete without asking")
 	}
 	fmt.Fprint(w, question)
 	type answer struct {
 		text string
 		err  error
 	}
-	// A read of a terminal cannot be interrupted: should ctx end first, this
-	// goroutine ends with the process.
+	// A read from a terminal cannot be interrupted: if ctx ends first, this goroutine
+	// ends with the process.
 	got := make(chan answer, 1)
 	go func() {
 		text, err := bufio.NewReader(stdin).ReadString('\n')
@@ -423,16 +439,16 @@ func ask(ctx context.Context, stdin io.Reader, w io.Writer, question string) (bo
 	}
 }
 
-// cleanUp deletes and says so; it returns how many devices leak or block
-// afterwards.
-func cleanUp(ctx context.Context, o *vxlanOptions, seen *vxlan.Observer, directory *overlayDirectory,
+// cleanUp deletes devices and reports each. It returns how many devices are leaked or
+// blocking afterwards.
+func cleanUp(ctx context.Context, o *vxlanOptions, seen *vxlan.Observer, networks *vxlanNetworks,
 	doomed []vxlan.Finding, stdout, human io.Writer,
 ) (left int, err error) {
 	var failed error
 	for i := range doomed {
 		f := &doomed[i]
-		// Asked again for each: what was dead a moment ago may live now.
-		err := seen.Delete(*f, directory.get(ctx, 0))
+		// Ask the engine again for each: a dead network may have come to life.
+		err := seen.Delete(*f, networks.get(ctx, 0))
 		var kept *vxlan.KeptError
 		switch {
 		case err == nil:
@@ -447,6 +463,6 @@ func cleanUp(ctx context.Context, o *vxlanOptions, seen *vxlan.Observer, directo
 			failed = errors.Join(failed, err)
 		}
 	}
-	findings, _, err := seen.Findings(directory.get(ctx, 0))
+	findings, _, err := seen.Findings(networks.get(ctx, 0))
 	return badCount(findings), errors.Join(failed, err)
 }

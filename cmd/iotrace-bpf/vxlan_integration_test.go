@@ -24,7 +24,7 @@ import (
 // swarmHost is a real engine in swarm mode whose host is a network namespace of
 // the test's own.
 type swarmHost struct {
-	*overlayHost
+	*vxlanHost
 	engine string // folder
 	socket string
 	lines  lineWriter
@@ -33,7 +33,7 @@ type swarmHost struct {
 
 func startSwarm(t *testing.T) *swarmHost {
 	t.Helper()
-	s := &swarmHost{overlayHost: newOverlayHost(t), lines: make(lineWriter, 4096)}
+	s := &swarmHost{vxlanHost: newVXLANHost(t), lines: make(lineWriter, 4096)}
 	dir, err := os.MkdirTemp("", "swarm") // not t.TempDir: the path of a socket must be short
 	if err != nil {
 		t.Fatal(err)

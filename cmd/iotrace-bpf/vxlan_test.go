@@ -22,21 +22,21 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
-// overlayHost is a network namespace that the commands take for the host's: the
+// vxlanHost is a network namespace that the commands take for the host's: the
 // real one is never touched.
-type overlayHost struct {
+type vxlanHost struct {
 	t     *testing.T
 	ns    netns.NsHandle
 	links *netlink.Handle
 	dir   string // of namespace files
 }
 
-func newOverlayHost(t *testing.T) *overlayHost {
+func newVXLANHost(t *testing.T) *vxlanHost {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("network namespaces need root")
 	}
-	h := &overlayHost{t: t, dir: t.TempDir()}
+	h := &vxlanHost{t: t, dir: t.TempDir()}
 	var err error
 	if h.ns, err = newNetNS(); err != nil {
 		t.Fatalf("making a network namespace: %v", err)
@@ -61,20 +61,20 @@ func newNetNS() (netns.NsHandle, error) {
 	return made, errors.Join(err, netns.Set(before))
 }
 
-func (h *overlayHost) add(name string, vni, port int) {
+func (h *vxlanHost) add(name string, vni, port int) {
 	h.t.Helper()
 	if err := h.tryAdd(name, vni, port); err != nil {
 		h.t.Fatalf("making %q: %v", name, err)
 	}
 }
 
-func (h *overlayHost) tryAdd(name string, vni, port int) error {
+func (h *vxlanHost) tryAdd(name string, vni, port int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = name
 	return h.links.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: vni, Port: port})
 }
 
-func (h *overlayHost) up(name string) {
+func (h *vxlanHost) up(name string) {
 	h.t.Helper()
 	link, err := h.links.LinkByName(name)
 	if err == nil {
@@ -85,7 +85,7 @@ func (h *overlayHost) up(name string) {
 	}
 }
 
-func (h *overlayHost) names(but ...string) string {
+func (h *vxlanHost) names(but ...string) string {
 	h.t.Helper()
 	list, err := h.links.LinkList()
 	if err != nil {
@@ -101,10 +101,10 @@ func (h *overlayHost) names(but ...string) string {
 }
 
 // run runs "vxlan" on this host; no engine answers.
-func (h *overlayHost) run(stdin string, args ...string) (code int, stdout, stderr string) {
+func (h *vxlanHost) run(stdin string, args ...string) (code int, stdout, stderr string) {
 	h.t.Helper()
 	args = append(args, "--host-netns", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(h.ns)), "--netns-dir", h.dir,
-		"--docker-host", filepath.Join(h.dir, "no.sock"))
+		"--only-listed-sockets", "--docker-host", filepath.Join(h.dir, "no.sock"))
 	var out, errs bytes.Buffer
 	ctx, cancel := context.WithTimeout(h.t.Context(), time.Minute)
 	defer cancel()
@@ -113,7 +113,7 @@ func (h *overlayHost) run(stdin string, args ...string) (code int, stdout, stder
 }
 
 func TestVXLANListOfHealthyHost(t *testing.T) {
-	h := newOverlayHost(t)
+	h := newVXLANHost(t)
 	h.add("flannel.1", 1, 8472)
 	h.up("flannel.1")
 	code, out, errs := h.run("", "list")
@@ -128,7 +128,7 @@ func TestVXLANListOfHealthyHost(t *testing.T) {
 }
 
 func TestVXLANLeak(t *testing.T) {
-	h := newOverlayHost(t)
+	h := newVXLANHost(t)
 	h.add("flannel.1", 1, 8472)
 	h.add("vx-001001-m64nq", 4097, 4789)
 	h.add("vx-001002-zzzzz", 4098, 4789)
@@ -171,7 +171,7 @@ func TestVXLANLeak(t *testing.T) {
 }
 
 func TestVXLANCleanForScripts(t *testing.T) {
-	h := newOverlayHost(t)
+	h := newVXLANHost(t)
 	h.add("vx-001001-m64nq", 4097, 4789)
 	h.add("vx-001002-m64nq", 4098, 4789)
 	code, out, errs := h.run("", "clean", "--yes", "--grace", "200ms", "--output", "ndjson")
@@ -231,7 +231,7 @@ func decodeEvents(t *testing.T, text string) []document {
 }
 
 func TestVXLANListNDJSON(t *testing.T) {
-	h := newOverlayHost(t)
+	h := newVXLANHost(t)
 	h.add("vx-001001-m64nq", 4097, 4789)
 	h.add("flannel.1", 1, 8472)
 	code, out, errs := h.run("", "--output", "ndjson", "--grace", "200ms")
@@ -253,10 +253,10 @@ func TestVXLANListNDJSON(t *testing.T) {
 }
 
 func TestVXLANWatch(t *testing.T) {
-	h := newOverlayHost(t)
+	h := newVXLANHost(t)
 	ready := filepath.Join(h.dir, "ready")
 	args := []string{
-		"watch", "--output", "ndjson", "--netlink", "--grace", "300ms", "--ready-file", ready, "--docker-host", filepath.Join(h.dir, "no.sock"),
+		"watch", "--output", "ndjson", "--netlink", "--grace", "300ms", "--ready-file", ready, "--only-listed-sockets", "--docker-host", filepath.Join(h.dir, "no.sock"),
 		"--host-netns", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(h.ns)), "--netns-dir", h.dir,
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
@@ -303,7 +303,7 @@ func (w lineWriter) Write(b []byte) (int, error) {
 
 // TestVXLANHostileNames: a device may be called anything but blanks and slashes.
 func TestVXLANHostileNames(t *testing.T) {
-	h := newOverlayHost(t)
+	h := newVXLANHost(t)
 	h.add("\x1b[31m\u202e", 5, 4789)
 	_, out, errs := h.run("", "list")
 	if strings.ContainsAny(out+errs, "\x1b\u202e") || !strings.Contains(out, `\x1b[31m\u202e`) {
@@ -317,10 +317,10 @@ func TestVXLANHostileNames(t *testing.T) {
 
 // TestVXLANReaderGone: a reader that goes away ends the watch.
 func TestVXLANReaderGone(t *testing.T) {
-	h := newOverlayHost(t)
+	h := newVXLANHost(t)
 	h.add("flannel.1", 1, 8472)
 	args := []string{
-		"list", "--output", "ndjson", "--docker-host", filepath.Join(h.dir, "no.sock"),
+		"list", "--output", "ndjson", "--only-listed-sockets", "--docker-host", filepath.Join(h.dir, "no.sock"),
 		"--host-netns", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(h.ns)), "--netns-dir", h.dir,
 	}
 	var errs bytes.Buffer
@@ -354,7 +354,7 @@ func TestVXLANUsage(t *testing.T) {
 
 // TestVXLANNobodyToAsk: without a terminal, clean must not take silence for a yes.
 func TestVXLANNobodyToAsk(t *testing.T) {
-	h := newOverlayHost(t)
+	h := newVXLANHost(t)
 	h.add("vx-001001-m64nq", 4097, 4789)
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -366,21 +366,11 @@ func TestVXLANNobodyToAsk(t *testing.T) {
 	}
 	w.Close()
 	args := []string{
-		"clean", "--grace", "200ms", "--docker-host", filepath.Join(h.dir, "no.sock"),
+		"clean", "--grace", "200ms", "--only-listed-sockets", "--docker-host", filepath.Join(h.dir, "no.sock"),
 		"--host-netns", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), int(h.ns)), "--netns-dir", h.dir,
 	}
 	var out, errs bytes.Buffer
 	if code := exitCode(runVXLANWith(t.Context(), args, r, &out, &errs), &out, &errs); code != exitUsage || h.names() != "vx-001001-m64nq" {
 		t.Errorf("exit code %d, left %q: %s", code, h.names(), errs.String())
-	}
-}
-
-func TestVNIList(t *testing.T) {
-	for text, want := range map[string]string{
-		"4097": "[4097]", "4097,4098": "[4097 4098]", "": "[]", "0": "[]", "x": "[]", "4097,": "[4097]", "99999999": "[]", "-1": "[]",
-	} {
-		if got := fmt.Sprint(vniList(text)); got != want {
-			t.Errorf("vniList(%q) = %s, want %s", text, got, want)
-		}
 	}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,24 +18,25 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/tracer/vxlan"
 )
 
-// overlayWatch follows vxlan devices and makes events of what happens to them,
-// with the names that engine and cgroups give.
-type overlayWatch struct {
-	watcher   *vxlan.Watcher
-	directory *overlayDirectory
-	owner     func(cgroup uint64) *output.Sample
-	polled    map[string]bool // refused tasks that were told
+// vxlanWatcher makes events of what happens to vxlan devices, with the names that the
+// engine and cgroups give.
+type vxlanWatcher struct {
+	watcher  *vxlan.Watcher
+	networks *vxlanNetworks
+	owner    func(cgroup uint64) *output.Sample
+	polled   map[string]bool // refused tasks that became an event
 }
 
-// overlayOptions is what a watch needs of its surroundings.
-type overlayOptions struct {
+// vxlanWatchOptions configures a watch. Of vxlanOptions it uses grace, netlink, without
+// and those of the scan.
+type vxlanWatchOptions struct {
 	vxlanOptions
-	hierarchy int                                // that owners are named in
+	names     attribute.Options                  // where to ask for names of networks
+	hierarchy int                                // id of the cgroup hierarchy that names owners
 	owner     func(cgroup uint64) *output.Sample // nil: owners have no names
-	stderr    io.Writer
 }
 
-func newOverlayWatch(o overlayOptions) (*overlayWatch, error) {
+func newVXLANWatcher(o vxlanWatchOptions) (*vxlanWatcher, error) {
 	backend := vxlan.Auto
 	if o.netlink {
 		backend = vxlan.Netlink
@@ -47,60 +47,49 @@ func newOverlayWatch(o overlayOptions) (*overlayWatch, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &overlayWatch{
-		watcher: w, directory: newOverlayDirectory(&o.vxlanOptions, o.stderr), owner: o.owner, polled: make(map[string]bool),
-	}, nil
+	return &vxlanWatcher{watcher: w, networks: newVXLANNetworks(o.names), owner: o.owner, polled: make(map[string]bool)}, nil
 }
 
-func (w *overlayWatch) Close() error {
-	w.directory.Close()
-	return w.watcher.Close()
-}
+func (w *vxlanWatcher) Close() error { return w.watcher.Close() }
 
 // status says what the watch is attached to.
-func (w *overlayWatch) status() output.SourceStatus {
-	return output.SourceStatus{Source: "vxlan", Attached: true, Hook: w.watcher.Hooks(), Cost: w.watcher.Cost()}
+func (w *vxlanWatcher) status() output.SourceStatus {
+	return output.SourceStatus{Source: "vxlan", Attached: true, Hook: w.watcher.Hooks(), Cost: strings.Join(w.watcher.Limitations(), "; ")}
 }
 
 // lost counts events that could not be delivered.
-func (w *overlayWatch) lost() uint64 { return w.watcher.Lost() }
+func (w *vxlanWatcher) lost() uint64 { return w.watcher.Lost() }
 
-// refusedPeriod is how often the engine is asked for starts that were refused,
-// where the kernel does not tell.
+// refusedPeriod is how often the engine is asked for refused starts where no hook sees
+// them.
 const refusedPeriod = 5 * time.Second
 
 // run calls emit with every event, from one goroutine, until ctx is done.
-func (w *overlayWatch) run(ctx context.Context, emit func(output.Event)) error {
+func (w *vxlanWatcher) run(ctx context.Context, emit func(output.Event)) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var polling sync.WaitGroup
 	defer polling.Wait()
-	if w.directory.names != nil && !strings.Contains(w.watcher.Hooks(), "rtnl_newlink") {
+	if !strings.Contains(w.watcher.Hooks(), "rtnl_newlink") {
 		polling.Go(func() { w.poll(ctx) })
 	}
 	defer cancel()
 	return w.watcher.Run(ctx, func(e vxlan.Event) { emit(w.event(ctx, &e)) })
 }
 
-// poll turns refused starts, as the engine tells them, into refused creations.
-func (w *overlayWatch) poll(ctx context.Context) {
+// poll makes refused creations of the refused starts that the engine knows.
+func (w *vxlanWatcher) poll(ctx context.Context) {
 	start := time.Now()
 	tick := time.NewTicker(refusedPeriod)
 	defer tick.Stop()
 	for {
-		list, err := w.directory.names.refusals(ctx)
-		if err != nil && ctx.Err() == nil {
-			w.directory.mu.Lock()
-			w.directory.complain(err)
-			w.directory.mu.Unlock()
-		}
-		slices.SortFunc(list, func(a, b refusedStart) int { return a.at.Compare(b.at) })
-		for _, r := range list {
-			if w.polled[r.task] || r.at.Before(start) {
-				continue
+		list := w.networks.refusals(ctx)
+		slices.SortFunc(list, func(a, b attribute.Refusal) int { return a.Time.Compare(b.Time) })
+		for i := range list {
+			if r := &list[i]; !w.polled[r.Task] && !r.Time.Before(start) {
+				w.polled[r.Task] = true
+				w.refused(ctx, r)
 			}
-			w.polled[r.task] = true
-			w.refused(ctx, &r)
 		}
 		select {
 		case <-ctx.Done():
@@ -110,16 +99,16 @@ func (w *overlayWatch) poll(ctx context.Context) {
 	}
 }
 
-func (w *overlayWatch) refused(ctx context.Context, r *refusedStart) {
-	networks := w.directory.get(ctx, overlayAge)
+func (w *vxlanWatcher) refused(ctx context.Context, r *attribute.Refusal) {
+	networks := w.networks.get(ctx, networksAge)
 	for i := range networks {
 		n := &networks[i]
-		if n.ID != r.network {
+		if n.ID != r.Network {
 			continue
 		}
-		for _, vni := range refusedVNIs(n, r.err) {
+		for _, vni := range refusedVNIs(n, r.Err) {
 			w.watcher.Report(ctx, vxlan.Event{
-				Time: r.at, Action: vxlan.Refused, Message: r.err,
+				Time: r.Time, Action: vxlan.Refused, Message: r.Err,
 				Device: vxlan.Device{
 					Name: fmt.Sprintf("vx-%06x-%.5s", vni, n.ID), Kind: vxlan.Kind, NetNS: w.watcher.Host(), VNI: vni, Port: n.Port,
 				},
@@ -129,8 +118,8 @@ func (w *overlayWatch) refused(ctx context.Context, r *refusedStart) {
 	}
 }
 
-// refusedVNIs picks the VNI of the subnet that an error names: the engine lists
-// both in the same order. Should it name none, it may be any of them.
+// refusedVNIs returns the VNI of the subnet that an error names: the engine lists both in
+// the same order. If it names none, it may be any of them.
 func refusedVNIs(n *vxlan.Network, text string) []uint32 {
 	for i, subnet := range n.Subnets {
 		if i < len(n.VNIs) && strings.Contains(text, `"`+subnet+`"`) {
@@ -140,8 +129,8 @@ func refusedVNIs(n *vxlan.Network, text string) []uint32 {
 	return n.VNIs
 }
 
-// event translates, and fills in the names.
-func (w *overlayWatch) event(ctx context.Context, e *vxlan.Event) output.Event {
+// event makes an output event with names.
+func (w *vxlanWatcher) event(ctx context.Context, e *vxlan.Event) output.Event {
 	v := &output.VXLAN{
 		Device: e.Name, Ifindex: uint32(e.Ifindex), VNI: e.VNI, NetNS: idOf(e.NetNS), NewNetNS: idOf(e.ToNetNS), Up: e.Up,
 		Reason: e.Reason, AgeNanos: uint64(max(0, e.Age)), Err: e.Message,
@@ -166,23 +155,23 @@ func (w *overlayWatch) event(ctx context.Context, e *vxlan.Event) output.Event {
 	if _, _, named := vxlan.ParseName(name); !named && e.OldName != "" {
 		name = e.OldName
 	}
-	fillNetwork(v, w.directory.of(ctx, name, e.VNI, nil))
+	fillNetwork(v, w.networks.find(ctx, name, e.VNI))
 	if v.NetworkID == "" {
 		_, v.NetworkID, _ = vxlan.ParseName(name)
 	}
 	return output.Event{Time: e.Time, Dataset: output.DatasetVXLAN, Action: string(e.Action), VXLAN: v}
 }
 
-// history says where a culprit is, since when, and who made it.
-func (w *overlayWatch) history(c *vxlan.Track) string {
+// history says where a culprit is, since when, and which process created it.
+func (w *vxlanWatcher) history(c *vxlan.Track) string {
 	text := ", in namespace " + netNSText(c.NetNS, w.watcher.Host())
 	if space := w.watcher.Path(c.NetNS); space != "" && c.NetNS != w.watcher.Host() {
 		text += " (" + space + ")"
 	}
 	if c.Seen {
-		text += ", there before " + c.Since.Format(time.RFC3339)
+		text += ", since before " + c.Since.Format(time.RFC3339)
 	} else {
-		text += ", there since " + c.Since.Format(time.RFC3339)
+		text += ", since " + c.Since.Format(time.RFC3339)
 	}
 	if c.Maker != nil {
 		text += fmt.Sprintf(", made by %s (pid %d)", c.Maker.Comm, c.Maker.PID)
@@ -195,23 +184,25 @@ func (w *overlayWatch) history(c *vxlan.Track) string {
 	return text
 }
 
-// overlayStatus attaches a watch, says to what, and detaches.
-func overlayStatus(hierarchy int) tracer.Status {
+// vxlanStatus attaches a watch, says to what, and detaches.
+func vxlanStatus(hierarchy int) tracer.Status {
 	w, err := vxlan.NewWatcher(vxlan.WatchOptions{Hierarchy: uint32(hierarchy)})
 	if err != nil {
 		return tracer.Status{Source: "vxlan", Reason: err.Error()}
 	}
 	defer w.Close()
-	st := tracer.Status{Source: "vxlan", Attached: true, Hooks: strings.Split(w.Hooks(), ", ")}
-	if cost := w.Cost(); cost != "" {
-		st.Costs = strings.Split(cost, "; ")
-	}
-	return st
+	return tracer.Status{Source: "vxlan", Attached: true, Hooks: strings.Split(w.Hooks(), ", "), Costs: w.Limitations()}
 }
 
-// vxlanWatch tells what happens to vxlan devices.
+func sayLimitations(stderr io.Writer, w *vxlan.Watcher) {
+	for _, limitation := range w.Limitations() {
+		fmt.Fprintf(stderr, "iotrace-bpf: limitation: %s\n", limitation)
+	}
+}
+
+// vxlanWatch prints what happens to vxlan devices.
 func vxlanWatch(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stderr io.Writer) error {
-	resolver, err := attribute.NewResolver(attribute.Options{DockerHost: o.dockerHost})
+	resolver, err := attribute.NewResolver(o.names(nil)) // the watcher below warns about the same sockets
 	if err != nil {
 		return err
 	}
@@ -221,8 +212,8 @@ func vxlanWatch(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stder
 		fmt.Fprintf(stderr, "iotrace-bpf: walking the cgroups: %s\n", text.Safe(err.Error()))
 	}
 	j := joiner{resolver: resolver}
-	w, err := newOverlayWatch(overlayOptions{
-		vxlanOptions: *o, hierarchy: resolver.Hierarchy().ID, stderr: stderr,
+	w, err := newVXLANWatcher(vxlanWatchOptions{
+		vxlanOptions: *o, names: o.names(vxlanLog(stderr)), hierarchy: resolver.Hierarchy().ID,
 		owner: func(cgroup uint64) *output.Sample {
 			s := &output.Sample{}
 			j.name(s, cgroup)
@@ -233,12 +224,14 @@ func vxlanWatch(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stder
 		return err
 	}
 	if o.verbose {
-		fmt.Fprintf(stderr, "iotrace-bpf: attached %s; not known: %s\n", w.watcher.Hooks(), cmp.Or(w.watcher.Cost(), "nothing"))
+		fmt.Fprintf(stderr, "iotrace-bpf: attached %s\n", w.watcher.Hooks())
+		sayLimitations(stderr, w.watcher)
 		if why := w.watcher.Fallback(); why != nil {
 			fmt.Fprintf(stderr, "iotrace-bpf: %s\n", text.Safe(why.Error()))
 		}
 	} else if w.watcher.Fallback() != nil {
-		fmt.Fprintf(stderr, "iotrace-bpf: this kernel lets us attach %s only: %s\n", w.watcher.Hooks(), w.watcher.Cost())
+		fmt.Fprintf(stderr, "iotrace-bpf: this kernel allows only %s\n", w.watcher.Hooks())
+		sayLimitations(stderr, w.watcher)
 	}
 	if o.readyFile != "" {
 		if err := os.WriteFile(o.readyFile, nil, 0o600); err != nil {
@@ -270,7 +263,7 @@ func vxlanWatch(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stder
 	lost := w.lost()
 	err = errors.Join(err, written, w.Close())
 	if lost > 0 {
-		fmt.Fprintf(stderr, "iotrace-bpf: %d events were lost\n", lost)
+		fmt.Fprintf(stderr, "iotrace-bpf: %s lost\n", counted(int(lost), "event", "events"))
 	}
 	return err
 }

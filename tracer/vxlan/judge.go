@@ -7,27 +7,27 @@ import (
 	"time"
 )
 
-// DefaultGrace is how long a device may lie DOWN in the host's namespace before
-// it counts as leaked. Docker deletes one within milliseconds.
+// DefaultGrace is how long a device may be DOWN in the host's namespace before it
+// counts as leaked. Docker deletes its own within milliseconds.
 const DefaultGrace = 10 * time.Second
 
-// Verdict is what is to be thought of a device.
+// Verdict says whether a device is in order.
 type Verdict string
 
 // The verdicts. Leaked and Blocking keep containers from starting.
 const (
 	OK       Verdict = "ok"       // where it belongs
-	Settling Verdict = "settling" // looks leaked, but is too young to tell
-	IsLeaked Verdict = "leaked"   // Docker left it behind
-	Blocking Verdict = "blocking" // not leaked by the rule, but holds what a network needs
-	Foreign  Verdict = "foreign"  // no overlay of Docker's
+	Settling Verdict = "settling" // looks leaked, but has not been DOWN for the grace period
+	IsLeaked Verdict = "leaked"   // left behind by Docker
+	Blocking Verdict = "blocking" // not leaked by that rule, but holds a name or a VNI that a network needs
+	Foreign  Verdict = "foreign"  // belongs to no overlay network of Docker
 )
 
-// Network is an overlay network as the engine knows it.
+// Network is an overlay network as the engine describes it.
 type Network struct {
 	ID       string
 	Name     string
-	VNIs     []uint32 // one per subnet
+	VNIs     []uint32 // one per subnet, in the order of Subnets
 	Port     uint16   // UDP port of the swarm's data path; 0 means DefaultPort
 	Stack    string
 	Services []string
@@ -40,20 +40,20 @@ type Finding struct {
 	Track
 	Verdict Verdict
 	Reason  string
-	// NetworkID is the network's id, or as much of it as the device's name or
-	// namespace tells.
+	// NetworkID is the network's id, or its beginning where only the name of the device
+	// or of its namespace tells it.
 	NetworkID string
-	Network   *Network // nil when the engine did not name it
-	// Keep says why the device must not be deleted by us; "" for one that may be.
+	Network   *Network // nil when the engine did not describe it
+	// Keep says why Observer.Delete keeps the device; "" when it may be deleted.
 	Keep string
-	// Age is the time since it came to its namespace, Down since it went down; at
-	// least that long where AtLeast is true.
+	// Age is the time since it came to its namespace, Down the time since it went DOWN.
+	// With AtLeast, Age is a lower bound.
 	Age, Down time.Duration
 	AtLeast   bool
 }
 
-// Judge gives the verdict on every device that the model knows. Networks are
-// those that the engine knows of, nil when no engine answered.
+// Judge returns the verdict on every device in the model. Networks are those of the
+// engine, nil when no engine answered.
 func Judge(m *Model, networks []Network, now time.Time, grace time.Duration) []Finding {
 	var list []Finding
 	for _, t := range m.Devices() {
@@ -85,14 +85,15 @@ func judge(m *Model, t *Track, networks []Network, now time.Time, grace time.Dur
 	case docker:
 		judgeHost(m, &f, grace, networks != nil)
 	default:
-		f.Keep = "its name is not one that Docker gives"
+		f.Keep = "its name is not one of Docker's"
 		judgeForeign(m, &f)
 	}
 	return f
 }
 
-// judgeHost is for a device of Docker's in the host's namespace. Unless the
-// engine answered or its namespaces were seen, nobody knows what is live.
+// judgeHost judges a device with Docker's name in the host's namespace. Whether its
+// overlay network is live is known only if the engine answered or its namespaces were
+// found.
 func judgeHost(m *Model, f *Finding, grace time.Duration, answered bool) {
 	live := liveOverlay(m, f.NetworkID, f.Network)
 	switch {
@@ -100,11 +101,11 @@ func judgeHost(m *Model, f *Finding, grace time.Duration, answered bool) {
 		f.Verdict, f.Reason = Foreign, "UP in the host's namespace, while "+live
 		f.Keep = "it is UP"
 	case f.Up:
-		f.Verdict, f.Reason = Blocking, "UP in the host's namespace, where Docker needs its name and VNI to be free"
+		f.Verdict, f.Reason = Blocking, "UP in the host's namespace, but Docker needs its name and VNI"
 		f.Keep = "it is UP"
 	case f.Underlay != m.host || f.Attached:
-		f.Verdict, f.Reason = Blocking, "bears Docker's name in the host's namespace, but Docker did not leave it like that"
-		f.Keep = "it was made in another namespace"
+		f.Verdict, f.Reason = Blocking, "it has a name like Docker's in the host's namespace, but Docker did not create it like that"
+		f.Keep = "it was created in another namespace"
 		if f.Attached {
 			f.Keep = "it is part of a bridge or bond"
 		}
@@ -117,12 +118,12 @@ func judgeHost(m *Model, f *Finding, grace time.Duration, answered bool) {
 	default:
 		f.Verdict, f.Reason = IsLeaked, "left behind DOWN in the host's namespace: no container of its network can start here"
 		if !answered && !m.engine {
-			f.Keep = "neither an engine nor its namespaces were found, so its overlay may be live (--docker-host and --netns-dir say where they are)"
+			f.Keep = "neither an engine nor its namespaces were found, so its overlay may be live (give them with --docker-host and --netns-dir)"
 		}
 	}
 }
 
-// judgeElsewhere is for a device outside the host's namespace.
+// judgeElsewhere judges a device outside the host's namespace.
 func judgeElsewhere(m *Model, f *Finding, docker bool, space Namespace) {
 	f.Keep = "it is outside the host's namespace"
 	switch {
@@ -133,15 +134,15 @@ func judgeElsewhere(m *Model, f *Finding, docker bool, space Namespace) {
 		}
 	case docker && f.Underlay == m.host && f.Port == dataPort(f.Network) && liveOverlay(m, f.NetworkID, f.Network) == "":
 		f.Verdict = Blocking
-		f.Reason = "bears Docker's name, but lies in a namespace that is no overlay's, and holds its VNI on the host"
+		f.Reason = "it has a name like Docker's and holds its VNI on the host, but is not in the namespace of an overlay"
 	default:
 		judgeForeign(m, f)
 	}
 }
 
-// judgeForeign is for a device that nothing ties to Docker but, maybe, its VNI.
+// judgeForeign judges a device that has nothing of Docker's but perhaps the VNI.
 func judgeForeign(m *Model, f *Finding) {
-	f.Verdict, f.Reason = Foreign, "no overlay device of Docker's"
+	f.Verdict, f.Reason = Foreign, "not an overlay device of Docker"
 	if f.Network == nil || f.Underlay != m.host {
 		return
 	}
@@ -149,11 +150,12 @@ func judgeForeign(m *Model, f *Finding) {
 		return
 	}
 	if liveOverlay(m, f.Network.ID, f.Network) == "" {
-		f.Verdict, f.Reason = Blocking, fmt.Sprintf("holds VNI %d on the host, which network %q needs", f.VNI, f.Network.Name)
+		f.Verdict, f.Reason = Blocking, fmt.Sprintf("it holds VNI %d on the host, which network %q needs", f.VNI, f.Network.Name)
 	}
 }
 
-// dataPort is the UDP port of a network's devices, as far as it is known.
+// dataPort returns the UDP port of a network's devices, DefaultPort when the engine did
+// not say.
 func dataPort(n *Network) uint16 {
 	if n == nil {
 		return DefaultPort
@@ -161,8 +163,8 @@ func dataPort(n *Network) uint16 {
 	return cmp.Or(n.Port, DefaultPort)
 }
 
-// networkOf finds the network that a device belongs to or is in the way of: by
-// the id in its name or namespace, and by its VNI.
+// networkOf returns the network that a device belongs to or blocks: by the id in its
+// name or namespace, else by its VNI.
 func networkOf(networks []Network, t *Track, id string, docker bool, overlay string) *Network {
 	for i := range networks {
 		n := &networks[i]
@@ -174,7 +176,7 @@ func networkOf(networks []Network, t *Track, id string, docker bool, overlay str
 		}
 	}
 	if docker {
-		return nil // its name says another network
+		return nil // its name is of another network
 	}
 	for i := range networks {
 		for _, vni := range networks[i].VNIs {
@@ -186,8 +188,8 @@ func networkOf(networks []Network, t *Track, id string, docker bool, overlay str
 	return nil
 }
 
-// liveOverlay tells by what a network is seen to work on this host; "" when by
-// nothing. The network's id may be just its beginning.
+// liveOverlay says what shows that a network works on this host; "" when nothing does.
+// The id may be the beginning of the network's.
 func liveOverlay(m *Model, id string, n *Network) string {
 	if n != nil && n.Running > 0 {
 		return fmt.Sprintf("%d of its containers run here", n.Running)

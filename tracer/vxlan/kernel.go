@@ -26,15 +26,15 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-// variant is one way to get a signal: programs that are attached together.
+// variant is one way to see something: programs that are attached together.
 type variant struct {
-	name     string
-	programs []string
-	cost     string // what it does not tell; "" when nothing
+	name       string
+	programs   []string
+	limitation string // what it cannot see; "" when it sees all
 }
 
-// life tells of what happens to devices; best first. Which one serves is found
-// out by trying, never by the kernel's version.
+// life lists the ways to see what happens to devices, the best first. The first that
+// attaches is used, whatever the kernel's version.
 var life = []variant{
 	{name: "fentry/call_netdevice_notifiers_info", programs: []string{bpf.VXLANProgIotNotifyFentry}},
 	{name: "kprobe/call_netdevice_notifiers_info", programs: []string{bpf.VXLANProgIotNotifyKprobe}},
@@ -44,7 +44,7 @@ var life = []variant{
 			bpf.VXLANProgIotRegisterFexit, bpf.VXLANProgIotUnregisterFentry,
 			bpf.VXLANProgIotNetnsKprobe, bpf.VXLANProgIotNetnsReturn,
 		},
-		cost: noChanges,
+		limitation: noChanges,
 	},
 	{
 		name: "kprobe/{register_netdevice,unregister_netdevice_queue,dev_change_net_namespace}",
@@ -52,38 +52,40 @@ var life = []variant{
 			bpf.VXLANProgIotRegisterKprobe, bpf.VXLANProgIotRegisterReturn, bpf.VXLANProgIotUnregisterKprobe,
 			bpf.VXLANProgIotNetnsKprobe, bpf.VXLANProgIotNetnsReturn,
 		},
-		cost: noChanges,
+		limitation: noChanges,
 	},
 }
 
-const noChanges = "no renames, UP and DOWN as they happen"
+const noRefusals = "no events when the creation of a device is refused"
 
-// refusals tells of devices that could not be made.
+const noChanges = "no events when a device is renamed or goes UP or DOWN"
+
+// refusals lists the ways to see devices that could not be created, the best first.
 var refusals = []variant{
 	{name: "fexit/rtnl_newlink", programs: []string{bpf.VXLANProgIotNewlinkFexit}},
 	{name: "kprobe/rtnl_newlink", programs: []string{bpf.VXLANProgIotNewlinkKprobe, bpf.VXLANProgIotNewlinkReturn}},
 	{
 		name: "raw_tp/netlink_extack", programs: []string{bpf.VXLANProgIotNetlinkExtack},
-		cost: "of refused creations only those for a VNI, without the VNI",
+		limitation: "a refused creation is reported only if its VNI was taken, and without its name and VNI",
 	},
 }
 
-// kernel is the feed of the programs in bpf/vxlan.bpf.c.
+// kernel is the feed of the BPF programs of this package.
 type kernel struct {
 	programs   []*ebpf.Program
 	maps       *ebpf.Collection
 	closes     []io.Closer
 	reader     *ringbuf.Reader
 	chosen     []variant
-	living     bool // devices' lives are told, not just refusals
+	living     bool // a variant of life is attached, not only one of refusals
 	noRefusals bool
 
 	module     string // folder of the module in sysfs
-	moduleSeen uint64 // its inode number: another one after a reload
+	moduleSeen uint64 // inode number of that folder: it changes with a reload
 	drops      atomic.Uint64
 }
 
-// newKernel attaches what the kernel allows. It gives nil when that is nothing,
+// newKernel attaches what the kernel allows. It returns an error when that is nothing,
 // and a feed together with an error when that is refusals only.
 func newKernel(hierarchy uint32, skip []string) (*kernel, error) {
 	spec, err := bpf.LoadVXLAN()
@@ -93,14 +95,14 @@ func newKernel(hierarchy uint32, skip []string) (*kernel, error) {
 	if err := spec.Variables[bpf.VXLANVarHierarchyId].Set(hierarchy); err != nil {
 		return nil, fmt.Errorf("vxlan programs: %w", err)
 	}
-	// Until 5.11 maps count as locked memory; where this fails the maps below do.
+	// Before 5.11 maps count as locked memory. If this fails, the maps below fail too.
 	_ = rlimit.RemoveMemlock()
 	k := &kernel{module: "/sys/module/vxlan"}
 	maps := spec.Copy()
 	clear(maps.Programs)
 	clear(maps.Variables)
 	for name := range maps.Maps {
-		if strings.HasPrefix(name, ".") { // constants: each program brings its own
+		if strings.HasPrefix(name, ".") { // constants: each program has its own
 			delete(maps.Maps, name)
 		}
 	}
@@ -161,7 +163,7 @@ func (k *kernel) attach(spec *ebpf.CollectionSpec, v variant) (closes []io.Close
 	if err != nil {
 		return closes, err
 	}
-	defer loaded.Close() // but for what is kept
+	defer loaded.Close() // all but the programs that are detached below
 	for _, name := range v.programs {
 		l, err := attach(part.Programs[name], loaded.Programs[name])
 		if err != nil {
@@ -191,7 +193,7 @@ func attach(spec *ebpf.ProgramSpec, prog *ebpf.Program) (link.Link, error) {
 	}
 	l, err := probe(spec.AttachTo, prog, nil)
 	if errors.Is(err, fs.ErrNotExist) && spec.AttachTo == "__dev_change_net_namespace" {
-		// Only a wrapper of that has the shorter name from 5.12 on
+		// From 5.12 on the shorter name is only a wrapper of that
 		// (eeb85a14ee34, "net: Allow to specify ifindex when device is moved to another namespace").
 		l, err = probe("dev_change_net_namespace", prog, nil)
 	}
@@ -206,17 +208,17 @@ func (k *kernel) hooks() string {
 	return strings.Join(names, ", ")
 }
 
-func (k *kernel) cost() string {
-	var costs []string
+func (k *kernel) limitations() []string {
+	var list []string
 	if k.noRefusals {
-		costs = append(costs, "no refused creations")
+		list = append(list, noRefusals)
 	}
 	for _, v := range k.chosen {
-		if v.cost != "" {
-			costs = append(costs, v.cost)
+		if v.limitation != "" {
+			list = append(list, v.limitation)
 		}
 	}
-	return strings.Join(costs, "; ")
+	return list
 }
 
 func (k *kernel) lost() uint64 {
@@ -228,7 +230,7 @@ func (k *kernel) lost() uint64 {
 		}
 	}
 	for _, p := range k.programs {
-		// Runs that the kernel skipped because the program ran on that CPU already; counted since 5.12.
+		// The kernel skips a program that already runs on that CPU; it counts this since 5.12.
 		if stats, err := p.Stats(); err == nil {
 			sum += stats.RecursionMisses
 		}
@@ -250,12 +252,12 @@ func (k *kernel) close() error {
 	return errors.Join(errs...)
 }
 
-// modulePeriod is how often it is looked whether the vxlan module was loaded
-// anew and its data lies elsewhere.
+// modulePeriod is how often to check whether the vxlan module was loaded again: its data
+// is then elsewhere.
 const modulePeriod = time.Second
 
 func (k *kernel) run(ctx context.Context, out chan<- notice) error {
-	// A deadline would have to wait for the read that it is meant to end.
+	// Not a deadline: setting one waits for the read that it should end.
 	stop := context.AfterFunc(ctx, func() { _ = k.reader.Close() })
 	defer stop()
 	moduleDone := make(chan struct{})
@@ -293,7 +295,7 @@ func (k *kernel) run(ctx context.Context, out chan<- notice) error {
 	}
 }
 
-// monotonic is what the programs take their times from, in nanoseconds.
+// monotonic returns the clock of the BPF programs' times, in nanoseconds.
 func monotonic() uint64 {
 	var ts unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) != nil {
@@ -313,10 +315,11 @@ var actions = map[bpf.VXLANIotDeviceAction]Action{
 	bpf.VXLANIotDeviceActionIOT_DEVICE_MESSAGE: Refused,
 }
 
-// vniTaken is what the kernel says to a VNI that another device holds.
+// vniTaken is the kernel's message when another device holds the VNI
+// (drivers/net/vxlan/vxlan_core.c, vxlan_config_validate).
 const vniTaken = "A VXLAN device with the specified VNI already exists"
 
-// decode makes an event of a record; nil for one that concerns no vxlan device.
+// decode makes an event of a record; nil when the record is not about a vxlan device.
 func decode(raw []byte, now time.Time, mono uint64) (*Event, error) {
 	var r bpf.VXLANDeviceEvent
 	if _, err := binary.Decode(raw, binary.NativeEndian, &r); err != nil {
@@ -349,12 +352,12 @@ func decode(raw []byte, now time.Time, mono uint64) (*Event, error) {
 		if e.Message != vniTaken {
 			return nil, nil
 		}
-		e.Reason = "the VNI is taken; this kernel lets us see neither it nor the name"
+		e.Reason = "its VNI is taken; neither the VNI nor the name can be seen on this kernel"
 		return e, nil
 	}
 	asked, err := parseNewLink(request)
 	if asked.Kind != Kind {
-		return nil, nil // another kind of device; or cut short before its kind, then nothing is known of it
+		return nil, nil // another kind of device, or a request cut short before its kind
 	}
 	if err != nil && asked.VNI == 0 {
 		asked.VNI = refusal.Vni
@@ -384,9 +387,8 @@ func chars(s []int8) string {
 	return string(b)
 }
 
-// findModuleData tells the programs where the module keeps its index, so that
-// they can look through all of its devices. A module that was loaded again has
-// it elsewhere.
+// findModuleData tells the programs where the module keeps its index, so that they can
+// go through all of its devices. The place changes when the module is loaded again.
 func (k *kernel) findModuleData() {
 	var inode uint64
 	var st unix.Stat_t
@@ -400,7 +402,7 @@ func (k *kernel) findModuleData() {
 	if inode != 0 {
 		f, err := os.Open("/proc/kallsyms")
 		if err != nil {
-			return // culprits are then found by netlink alone
+			return // only netlink then finds culprits
 		}
 		address = symbol(f, "vxlan_net_id")
 		f.Close()
@@ -410,8 +412,8 @@ func (k *kernel) findModuleData() {
 	}
 }
 
-// symbol finds the address of a symbol in the form of /proc/kallsyms; 0 when it
-// is not there or hidden.
+// symbol returns the address of a symbol in a text like /proc/kallsyms; 0 when it is
+// absent or hidden.
 func symbol(r io.Reader, name string) uint64 {
 	lines := bufio.NewScanner(r)
 	for lines.Scan() {

@@ -152,13 +152,13 @@ func TestModelRepairs(t *testing.T) {
 	}
 	// Whatever was DOWN while events were lost may have been UP.
 	m.Update(&Snapshot{Time: now, Host: host, Namespaces: spaces, Devices: []Device{dev}})
-	if len(m.Ripe(now.Add(11*time.Second), 10*time.Second)) != 1 {
+	if len(m.Expired(now.Add(11*time.Second), 10*time.Second)) != 1 {
 		t.Error("a device that is DOWN for the grace period is not leaked")
 	}
 	m = NewModel(host)
 	m.Update(&Snapshot{Time: now, Host: host, Namespaces: spaces, Devices: []Device{dev}})
-	m.Doubt(now.Add(5 * time.Second))
-	if len(m.Ripe(now.Add(11*time.Second), 10*time.Second)) != 0 {
+	m.MarkStale(now.Add(5 * time.Second))
+	if len(m.Expired(now.Add(11*time.Second), 10*time.Second)) != 0 {
 		t.Error("a device is leaked although events were lost within the grace period")
 	}
 }

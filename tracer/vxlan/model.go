@@ -19,11 +19,11 @@ const (
 	WentUp  Action = "up"
 	Down    Action = "down"
 	Refused Action = "create_failed" // the name or the VNI is taken
-	Leaked  Action = "leaked"        // it has stayed behind for the grace period
-	Cleaned Action = "cleaned"       // we deleted it
+	Leaked  Action = "leaked"        // it has been left behind for the grace period
+	Cleaned Action = "cleaned"       // vxlan clean deleted it
 )
 
-// Actor is the process that did something, with the cgroup it was in.
+// Actor is the process that caused an event, with its cgroup.
 type Actor struct {
 	PID    uint32
 	Comm   string
@@ -34,40 +34,40 @@ type Actor struct {
 type Event struct {
 	Time   time.Time
 	Action Action
-	// Device is the state after the event; for a move its namespace and ifindex
-	// are the old ones, for a refused creation it is what was asked for.
+	// Device is the state after the event. For a move, namespace and ifindex are the old
+	// ones; for a refused creation it is what was requested.
 	Device
 	OldName   string // renamed
 	ToNetNS   uint64 // moved; 0 when not known
 	ToIfindex int    // moved
-	Actor     *Actor // nil when the kernel told us without
+	Actor     *Actor // nil when it is not known
 	Err       syscall.Errno
-	Message   string // the kernel's own words on a refusal
+	Message   string // the kernel's message for a refusal
 	Culprit   *Track // refused: the device in the way; nil when none was found
 	Age       time.Duration
 	Reason    string
-	// Elsewhere: the refused device was to be made in another namespace than
-	// that of its maker, so its name was looked up there.
+	// Elsewhere says that the refused device was requested for another namespace than the
+	// requester's: its name collided there.
 	Elsewhere bool
-	// InTheWay is the device that the kernel itself found when it refused.
+	// InTheWay is the device that the kernel found when it refused.
 	InTheWay *Device
 }
 
-// Track is a device and what is known of its life.
+// Track is a device with its known history.
 type Track struct {
 	Device
-	// Since is when it came to its namespace; a device found by looking has been
-	// there for at least as long (Seen is true then).
+	// Since is when it came to its namespace. With Seen a scan found it: it may have been
+	// there longer.
 	Since time.Time
 	Seen  bool
 	// DownSince is when it went down, or was first seen down; zero while UP.
 	DownSince time.Time
-	Maker     *Actor // who made it; nil when that was before the watch
-	Mover     *Actor // who brought it to its namespace
-	reported  bool   // said to be leaked
+	Maker     *Actor // the process that created it; nil when that was before the watch
+	Mover     *Actor // the process that moved it to its namespace
+	reported  bool   // as leaked
 }
 
-// Place says where a device is: ifindexes are unique within a namespace.
+// Place identifies a device: an ifindex is unique within a namespace.
 type Place struct {
 	NetNS   uint64
 	Ifindex int
@@ -82,18 +82,18 @@ type Model struct {
 	engine  bool // Snapshot.Engine
 }
 
-// NewModel makes an empty model; host is the inode number of the host's namespace.
+// NewModel returns an empty model. host is the inode number of the host's namespace.
 func NewModel(host uint64) *Model {
 	return &Model{host: host, devices: make(map[Place]*Track), spaces: make(map[uint64]Namespace)}
 }
 
-// Update takes over what was seen. Devices in namespaces that could be read are
-// as the snapshot says; what is known of others is kept, because a namespace
-// that nobody can enter still blocks VNIs.
+// Update takes over a snapshot. Devices in namespaces that could be read are as the
+// snapshot says. All others are kept, because a namespace that nobody can enter still
+// blocks VNIs.
 //
-// It gives what happened since the last time, as far as that is seen: devices that
-// came, names, UP and DOWN. Not what went away or moved: a notice of that needs no
-// comparison, so it is told even when it comes later than this.
+// It returns the changes since the last snapshot that a comparison shows: new devices,
+// new names, UP and DOWN. Devices that moved or went away are left out: their notices
+// make events without a comparison, also when they come after the snapshot.
 func (m *Model) Update(snap *Snapshot) (news []Event) {
 	seen := make(map[Place]bool, len(snap.Devices))
 	for _, d := range snap.Devices {
@@ -104,7 +104,7 @@ func (m *Model) Update(snap *Snapshot) (news []Event) {
 		seen[place] = true
 		t := m.devices[place]
 		if t == nil || !t.same(d) {
-			// In a namespace that is read for the first time it may have been for long.
+			// In a namespace that is read for the first time it may not be new.
 			if _, read := m.spaces[d.NetNS]; read && m.twin(d) == nil {
 				news = append(news, Event{Time: snap.Time, Action: Created, Device: d})
 			}
@@ -124,7 +124,7 @@ func (m *Model) Update(snap *Snapshot) (news []Event) {
 	return news
 }
 
-// changes gives the events that made of a device what it is in e.
+// changes returns the events that turned a device into what it is in e.
 func changes(was Device, e Event) []Event {
 	var list []Event
 	if was.Name != e.Name {
@@ -150,8 +150,8 @@ func newTrack(d Device, now time.Time, seen bool) *Track {
 	return t
 }
 
-// same tells whether d can be the device we know at its place: a VNI never
-// changes and a port neither.
+// same tells whether d can be the device known at its place: its VNI and port never
+// change.
 func (t *Track) same(d Device) bool {
 	if t.VNI != d.VNI && t.VNI != 0 && d.VNI != 0 {
 		return false
@@ -159,7 +159,7 @@ func (t *Track) same(d Device) bool {
 	return t.Port == d.Port || t.Port == 0 || d.Port == 0
 }
 
-// refresh takes over a later view of the same device.
+// refresh takes over a later state of the same device.
 func (t *Track) refresh(d Device, now time.Time) {
 	if d.Name != "" {
 		t.Name = d.Name
@@ -183,8 +183,8 @@ func (t *Track) setUp(up bool, now time.Time) {
 	}
 }
 
-// Apply takes one event over and completes it with what the model knows: a
-// missing old name, VNI, port or underlay, and how old the device is.
+// Apply takes over one event, and fills in from the model what it lacks: old name, VNI,
+// port, underlay, and the age of the device.
 func (m *Model) Apply(e *Event) {
 	place := Place{e.NetNS, e.Ifindex}
 	t := m.devices[place]
@@ -229,7 +229,7 @@ func (m *Model) Apply(e *Event) {
 		if e.Up != t.Up {
 			t.setUp(e.Up, e.Time)
 		} else if e.Action == Down {
-			t.setUp(false, e.Time) // it was UP in between, unseen
+			t.setUp(false, e.Time) // it was UP in between, without an event
 		}
 	}
 }
@@ -252,40 +252,36 @@ func (m *Model) Devices() []*Track {
 	return list
 }
 
-// At gives the device at a place; nil when there is none.
+// At returns the device at a place, or nil.
 func (m *Model) At(place Place) *Track { return m.devices[place] }
 
-// Host is the inode number of the host's namespace.
-func (m *Model) Host() uint64 { return m.host }
-
-// Namespace gives what is known of a namespace.
+// Namespace returns what is known about a namespace.
 func (m *Model) Namespace(inode uint64) (Namespace, bool) {
 	space, ok := m.spaces[inode]
 	return space, ok
 }
 
-// candidate tells whether a device looks like one that Docker left behind,
-// whatever its age: its own kind, Docker's name for its VNI, in the host's
-// namespace, not UP.
+// candidate tells whether a device looks left behind by Docker, whatever its age: of kind
+// vxlan, with Docker's name for its VNI, in the host's namespace, not UP.
 func (m *Model) candidate(t *Track) bool {
 	vni, _, ok := ParseName(t.Name)
 	return ok && vni == t.VNI && t.Kind == Kind && t.NetNS == m.host && !t.Up
 }
 
-// Ripe gives the candidates that have been down for at least the grace period
-// and have not been given before: each leak is reported once.
-func (m *Model) Ripe(now time.Time, grace time.Duration) []*Track {
-	var ripe []*Track
+// Expired returns the candidates whose grace period has expired, each only once: they
+// are leaks to report.
+func (m *Model) Expired(now time.Time, grace time.Duration) []*Track {
+	var expired []*Track
 	for _, t := range m.Devices() {
 		if m.candidate(t) && !t.reported && now.Sub(t.DownSince) >= grace {
 			t.reported = true
-			ripe = append(ripe, t)
+			expired = append(expired, t)
 		}
 	}
-	return ripe
+	return expired
 }
 
-// forget drops the devices of a namespace and gives them back.
+// forget removes the devices of a namespace and returns them.
 func (m *Model) forget(netNS uint64) []*Track {
 	var gone []*Track
 	for _, t := range m.Devices() {
@@ -297,7 +293,7 @@ func (m *Model) forget(netNS uint64) []*Track {
 	return gone
 }
 
-// identify says which namespace one is that no path led to.
+// identify replaces what stood for a namespace without a path by its inode number.
 func (m *Model) identify(netNS, now uint64) {
 	for _, t := range m.forget(netNS) {
 		t.NetNS = now
@@ -307,8 +303,7 @@ func (m *Model) identify(netNS, now uint64) {
 	}
 }
 
-// inherit takes over what an older model knows of the lives of devices that are
-// as they were.
+// inherit takes over the history of unchanged devices from an older model.
 func (m *Model) inherit(old *Model) {
 	for place, t := range m.devices {
 		o := old.devices[place]
@@ -321,9 +316,9 @@ func (m *Model) inherit(old *Model) {
 	}
 }
 
-// Doubt is called when events were lost: a device that is DOWN may have been UP
-// in between, so its time counts anew.
-func (m *Model) Doubt(now time.Time) {
+// MarkStale is called when events were lost: a device that is DOWN may have been UP in
+// between, so its grace period starts again.
+func (m *Model) MarkStale(now time.Time) {
 	for _, t := range m.devices {
 		if !t.Up {
 			t.DownSince = now
@@ -331,9 +326,9 @@ func (m *Model) Doubt(now time.Time) {
 	}
 }
 
-// NextRipe gives the time at which the next candidate will have been down for
-// the grace period; zero when there is none.
-func (m *Model) NextRipe(grace time.Duration) time.Time {
+// NextExpiry returns when the grace period of the next candidate expires; the zero time
+// without a candidate.
+func (m *Model) NextExpiry(grace time.Duration) time.Time {
 	var next time.Time
 	for _, t := range m.devices {
 		if !m.candidate(t) || t.reported {
@@ -346,10 +341,10 @@ func (m *Model) NextRipe(grace time.Duration) time.Time {
 	return next
 }
 
-// CulpritOf finds the device that a refused one collided with. Others are
-// devices of any kind that bear the name. A name is unique in a namespace; a
-// VNI and port in the namespace in which the device was made, wherever it is
-// now. It returns nil when nothing known collides.
+// CulpritOf returns the device that a refused one collided with, or nil when none is
+// known. Others are devices of any kind with the same name. A name is unique in a
+// namespace; a VNI and port are unique in the namespace in which the device was created,
+// wherever it is now.
 func (m *Model) CulpritOf(e *Event, others []Device) *Track {
 	named := func(netNS func(uint64) bool) *Track {
 		for _, t := range m.Devices() {

@@ -6,14 +6,13 @@ import (
 	"strings"
 )
 
-// idInName is how many characters of a network's id the engine puts into the
-// name of its device.
+// idInName is the number of characters of a network's id in the name of its device.
 const idInName = 5
 
-// ParseName takes apart the name that Docker gives to a vxlan device as long as
-// it lies in the host's namespace: "vx-", the VNI as six lower-case hex digits,
-// "-", the first five characters of the network's id. ok is false for every
-// other name.
+// ParseName reads the name that Docker gives to a vxlan device in the host's namespace:
+// "vx-", the VNI as six lower-case hex digits, "-", the first five characters of the
+// network's id. ok is false for every other name. (libnetwork, drivers/overlay,
+// network.generateVxlanName)
 func ParseName(name string) (vni uint32, id string, ok bool) {
 	rest, found := strings.CutPrefix(name, "vx-")
 	if !found || len(rest) != 6+1+idInName || rest[6] != '-' {
@@ -35,9 +34,9 @@ func ParseName(name string) (vni uint32, id string, ok bool) {
 	return uint32(v), id, true
 }
 
-// overlayID gives the start of the network's id that the file of an overlay's
-// own network namespace is named after, as in "1-m64nqtdens"; "" for every
-// other namespace file (containers' sandboxes, load balancers, "default").
+// overlayID returns the beginning of the network's id in the file name of an overlay's
+// namespace, such as "1-m64nqtdens"; "" for every other namespace file (sandboxes of
+// containers, load balancers, "default").
 func overlayID(path string) string {
 	number, id, found := strings.Cut(filepath.Base(path), "-")
 	if !found || number == "" || len(id) < idInName || !isID(id) {
@@ -49,8 +48,8 @@ func overlayID(path string) string {
 	return id
 }
 
-// isID tells whether s consists of the characters of Docker's ids: base 36 for
-// swarm networks, hex for those of an external store.
+// isID tells whether s has only characters of Docker's ids: base 36 for swarm networks,
+// hex for those of an external store.
 func isID(s string) bool {
 	for i := range len(s) {
 		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'z') {

@@ -7,20 +7,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// newLink is what an RTM_NEWLINK request asked for, as far as it tells which
-// name and VNI were taken.
+// newLink is the part of an RTM_NEWLINK request that may collide with a device: name and
+// VNI.
 type newLink struct {
 	Name      string
 	Kind      string
 	VNI       uint32
 	Port      uint16
 	Ifindex   int
-	Elsewhere bool // to be made in another namespace than the asker's
+	Elsewhere bool // to be created in another namespace than the requester's
 }
 
 var errShort = errors.New("request cut short")
 
-// Attributes of RTM_NEWLINK that x/sys does not have.
+// Attributes of RTM_NEWLINK that x/sys lacks (include/uapi/linux/if_link.h).
 const (
 	iflaInfoKind  = 1
 	iflaInfoData  = 2
@@ -28,9 +28,8 @@ const (
 	iflaVxlanPort = 15
 )
 
-// parseNewLink reads a request as it lies in the kernel's buffer, from its
-// nlmsghdr on. The request is a user's: nothing in it is trusted. What was read
-// before an error is returned with it.
+// parseNewLink reads a request from its nlmsghdr on. The request comes from a user:
+// nothing in it is trusted. An error comes with what was read before it.
 func parseNewLink(b []byte) (newLink, error) {
 	var n newLink
 	if len(b) < unix.SizeofNlMsghdr+unix.SizeofIfInfomsg {
@@ -80,8 +79,7 @@ func (n *newLink) parseInfo(b []byte) {
 	}
 }
 
-// attributes calls f with each attribute; it returns false when one does not
-// fit into b.
+// attributes calls f with each attribute. It returns false when one does not fit into b.
 func attributes(b []byte, f func(kind uint16, value []byte)) bool {
 	for len(b) >= unix.SizeofRtAttr {
 		size := int(binary.NativeEndian.Uint16(b))
@@ -95,7 +93,7 @@ func attributes(b []byte, f func(kind uint16, value []byte)) bool {
 	return true
 }
 
-// text is the string up to its NUL, at most limit bytes.
+// text returns the string up to its NUL, at most limit bytes.
 func text(b []byte, limit int) string {
 	for i, c := range b {
 		if c == 0 || i == limit {

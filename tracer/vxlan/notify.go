@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Attributes of a link that netlink.LinkDeserialize does not give.
+// Attributes of a link that netlink.LinkDeserialize does not return
+// (include/uapi/linux/if_link.h, net_namespace.h, rtnetlink.h).
 const (
 	iflaNewNetNSID  = 45
 	iflaNewIfindex  = 49
@@ -25,7 +26,7 @@ const (
 	notifyReadBytes = 256 << 10
 )
 
-// own is the number of the namespace that a socket itself is in.
+// own stands for the namespace that a socket itself is in, which has no id there.
 const own = -1
 
 // linkMessage is an rtnetlink notification about a vxlan device.
@@ -33,15 +34,14 @@ type linkMessage struct {
 	time    time.Time
 	deleted bool
 	link    netlink.Link
-	from    int // namespace, as the host's numbers it; own for the host's
-	to      int // namespace it moves to, as "from" numbers it; -1 when it does not
-	ifindex int // there
+	from    int // id of its namespace in the host's namespace; own for the host's
+	to      int // id in "from" of the namespace it moves to; -1 when it does not move
+	ifindex int // in the namespace it moves to
 }
 
-// notifier reads rtnetlink notifications of the host's namespace and of every
-// namespace that the host's has a number for: moving a device somewhere gives
-// the target one. A single socket in the host's namespace hears them all, so no
-// other namespace is held.
+// notifier reads rtnetlink notifications of the host's namespace and of every namespace
+// that has an id there: the kernel assigns one when a device is moved to a namespace. One
+// socket in the host's namespace receives them all, so no other namespace is held.
 type notifier struct {
 	file    *os.File
 	dropped atomic.Uint64
@@ -69,7 +69,7 @@ func openNotifier() (fd int, err error) {
 			unix.Close(fd)
 		}
 	}()
-	// Without the right to a large buffer the default one serves; overruns are counted.
+	// Without the privilege for a large buffer the default must do: overruns are counted.
 	if unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer) != nil {
 		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
 	}
@@ -80,23 +80,25 @@ func openNotifier() (fd int, err error) {
 		return -1, fmt.Errorf("rtnetlink bind: %w", err)
 	}
 	if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_ADD_MEMBERSHIP, nsidGroup); err != nil {
-		return -1, fmt.Errorf("rtnetlink group of namespace numbers: %w", err)
+		return -1, fmt.Errorf("rtnetlink group of namespace ids: %w", err)
 	}
 	return fd, nil
 }
 
 func (n *notifier) hooks() string { return "rtnetlink" }
 
-func (n *notifier) cost() string {
-	return "no process behind an event, nothing of namespaces that the host has no number for"
+func (n *notifier) limitations() []string {
+	return []string{
+		"events do not name the process that caused them",
+		"devices in namespaces to which the host's namespace has assigned no id are not watched",
+	}
 }
 
 func (n *notifier) lost() uint64 { return n.dropped.Load() }
 
 func (n *notifier) close() error { return n.file.Close() }
 
-// run sends notifications until ctx is done. After an overrun it asks for a look
-// at everything.
+// run sends notifications until ctx is done. After an overrun it asks for a new scan.
 func (n *notifier) run(ctx context.Context, out chan<- notice) error {
 	stop := context.AfterFunc(ctx, func() { _ = n.file.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -146,8 +148,7 @@ func send(ctx context.Context, out chan<- notice, n notice) {
 	}
 }
 
-// sender is the namespace that a notification is from, as the socket's own
-// numbers it.
+// sender returns the id of the namespace that a notification comes from.
 func sender(oob []byte) int {
 	messages, err := unix.ParseSocketControlMessage(oob)
 	if err != nil {
@@ -161,8 +162,8 @@ func sender(oob []byte) int {
 	return own
 }
 
-// parseNotifications takes the messages of one datagram apart and keeps those
-// about vxlan devices and about namespaces that died.
+// parseNotifications reads the messages of one datagram and keeps those about vxlan
+// devices and about namespaces that died.
 func parseNotifications(b []byte, from int, now time.Time) []notice {
 	var list []notice
 	for len(b) >= unix.SizeofNlMsghdr {
@@ -174,12 +175,12 @@ func parseNotifications(b []byte, from int, now time.Time) []notice {
 		b = b[min(len(b), int(hdr.Len+unix.NLMSG_ALIGNTO-1)&^(unix.NLMSG_ALIGNTO-1)):]
 		switch hdr.Type {
 		case unix.RTM_DELNSID:
-			// Other namespaces tell about their own numbers.
-			if id, ok := namespaceNumber(body); ok && from == own {
+			// Notifications from other namespaces are about their own ids.
+			if id, ok := namespaceID(body); ok && from == own {
 				list = append(list, notice{dead: &id})
 			}
 		case unix.RTM_NEWLINK, unix.RTM_DELLINK:
-			// Bridges speak of their ports in messages of the same type.
+			// Bridges describe their ports in messages of the same type.
 			if len(body) < unix.SizeofIfInfomsg || body[0] != unix.AF_UNSPEC {
 				continue
 			}
@@ -206,8 +207,8 @@ func parseNotifications(b []byte, from int, now time.Time) []notice {
 	return list
 }
 
-// namespaceNumber reads the number from a message about one.
-func namespaceNumber(body []byte) (id int, ok bool) {
+// namespaceID reads the id of a namespace from a message about it.
+func namespaceID(body []byte) (id int, ok bool) {
 	const header = 4 // struct rtgenmsg, aligned
 	if len(body) < header {
 		return 0, false
@@ -220,21 +221,21 @@ func namespaceNumber(body []byte) (id int, ok bool) {
 	return id, ok
 }
 
-// unreachable and above are no inode numbers, which have 32 bits, but stand for
-// namespaces that no path leads to, by the number that the host's gave them.
+// unreachable plus the id stands for a namespace that has an id in the host's namespace
+// but no path that leads to it. Inode numbers of namespaces have 32 bits.
 const unreachable = 1 << 32
 
-// Unreachable tells whether a namespace is one that exists, but that no path
-// leads to, so that its inode number is not known.
+// Unreachable tells whether netNS stands for a namespace that exists but cannot be
+// reached by a path, so that its inode number is not known.
 func Unreachable(netNS uint64) bool { return netNS >= unreachable }
 
-// numbering resolves the numbers that namespaces give each other.
+// numbering finds the namespaces behind the ids that namespaces have for each other.
 type numbering struct {
 	scanner *Scanner
-	known   map[int]uint64 // by the host's number
+	known   map[int]uint64 // inode number, or unreachable plus id, by the id in the host's namespace
 }
 
-// host gives the inode number behind one of the host's numbers.
+// host returns the inode number behind an id in the host's namespace.
 func (n *numbering) host(id int) uint64 {
 	if id == own {
 		return n.scanner.inode
@@ -250,15 +251,15 @@ func (n *numbering) host(id int) uint64 {
 	return inode
 }
 
-// dead forgets a number and gives the namespace that had it.
+// dead forgets an id and returns the namespace that had it.
 func (n *numbering) dead(id int) uint64 {
 	inode := n.known[id]
 	delete(n.known, id)
 	return inode
 }
 
-// again looks for paths to the namespaces that had none, and gives those that
-// have one now, with what they are.
+// again looks for paths to the namespaces that had none. It returns the inode numbers
+// of those that now have one, by what stood for them.
 func (n *numbering) again() map[uint64]uint64 {
 	found := make(map[uint64]uint64)
 	for id, inode := range n.known {
@@ -273,7 +274,8 @@ func (n *numbering) again() map[uint64]uint64 {
 	return found
 }
 
-// of gives the inode number behind a number that belongs to the namespace "from".
+// of returns the inode number behind an id in the namespace "from"; 0 when it is not
+// known.
 func (n *numbering) of(from int, id int) uint64 {
 	if from == own {
 		return n.host(id)
@@ -295,8 +297,7 @@ func (n *numbering) of(from int, id int) uint64 {
 	return found
 }
 
-// events makes events of a notification by comparing it with what the model
-// knows.
+// events makes events of a notification by comparing it with the model.
 func (m *linkMessage) events(model *Model, spaces *numbering) []Event {
 	d := device(m.link, spaces.host(m.from))
 	if id := int32(m.link.Attrs().NetNsID); id >= 0 {
@@ -316,7 +317,7 @@ func (m *linkMessage) events(model *Model, spaces *numbering) []Event {
 	}
 	if known == nil {
 		if old := model.twin(d); old != nil {
-			// It left a namespace that we hear nothing from.
+			// It left a namespace that sends us no notifications.
 			e.Action, e.ToNetNS, e.ToIfindex = Moved, d.NetNS, d.Ifindex
 			e.NetNS, e.Ifindex = old.NetNS, old.Ifindex
 			return []Event{e}
@@ -327,8 +328,8 @@ func (m *linkMessage) events(model *Model, spaces *numbering) []Event {
 	return changes(known.Device, e)
 }
 
-// twin finds the device at another place that d can only be itself: no two
-// devices share underlay, VNI and port.
+// twin returns the device at another place that must be the same as d: no two devices
+// share underlay, VNI and port.
 func (m *Model) twin(d Device) *Track {
 	if d.VNI == 0 || d.Port == 0 || d.Underlay == 0 {
 		return nil

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// Errors of Observer.Delete.
+// Errors of Observer.Delete: nothing was deleted, and nothing went wrong.
 var (
 	ErrGone    = errors.New("it is gone already")
 	ErrChanged = errors.New("another device is in its place")
@@ -18,8 +18,8 @@ type KeptError struct{ Reason string }
 
 func (e *KeptError) Error() string { return "kept: " + e.Reason }
 
-// Observer knows for how long devices have been DOWN, which no snapshot tells:
-// it has watched them.
+// Observer knows for how long devices have been DOWN because it watches them: no
+// snapshot tells it.
 type Observer struct {
 	watcher *Watcher
 	scanner *Scanner
@@ -28,9 +28,9 @@ type Observer struct {
 	err     error // of the watch, once done is closed
 }
 
-// Observe looks at every device. Should one look leaked, it watches for the
-// grace period before it returns. It goes on watching until it is closed, by
-// rtnetlink, whatever the options say.
+// Observe looks at every device. If one looks leaked, it watches for the grace period
+// before it returns. It watches by rtnetlink, whatever opts.Backend says, until it is
+// closed.
 func Observe(ctx context.Context, opts WatchOptions) (*Observer, error) {
 	opts.Backend = Netlink
 	w, err := NewWatcher(opts)
@@ -43,7 +43,7 @@ func Observe(ctx context.Context, opts WatchOptions) (*Observer, error) {
 	}
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	o := &Observer{watcher: w, scanner: scanner, cancel: cancel, done: make(chan struct{})}
-	pending := !w.model.NextRipe(w.grace).IsZero()
+	pending := !w.model.NextExpiry(w.grace).IsZero()
 	go func() {
 		defer close(o.done)
 		o.err = w.Run(running, func(Event) {})
@@ -51,8 +51,8 @@ func Observe(ctx context.Context, opts WatchOptions) (*Observer, error) {
 	if !pending {
 		return o, nil
 	}
-	// Long enough for every candidate of now; one that changes meanwhile is
-	// younger than the grace period and stays that.
+	// Long enough for every candidate so far. One that changes meanwhile stays younger
+	// than the grace period.
 	wait := time.NewTimer(w.grace)
 	defer wait.Stop()
 	select {
@@ -73,10 +73,10 @@ func (o *Observer) Close() error {
 	return errors.Join(o.watcher.Close(), o.scanner.Close())
 }
 
-// Host is the inode number of the host's namespace.
+// Host returns the inode number of the host's namespace.
 func (o *Observer) Host() uint64 { return o.scanner.Host() }
 
-// look gives the state of this moment, with the history that was watched.
+// look returns the present state, with the history that was watched.
 func (o *Observer) look() (*Model, *Snapshot, error) {
 	select {
 	case <-o.done:
@@ -95,8 +95,8 @@ func (o *Observer) look() (*Model, *Snapshot, error) {
 	return m, snap, nil
 }
 
-// Findings gives the verdicts on all devices now, and how many namespaces could
-// not be looked into.
+// Findings returns the verdicts on all devices now, and the number of namespaces that
+// could not be read.
 func (o *Observer) Findings(networks []Network) (findings []Finding, unreadable int, err error) {
 	m, snap, err := o.look()
 	if err != nil {
@@ -109,7 +109,7 @@ func (o *Observer) Findings(networks []Network) (findings []Finding, unreadable 
 		if f.NetNS != m.host || !f.Seen {
 			continue
 		}
-		// How long it has been DOWN is not what udev knows: only the age is.
+		// udev knows the age, but not how long the device has been DOWN.
 		if age, ok := o.scanner.udevAge(f.Ifindex, mono); ok && age > f.Age {
 			f.Age, f.AtLeast = age, false
 		}
@@ -117,12 +117,12 @@ func (o *Observer) Findings(networks []Network) (findings []Finding, unreadable 
 	return findings, snap.Unreadable, nil
 }
 
-// Delete deletes a device that was found to be leaked, if it still is: all is
-// looked at anew, and the device itself once more, by its ifindex, immediately
-// before. Networks are those that the engine knows of now.
+// Delete deletes a device that was found to be leaked, if it still is: it scans
+// everything again, and checks the device itself by its ifindex immediately before.
+// Networks are the present ones of the engine.
 //
-// The error is ErrGone, ErrChanged or a *KeptError when nothing was deleted and
-// nothing went wrong.
+// The error is ErrGone, ErrChanged or a *KeptError when nothing was deleted and nothing
+// went wrong.
 func (o *Observer) Delete(f Finding, networks []Network) error {
 	m, _, err := o.look()
 	if err != nil {

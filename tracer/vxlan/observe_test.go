@@ -125,7 +125,7 @@ func TestVerdicts(t *testing.T) {
 				w.other.vxlan(name, 4097, 4789)
 				w.other.move(name, w.host)
 				return name, w.host
-			}, verdict: Blocking, keep: "it was made in another namespace", id: "m64nq",
+			}, verdict: Blocking, keep: "it was created in another namespace", id: "m64nq",
 		},
 		"its overlay has endpoints": {
 			make: func(w world) (string, *space) {
@@ -194,40 +194,40 @@ func TestVerdicts(t *testing.T) {
 		},
 		"a network's VNI under a foreign name, variant b": {
 			make:     func(w world) (string, *space) { w.host.vxlan("blocker", 4097, 4789); return "blocker", w.host },
-			networks: []Network{network}, verdict: Blocking, keep: "its name is not one that Docker gives", id: network.ID,
+			networks: []Network{network}, verdict: Blocking, keep: "its name is not one of Docker's", id: network.ID,
 		},
 		"the same with another port, variant f": {
 			make:     func(w world) (string, *space) { w.host.vxlan("other", 4097, 4790); return "other", w.host },
-			networks: []Network{network}, verdict: Foreign, keep: "its name is not one that Docker gives", id: network.ID,
+			networks: []Network{network}, verdict: Foreign, keep: "its name is not one of Docker's", id: network.ID,
 		},
 		"a swarm with a data path port of its own": {
 			make:     func(w world) (string, *space) { w.host.vxlan("blocker", 4097, 8472); return "blocker", w.host },
-			networks: []Network{ownPort}, verdict: Blocking, keep: "its name is not one that Docker gives", id: network.ID,
+			networks: []Network{ownPort}, verdict: Blocking, keep: "its name is not one of Docker's", id: network.ID,
 		},
 		"a name with another VNI in it": {
 			make: func(w world) (string, *space) { w.host.vxlan(name, 4098, 4789); return name, w.host }, verdict: Foreign,
-			keep: "its name is not one that Docker gives",
+			keep: "its name is not one of Docker's",
 		},
 		"flannel": {
 			make: func(w world) (string, *space) {
 				w.host.vxlan("flannel.1", 1, 8472)
 				w.host.up("flannel.1")
 				return "flannel.1", w.host
-			}, networks: []Network{network}, verdict: Foreign, keep: "its name is not one that Docker gives",
+			}, networks: []Network{network}, verdict: Foreign, keep: "its name is not one of Docker's",
 		},
 		"calico, DOWN": {
 			make: func(w world) (string, *space) {
 				w.host.vxlan("vxlan.calico", 4096, 4789)
 				return "vxlan.calico", w.host
 			},
-			networks: []Network{network}, verdict: Foreign, keep: "its name is not one that Docker gives",
+			networks: []Network{network}, verdict: Foreign, keep: "its name is not one of Docker's",
 		},
 		"made by hand, DOWN, almost Docker's name": {
 			make: func(w world) (string, *space) {
 				w.host.vxlan("vx-001001-m64n", 4097, 4789)
 				return "vx-001001-m64n", w.host
 			}, verdict: Foreign,
-			keep: "its name is not one that Docker gives",
+			keep: "its name is not one of Docker's",
 		},
 	} {
 		t.Run(label, func(t *testing.T) {
@@ -272,7 +272,7 @@ func TestTooYoung(t *testing.T) {
 		last   Action // of the change
 	}{
 		"was UP meanwhile": {func(h *space) { h.up(name); h.down(name) }, Down},
-		"made anew":        {func(h *space) { h.del(name); h.vxlan(name, 4097, 4789) }, Created},
+		"created again":    {func(h *space) { h.del(name); h.vxlan(name, 4097, 4789) }, Created},
 	} {
 		t.Run(label, func(t *testing.T) {
 			t.Parallel()

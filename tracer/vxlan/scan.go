@@ -17,24 +17,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Kind is what rtnetlink calls a vxlan device.
+// Kind is the kind of a vxlan device in rtnetlink (IFLA_INFO_KIND).
 const Kind = "vxlan"
 
-// DefaultPort is the UDP port that Docker's overlays use unless the swarm was
-// made with another one.
+// DefaultPort is the UDP port of Docker's overlay networks, unless the swarm was created
+// with another one.
 const DefaultPort = 4789
 
 // Device is a network device as the kernel describes it.
 type Device struct {
 	Name     string
-	Kind     string // "vxlan", unless it was looked for by name
+	Kind     string // "vxlan", unless the device was found by name
 	Ifindex  int
-	NetNS    uint64 // inode number of the namespace it lies in
+	NetNS    uint64 // inode number of its namespace
 	Underlay uint64 // inode number of the namespace its packets travel in; 0 when not known
 	VNI      uint32
 	Port     uint16 // UDP port; 0 when not known
 	Up       bool   // IFF_UP
-	Attached bool   // part of a bridge or bond, as far as netlink told
+	Attached bool   // part of a bridge or bond; false when not known
 }
 
 // Namespace is a network namespace that could be entered.
@@ -42,38 +42,38 @@ type Namespace struct {
 	Inode   uint64
 	Path    string // where it can be entered
 	Host    bool
-	Overlay string // start of the network's id, for the namespace of a Docker overlay
-	Ports   int    // veth devices that are UP: endpoints, in an overlay's namespace
+	Overlay string // beginning of the network's id, if it is the namespace of a Docker overlay
+	Ports   int    // veth devices that are UP: the endpoints in the namespace of an overlay
 }
 
-// Snapshot is what was there when somebody looked.
+// Snapshot is the result of a scan.
 type Snapshot struct {
 	Time       time.Time
 	Host       uint64 // inode number of the host's namespace
 	Namespaces map[uint64]Namespace
 	Devices    []Device
 	Unreadable int // namespaces that exist but could not be entered or read
-	// Engine tells whether a folder with an engine's namespaces was there, so that
-	// an overlay that works would have been seen.
+	// Engine tells whether there is a directory with an engine's namespaces: a live
+	// overlay would have been seen in it.
 	Engine bool
 }
 
-// ScanOptions tells where to look. The zero value looks at this host.
+// ScanOptions says where to look. The zero value looks at this host.
 type ScanOptions struct {
-	// HostNetNS is a path to the namespace in which leaked devices lie. Default:
-	// that of process 1, or our own where that may not be read.
+	// HostNetNS is the path of the namespace in which devices leak. Default: that of
+	// process 1, or our own where that may not be read.
 	HostNetNS string
-	// NetNSDirs are folders with namespace files. Default: those of Docker and of
+	// NetNSDirs are directories with namespace files. Default: those of Docker and of
 	// ip-netns, also as process 1 sees them.
 	NetNSDirs []string
 	// Proc is where procfs is mounted. Default: /proc.
 	Proc string
-	// UdevData is udev's database, which knows since when a device has been in the
+	// UdevData is the directory of udev's database, which has the age of devices in the
 	// host's namespace. Default: the machine's, unless HostNetNS is set.
 	UdevData string
 }
 
-// Scanner looks into every network namespace that can be reached.
+// Scanner lists the devices of every network namespace that can be reached.
 type Scanner struct {
 	opts  ScanOptions
 	host  netns.NsHandle
@@ -81,7 +81,7 @@ type Scanner struct {
 	links *netlink.Handle // in the host's namespace
 }
 
-// NewScanner opens the host's namespace. It must be closed.
+// NewScanner opens the host's namespace. The Scanner must be closed.
 func NewScanner(opts ScanOptions) (*Scanner, error) {
 	if opts.Proc == "" {
 		opts.Proc = "/proc"
@@ -116,20 +116,20 @@ func NewScanner(opts ScanOptions) (*Scanner, error) {
 	return &Scanner{opts: opts, host: host, inode: inode, links: links}, nil
 }
 
-// Close gives the namespace back.
+// Close closes the namespace.
 func (s *Scanner) Close() error {
 	s.links.Close()
 	return s.host.Close()
 }
 
-// Host is the inode number of the host's namespace.
+// Host returns the inode number of the host's namespace.
 func (s *Scanner) Host() uint64 { return s.inode }
 
 var errNotNetNS = errors.New("not a namespace")
 
-// openNetNS opens a namespace file. Ended containers leave plain empty files
-// behind, and anything may lie in such a folder: nothing is trusted to be a
-// namespace before the file system says so, and no open blocks.
+// openNetNS opens a namespace file without blocking. Ended containers leave empty plain
+// files behind, and such a directory may hold anything: only the type of the file system
+// shows that a file is a namespace.
 func openNetNS(path string) (netns.NsHandle, uint64, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -153,8 +153,8 @@ func openNetNS(path string) (netns.NsHandle, uint64, error) {
 	return netns.NsHandle(fd), st.Ino, nil
 }
 
-// within runs f in a network namespace. It has a thread for this alone: should
-// there be no way back, the thread stays locked and is never used again.
+// within runs f in a network namespace, on a thread of its own. If the thread cannot
+// return to its namespace, it stays locked and is not used again.
 func within(ns netns.NsHandle, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
@@ -180,7 +180,7 @@ func within(ns netns.NsHandle, f func() error) error {
 	return <-done
 }
 
-// handleIn opens rtnetlink in a namespace.
+// handleIn opens an rtnetlink socket in a namespace.
 func handleIn(ns netns.NsHandle) (links *netlink.Handle, err error) {
 	err = within(ns, func() error {
 		links, err = netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -189,14 +189,14 @@ func handleIn(ns netns.NsHandle) (links *netlink.Handle, err error) {
 	return links, err
 }
 
-// paths gives one way into every namespace but the host's, and says which file
-// of an overlay names it.
+// paths returns one path for every namespace but the host's, if possible the one that
+// names an overlay network.
 func (s *Scanner) paths() (found map[uint64]Namespace, unreadable int, engine bool) {
 	found = make(map[uint64]Namespace)
 	for _, dir := range s.opts.NetNSDirs {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
-			continue // an engine that is not there has no folder
+			continue // an engine that is not installed has no directory
 		}
 		engine = engine || !strings.HasSuffix(dir, "/run/netns") // that is ip-netns's
 		for _, e := range entries {
@@ -230,7 +230,7 @@ func (s *Scanner) paths() (found map[uint64]Namespace, unreadable int, engine bo
 		path := filepath.Join(s.opts.Proc, e.Name(), "ns/net")
 		link, err := os.Readlink(path)
 		if err != nil {
-			continue // it ended, or is a process that shares its namespace with ones we may read
+			continue // it has ended, or it shares its namespace with processes that we may read
 		}
 		text, isNet := strings.CutPrefix(link, "net:[")
 		inode, err := strconv.ParseUint(strings.TrimSuffix(text, "]"), 10, 64)
@@ -245,8 +245,8 @@ func (s *Scanner) paths() (found map[uint64]Namespace, unreadable int, engine bo
 	return found, unreadable, engine
 }
 
-// udevAge tells for how long udev has known a device of the host's namespace;
-// ok is false where there is no udev.
+// udevAge returns for how long udev has known a device of the host's namespace; ok is
+// false without udev.
 func (s *Scanner) udevAge(ifindex int, mono time.Duration) (age time.Duration, ok bool) {
 	if s.opts.UdevData == "" {
 		return 0, false
@@ -269,15 +269,15 @@ func (s *Scanner) udevAge(ifindex int, mono time.Duration) (age time.Duration, o
 	return 0, false
 }
 
-// named finds the device of any kind that bears a name in a namespace, by a
-// question about this one.
+// named returns the device of any kind that has a name in a namespace, without a list of
+// all devices.
 func (s *Scanner) named(space Namespace, name string) (d Device, ok bool) {
 	ask := func(links *netlink.Handle) error {
 		link, err := links.LinkByName(name)
 		if err == nil {
 			d, ok = device(link, space.Inode), true
 		}
-		return nil // that there is none is an answer
+		return nil // no device of that name is no error
 	}
 	if space.Inode == s.inode {
 		_ = ask(s.links)
@@ -320,9 +320,9 @@ func (s *Scanner) Scan() (*Snapshot, error) {
 	return snap, nil
 }
 
-// left tells whether a path into a namespace is that of a process that ended or is
-// in another one now. To open it may then fail in any way: the kernel refuses access
-// where it finds no process any more.
+// left tells whether a path of a namespace belongs to a process that has ended or is now
+// in another namespace. Opening it then fails with any error: the kernel also refuses
+// access when the process is gone.
 func (s *Scanner) left(path string, inode uint64) bool {
 	if !strings.HasPrefix(path, s.opts.Proc+"/") {
 		return false
@@ -337,7 +337,7 @@ func (s *Scanner) left(path string, inode uint64) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH)
 }
 
-// enter runs f with a socket in the namespace, if it still is the one meant.
+// enter runs f with a socket in the namespace, if the path still leads to it.
 func (s *Scanner) enter(path string, inode uint64, f func(*netlink.Handle) error) error {
 	ns, got, err := openNetNS(path)
 	if err != nil {
@@ -355,8 +355,8 @@ func (s *Scanner) enter(path string, inode uint64, f func(*netlink.Handle) error
 	return f(links)
 }
 
-// dumpTries is how often a list of devices is asked for anew when devices came
-// or went while the kernel wrote it.
+// dumpTries is how often to ask for the list of devices when devices come or go while
+// the kernel writes it.
 const dumpTries = 8
 
 func (s *Scanner) list(links *netlink.Handle, space *Namespace, snap *Snapshot, others map[uint64]Namespace) error {
@@ -387,8 +387,8 @@ func (s *Scanner) list(links *netlink.Handle, space *Namespace, snap *Snapshot, 
 	return nil
 }
 
-// device translates a link. Its underlay is the namespace that it lies in,
-// unless the kernel names another one.
+// device translates a link. Its underlay is its own namespace, unless the kernel names
+// another one.
 func device(link netlink.Link, inode uint64) Device {
 	a := link.Attrs()
 	d := Device{
@@ -404,8 +404,8 @@ func device(link netlink.Link, inode uint64) Device {
 	return d
 }
 
-// byID finds the namespace that the one of links knows by a number; 0 when no
-// path leads to it. The host's comes first: it nearly always is that.
+// byID returns the inode number of the namespace that has an id in the namespace of
+// links; 0 when no path leads to it. It tries the host's first: that is nearly always it.
 func (s *Scanner) byID(links *netlink.Handle, id int, others map[uint64]Namespace) uint64 {
 	if got, err := links.GetNetNsIdByFd(int(s.host)); err == nil && got == id {
 		return s.inode
@@ -424,8 +424,8 @@ func (s *Scanner) byID(links *netlink.Handle, id int, others map[uint64]Namespac
 	return 0
 }
 
-// namespaceOf finds the namespace that the host's knows by a number; 0 when no
-// path leads to it.
+// namespaceOf returns the inode number of the namespace that has an id in the host's
+// namespace; 0 when no path leads to it.
 func (s *Scanner) namespaceOf(id int) uint64 {
 	others, _, _ := s.paths()
 	return s.byID(s.links, id, others)

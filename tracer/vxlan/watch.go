@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -21,46 +20,46 @@ const (
 	Netlink Backend = "netlink" // rtnetlink notifications only
 )
 
-// WatchOptions configures a Watcher.
+// WatchOptions configures a Watcher. The zero value watches this host.
 type WatchOptions struct {
 	Scan    ScanOptions
 	Grace   time.Duration // 0 means DefaultGrace
 	Backend Backend
-	// Hierarchy is the id of the cgroup hierarchy that owners are named in: that
-	// of the v1 memory controller, or 0 for cgroup2.
+	// Hierarchy is the id of the cgroup hierarchy that names owners: that of the v1
+	// memory controller, or 0 for cgroup2.
 	Hierarchy uint32
 	// Skip leaves out the hooks whose names start with one of these
 	// ("fentry/", "kprobe/call_netdevice").
 	Skip []string
 }
 
-// notice is what a feed tells.
+// notice is one message of a feed. One of its fields is set.
 type notice struct {
 	event   *Event
 	link    *linkMessage
-	dead    *int // the number of a namespace that died
-	resync  bool // something was missed: look at everything again
-	overrun bool
+	dead    *int // id of a namespace that died
+	resync  bool // something was missed: a scan is needed
+	overrun bool // with resync: notices were lost
 }
 
 // feed is a source of notices.
 type feed interface {
 	run(ctx context.Context, out chan<- notice) error
 	hooks() string
-	cost() string
+	limitations() []string
 	lost() uint64
 	close() error
 }
 
-// Watcher tells what happens to vxlan devices.
+// Watcher reports what happens to vxlan devices.
 type Watcher struct {
 	scanner *Scanner
 	feeds   []feed
 	grace   time.Duration
 	spaces  *numbering
 	why     error // why the hooks are not used
-	// compares: lives are told by rtnetlink, where most events are differences from
-	// the model, so that what a look puts into it must be told by the look.
+	// compares: rtnetlink is the source of events, and most of its events are differences
+	// from the model. What a scan puts into the model must then be reported by the scan.
 	compares bool
 
 	reported chan notice
@@ -70,12 +69,12 @@ type Watcher struct {
 
 	lastScan time.Time
 	lastLost uint64
-	failures int // looks at everything that failed in a row
-	hasty    int // looks of this lossPeriod that did not wait for resyncPause
+	failures int // scans that failed in a row
+	hasty    int // scans in this lossPeriod that did not wait for resyncPause
 }
 
-// NewWatcher attaches to the kernel, or to rtnetlink where hooks are refused,
-// and looks at what is there. It must be closed.
+// NewWatcher attaches to the kernel, or to rtnetlink where hooks are refused, and scans
+// all devices. The Watcher must be closed.
 func NewWatcher(opts WatchOptions) (*Watcher, error) {
 	scanner, err := NewScanner(opts.Scan)
 	if err != nil {
@@ -105,41 +104,43 @@ func NewWatcher(opts WatchOptions) (*Watcher, error) {
 		}
 		w.feeds, w.compares = append(w.feeds, n), true
 	}
-	// Only now: what happens between the first look and the first event read
-	// waits in the feed's buffer.
+	// Scan only now: what happens between the scan and the first read event is in the
+	// buffer of a feed.
 	if err := w.resync(func(Event) {}); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
 	return w, nil
 }
 
-// Hooks says what events come from.
-func (w *Watcher) Hooks() string { return w.join(feed.hooks, ", ") }
-
-// Cost says what is not known because of the choice of hooks; "" when nothing.
-func (w *Watcher) Cost() string {
-	cost := w.join(feed.cost, "; ")
-	if !slices.ContainsFunc(w.feeds, func(f feed) bool { _, hooked := f.(*kernel); return hooked }) {
-		cost += "; no refused creations"
+// Hooks returns where events come from: names of hooks, or rtnetlink, separated by ", ".
+func (w *Watcher) Hooks() string {
+	list := make([]string, 0, len(w.feeds))
+	for _, f := range w.feeds {
+		list = append(list, f.hooks())
 	}
-	return cost
+	return strings.Join(list, ", ")
 }
 
-func (w *Watcher) join(text func(feed) string, separator string) string {
+// Limitations returns what the chosen hooks cannot see, one text each.
+func (w *Watcher) Limitations() []string {
 	var list []string
+	hooked := false
 	for _, f := range w.feeds {
-		if s := text(f); s != "" {
-			list = append(list, s)
+		list = append(list, f.limitations()...)
+		if _, ok := f.(*kernel); ok {
+			hooked = true
 		}
 	}
-	return strings.Join(list, separator)
+	if !hooked {
+		list = append(list, noRefusals)
+	}
+	return list
 }
 
-// Fallback says why the kernel's hooks are not used; nil when they are.
+// Fallback returns why the kernel's hooks are not used; nil when they are.
 func (w *Watcher) Fallback() error { return w.why }
 
-// Lost counts the events that could not be delivered. Devices are looked at
-// again after each loss, so that the state is right even so.
+// Lost returns the number of lost events. A scan after each loss corrects the state.
 func (w *Watcher) Lost() uint64 {
 	var sum uint64
 	for _, f := range w.feeds {
@@ -157,10 +158,10 @@ func (w *Watcher) Close() error {
 	return errors.Join(append(errs, w.scanner.Close())...)
 }
 
-// Host is the inode number of the host's namespace.
+// Host returns the inode number of the host's namespace.
 func (w *Watcher) Host() uint64 { return w.scanner.Host() }
 
-// Path is a way into a namespace; "" when none is known.
+// Path returns the path of a namespace; "" when none is known.
 func (w *Watcher) Path(netNS uint64) string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -168,31 +169,23 @@ func (w *Watcher) Path(netNS uint64) string {
 	return space.Path
 }
 
-// Report makes Run handle an event that somebody else knows of, such as a
-// refused creation that only the engine told.
+// Report makes Run handle an event from elsewhere, such as a refused creation that only
+// the engine knows. It waits until Run takes it or ctx is done.
 func (w *Watcher) Report(ctx context.Context, e Event) { send(ctx, w.reported, notice{event: &e}) }
 
-// Findings gives the verdicts on all devices now.
-func (w *Watcher) Findings(networks []Network) []Finding {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return Judge(w.model, networks, time.Now(), w.grace)
-}
-
-// resyncPause is how long a look at everything waits for more reasons to look,
-// and for the events on their way: what they tell must not seem newer than what
-// was seen.
+// resyncPause is how long a scan waits for more reasons to scan, and for the events on
+// their way: an old event must not look newer than the scan.
 const resyncPause = 250 * time.Millisecond
 
-// losses are looked for this often.
+// lossPeriod is how often to check for lost events.
 const lossPeriod = time.Second
 
-// maxHasty bounds what somebody makes us do who has creations refused by the
-// thousand.
+// maxHasty limits the scans per lossPeriod that refused creations cause at once: a user
+// can have thousands of creations refused.
 const maxHasty = 8
 
-// resync looks at everything again, and emits what it finds to have happened: the
-// notices of that may still be on their way, and will then say nothing new.
+// resync scans everything and emits the changes that it finds. The notices of these may
+// still be on their way and then change nothing.
 func (w *Watcher) resync(emit func(Event)) error {
 	snap, err := w.scanner.Scan()
 	if err != nil {
@@ -215,16 +208,16 @@ func (w *Watcher) resync(emit func(Event)) error {
 	return nil
 }
 
-// maxFailures is how often in a row a look may fail. On a host where devices come
-// and go by the thousand the kernel's lists are not always consistent.
+// maxFailures is how often in a row a scan may fail. Where thousands of devices come and
+// go, the kernel's lists are not always consistent.
 const maxFailures = 20
 
-// failed gives the error once there were too many in a row.
+// failed returns the error after too many in a row.
 func (w *Watcher) failed(err error) error {
 	if w.failures++; w.failures < maxFailures {
 		return nil
 	}
-	return fmt.Errorf("looking at all devices: %w", err)
+	return fmt.Errorf("scanning all devices: %w", err)
 }
 
 // Run calls emit with every event, from one goroutine, until ctx is done.
@@ -244,10 +237,10 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 	}()
 	tick := time.NewTicker(lossPeriod)
 	defer tick.Stop()
-	ripe := time.NewTimer(time.Hour)
-	defer ripe.Stop()
-	var hold time.Time   // before this nothing is called ripe again
-	var late *time.Timer // a look that is due
+	expiry := time.NewTimer(time.Hour)
+	defer expiry.Stop()
+	var hold time.Time   // no leak is reported before
+	var late *time.Timer // runs when a scan is wanted
 	var due <-chan time.Time
 	resync := func() {
 		if due == nil {
@@ -262,22 +255,22 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 	}()
 	for {
 		w.mu.Lock()
-		next := w.model.NextRipe(w.grace)
+		next := w.model.NextExpiry(w.grace)
 		w.mu.Unlock()
 		switch {
 		case next.IsZero():
-			ripe.Reset(time.Hour)
+			expiry.Reset(time.Hour)
 		case next.Before(hold):
-			ripe.Reset(time.Until(hold))
+			expiry.Reset(time.Until(hold))
 		default:
-			ripe.Reset(time.Until(next))
+			expiry.Reset(time.Until(next))
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case err := <-ended:
 			running--
-			if ctx.Err() != nil { // that is why
+			if ctx.Err() != nil { // the feed ended because of it
 				return nil
 			}
 			return cmp.Or(err, errors.New("events ended"))
@@ -285,12 +278,12 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 			if n.overrun {
 				w.mu.Lock()
 				for _, inode := range w.spaces.known {
-					if Unreachable(inode) { // whether it still exists, nobody knows
+					if Unreachable(inode) { // it may no longer exist
 						w.model.forget(inode)
 					}
 				}
 				clear(w.spaces.known)
-				w.model.Doubt(time.Now())
+				w.model.MarkStale(time.Now())
 				w.mu.Unlock()
 			}
 			if w.take(n, emit) {
@@ -305,7 +298,7 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 			if lost := w.Lost(); lost != w.lastLost {
 				w.lastLost = lost
 				w.mu.Lock()
-				w.model.Doubt(time.Now())
+				w.model.MarkStale(time.Now())
 				w.mu.Unlock()
 				resync()
 			}
@@ -317,8 +310,8 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 				}
 				resync()
 			}
-		case <-ripe.C:
-			if err := w.ripen(emit); err != nil {
+		case <-expiry.C:
+			if err := w.expire(emit); err != nil {
 				if err := w.failed(err); err != nil {
 					return err
 				}
@@ -328,16 +321,16 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 	}
 }
 
-// ripen reports what has been down for the grace period. Whether it still is
-// there is looked up first: a leak is never claimed from memory.
-func (w *Watcher) ripen(emit func(Event)) error {
+// expire reports the devices whose grace period has expired. It scans first: a leak is
+// never reported from memory alone.
+func (w *Watcher) expire(emit func(Event)) error {
 	if err := w.resync(emit); err != nil {
 		return err
 	}
 	now := time.Now()
 	w.mu.Lock()
 	var events []Event
-	for _, t := range w.model.Ripe(now, w.grace) {
+	for _, t := range w.model.Expired(now, w.grace) {
 		f := judge(w.model, t, nil, now, w.grace)
 		e := Event{Time: now, Action: Leaked, Device: t.Device, Age: f.Down, Reason: f.Reason, Actor: t.Mover}
 		events = append(events, e)
@@ -349,7 +342,7 @@ func (w *Watcher) ripen(emit func(Event)) error {
 	return nil
 }
 
-// take handles one notice; it returns whether everything is to be looked at.
+// take handles one notice. It returns whether a scan is needed.
 func (w *Watcher) take(n notice, emit func(Event)) (resync bool) {
 	var events []Event
 	switch {
@@ -358,7 +351,7 @@ func (w *Watcher) take(n notice, emit func(Event)) (resync bool) {
 	case n.link != nil:
 		events = n.link.events(w.model, w.spaces)
 	case n.dead != nil:
-		// Its devices die with it, and nobody says so.
+		// Its devices die with it, without notices of their own.
 		w.mu.Lock()
 		for _, t := range w.model.forget(w.spaces.dead(*n.dead)) {
 			events = append(events, Event{
@@ -388,12 +381,12 @@ func (w *Watcher) take(n notice, emit func(Event)) (resync bool) {
 func (w *Watcher) accuse(e *Event, emit func(Event)) {
 	fresh := time.Since(w.lastScan) < resyncPause
 	if !fresh {
-		_ = w.resync(emit) // without a look the model alone answers
+		_ = w.resync(emit) // if it fails, the model alone answers
 	}
 	t := w.culprit(e)
 	if t == nil && fresh && w.hasty < maxHasty && (e.Name != "" || e.VNI != 0) {
-		// It may be younger than the last look, and not have been told of yet: feeds
-		// know nothing of each other's order.
+		// The culprit may be newer than the last scan, and its notice still on its way:
+		// feeds are not ordered among each other.
 		w.hasty++
 		_ = w.resync(emit)
 		t = w.culprit(e)
@@ -402,11 +395,11 @@ func (w *Watcher) accuse(e *Event, emit func(Event)) {
 		e.Culprit = t
 		e.Reason = reasonOf(e, t)
 	} else if e.Reason == "" {
-		e.Reason = "what is in the way lies in no namespace that can be reached"
+		e.Reason = "the device in the way is in a namespace that cannot be reached"
 	}
 }
 
-// culprit gives a copy of what is in the way, as far as it is known now.
+// culprit returns a copy of the device in the way, or nil when none is known.
 func (w *Watcher) culprit(e *Event) *Track {
 	var others []Device
 	if e.Name != "" {

@@ -135,7 +135,7 @@ func TestLookComesFirst(t *testing.T) {
 	}{
 		{"created", func() { host.vxlan(name, 4097, 4789) }, look, []Action{Created}, nil},
 		{"renamed", func() { host.rename(name, "vx-001001-other") }, look, []Action{Renamed}, nil},
-		{"UP", func() { host.up("vx-001001-other") }, func(emit func(Event)) { host.must(w.ripen(emit)) }, []Action{WentUp}, nil},
+		{"UP", func() { host.up("vx-001001-other") }, func(emit func(Event)) { host.must(w.expire(emit)) }, []Action{WentUp}, nil},
 		{"DOWN", func() { host.down("vx-001001-other") }, func(emit func(Event)) {
 			w.lastScan = time.Time{}
 			w.take(notice{event: &Event{Action: Refused, Device: Device{NetNS: host.inode, VNI: 77}}}, emit)
@@ -232,8 +232,8 @@ func TestWatchByNetlink(t *testing.T) {
 	host, overlay, dir := newSpace(t), newSpace(t), t.TempDir()
 	overlay.bind(dir, "1-m64nqtdens")
 	s := watch(t, WatchOptions{Scan: scanOptions(host, dir, t.TempDir()), Backend: Netlink})
-	if s.w.Hooks() != "rtnetlink" || s.w.Cost() == "" || s.w.Fallback() != nil {
-		t.Errorf("hooks %q, cost %q, fallback %v", s.w.Hooks(), s.w.Cost(), s.w.Fallback())
+	if s.w.Hooks() != "rtnetlink" || len(s.w.Limitations()) == 0 || s.w.Fallback() != nil {
+		t.Errorf("hooks %q, limitations %q, fallback %v", s.w.Hooks(), s.w.Limitations(), s.w.Fallback())
 	}
 
 	const name = "vx-001001-m64nq"
@@ -297,7 +297,7 @@ func TestWatchReportsLeakOnce(t *testing.T) {
 	s.next("leaked", func(e Event) bool { return e.Action == Leaked && e.Name == "vx-001002-m64nq" })
 	host.up("vx-001001-m64nq")
 	host.down("vx-001001-m64nq")
-	s.next("leaked anew, after it was UP", func(e Event) bool { return e.Action == Leaked && e.Name == "vx-001001-m64nq" })
+	s.next("leaked again, after it was UP", func(e Event) bool { return e.Action == Leaked && e.Name == "vx-001001-m64nq" })
 	leaks := slices.DeleteFunc(slices.Clone(s.seen), func(e Event) bool { return e.Action != Leaked })
 	if len(leaks) != 3 {
 		t.Errorf("%d leaks reported, want 3: %s", len(leaks), s.list())
@@ -388,7 +388,7 @@ func TestRefusalOnThisKernel(t *testing.T) {
 		}
 		t.Fatalf("no hooks: %v", s.w.Fallback())
 	}
-	t.Logf("hooks: %s; cost: %s", s.w.Hooks(), s.w.Cost())
+	t.Logf("hooks: %s; limitations: %q", s.w.Hooks(), s.w.Limitations())
 	index := host.vxlan("first", 4097, 4789)
 	if err := host.tryVXLAN("second", 4097, 4789); !errors.Is(err, unix.EEXIST) {
 		t.Fatalf("a second device for a VNI: %v", err)

@@ -11,18 +11,18 @@ import (
 	"github.com/distribution/reference"
 )
 
-// What a runtime tells is text from outside, of any size: this much of it is kept.
+// Text from a runtime may have any size: this much of it is kept.
 const (
 	maxText       = 1 << 10 // bytes of a name, an image, a path
 	maxLabelValue = 4 << 10
 	maxLabels     = 256
-	maxLabelBytes = 64 << 10 // all labels of a container
+	maxLabelBytes = 64 << 10 // of all labels of a container
 	maxVolumes    = 256      // mounts of a container
 	maxContainers = 1 << 16
 )
 
-// container is what a runtime told about one container. A stored one is never
-// modified: news make a new one.
+// container is what a runtime says about one container. A stored record is never
+// modified: news replace it.
 type container struct {
 	key        string // in the registry: the id, unless that is not unique
 	id, name   string
@@ -31,16 +31,16 @@ type container struct {
 	kind       Kind
 	labels     map[string]string
 	naming     naming
-	cgroupPath string // where the runtime put it, "" when the id in the path tells
+	cgroupPath string // its cgroup; "" when the id in the path names it
 	volumes    []volume
 
-	podName string // of a pod that labels do not name
+	podName string // of a pod that has no name in labels
 
 	inside  string // container that the runtime runs in
-	from    string // endpoint that told it
-	most    int    // records that it may have
+	from    string // the endpoint that reported it
+	most    int    // limit of the records of that endpoint
 	toldAt  time.Time
-	rank    int  // of endpoints that tell of the same container, the higher one wins
+	rank    int  // of several endpoints that report a container, the highest rank wins
 	partial bool // from an event, which says less than the runtime's list
 	goneAt  time.Time
 	entry   *list.Element
@@ -51,11 +51,11 @@ type volume struct {
 	name, driver string // "" for a bind mount
 	source       string // on the host
 	destination  string // in the container
-	fstype       string // "" unless the runtime said so
+	fstype       string // "" when the runtime does not say
 }
 
-// registry holds what the runtimes told, by container id. Reading it never waits
-// for a runtime.
+// registry holds what the runtimes report, by container id. Reading it never waits for a
+// runtime.
 type registry struct {
 	projectLabel string
 	keep         time.Duration
@@ -64,8 +64,8 @@ type registry struct {
 	mu      sync.RWMutex
 	byID    map[string]*container
 	byPath  map[string]*container
-	pods    map[string]*container // any record of a pod, by the pod's uid
-	held    map[string]int        // records by who told them
+	pods    map[string]*container // one record of each pod, by the pod's uid
+	held    map[string]int        // number of records by endpoint
 	gone    *list.List
 	refused uint64 // records beyond maxContainers
 }
@@ -78,7 +78,7 @@ func newRegistry(projectLabel string, keep time.Duration, now func() time.Time) 
 	}
 }
 
-// put stores a record, cut down to a bounded size.
+// put stores a record, cut to a bounded size.
 func (g *registry) put(c container) {
 	if c.id == "" || len(c.id) > maxText {
 		return
@@ -92,8 +92,8 @@ func (g *registry) put(c container) {
 	g.store(&c)
 }
 
-// sync takes the full list of an endpoint: what it told before and no longer
-// lists is gone, unless it was told of after the list began. What was removed after
+// sync takes the full list of an endpoint. Records that it no longer lists are gone,
+// unless they are newer than the beginning of the list. A container that was removed after
 // that is gone although it is listed.
 func (g *registry) sync(from string, all []container, began time.Time) {
 	listed := make(map[string]bool, len(all))
@@ -112,18 +112,18 @@ func (g *registry) sync(from string, all []container, began time.Time) {
 	g.expire()
 	for key, c := range g.byID {
 		if c.from == from && !listed[key] && c.toldAt.Before(began) {
-			g.bury(c)
+			g.markGone(c)
 		}
 	}
 }
 
-// removed takes an endpoint's word that a container is no more.
+// removed marks a container gone, if the endpoint is the one that reported it.
 func (g *registry) removed(from, key string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.expire()
 	if c := g.byID[key]; c != nil && c.from == from {
-		g.bury(c)
+		g.markGone(c)
 	}
 }
 
@@ -145,8 +145,8 @@ func (g *registry) rename(from, id, name string) {
 	}
 }
 
-// find returns the record of a cgroup: by the id in its path, else by the path
-// that a runtime named for its container, there or at a cgroup above.
+// find returns the record of a cgroup: by the id in its path, else by a runtime's record
+// with this cgroup path or one above it.
 func (g *registry) find(p *place, path string) *container {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
@@ -188,8 +188,8 @@ func (g *registry) get(id string) *container {
 	return g.byID[id]
 }
 
-// pod returns a record of a pod, of the runtime inside a container where there is
-// one around it.
+// pod returns a record of a pod. With a container around it (parent), only the runtime
+// inside that container is asked.
 func (g *registry) pod(parent, uid string) *container {
 	if uid == "" {
 		return nil
@@ -204,12 +204,6 @@ func podKey(inside, uid string) string {
 		return uid
 	}
 	return inside + "/" + uid
-}
-
-func (g *registry) counts() (containers int, refused uint64) {
-	g.mu.RLock()
-	defer g.mu.RUnlock()
-	return len(g.byID), g.refused
 }
 
 // prepare names the container and bounds its text. It needs no lock.
@@ -246,7 +240,7 @@ func (g *registry) store(c *container) {
 	g.expire()
 	old := g.byID[c.key]
 	if old != nil {
-		// Of equals the first one keeps its word, or the name would come and go.
+		// Among equal ranks the first endpoint wins: otherwise the name would alternate.
 		other := old.rank > c.rank || old.rank == c.rank && old.from != c.from
 		if old.goneAt.IsZero() && (other || c.partial && !old.partial) || c.partial && !old.partial && old.from == c.from {
 			if old.from == c.from {
@@ -271,7 +265,7 @@ func (g *registry) replace(old, c *container) {
 		g.byPath[c.cgroupPath] = c
 	}
 	if uid := podKey(c.inside, c.naming.podUID); uid != "" {
-		// The sandbox knows the pod's own labels: keep it in front.
+		// The sandbox has the labels of the pod itself: it is the best record.
 		if have := g.pods[uid]; have == nil || have.rank <= c.rank && (c.kind == KindPod || have.kind != KindPod) {
 			g.pods[uid] = c
 		}
@@ -281,15 +275,15 @@ func (g *registry) replace(old, c *container) {
 	}
 }
 
-// bury starts the time that a record is still kept. The lock is held.
-func (g *registry) bury(c *container) {
+// markGone starts the time for which a record of a gone container is kept. The lock is held.
+func (g *registry) markGone(c *container) {
 	if c.goneAt.IsZero() {
 		c.goneAt = g.now()
 		c.entry = g.gone.PushBack(c)
 	}
 }
 
-// revive takes back a burial: the container was started again.
+// revive is the opposite of markGone: the container was started again.
 func (g *registry) revive(c *container) {
 	if c.entry != nil {
 		g.gone.Remove(c.entry)
@@ -323,8 +317,8 @@ func (g *registry) expire() {
 	}
 }
 
-// clip returns s as valid UTF-8 of at most limit bytes, in memory of its own when
-// it had to be cut, so that a short name does not keep a long answer alive.
+// clip returns s as valid UTF-8 of about limit bytes at most. A string that was cut is
+// copied, so that a short name does not keep a long answer in memory.
 func clip(s string, limit int) string {
 	if len(s) > limit {
 		s = strings.Clone(s[:limit])
@@ -332,8 +326,8 @@ func clip(s string, limit int) string {
 	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
-// clipLabels returns at most maxLabels labels of bounded size, the first ones in
-// the order of their keys.
+// clipLabels returns the first maxLabels labels in the order of their keys, each of
+// bounded size.
 func clipLabels(labels map[string]string) map[string]string {
 	if len(labels) == 0 {
 		return nil
@@ -351,8 +345,8 @@ func clipLabels(labels map[string]string) map[string]string {
 	return kept
 }
 
-// splitImage splits an image reference into its name and tag. A bare image id or
-// a text that is no reference stays as it is.
+// splitImage splits an image reference into name and tag. An image id, or a text that is
+// not a reference, is returned as the name.
 func splitImage(ref string) (name, tag string) {
 	if strings.HasPrefix(ref, "sha256:") {
 		return ref, ""

@@ -1,0 +1,243 @@
+package attribute
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// feed takes what a session learns.
+type feed struct {
+	registry *registry
+	from     string // name of the endpoint: API and socket
+	socket   string
+	inside   string // id of the container that the runtime runs in, "" for the host
+	rank     int
+	most     int    // containers that it may report
+	since    string // time at which the stream of events continues after a break
+	log      *slog.Logger
+	now      func() time.Time
+	wanted   chan string     // ids that were seen as cgroups and have no name
+	ready    func()          // called when the runtime has begun to answer
+	nudge    func(id string) // asks the other runtimes about a container
+
+	mu       sync.Mutex
+	endpoint Endpoint
+	limit    callLimit
+	answered bool          // since the last connection
+	tried    chan struct{} // closed once it has answered or failed
+	try      sync.Once
+}
+
+func (f *feed) put(c container) { f.registry.put(f.own(c)) }
+
+// own marks a record as this feed's. Records of an engine inside a container are kept
+// apart from all others: it knows only its own containers, and paths in its own file
+// system.
+func (f *feed) own(c container) container {
+	c.from, c.rank, c.most, c.toldAt = f.from, f.rank, f.most, f.now()
+	if c.key == "" {
+		c.key = c.id
+	}
+	if f.inside != "" {
+		c.inside, c.key, c.cgroupPath = f.inside, f.key(c.key), ""
+		for i := range c.volumes {
+			c.volumes[i].source = ""
+		}
+	}
+	return c
+}
+
+func (f *feed) key(id string) string {
+	if f.inside != "" {
+		return f.inside + "/" + id
+	}
+	return id
+}
+
+func (f *feed) sync(all []container, began time.Time) {
+	for i := range all {
+		all[i] = f.own(all[i])
+	}
+	f.registry.sync(f.from, all, began)
+	f.mu.Lock()
+	f.endpoint.Containers = len(all)
+	f.mu.Unlock()
+}
+
+func (f *feed) removed(id string)      { f.registry.removed(f.from, f.key(id)) }
+func (f *feed) rename(id, name string) { f.registry.rename(f.from, f.key(id), name) }
+
+// ok is called after the first complete answer of a connection.
+func (f *feed) ok(runtime, version string) {
+	defer f.ready()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.answered = true
+	f.endpoint.State, f.endpoint.Err = StateOK, nil
+	f.endpoint.Runtime, f.endpoint.Version = runtime, clip(version, maxText)
+	f.try.Do(func() { close(f.tried) })
+}
+
+func (f *feed) failed(err error) (answered bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	answered, f.answered = f.answered, false
+	f.endpoint.State, f.endpoint.Err = classify(err), err
+	f.limit.after(answered, f.endpoint.State)
+	f.try.Do(func() { close(f.tried) })
+	return answered
+}
+
+// errGarbled is the cause of errors about answers that no runtime gives.
+var errGarbled = errors.New("not an answer of a container runtime")
+
+// errTooLarge is the cause of errors about answers above a limit.
+var errTooLarge = errors.New("answer is too large")
+
+// classify returns the state that an error shows.
+func classify(err error) State {
+	var timeout interface{ Timeout() bool }
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return StateAbsent
+	case errors.Is(err, fs.ErrPermission):
+		return StateForbidden
+	case errors.Is(err, errNotOffered):
+		return StateNotOffered
+	case errors.Is(err, errNotSocket):
+		return StateNoSocket
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return StateRefused
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, errHanging),
+		errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, syscall.EAGAIN):
+		return StateHanging
+	}
+	return StateBroken
+}
+
+var (
+	errNotSocket = errors.New("not a socket")
+	errHanging   = errors.New("no answer in time")
+)
+
+// reach connects to a unix socket and hangs up. Its errors are exact where those of a
+// client are not.
+func reach(ctx context.Context, socket string) error {
+	path, done, err := socketPath(socket)
+	if err != nil {
+		return err
+	}
+	defer done()
+	st, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if st.Mode()&fs.ModeSocket == 0 {
+		return fmt.Errorf("%q: %w", socket, errNotSocket)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTime)
+	defer cancel()
+	c, err := dialSocket(ctx, socket)
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+// callTime is how long one call to a runtime may take, at first and at most: engines are
+// slow on hosts with too much I/O.
+const (
+	callTime     = 3 * time.Second
+	callTimeMost = 30 * time.Second
+)
+
+// callLimit is how long a call to a runtime may take. It doubles with each timeout until
+// the runtime answers.
+type callLimit struct{ first, now time.Duration }
+
+func (l *callLimit) after(answered bool, s State) {
+	switch {
+	case answered:
+		l.now = l.first
+	case s == StateHanging:
+		l.now = max(l.first, min(2*l.now, callTimeMost))
+	}
+}
+
+func (f *feed) callTime() time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.limit.now
+}
+
+// call returns the context of one call.
+func (f *feed) call(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, f.callTime())
+}
+
+// throttle limits the rate of events. No engine starts that many containers, but a hostile
+// one could keep a processor busy.
+type throttle struct {
+	n     int
+	since time.Time
+}
+
+const (
+	throttleEvents = 512
+	throttleTime   = 100 * time.Millisecond
+)
+
+// take counts one event and waits after too many.
+func (t *throttle) take(ctx context.Context) {
+	if t.n++; t.n < throttleEvents {
+		return
+	}
+	wait := throttleTime - time.Since(t.since)
+	if wait > 0 {
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+	t.n, t.since = 0, time.Now()
+}
+
+// pacer says when the next list is due: regularly, and soon after news, but at most once
+// per listPause.
+type pacer struct {
+	timer *time.Timer
+	every time.Duration
+	soon  bool
+	last  time.Time
+}
+
+const (
+	listSoon  = 200 * time.Millisecond // after news, so that a burst of them is one list
+	listPause = time.Second
+)
+
+// newPacer returns a pacer whose first list is due at once.
+func newPacer(every time.Duration) *pacer { return &pacer{timer: time.NewTimer(0), every: every} }
+
+func (p *pacer) stop() { p.timer.Stop() }
+
+// listing is called when a list is requested.
+func (p *pacer) listing() {
+	p.soon, p.last = false, time.Now()
+	p.timer.Reset(p.every)
+}
+
+// news is called when there is something new to list.
+func (p *pacer) news() {
+	if !p.soon {
+		p.soon = true
+		p.timer.Reset(max(listSoon, listPause-time.Since(p.last)))
+	}
+}

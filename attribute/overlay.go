@@ -1,0 +1,281 @@
+package attribute
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	dcontainer "github.com/docker/docker/api/types/container"
+	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/network"
+	"github.com/docker/docker/api/types/swarm"
+	"github.com/docker/docker/api/types/system"
+)
+
+const (
+	overlayTime    = 5 * time.Second // for all calls of one question
+	overlayVNIs    = "com.docker.network.driver.overlay.vxlanid_list"
+	overlayStack   = "com.docker.stack.namespace"
+	overlayService = "com.docker.swarm.service.name"
+	overlayRefusal = "error creating vxlan interface"
+
+	maxVNI = 1<<24 - 1 // RFC 7348, section 5
+)
+
+// ErrNoEngine says that no Docker socket exists at a place that may be asked.
+var ErrNoEngine = errors.New("no Docker engine found")
+
+// Network is an overlay network as a Docker engine describes it.
+type Network struct {
+	ID       string
+	Name     string
+	VNIs     []uint32 // one per subnet, in the order of Subnets
+	Port     uint16   // UDP port of the swarm's data path; 0 when the engine did not say
+	Stack    string
+	Services []string // sorted
+	Subnets  []string // in CIDR notation
+	Running  int      // containers attached to it that run on this host
+}
+
+// Refusal is a task that did not start on this host because a vxlan device of its
+// network could not be created.
+type Refusal struct {
+	Task    string // id
+	Time    time.Time
+	Err     string // the engine's message
+	Network string // id; "" when the message does not tell which of several it was
+}
+
+// Overlay asks a Docker engine about overlay networks: the first listed socket that
+// accepts a connection, else the machine's usual one. A manager of a swarm knows all
+// networks, a worker those that its own tasks use. Its methods may be called from any
+// goroutine.
+type Overlay struct {
+	listed, usual []string
+	timeout       time.Duration
+	log           *slog.Logger
+
+	mu     sync.Mutex
+	warned map[string]string // last warning by socket: each is logged once
+}
+
+// NewOverlay returns an Overlay that asks the Docker sockets of opts. It connects to
+// none of them yet.
+func NewOverlay(opts Options) *Overlay {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	o := &Overlay{
+		listed: opts.listedDocker(), timeout: cmp.Or(opts.CallTime, overlayTime), log: opts.Log, warned: map[string]string{},
+	}
+	if !opts.OnlyListedSockets {
+		o.usual = dockerSockets()[:1]
+	}
+	return o
+}
+
+// engine opens a session with the first engine that accepts a connection. Without
+// any socket the error is ErrNoEngine.
+func (o *Overlay) engine(ctx context.Context) (*docker, error) {
+	var failed []error
+	for i, socket := range append(slices.Clip(o.listed), o.usual...) {
+		err := reachable(ctx, socket)
+		if err == nil {
+			o.warn(failed)
+			return newDocker(socket)
+		}
+		if i < len(o.listed) || !errors.Is(err, fs.ErrNotExist) {
+			failed = append(failed, fmt.Errorf("docker engine at %q: %w", socket, err))
+		}
+	}
+	if failed == nil {
+		return nil, ErrNoEngine
+	}
+	return nil, errors.Join(failed...)
+}
+
+func reachable(ctx context.Context, socket string) error {
+	if !isPath(socket) {
+		return nil
+	}
+	return reach(ctx, socket)
+}
+
+// warn logs why listed engines are passed over for another one.
+func (o *Overlay) warn(failed []error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for i, err := range failed {
+		if text := err.Error(); o.warned[o.listed[i]] != text {
+			o.warned[o.listed[i]] = text
+			o.log.Warn("asking another Docker engine about networks", "error", text)
+		}
+	}
+}
+
+// Networks returns the overlay networks with all that the engine knows about them; the
+// list is not nil unless there is an error. All calls together take at most 5 s.
+func (o *Overlay) Networks(ctx context.Context) ([]Network, error) {
+	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	d, err := o.engine(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer d.close()
+	info, err := d.client.Info(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("docker engine: %w", garbled(err))
+	}
+	found, err := d.client.NetworkList(ctx, network.ListOptions{Filters: filters.NewArgs(filters.Arg("driver", "overlay"))})
+	if err != nil {
+		return nil, fmt.Errorf("docker networks: %w", garbled(err))
+	}
+	list := make([]Network, 0, len(found))
+	for i := range found {
+		list = append(list, networkOf(&found[i], &info))
+	}
+	index := make(map[string]*Network, len(found))
+	for i := range list {
+		index[list[i].ID] = &list[i]
+	}
+	// The engine of a worker does not know services, but which of its containers run.
+	containers, err := d.client.ContainerList(ctx, dcontainer.ListOptions{All: true})
+	if err != nil {
+		return nil, fmt.Errorf("docker containers: %w", garbled(err))
+	}
+	for i := range containers {
+		attach(&containers[i], index)
+	}
+	if info.Swarm.ControlAvailable {
+		services, err := d.client.ServiceList(ctx, swarm.ServiceListOptions{})
+		if err != nil {
+			return nil, fmt.Errorf("docker services: %w", garbled(err))
+		}
+		for i := range services {
+			serve(&services[i], index)
+		}
+	}
+	for i := range list {
+		slices.Sort(list[i].Services)
+		list[i].Services = slices.Compact(list[i].Services)
+	}
+	return list, nil
+}
+
+func networkOf(f *network.Summary, info *system.Info) Network {
+	n := Network{
+		ID: clip(f.ID, maxText), Name: clip(f.Name, maxText), Stack: clip(f.Labels[overlayStack], maxText),
+		VNIs: vniList(f.Options[overlayVNIs]),
+	}
+	if info.Swarm.Cluster != nil && info.Swarm.Cluster.DataPathPort <= 1<<16-1 {
+		n.Port = uint16(info.Swarm.Cluster.DataPathPort)
+	}
+	for _, c := range f.IPAM.Config {
+		n.Subnets = append(n.Subnets, clip(c.Subnet, maxText))
+	}
+	return n
+}
+
+// vniList reads "4097,4098" and leaves out what is not a VNI.
+func vniList(text string) []uint32 {
+	var list []uint32
+	for field := range strings.SplitSeq(text, ",") {
+		if vni, err := strconv.ParseUint(strings.TrimSpace(field), 10, 32); err == nil && vni != 0 && vni <= maxVNI {
+			list = append(list, uint32(vni))
+		}
+	}
+	return list
+}
+
+// attach adds a container to the networks that it is attached to.
+func attach(c *dcontainer.Summary, index map[string]*Network) {
+	if c.NetworkSettings == nil {
+		return
+	}
+	for _, end := range c.NetworkSettings.Networks {
+		if end == nil || index[end.NetworkID] == nil {
+			continue
+		}
+		n := index[end.NetworkID]
+		if c.State == dcontainer.StateRunning {
+			n.Running++
+		}
+		if s := c.Labels[overlayService]; s != "" {
+			n.Services = append(n.Services, clip(s, maxText))
+		}
+	}
+}
+
+// serve adds a service to its networks.
+func serve(s *swarm.Service, index map[string]*Network) {
+	add := func(id string) {
+		if n := index[id]; n != nil {
+			n.Services = append(n.Services, clip(s.Spec.Name, maxText))
+		}
+	}
+	for _, ip := range s.Endpoint.VirtualIPs {
+		add(ip.NetworkID)
+	}
+	for _, to := range s.Spec.TaskTemplate.Networks {
+		add(to.Target)
+	}
+}
+
+// Refusals returns the tasks of this host that failed because a vxlan device could not
+// be created. Only managers of a swarm know them: other engines return none.
+// All calls together take at most 5 s.
+func (o *Overlay) Refusals(ctx context.Context) ([]Refusal, error) {
+	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	d, err := o.engine(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer d.close()
+	info, err := d.client.Info(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("docker engine: %w", garbled(err))
+	}
+	if !info.Swarm.ControlAvailable {
+		return nil, nil
+	}
+	tasks, err := d.client.TaskList(ctx, swarm.TaskListOptions{Filters: filters.NewArgs(filters.Arg("node", info.Swarm.NodeID))})
+	if err != nil {
+		return nil, fmt.Errorf("docker tasks: %w", garbled(err))
+	}
+	var list []Refusal
+	for i := range tasks {
+		t := &tasks[i]
+		if !strings.Contains(t.Status.Err, overlayRefusal) {
+			continue
+		}
+		r := Refusal{Task: clip(t.ID, maxText), Time: t.Status.Timestamp, Err: clip(t.Status.Err, maxText)}
+		for j := range t.NetworksAttachments {
+			if a := &t.NetworksAttachments[j]; subnetIn(t.Status.Err, a) || len(t.NetworksAttachments) == 1 {
+				r.Network = clip(a.Network.ID, maxText)
+			}
+		}
+		list = append(list, r)
+	}
+	return list, nil
+}
+
+// subnetIn tells whether an error names a subnet of the attachment's network:
+// `subnet sandbox join failed for "10.0.1.0/24"`.
+func subnetIn(text string, a *swarm.NetworkAttachment) bool {
+	if a.Network.IPAMOptions == nil {
+		return false
+	}
+	return slices.ContainsFunc(a.Network.IPAMOptions.Configs, func(c swarm.IPAMConfig) bool {
+		return c.Subnet != "" && strings.Contains(text, `"`+c.Subnet+`"`)
+	})
+}

@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/tracer"
+	"github.com/iotrace-bpf/iotrace-bpf/tracer/vxlan"
+)
+
+// vxlanEvents watches vxlan devices beside the I/O. It starts in the background after
+// the first interval: its start takes as much CPU time as that of all sources, and it
+// then finds by a scan what it missed. If it cannot start, tracing goes on without it.
+type vxlanEvents struct {
+	begin   func() // starts the watch; nil when it has started or is not wanted
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+
+	mu     sync.Mutex
+	status output.SourceStatus
+	watch  *vxlanWatcher // nil while it does not run
+	events []output.Event
+	lost   uint64 // events that the watch had lost at the end of the last interval
+	drop   uint64 // events since then that did not fit into maxVXLANEvents
+}
+
+// maxVXLANEvents bounds the events that wait for the end of an interval.
+const maxVXLANEvents = 1 << 14
+
+// vxlanStart is when the watch starts at the latest, also within a longer first
+// interval.
+const vxlanStart = 300 * time.Millisecond
+
+// prepare makes the watch ready for start.
+func (o *vxlanEvents) prepare(ctx context.Context, s *session) {
+	ctx, o.cancel = context.WithCancel(ctx)
+	o.status = output.SourceStatus{Source: "vxlan", Reason: "starting"}
+	o.begin = func() { o.run(ctx, s) }
+}
+
+// start starts the watch that was prepared, once.
+func (o *vxlanEvents) start() {
+	if o.begin != nil {
+		o.begin()
+		o.begin = nil
+	}
+}
+
+func (o *vxlanEvents) run(ctx context.Context, s *session) {
+	opt := vxlanWatchOptions{
+		vxlanOptions: vxlanOptions{grace: vxlan.DefaultGrace},
+		names:        s.opt.names(slog.New(slog.DiscardHandler)), // the resolver warns about the same sockets
+		hierarchy:    s.resolver.Hierarchy().ID,
+		owner: func(cgroup uint64) *output.Sample {
+			sample := s.joiner.identity(&tracer.Key{Source: tracer.Block, Cgroup: cgroup}, map[tracer.Dev]tracer.Device{})
+			return &sample
+		},
+	}
+	if s.opt.verbose {
+		opt.names.Log = s.log
+	}
+	o.running.Go(func() {
+		// The kernel's types are read once more: collect the garbage of that early, not beside what is held now.
+		percent := debug.SetGCPercent(10)
+		w, err := newVXLANWatcher(opt)
+		debug.SetGCPercent(percent)
+		if err != nil {
+			o.failed(s, err)
+			return
+		}
+		defer w.Close()
+		giveBack()
+		o.mu.Lock()
+		o.watch, o.status = w, w.status()
+		o.mu.Unlock()
+		err = w.run(ctx, o.add)
+		o.mu.Lock()
+		o.watch = nil
+		o.mu.Unlock()
+		if err != nil && ctx.Err() == nil {
+			o.failed(s, err)
+		}
+	})
+}
+
+func (o *vxlanEvents) failed(s *session, err error) {
+	s.log.Debug("not watching vxlan devices", "error", err)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.status = output.SourceStatus{Source: "vxlan", Reason: err.Error()}
+}
+
+func (o *vxlanEvents) add(e output.Event) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.events) >= maxVXLANEvents {
+		o.drop++
+		return
+	}
+	o.events = append(o.events, e)
+}
+
+// into moves what happened since the last interval into iv.
+func (o *vxlanEvents) into(iv *output.Interval) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.cancel == nil {
+		return
+	}
+	iv.Events = append(iv.Events, o.events...)
+	o.events = nil
+	iv.Sources = append(iv.Sources, o.status)
+	iv.Lost.Notices += o.drop
+	o.drop = 0
+	if o.watch != nil {
+		now := o.watch.lost()
+		iv.Lost.Notices += now - o.lost
+		o.lost = now
+	}
+}
+
+// Close ends the watch.
+func (o *vxlanEvents) Close() {
+	if o.cancel != nil {
+		o.cancel()
+	}
+	o.running.Wait()
+}
