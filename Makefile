@@ -32,13 +32,26 @@ generate: ## make the BPF objects and their Go types from the C sources
 generate-check: generate ## fail if the committed objects are not what the sources give
 	git diff --exit-code --stat -- bpf
 
-.PHONY: lint
-lint: ## gofmt, vet, staticcheck, gosec
-	@test -z "$$(gofmt -l . | tee /dev/stderr)"
-	$(GO) vet -tags 'integration vm bench' ./...
-	$(GO) tool staticcheck -tags 'integration vm bench' ./...
-	$(GO) run $(GOSEC) -quiet -exclude-generated -exclude $(GOSEC_OFF) -exclude-dir testdata -exclude-dir vmtests -exclude-dir testserver -exclude-dir enginetest ./...
+.PHONY: man
+man: ## make the manual page, build/iotrace-bpf.1, with the flags that help shows
+	mkdir -p build
+	$(GO) run ./cmd/iotrace-bpf help flags > build/flags.txt
+	awk -f packaging/manual.awk build/flags.txt packaging/iotrace-bpf.1.in > build/iotrace-bpf.1
 
+.PHONY: pictures
+pictures: ## make the pictures in docs from a replay of docs/incident.rec
+	vmtests/deps.sh test
+	$(GO) test -count=1 -tags pictures -run '^TestPictures$$' ./cmd/iotrace-bpf
+
+.PHONY: lint
+lint: ## gofmt, vet, staticcheck, gosec, actionlint
+	@test -z "$$(gofmt -l . | tee /dev/stderr)"
+	$(GO) vet -tags 'integration vm bench pictures' ./...
+	$(GO) tool staticcheck -tags 'integration vm bench pictures' ./...
+	$(GO) run $(GOSEC) -quiet -exclude-generated -exclude $(GOSEC_OFF) -exclude-dir testdata -exclude-dir vmtests -exclude-dir testserver -exclude-dir enginetest ./...
+	$(GO) run $(ACTIONLINT)
+
+ACTIONLINT := github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 GOSEC := github.com/securego/gosec/v2/cmd/gosec@v2.22.9
 # Left out, and why: G104 errors of Close on the way out of another error; G115
 # conversions between the widths of C and Go, bounded where they are made; G304

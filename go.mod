@@ -41,6 +41,8 @@ require (
 	k8s.io/cri-api v0.37.2
 )
 
+require github.com/buildkite/terminal-to-html/v3 v3.17.1
+
 require (
 	github.com/BurntSushi/toml v1.6.0 // indirect
 	github.com/Microsoft/go-winio v0.6.2 // indirect

@@ -150,7 +150,7 @@ func TestKilled(t *testing.T) {
 	nothingLeft(t, before)
 }
 
-// TestPipeToJQ is the README's example.
+// TestPipeToJQ is an example of the help.
 func TestPipeToJQ(t *testing.T) {
 	out := mustRun(t, "sh", "-c", `"$0" --by project --output ndjson 0.2 3 | jq -r .event.dataset | sort | uniq -c`, binary(t))
 	if !strings.Contains(out, "3 iotrace.status") {
