@@ -52,7 +52,7 @@ func TestBlock(t *testing.T) {
 
 // blockTrace is a tracer whose totals are held against the kernel's.
 type blockTrace struct {
-	*guest.Report
+	*guest.Output
 	g       *guest.Guest
 	tr      *guest.Tracer
 	disks   []guest.Disk
@@ -87,7 +87,7 @@ func (b *blockTrace) stop() []guest.IOStats {
 	b.g.Helper()
 	b.g.Sync()
 	truth := b.stats()
-	b.Report = b.tr.Stop()
+	b.Output = b.tr.Stop()
 	around := b.stats()
 	for i, d := range b.disks {
 		truth[i], around[i] = truth[i].Sub(b.before[i]), around[i].Sub(b.earlier[i])
@@ -128,7 +128,7 @@ func (b *blockTrace) stop() []guest.IOStats {
 // wrote and read are the bytes of a cgroup at a leaf device.
 func (b *blockTrace) wrote(d guest.Disk, c *guest.Cgroup) int64 { return b.Written("block", d.ID(), c) }
 func (b *blockTrace) read(d guest.Disk, c *guest.Cgroup) int64 {
-	return b.Report.Read("block", d.ID(), c)
+	return b.Output.Read("block", d.ID(), c)
 }
 func (b *blockTrace) discarded(d guest.Disk, c *guest.Cgroup) int64 {
 	return b.Sum("iotrace.discard.bytes", "iotrace.cgroup.path", c.Path(), "iotrace.device.id", d.ID())

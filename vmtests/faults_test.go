@@ -138,7 +138,7 @@ func faultsModule(g *guest.Guest) {
 	l.stop()
 	g.Sync()
 	truth := scratch.Stats().Sub(t.before[0])
-	t.Report = t.tr.Stop()
+	t.Output = t.tr.Stop()
 	t.Equal("written to the disk that stays", t.Sum("iotrace.write.bytes", "iotrace.source", "block", "iotrace.device.id", scratch.ID()), truth.WriteBytes)
 	// One disk's completion may interrupt the other's, and is skipped then.
 	if n := t.Lost() - t.LostOf("latencies"); n != 0 {
@@ -153,7 +153,7 @@ func faultsModule(g *guest.Guest) {
 }
 
 // nobody is a run of the tracer as an ordinary user with these capabilities.
-func nobody(g *guest.Guest, dir string, caps []uintptr, args ...string) *exec.Cmd {
+func asUser(g *guest.Guest, dir string, caps []uintptr, args ...string) *exec.Cmd {
 	cmd := exec.Command(g.Tool(), append([]string{"--output", "ndjson", "--verbose"}, args...)...)
 	cmd.Dir = dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}, AmbientCaps: caps}
@@ -185,7 +185,7 @@ func faultsPrivilege(g *guest.Guest) {
 		g.Fatal(err)
 	}
 	refused := func(source, hint string, caps ...uintptr) {
-		out, err := nobody(g, dir, caps, "--source", source, "--vxlan=false", "0.1", "1").CombinedOutput()
+		out, err := asUser(g, dir, caps, "--source", source, "--vxlan=false", "0.1", "1").CombinedOutput()
 		var exit *exec.ExitError
 		_, hints, _ := strings.Cut(string(out), "hint: ")
 		if !errors.As(err, &exit) || exit.ExitCode() != 3 || !strings.Contains(hints, hint) {
@@ -215,7 +215,7 @@ func faultsPrivilege(g *guest.Guest) {
 			a := g.Cgroup("a")
 			p := a.Process()
 			ready := filepath.Join(dir, "ready-"+c.source)
-			cmd := nobody(g, dir, []uintptr{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_DAC_READ_SEARCH},
+			cmd := asUser(g, dir, []uintptr{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_DAC_READ_SEARCH},
 				"--source", c.source, "--by", "cgroup,device", "--vxlan=false", "--interval", "200ms", "--ready-file", ready)
 			var stdout, stderr strings.Builder
 			cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -248,7 +248,7 @@ func faultsPrivilege(g *guest.Guest) {
 			if err := <-gone; err != nil {
 				t.Fatalf("tracer: %v\n%s", err, stderr.String())
 			}
-			r, err := guest.ParseReport([]byte(stdout.String()))
+			r, err := guest.ParseOutput([]byte(stdout.String()))
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -69,7 +69,7 @@ func TestFUSE(t *testing.T) {
 
 // fuseTrace is a tracer whose totals are held against the daemon's.
 type fuseTrace struct {
-	*guest.Report
+	*guest.Output
 	g      *guest.Guest
 	m      *guest.FUSEMount
 	id     string
@@ -131,7 +131,7 @@ func (t *fuseTrace) lossless() {
 }
 
 // end ends the tracer and compares nothing.
-func (t *fuseTrace) end() { t.g.Helper(); t.Report = t.tr.Stop() }
+func (t *fuseTrace) end() { t.g.Helper(); t.Output = t.tr.Stop() }
 
 // sum is what all owners have of a field.
 func (t *fuseTrace) sum(field string) int64 {
@@ -401,7 +401,7 @@ func fuseLoop(g *guest.Guest) {
 	t := traceFUSE(g, m, "--source", "block")
 	pa.Open(loop, os.O_RDWR|guest.Direct).WriteBlocks(0, 2<<20, 64<<10)
 	pb.Open(loop, os.O_RDWR|guest.Direct).ReadBlocks(8<<20, 1<<20, 64<<10)
-	g.Eventually("reports", func() bool { return reports(t.tr.Now()) > 4 })
+	g.Eventually("intervals", func() bool { return intervals(t.tr.Now()) > 4 })
 	truth := t.stop()
 	t.owns("a", a, 0, 2<<20)
 	t.Equal("b wrote", t.of("write.bytes", b), 0)
@@ -437,12 +437,12 @@ func fuseLoopHangs(g *guest.Guest) {
 	g.Eventually("attributes stale", stuck.Waiting)
 	tr := g.Trace("--by", "cgroup,device")
 	a.Open(disk.Path(), os.O_RDWR|guest.Direct).WriteBlocks(0, 1<<20, 64<<10)
-	seen := func(r *guest.Report) int64 {
+	seen := func(r *guest.Output) int64 {
 		return r.Sum("iotrace.write.bytes", "iotrace.device.id", disk.ID(), "iotrace.source", "block")
 	}
 	g.Eventually("a report while the daemon hangs", func() bool { return seen(tr.Now()) == 1<<20 })
-	before := reports(tr.Now())
-	g.Eventually("more reports", func() bool { return reports(tr.Now()) > before+1 })
+	before := intervals(tr.Now())
+	g.Eventually("more intervals", func() bool { return intervals(tr.Now()) > before+1 })
 	r := tr.Stop()
 	r.Equal("written", seen(r), 1<<20)
 	enough.Store(true)
@@ -451,7 +451,7 @@ func fuseLoopHangs(g *guest.Guest) {
 }
 
 // reports is how many intervals were reported.
-func reports(r *guest.Report) int {
+func intervals(r *guest.Output) int {
 	n := 0
 	for _, d := range r.Docs {
 		if d.String("event.dataset") == "iotrace.status" {
@@ -748,10 +748,10 @@ func fuseAborted(g *guest.Guest) {
 	pa.Exit()
 	m.Resume()
 	g.Unmount(m.Target)
-	again := g.FUSE(guest.FUSEOptions{})
+	second := g.FUSE(guest.FUSEOptions{})
 	pb := a.Process()
-	pb.Open(again.File("b"), guest.Create).Write(0, sizeB)
-	id := again.ID()
+	pb.Open(second.File("b"), guest.Create).Write(0, sizeB)
+	id := second.ID()
 	t.end()
 	t.owns("a", a, 0, map[bool]int64{true: sizeC + sizeB, false: sizeC}[id == t.id])
 	t.Equal("a on the second mount", t.Sum("iotrace.write.bytes", "iotrace.device.id", id, "iotrace.cgroup.path", a.Path()),
@@ -802,7 +802,7 @@ func fuseEvents(g *guest.Guest) {
 	fa := pa.Open(m.File("a"), guest.Create|guest.Direct)
 	fa.WriteBlocks(1<<20, 10*64<<10, 64<<10)
 	fa.Close()
-	writes := func(r *guest.Report) (docs []guest.Doc) {
+	writes := func(r *guest.Output) (docs []guest.Doc) {
 		for _, d := range r.Docs {
 			if d.String("event.dataset") == "iotrace.event" && d.String("iotrace.device.id") == id && d.String("event.action") == "write" {
 				docs = append(docs, d)

@@ -40,7 +40,7 @@ var (
 	flagRefresh  = flag.Bool("refresh", false, "fetch the package lists anew, and with them newer kernels")
 	flagAccel    = flag.String("accel", "", "kvm or tcg; the default is kvm where a kernel boots under it")
 	flagUpdate   = flag.Bool("update", false, "rewrite the recorded answers of iotrace-bpf check")
-	flagAgain    = flag.Int("again", 0, "run so many guests a second time in which something failed; what failed then has failed")
+	flagRerun    = flag.Int("rerun", 0, "run so many guests a second time in which something failed; what failed then has failed")
 )
 
 // scenario is one test in a guest. Its name is an identifier.
@@ -225,35 +225,35 @@ type host struct {
 	built map[string]error // by file: every program is built once a run, so that all guests run the same
 
 	usedMu   sync.Mutex
-	used     map[string]*cost // by test
-	prepared time.Duration    // fetching, building, unpacking
-	again    []string         // what failed in guests that were run a second time
+	used     map[string]*total // by test
+	prepared time.Duration     // fetching, building, unpacking
+	rerun    []string          // what failed in guests that were run a second time
 }
 
-// mayRunAgain tells whether a guest may be run a second time. What failed in it is
+// mayRerun tells whether a guest may be run a second time. What failed in it is
 // kept for the end, where nobody overlooks it.
-func (h *host) mayRunAgain(test string, failures []string) bool {
+func (h *host) mayRerun(test string, failures []string) bool {
 	h.usedMu.Lock()
 	defer h.usedMu.Unlock()
-	if len(h.again) >= *flagAgain {
+	if len(h.rerun) >= *flagRerun {
 		return false
 	}
-	h.again = append(h.again, test+"\n"+quoted(failures))
+	h.rerun = append(h.rerun, test+"\n"+quoted(failures))
 	return true
 }
 
 // cost is what the guests of one test took together.
-type cost struct {
+type total struct {
 	guests int
-	vm.Usage
+	vm.Resources
 }
 
-func (h *host) count(test string, u vm.Usage) {
+func (h *host) count(test string, u vm.Resources) {
 	h.usedMu.Lock()
 	defer h.usedMu.Unlock()
 	c := h.used[test]
 	if c == nil {
-		c = &cost{}
+		c = &total{}
 		h.used[test] = c
 	}
 	c.guests++
@@ -267,8 +267,8 @@ func (h *host) summary() string {
 	h.usedMu.Lock()
 	defer h.usedMu.Unlock()
 	var b strings.Builder
-	var all cost
-	line := func(name string, c *cost) {
+	var all total
+	line := func(name string, c *total) {
 		fmt.Fprintf(&b, "%-16s %3d guests  ran %6.0fs, booting %5.0fs of them; processor %6.0fs\n", name, c.guests, c.Wall.Seconds(), c.Boot.Seconds(), c.Processor.Seconds())
 	}
 	for _, test := range slices.Sorted(maps.Keys(h.used)) {
@@ -281,7 +281,7 @@ func (h *host) summary() string {
 	}
 	line("all", &all)
 	fmt.Fprintf(&b, "%-16s %.0fs\n", "preparing", h.prepared.Seconds())
-	for _, failure := range h.again {
+	for _, failure := range h.rerun {
 		fmt.Fprintf(&b, "failed at first, and was run a second time: %s\n", failure)
 	}
 	return b.String()
@@ -301,7 +301,7 @@ var theHost = sync.OnceValues(func() (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &host{cache: cache, mirror: m, work: work, accel: map[string]vm.Accel{}, built: map[string]error{}, used: map[string]*cost{}}, nil
+	return &host{cache: cache, mirror: m, work: work, accel: map[string]vm.Accel{}, built: map[string]error{}, used: map[string]*total{}}, nil
 })
 
 // bootLimit is what no guest needs to boot, on however busy a machine.
@@ -396,7 +396,7 @@ func (h *host) acceleration(ctx context.Context, k vm.Kernel) vm.Accel {
 
 // outcome is all that is known of one guest after its end.
 type outcome struct {
-	*guestReport
+	*guestResults
 	console  string
 	problems []string // of the guest as a whole; scenarios have their own
 	sick     bool     // the machine, not a test
@@ -471,7 +471,7 @@ func (s suite) run(ctx context.Context, test string, k Kernel, names []string) (
 		console.Reset()
 		raw.Reset()
 		g.Console, g.Results = &console, &raw
-		var used vm.Usage
+		var used vm.Resources
 		used, bootErr = g.Boot(ctx)
 		h.count(test, used)
 		o.log = append(o.log, fmt.Sprintf("kernel %s, %s, %d MiB: guest ran for %s, %s of them to boot; %s of processor time", g.Kernel.Release, g.Accel, g.MemoryMiB,
@@ -485,7 +485,7 @@ func (s suite) run(ctx context.Context, test string, k Kernel, names []string) (
 		}
 		break
 	}
-	o.guestReport, o.console = parseGuest(raw.Bytes()), console.String()
+	o.guestResults, o.console = parseGuest(raw.Bytes()), console.String()
 	bad := vm.Trouble(console.Bytes())
 	o.sick = bootErr != nil || !o.exited || len(bad) > 0
 	problem := func(format string, args ...any) { o.problems = append(o.problems, fmt.Sprintf(format, args...)) }
@@ -512,15 +512,15 @@ func (s suite) run(ctx context.Context, test string, k Kernel, names []string) (
 	return o, nil
 }
 
-// runTwice is run, and where something failed and mayRunAgain says so, run once
+// runWithRerun is run, and where something failed and mayRerun says so, run once
 // more: then the second guest is judged, and everything the first said is logged.
-func (s suite) runTwice(ctx context.Context, test string, k Kernel, names []string, mayRunAgain func(failures []string) bool) (*outcome, error) {
+func (s suite) runWithRerun(ctx context.Context, test string, k Kernel, names []string, mayRerun func(failures []string) bool) (*outcome, error) {
 	first, err := s.run(ctx, test, k, names)
 	if err != nil {
 		return nil, err
 	}
 	failures := first.failures(names)
-	if len(failures) == 0 || !mayRunAgain(failures) {
+	if len(failures) == 0 || !mayRerun(failures) {
 		return first, nil
 	}
 	second, err := s.run(ctx, test, k, names)
@@ -542,8 +542,8 @@ func (s suite) boot(t *testing.T, k Kernel) *outcome {
 	if err != nil {
 		t.Fatal(err)
 	}
-	mayRunAgain := func(failures []string) bool { return !s.once && h.mayRunAgain(t.Name(), failures) }
-	o, err := s.runTwice(t.Context(), t.Name()[:strings.Index(t.Name(), "/")], k, names, mayRunAgain)
+	mayRerun := func(failures []string) bool { return !s.once && h.mayRerun(t.Name(), failures) }
+	o, err := s.runWithRerun(t.Context(), t.Name()[:strings.Index(t.Name(), "/")], k, names, mayRerun)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -581,7 +581,7 @@ type guestTest struct {
 	output  strings.Builder
 }
 
-type guestReport struct {
+type guestResults struct {
 	tests   map[string]*guestTest // by the scenario's name
 	outside strings.Builder
 	dmesg   strings.Builder
@@ -591,8 +591,8 @@ type guestReport struct {
 
 // parseGuest turns a guest's stream into results. test2json, which the go
 // command uses itself, tells test output from test results.
-func parseGuest(raw []byte) *guestReport {
-	rep := &guestReport{tests: map[string]*guestTest{}}
+func parseGuest(raw []byte) *guestResults {
+	rep := &guestResults{tests: map[string]*guestTest{}}
 	var stream bytes.Buffer
 	for _, line := range bytes.SplitAfter(raw, []byte("\n")) {
 		text := strings.TrimRight(string(line), "\r\n")

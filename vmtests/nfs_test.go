@@ -118,22 +118,22 @@ func (c *nfsCase) cgroup(name string) *guest.Cgroup {
 
 // again forgets everything up to now: what follows is compared. Rows cannot be
 // taken back, so it is for what was done before the tracer was there.
-func (c *nfsCase) again() { c.before = c.m.Stats() }
+func (c *nfsCase) resetCounters() { c.before = c.m.Stats() }
 
-// settled is what is left to check of a case once its mount is quiet.
-type settled struct {
+// finishedCase is what is left to check of a case once its mount is quiet.
+type finishedCase struct {
 	c  *nfsCase
 	id string
 	d  guest.NFSStats
 }
 
-func (c *nfsCase) settle() settled {
+func (c *nfsCase) finish() finishedCase {
 	c.Sync()
-	return settled{c, c.m.ID(), c.m.Stats().Sub(c.before)}
+	return finishedCase{c, c.m.ID(), c.m.Stats().Sub(c.before)}
 }
 
 // check compares rows with mountstats and with what the cgroups did.
-func (s settled) check(r *guest.Report) {
+func (s finishedCase) check(r *guest.Output) {
 	s.c.Helper()
 	v := "v" + s.c.version + " "
 	for cg, n := range s.c.wrote {
@@ -149,11 +149,11 @@ func (s settled) check(r *guest.Report) {
 	r.Equal(v+"server read", sum("iotrace.read.bytes"), s.d.ServerRead)
 	r.Equal(v+"unattributed", sum("iotrace.basis.none"), 0)
 	if s.c.version == "3" { // version 4 adds the client's own operations to each of its mounts
-		var again int64
+		var retried int64
 		for _, op := range s.d.Ops {
-			again += op.Transmissions - op.Ops
+			retried += op.Transmissions - op.Ops
 		}
-		r.Equal(v+"retransmissions", sum("iotrace.retransmits"), again)
+		r.Equal(v+"retransmissions", sum("iotrace.retransmits"), retried)
 	}
 	if s.c.restarted { // the client counts an RPC again that it starts again
 		if got, tried := sum("iotrace.write.ops"), s.d.Ops["WRITE"].Ops; got > tried {
@@ -175,11 +175,11 @@ func nfs(run func(*nfsCase)) func(*guest.Guest) {
 		g.HoldWriteback()
 		g.NFS("3") // loads the module and starts the server
 		tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
-		var cases []settled
+		var cases []finishedCase
 		for _, version := range []string{"3", "4.2"} {
 			c := newNFSCase(g, version)
 			run(c)
-			cases = append(cases, c.settle())
+			cases = append(cases, c.finish())
 		}
 		r := tr.Stop()
 		for _, s := range cases {
@@ -197,7 +197,7 @@ func nfs(run func(*nfsCase)) func(*guest.Guest) {
 // the runs of programs that the kernel skipped: from 7.x on it may preempt one, and
 // does not run it a second time on that processor meanwhile. Where such a run
 // would have counted bytes, the comparison with mountstats fails.
-func losses(r *guest.Report) (lost, skipped int64) {
+func losses(r *guest.Output) (lost, skipped int64) {
 	for _, d := range r.Docs {
 		if d.String("event.dataset") != "iotrace.status" {
 			continue
@@ -426,7 +426,7 @@ func nfsSyncMount(g *guest.Guest) {
 	c.a.Process().Open(c.path("a"), guest.Create).Write(0, 1_000_001)
 	c.b.Process().Open(c.path("b"), guest.Create).Write(0, 500_001)
 	c.wrote[c.a], c.wrote[c.b] = 1_000_001, 500_001
-	s := c.settle()
+	s := c.finish()
 	s.check(tr.Stop())
 }
 
@@ -533,14 +533,14 @@ func nfsMountedBefore(g *guest.Guest) {
 		mb := fb.Map(0, bytesB)
 		dirty := c.cgroup("dirty")
 		dirty.Process().Open(c.path("d"), guest.Create).Write(0, bytesC)
-		c.again()
+		c.resetCounters()
 		tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
 		fa.Write(0, bytesA)
 		mb.Store()
 		c.readsAsCounted(c.b)
 		c.Sync()
 		c.wrote[c.a], c.wrote[c.b], c.wrote[dirty] = bytesA, bytesB, bytesC
-		s := c.settle()
+		s := c.finish()
 		s.check(tr.Stop())
 	}
 }
@@ -602,11 +602,11 @@ func nfsModuleLater(g *guest.Guest) {
 	tr := g.Trace(traced...)
 	g.Modprobe("nfs")
 	awaitNFS(g, tr, 1)
-	var cases []settled
+	var cases []finishedCase
 	for _, version := range []string{"3", "4.2"} {
 		c := newNFSCase(g, version)
 		nfsDelayed(c)
-		cases = append(cases, c.settle())
+		cases = append(cases, c.finish())
 	}
 	r := tr.Stop()
 	for _, s := range cases {
@@ -679,11 +679,11 @@ func nfsModuleWaited(g *guest.Guest) {
 	})
 	g.Modprobe("nfs")
 	awaitNFS(g, tr, 1)
-	var cases []settled
+	var cases []finishedCase
 	for _, version := range []string{"3", "4.2"} {
 		c := newNFSCase(g, version)
 		nfsDelayed(c)
-		cases = append(cases, c.settle())
+		cases = append(cases, c.finish())
 	}
 	r := tr.Stop()
 	for _, s := range cases {
@@ -828,7 +828,7 @@ func nfsSmallFiles(g *guest.Guest) {
 		n += int64(i%13 + 1)
 	}
 	c.wrote[c.a], c.wrote[c.b] = n, n
-	s := c.settle()
+	s := c.finish()
 	r := tr.Stop()
 	s.check(r)
 	r.Equal("WRITEs of a", r.Sum("iotrace.write.ops", "iotrace.source", "nfs", "iotrace.cgroup.path", c.a.Path()), files/2)
@@ -936,7 +936,7 @@ func nfsNoLatency(g *guest.Guest) {
 	g.HoldWriteback()
 	g.NFS("3")
 	tr := g.Trace(append([]string{"--source", "nfs", "--latency=false"}, traced...)...)
-	var cases []settled
+	var cases []finishedCase
 	for _, version := range []string{"3", "4.2"} {
 		c := newNFSCase(g, version)
 		c.prepare("r", bytesC)
@@ -947,7 +947,7 @@ func nfsNoLatency(g *guest.Guest) {
 		}
 		c.a.Process().Open(c.path("r"), os.O_RDONLY).Read(0, bytesC)
 		c.read[c.a] = bytesC
-		cases = append(cases, c.settle())
+		cases = append(cases, c.finish())
 	}
 	r := tr.Stop()
 	for _, s := range cases {
@@ -964,7 +964,7 @@ func nfsByProcess(g *guest.Guest) {
 	pa.Open(c.path("a"), guest.Create).Write(0, bytesA)
 	pb.Open(c.path("b"), guest.Create).Write(0, bytesB)
 	c.wrote[c.a], c.wrote[c.b] = bytesA, bytesB
-	s := c.settle()
+	s := c.finish()
 	r := tr.Stop()
 	s.check(r)
 	for p, n := range map[*guest.Process]int64{pa: bytesA, pb: bytesB} {
@@ -982,7 +982,7 @@ func nfsEvents(g *guest.Guest) {
 	c.writeBoth(0)
 	c.Sync()
 	c.b.Process().Open(c.path("r"), os.O_RDONLY).Read(0, bytesC)
-	s := c.settle()
+	s := c.finish()
 	r := tr.Stop()
 	type total struct{ ops, bytes, slow int64 }
 	got := map[string]total{}
@@ -1081,6 +1081,6 @@ func nfsCost(g *guest.Guest) {
 	})
 	g.Logf("NFS WRITE %.0f ns, %.1f times a block request; NFS READ %.0f ns, %.1f times; block request %.0f ns",
 		write, write/block, read, read/block, block)
-	s := c.settle()
+	s := c.finish()
 	s.check(tr.Stop())
 }

@@ -313,7 +313,7 @@ func outputKilled(g *guest.Guest) {
 		g.Fatal(err)
 	}
 	// A killed recorder leaves nothing that has to be told of: what it wrote is whole.
-	r, err := guest.ParseReport([]byte(g.Tracer("replay", recording, "--by", "cgroup,device", "--output", "ndjson")))
+	r, err := guest.ParseOutput([]byte(g.Tracer("replay", recording, "--by", "cgroup,device", "--output", "ndjson")))
 	if err != nil {
 		g.Fatal(err)
 	}
@@ -456,9 +456,9 @@ func outputReplay(o *outputGuest, recording string, truth outputTruth) {
 		}
 		return out.String()
 	}
-	ndjson := func(args ...string) *guest.Report {
+	ndjson := func(args ...string) *guest.Output {
 		o.Helper()
-		r, err := guest.ParseReport([]byte(replay(append(args, "--output", "ndjson")...)))
+		r, err := guest.ParseOutput([]byte(replay(append(args, "--output", "ndjson")...)))
 		if err != nil {
 			o.Fatal(err)
 		}
@@ -648,7 +648,7 @@ func (h *outputHost) check(t *testing.T) {
 // checkDocuments holds every line against its schema, and what the server has
 // against the lines.
 func (h *outputHost) checkDocuments(t *testing.T, truth outputTruth) {
-	r, err := guest.ParseReport(h.kept[outputFileNDJSON])
+	r, err := guest.ParseOutput(h.kept[outputFileNDJSON])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -712,7 +712,7 @@ func (h *outputHost) checkRecording(t *testing.T, truth outputTruth) {
 	if err != nil {
 		t.Fatalf("replay: %v\n%s", err, errs.String())
 	}
-	r, err := guest.ParseReport(out)
+	r, err := guest.ParseOutput(out)
 	if err != nil {
 		t.Fatal(err)
 	}

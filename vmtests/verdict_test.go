@@ -76,13 +76,13 @@ func TestVerdict(t *testing.T) {
 			run := s.run
 			if tt.name == "fails" { // twice, then
 				run = func(ctx context.Context, test string, k Kernel, names []string) (*outcome, error) {
-					again := 0
-					o, err := s.runTwice(ctx, test, k, names, func(failures []string) bool {
-						again++
+					asked := 0
+					o, err := s.runWithRerun(ctx, test, k, names, func(failures []string) bool {
+						asked++
 						return strings.Contains(strings.Join(failures, "\n"), "as it should")
 					})
-					if again != 1 || err == nil && !strings.Contains(strings.Join(o.log, "\n"), "fails: fail") {
-						t.Errorf("asked %d times whether to run it again; log %q", again, o.log)
+					if asked != 1 || err == nil && !strings.Contains(strings.Join(o.log, "\n"), "fails: fail") {
+						t.Errorf("asked %d times whether to rerun it; log %q", asked, o.log)
 					}
 					return o, err
 				}

@@ -111,7 +111,7 @@ func watchVXLAN(g *guest.Guest, grace time.Duration, without ...string) *vxlanWa
 func (w *vxlanWatch) events(names string) []guest.Doc {
 	w.g.Helper()
 	b := []byte(w.g.ReadFile(w.out))
-	r, err := guest.ParseReport(b[:bytes.LastIndexByte(b, '\n')+1])
+	r, err := guest.ParseOutput(b[:bytes.LastIndexByte(b, '\n')+1])
 	if err != nil {
 		w.g.Fatal(err)
 	}

@@ -456,7 +456,7 @@ func (b *bench) rates(out *strings.Builder) {
 	}
 	fmt.Fprintf(out, "### Rate lost, random writes, %d times between two runs without\n\n| tool | rate lost, median | 95 %% sure that it is in |\n|---|---|---|\n", pairs)
 	for _, tl := range tools {
-		low, high := sure(lost[tl.name])
+		low, high := confidence(lost[tl.name])
 		fmt.Fprintf(out, "| %s | %.1f %% | %.1f %% to %.1f %% |\n", tl.name, median(lost[tl.name]), low, high)
 	}
 	fmt.Fprintln(out)
@@ -464,7 +464,7 @@ func (b *bench) rates(out *strings.Builder) {
 
 // sure returns the bounds that the true median is in with 95 %, whatever the
 // distribution: the order statistics of the sign test. It takes six values at least.
-func sure(list []float64) (low, high float64) {
+func confidence(list []float64) (low, high float64) {
 	s := slices.Sorted(slices.Values(list))
 	n := len(s)
 	p, below, k := math.Pow(0.5, float64(n)), 0.0, 0
@@ -647,7 +647,7 @@ func (b *bench) buffered(out *strings.Builder) {
 					b.t.Fatal(err)
 				}
 			}
-			d.settle(b.t)
+			d.flush(b.t)
 			time.Sleep(1200 * time.Millisecond) // tools with a fixed interval of a second
 			r.stop()
 			na, nc := x.count(r.out.String(), a), x.count(r.out.String(), c)
@@ -658,7 +658,7 @@ func (b *bench) buffered(out *strings.Builder) {
 			wrong[x.name] = e
 			os.Remove(filepath.Join(d.mount, "a"))
 			os.Remove(filepath.Join(d.mount, "b"))
-			d.settle(b.t)
+			d.flush(b.t)
 		}
 	}
 	for _, x := range cases {
@@ -695,7 +695,7 @@ func (b *bench) smallFiles(out *strings.Builder) {
 		if err := os.RemoveAll(dir); err != nil {
 			b.t.Fatal(err)
 		}
-		d.settle(b.t)
+		d.flush(b.t)
 		return n
 	}
 	rate, lost, ns := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
@@ -732,7 +732,7 @@ func (b *bench) smallFiles(out *strings.Builder) {
 	fmt.Fprintf(out, "| no tracer | %.0f |  |  |\n", median(quiet))
 	for _, tl := range tools {
 		if len(rate[tl.name]) > 0 {
-			low, high := sure(lost[tl.name])
+			low, high := confidence(lost[tl.name])
 			fmt.Fprintf(out, "| %s | %.0f | %.1f %% (%.1f to %.1f) | %.0f |\n", tl.name, median(rate[tl.name]), median(lost[tl.name]), low, high, median(ns[tl.name]))
 		}
 	}

@@ -44,14 +44,14 @@ func testStackedLoop(t *testing.T, engine *enginetest.Engine) {
 	upper := loopOver(t, filepath.Join(lower.mount, "image"), 700)
 	upper.format(t, mkExt4()...)
 	for round := range 3 {
-		lower.settle(t)
+		lower.flush(t)
 		before := lower.stat(t)
 		r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "container,device", "--interval", "300ms")
 		name := fmt.Sprintf("story%d", round)
 		engine.Docker(t, "run", "--name", name, "-v", upper.mount+":/data", enginetest.Image, "sh", "-c",
 			fmt.Sprintf("dd if=/dev/zero of=/data/a%d bs=1M count=100 && dd if=/dev/zero of=/data/b%d bs=1M count=100", round, round))
-		upper.settle(t)
-		lower.settle(t)
+		upper.flush(t)
+		lower.flush(t)
 		docs := r.stop(t)
 		engine.Docker(t, "rm", name)
 		delta := lower.stat(t).minus(before)
@@ -101,7 +101,7 @@ func testTwoProjects(t *testing.T, engine *enginetest.Engine) {
 			t.Fatal(err)
 		}
 	}
-	d.settle(t) // the outsider's sync
+	d.flush(t) // the outsider's sync
 	docs := r.stop(t)
 	delta := d.stat(t).minus(before)
 	all := sum(docs, d.match)
@@ -135,10 +135,10 @@ func testOverwrite(t *testing.T, engine *enginetest.Engine) {
 	a, b := start("reader"), start("writer")
 	t.Cleanup(func() { engine.Docker(t, "kill", a, b) })
 	engine.Docker(t, "exec", a, "sh", "-c", "dd if=/dev/zero of=/data/file bs=1M count=32 && sync && cat /data/file >/dev/null")
-	d.settle(t)
+	d.flush(t)
 	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "project,device", "--interval", "200ms")
 	engine.Docker(t, "exec", b, "dd", "if=/dev/zero", "of=/data/file", "bs=1M", "count=32", "conv=notrunc")
-	d.settle(t)
+	d.flush(t)
 	docs := r.stop(t)
 	by := func(p string) total {
 		return sum(docs, func(doc *tracedDoc) bool { return d.match(doc) && doc.Iotrace.Project.Name == p })
@@ -165,17 +165,17 @@ func testReads(t *testing.T, engine *enginetest.Engine) {
 	worker := buildReader(t)
 	for _, how := range []string{"buffered", "direct", "mmap"} {
 		t.Run(how, func(t *testing.T) {
-			d.settle(t)
+			d.flush(t)
 			// Not drop_caches, which other tests on the machine would feel.
 			mustRun(t, "umount", d.mount)
 			mustRun(t, "mount", "-o", d.options, d.dev, d.mount)
-			d.settle(t)
+			d.flush(t)
 			before := d.stat(t)
 			r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "container,device", "--interval", "200ms")
 			name := "reads-" + how
 			engine.Docker(t, "run", "--name", name, "-v", d.mount+":/data", "-v", worker+":/reader", enginetest.Image,
 				"/reader", how, "/data/file")
-			d.settle(t)
+			d.flush(t)
 			docs := r.stop(t)
 			engine.Docker(t, "rm", name)
 			got := sum(docs, func(doc *tracedDoc) bool { return d.match(doc) && doc.Container.Name == name })
@@ -212,7 +212,7 @@ func testShortLived(t *testing.T, engine *enginetest.Engine) {
 	args := append([]string{"run", "--rm", "--name", "mayfly"}, project("insects", "may")...)
 	engine.Docker(t, append(args, "-v", d.mount+":/data", enginetest.Image,
 		"dd", "if=/dev/zero", "of=/data/mayfly", "bs=1M", "count=3", "conv=fsync")...)
-	d.settle(t)
+	d.flush(t)
 	docs := r.stop(t)
 	got := sum(docs, func(doc *tracedDoc) bool {
 		return d.match(doc) && doc.Container.Name == "mayfly" && doc.Iotrace.Project.Name == "insects" &&
@@ -246,7 +246,7 @@ func testHostileNames(t *testing.T, engine *enginetest.Engine) {
 	args := append([]string{"run", "--rm", "--label", "evil=" + evil}, project(evil, "x")...)
 	engine.Docker(t, append(args, "-v", d.mount+":/data", enginetest.Image,
 		"dd", "if=/dev/zero", "of=/data/evil", "bs=1M", "count=2", "conv=fsync")...)
-	d.settle(t)
+	d.flush(t)
 	docs := r.stop(t) // holds every line against its schema
 	if err := table.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
@@ -276,7 +276,7 @@ func testProcess(t *testing.T, engine *enginetest.Engine) {
 	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--by", "process,device", "--interval", "200ms")
 	engine.Docker(t, "run", "--rm", "-v", d.mount+":/data", enginetest.Image, "sh", "-c",
 		"dd if=/dev/zero of=/data/one bs=1M count=20; head -c 41943040 /dev/zero >/data/two")
-	d.settle(t)
+	d.flush(t)
 	docs := r.stop(t)
 	for name, want := range map[string]uint64{"dd": 20 * mib, "head": 40 * mib} {
 		got := sum(docs, func(doc *tracedDoc) bool { return d.match(doc) && doc.Process.Name == name })
@@ -342,7 +342,7 @@ func testZram(t *testing.T, engine *enginetest.Engine) {
 	start := d.stat(t)
 	engine.Docker(t, "run", "--rm", "--name", "squeeze", "-v", d.mount+":/data", enginetest.Image,
 		"dd", "if=/dev/zero", "of=/data/file", "bs=1M", "count=17")
-	d.settle(t)
+	d.flush(t)
 	docs := r.stop(t)
 	delta := d.stat(t).minus(start)
 	if all := sum(docs, d.match); all.write != delta.writeBytes || all.read != delta.readBytes {
@@ -368,7 +368,7 @@ func testEngineStopped(t *testing.T, engine *enginetest.Engine) {
 	if err := os.WriteFile(filepath.Join(d.mount, "alone"), make([]byte, 7*mib), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	d.settle(t)
+	d.flush(t)
 	engine.Boot(t)
 	enginetest.Poll(t, time.Minute, "names come back", func() bool {
 		engine.Docker(t, "run", "--rm", "--name", "back", "-v", d.mount+":/data", enginetest.Image,

@@ -103,7 +103,7 @@ func TestTermFlushes(t *testing.T) {
 	r := trace(t, "--source", "block", "--by", "device", "--interval", "1h", "--filter", "device="+d.name(),
 		"--record", recording, "--report", page, "--elasticsearch", "http://127.0.0.1:1", "--elasticsearch-spool", spool)
 	mustRun(t, "dd", "if=/dev/zero", "of="+d.dev, "bs=64k", "count=997", "oflag=direct")
-	d.settle(t)
+	d.flush(t)
 	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -168,7 +168,7 @@ func TestRecordFullDisk(t *testing.T) {
 		mustRun(t, "dd", "if=/dev/zero", "of="+d.dev, "bs=4k", "count=101", "oflag=direct")
 		return lost(r.seen(), "exports") > 0
 	})
-	d.settle(t)
+	d.flush(t)
 	delta := d.stat(t).minus(before)
 	if err := r.cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
@@ -211,7 +211,7 @@ func TestDeviceRemoved(t *testing.T) {
 		_, err := os.Stat("/sys/block/" + d.name() + "/loop")
 		return os.IsNotExist(err)
 	})
-	d.settle(t)
+	d.flush(t)
 	docs := r.stop(t)
 	equalDiskstats(t, d, docs, before)
 }
@@ -235,7 +235,7 @@ func TestCgroupStorm(t *testing.T) {
 	}
 	paths := o.cgroups
 	o.cgroups = nil // gone
-	d.settle(t)
+	d.flush(t)
 	docs := r.stop(t)
 	equalDiskstats(t, d, docs, before)
 	got, path := map[string]uint64{}, map[string]string{} // a slow machine needs several intervals
@@ -321,7 +321,7 @@ func TestSoak(t *testing.T) {
 			files = append(files, len(open))
 		}
 	}
-	d.settle(t)
+	d.flush(t)
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}

@@ -168,7 +168,7 @@ func testOneGroup(t *testing.T) {
 			if err := fio.Wait(); err != nil {
 				t.Fatal(err)
 			}
-			d.settle(t)
+			d.flush(t)
 			docs := r.stop(t)
 			equalDiskstats(t, d, docs, before)
 			other := sum(docs, func(doc *tracedDoc) bool { return d.match(doc) && doc.Iotrace.Owner == "other" })
@@ -196,7 +196,7 @@ func testManyOwners(t *testing.T) {
 	if err := fio.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	d.settle(t)
+	d.flush(t)
 	docs := r.stop(t)
 	equalDiskstats(t, d, docs, before)
 	if n := lost(docs, "groups"); n != 0 {
@@ -233,7 +233,7 @@ func testSmallestRing(t *testing.T) {
 			if out, err := fioCommand(d, 150_000).CombinedOutput(); err != nil {
 				t.Fatalf("fio: %v\n%s", err, out)
 			}
-			d.settle(t)
+			d.flush(t)
 			docs := r.stop(t)
 			equalEvents(t, d, docs, before, others)
 			if lost(docs, "records") == 0 {
@@ -325,7 +325,7 @@ func testStoppedReader(t *testing.T) {
 			if err := r.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 				t.Fatal(err)
 			}
-			d.settle(t)
+			d.flush(t)
 			docs := r.stop(t)
 			if events {
 				equalEvents(t, d, docs, before, others)
@@ -354,7 +354,7 @@ func testExcludeSelf(t *testing.T) {
 		t.Fatal(err)
 	}
 	enginetest.Poll(t, 30*time.Second, "some of the recording is on the disk", func() bool {
-		d.settle(t)
+		d.flush(t)
 		var own uint64
 		for _, doc := range r.seen() {
 			own += doc.Iotrace.Self.Write

@@ -101,11 +101,11 @@ func (d *disk) format(t testing.TB, mkfs ...string) {
 	}
 	mustRun(t, "mount", "-o", d.options, d.dev, d.mount)
 	t.Cleanup(func() { mustRun(t, "umount", d.mount) })
-	d.settle(t)
+	d.flush(t)
 }
 
 // settle writes out what there is and waits until the disk is at rest.
-func (d *disk) settle(t testing.TB) {
+func (d *disk) flush(t testing.TB) {
 	t.Helper()
 	unix.Sync()
 	before := d.stat(t)

@@ -72,7 +72,7 @@ func TestShortLives(t *testing.T) {
 	took := time.Since(began)
 	t.Logf("%d containers in %s, %.0f a minute; half of them lived less than %s, 9 of 10 less than %s",
 		n, took.Round(time.Second), n/took.Minutes(), lives.quantile(0.5).Round(time.Millisecond), lives.quantile(0.9).Round(time.Millisecond))
-	d.settle(t)
+	d.flush(t)
 	docs := tr.stop(t)
 
 	var want uint64

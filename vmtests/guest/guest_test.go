@@ -59,7 +59,7 @@ device proc mounted on /proc with fstype proc
 }
 
 func TestParseReport(t *testing.T) {
-	r, err := ParseReport([]byte(`{"event":{"dataset":"iotrace.io"},"iotrace":{"source":"block","cgroup":{"path":"/a"},"write":{"bytes":18446744073709551,"ops":2}}}
+	r, err := ParseOutput([]byte(`{"event":{"dataset":"iotrace.io"},"iotrace":{"source":"block","cgroup":{"path":"/a"},"write":{"bytes":18446744073709551,"ops":2}}}
 {"event":{"dataset":"iotrace.io"},"iotrace":{"source":"block","cgroup":{"path":"/b"},"write":{"bytes":3}}}
 {"event":{"dataset":"iotrace.status"},"iotrace":{"lost":{"records":2,"groups":0}}}
 `))
@@ -79,7 +79,7 @@ func TestParseReport(t *testing.T) {
 		t.Errorf("lost %d %s", r.Lost(), r.LostWhat())
 	}
 	for _, bad := range []string{"{", "[]", "text", `{"a":1} {"b":2`} {
-		if _, err := ParseReport([]byte(bad)); err == nil {
+		if _, err := ParseOutput([]byte(bad)); err == nil {
 			t.Errorf("%q is NDJSON", bad)
 		}
 	}

@@ -103,7 +103,7 @@ func (tr *Tracer) PID() int { return tr.cmd.Process.Pid }
 
 // Stop asks the tracer to end, as Ctrl-C does, and returns all that it reported.
 // Any exit status but 0 fails the scenario.
-func (tr *Tracer) Stop() *Report {
+func (tr *Tracer) Stop() *Output {
 	tr.g.Helper()
 	if tr.stopped {
 		tr.g.Fatal("tracer was stopped already")
@@ -128,7 +128,7 @@ func (tr *Tracer) Stop() *Report {
 	if err != nil {
 		tr.g.Fatal(err)
 	}
-	r, err := ParseReport(out)
+	r, err := ParseOutput(out)
 	if err != nil {
 		tr.g.Fatalf("tracer's output: %v", err)
 	}
@@ -152,7 +152,7 @@ func (g *Guest) validate(out []byte) {
 }
 
 // Now returns what the tracer has reported so far.
-func (tr *Tracer) Now() *Report {
+func (tr *Tracer) Now() *Output {
 	tr.g.Helper()
 	out, err := os.ReadFile(tr.file("stdout"))
 	if err != nil {
@@ -163,7 +163,7 @@ func (tr *Tracer) Now() *Report {
 	} else {
 		out = nil
 	}
-	r, err := ParseReport(out)
+	r, err := ParseOutput(out)
 	if err != nil {
 		tr.g.Fatalf("tracer's output: %v", err)
 	}
@@ -193,17 +193,17 @@ func (d Doc) Int(key string) int64 {
 	return v
 }
 
-// Report is all that one run of the tracer printed.
-type Report struct {
+// Output is all that one run of the tracer printed.
+type Output struct {
 	g    *Guest
 	Docs []Doc
 
 	shown bool
 }
 
-// ParseReport reads NDJSON. Every line must be one object.
-func ParseReport(out []byte) (*Report, error) {
-	r := &Report{}
+// ParseOutput reads NDJSON. Every line must be one object.
+func ParseOutput(out []byte) (*Output, error) {
+	r := &Output{}
 	for i, line := range bytes.Split(out, []byte("\n")) {
 		if len(bytes.TrimSpace(line)) == 0 {
 			continue
@@ -236,7 +236,7 @@ func flatten(d Doc, prefix string, v map[string]any) {
 
 // Where selects documents of iotrace.io: pairs of field and value; a value of
 // "*" wants the field to be there, "" not to.
-func (r *Report) Where(pairs ...string) []Doc {
+func (r *Output) Where(pairs ...string) []Doc {
 	var found []Doc
 next:
 	for _, d := range r.Docs {
@@ -266,7 +266,7 @@ next:
 }
 
 // Sum adds a field up over the documents that Where selects.
-func (r *Report) Sum(field string, pairs ...string) int64 {
+func (r *Output) Sum(field string, pairs ...string) int64 {
 	var n int64
 	for _, d := range r.Where(pairs...) {
 		n += d.Int(field)
@@ -275,17 +275,17 @@ func (r *Report) Sum(field string, pairs ...string) int64 {
 }
 
 // Written is the bytes that a cgroup wrote to a device or mount (major:minor), by one source.
-func (r *Report) Written(source, device string, c *Cgroup) int64 {
+func (r *Output) Written(source, device string, c *Cgroup) int64 {
 	return r.Sum("iotrace.write.bytes", "iotrace.source", source, "iotrace.device.id", device, "iotrace.cgroup.path", c.Path())
 }
 
 // Read is the bytes that a cgroup read from a device or mount (major:minor), by one source.
-func (r *Report) Read(source, device string, c *Cgroup) int64 {
+func (r *Output) Read(source, device string, c *Cgroup) int64 {
 	return r.Sum("iotrace.read.bytes", "iotrace.source", source, "iotrace.device.id", device, "iotrace.cgroup.path", c.Path())
 }
 
 // Table renders the rows of a source for the message of a failed comparison.
-func (r *Report) Table(source string) string {
+func (r *Output) Table(source string) string {
 	type key struct{ owner, device string }
 	type sum struct {
 		rb, ro, wb, wo int64
@@ -323,7 +323,7 @@ func (r *Report) Table(source string) string {
 
 // Lost adds up the counters of the status documents that say that something was
 // not counted or could not be named in the kernel.
-func (r *Report) Lost() int64 {
+func (r *Output) Lost() int64 {
 	var n int64
 	for _, v := range r.lost() {
 		n += v
@@ -332,12 +332,12 @@ func (r *Report) Lost() int64 {
 }
 
 // LostOf is one of those counters.
-func (r *Report) LostOf(counter string) int64 { return r.lost()[counter] }
+func (r *Output) LostOf(counter string) int64 { return r.lost()[counter] }
 
 // LostWhat names those counters, for a message.
-func (r *Report) LostWhat() string { return fmt.Sprint(r.lost()) }
+func (r *Output) LostWhat() string { return fmt.Sprint(r.lost()) }
 
-func (r *Report) lost() map[string]int64 {
+func (r *Output) lost() map[string]int64 {
 	lost := map[string]int64{}
 	for _, d := range r.Docs {
 		if d.String("event.dataset") != "iotrace.status" {
@@ -353,7 +353,7 @@ func (r *Report) lost() map[string]int64 {
 }
 
 // Equal fails the scenario if got is not want, and shows all rows once.
-func (r *Report) Equal(what string, got, want int64) {
+func (r *Output) Equal(what string, got, want int64) {
 	r.g.Helper()
 	if got != want {
 		r.g.Errorf("%s: %d, want %d (difference %d)", what, got, want, got-want)
@@ -363,7 +363,7 @@ func (r *Report) Equal(what string, got, want int64) {
 
 // Within fails the scenario if got is further from want than one part in part;
 // it is for what the kernel itself rounds, such as read-ahead and metadata.
-func (r *Report) Within(what string, got, want, part int64) {
+func (r *Output) Within(what string, got, want, part int64) {
 	r.g.Helper()
 	if d := got - want; d > want/part || d < -want/part {
 		r.g.Errorf("%s: %d, want %d within 1/%d (difference %d)", what, got, want, part, d)
@@ -371,7 +371,7 @@ func (r *Report) Within(what string, got, want, part int64) {
 	}
 }
 
-func (r *Report) show() {
+func (r *Output) show() {
 	r.g.Helper()
 	if r.shown {
 		return

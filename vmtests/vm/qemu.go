@@ -55,8 +55,8 @@ const (
 	GuestAddress = "10.0.2.15/24"
 )
 
-// Usage is what a guest took.
-type Usage struct {
+// Resources is what a guest took.
+type Resources struct {
 	Wall      time.Duration // from QEMU's start to its end
 	Boot      time.Duration // until the guest first reported something; 0 if it never did
 	Processor time.Duration // of this machine: QEMU's user and system time
@@ -179,8 +179,8 @@ func (f *first) Write(b []byte) (int, error) {
 
 // Boot runs the guest to its end. The error says what went wrong with the
 // machine itself, not with tests in it.
-func (g Guest) Boot(ctx context.Context) (Usage, error) {
-	var used Usage
+func (g Guest) Boot(ctx context.Context) (Resources, error) {
+	var used Resources
 	qemu, err := program(g.Kernel.Arch)
 	if err != nil {
 		return used, err
