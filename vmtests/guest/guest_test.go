@@ -120,10 +120,10 @@ func TestWorker(t *testing.T) {
 		t.Error("a closed file was written")
 	}
 	if _, err := w.do(request{Do: "touch", Addr: 1}); err == nil {
-		t.Error("memory that nobody mapped was touched")
+		t.Error("unmapped memory was touched")
 	}
 	if _, err := w.do(request{Do: "dance"}); err == nil {
-		t.Error("an unknown request was done")
+		t.Error("an unknown request was accepted")
 	}
 }
 
@@ -142,6 +142,6 @@ func TestServe(t *testing.T) {
 		t.Errorf("answers %q", lines)
 	}
 	if err := serve(strings.NewReader("no json\n"), &out); err == nil {
-		t.Error("a line that is no request was taken")
+		t.Error("a line that is no request was accepted")
 	}
 }

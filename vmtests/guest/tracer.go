@@ -21,7 +21,7 @@ type Tracer struct {
 	exited  chan error
 }
 
-// tracerFile is the shipped binary. On a host that stands in for a guest it is
+// tracerFile is the shipped binary. On a machine used in place of a guest it is
 // found in PATH.
 func tracerFile() string {
 	if exists(tracerPath) {
@@ -36,9 +36,9 @@ func tracerFile() string {
 // Tool is the shipped binary, to be run with a command of its own.
 func (g *Guest) Tool() string { return tracerFile() }
 
-// Trace starts the tracer with NDJSON output and a one second interval and waits
-// until it says that every program is attached. More arguments follow those. If
-// the scenario fails, all that the tracer said on standard error is shown.
+// Trace starts the tracer with NDJSON output, an interval of one second and these
+// arguments, and waits until it says that every program is attached. If the
+// scenario fails, Trace shows the tracer's standard error.
 func (g *Guest) Trace(args ...string) *Tracer {
 	g.Helper()
 	tr := &Tracer{g: g, dir: g.TempDir()}
@@ -101,8 +101,8 @@ func (tr *Tracer) file(name string) string { return filepath.Join(tr.dir, name) 
 // PID is the tracer's process.
 func (tr *Tracer) PID() int { return tr.cmd.Process.Pid }
 
-// Stop asks the tracer to end, as Ctrl-C does, and returns all that it reported.
-// Any exit status but 0 fails the scenario.
+// Stop asks the tracer to end, as Ctrl-C does, and returns its output. Any exit
+// status but 0 fails the scenario.
 func (tr *Tracer) Stop() *Output {
 	tr.g.Helper()
 	if tr.stopped {
@@ -137,7 +137,7 @@ func (tr *Tracer) Stop() *Output {
 	return r
 }
 
-// validate shows the first line that is not as it should be.
+// validate fails the scenario with the first line that Validate refuses.
 func (g *Guest) validate(out []byte) {
 	g.Helper()
 	if g.Validate == nil {
@@ -151,7 +151,7 @@ func (g *Guest) validate(out []byte) {
 	}
 }
 
-// Now returns what the tracer has reported so far.
+// Now returns the tracer's output so far.
 func (tr *Tracer) Now() *Output {
 	tr.g.Helper()
 	out, err := os.ReadFile(tr.file("stdout"))
@@ -234,8 +234,8 @@ func flatten(d Doc, prefix string, v map[string]any) {
 	}
 }
 
-// Where selects documents of iotrace.io: pairs of field and value; a value of
-// "*" wants the field to be there, "" not to.
+// Where selects documents of iotrace.io by pairs of field and value. "*" matches
+// any value, and "" an absent field.
 func (r *Output) Where(pairs ...string) []Doc {
 	var found []Doc
 next:
@@ -274,12 +274,14 @@ func (r *Output) Sum(field string, pairs ...string) int64 {
 	return n
 }
 
-// Written is the bytes that a cgroup wrote to a device or mount (major:minor), by one source.
+// Written is the number of bytes that a cgroup wrote to a device or mount
+// (major:minor), by one source.
 func (r *Output) Written(source, device string, c *Cgroup) int64 {
 	return r.Sum("iotrace.write.bytes", "iotrace.source", source, "iotrace.device.id", device, "iotrace.cgroup.path", c.Path())
 }
 
-// Read is the bytes that a cgroup read from a device or mount (major:minor), by one source.
+// Read is the number of bytes that a cgroup read from a device or mount (major:minor),
+// by one source.
 func (r *Output) Read(source, device string, c *Cgroup) int64 {
 	return r.Sum("iotrace.read.bytes", "iotrace.source", source, "iotrace.device.id", device, "iotrace.cgroup.path", c.Path())
 }
@@ -321,8 +323,8 @@ func (r *Output) Table(source string) string {
 	return b.String()
 }
 
-// Lost adds up the counters of the status documents that say that something was
-// not counted or could not be named in the kernel.
+// Lost adds up the loss counters of the status documents: I/O that the BPF programs
+// did not count or could not name.
 func (r *Output) Lost() int64 {
 	var n int64
 	for _, v := range r.lost() {
@@ -361,8 +363,8 @@ func (r *Output) Equal(what string, got, want int64) {
 	}
 }
 
-// Within fails the scenario if got is further from want than one part in part;
-// it is for what the kernel itself rounds, such as read-ahead and metadata.
+// Within fails the scenario if got differs from want by more than want/part. It is
+// for amounts that the kernel itself rounds, such as read-ahead and metadata.
 func (r *Output) Within(what string, got, want, part int64) {
 	r.g.Helper()
 	if d := got - want; d > want/part || d < -want/part {
