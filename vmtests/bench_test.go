@@ -21,12 +21,12 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
 
-// TestBench is `make bench-vm`: what a guest can measure and the machine of
-// `make bench` cannot: peers that need kprobes, a disk that is nothing but the
-// block layer, NFS and FUSE, more processors. It writes its part of BENCHMARKS.md.
+// TestBench is `make bench-vm`. It measures in a guest what `make bench` cannot
+// measure on its machine: peers that need kprobes, a disk that is the block layer
+// alone, NFS and FUSE, more processors. It writes its part of BENCHMARKS.md.
 //
-// A guest may be emulated, and then everything in it is slow, in its own
-// proportions: what counts are ratios of programs that ran for the same I/Os.
+// An emulated guest is slow, and not evenly so: only ratios between programs that
+// ran for the same I/Os count.
 func TestBench(t *testing.T) {
 	all := suite{
 		image: "bench", memory: 1600, deadline: 40 * time.Minute,

@@ -14,7 +14,7 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
 
-// TestNFSDocker is the question as its askers have it: containers of two compose
+// TestNFSDocker asks the question that users ask: containers of two compose
 // projects write to Docker volumes of type nfs. Which project loads the server?
 func TestNFSDocker(t *testing.T) {
 	suite{
@@ -86,8 +86,8 @@ func nfsDockerVolume(g *guest.Guest) {
 		}
 		g.Exec("docker", "volume", "create", "--driver", "local", "--opt", "type=nfs",
 			"--opt", "o=addr=127.0.0.1,vers=4.2,rw,nosharecache", "--opt", "device=:/"+project, volume)
-		// Keeps the volume mounted: the engine unmounts it with its last container,
-		// and a mount that is gone when the interval ends has lost its name.
+		// It keeps the volume mounted: the engine unmounts a volume with its last
+		// container, and a mount that is gone when the interval ends has lost its name.
 		g.Exec("docker", "run", "--detach", "--name", project+"-idle-1", "--network", "none", "--volume", volume+":/data", "dd:test", "/bin/sleep", "100000")
 		g.Cleanup(func() { _, _ = g.Try("docker", "rm", "--force", project+"-idle-1") })
 		g.Exec("docker", "run", "--name", project+"-web-1", "--network", "none",

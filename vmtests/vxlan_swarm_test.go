@@ -16,11 +16,11 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
 
-// TestVXLANSwarm has a real engine in swarm mode do what vxlanLife and
-// vxlanRefused do by hand. Here the hooks tell of the engine's own refusals.
+// TestVXLANSwarm lets a real engine in swarm mode do what vxlanLife and
+// vxlanRefused do by hand. Here the hooks report the engine's own refused devices.
 func TestVXLANSwarm(t *testing.T) {
 	suite{
-		source:    "", // the table of kernels has TestVXLAN's
+		source:    "", // the table of kernels shows TestVXLAN's
 		image:     "docker",
 		memory:    2048,
 		deadline:  15 * time.Minute,

@@ -16,8 +16,8 @@ import (
 
 const mib = 1 << 20
 
-// TestBlock holds what is reported about block devices against /proc/diskstats
-// and against what real containers wrote and read.
+// TestBlock compares the rows of block devices with /proc/diskstats and with the
+// reads and writes of real containers.
 func TestBlock(t *testing.T) {
 	engine := enginetest.Start(t)
 	t.Run("StackedLoop", func(t *testing.T) { testStackedLoop(t, engine) })
@@ -36,8 +36,8 @@ func mkExt4() []string {
 	return []string{"mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"}
 }
 
-// testStackedLoop is the story of the 393 MB: 200 MiB written, once, however many
-// block devices lie on top of each other.
+// testStackedLoop writes 200 MiB through stacked block devices: they count once.
+// docker stats shows 393 MB.
 func testStackedLoop(t *testing.T, engine *enginetest.Engine) {
 	lower := newDisk(t, 900)
 	lower.format(t, mkExt4()...)
@@ -78,8 +78,8 @@ func testStackedLoop(t *testing.T, engine *enginetest.Engine) {
 	}
 }
 
-// testTwoProjects: buffered writes at the same time, written back by whoever
-// calls sync, are booked on who wrote.
+// testTwoProjects: two projects write into the page cache at the same time, and a
+// third process calls sync. The bytes belong to the writers.
 func testTwoProjects(t *testing.T, engine *enginetest.Engine) {
 	d := newDisk(t, 600)
 	d.format(t, mkExt4()...)
@@ -117,7 +117,7 @@ func testTwoProjects(t *testing.T, engine *enginetest.Engine) {
 		named += got.write
 	}
 	if rest := all.write - named; rest*100 >= all.write {
-		t.Errorf("%d of %d bytes are booked on nobody's project", rest, all.write)
+		t.Errorf("%d of %d bytes belong to no project", rest, all.write)
 	}
 	if t.Failed() {
 		dump(t, docs)
@@ -166,7 +166,7 @@ func testReads(t *testing.T, engine *enginetest.Engine) {
 	for _, how := range []string{"buffered", "direct", "mmap"} {
 		t.Run(how, func(t *testing.T) {
 			d.flush(t)
-			// Not drop_caches, which other tests on the machine would feel.
+			// Not drop_caches: it would affect other tests on the machine.
 			mustRun(t, "umount", d.mount)
 			mustRun(t, "mount", "-o", d.options, d.dev, d.mount)
 			d.flush(t)
@@ -247,7 +247,7 @@ func testHostileNames(t *testing.T, engine *enginetest.Engine) {
 	engine.Docker(t, append(args, "-v", d.mount+":/data", enginetest.Image,
 		"dd", "if=/dev/zero", "of=/data/evil", "bs=1M", "count=2", "conv=fsync")...)
 	d.flush(t)
-	docs := r.stop(t) // holds every line against its schema
+	docs := r.stop(t) // checks every line against its schema
 	if err := table.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
@@ -287,8 +287,8 @@ func testProcess(t *testing.T, engine *enginetest.Engine) {
 	}
 }
 
-// testEvents: one document per request, as many and as large as the kernel counted,
-// but for those that are told to be lost.
+// testEvents: one document per request, with the number and bytes that the kernel
+// counted, except those counted as lost.
 func testEvents(t *testing.T, engine *enginetest.Engine) {
 	d := newDisk(t, 200)
 	before := d.stat(t)
@@ -327,7 +327,7 @@ func testZram(t *testing.T, engine *enginetest.Engine) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		// Other mount namespaces let go of it a moment later than we do.
+		// Other mount namespaces release it a moment later.
 		enginetest.Poll(t, 30*time.Second, "zram0 is free", func() bool {
 			return os.WriteFile("/sys/block/zram0/reset", []byte("1"), 0o200) == nil
 		})
@@ -358,8 +358,8 @@ func testZram(t *testing.T, engine *enginetest.Engine) {
 	}
 }
 
-// testEngineStopped: numbers go on without names when the engine stops, and the
-// names come back with it.
+// testEngineStopped: rows continue without names when the engine stops, and the
+// names return with it.
 func testEngineStopped(t *testing.T, engine *enginetest.Engine) {
 	d := newDisk(t, 200)
 	d.format(t, mkExt4()...)
