@@ -25,16 +25,29 @@ func TestNFSDocker(t *testing.T) {
 	}.test(t)
 }
 
-// startDocker runs an engine without networks until the scenario's end.
+// startDocker runs an engine without networks until the scenario's end, with an
+// image of busybox.
 func startDocker(g *guest.Guest) {
 	g.Helper()
 	g.Modprobe("overlay")
+	startDockerd(g)
+	root := filepath.Join(g.TempDir(), "root")
+	g.Exec("mkdir", "-p", filepath.Join(root, "bin"))
+	g.Exec("cp", "/bin/busybox", filepath.Join(root, "bin/dd"))
+	g.Exec("cp", "/bin/busybox", filepath.Join(root, "bin/sleep"))
+	g.Exec("tar", "-C", root, "-cf", root+".tar", ".")
+	g.Exec("docker", "import", root+".tar", "dd:test")
+}
+
+// startDockerd runs dockerd without networks of its own until the scenario's end.
+func startDockerd(g *guest.Guest, args ...string) {
+	g.Helper()
 	log := filepath.Join(g.TempDir(), "dockerd.log")
 	f, err := os.Create(log)
 	if err != nil {
 		g.Fatal(err)
 	}
-	cmd := exec.Command("dockerd", "--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false")
+	cmd := exec.Command("dockerd", append([]string{"--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"}, args...)...)
 	cmd.Stdout, cmd.Stderr = f, f
 	if err := cmd.Start(); err != nil {
 		g.Fatal(err)
@@ -52,7 +65,7 @@ func startDocker(g *guest.Guest) {
 	})
 	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		if _, err := g.Try("docker", "version"); err == nil {
-			break
+			return
 		}
 		select {
 		case err := <-ended:
@@ -64,12 +77,6 @@ func startDocker(g *guest.Guest) {
 			g.Fatal("dockerd does not answer")
 		}
 	}
-	root := filepath.Join(g.TempDir(), "root")
-	g.Exec("mkdir", "-p", filepath.Join(root, "bin"))
-	g.Exec("cp", "/bin/busybox", filepath.Join(root, "bin/dd"))
-	g.Exec("cp", "/bin/busybox", filepath.Join(root, "bin/sleep"))
-	g.Exec("tar", "-C", root, "-cf", root+".tar", ".")
-	g.Exec("docker", "import", root+".tar", "dd:test")
 }
 
 func nfsDockerVolume(g *guest.Guest) {
