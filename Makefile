@@ -68,10 +68,10 @@ unit: ## the tests that need neither root nor anything installed (the others inc
 	$(GO) test ./...
 
 .PHONY: integration
-integration: ## the tests on this machine: real engines, servers, disks; needs root (AGAIN=3 tests may run a second time)
+integration: ## the tests on this machine: real engines, servers, disks; needs root (RERUN=3 reruns up to 3 failed tests)
 	vmtests/deps.sh test
-	$(SUDO) env "PATH=$$PATH" $(if $(AGAIN),$(GO) run $(GOTESTSUM) --format pkgname --rerun-fails=1 --rerun-fails-max-failures=$(AGAIN) --packages ./... --,$(GO) test) \
-		-p 1 -count=1 -timeout 30m -tags integration $(if $(AGAIN),,./...)
+	$(SUDO) env "PATH=$$PATH" $(if $(RERUN),$(GO) run $(GOTESTSUM) --format pkgname --rerun-fails=1 --rerun-fails-max-failures=$(RERUN) --packages ./... --,$(GO) test) \
+		-p 1 -count=1 -timeout 30m -tags integration $(if $(RERUN),,./...)
 
 GOTESTSUM := gotest.tools/gotestsum@v1.13.0
 
@@ -80,9 +80,9 @@ JOBS ?= $(shell expr $$(nproc) + 1)
 VMTEST = $(SUDO) env "PATH=$$PATH" $(GO) test -count=1 -tags vm -parallel $(JOBS) ./vmtests
 
 .PHONY: vmtest
-vmtest: ## the kernel matrix in QEMU (KERNEL=6.12 RUN=nfs for one, QUICK=1 for the main scenarios, JOBS=3 guests at once, AGAIN=3 of them may run a second time)
+vmtest: ## the kernel matrix in QEMU (KERNEL=6.12 RUN=nfs for one, QUICK=1 for the main scenarios, JOBS=3 guests at once, RERUN=3 reruns up to 3 guests with failures)
 	vmtests/deps.sh test
-	$(VMTEST) -timeout 180m $(if $(RUN),-run '(?i)^Test.*$(RUN)') -v -args $(if $(KERNEL),-kernel $(KERNEL)) $(if $(QUICK),-quick) $(if $(AGAIN),-again $(AGAIN))
+	$(VMTEST) -timeout 180m $(if $(RUN),-run '(?i)^Test.*$(RUN)') -v -args $(if $(KERNEL),-kernel $(KERNEL)) $(if $(QUICK),-quick) $(if $(RERUN),-rerun $(RERUN))
 
 .PHONY: vmtest-arm64
 vmtest-arm64: ## the matrix's scenarios on an arm64 guest, with the cross-built program (RUN, QUICK as above)
@@ -126,8 +126,8 @@ fuzz: ## every fuzz test with many inputs (FUZZTIME=80000x)
 test: ## every test there is, of the kernel matrix the main scenarios
 	$(MAKE) generate-check
 	$(MAKE) lint
-	$(MAKE) integration AGAIN=3
-	$(MAKE) vmtest QUICK=1 AGAIN=3
+	$(MAKE) integration RERUN=3
+	$(MAKE) vmtest QUICK=1 RERUN=3
 	$(MAKE) fuzz FUZZTIME=40000x
 
 .PHONY: clean

@@ -21,12 +21,12 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
 
-// TestBench is `make bench-vm`: what a guest can measure and the machine of
-// `make bench` cannot: peers that need kprobes, a disk that is nothing but the
-// block layer, NFS and FUSE, more processors. It writes its part of BENCHMARKS.md.
+// TestBench is `make bench-vm`. It measures in a guest what `make bench` cannot
+// measure on its machine: peers that need kprobes, a disk that is the block layer
+// alone, NFS and FUSE, more processors. It writes its part of BENCHMARKS.md.
 //
-// A guest may be emulated, and then everything in it is slow, in its own
-// proportions: what counts are ratios of programs that ran for the same I/Os.
+// An emulated guest is slow, and not evenly so: only ratios between programs that
+// ran for the same I/Os count.
 func TestBench(t *testing.T) {
 	all := suite{
 		image: "bench", memory: 1600, deadline: 40 * time.Minute,
@@ -80,7 +80,7 @@ func TestBench(t *testing.T) {
 		table(scale, "More processors: null_blk with a queue for each, a job of 4 KiB random writes on each\n"+
 			"| processors | `--latency=false` ns | `--events` ns | ratio | records lost | kernel memory of `--events` | CPU time of a drain |")
 	}
-	if t.Failed() || *flagScenario != "" { // a part is shown and not kept
+	if t.Failed() || *flagScenario != "" { // a partial run is shown, not written
 		t.Log("\n" + page.String())
 		return
 	}
@@ -132,7 +132,7 @@ type peer struct {
 	name  string
 	base  bool // the others are compared with it
 	cmd   *exec.Cmd
-	ready string // a file that it makes when it is attached; "" where it makes none
+	ready string // a file that it creates once attached, "" if it creates none
 	gone  chan struct{}
 	ns    map[string][]float64 // by workload
 }
@@ -193,7 +193,7 @@ func startPeers(g *guest.Guest, list []*peer) (up []*peer) {
 			case <-p.gone:
 				deadline = time.Time{}
 				continue
-			case <-time.After(250 * time.Millisecond): // between two looks
+			case <-time.After(250 * time.Millisecond): // between two polls
 			}
 			n := len(p.programs())
 			if n > 0 && n == seen && (p.ready == "" || exists(p.ready)) {
@@ -225,8 +225,8 @@ func (p *peer) stop() {
 	}
 }
 
-// charge runs a load, which returns how many I/Os it made, and notes what the
-// programs of each tool took for one of them, all added up.
+// charge runs a load, which returns its number of I/Os, and notes the time that the
+// programs of each tool took per I/O, in ns.
 func charge(g *guest.Guest, peers []*peer, what string, load func() uint64) {
 	g.Helper()
 	before := make([]map[string]progCost, len(peers))
@@ -246,8 +246,8 @@ func charge(g *guest.Guest, peers []*peer, what string, load func() uint64) {
 	}
 }
 
-// compare reports a row for each tool: its figure for each kind of load, and how
-// that compares with the one that is the base.
+// compare reports a row for each tool: its figure for each kind of load, and the
+// ratio to the base tool's figure.
 func compare(g *guest.Guest, table string, all, up []*peer, loads ...string) {
 	g.Helper()
 	var base *peer
@@ -280,7 +280,7 @@ func middle(list []float64) float64 {
 	return (s[len(s)/2] + s[(len(s)-1)/2]) / 2
 }
 
-// ourselves is iotrace-bpf for one source, in its modes.
+// ourselves returns iotrace-bpf for one source, in each of its modes.
 func ourselves(g *guest.Guest, source string) (list []*peer) {
 	for i, flags := range [][]string{{"--latency=false"}, nil, {"--events"}} {
 		ready := filepath.Join(g.TempDir(), "ready-"+strconv.Itoa(i))
@@ -313,7 +313,7 @@ func machine(g *guest.Guest) {
 
 const benchRounds = 5
 
-// nullBlock makes a disk that does nothing.
+// nullBlock makes a disk that completes requests and does nothing else.
 func nullBlock(g *guest.Guest, queues int) guest.Disk {
 	g.Helper()
 	g.Exec("modprobe", "null_blk", "nr_devices=1", "gb=1", "queue_mode=2", "submit_queues="+strconv.Itoa(queues))
@@ -321,7 +321,7 @@ func nullBlock(g *guest.Guest, queues int) guest.Disk {
 	return g.Disk("nullb0")
 }
 
-// randomly loads a disk and returns how many I/Os that were.
+// randomly loads a disk with random I/O and returns the number of I/Os.
 func randomly(g *guest.Guest, d guest.Disk, rw string, jobs int) uint64 {
 	g.Helper()
 	before := requests(g, d)
@@ -443,7 +443,7 @@ func benchScale(g *guest.Guest) {
 		lost.records, lost.records+lost.events, float64(memory)/(1<<20), 1000*drain)
 }
 
-// lossCounter counts the events in what the tracer prints, and those lost.
+// lossCounter counts the events and the lost events in the tracer's output.
 type lossCounter struct {
 	rest            []byte
 	events, records uint64
@@ -472,7 +472,7 @@ func (l *lossCounter) Write(p []byte) (int, error) {
 	}
 }
 
-// times is what a process has used so far.
+// times returns the CPU time that a process has used so far.
 func times(g *guest.Guest, p *peer) (user, system time.Duration) {
 	g.Helper()
 	_, rest, _ := strings.Cut(g.ReadFile(fmt.Sprintf("/proc/%d/stat", p.cmd.Process.Pid)), ") ")

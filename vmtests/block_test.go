@@ -13,8 +13,8 @@ import (
 )
 
 // TestBlock proves the block source: totals of every leaf device equal
-// /proc/diskstats to the byte and to the operation, and owners are right,
-// whatever file system, device stack or way of writing is used.
+// /proc/diskstats to the byte and to the operation, and owners are right for every
+// file system, device stack and way of writing.
 func TestBlock(t *testing.T) {
 	suite{
 		source: "block",
@@ -30,7 +30,7 @@ func TestBlock(t *testing.T) {
 			{name: "alternating_cut", run: blockAlternatingCut},
 			{name: "merged_bios", run: blockMergedBios},
 			{name: "removed", run: blockRemoved, smoke: true},
-			{name: "io_controller", run: blockIOController, cgroup: "v2", why: "only cgroup v2 has the io controller beside memory"},
+			{name: "io_controller", run: blockIOController, cgroup: "v2", why: "only cgroup v2 has io and memory controllers in one hierarchy"},
 			{name: "overlay", run: blockOverlay},
 			{name: "swap", run: blockSwap},
 			{name: "discard", run: blockDiscard},
@@ -50,9 +50,9 @@ func TestBlock(t *testing.T) {
 	}.test(t)
 }
 
-// blockTrace is a tracer whose totals are held against the kernel's.
+// blockTrace is a tracer whose totals are compared with the kernel's.
 type blockTrace struct {
-	*guest.Report
+	*guest.Output
 	g       *guest.Guest
 	tr      *guest.Tracer
 	disks   []guest.Disk
@@ -79,15 +79,15 @@ func (b *blockTrace) stats() (stats []guest.IOStats) {
 	return stats
 }
 
-// stop writes what is dirty, ends the tracer and compares the totals of every
-// leaf device. It returns what /proc/diskstats counted, by disk. A file system may
-// write of itself while the tracer starts or ends: then its total is between what
-// was counted from its start to its end and what was counted around it.
+// stop flushes dirty pages, ends the tracer and compares the totals of every leaf
+// device. It returns the counts of /proc/diskstats by disk. A file system may write
+// on its own while the tracer starts or ends. Its total then lies between two
+// counts: one taken while the tracer ran, one that includes its start and end.
 func (b *blockTrace) stop() []guest.IOStats {
 	b.g.Helper()
 	b.g.Sync()
 	truth := b.stats()
-	b.Report = b.tr.Stop()
+	b.Output = b.tr.Stop()
 	around := b.stats()
 	for i, d := range b.disks {
 		truth[i], around[i] = truth[i].Sub(b.before[i]), around[i].Sub(b.earlier[i])
@@ -100,8 +100,8 @@ func (b *blockTrace) stop() []guest.IOStats {
 			{"read.bytes", within.ReadBytes, most.ReadBytes},
 			{"read.ops", within.ReadOps, most.ReadOps},
 			{"write.bytes", within.WriteBytes, most.WriteBytes},
-			// diskstats counts a flush without data, which no driver is sent as a write,
-			// among the writes as well as among the flushes.
+			// diskstats counts a flush without data among both the writes and the flushes,
+			// although no driver receives it as a write.
 			{"write.ops", within.WriteOps - within.FlushOps, most.WriteOps},
 			{"discard.bytes", within.DiscardBytes, most.DiscardBytes},
 			{"discard.ops", within.DiscardOps, most.DiscardOps},
@@ -112,8 +112,8 @@ func (b *blockTrace) stop() []guest.IOStats {
 			}
 		}
 	}
-	// From 6.18 on the kernel skips the end of a request now and then: its row is right,
-	// its latency is told to be lost.
+	// From 6.18 on the kernel sometimes skips the program at the end of a request: the
+	// row is right, and the latency counts as lost.
 	if n := b.LostOf("latencies"); n != 0 && b.g.AtLeast(6, 18) {
 		b.g.Logf("the kernel skipped the ends of %d requests", n)
 	} else if n != 0 {
@@ -128,13 +128,13 @@ func (b *blockTrace) stop() []guest.IOStats {
 // wrote and read are the bytes of a cgroup at a leaf device.
 func (b *blockTrace) wrote(d guest.Disk, c *guest.Cgroup) int64 { return b.Written("block", d.ID(), c) }
 func (b *blockTrace) read(d guest.Disk, c *guest.Cgroup) int64 {
-	return b.Report.Read("block", d.ID(), c)
+	return b.Output.Read("block", d.ID(), c)
 }
 func (b *blockTrace) discarded(d guest.Disk, c *guest.Cgroup) int64 {
 	return b.Sum("iotrace.discard.bytes", "iotrace.cgroup.path", c.Path(), "iotrace.device.id", d.ID())
 }
 
-// Sizes that no block size divides and no two of which add up to a third.
+// No block size divides these sizes, and no two of them add up to a third.
 const (
 	sizeA = 8_000_009
 	sizeB = 5_000_011
@@ -148,13 +148,13 @@ func mountScratch(g *guest.Guest, d guest.Disk, fstype string) string {
 	dir := "/mnt/scratch"
 	options := ""
 	if fstype == "btrfs" {
-		options = "nodatasum" // checksums would be metadata of whoever wrote
+		options = "nodatasum" // checksums would count as the writer's metadata
 	}
 	d.MountAt(fstype, dir, options)
 	return dir
 }
 
-// blockDirect: direct I/O has no cache to blur anything, so owners are exact.
+// blockDirect: direct I/O bypasses the cache, so owners are exact.
 func blockDirect(g *guest.Guest) {
 	disks := []guest.Disk{g.NVMe(), g.Virtio()}
 	a, b := g.Cgroup("a"), g.Cgroup("b")
@@ -202,8 +202,8 @@ func blockURing(g *guest.Guest) {
 	t.Within("b wrote", t.wrote(d, b), sizeB, 100)
 }
 
-// blockFileSystem: two cgroups write into the page cache and read cold files;
-// a third process asks for everything to be written.
+// blockFileSystem: two cgroups write into the page cache and read cold files; a
+// third process calls sync.
 func blockFileSystem(fstype string) func(*guest.Guest) {
 	return func(g *guest.Guest) {
 		d := g.NVMe()
@@ -234,7 +234,7 @@ func blockFileSystem(fstype string) func(*guest.Guest) {
 	}
 }
 
-// blockOverwrite: the pages were cached by a, what is in them is b's.
+// blockOverwrite: a cached the pages, b wrote their contents.
 func blockOverwrite(g *guest.Guest) {
 	d := g.NVMe()
 	dir := mountScratch(g, d, "ext4")
@@ -254,7 +254,8 @@ func blockOverwrite(g *guest.Guest) {
 	}
 }
 
-// blockMmap: stores to a mapping are no system calls; the dirtier is found all the same.
+// blockMmap: stores to a mapping make no system call; the tracer finds the dirtier all
+// the same.
 func blockMmap(g *guest.Guest) {
 	d := g.NVMe()
 	dir := mountScratch(g, d, "ext4")
@@ -277,8 +278,8 @@ func blockMmap(g *guest.Guest) {
 	t.Within("a wrote", t.wrote(d, a), 3<<20, 100)
 }
 
-// blockAlternatingCut: the device takes 88 KiB at once, so that requests begin
-// in the midst of a vector as well.
+// blockAlternatingCut: the device takes at most 88 KiB per request, so some
+// requests begin in the middle of a vector.
 func blockAlternatingCut(g *guest.Guest) {
 	limit := "/sys/block/" + g.NVMe().Name + "/queue/max_sectors_kb"
 	before := g.ReadFile(limit)
@@ -295,10 +296,10 @@ func blockAlternating(g *guest.Guest) {
 	}
 }
 
-// Of each, a and b write so many chunks.
+// a and b write this many chunks each.
 const chunk, chunks = 64 << 10, 61
 
-// alternate returns how many requests there were.
+// alternate returns the number of requests.
 func alternate(g *guest.Guest) int64 {
 	g.Helper()
 	d := g.NVMe()
@@ -320,8 +321,8 @@ func alternate(g *guest.Guest) int64 {
 	return truth[0].WriteOps
 }
 
-// blockMergedBios: a and b write neighbouring sectors of a slow device at the
-// same time; the scheduler makes requests of bios of both.
+// blockMergedBios: a and b write neighbouring sectors of a slow device at the same
+// time; the scheduler merges bios of both into one request.
 func blockMergedBios(g *guest.Guest) {
 	g.Modprobe("mq-deadline")
 	g.Exec("modprobe", "null_blk", "nr_devices=1", "gb=1", "bs=512", "queue_mode=2", "submit_queues=1", "hw_queue_depth=1", "irqmode=2", "completion_nsec=20000000")
@@ -331,14 +332,14 @@ func blockMergedBios(g *guest.Guest) {
 	g.WriteFile("/sys/block/nullb0/queue/nr_requests", "256")
 	a, b := g.Cgroup("a"), g.Cgroup("b")
 	pa, pb := a.Process(), b.Process()
-	if g.CgroupV1() { // the kernel merges no bios of two cgroups of the io controller, and blkio is one
+	if g.CgroupV1() { // the kernel never merges bios of two io cgroups, and blkio is the io controller of v1
 		for _, p := range []*guest.Process{pa, pb} {
 			g.WriteFile("/sys/fs/cgroup/blkio/cgroup.procs", fmt.Sprint(p.PID()))
 		}
 	}
 	fa, fb := pa.Open(d.Path(), os.O_RDWR|guest.Direct), pb.Open(d.Path(), os.O_RDWR|guest.Direct)
 	t := traceBlock(g, d)
-	// On a busy machine the bursts may miss each other: another round then.
+	// On a busy machine the bursts may miss each other: then try another round.
 	const count = 101
 	writes := int64(0)
 	for round := 0; round < 20 && d.Stats().Sub(t.before[0]).WriteOps >= 2*writes; round++ {
@@ -374,8 +375,8 @@ func blockRemoved(g *guest.Guest) {
 	t.Within("removed cgroup wrote", t.wrote(d, c), sizeB, 100)
 }
 
-// blockIOController: with the io controller on, the bio has a cgroup of its own
-// and writeback is split by it.
+// blockIOController: with the io controller on, each bio carries a cgroup, and
+// writeback is split by cgroup.
 func blockIOController(g *guest.Guest) {
 	g.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", "+io")
 	g.Cleanup(func() { g.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", "-io") })
@@ -410,7 +411,7 @@ func blockOverlay(g *guest.Guest) {
 	fa := pa.Open(merged[a]+"/new", guest.Create)
 	fa.Write(0, sizeA)
 	fa.Close()
-	// Opening for writing copies the lower file up: read and written for b.
+	// Opening for writing copies the lower file up: b reads and writes it.
 	fb := pb.Open(merged[b]+"/big", os.O_RDWR)
 	fb.Write(0, 1)
 	fb.Close()
@@ -432,7 +433,8 @@ func blockSwap(g *guest.Guest) {
 	b.LimitMemory(20 << 20)
 	t := traceBlock(g, d)
 	ma.PageOut()
-	// More memory than b may have: some of it has to go, and comes back when touched.
+	// This is more memory than b may have: some of it is swapped out, and swapped in when
+	// touched.
 	mb := pb.Alloc(36 << 20)
 	mb.Touch()
 	truth := t.stop()
@@ -444,8 +446,8 @@ func blockSwap(g *guest.Guest) {
 	t.Within("b read", t.read(d, b), truth[0].ReadBytes, 100)
 }
 
-// blockDiscard: discards are counted apart, bytes as diskstats has them. They
-// have no pages and a kernel thread may issue them; who waits for them is known.
+// blockDiscard: discards count separately, with the bytes of diskstats. They have
+// no pages, and a kernel thread may issue them, but the waiting task is known.
 func blockDiscard(g *guest.Guest) {
 	d := g.Virtio()
 	a := g.Cgroup("a")
@@ -458,10 +460,10 @@ func blockDiscard(g *guest.Guest) {
 	t.Equal("a discarded", t.discarded(d, a), 13631488)
 }
 
-// blockDiscardCut: a device that takes little at once gets a chain of requests,
-// of which only the last is waited for. So do zeroes that it writes by itself.
-// What a kernel thread issued and the device had done before anybody waited stays
-// with the kernel; nothing goes to anybody else.
+// blockDiscardCut: a device with a small limit gets a chain of requests, and the
+// caller waits for the last one only. Zeroes that the device writes by itself are
+// split alike. Requests that a kernel thread issued and the device finished before
+// a task waited stay with the kernel. No other cgroup gets any of them.
 func blockDiscardCut(g *guest.Guest) {
 	d := scsiDebug(g, "lbpu=1", "lbpws=1", "unmap_max_blocks=2048", "write_same_length=2048")
 	a, b := g.Cgroup("a"), g.Cgroup("b")
@@ -475,7 +477,7 @@ func blockDiscardCut(g *guest.Guest) {
 	}
 	kernel := []string{"iotrace.owner", "kernel", "iotrace.device.id", d.ID()}
 	early, earlyZeroes := t.Sum("iotrace.discard.bytes", kernel...), t.Sum("iotrace.write.bytes", kernel...)
-	g.Logf("done before anybody waited: %d of %d bytes discarded, %d of %d zeroed", early, discarded, earlyZeroes, zeroed)
+	g.Logf("finished before a task waited: %d of %d bytes discarded, %d of %d zeroed", early, discarded, earlyZeroes, zeroed)
 	t.Equal("a and the kernel discarded", t.discarded(d, a)+early, discarded)
 	t.Equal("b and the kernel wrote", t.wrote(d, b)+earlyZeroes, zeroed)
 	if early > discarded/2 || earlyZeroes > zeroed/2 {
@@ -524,7 +526,7 @@ func scsiDebug(g *guest.Guest, options ...string) guest.Disk {
 }
 
 // blockRequeue: the driver refuses every third command; refused requests are
-// issued again and must not count twice.
+// reissued and must not count twice.
 func blockRequeue(g *guest.Guest) {
 	d := scsiDebug(g)
 	a := g.Cgroup("a")
@@ -543,8 +545,8 @@ func blockRequeue(g *guest.Guest) {
 	t.Equal("a read", t.read(d, a), 97*4096)
 }
 
-// blockErrors: a medium error ends a read half way; what the kernel counts as
-// done is what is counted.
+// blockErrors: a medium error ends a read half way; the tracer counts the bytes
+// that the kernel counts as done.
 func blockErrors(g *guest.Guest) {
 	d := scsiDebug(g, "opts=2") // medium error at sector 0x1234
 	a := g.Cgroup("a")
@@ -577,8 +579,8 @@ func blockNullBlk(g *guest.Guest) {
 	t.Equal("b read", t.read(d, b), 509*4096)
 }
 
-// stacked writes through a stack of devices and checks the leaves: owners right
-// at each, the stack in no total.
+// stacked writes through a stack of devices and checks the leaf devices: owners are
+// right at each, and no total includes the stack.
 func stacked(g *guest.Guest, top guest.Disk, leaves ...guest.Disk) {
 	g.Helper()
 	dir := mountScratch(g, top, "ext4")
@@ -590,8 +592,8 @@ func stacked(g *guest.Guest, top guest.Disk, leaves ...guest.Disk) {
 	fa.Write(0, sizeA)
 	fb.WriteBlocks(0, 1009*4096, 64<<10)
 	t.stop()
-	// The tracer's own total holds leaf devices only, whose rows have been held against
-	// diskstats. The root disk is one too; nothing writes to it.
+	// The tracer's own total includes leaf devices only, and their rows were already
+	// compared with diskstats. The root disk is a leaf too; nothing writes to it.
 	var want, got int64
 	for _, d := range leaves {
 		t.Within(d.Name+" a wrote", t.wrote(d, a), sizeA, 100)
@@ -642,7 +644,7 @@ func blockMDRaid1(g *guest.Guest) {
 		}
 	})
 	md := g.Disk("md0")
-	// Else the array writes its superblock some time after the last write.
+	// Otherwise the array writes its superblock some time after the last write.
 	g.WriteFile("/sys/block/md0/md/safe_mode_delay", "0")
 	stacked(g, md, disks...)
 }
@@ -683,7 +685,7 @@ func blockZram(g *guest.Guest) {
 	t.Equal("b wrote to the disk", t.wrote(d, b), 103*4096)
 }
 
-// blockManyGroups: with room for few groups the rest is still counted, as (other).
+// blockManyGroups: with room for few groups, all others still count, as (other).
 func blockManyGroups(g *guest.Guest) {
 	d := g.NVMe()
 	g.Sync()

@@ -14,17 +14,17 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
 
-// costRounds is how often a cost is measured. The least counts: a round in which
-// the guest lost its processor says nothing.
+// costRounds is the number of rounds of a measurement. The lowest value counts,
+// because in the other rounds the guest may have lost its processor.
 const costRounds = 5
 
-// measureCost returns what our programs take for a request, in nanoseconds by the
-// kernel's run statistics, which must be on. A round makes requests, and count
-// tells how many there were up to now. Of a request are the programs whose names
-// begin with one of prefixes; others that ran are told beside it.
+// measureCost returns the time that our programs take per request, in nanoseconds,
+// from the kernel's run statistics, which must be on. round makes requests, and
+// count returns the number of requests so far. Programs whose names begin with one
+// of prefixes belong to a request; the others are only logged.
 func measureCost(g *guest.Guest, prefixes []string, count func() int64, round func()) float64 {
 	g.Helper()
-	type share struct{ runs, ns float64 } // of a request
+	type share struct{ runs, ns float64 } // per request
 	least := map[string]share{}
 	for range costRounds {
 		before, n := programCosts(g), -count()
@@ -46,21 +46,21 @@ func measureCost(g *guest.Guest, prefixes []string, count func() int64, round fu
 	}
 	var total float64
 	for _, name := range slices.Sorted(maps.Keys(least)) {
-		s, note := least[name], "  (beside it)"
+		s, note := least[name], "  (not counted)"
 		if slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) }) {
 			total += s.runs * s.ns
 			note = ""
 		}
-		g.Logf("%-28s %5.2f runs for a request, %7.0f ns each%s", name, s.runs, s.ns, note)
+		g.Logf("%-28s %5.2f runs per request, %7.0f ns each%s", name, s.runs, s.ns, note)
 	}
 	if total == 0 {
 		g.Errorf("no program %q ever ran", prefixes)
 	}
-	g.Logf("all of a request's: %.0f ns", total)
+	g.Logf("total per request: %.0f ns", total)
 	return total
 }
 
-// blockCost measures direct writes of 4 KiB to a disk, to compare with.
+// blockCost measures direct writes of 4 KiB to a disk, as the base of comparisons.
 func blockCost(g *guest.Guest, disk guest.Disk) float64 {
 	g.Helper()
 	f := g.Cgroup("blockcost").Process().Open(disk.Path(), os.O_RDWR|guest.Direct)

@@ -1,14 +1,15 @@
 #!/bin/sh
-# Installs what iotrace-bpf is built and tested with. One list for developers'
-# machines, CI and the Vagrant boxes.
+# Installs the packages that build and test iotrace-bpf. This is the one list for
+# developers' machines, CI and the Vagrant boxes.
 #
-#   deps.sh build   what regenerates the BPF objects (go build needs Go alone)
+#   deps.sh build   the tools that regenerate the BPF objects (go build needs Go alone)
 #   deps.sh test    what the integration tests and the virtual machines need
-#   deps.sh guest   the programs that scenarios run, on a machine that stands in
-#                   for a guest (a Vagrant box)
+#   deps.sh guest   the programs that scenarios run, on a machine used in place of
+#                   a guest (a Vagrant box)
+#   deps.sh bench   the tools that make bench compares with
 #   deps.sh all     everything
 #
-# Nothing is done for what is installed already, so it is cheap to call always.
+# It skips installed packages, so calling it every time is cheap.
 set -eu
 
 what=${1:-all}
@@ -41,11 +42,11 @@ debian)
 	if wants test; then
 		packages="$packages qemu-system-x86 qemu-system-arm qemu-utils mmdebstrap kmod e2fsprogs xz-utils zstd debian-archive-keyring \
 			docker.io fio fuse3 iproute2 ruby vagrant"
-		# what the tests on this machine run: engines, file systems, servers, browsers
+		# programs of the tests on this machine: engines, file systems, servers, browsers
 		packages="$packages bpftool strace systemd busybox-static containerd runc podman conmon catatonit crun netavark aardvark-dns \
 			iptables procps psmisc bindfs sshfs openssh-server cryptsetup-bin dmsetup jq tmux unzip ca-certificates \
 			prometheus maven openjdk-17-jre-headless chromium fonts-dejavu-core fonts-noto-core fish zsh"
-		# virtiofsd: with QEMU up to Debian 12, a package of its own since
+		# virtiofsd: part of QEMU's package up to Debian 12, its own package since then
 		packages="$packages qemu-system-common"
 		if apt-cache show virtiofsd >/dev/null 2>&1; then packages="$packages virtiofsd"; fi
 	fi
@@ -100,8 +101,8 @@ debian)
 	$as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install -y --no-install-recommends $missing >&2
 	;;
 fedora)
-	# What a release does not have (btrfs on Rocky, bindfs) is left out; the
-	# scenario that wants it will say so.
+	# Packages that a release lacks (btrfs on Rocky, bindfs) are left out, and the
+	# scenario that needs one fails with a message.
 	$as_root dnf -q install -y --skip-unavailable $missing >&2 ||
 		$as_root dnf -q install -y --setopt=strict=0 $missing >&2
 	;;

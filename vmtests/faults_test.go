@@ -19,11 +19,11 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
 
-// TestFaults has things happen to the machine under load that no test may do to
-// its host. Totals equal /proc/diskstats all the same.
+// TestFaults injects faults under load that no test may inject on its host. Totals
+// must still equal /proc/diskstats.
 func TestFaults(t *testing.T) {
 	suite{
-		// No source of its own: these are no promises about kernels.
+		// It has no source: these scenarios make no promises about kernels.
 		scenarios: []scenario{
 			{name: "cpu_hotplug", run: faultsHotplug},
 			{name: "clock_step", run: faultsClock},
@@ -56,7 +56,7 @@ func startLoad(g *guest.Guest, d guest.Disk) *load {
 	return l
 }
 
-// rawWrites does not wait for the disk to be idle, which it is not.
+// rawWrites does not wait for an idle disk: under load the disk is never idle.
 func rawWrites(g *guest.Guest, d guest.Disk) int64 {
 	g.Helper()
 	var n int64
@@ -69,7 +69,7 @@ func rawWrites(g *guest.Guest, d guest.Disk) int64 {
 	return n
 }
 
-// more waits until so many more writes are done.
+// more waits until n more writes are done.
 func (l *load) more(d guest.Disk, n int64) {
 	l.g.Helper()
 	before := rawWrites(l.g, d)
@@ -121,8 +121,8 @@ func faultsClock(g *guest.Guest) {
 	}
 }
 
-// faultsModule: a driver is taken away with its disk, while the tracer looks at
-// what the disk did, and comes again.
+// faultsModule: a driver is unloaded with its disk while the tracer reads the
+// disk's counts, and then loaded again.
 func faultsModule(g *guest.Guest) {
 	scratch := g.NVMe()
 	t := traceBlock(g, scratch)
@@ -138,32 +138,33 @@ func faultsModule(g *guest.Guest) {
 	l.stop()
 	g.Sync()
 	truth := scratch.Stats().Sub(t.before[0])
-	t.Report = t.tr.Stop()
+	t.Output = t.tr.Stop()
 	t.Equal("written to the disk that stays", t.Sum("iotrace.write.bytes", "iotrace.source", "block", "iotrace.device.id", scratch.ID()), truth.WriteBytes)
-	// One disk's completion may interrupt the other's, and is skipped then.
+	// One disk's completion may interrupt the other's; then the kernel skips its program.
 	if n := t.Lost() - t.LostOf("latencies"); n != 0 {
-		g.Errorf("more was lost than latencies: %s", t.LostWhat())
+		g.Errorf("lost something other than latencies: %s", t.LostWhat())
 	}
 	got := t.Sum("iotrace.write.bytes", "iotrace.source", "block", "iotrace.device.name", "nullb0")
 	if got != wrote {
-		// A disk that is gone before its first report has a number and no name.
+		// A disk that is gone before the end of its first interval has a number and no name.
 		got = t.Sum("iotrace.write.bytes", "iotrace.source", "block") - t.Sum("iotrace.write.bytes", "iotrace.source", "block", "iotrace.device.id", scratch.ID())
 	}
 	t.Equal("written to disks that are gone", got, wrote)
 }
 
-// nobody is a run of the tracer as an ordinary user with these capabilities.
-func nobody(g *guest.Guest, dir string, caps []uintptr, args ...string) *exec.Cmd {
+// asUser returns a command that runs the tracer as an ordinary user with these
+// capabilities.
+func asUser(g *guest.Guest, dir string, caps []uintptr, args ...string) *exec.Cmd {
 	cmd := exec.Command(g.Tool(), append([]string{"--output", "ndjson", "--verbose"}, args...)...)
 	cmd.Dir = dir
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}, AmbientCaps: caps}
 	return cmd
 }
 
-// faultsPrivilege: the capabilities of the unit that is shipped are enough for
-// every source, and with fewer it says what is missing.
+// faultsPrivilege: the capabilities of the shipped unit are enough for every
+// source. With fewer, the tracer names the missing one.
 func faultsPrivilege(g *guest.Guest) {
-	if !g.AtLeast(5, 11) { // maps count as locked memory there; LimitMEMLOCK= of the unit does the same
+	if !g.AtLeast(5, 11) { // maps count as locked memory on this kernel; the unit sets LimitMEMLOCK= for it
 		var limit unix.Rlimit
 		if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &limit); err != nil {
 			g.Fatal(err)
@@ -185,7 +186,7 @@ func faultsPrivilege(g *guest.Guest) {
 		g.Fatal(err)
 	}
 	refused := func(source, hint string, caps ...uintptr) {
-		out, err := nobody(g, dir, caps, "--source", source, "--vxlan=false", "0.1", "1").CombinedOutput()
+		out, err := asUser(g, dir, caps, "--source", source, "--vxlan=false", "0.1", "1").CombinedOutput()
 		var exit *exec.ExitError
 		_, hints, _ := strings.Cut(string(out), "hint: ")
 		if !errors.As(err, &exit) || exit.ExitCode() != 3 || !strings.Contains(hints, hint) {
@@ -207,7 +208,8 @@ func faultsPrivilege(g *guest.Guest) {
 		g.Run(c.source, func(t *testing.T) {
 			device, file := c.open()
 			if c.source == "fuse" && !g.AtLeast(6, 12) {
-				// No tracepoints there, and Debian lets no kprobe be made without CAP_SYS_ADMIN, unless told so.
+				// These kernels have no tracepoints for FUSE, and Debian's default forbids kprobes
+				// without CAP_SYS_ADMIN.
 				refused("fuse", "perf_event_paranoid", unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_DAC_READ_SEARCH)
 				g.Knob("/proc/sys/kernel/perf_event_paranoid", "2")
 			}
@@ -215,7 +217,7 @@ func faultsPrivilege(g *guest.Guest) {
 			a := g.Cgroup("a")
 			p := a.Process()
 			ready := filepath.Join(dir, "ready-"+c.source)
-			cmd := nobody(g, dir, []uintptr{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_DAC_READ_SEARCH},
+			cmd := asUser(g, dir, []uintptr{unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_DAC_READ_SEARCH},
 				"--source", c.source, "--by", "cgroup,device", "--vxlan=false", "--interval", "200ms", "--ready-file", ready)
 			var stdout, stderr strings.Builder
 			cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -248,7 +250,7 @@ func faultsPrivilege(g *guest.Guest) {
 			if err := <-gone; err != nil {
 				t.Fatalf("tracer: %v\n%s", err, stderr.String())
 			}
-			r, err := guest.ParseReport([]byte(stdout.String()))
+			r, err := guest.ParseOutput([]byte(stdout.String()))
 			if err != nil {
 				t.Fatal(err)
 			}

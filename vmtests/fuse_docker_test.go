@@ -12,8 +12,8 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
 
-// TestFUSEDocker has containers of two compose projects write to a directory that
-// a FUSE file system of somebody else's answers for.
+// TestFUSEDocker lets containers of two compose projects write to a directory on
+// bindfs, a FUSE file system that is not ours.
 func TestFUSEDocker(t *testing.T) {
 	suite{
 		image:     "docker",
@@ -23,8 +23,8 @@ func TestFUSEDocker(t *testing.T) {
 	}.test(t)
 }
 
-// dockerDD lets a container of a compose project write a file of so many bytes to
-// what is mounted at /data.
+// dockerDD lets a container of a compose project write a file of this size, in
+// bytes, to the mount at /data.
 func dockerDD(g *guest.Guest, project string, bytes, block int64, mounts ...string) {
 	g.Helper()
 	g.Cleanup(func() { _, _ = g.Try("docker", "rm", "--force", project+"-web-1") })
@@ -88,8 +88,8 @@ func fuseDockerBind(g *guest.Guest) {
 			if pid := doc.Int("iotrace.fuse.daemon.pid"); pid != int64(d.Process.Pid) {
 				g.Errorf("project %q: the daemon is process %d, want %d", project, pid, d.Process.Pid)
 			}
-			// Where the container has it, or the host: the engine tells of a container's
-			// mounts after its labels.
+			// This is the path in the container or on the host: the engine reports a
+			// container's mounts later than its labels.
 			if at := doc.String("iotrace.mount.point"); at != "/data" && at != target {
 				g.Errorf("project %q: mounted at %q, want /data or %q", project, at, target)
 			}

@@ -13,9 +13,9 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
 
-// TestFUSE proves the fuse source: totals of a mount equal what its daemon was
-// asked to read and write, to the byte and to the operation, and owners are
-// right to the byte, however a file is read or written.
+// TestFUSE proves the fuse source: totals of a mount equal its daemon's count of
+// reads and writes, to the byte and to the operation, and owners are right to the
+// byte for every way to read or write a file.
 func TestFUSE(t *testing.T) {
 	suite{
 		source: "fuse",
@@ -58,8 +58,8 @@ func TestFUSE(t *testing.T) {
 			{name: "passthrough", run: fusePassthrough, since: "6.12", why: "FUSE passthrough came with 6.9"},
 			{name: "over_io_uring", run: fuseOverURing(false), since: "6.18", why: "FUSE over io_uring came with 6.14"},
 			{name: "over_io_uring_write_back", run: fuseOverURing(true), since: "6.18", why: "FUSE over io_uring came with 6.14"},
-			{name: "module", run: fuseModule, before: "6.12", why: "from 6.12 on Debian builds FUSE in"},
-			{name: "module_at_once", run: fuseModuleAtOnce, before: "6.12", why: "from 6.12 on Debian builds FUSE in"},
+			{name: "module", run: fuseModule, before: "6.12", why: "Debian builds FUSE into the kernel from 6.12 on"},
+			{name: "module_at_once", run: fuseModuleAtOnce, before: "6.12", why: "Debian builds FUSE into the kernel from 6.12 on"},
 			{name: "cost", run: fuseCost},
 			{name: "bindfs", run: fuseBindfs},
 			{name: "sshfs", run: fuseSSHFS},
@@ -67,15 +67,16 @@ func TestFUSE(t *testing.T) {
 	}.test(t)
 }
 
-// fuseTrace is a tracer whose totals are held against the daemon's.
+// fuseTrace is a tracer whose totals are compared with the daemon's.
 type fuseTrace struct {
-	*guest.Report
+	*guest.Output
 	g      *guest.Guest
 	m      *guest.FUSEMount
 	id     string
 	tr     *guest.Tracer
 	before guest.FUSECount // once the tracer was ready
-	// earlier is before it was started, where requests may have come in between.
+	// earlier is the count before the tracer started, if requests may have come in
+	// between.
 	earlier guest.FUSECount
 }
 
@@ -88,7 +89,7 @@ func traceFUSE(g *guest.Guest, m *guest.FUSEMount, args ...string) *fuseTrace {
 	return t
 }
 
-// stop writes what is dirty, ends the tracer and compares the totals.
+// stop flushes dirty pages, ends the tracer and compares the totals.
 func (t *fuseTrace) stop() guest.FUSECount {
 	t.g.Helper()
 	t.g.Sync()
@@ -106,15 +107,15 @@ func (t *fuseTrace) stop() guest.FUSECount {
 			t.Equal(fmt.Sprintf("%s against the daemon, %d to %d", c.field, c.least, c.most), n, c.least)
 		}
 	}
-	t.Equal("bytes of nobody", t.Sum("iotrace.write.bytes", "iotrace.device.id", t.id, "iotrace.owner", "unattributed")+
+	t.Equal("unattributed bytes", t.Sum("iotrace.write.bytes", "iotrace.device.id", t.id, "iotrace.owner", "unattributed")+
 		t.Sum("iotrace.read.bytes", "iotrace.device.id", t.id, "iotrace.owner", "unattributed"), 0)
 	t.lossless()
 	return truth
 }
 
-// lossless wants nothing to have been lost. Runs that the kernel skipped, as it does
-// from 6.18 on now and then, are shown: totals are right without those that nothing
-// stands in for, which note who submitted a request and who made a page dirty.
+// lossless fails if anything was lost. From 6.18 on the kernel sometimes skips runs,
+// and lossless logs them: totals stay right, because programs without a redundant
+// one only note who submitted a request and who made a page dirty.
 func (t *fuseTrace) lossless() {
 	t.g.Helper()
 	for _, d := range t.Docs {
@@ -122,7 +123,7 @@ func (t *fuseTrace) lossless() {
 			switch {
 			case !strings.HasPrefix(key, "iotrace.lost.") || d.Int(key) == 0:
 			case key == "iotrace.lost.misses" && t.g.AtLeast(6, 18):
-				t.g.Logf("the kernel skipped %d runs of programs that nothing stood in for", d.Int(key))
+				t.g.Logf("the kernel skipped %d runs of programs without a redundant one", d.Int(key))
 			default:
 				t.g.Errorf("tracer lost something: %s is %d", key, d.Int(key))
 			}
@@ -131,9 +132,9 @@ func (t *fuseTrace) lossless() {
 }
 
 // end ends the tracer and compares nothing.
-func (t *fuseTrace) end() { t.g.Helper(); t.Report = t.tr.Stop() }
+func (t *fuseTrace) end() { t.g.Helper(); t.Output = t.tr.Stop() }
 
-// sum is what all owners have of a field.
+// sum adds a field up over all owners.
 func (t *fuseTrace) sum(field string) int64 {
 	return t.Sum("iotrace."+field, "iotrace.source", "fuse", "iotrace.level", "wire", "iotrace.device.id", t.id)
 }
@@ -151,7 +152,7 @@ func (t *fuseTrace) at(level, field string, c *guest.Cgroup) int64 {
 	return t.Sum("iotrace."+field, "iotrace.source", "fuse", "iotrace.level", level, "iotrace.device.id", t.id, "iotrace.cgroup.path", c.Path())
 }
 
-// owns wants bytes of a cgroup, read and written, exactly.
+// owns fails unless a cgroup read and wrote exactly these bytes.
 func (t *fuseTrace) owns(name string, c *guest.Cgroup, read, write int64) {
 	t.g.Helper()
 	t.Equal(name+" read", t.of("read.bytes", c), read)
@@ -162,12 +163,12 @@ func (t *fuseTrace) errors(c *guest.Cgroup) int64 {
 	return t.of("read.errors", c) + t.of("write.errors", c) + t.of("metadata.errors", c)
 }
 
-// failed wants requests of a cgroup to have failed. A call that fails need not
-// come as far as its read or write: write(2) asks for an extended attribute first.
+// failed fails unless requests of a cgroup failed. A failing call may not reach its
+// read or write: write(2) asks for an extended attribute first.
 func (t *fuseTrace) failed(name string, c *guest.Cgroup) {
 	t.g.Helper()
 	if n := t.errors(c); n < 1 {
-		t.g.Errorf("%s shows %d errors, want one at least", name, n)
+		t.g.Errorf("%s shows %d errors, want at least one", name, n)
 	}
 }
 
@@ -212,9 +213,9 @@ func fuseDirect(o guest.FUSEOptions) func(*guest.Guest) {
 	}
 }
 
-// fuseAnswered: many small requests that somebody waits for, one right after the
-// other. Where the daemon answers before the caller fell asleep, the next request
-// begins while the end of the one before is still being told.
+// fuseAnswered: many small synchronous requests, one right after the other. If the
+// daemon answers before the caller sleeps, the next request begins while the tracer
+// still handles the end of the previous one.
 func fuseAnswered(g *guest.Guest) {
 	const block, blocks = 4096, 401
 	m := g.FUSE(guest.FUSEOptions{})
@@ -240,8 +241,8 @@ func fuseAnswered(g *guest.Guest) {
 	}
 }
 
-// fuseReads: cold reads in blocks, by sendfile and direct; each file is read by
-// one cgroup and at its end less comes than was asked for.
+// fuseReads: cold reads in blocks, by sendfile and direct; one cgroup reads each
+// file, and the last read of a file returns fewer bytes than requested.
 func fuseReads(o guest.FUSEOptions) func(*guest.Guest) {
 	return func(g *guest.Guest) {
 		m := g.FUSE(o)
@@ -301,9 +302,9 @@ func fuseMapped(o guest.FUSEOptions) func(*guest.Guest) {
 		mb.Store()
 		ma.Msync()
 		truth := t.stop()
-		// What was not there had to be read first, page by page or ahead.
-		// A page that is flushed while it is being filled goes out twice: the daemon
-		// knows which file it was, and no page can be missing.
+		// The kernel first reads missing pages, one by one or by read-ahead. A page that
+		// is flushed while a program fills it is written twice. The daemon counts by
+		// file, and no page may be missing.
 		for c, w := range map[*guest.Cgroup]struct {
 			file string
 			size int64
@@ -365,7 +366,8 @@ func fuseShared(g *guest.Guest) {
 	t.owns("c", c, 0, turns*page)
 }
 
-// fuseTurns: a and b overwrite the same pages one after the other, flushed in between.
+// fuseTurns: a and b overwrite the same pages one after the other, with a flush in
+// between.
 func fuseTurns(g *guest.Guest) {
 	g.HoldWriteback()
 	m := g.FUSE(guest.FUSEOptions{Writeback: true, KeepCache: true})
@@ -384,8 +386,8 @@ func fuseTurns(g *guest.Guest) {
 	t.owns("b", b, 0, 3<<20)
 }
 
-// fuseLoop: a file on FUSE is the disk below a loop device. The loop driver's
-// thread reads and writes it for whoever uses the device.
+// fuseLoop: a loop device keeps its disk in a file on FUSE. The loop driver's
+// thread reads and writes that file for the device's users.
 func fuseLoop(g *guest.Guest) {
 	g.HoldWriteback()
 	m := g.FUSE(guest.FUSEOptions{})
@@ -401,21 +403,22 @@ func fuseLoop(g *guest.Guest) {
 	t := traceFUSE(g, m, "--source", "block")
 	pa.Open(loop, os.O_RDWR|guest.Direct).WriteBlocks(0, 2<<20, 64<<10)
 	pb.Open(loop, os.O_RDWR|guest.Direct).ReadBlocks(8<<20, 1<<20, 64<<10)
-	g.Eventually("reports", func() bool { return reports(t.tr.Now()) > 4 })
+	g.Eventually("intervals", func() bool { return intervals(t.tr.Now()) > 4 })
 	truth := t.stop()
 	t.owns("a", a, 0, 2<<20)
 	t.Equal("b wrote", t.of("write.bytes", b), 0)
-	// The file is read ahead of what b asked for.
+	// The kernel reads the file ahead of b's requests.
 	t.Equal("b read", t.of("read.bytes", b), truth.ReadBytes)
-	// The loop driver asks the daemon which file that is; attributes last a second here.
+	// The tracer asks for the loop device's file, and so the driver asks the daemon for
+	// attributes, which are cached for a second here.
 	n := t.Sum("iotrace.metadata.ops", "iotrace.source", "fuse", "iotrace.device.id", t.id, "iotrace.cgroup.path", "/driver")
 	if n > 2 {
 		g.Errorf("the tracer itself made %d requests to the daemon", n)
 	}
 }
 
-// fuseLoopHangs: a loop device over a file of a daemon that does not answer holds
-// up neither the tracer's start nor its reports.
+// fuseLoopHangs: a loop device over a file of a daemon that does not answer delays
+// neither the tracer's start nor its intervals.
 func fuseLoopHangs(g *guest.Guest) {
 	m := g.FUSE(guest.FUSEOptions{})
 	a, stuck := g.Cgroup("a").Process(), g.Cgroup("stuck").Process()
@@ -425,7 +428,7 @@ func fuseLoopHangs(g *guest.Guest) {
 	disk := g.NVMe()
 	m.Suspend()
 	g.Cleanup(m.Resume)
-	// Pages are in the cache: it waits once the file's attributes are asked for.
+	// Pages are cached: a read waits only once the file's attributes are stale.
 	var enough atomic.Bool
 	read := make(chan struct{})
 	go func() {
@@ -437,12 +440,12 @@ func fuseLoopHangs(g *guest.Guest) {
 	g.Eventually("attributes stale", stuck.Waiting)
 	tr := g.Trace("--by", "cgroup,device")
 	a.Open(disk.Path(), os.O_RDWR|guest.Direct).WriteBlocks(0, 1<<20, 64<<10)
-	seen := func(r *guest.Report) int64 {
+	seen := func(r *guest.Output) int64 {
 		return r.Sum("iotrace.write.bytes", "iotrace.device.id", disk.ID(), "iotrace.source", "block")
 	}
-	g.Eventually("a report while the daemon hangs", func() bool { return seen(tr.Now()) == 1<<20 })
-	before := reports(tr.Now())
-	g.Eventually("more reports", func() bool { return reports(tr.Now()) > before+1 })
+	g.Eventually("an interval while the daemon hangs", func() bool { return seen(tr.Now()) == 1<<20 })
+	before := intervals(tr.Now())
+	g.Eventually("more intervals", func() bool { return intervals(tr.Now()) > before+1 })
 	r := tr.Stop()
 	r.Equal("written", seen(r), 1<<20)
 	enough.Store(true)
@@ -450,8 +453,8 @@ func fuseLoopHangs(g *guest.Guest) {
 	<-read
 }
 
-// reports is how many intervals were reported.
-func reports(r *guest.Report) int {
+// intervals returns the number of intervals in the output.
+func intervals(r *guest.Output) int {
 	n := 0
 	for _, d := range r.Docs {
 		if d.String("event.dataset") == "iotrace.status" {
@@ -461,10 +464,10 @@ func reports(r *guest.Report) int {
 	return n
 }
 
-// fuseLibaio: many requests at once, which complete when nobody of the caller's runs.
+// fuseLibaio: many requests in flight, which complete while the caller does not run.
 func fuseLibaio(o guest.FUSEOptions) func(*guest.Guest) {
 	return func(g *guest.Guest) {
-		o.Background = 4 // fewer than are submitted: the rest waits for the daemon
+		o.Background = 4 // fewer than are submitted: the others wait for the daemon
 		m := g.FUSE(o)
 		a, b := g.Cgroup("a"), g.Cgroup("b")
 		pa := a.Process()
@@ -534,7 +537,8 @@ func fuseWaiting(g *guest.Guest) {
 	t.owns("daemon", m.Daemon, 0, 0)
 }
 
-// fuseCopy: the daemon copies by itself; what it copied was written for the caller.
+// fuseCopy: the daemon copies by itself, and the copied bytes count as written by the
+// caller.
 func fuseCopy(g *guest.Guest) {
 	m := g.FUSE(guest.FUSEOptions{})
 	a := g.Cgroup("a")
@@ -550,7 +554,7 @@ func fuseCopy(g *guest.Guest) {
 	t.owns("a", a, 0, sizeC)
 }
 
-// fuseFsync: b asks for what a wrote to be flushed; the bytes are a's, the flush is b's.
+// fuseFsync: b flushes the file that a wrote; the bytes are a's, the flush is b's.
 func fuseFsync(g *guest.Guest) {
 	g.HoldWriteback()
 	m := g.FUSE(guest.FUSEOptions{Writeback: true, KeepCache: true})
@@ -587,7 +591,7 @@ func fuseRemoved(g *guest.Guest) {
 	t.owns("removed cgroup", c, 0, sizeB)
 }
 
-// fuseBeforeStart: pages were made dirty, and files opened, before the tracer was there.
+// fuseBeforeStart: pages became dirty and files were opened before the tracer started.
 func fuseBeforeStart(g *guest.Guest) {
 	g.HoldWriteback()
 	m := g.FUSE(guest.FUSEOptions{Writeback: true, KeepCache: true})
@@ -600,7 +604,7 @@ func fuseBeforeStart(g *guest.Guest) {
 	t.earlier = earlier
 	fb.Write(3<<20, sizeC)
 	t.stop()
-	// The kernel may have flushed some before the tracer came, or while it came.
+	// The kernel may have flushed some pages before or during the tracer's start.
 	t.Equal("a read", t.of("read.bytes", a), 0)
 	if n := t.of("write.bytes", a); n < 3<<20-t.before.WriteBytes || n > 3<<20-t.earlier.WriteBytes {
 		g.Errorf("a wrote %d, want %d to %d", n, 3<<20-t.before.WriteBytes, 3<<20-t.earlier.WriteBytes)
@@ -632,7 +636,7 @@ func fuseSmallFiles(g *guest.Guest) {
 	t.stop()
 	t.owns("a", a, 0, files*101)
 	t.owns("b", b, 0, files/10*4099)
-	// A file is looked up, created and released at least.
+	// Each file has at least a lookup, a create and a release.
 	if n := t.of("metadata.ops", a); n < 3*files {
 		g.Errorf("%d metadata operations for %d new files", n, files)
 	}
@@ -663,8 +667,8 @@ func fuseManyCgroups(g *guest.Guest) {
 	}
 }
 
-// fuseKilled: the daemon is killed while requests wait for it. They are errors
-// of whoever asked, and no bytes.
+// fuseKilled: the daemon is killed while requests wait for it. They count as errors
+// of the requesting cgroup, and as no bytes.
 func fuseKilled(g *guest.Guest) {
 	m := g.FUSE(guest.FUSEOptions{})
 	a, b := g.Cgroup("a"), g.Cgroup("b")
@@ -699,8 +703,8 @@ func fuseKilled(g *guest.Guest) {
 	t.Equal("errors of the daemon", t.errors(m.Daemon), 0)
 }
 
-// fuseKilledWriteBack: the daemon dies with pages still dirty. What is flushed
-// then fails, on account of who wrote it.
+// fuseKilledWriteBack: the daemon dies while pages are dirty. Their flush fails,
+// and the errors belong to the writer.
 func fuseKilledWriteBack(g *guest.Guest) {
 	g.HoldWriteback()
 	m := g.FUSE(guest.FUSEOptions{Writeback: true})
@@ -727,7 +731,7 @@ func fuseKilledWriteBack(g *guest.Guest) {
 	t.failed("a", a)
 }
 
-// fuseAborted: a mount that hangs is unmounted by force, and mounted anew.
+// fuseAborted: a mount that hangs is unmounted by force, and mounted again.
 func fuseAborted(g *guest.Guest) {
 	m := g.FUSE(guest.FUSEOptions{})
 	a := g.Cgroup("a")
@@ -748,10 +752,10 @@ func fuseAborted(g *guest.Guest) {
 	pa.Exit()
 	m.Resume()
 	g.Unmount(m.Target)
-	again := g.FUSE(guest.FUSEOptions{})
+	second := g.FUSE(guest.FUSEOptions{})
 	pb := a.Process()
-	pb.Open(again.File("b"), guest.Create).Write(0, sizeB)
-	id := again.ID()
+	pb.Open(second.File("b"), guest.Create).Write(0, sizeB)
+	id := second.ID()
 	t.end()
 	t.owns("a", a, 0, map[bool]int64{true: sizeC + sizeB, false: sizeC}[id == t.id])
 	t.Equal("a on the second mount", t.Sum("iotrace.write.bytes", "iotrace.device.id", id, "iotrace.cgroup.path", a.Path()),
@@ -776,7 +780,8 @@ func fuseProcess(g *guest.Guest) {
 	}
 }
 
-// fuseMountNamed: a row by mount says what is mounted, where, and who answers for it.
+// fuseMountNamed: a row by mount names the mounted file system, its path and its
+// daemon.
 func fuseMountNamed(g *guest.Guest) {
 	m := g.FUSE(guest.FUSEOptions{})
 	pa := g.Cgroup("a").Process()
@@ -802,7 +807,7 @@ func fuseEvents(g *guest.Guest) {
 	fa := pa.Open(m.File("a"), guest.Create|guest.Direct)
 	fa.WriteBlocks(1<<20, 10*64<<10, 64<<10)
 	fa.Close()
-	writes := func(r *guest.Report) (docs []guest.Doc) {
+	writes := func(r *guest.Output) (docs []guest.Doc) {
 		for _, d := range r.Docs {
 			if d.String("event.dataset") == "iotrace.event" && d.String("iotrace.device.id") == id && d.String("event.action") == "write" {
 				docs = append(docs, d)
@@ -834,8 +839,8 @@ func fuseEvents(g *guest.Guest) {
 	}
 }
 
-// fuseApplication: what programs read and write, beside what the daemon is asked
-// for. Reads from the cache show at the one level only.
+// fuseApplication: compares the programs' reads and writes with the requests to the
+// daemon. Reads from the cache appear at the application level only.
 func fuseApplication(g *guest.Guest) {
 	m := g.FUSE(guest.FUSEOptions{KeepCache: true})
 	a, b := g.Cgroup("a"), g.Cgroup("b")
@@ -864,8 +869,9 @@ func fuseApplication(g *guest.Guest) {
 	t.Equal("b's wire read", t.at("wire", "read.bytes", b), sizeC)
 }
 
-// fusePassthrough: the kernel reads and writes the file below by itself. There
-// is no request, and so nothing at wire level; the application level shows it.
+// fusePassthrough: the kernel reads and writes the backing file by itself. There is
+// no request, so the wire level shows nothing; the application level shows the
+// bytes.
 func fusePassthrough(g *guest.Guest) {
 	g.NVMe().Format("ext4")
 	g.NVMe().MountAt("ext4", "/mnt/backing", "")
@@ -885,8 +891,8 @@ func fusePassthrough(g *guest.Guest) {
 	t.Equal("b's application read", t.at("app", "read.bytes", b), sizeA)
 }
 
-// fuseOverURing: requests come to the daemon as completions of its ring; those
-// in the background pass no tracepoint when they are sent.
+// fuseOverURing: requests come to the daemon as completions of its ring; background
+// requests hit no tracepoint when they are sent.
 func fuseOverURing(writeback bool) func(*guest.Guest) {
 	return func(g *guest.Guest) {
 		g.HoldWriteback()
@@ -920,8 +926,8 @@ func fuseOverURing(writeback bool) func(*guest.Guest) {
 	}
 }
 
-// fuseCost lets the kernel measure the programs: what a request costs, beside what
-// a request to a disk does. Emulated, the numbers are for comparing only.
+// fuseCost measures the time of the programs per request, and that of a block
+// request for comparison. In an emulated guest only their ratio counts.
 func fuseCost(g *guest.Guest) {
 	g.HoldWriteback()
 	g.Knob("/proc/sys/kernel/bpf_stats_enabled", "1")
@@ -954,8 +960,8 @@ func fuseCost(g *guest.Guest) {
 	}
 }
 
-// fuseModule: the module comes after the tracer, goes, and comes again. The
-// tracer does not keep it from going.
+// fuseModule: the module is loaded after the tracer, unloaded, and loaded again.
+// The tracer does not prevent the unloading.
 func fuseModule(g *guest.Guest) {
 	_, _ = g.Try("umount", "/sys/fs/fuse/connections")
 	g.Exec("modprobe", "-r", "fuse")
@@ -986,8 +992,8 @@ func fuseModule(g *guest.Guest) {
 	r.Equal("a wrote in both rounds", r.Sum("iotrace.write.bytes", "iotrace.source", "fuse", "iotrace.cgroup.path", a.Path()), 3*1_000_003)
 }
 
-// fuseModuleAtOnce names the source before its module is there, and writes the
-// moment there is a mount: nobody waits for the tracer.
+// fuseModuleAtOnce names the source before its module is loaded, and writes as soon
+// as the mount exists, without waiting for the tracer.
 func fuseModuleAtOnce(g *guest.Guest) {
 	_, _ = g.Try("umount", "/sys/fs/fuse/connections")
 	unload := func() {
@@ -1040,7 +1046,7 @@ func fuseModuleAtOnce(g *guest.Guest) {
 	}
 }
 
-// fuseForeign runs two cgroups over a file system that nobody here wrote.
+// fuseForeign runs two cgroups over a file system that is not ours.
 func fuseForeign(g *guest.Guest, target string) {
 	g.Helper()
 	a, b := g.Cgroup("a"), g.Cgroup("b")

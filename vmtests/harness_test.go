@@ -37,20 +37,20 @@ var (
 	flagQuick    = flag.Bool("quick", false, "run only the scenarios marked smoke")
 	flagShell    = flag.Bool("shell", false, "give a shell in the guest of the first selected kernel instead of running tests")
 	flagImage    = flag.String("image", "base", "root image of the shell")
-	flagRefresh  = flag.Bool("refresh", false, "fetch the package lists anew, and with them newer kernels")
+	flagRefresh  = flag.Bool("refresh", false, "fetch the package lists again, to find newer kernels")
 	flagAccel    = flag.String("accel", "", "kvm or tcg; the default is kvm where a kernel boots under it")
 	flagUpdate   = flag.Bool("update", false, "rewrite the recorded answers of iotrace-bpf check")
-	flagAgain    = flag.Int("again", 0, "run so many guests a second time in which something failed; what failed then has failed")
+	flagRerun    = flag.Int("rerun", 0, "rerun up to this many guests in which something failed; the second run decides")
 )
 
 // scenario is one test in a guest. Its name is an identifier.
 type scenario struct {
 	name string
 	run  func(*guest.Guest)
-	// since is the first kernel series that supports it ("6.12"); on older ones
-	// it does not run, and why stands in the table of what is supported where.
+	// since is the first kernel series that supports it ("6.12"); it does not run on
+	// older ones, and why is shown in SUPPORT.md.
 	since string
-	// before is the first series that no longer has it.
+	// before is the first series that no longer supports it.
 	before string
 	// cgroup limits it to these modes: "v2", "v1 hybrid".
 	cgroup string
@@ -76,11 +76,11 @@ type suite struct {
 	network   bool // has a network card, which reaches servers on this machine
 	shares    []vm.Share
 	line      string // the only line of the matrix that it runs on; "" is every line
-	once      bool   // what its guest has on this machine counts, and would count a second one too
+	once      bool   // never rerun: it counts on this machine, and would count a second guest too
 	scenarios []scenario
 }
 
-// supports says whether a scenario is to run on a line of the matrix.
+// supports says whether a scenario runs on a line of the matrix.
 func (s scenario) supports(k Kernel) bool {
 	if s.since != "" && seriesLess(k.Series, s.since) || s.before != "" && !seriesLess(k.Series, s.before) {
 		return false
@@ -160,16 +160,16 @@ func (s suite) test(t *testing.T) {
 		})
 	}
 	if ran == 0 && s.line != "" {
-		t.Skipf("runs on %s, which was not asked for", s.line)
+		t.Skipf("runs on %s only, which was not selected", s.line)
 	}
 	if ran == 0 && *flagScenario == "" && !*flagQuick {
 		t.Error("no kernel of the matrix runs any scenario of this suite")
 	}
 }
 
-// kernelInside finds the line of the matrix that this guest stands for: its
-// series and how cgroups are mounted. On a person's own machine, which is no line,
-// the same facts are read from the running system.
+// kernelInside reads this guest's line of the matrix from the running system: its
+// series and how cgroups are mounted. This works on a machine outside the matrix
+// too.
 func kernelInside(t *testing.T) Kernel {
 	g := guest.New(t)
 	major, minor := g.Kernel()
@@ -214,46 +214,46 @@ func (s suite) expected(t *testing.T, k Kernel) []string {
 	return names
 }
 
-// host is what all guests of a run share.
+// host holds what all guests of a run share.
 type host struct {
 	cache  string
 	mirror vm.Mirror
-	work   string // thrown away at the end
+	work   string // removed at the end
 
 	mu    sync.Mutex // guests are prepared one after the other: they share kernels, images and builds
 	accel map[string]vm.Accel
-	built map[string]error // by file: every program is built once a run, so that all guests run the same
+	built map[string]error // by file: every program is built once per run, so all guests run the same
 
 	usedMu   sync.Mutex
-	used     map[string]*cost // by test
-	prepared time.Duration    // fetching, building, unpacking
-	again    []string         // what failed in guests that were run a second time
+	used     map[string]*total // by test
+	prepared time.Duration     // fetching, building, unpacking
+	rerun    []string          // failures of guests that were rerun
 }
 
-// mayRunAgain tells whether a guest may be run a second time. What failed in it is
-// kept for the end, where nobody overlooks it.
-func (h *host) mayRunAgain(test string, failures []string) bool {
+// mayRerun says whether a guest may be rerun. It keeps the guest's failures for the
+// summary at the end, so they are not overlooked.
+func (h *host) mayRerun(test string, failures []string) bool {
 	h.usedMu.Lock()
 	defer h.usedMu.Unlock()
-	if len(h.again) >= *flagAgain {
+	if len(h.rerun) >= *flagRerun {
 		return false
 	}
-	h.again = append(h.again, test+"\n"+quoted(failures))
+	h.rerun = append(h.rerun, test+"\n"+quoted(failures))
 	return true
 }
 
-// cost is what the guests of one test took together.
-type cost struct {
+// total is the sum of what the guests of one test used.
+type total struct {
 	guests int
-	vm.Usage
+	vm.Resources
 }
 
-func (h *host) count(test string, u vm.Usage) {
+func (h *host) count(test string, u vm.Resources) {
 	h.usedMu.Lock()
 	defer h.usedMu.Unlock()
 	c := h.used[test]
 	if c == nil {
-		c = &cost{}
+		c = &total{}
 		h.used[test] = c
 	}
 	c.guests++
@@ -267,8 +267,8 @@ func (h *host) summary() string {
 	h.usedMu.Lock()
 	defer h.usedMu.Unlock()
 	var b strings.Builder
-	var all cost
-	line := func(name string, c *cost) {
+	var all total
+	line := func(name string, c *total) {
 		fmt.Fprintf(&b, "%-16s %3d guests  ran %6.0fs, booting %5.0fs of them; processor %6.0fs\n", name, c.guests, c.Wall.Seconds(), c.Boot.Seconds(), c.Processor.Seconds())
 	}
 	for _, test := range slices.Sorted(maps.Keys(h.used)) {
@@ -281,8 +281,8 @@ func (h *host) summary() string {
 	}
 	line("all", &all)
 	fmt.Fprintf(&b, "%-16s %.0fs\n", "preparing", h.prepared.Seconds())
-	for _, failure := range h.again {
-		fmt.Fprintf(&b, "failed at first, and was run a second time: %s\n", failure)
+	for _, failure := range h.rerun {
+		fmt.Fprintf(&b, "failed at first and was rerun: %s\n", failure)
 	}
 	return b.String()
 }
@@ -301,14 +301,14 @@ var theHost = sync.OnceValues(func() (*host, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &host{cache: cache, mirror: m, work: work, accel: map[string]vm.Accel{}, built: map[string]error{}, used: map[string]*cost{}}, nil
+	return &host{cache: cache, mirror: m, work: work, accel: map[string]vm.Accel{}, built: map[string]error{}, used: map[string]*total{}}, nil
 })
 
-// bootLimit is what no guest needs to boot, on however busy a machine.
+// bootLimit is longer than any guest takes to boot, even on a busy machine.
 const bootLimit = 4 * time.Minute
 
-// bootTries is how often a guest is booted whose kernel dies before the first
-// test: an emulated 7.2 trips over its own code patching at 0.9 s, twice running at times.
+// bootTries is the number of boots of a guest whose kernel dies before the first test: an
+// emulated 7.2 sometimes crashes in its own code patching at 0.9 s, even twice in a row.
 const bootTries = 3
 
 // prepare makes everything that a guest of this kernel boots from.
@@ -394,16 +394,16 @@ func (h *host) acceleration(ctx context.Context, k vm.Kernel) vm.Accel {
 	return h.accel[k.Arch]
 }
 
-// outcome is all that is known of one guest after its end.
+// outcome is everything known about one guest after its end.
 type outcome struct {
-	*guestReport
+	*guestResults
 	console  string
 	problems []string // of the guest as a whole; scenarios have their own
 	sick     bool     // the machine, not a test
 	log      []string
 }
 
-// verdict says of one scenario whether it passed; "" if so.
+// verdict returns why a scenario failed, "" if it passed.
 func (o *outcome) verdict(name string) string {
 	r := o.tests[name]
 	switch {
@@ -414,7 +414,8 @@ func (o *outcome) verdict(name string) string {
 	case r.action == "":
 		return "began and never ended\n" + r.output.String()
 	}
-	// Fail, and skip too: what a kernel cannot do is declared, not found out.
+	// A failure, or a skip: scenarios declare what a kernel cannot do, and never find it
+	// out.
 	return r.action + "\n" + r.output.String()
 }
 
@@ -429,8 +430,8 @@ func (o *outcome) failures(names []string) []string {
 	return append(out, o.problems...)
 }
 
-// run boots the guest and judges what it reported. Whatever was not reported as
-// passed has failed.
+// run boots the guest and judges its results. A scenario without a reported pass
+// has failed.
 func (s suite) run(ctx context.Context, test string, k Kernel, names []string) (*outcome, error) {
 	h, err := theHost()
 	if err != nil {
@@ -471,21 +472,21 @@ func (s suite) run(ctx context.Context, test string, k Kernel, names []string) (
 		console.Reset()
 		raw.Reset()
 		g.Console, g.Results = &console, &raw
-		var used vm.Usage
+		var used vm.Resources
 		used, bootErr = g.Boot(ctx)
 		h.count(test, used)
 		o.log = append(o.log, fmt.Sprintf("kernel %s, %s, %d MiB: guest ran for %s, %s of them to boot; %s of processor time", g.Kernel.Release, g.Accel, g.MemoryMiB,
 			used.Wall.Round(100*time.Millisecond), used.Boot.Round(100*time.Millisecond), used.Processor.Round(100*time.Millisecond)))
-		// Emulation is known to kill a kernel early in its life now and then, or to
-		// have its processors wait for each other for ever. Once a test has begun
-		// nothing is tried again.
+		// Emulation sometimes kills a kernel early in its life, or lets its processors
+		// wait for each other for ever. Once a test has begun, the guest is not booted
+		// again.
 		if try < bootTries && raw.Len() == 0 && (vm.Panicked(console.Bytes()) || errors.Is(bootErr, vm.ErrNoBoot)) {
 			o.log = append(o.log, "the kernel died before the first test; trying again\n"+lastLines(console.String(), 40))
 			continue
 		}
 		break
 	}
-	o.guestReport, o.console = parseGuest(raw.Bytes()), console.String()
+	o.guestResults, o.console = parseGuest(raw.Bytes()), console.String()
 	bad := vm.Trouble(console.Bytes())
 	o.sick = bootErr != nil || !o.exited || len(bad) > 0
 	problem := func(format string, args ...any) { o.problems = append(o.problems, fmt.Sprintf(format, args...)) }
@@ -512,22 +513,22 @@ func (s suite) run(ctx context.Context, test string, k Kernel, names []string) (
 	return o, nil
 }
 
-// runTwice is run, and where something failed and mayRunAgain says so, run once
-// more: then the second guest is judged, and everything the first said is logged.
-func (s suite) runTwice(ctx context.Context, test string, k Kernel, names []string, mayRunAgain func(failures []string) bool) (*outcome, error) {
+// runWithRerun runs the guest, and once more if something failed and mayRerun
+// allows it. Then it judges the second guest and logs the failures of the first.
+func (s suite) runWithRerun(ctx context.Context, test string, k Kernel, names []string, mayRerun func(failures []string) bool) (*outcome, error) {
 	first, err := s.run(ctx, test, k, names)
 	if err != nil {
 		return nil, err
 	}
 	failures := first.failures(names)
-	if len(failures) == 0 || !mayRunAgain(failures) {
+	if len(failures) == 0 || !mayRerun(failures) {
 		return first, nil
 	}
 	second, err := s.run(ctx, test, k, names)
 	if err != nil {
 		return nil, err
 	}
-	first.log = append(first.log, "run a second time, because of:\n"+quoted(failures), "its kernel log:\n"+lastLines(first.dmesg.String(), 60))
+	first.log = append(first.log, "rerun, because of:\n"+quoted(failures), "its kernel log:\n"+lastLines(first.dmesg.String(), 60))
 	if first.sick {
 		first.log = append(first.log, "its console:\n"+lastLines(first.console, 120))
 	}
@@ -535,15 +536,15 @@ func (s suite) runTwice(ctx context.Context, test string, k Kernel, names []stri
 	return second, nil
 }
 
-// boot runs the suite's guest for one kernel and turns what it reported into subtests.
+// boot runs the suite's guest for one kernel and turns its results into subtests.
 func (s suite) boot(t *testing.T, k Kernel) *outcome {
 	names := s.expected(t, k)
 	h, err := theHost()
 	if err != nil {
 		t.Fatal(err)
 	}
-	mayRunAgain := func(failures []string) bool { return !s.once && h.mayRunAgain(t.Name(), failures) }
-	o, err := s.runTwice(t.Context(), t.Name()[:strings.Index(t.Name(), "/")], k, names, mayRunAgain)
+	mayRerun := func(failures []string) bool { return !s.once && h.mayRerun(t.Name(), failures) }
+	o, err := s.runWithRerun(t.Context(), t.Name()[:strings.Index(t.Name(), "/")], k, names, mayRerun)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -581,7 +582,7 @@ type guestTest struct {
 	output  strings.Builder
 }
 
-type guestReport struct {
+type guestResults struct {
 	tests   map[string]*guestTest // by the scenario's name
 	outside strings.Builder
 	dmesg   strings.Builder
@@ -591,8 +592,8 @@ type guestReport struct {
 
 // parseGuest turns a guest's stream into results. test2json, which the go
 // command uses itself, tells test output from test results.
-func parseGuest(raw []byte) *guestReport {
-	rep := &guestReport{tests: map[string]*guestTest{}}
+func parseGuest(raw []byte) *guestResults {
+	rep := &guestResults{tests: map[string]*guestTest{}}
 	var stream bytes.Buffer
 	for _, line := range bytes.SplitAfter(raw, []byte("\n")) {
 		text := strings.TrimRight(string(line), "\r\n")
@@ -644,7 +645,7 @@ func parseGuest(raw []byte) *guestReport {
 	return rep
 }
 
-// quoted keeps what a test said apart from the lines that say which tests failed.
+// quoted marks the lines of a test's output, to tell them from lines with verdicts.
 func quoted(texts []string) string {
 	return "| " + strings.ReplaceAll(strings.TrimSpace(strings.Join(texts, "\n")), "\n", "\n| ")
 }
@@ -657,9 +658,9 @@ func lastLines(s string, n int) string {
 	return strings.Join(lines, "\n")
 }
 
-// shell boots the first selected kernel for a person, on this process's terminal.
-// If standard input is none, what it holds is typed once the shell is there, and
-// "exit" after it: commands can come from a pipe.
+// shell boots the first selected kernel with a shell on this process's terminal. If
+// standard input is not a terminal, shell types its contents once the guest's shell
+// is ready, and "exit" after them: commands can come from a pipe.
 func shell() error {
 	h, err := theHost()
 	if err != nil {
@@ -697,7 +698,7 @@ func shell() error {
 	defer r.Close()
 	defer w.Close()
 	ready := &waitFor{Writer: os.Stdout, text: guest.ShellReady, seen: make(chan struct{})}
-	go func() { // ends with this process: a read of standard input cannot be called off
+	go func() { // ends with this process: a read of standard input cannot be cancelled
 		<-ready.seen
 		_, _ = io.Copy(w, os.Stdin)
 		_, _ = io.WriteString(w, "\nexit\n")
@@ -708,7 +709,7 @@ func shell() error {
 	return err
 }
 
-// waitFor passes on what is written and tells when a text was in it.
+// waitFor passes on what is written to it and signals when a text has occurred.
 type waitFor struct {
 	io.Writer
 	text string

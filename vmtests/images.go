@@ -6,11 +6,11 @@ import "github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
 // match the kernel: all of these work with every kernel of the matrix.
 const imageSuite = "bookworm"
 
-// benchSuite is that of the tools that `make bench-vm` compares with.
+// benchSuite is the release of the tools that `make bench-vm` compares with.
 const benchSuite = "trixie"
 
-// images are the root file systems. Their packages are unpacked, not installed,
-// so what install scripts would have made is in files.
+// images are the root file systems. Their packages are unpacked, not installed, so
+// files holds what install scripts would make.
 func images() map[string]vm.Image {
 	base := []string{
 		"bash", "coreutils", "util-linux", "mount", "grep", "sed", "procps", "kmod", "iproute2", "netbase", "libc-bin",
@@ -40,8 +40,8 @@ func images() map[string]vm.Image {
 	for k, v := range files {
 		docker[k] = v
 	}
-	// The image that systemd boots: what engines need of a whole system, a user for
-	// the rootless ones, and the links that install scripts would have made.
+	// The image that systemd boots: the parts of a whole system that engines need, a
+	// user for rootless engines, and the links that install scripts would make.
 	runtimes := map[string]string{
 		"etc/passwd": files["etc/passwd"] + "messagebus:x:103:103::/nonexistent:/usr/sbin/nologin\nsystemd-network:x:998:998::/:/usr/sbin/nologin\n" +
 			"app:x:1000:1000::/home/app:/bin/bash\n",
@@ -60,7 +60,7 @@ func images() map[string]vm.Image {
 		"etc/pam.d/common-session-noninteractive":  "session required pam_permit.so\n",
 		"etc/containers/policy.json":               `{"default": [{"type": "insecureAcceptAnything"}]}` + "\n",
 		"etc/systemd/journald.conf.d/iotrace.conf": "[Journal]\nStorage=volatile\nForwardToConsole=no\n",
-		// The guest's disks are the tests': nothing may probe them.
+		// The guest's disks belong to the tests: nothing else may probe them.
 		"etc/systemd/system/systemd-udevd.service":            "link:/dev/null",
 		"etc/systemd/system/systemd-udevd-control.socket":     "link:/dev/null",
 		"etc/systemd/system/systemd-udevd-kernel.socket":      "link:/dev/null",
@@ -79,12 +79,13 @@ func images() map[string]vm.Image {
 		}
 	}
 	return map[string]vm.Image{
-		// Of the release whose kernel is 6.12: older tools look for functions that it does not have.
+		// From the release with kernel 6.12: older tools look for functions that this kernel
+		// does not have.
 		"bench": {Name: "bench", Suite: benchSuite, Packages: []string{
 			"bash", "coreutils", "util-linux", "mount", "grep", "sed", "procps", "kmod", "iproute2", "netbase", "libc-bin",
 			"nfs-kernel-server", "nfs-common", "rpcbind", "fuse3", "fio", "bpftrace", "libbpf-tools",
 		}, Files: files, FreeMiB: 64},
-		// For the live screen, which wants a terminal.
+		// For the live screen, which needs a terminal.
 		"terminal": {Name: "terminal", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "tmux", "ncurses-base"), Files: files, FreeMiB: 64},
 
 		"base":   {Name: "base", Suite: imageSuite, Packages: base, Files: files, FreeMiB: 64},

@@ -1,16 +1,16 @@
 package vmtests
 
 // Kernel is one line of the matrix: a kernel series of Debian and the way its
-// cgroups are mounted. Of a series the newest kernel is taken that the mirror
+// cgroups are mounted. The tests take the newest kernel of a series that the mirror
 // holds completely.
 type Kernel struct {
-	Name   string // what -kernel and KERNEL= select, and tests are called
+	Name   string // the name for -kernel and KERNEL=, and of subtests
 	Series string // "6.12"
-	Cgroup string // v2, v1 (memory and the rest on v1, no v2), hybrid (v1 beside an empty v2)
-	Arch   string // Debian's word
-	Smoke  bool   // runs the scenarios marked smoke only
+	Cgroup string // v2, v1 (memory and the rest on v1, no v2), hybrid (v1 and an empty v2)
+	Arch   string // Debian's name
+	Smoke  bool   // runs only the scenarios marked smoke
 	Asked  bool   // runs only when asked for by name
-	Why    string // what makes the line worth its time
+	Why    string // why this kernel is tested
 }
 
 // Matrix is every kernel that the tests run on.
@@ -20,11 +20,11 @@ func Matrix() []Kernel {
 		{Name: "5.10-v1", Series: "5.10", Cgroup: "v1", Arch: "amd64", Why: "memory controller on v1, no v2 at all"},
 		{Name: "6.1", Series: "6.1", Cgroup: "v2", Arch: "amd64", Why: "first with BTF of modules; folios, memcg_data"},
 		{Name: "6.1-v1", Series: "6.1", Cgroup: "v1", Arch: "amd64", Why: "Debian's last series with the memory controller on v1"},
-		{Name: "6.1-hybrid", Series: "6.1", Cgroup: "hybrid", Arch: "amd64", Smoke: true, Why: "v1 controllers beside an empty v2, as older systemd mounts them"},
+		{Name: "6.1-hybrid", Series: "6.1", Cgroup: "hybrid", Arch: "amd64", Smoke: true, Why: "v1 controllers and an empty v2, as older systemd mounts them"},
 		{Name: "6.12", Series: "6.12", Cgroup: "v2", Arch: "amd64", Why: "fuse built in, fuse tracepoints, large folios on NFS"},
 		{Name: "6.18", Series: "6.18", Cgroup: "v2", Arch: "amd64", Why: "fuse writeback carries page-cache folios; module BTF repeats core types"},
 		{Name: "7.2", Series: "7.2", Cgroup: "v2", Arch: "amd64", Why: "page-cache pages carry an obj_cgroup, reparented at rmdir; fuse channels"},
-		{Name: "7.3", Series: "7.3", Cgroup: "v2", Arch: "amd64", Why: "newest there is"},
+		{Name: "7.3", Series: "7.3", Cgroup: "v2", Arch: "amd64", Why: "newest series"},
 		{Name: "6.12-arm64", Series: "6.12", Cgroup: "v2", Arch: "arm64", Asked: true, Why: "another architecture, with the cross-built binary"},
 	}
 }

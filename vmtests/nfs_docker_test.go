@@ -14,7 +14,7 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
 
-// TestNFSDocker is the question as its askers have it: containers of two compose
+// TestNFSDocker asks the question that users ask: containers of two compose
 // projects write to Docker volumes of type nfs. Which project loads the server?
 func TestNFSDocker(t *testing.T) {
 	suite{
@@ -25,16 +25,29 @@ func TestNFSDocker(t *testing.T) {
 	}.test(t)
 }
 
-// startDocker runs an engine without networks until the scenario's end.
+// startDocker runs an engine without networks until the scenario's end, with an
+// image of busybox.
 func startDocker(g *guest.Guest) {
 	g.Helper()
 	g.Modprobe("overlay")
+	startDockerd(g)
+	root := filepath.Join(g.TempDir(), "root")
+	g.Exec("mkdir", "-p", filepath.Join(root, "bin"))
+	g.Exec("cp", "/bin/busybox", filepath.Join(root, "bin/dd"))
+	g.Exec("cp", "/bin/busybox", filepath.Join(root, "bin/sleep"))
+	g.Exec("tar", "-C", root, "-cf", root+".tar", ".")
+	g.Exec("docker", "import", root+".tar", "dd:test")
+}
+
+// startDockerd runs dockerd without networks of its own until the scenario's end.
+func startDockerd(g *guest.Guest, args ...string) {
+	g.Helper()
 	log := filepath.Join(g.TempDir(), "dockerd.log")
 	f, err := os.Create(log)
 	if err != nil {
 		g.Fatal(err)
 	}
-	cmd := exec.Command("dockerd", "--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false")
+	cmd := exec.Command("dockerd", append([]string{"--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"}, args...)...)
 	cmd.Stdout, cmd.Stderr = f, f
 	if err := cmd.Start(); err != nil {
 		g.Fatal(err)
@@ -52,7 +65,7 @@ func startDocker(g *guest.Guest) {
 	})
 	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
 		if _, err := g.Try("docker", "version"); err == nil {
-			break
+			return
 		}
 		select {
 		case err := <-ended:
@@ -64,12 +77,6 @@ func startDocker(g *guest.Guest) {
 			g.Fatal("dockerd does not answer")
 		}
 	}
-	root := filepath.Join(g.TempDir(), "root")
-	g.Exec("mkdir", "-p", filepath.Join(root, "bin"))
-	g.Exec("cp", "/bin/busybox", filepath.Join(root, "bin/dd"))
-	g.Exec("cp", "/bin/busybox", filepath.Join(root, "bin/sleep"))
-	g.Exec("tar", "-C", root, "-cf", root+".tar", ".")
-	g.Exec("docker", "import", root+".tar", "dd:test")
 }
 
 func nfsDockerVolume(g *guest.Guest) {
@@ -86,8 +93,8 @@ func nfsDockerVolume(g *guest.Guest) {
 		}
 		g.Exec("docker", "volume", "create", "--driver", "local", "--opt", "type=nfs",
 			"--opt", "o=addr=127.0.0.1,vers=4.2,rw,nosharecache", "--opt", "device=:/"+project, volume)
-		// Keeps the volume mounted: the engine unmounts it with its last container,
-		// and a mount that is gone when the interval ends has lost its name.
+		// It keeps the volume mounted: the engine unmounts a volume with its last
+		// container, and a mount that is gone when the interval ends has lost its name.
 		g.Exec("docker", "run", "--detach", "--name", project+"-idle-1", "--network", "none", "--volume", volume+":/data", "dd:test", "/bin/sleep", "100000")
 		g.Cleanup(func() { _, _ = g.Try("docker", "rm", "--force", project+"-idle-1") })
 		g.Exec("docker", "run", "--name", project+"-web-1", "--network", "none",

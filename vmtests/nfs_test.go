@@ -15,16 +15,16 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
 
-// TestNFS holds the rows of source nfs against the client's own mountstats and
-// against what each cgroup did, to the byte.
+// TestNFS compares the rows of source nfs with the client's own mountstats and with
+// each cgroup's I/O, to the byte.
 func TestNFS(t *testing.T) {
 	suite{
 		source: "nfs",
 		memory: 1536,
-		// The whole list on an emulated processor that is shared.
+		// The whole list takes long on a shared, emulated processor.
 		deadline: nfsDeadline,
 		scenarios: []scenario{
-			// These first: later ones leave the module loaded.
+			// These run first: later ones leave the module loaded.
 			{name: "module_loaded_later", run: nfsModuleLater, smoke: true},
 			{name: "module_reloaded", run: nfsModuleReloaded},
 			{name: "module_waited_for", run: nfsModuleWaited, smoke: true},
@@ -60,7 +60,7 @@ func TestNFS(t *testing.T) {
 			{name: "umount_force", run: nfsUmountForce},
 			{name: "small_files", run: nfsSmallFiles},
 			{name: "writers_64", run: nfs(nfsWriters64)},
-			{name: "no_memory_controller", run: nfsNoMemory, cgroup: "v2", why: "version 1 cannot switch the memory controller off for a cgroup"},
+			{name: "no_memory_controller", run: nfsNoMemory, cgroup: "v2", why: "cgroup v1 cannot switch the memory controller off for one cgroup"},
 			{name: "metadata", run: nfsMetadata},
 			{name: "app_level", run: nfsAppLevel},
 			{name: "no_latency", run: nfsNoLatency},
@@ -81,7 +81,7 @@ const (
 	bytesC = 2_000_003
 )
 
-// nfsCase is one scenario on one mount: what was done, and what each cgroup owes.
+// nfsCase is one scenario on one mount, with the bytes that each cgroup wrote and read.
 type nfsCase struct {
 	*guest.Guest
 	version string
@@ -91,14 +91,14 @@ type nfsCase struct {
 	wrote   map[*guest.Cgroup]int64
 	read    map[*guest.Cgroup]int64
 
-	restarted bool // the server was away: RPCs were tried more than once
+	restarted bool // the server was down: RPCs were sent more than once
 }
 
 func newNFSCase(g *guest.Guest, version string, options ...string) *nfsCase {
 	c := &nfsCase{Guest: g, version: version, m: g.NFS(version, options...), wrote: map[*guest.Cgroup]int64{}, read: map[*guest.Cgroup]int64{}}
 	c.a, c.b = c.cgroup("a"), c.cgroup("b")
 	c.before = c.m.Stats()
-	g.Cleanup(func() { // the server's memory is not for ever
+	g.Cleanup(func() { // the server's memory is limited
 		files, _ := filepath.Glob(filepath.Join("/srv", c.name("*")))
 		for _, f := range files {
 			if err := os.RemoveAll(f); err != nil {
@@ -109,31 +109,32 @@ func newNFSCase(g *guest.Guest, version string, options ...string) *nfsCase {
 	return c
 }
 
-// cgroup makes a cgroup that must have no byte beside those that are said later.
+// cgroup makes a cgroup. Its rows must have the bytes that are added to wrote and read
+// later, and no others.
 func (c *nfsCase) cgroup(name string) *guest.Cgroup {
 	cg := c.Cgroup(name)
 	c.wrote[cg], c.read[cg] = 0, 0
 	return cg
 }
 
-// again forgets everything up to now: what follows is compared. Rows cannot be
-// taken back, so it is for what was done before the tracer was there.
-func (c *nfsCase) again() { c.before = c.m.Stats() }
+// resetCounters excludes all I/O up to now from the comparison. Rows cannot be
+// taken back, so it is for I/O from before the tracer's start.
+func (c *nfsCase) resetCounters() { c.before = c.m.Stats() }
 
-// settled is what is left to check of a case once its mount is quiet.
-type settled struct {
+// finishedCase is a case with a quiet mount, ready to be checked.
+type finishedCase struct {
 	c  *nfsCase
 	id string
 	d  guest.NFSStats
 }
 
-func (c *nfsCase) settle() settled {
+func (c *nfsCase) finish() finishedCase {
 	c.Sync()
-	return settled{c, c.m.ID(), c.m.Stats().Sub(c.before)}
+	return finishedCase{c, c.m.ID(), c.m.Stats().Sub(c.before)}
 }
 
-// check compares rows with mountstats and with what the cgroups did.
-func (s settled) check(r *guest.Report) {
+// check compares rows with mountstats and with the cgroups' I/O.
+func (s finishedCase) check(r *guest.Output) {
 	s.c.Helper()
 	v := "v" + s.c.version + " "
 	for cg, n := range s.c.wrote {
@@ -149,13 +150,13 @@ func (s settled) check(r *guest.Report) {
 	r.Equal(v+"server read", sum("iotrace.read.bytes"), s.d.ServerRead)
 	r.Equal(v+"unattributed", sum("iotrace.basis.none"), 0)
 	if s.c.version == "3" { // version 4 adds the client's own operations to each of its mounts
-		var again int64
+		var retried int64
 		for _, op := range s.d.Ops {
-			again += op.Transmissions - op.Ops
+			retried += op.Transmissions - op.Ops
 		}
-		r.Equal(v+"retransmissions", sum("iotrace.retransmits"), again)
+		r.Equal(v+"retransmissions", sum("iotrace.retransmits"), retried)
 	}
-	if s.c.restarted { // the client counts an RPC again that it starts again
+	if s.c.restarted { // the client counts a restarted RPC twice
 		if got, tried := sum("iotrace.write.ops"), s.d.Ops["WRITE"].Ops; got > tried {
 			s.c.Errorf("%s%d WRITE operations, %d were tried", v, got, tried)
 		}
@@ -175,11 +176,11 @@ func nfs(run func(*nfsCase)) func(*guest.Guest) {
 		g.HoldWriteback()
 		g.NFS("3") // loads the module and starts the server
 		tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
-		var cases []settled
+		var cases []finishedCase
 		for _, version := range []string{"3", "4.2"} {
 			c := newNFSCase(g, version)
 			run(c)
-			cases = append(cases, c.settle())
+			cases = append(cases, c.finish())
 		}
 		r := tr.Stop()
 		for _, s := range cases {
@@ -193,11 +194,11 @@ func nfs(run func(*nfsCase)) func(*guest.Guest) {
 	}
 }
 
-// losses adds up everything that a whole report says was lost, and apart from it
-// the runs of programs that the kernel skipped: from 7.x on it may preempt one, and
-// does not run it a second time on that processor meanwhile. Where such a run
-// would have counted bytes, the comparison with mountstats fails.
-func losses(r *guest.Report) (lost, skipped int64) {
+// losses adds up everything that the tracer reported as lost, and separately the
+// program runs that the kernel skipped: from 7.x on it may preempt a program, and
+// skips other runs of it on that processor in the meantime. If a skipped run would
+// have counted bytes, the comparison with mountstats fails.
+func losses(r *guest.Output) (lost, skipped int64) {
 	for _, d := range r.Docs {
 		if d.String("event.dataset") != "iotrace.status" {
 			continue
@@ -234,10 +235,10 @@ func nfsDelayed(c *nfsCase) {
 		if early < bytesA+bytesB {
 			return
 		}
-		// A kernel that is short of memory may begin by itself, in kernel threads as well.
-		c.Log("all bytes were written before anyone asked")
+		// A kernel short of memory may begin by itself, also in kernel threads.
+		c.Log("all bytes were written before the sync")
 	}
-	c.Error("nothing was left to write when it was asked for, three times")
+	c.Error("three times the sync found nothing left to write")
 }
 
 func nfsClose(c *nfsCase) {
@@ -294,8 +295,8 @@ func (c *nfsCase) mapped(cg *guest.Cgroup, name string, n int64) (*guest.Process
 	return p, m
 }
 
-// readsAsCounted takes the reads of one cgroup from mountstats, where only their
-// owner and not their number is ours to tell.
+// readsAsCounted expects for one cgroup the reads that mountstats counted: the test
+// knows their owner, but not their number.
 func (c *nfsCase) readsAsCounted(cg *guest.Cgroup) {
 	var others int64
 	for other, n := range c.read {
@@ -323,7 +324,7 @@ func nfsMmapDelayed(c *nfsCase) {
 	c.Sync()
 }
 
-// nfsRemovedCgroup flushes what a cgroup left behind that is gone by then.
+// nfsRemovedCgroup flushes the dirty pages of a cgroup that is already removed.
 func nfsRemovedCgroup(c *nfsCase) {
 	gone := c.cgroup("gone")
 	p, _ := c.mapped(gone, "f", bytesC)
@@ -401,8 +402,8 @@ func nfsAlternate(c *nfsCase) {
 	c.wrote[c.a], c.wrote[c.b] = chunk*n, chunk*n
 }
 
-// nfsSameRange lets B rewrite what A made dirty and nobody flushed: it goes out
-// once, for the one who made it dirty first.
+// nfsSameRange lets B rewrite a range that A made dirty and that is not flushed
+// yet: it is written once and counts for A, the first to make it dirty.
 func nfsSameRange(c *nfsCase) {
 	fa := c.a.Process().Open(c.path("f"), guest.Create)
 	fa.Write(0, 1<<20)
@@ -426,7 +427,7 @@ func nfsSyncMount(g *guest.Guest) {
 	c.a.Process().Open(c.path("a"), guest.Create).Write(0, 1_000_001)
 	c.b.Process().Open(c.path("b"), guest.Create).Write(0, 500_001)
 	c.wrote[c.a], c.wrote[c.b] = 1_000_001, 500_001
-	s := c.settle()
+	s := c.finish()
 	s.check(tr.Stop())
 }
 
@@ -533,14 +534,14 @@ func nfsMountedBefore(g *guest.Guest) {
 		mb := fb.Map(0, bytesB)
 		dirty := c.cgroup("dirty")
 		dirty.Process().Open(c.path("d"), guest.Create).Write(0, bytesC)
-		c.again()
+		c.resetCounters()
 		tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
 		fa.Write(0, bytesA)
 		mb.Store()
 		c.readsAsCounted(c.b)
 		c.Sync()
 		c.wrote[c.a], c.wrote[c.b], c.wrote[dirty] = bytesA, bytesB, bytesC
-		s := c.settle()
+		s := c.finish()
 		s.check(tr.Stop())
 	}
 }
@@ -602,11 +603,11 @@ func nfsModuleLater(g *guest.Guest) {
 	tr := g.Trace(traced...)
 	g.Modprobe("nfs")
 	awaitNFS(g, tr, 1)
-	var cases []settled
+	var cases []finishedCase
 	for _, version := range []string{"3", "4.2"} {
 		c := newNFSCase(g, version)
 		nfsDelayed(c)
-		cases = append(cases, c.settle())
+		cases = append(cases, c.finish())
 	}
 	r := tr.Stop()
 	for _, s := range cases {
@@ -624,7 +625,7 @@ func nfsModuleReloaded(g *guest.Guest) {
 	for i := range 3 {
 		g.Modprobe("nfs")
 		awaitNFS(g, tr, i+1)
-		for range 2 { // the second mount wakes a source that may have gone to rest
+		for range 2 { // the second mount resumes a source that may be suspended
 			m := g.NFS("3")
 			f := a.Process().Open(m.File("f"), guest.Create)
 			f.Write(0, bytesC+int64(i))
@@ -652,7 +653,7 @@ func nfsModuleWaited(g *guest.Guest) {
 	if out := g.Tracer("check", "--source", "nfs"); !strings.Contains(out, "waiting: module \"nfs\" is not loaded") {
 		g.Errorf("check says %q", out)
 	}
-	// One that is killed leaves its probes in the kernel's list; the next one clears it.
+	// A killed tracer leaves its probes in the kernel's list; the next one removes them.
 	killed := g.Trace("--source", "nfs")
 	if err := syscall.Kill(killed.PID(), syscall.SIGKILL); err != nil {
 		g.Fatal(err)
@@ -679,11 +680,11 @@ func nfsModuleWaited(g *guest.Guest) {
 	})
 	g.Modprobe("nfs")
 	awaitNFS(g, tr, 1)
-	var cases []settled
+	var cases []finishedCase
 	for _, version := range []string{"3", "4.2"} {
 		c := newNFSCase(g, version)
 		nfsDelayed(c)
-		cases = append(cases, c.settle())
+		cases = append(cases, c.finish())
 	}
 	r := tr.Stop()
 	for _, s := range cases {
@@ -691,8 +692,8 @@ func nfsModuleWaited(g *guest.Guest) {
 	}
 }
 
-// nfsModuleByMount has the kernel load the module because of a mount, and writes
-// and reads the moment that is there: nobody waits for the tracer.
+// nfsModuleByMount lets a mount load the module, and writes and reads as soon as
+// the mount exists, without waiting for the tracer.
 func nfsModuleByMount(g *guest.Guest) {
 	g.HoldWriteback()
 	g.NFSServer()
@@ -770,7 +771,7 @@ func nfsServerRestarted(c *nfsCase) {
 	c.NFSServerDown()
 	c.NFSServerUp()
 	f.Fsync()
-	c.wrote[c.a] = c.m.Stats().Sub(c.before).ServerWrite // more when the server forgot what it had
+	c.wrote[c.a] = c.m.Stats().Sub(c.before).ServerWrite // more if the server lost data
 	if c.wrote[c.a] < bytesC {
 		c.Errorf("%d bytes written, want at least %d", c.wrote[c.a], bytesC)
 	}
@@ -806,10 +807,10 @@ func nfsUmountForce(g *guest.Guest) {
 	r := tr.Stop()
 	r.Equal("the next mount", got, bytesA)
 	r.Equal("written to the next mount", r.Written("nfs", after.m.ID(), after.a), bytesA)
-	// What was sent to the mount that went is counted once, however often it was tried.
+	// Bytes for the removed mount count once, even if they were sent several times.
 	lost := r.Written("nfs", id, c.a)
 	if lost > bytesC {
-		g.Errorf("a wrote %d bytes to the mount that went, of %d", lost, bytesC)
+		g.Errorf("a wrote %d bytes to the removed mount, of %d", lost, bytesC)
 	}
 	r.Equal("written in all", r.Sum("iotrace.write.bytes", "iotrace.source", "nfs"), lost+bytesA)
 }
@@ -828,7 +829,7 @@ func nfsSmallFiles(g *guest.Guest) {
 		n += int64(i%13 + 1)
 	}
 	c.wrote[c.a], c.wrote[c.b] = n, n
-	s := c.settle()
+	s := c.finish()
 	r := tr.Stop()
 	s.check(r)
 	r.Equal("WRITEs of a", r.Sum("iotrace.write.ops", "iotrace.source", "nfs", "iotrace.cgroup.path", c.a.Path()), files/2)
@@ -847,7 +848,7 @@ func nfsWriters64(c *nfsCase) {
 	c.Sync()
 }
 
-// nfsNoMemory takes the memory controller away: no page knows its cgroup.
+// nfsNoMemory switches the memory controller off, so no page knows its cgroup.
 func nfsNoMemory(g *guest.Guest) {
 	g.HoldWriteback()
 	const control = "/sys/fs/cgroup/cgroup.subtree_control"
@@ -901,7 +902,7 @@ func nfsMetadata(g *guest.Guest) {
 	}
 }
 
-// nfsAppLevel compares what programs did with what the server was asked for.
+// nfsAppLevel compares the programs' I/O with the requests to the server.
 func nfsAppLevel(g *guest.Guest) {
 	g.HoldWriteback()
 	g.NFS("3")
@@ -931,23 +932,23 @@ func nfsAppLevel(g *guest.Guest) {
 	r.Equal("server", d.ServerWrite+d.ServerRead, 100+bytesB)
 }
 
-// nfsNoLatency traces without what notes the ends of writes.
+// nfsNoLatency traces without the programs that note the ends of writes.
 func nfsNoLatency(g *guest.Guest) {
 	g.HoldWriteback()
 	g.NFS("3")
 	tr := g.Trace(append([]string{"--source", "nfs", "--latency=false"}, traced...)...)
-	var cases []settled
+	var cases []finishedCase
 	for _, version := range []string{"3", "4.2"} {
 		c := newNFSCase(g, version)
 		c.prepare("r", bytesC)
-		for range 3 { // the same memory is used again for requests
+		for range 3 { // requests use the same memory again
 			fa, fb := c.writeBoth(0)
 			fa.Fsync()
 			fb.Fsync()
 		}
 		c.a.Process().Open(c.path("r"), os.O_RDONLY).Read(0, bytesC)
 		c.read[c.a] = bytesC
-		cases = append(cases, c.settle())
+		cases = append(cases, c.finish())
 	}
 	r := tr.Stop()
 	for _, s := range cases {
@@ -964,7 +965,7 @@ func nfsByProcess(g *guest.Guest) {
 	pa.Open(c.path("a"), guest.Create).Write(0, bytesA)
 	pb.Open(c.path("b"), guest.Create).Write(0, bytesB)
 	c.wrote[c.a], c.wrote[c.b] = bytesA, bytesB
-	s := c.settle()
+	s := c.finish()
 	r := tr.Stop()
 	s.check(r)
 	for p, n := range map[*guest.Process]int64{pa: bytesA, pb: bytesB} {
@@ -982,7 +983,7 @@ func nfsEvents(g *guest.Guest) {
 	c.writeBoth(0)
 	c.Sync()
 	c.b.Process().Open(c.path("r"), os.O_RDONLY).Read(0, bytesC)
-	s := c.settle()
+	s := c.finish()
 	r := tr.Stop()
 	type total struct{ ops, bytes, slow int64 }
 	got := map[string]total{}
@@ -1011,9 +1012,9 @@ func nfsEvents(g *guest.Guest) {
 	}
 }
 
-// nfsBlog is the experiment that began it all: NFS mounted on a directory of an
-// ext4 file system on a loop device, and a container that writes there. The loop
-// device, which is where one would look, shows nothing.
+// nfsBlog repeats the experiment that this project began with: NFS is mounted on a
+// directory of an ext4 file system on a loop device, and a container writes there.
+// The loop device, the obvious place to look, shows nothing.
 func nfsBlog(g *guest.Guest) {
 	g.HoldWriteback()
 	g.NFS("3")
@@ -1046,9 +1047,8 @@ func nfsBlog(g *guest.Guest) {
 	tr.Stop()
 }
 
-// nfsCost lets the kernel measure the programs and says what an RPC costs, beside
-// what a request to a disk does. Emulated, the numbers are for comparing with each
-// other only.
+// nfsCost measures the time of the programs per RPC, and that of a block request
+// for comparison. In an emulated guest only their ratio counts.
 func nfsCost(g *guest.Guest) {
 	g.HoldWriteback()
 	g.NFS("3")
@@ -1081,6 +1081,6 @@ func nfsCost(g *guest.Guest) {
 	})
 	g.Logf("NFS WRITE %.0f ns, %.1f times a block request; NFS READ %.0f ns, %.1f times; block request %.0f ns",
 		write, write/block, read, read/block, block)
-	s := c.settle()
+	s := c.finish()
 	s.check(tr.Stop())
 }

@@ -35,15 +35,15 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
 )
 
-// outputLine is the line of the matrix on which everything below runs unless
-// another one is asked for: what is made of the numbers does not depend on kernels.
+// outputLine is the line of the matrix for everything below, unless another one is
+// selected: outputs do not depend on the kernel.
 const outputLine = "6.12"
 
-// TestOutput has every output on at once. Two owners load an NFS server and a
-// disk in a guest, while a real Elasticsearch on this machine is killed and comes
-// back; somebody looks at the live screen. The recording is replayed by other keys,
-// in the guest as a normal user and here. Then all of them are asked for the bytes
-// of each owner, which must be those of mountstats and diskstats.
+// TestOutput switches every output on at once. Two owners load an NFS server and a
+// disk in a guest, while a real Elasticsearch on this machine is killed and
+// restarted and the live screen is shown. The recording is replayed by other keys,
+// in the guest as a normal user and here. Then every output must have the bytes of
+// each owner that mountstats and diskstats have.
 func TestOutput(t *testing.T) {
 	s := suite{
 		image: "terminal", memory: 2048, network: true, once: true, deadline: 25 * time.Minute,
@@ -91,9 +91,9 @@ const (
 	outputLaunch = "/-/launch"
 )
 
-// outputHost is what the guest reaches on this machine: Elasticsearch, the means
-// to kill it, and a place for what the guest found, which is checked here, where
-// the tools are.
+// outputHost serves the guest from this machine: it passes requests on to
+// Elasticsearch, can kill it, and keeps the guest's files, which are checked here,
+// where the tools are.
 type outputHost struct {
 	server *testserver.Server
 	front  *httptest.Server
@@ -123,7 +123,7 @@ func newOutputHost(t *testing.T) *outputHost {
 		defer h.mu.Unlock()
 		h.kept[r.PathValue("name")] = b
 	})
-	// Should these fail, the guest gets no answer and its scenario ends.
+	// If these fail, the guest gets no answer and its scenario ends.
 	mux.HandleFunc("POST "+outputKill, func(http.ResponseWriter, *http.Request) { h.server.Kill() })
 	mux.HandleFunc("POST "+outputLaunch, func(http.ResponseWriter, *http.Request) { h.server.Launch() })
 	h.front = httptest.NewServer(mux)
@@ -159,7 +159,7 @@ type outputRow struct {
 type outputGuest struct {
 	*guest.Guest
 	host string // URL
-	dir  string // everybody may enter it
+	dir  string // every user may enter it
 	http http.Client
 	tr   *guest.Tracer
 }
@@ -221,7 +221,7 @@ func outputEverything(g *guest.Guest) {
 		return o.metric("iotrace_elasticsearch_documents_total", "outcome", "delivered") > 0 && o.metric("iotrace_elasticsearch_failing") == 0
 	})
 
-	// The server dies; the load goes on, and is looked at on the screen meanwhile.
+	// The server dies. The load continues, and the screen shows it.
 	o.post(outputKill)
 	pc.Open(m.File("backup"), guest.Create).Write(0, 3_000_017)
 	cronNFS.Written += 3_000_017
@@ -258,7 +258,7 @@ func outputEverything(g *guest.Guest) {
 			g.Errorf("%s: %d bytes, the kernel counted %d", c.what, c.got, c.want)
 		}
 	}
-	o.until("the last interval is told", func() bool {
+	o.until("the last interval is printed", func() bool {
 		r := o.tr.Now()
 		return r.Sum("iotrace.read.bytes", "iotrace.source", "block", "iotrace.device.id", d.ID()) == disk.ReadBytes &&
 			r.Sum("iotrace.read.bytes", "iotrace.source", "nfs", "iotrace.device.id", m.ID()) == nfs.ServerRead
@@ -274,8 +274,8 @@ func outputEverything(g *guest.Guest) {
 		g.Logf("the kernel skipped %d runs of programs", skipped)
 	}
 	documents := o.tr.Stdout()
-	// What the end of the run left behind the next run delivers, even if it has
-	// nothing to say of its own.
+	// The next run delivers the documents that this run left behind, even if it has
+	// none of its own.
 	documents += g.Tracer(append([]string{"--output", "ndjson", "--source", "block", "--filter", "device=none", "--interval", "1s", "--count", "2"}, spool...)...)
 	for i := range truth.Rows {
 		row := &truth.Rows[i]
@@ -296,7 +296,8 @@ func outputEverything(g *guest.Guest) {
 	}
 }
 
-// outputKilled kills the tracer, and finds in the recording what it had printed by then.
+// outputKilled kills the tracer and expects in the recording everything that it had
+// printed.
 func outputKilled(g *guest.Guest) {
 	m, a := g.NFS("3"), g.Cgroup("a")
 	recording := filepath.Join(g.TempDir(), "recording")
@@ -307,13 +308,14 @@ func outputKilled(g *guest.Guest) {
 		p.Open(m.File(fmt.Sprint("f", i)), guest.Create).Write(0, n)
 		g.Sync()
 		want += n
-		g.Eventually("it is told", func() bool { return tr.Now().Written("nfs", m.ID(), a) == want })
+		g.Eventually("the bytes are printed", func() bool { return tr.Now().Written("nfs", m.ID(), a) == want })
 	}
 	if err := syscall.Kill(tr.PID(), syscall.SIGKILL); err != nil {
 		g.Fatal(err)
 	}
-	// A killed recorder leaves nothing that has to be told of: what it wrote is whole.
-	r, err := guest.ParseReport([]byte(g.Tracer("replay", recording, "--by", "cgroup,device", "--output", "ndjson")))
+	// After a kill the recording is whole up to its end, and the replay has nothing to
+	// warn about.
+	r, err := guest.ParseOutput([]byte(g.Tracer("replay", recording, "--by", "cgroup,device", "--output", "ndjson")))
 	if err != nil {
 		g.Fatal(err)
 	}
@@ -350,8 +352,8 @@ func newOutputGuest(g *guest.Guest) *outputGuest {
 	return o
 }
 
-// until is Eventually with the time that a server takes to start on a machine that
-// is busy emulating.
+// until is Eventually with a longer limit: a server starts slowly on a machine that
+// is busy with emulation.
 func (o *outputGuest) until(what string, ok func() bool) {
 	o.Helper()
 	for end := time.Now().Add(6 * time.Minute); !ok(); time.Sleep(200 * time.Millisecond) {
@@ -456,9 +458,9 @@ func outputReplay(o *outputGuest, recording string, truth outputTruth) {
 		}
 		return out.String()
 	}
-	ndjson := func(args ...string) *guest.Report {
+	ndjson := func(args ...string) *guest.Output {
 		o.Helper()
-		r, err := guest.ParseReport([]byte(replay(append(args, "--output", "ndjson")...)))
+		r, err := guest.ParseOutput([]byte(replay(append(args, "--output", "ndjson")...)))
 		if err != nil {
 			o.Fatal(err)
 		}
@@ -492,11 +494,11 @@ func outputReplay(o *outputGuest, recording string, truth outputTruth) {
 
 	s := newOutputScreen(o, "setpriv --reuid=65534 --regid=65534 --clear-groups "+o.Tool()+" replay "+incident)
 	s.has("REPLAY", "TOTAL")
-	s.keys("Space", "Home") // it plays until told to stop
+	s.keys("Space", "Home") // it plays until it is stopped
 	first := s.has("PAUSED", " 1/")
 	s.keys("Right")
 	second := s.has("PAUSED", " 2/")
-	// One second may see two intervals end, and a day may end between them.
+	// Two intervals may end within a second, and a day may end between them.
 	if a, b := outputClock(o, first), outputClock(o, second); (b.Sub(a)+24*time.Hour)%(24*time.Hour) > 12*time.Hour {
 		s.g.Errorf("the slider went from %s to %s", a.Format(time.TimeOnly), b.Format(time.TimeOnly))
 	}
@@ -509,7 +511,7 @@ func outputReplay(o *outputGuest, recording string, truth outputTruth) {
 	s.restored()
 }
 
-// outputLiveScreen looks at a run of its own on a terminal, with load going on.
+// outputLiveScreen checks the live screen of a run of its own, under load.
 func outputLiveScreen(o *outputGuest, container string, load func()) {
 	s := newOutputScreen(o, o.Tool())
 	s.load = load
@@ -522,7 +524,7 @@ func outputLiveScreen(o *outputGuest, container string, load func()) {
 		}
 		return names
 	}
-	// Who only reads is first, then who only writes.
+	// First the row of the reader is on top, then that of the writer.
 	s.typed("r")
 	s.wait("sorted by read", func(screen string) bool {
 		return slices.Equal(rows(screen), []string{"cron.service", container})
@@ -560,7 +562,7 @@ type outputScreen struct {
 	g      *outputGuest
 	socket string
 	dir    string
-	load   func() // does something for the program to show, at each look
+	load   func() // makes I/O for the program to show, before each poll
 }
 
 func newOutputScreen(o *outputGuest, command string) *outputScreen {
@@ -615,7 +617,8 @@ func (s *outputScreen) has(parts ...string) string {
 	})
 }
 
-// restored waits for the program's end: with success, and the terminal as it was.
+// restored waits for the program's end. It must succeed and leave the terminal as it
+// was.
 func (s *outputScreen) restored() {
 	s.g.Helper()
 	s.wait("the end of the program", func(string) bool {
@@ -631,7 +634,7 @@ func (s *outputScreen) restored() {
 	}
 }
 
-// check asks every output, here on the host, for what the guest did.
+// check compares every output with the guest's I/O, here on the host.
 func (h *outputHost) check(t *testing.T) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -645,10 +648,10 @@ func (h *outputHost) check(t *testing.T) {
 	t.Run("pages", func(t *testing.T) { h.checkPages(t, truth) })
 }
 
-// checkDocuments holds every line against its schema, and what the server has
-// against the lines.
+// checkDocuments checks every line against its schema, and compares the server's
+// documents with the lines.
 func (h *outputHost) checkDocuments(t *testing.T, truth outputTruth) {
-	r, err := guest.ParseReport(h.kept[outputFileNDJSON])
+	r, err := guest.ParseOutput(h.kept[outputFileNDJSON])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -712,7 +715,7 @@ func (h *outputHost) checkRecording(t *testing.T, truth outputTruth) {
 	if err != nil {
 		t.Fatalf("replay: %v\n%s", err, errs.String())
 	}
-	r, err := guest.ParseReport(out)
+	r, err := guest.ParseOutput(out)
 	if err != nil {
 		t.Fatal(err)
 	}

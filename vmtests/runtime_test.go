@@ -19,9 +19,9 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
 
-// TestRuntimes has every runtime that Debian packages run for real, on a machine
-// as users have it: systemd is PID 1 and owns a pure cgroup v2 tree. Two
-// workloads of two owners write known bytes, and the rows must carry their names.
+// TestRuntimes runs every container runtime that Debian packages, on a machine like
+// those of users: systemd is PID 1 and owns a pure cgroup v2 tree. Two workloads of
+// two owners write known bytes, and the rows must carry their names.
 func TestRuntimes(t *testing.T) {
 	suite{
 		image:    "runtimes",
@@ -41,8 +41,8 @@ func TestRuntimes(t *testing.T) {
 	}.test(t)
 }
 
-// TestRuntimeVerdict proves of that guest what TestVerdict proves of all others: where
-// systemd stands between the tests and the machine, a broken guest has failed too.
+// TestRuntimeVerdict proves for that guest what TestVerdict proves for all others: a
+// broken guest has failed, even with systemd between the tests and the machine.
 func TestRuntimeVerdict(t *testing.T) {
 	s := badGuests()
 	s.image, s.memory, s.append, s.deadline = "runtimes", 1024, []string{guest.SystemdInit}, 3*time.Minute
@@ -76,22 +76,22 @@ func TestRuntimeVerdict(t *testing.T) {
 // workload is one owner's I/O: pages written past the cache and through it.
 type workload struct {
 	name             string
-	direct, buffered int64 // pages of 4096 bytes; prime, and so are no two sums the same
+	direct, buffered int64 // pages of 4096 bytes; prime, so no two sums are the same
 	uid              int   // of the user that writes
-	// row is what every row of it must say: fields and values, "*" for any; a value
-	// that begins with ~ is found somewhere in the field.
+	// row has the fields that every row of it must have, with their values. "*"
+	// matches any value; a value that begins with ~ matches a part of the field.
 	row map[string]string
 }
 
 func (w workload) bytes() int64 { return 4096 * (w.direct + w.buffered) }
 
-// dir and warm are its places on the disk that is measured and on the other one.
+// dir is its directory on the measured disk, warm the one on the other disk.
 func (w workload) dir() string  { return filepath.Join("/mnt/data", w.name) }
 func (w workload) warm() string { return filepath.Join("/mnt/warm", w.name) }
 
-// script is what its container runs. Until it is told to go it writes to another
-// disk, so that the test can wait for the name in a row; then it writes the known
-// bytes and stays, as a service does.
+// script is the shell script of its container. It writes to the other disk until
+// the file go exists, so the test can wait for the name in a row. Then it writes
+// the known bytes and keeps running, as a service does.
 func (w workload) script() string {
 	return fmt.Sprintf(`until [ -e /warm/go ]; do dd if=/dev/zero of=/warm/f bs=4096 count=1 oflag=direct 2>/dev/null; sleep 0.2; done
 dd if=/dev/zero of=/data/direct bs=4096 count=%d oflag=direct &&
@@ -111,8 +111,8 @@ type runtimeTrace struct {
 	loads      []workload
 }
 
-// traceRuntimes formats the disks, makes the workloads' directories and starts
-// the tracer, which looks for sockets at the places that users have them.
+// traceRuntimes formats the disks, makes the workloads' directories and starts the
+// tracer, which looks for sockets at the usual paths.
 func traceRuntimes(g *guest.Guest, loads ...workload) *runtimeTrace {
 	g.Helper()
 	t := &runtimeTrace{g: g, data: g.NVMe(), warm: g.Virtio(), loads: loads}
@@ -139,7 +139,7 @@ func traceRuntimes(g *guest.Guest, loads ...workload) *runtimeTrace {
 	return t
 }
 
-// says tells whether a row carries the names of a workload.
+// says reports whether a row carries the names of a workload.
 func (w workload) says(d guest.Doc) bool {
 	for field, want := range w.row {
 		got := d.String(field)
@@ -154,9 +154,10 @@ func (w workload) says(d guest.Doc) bool {
 	return true
 }
 
-// finish lets the workloads write, once all of them are named, and compares the
-// rows with what they wrote, and with what the disk counted from the tracer's start
-// to its end and around it: the file system's journal may be written meanwhile.
+// finish lets the workloads write once all of them are named. It compares the rows
+// with the written bytes, and with two counts of the disk, one taken while the
+// tracer ran and one that includes its start and end: the file system may write its
+// journal in between.
 func (t *runtimeTrace) finish() {
 	g := t.g
 	g.Helper()
@@ -196,7 +197,7 @@ func (t *runtimeTrace) finish() {
 		}
 		i := slices.IndexFunc(t.loads, func(w workload) bool { return w.says(d) })
 		if i < 0 {
-			g.Errorf("%d bytes of nobody we know: %v", n, d)
+			g.Errorf("%d bytes of an unknown owner: %v", n, d)
 			continue
 		}
 		written[t.loads[i].name] += n
@@ -220,7 +221,8 @@ func two(uid int, fields func(name string) map[string]string) []workload {
 	}
 }
 
-// checkSays wants lines of iotrace-bpf check about a socket that match these expressions.
+// checkSays fails unless iotrace-bpf check prints lines about a socket that match these
+// expressions.
 func checkSays(g *guest.Guest, socket string, want ...string) {
 	g.Helper()
 	var text string
@@ -230,7 +232,8 @@ func checkSays(g *guest.Guest, socket string, want ...string) {
 			g.Logf("check says:\n%s", text)
 		}
 	}()
-	// check waits some seconds for a runtime; one whose socket starts it may need more.
+	// check waits some seconds for a runtime; one that is started by its socket may need
+	// more.
 	g.Eventually(fmt.Sprintf("check says %q of %s", want, socket), func() bool {
 		text = g.Tracer("check", "--source", "block")
 		said = !slices.ContainsFunc(want, func(w string) bool {
@@ -270,7 +273,8 @@ func runtimeCRI(systemd bool) func(*guest.Guest) {
 			})
 		}
 		t.finish()
-		// Two pods are two sandboxes and two containers; to containerd all are the same.
+		// Two pods have two sandboxes and two containers; containerd counts all four as
+		// containers.
 		checkSays(g, socket, `containerd: ok, containerd \S+, CRI v1, 4 containers$`, `containerd: ok, containerd \S+, 4 containers$`)
 	}
 }
@@ -316,7 +320,7 @@ func composeRun(w workload) []string {
 	}
 }
 
-// user is the one of the image who is not root.
+// user is the image's ordinary user.
 const user = 1000
 
 // session is a user's own systemd, as a login starts it.
@@ -372,7 +376,7 @@ func (s session) cgroup() string {
 func runtimePodmanRootless(g *guest.Guest) {
 	g.Modprobe("overlay", "fuse")
 	s := startSession(g)
-	// What podman leaves running, conmon, is to outlive the command.
+	// conmon, which podman leaves running, must outlive the command.
 	podman := []string{"systemd-run", "--user", "--pipe", "--wait", "--quiet", "--collect", "--property", "KillMode=process", "podman"}
 	s.must(append(podman, "load", "--input", s.image("docker.io/library/"+enginetest.Image))...)
 	s.must("systemctl", "--user", "start", "podman.socket")
@@ -390,7 +394,7 @@ func runtimePodmanRootless(g *guest.Guest) {
 // runtimeDockerRootless is a user's dockerd, in namespaces of rootlesskit.
 func runtimeDockerRootless(g *guest.Guest) {
 	g.Modprobe("overlay", "tun")
-	if err := os.Chmod("/dev/net/tun", 0o666); err != nil { // as udev does, which is not here
+	if err := os.Chmod("/dev/net/tun", 0o666); err != nil { // udev would do this, but does not run here
 		g.Fatal(err)
 	}
 	s := startSession(g)
@@ -438,7 +442,7 @@ func tree(g *guest.Guest, dir string) {
 // runtimeNspawn is systemd-nspawn in both of its forms: run by hand, when it
 // registers a scope, and as a machine that is enabled as a service.
 func runtimeNspawn(g *guest.Guest) {
-	g.Modprobe("tun", "loop", "dm_mod") // what the service wants
+	g.Modprobe("tun", "loop", "dm_mod") // the service needs it
 	loads := two(0, func(name string) map[string]string {
 		return map[string]string{"container.name": name, "container.runtime": "systemd-nspawn", "iotrace.owner": "container"}
 	})

@@ -37,8 +37,7 @@ func shellCommand(t *testing.T) *exec.Cmd {
 	return exec.CommandContext(t.Context(), program, "-shell", "-kernel", kernels[len(kernels)/2].Name)
 }
 
-// TestShell types commands into the guest's shell: by a pipe, and as a person
-// does, on a terminal.
+// TestShell types commands into the guest's shell: from a pipe, and on a terminal.
 func TestShell(t *testing.T) {
 	if *flagSupport {
 		t.Skip("boots guests")
@@ -46,7 +45,7 @@ func TestShell(t *testing.T) {
 	t.Parallel()
 	t.Run("pipe", func(t *testing.T) {
 		cmd := shellCommand(t)
-		// First of all the kernel is to keep from the console: its words would be among the others.
+		// First keep the kernel off the console: its messages would mix with the others.
 		cmd.Stdin = strings.NewReader("dmesg -n 1\niotrace-bpf check | grep '^source block'\necho \"status $? of PID $$, init $(readlink /proc/1/exe | wc -l)\"\n")
 		out, err := cmd.CombinedOutput()
 		if err != nil {
@@ -76,10 +75,11 @@ func TestShell(t *testing.T) {
 		}
 		tty.Close()
 		p := newExpecter(t, pty)
-		// Kernels and images may have to be fetched first, here or by whoever has the cache.
+		// Kernels and images may have to be fetched first, here or by the process that has
+		// locked the cache.
 		p.await(`Ctrl-A X ends the machine`, nil)
 		p.expect(`guest:\S*# `)
-		p.send("dmesg -n 1\r") // the kernel's words would be among the others
+		p.send("dmesg -n 1\r") // the kernel's messages would mix with the others
 		p.expect(`guest:\S*# `)
 		p.send("echo size $(stty size) term $TERM\r")
 		p.expect(`(?m)(^|\r)size 37 113 term xterm-256color\r*$`)
@@ -91,7 +91,7 @@ func TestShell(t *testing.T) {
 		p.send("echo $((6*7)) apples\r")
 		p.expect(`(?m)(^|\r)42 apples\r*$`)
 		p.send("iotrace-bpf --no-tui --source block 1 1; echo it said $?\r")
-		p.expect(`(?m)it said 0\r*$`) // behind what the table left on the line
+		p.expect(`(?m)it said 0\r*$`) // after what the table left on the line
 		p.send("exit\r")
 		if err := cmd.Wait(); err != nil {
 			t.Errorf("%v\n%s", err, p.all())
@@ -122,7 +122,7 @@ type expecter struct {
 	w    io.Writer
 	more chan []byte
 	said []byte
-	from int // behind what was expected last
+	from int // end of the last match
 }
 
 func newExpecter(t *testing.T, f *os.File) *expecter {
@@ -150,13 +150,13 @@ func (p *expecter) send(text string) {
 	}
 }
 
-// expect waits until the terminal has shown it, behind what was expected before.
+// expect waits until the terminal shows a match after the last one.
 func (p *expecter) expect(pattern string) {
 	p.t.Helper()
 	p.await(pattern, time.After(5*time.Minute))
 }
 
-// await is expect with a limit of the caller's, nil for none.
+// await is expect with the caller's limit; a nil channel sets no limit.
 func (p *expecter) await(pattern string, limit <-chan time.Time) {
 	p.t.Helper()
 	re := regexp.MustCompile(pattern)

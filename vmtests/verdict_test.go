@@ -23,8 +23,8 @@ func badGuests() suite {
 			{name: "skips", run: func(g *guest.Guest) { g.Skip("as no scenario may") }},
 			{name: "exits", run: func(g *guest.Guest) { os.Exit(0) }},
 			{name: "panics", run: func(g *guest.Guest) { panic("as it should") }},
-			// Its own time-out cannot end it: the process is stopped, though not at once,
-			// because the signal may be another thread's to take.
+			// Its own timeout cannot end it, because the process is stopped. That may take a
+			// moment: another thread may have to take the signal.
 			{name: "hangs", run: func(g *guest.Guest) { _ = unix.Kill(os.Getpid(), unix.SIGSTOP); time.Sleep(time.Hour) }},
 			{name: "powers_off", run: func(g *guest.Guest) { _ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF) }},
 			{name: "oopses", run: func(g *guest.Guest) { g.WriteFile("/proc/sysrq-trigger", "c") }},
@@ -35,8 +35,8 @@ func badGuests() suite {
 	}
 }
 
-// TestVerdict proves that a guest which is broken in one of the ways that guests
-// break is never taken for one whose tests passed.
+// TestVerdict breaks guests in every way that guests break, and proves that none of
+// them counts as passed.
 func TestVerdict(t *testing.T) {
 	s := badGuests()
 	if guest.Inside() {
@@ -69,20 +69,20 @@ func TestVerdict(t *testing.T) {
 			s := s
 			switch tt.name {
 			case "hangs":
-				s.deadline = 15 * time.Second // all of it is waited for
+				s.deadline = 15 * time.Second // the test waits for all of it
 			case "never_boots":
 				s.bootLimit = 100 * time.Millisecond
 			}
 			run := s.run
-			if tt.name == "fails" { // twice, then
+			if tt.name == "fails" { // it is rerun
 				run = func(ctx context.Context, test string, k Kernel, names []string) (*outcome, error) {
-					again := 0
-					o, err := s.runTwice(ctx, test, k, names, func(failures []string) bool {
-						again++
+					asked := 0
+					o, err := s.runWithRerun(ctx, test, k, names, func(failures []string) bool {
+						asked++
 						return strings.Contains(strings.Join(failures, "\n"), "as it should")
 					})
-					if again != 1 || err == nil && !strings.Contains(strings.Join(o.log, "\n"), "fails: fail") {
-						t.Errorf("asked %d times whether to run it again; log %q", again, o.log)
+					if asked != 1 || err == nil && !strings.Contains(strings.Join(o.log, "\n"), "fails: fail") {
+						t.Errorf("asked %d times whether to rerun it; log %q", asked, o.log)
 					}
 					return o, err
 				}
@@ -102,7 +102,7 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
-// TestParseGuest feeds the judge streams that a dying guest may leave.
+// TestParseGuest parses the streams that a dying guest may leave.
 func TestParseGuest(t *testing.T) {
 	const run = "\x16=== RUN   TestX\n\x16=== RUN   TestX/a\n"
 	const pass = "    \x16--- PASS: TestX/a (0.10s)\n"

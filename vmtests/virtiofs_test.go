@@ -17,11 +17,11 @@ import (
 )
 
 // TestVirtioFS proves the fuse source on virtiofs: the guest's kernel talks to a
-// virtiofsd outside, which answers through a queue and not through /dev/fuse. Every
-// scenario has a share and a virtiofsd of its own. What the daemon shares is
-// itself a FUSE file system on this machine that counts: the guest's rows must be
-// what it was asked to read and write, to the byte. Operations, of which the daemon
-// makes several of its own, must be the requests that it says it got.
+// virtiofsd on the host, through a queue instead of /dev/fuse. Every scenario has a
+// share and a virtiofsd of its own. The daemon shares a FUSE file system on this
+// machine that counts, and the guest's rows must equal its bytes exactly. The
+// daemon adds operations of its own, so the guest's operations are compared with
+// the requests in the daemon's log.
 func TestVirtioFS(t *testing.T) {
 	s := suite{
 		source: "virtiofs",
@@ -32,7 +32,7 @@ func TestVirtioFS(t *testing.T) {
 			{name: "write_back", run: virtiofsWrites(true), smoke: true},
 			{name: "overwrite_write_back", run: virtiofsOverwrite},
 			{name: "shared_file_write_back", run: virtiofsShared},
-			{name: "direct", run: virtiofsDirect, arch: "amd64", why: "O_DIRECT has another value on arm64 than for the virtiofsd outside"},
+			{name: "direct", run: virtiofsDirect, arch: "amd64", why: "O_DIRECT differs in value between arm64 and the virtiofsd on the host"},
 			{name: "mapped", run: virtiofsMapped},
 			{name: "mapped_write_back", run: virtiofsMapped},
 			{name: "read", run: virtiofsReads},
@@ -81,13 +81,13 @@ func TestVirtioFS(t *testing.T) {
 				var got virtiofsTotals
 				_, text, ok := strings.Cut(r.output.String(), virtiofsMark)
 				if !ok || json.NewDecoder(strings.NewReader(text)).Decode(&got) != nil {
-					t.Errorf("%s: the guest told no totals:\n%s", name, r.output.String())
+					t.Errorf("%s: the guest reported no totals:\n%s", name, r.output.String())
 				} else if got.FUSECount != want || want == (guest.FUSECount{}) {
-					t.Errorf("%s: the guest's rows say %+v, what was shared counted %+v", name, got.FUSECount, want)
+					t.Errorf("%s: the guest's rows say %+v, the shared file system counted %+v", name, got.FUSECount, want)
 				}
 				for file, n := range got.Files {
 					if took := counted[name].Written(file); n != took {
-						t.Errorf("%s: who wrote %s has %d bytes in the guest's rows, what was shared took %d for it", name, file, n, took)
+						t.Errorf("%s: the writer of %s has %d bytes in the guest's rows, the shared file system counted %d", name, file, n, took)
 					}
 				}
 			}
@@ -95,8 +95,8 @@ func TestVirtioFS(t *testing.T) {
 	}
 }
 
-// virtiofsRequests is how many of a kind (FUSE_READ is 15, FUSE_WRITE 16) a virtiofsd says
-// that it got: "opcode: WRITE (16)" or, the newer one, "opcode=Write (16)".
+// virtiofsRequests counts the requests of a kind (FUSE_READ is 15, FUSE_WRITE 16) in the
+// log of a virtiofsd: "opcode: WRITE (16)" or, the newer one, "opcode=Write (16)".
 func virtiofsRequests(log *bytes.Buffer, opcode int) int64 {
 	return int64(len(regexp.MustCompile(fmt.Sprintf(`opcode[:=] ?\w+ \(%d\)`, opcode)).FindAll(log.Bytes(), -1)))
 }
@@ -143,7 +143,7 @@ func virtiofs(g *guest.Guest) (dir string) {
 	return dir
 }
 
-// virtiofsTrace is a tracer whose totals are told to the host.
+// virtiofsTrace is a tracer whose totals are sent to the host.
 type virtiofsTrace struct {
 	*fuseTrace
 	writers map[string]*guest.Cgroup // of files that one cgroup alone writes, by the file's name
@@ -161,7 +161,7 @@ func (t virtiofsTrace) stop() guest.FUSECount {
 	t.g.Sync()
 	t.end()
 	total := guest.FUSECount{ReadOps: t.sum("read.ops"), ReadBytes: t.sum("read.bytes"), WriteOps: t.sum("write.ops"), WriteBytes: t.sum("write.bytes")}
-	t.Equal("bytes of nobody", t.Sum("iotrace.write.bytes", "iotrace.device.id", t.id, "iotrace.owner", "unattributed")+
+	t.Equal("unattributed bytes", t.Sum("iotrace.write.bytes", "iotrace.device.id", t.id, "iotrace.owner", "unattributed")+
 		t.Sum("iotrace.read.bytes", "iotrace.device.id", t.id, "iotrace.owner", "unattributed"), 0)
 	t.lossless()
 	files := map[string]int64{}
@@ -177,7 +177,7 @@ func (t virtiofsTrace) stop() guest.FUSECount {
 }
 
 // virtiofsWrites: two cgroups write; with the write-back cache a flusher thread
-// sends it, for a third who asks for it.
+// sends the data when a third process calls sync.
 func virtiofsWrites(writeback bool) func(*guest.Guest) {
 	return func(g *guest.Guest) {
 		g.HoldWriteback()
@@ -188,8 +188,9 @@ func virtiofsWrites(writeback bool) func(*guest.Guest) {
 		fa, fb := pa.Open(dir+"/new-a", guest.Create), pb.Open(dir+"/new-b", guest.Create)
 		fa.Write(0, sizeA)
 		fb.Write(0, sizeB)
-		// How much is dirty says little: FUSE may use little of the page cache, and from
-		// 6.18 on nearly all is on its way already. A cache gathers what was written.
+		// The number of dirty pages says little: FUSE may use little of the page cache,
+		// and from 6.18 on nearly all are under writeback already. A write-back cache
+		// gathers writes into large requests.
 		total := t.stop()
 		if gathered := total.WriteBytes > total.WriteOps*(128<<10); writeback != gathered {
 			g.Errorf("%d bytes in %d requests: the share's write-back cache is not %v", total.WriteBytes, total.WriteOps, writeback)
@@ -271,11 +272,11 @@ func virtiofsMapped(g *guest.Guest) {
 	total := t.stop()
 	t.Equal("a read", t.of("read.bytes", a), 4<<20)
 	t.Equal("b read", t.of("read.bytes", b), 2<<20)
-	// A page that is flushed while it is being filled goes out twice: what was shared
-	// knows which file it was, and no page can be missing.
+	// A page that is flushed while a program fills it is written twice. The shared
+	// file system counts by file, and no page may be missing.
 	for c, size := range map[*guest.Cgroup]int64{a: 4 << 20, b: 2 << 20} {
 		if wrote := t.of("write.bytes", c); wrote < size {
-			g.Errorf("%s wrote %d bytes, want %d at least", c.Path(), wrote, size)
+			g.Errorf("%s wrote %d bytes, want at least %d", c.Path(), wrote, size)
 		}
 	}
 	t.Equal("both wrote", t.of("write.bytes", a)+t.of("write.bytes", b), total.WriteBytes)

@@ -5,22 +5,20 @@ package vmtests
 import (
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
 
-// TestVXLANSwarm has a real engine in swarm mode do what vxlanLife and
-// vxlanRefused do by hand. Here the hooks tell of the engine's own refusals.
+// TestVXLANSwarm lets a real engine in swarm mode do what vxlanLife and
+// vxlanRefused do by hand. Here the hooks report the engine's own refused devices.
 func TestVXLANSwarm(t *testing.T) {
 	suite{
-		source:    "", // the table of kernels has TestVXLAN's
+		source:    "", // the table of kernels shows TestVXLAN's
 		image:     "docker",
 		memory:    2048,
 		deadline:  15 * time.Minute,
@@ -37,40 +35,10 @@ func startSwarm(g *guest.Guest) swarm {
 	g.Exec("ip", "link", "add", "uplink", "type", "dummy")
 	g.Exec("ip", "addr", "add", "192.0.2.1/24", "dev", "uplink")
 	g.Exec("ip", "link", "set", "uplink", "up")
-	dir := g.TempDir()
-	log, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
-		g.Fatal(err)
-	}
-	cmd := exec.Command("dockerd", "--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false",
-		"--default-ulimit", "nofile=1024:1024")
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		g.Fatal(err)
-	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
-	g.Cleanup(func() {
-		_, _ = g.Try("docker", "swarm", "leave", "--force")
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		<-exited
-		log.Close()
-		if g.Failed() {
-			text := g.ReadFile(log.Name())
-			g.Logf("end of dockerd's log:\n%s", text[max(0, len(text)-8<<10):])
-		}
-	})
+	startDockerd(g, "--default-ulimit", "nofile=1024:1024")
+	g.Cleanup(func() { _, _ = g.Try("docker", "swarm", "leave", "--force") })
 	s := swarm{g}
-	s.eventually("dockerd answers", func() bool {
-		select {
-		case err := <-exited:
-			exited <- err
-			g.Fatalf("dockerd ended: %v\n%s", err, g.ReadFile(log.Name()))
-		default:
-		}
-		_, err := g.Try("docker", "version")
-		return err == nil
-	})
+	dir := g.TempDir()
 	root := filepath.Join(dir, "root")
 	g.Exec("mkdir", "-p", filepath.Join(root, "bin"))
 	g.Exec("cp", "/bin/busybox", filepath.Join(root, "bin/sleep"))

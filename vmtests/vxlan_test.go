@@ -18,13 +18,13 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
 
-// TestVXLAN follows overlay devices through what an engine does to them, by every
-// set of hooks that there is, and removes a leaked one.
+// TestVXLAN follows overlay devices through the steps of an engine, with every set
+// of hooks, and removes a leaked device.
 func TestVXLAN(t *testing.T) {
 	suite{
 		source: "vxlan",
 		scenarios: []scenario{
-			// First: nothing but this has loaded the module yet.
+			// It must be first: nothing else has loaded the module yet.
 			{name: "module", run: vxlanModule, smoke: true},
 			{name: "life_best", run: func(g *guest.Guest) { vxlanLife(g, "call_netdevice_notifiers_info") }, smoke: true},
 			{name: "life_kprobe", run: func(g *guest.Guest) {
@@ -54,12 +54,12 @@ type vxlanWatch struct {
 	err string
 }
 
-// noLeaks is a grace period for scenarios that want exact events: a device that
-// is down is not told as leaked, however long the next step takes.
+// noLeaks is a grace period for scenarios that expect exact events: a device that
+// is down is not reported as leaked, even if the next step takes long.
 const noLeaks = time.Hour
 
-// watchVXLAN starts a watch without the hooks that start so, and waits until it
-// is attached.
+// watchVXLAN starts a watch without the hooks whose names begin with these words,
+// and waits until it is attached.
 func watchVXLAN(g *guest.Guest, grace time.Duration, without ...string) *vxlanWatch {
 	g.Helper()
 	dir := g.TempDir()
@@ -107,11 +107,11 @@ func watchVXLAN(g *guest.Guest, grace time.Duration, without ...string) *vxlanWa
 	return w
 }
 
-// events gives what was told so far; only of devices whose names match.
+// events returns the events so far of devices whose names match.
 func (w *vxlanWatch) events(names string) []guest.Doc {
 	w.g.Helper()
 	b := []byte(w.g.ReadFile(w.out))
-	r, err := guest.ParseReport(b[:bytes.LastIndexByte(b, '\n')+1])
+	r, err := guest.ParseOutput(b[:bytes.LastIndexByte(b, '\n')+1])
 	if err != nil {
 		w.g.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func (w *vxlanWatch) events(names string) []guest.Doc {
 	return found
 }
 
-// await waits until exactly so many events of such devices were told.
+// await waits for n events of devices whose names match, and fails if there are more.
 func (w *vxlanWatch) await(names string, n int) []guest.Doc {
 	w.g.Helper()
 	var found []guest.Doc
@@ -161,15 +161,15 @@ const addVXLAN = "link add %s type vxlan id %d dstport 4789 nolearning proxy l2m
 
 func ipVXLAN(name string, vni int) []string { return strings.Fields(fmt.Sprintf(addVXLAN, name, vni)) }
 
-// vxlanLife is what an engine does to a device. Every event must be told, in
-// order, with namespaces, VNI and process.
+// vxlanLife takes a device through the steps of an engine. The watch must report
+// every event, in order, with namespaces, VNI and process.
 func vxlanLife(g *guest.Guest, hooks string, without ...string) {
 	g.Modprobe("vxlan")
 	overlay := newNetNS(g, "overlay")
 	host := netNS(g, "/proc/1/ns/net")
 	w := watchVXLAN(g, noLeaks, without...)
 	if said := g.ReadFile(w.err); !strings.Contains(said, "attached ") || !strings.Contains(said, hooks) {
-		g.Errorf("attached to something else than %q: %s", hooks, said)
+		g.Errorf("attached to other hooks than %q: %s", hooks, said)
 	}
 	noProcess := hooks == "rtnetlink"
 	a := g.Cgroup("engine")
@@ -193,7 +193,7 @@ func vxlanLife(g *guest.Guest, hooks string, without ...string) {
 		{"moved", "vx-001001-m64nq", overlay, host},
 		{"deleted", "vx-001001-m64nq", host, ""},
 	}
-	if strings.Contains(hooks, "register_netdevice") { // the fallback tells neither names nor UP and DOWN
+	if strings.Contains(hooks, "register_netdevice") { // the fallback hook reports neither names nor UP and DOWN
 		want = []event{want[0], want[1], want[6], want[7]}
 	}
 	for i, d := range w.await("vx-001001-m64nq|vxlan0", len(want)) {
@@ -237,7 +237,7 @@ func vxlanNamespace(g *guest.Guest) {
 	g.Exec("ip", "link", "del", "vx-001002-m64nq")
 }
 
-// vxlanModule watches while the module comes, goes and comes again.
+// vxlanModule watches while the module is loaded, unloaded and loaded again.
 func vxlanModule(g *guest.Guest) {
 	if _, err := os.Stat("/sys/module/vxlan"); err == nil {
 		g.Exec("modprobe", "-r", "vxlan")
@@ -251,14 +251,14 @@ func vxlanModule(g *guest.Guest) {
 		if d.String("event.action") != "created" || d.Int("iotrace.vxlan.vni") != int64(vni) {
 			g.Errorf("first event is %v", d)
 		}
-		// A refusal names its culprit, whichever module it is.
+		// A refused device names its culprit, after every load of the module.
 		if out, err := g.Try("ip", ipVXLAN("taken", vni)...); err == nil {
 			g.Errorf("a second device for a VNI: %s", out)
 		}
 		if d := w.await("taken", 1+round)[round]; d.String("iotrace.vxlan.culprit") != name {
 			g.Errorf("culprit %q, want %q", d.String("iotrace.vxlan.culprit"), name)
 		}
-		g.Exec("modprobe", "-r", "vxlan") // not pinned; it takes its devices along
+		g.Exec("modprobe", "-r", "vxlan") // not pinned; its devices go with it
 		d = w.await(name, 2)[1]
 		if d.String("event.action") != "deleted" || d.String("process.name") != "modprobe" {
 			g.Errorf("last event is %v", d)
@@ -310,13 +310,13 @@ func vxlanRefused(g *guest.Guest, without ...string) {
 			g.Errorf("%s with VNI %d: %v, want %+v", c.name, c.vni, d, c)
 		}
 	}
-	// Another port is no conflict, and no refusal is told.
+	// Another port is no conflict, and the watch reports no refusal.
 	before := len(w.refusals())
 	g.Exec("ip", "link", "add", "port", "type", "vxlan", "id", "4097", "dstport", "4790")
 	g.Exec("ip", "link", "del", "port")
 	w.await("port", 2)
 	if after := len(w.refusals()); after != before {
-		g.Errorf("%d refusals told, want %d", after, before)
+		g.Errorf("%d refusals reported, want %d", after, before)
 	}
 }
 
@@ -330,7 +330,8 @@ func (w *vxlanWatch) refusals() []guest.Doc {
 	return found
 }
 
-// vxlanBurst loses nothing, or says how much.
+// vxlanBurst makes and deletes devices in a burst: the watch loses no event, or counts
+// the lost ones.
 func vxlanBurst(g *guest.Guest) {
 	const devices = 1000
 	g.Modprobe("vxlan")
@@ -351,7 +352,7 @@ func vxlanBurst(g *guest.Guest) {
 	}
 	if count["created"] != devices || count["deleted"] != devices || len(count) != 2 {
 		lost := g.ReadFile(w.err)
-		g.Errorf("told %v, want %d created and deleted; it said %q", count, devices, lost)
+		g.Errorf("reported %v, want %d created and deleted; it said %q", count, devices, lost)
 	}
 	g.Exec("ip", "link", "del", "vx-00ffff-after")
 }
@@ -394,7 +395,7 @@ func vxlanLeak(g *guest.Guest) {
 	if !errors.As(err, &exit) || exit.ExitCode() != 4 || !strings.Contains(out, "vx-001001-m64nq (ifindex") || !strings.Contains(out, "leaked:") {
 		g.Errorf("list: %v\n%s", err, out)
 	}
-	// Without an engine nobody knows what is live: nothing is deleted.
+	// Without an engine clean cannot know which devices are live, and deletes none.
 	out, err = g.Try(g.Tool(), "vxlan", "clean", "--grace", "1s", "--yes")
 	if now := g.Exec("ip", "-o", "link", "show", "type", "vxlan"); !errors.As(err, &exit) || exit.ExitCode() != 4 || now != before {
 		g.Errorf("clean without an engine: %v\n%s\nleft:\n%s", err, out, now)

@@ -11,9 +11,9 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
 
-// TestWorkload proves the harness itself on every kernel: that the workload
-// programs do the I/O they are told to, where they are told to, as the kernel's
-// own counters see it. No tracer is needed.
+// TestWorkload proves the harness itself on every kernel: the kernel's own counters
+// show exactly the I/O that the workload programs were asked to do. It needs no
+// tracer.
 func TestWorkload(t *testing.T) {
 	suite{
 		source:   "",
@@ -49,7 +49,7 @@ func workloadDirect(g *guest.Guest) {
 	}
 }
 
-// workloadBuffered sees nothing on the disk until it is asked for.
+// workloadBuffered sees nothing on the disk until a sync.
 func workloadBuffered(g *guest.Guest) {
 	d := g.NVMe()
 	g.HoldWriteback()
@@ -58,7 +58,7 @@ func workloadBuffered(g *guest.Guest) {
 	before := d.Stats()
 	f.Write(0, 5<<20)
 	if got := d.Stats().Sub(before).WriteBytes; got != 0 {
-		g.Errorf("%d bytes were written before anyone asked", got)
+		g.Errorf("%d bytes were written before the sync", got)
 	}
 	g.Sync()
 	if got := d.Stats().Sub(before).WriteBytes; got != 5<<20 {
@@ -69,7 +69,7 @@ func workloadBuffered(g *guest.Guest) {
 
 // workloadCharged checks that a worker's memory belongs to its cgroup.
 func workloadCharged(g *guest.Guest) {
-	// Else the worker's own heap may begin a huge page meanwhile: 2 MiB more.
+	// Otherwise the worker's own heap may begin a huge page in between: 2 MiB more.
 	g.Knob("/sys/kernel/mm/transparent_hugepage/enabled", "never")
 	c := g.Cgroup("a")
 	p := c.Process()
@@ -77,7 +77,8 @@ func workloadCharged(g *guest.Guest) {
 	if g.CgroupV1() {
 		kind = "rss"
 	}
-	// Not all that is charged: pages of the worker's program may be read meanwhile.
+	// This reads a part of the charge only: pages of the worker's program may be read in
+	// between.
 	read := func() int64 {
 		for line := range strings.Lines(g.ReadFile(c.File("memory.stat"))) {
 			if n, ok := strings.CutPrefix(line, kind+" "); ok {
@@ -109,7 +110,7 @@ func workloadNFS(g *guest.Guest) {
 		f := p.Open(m.File("f"+version), guest.Create)
 		f.Write(0, 1_000_003)
 		if got := m.Stats().ServerWrite; got != 0 {
-			g.Errorf("v%s: %d bytes went to the server before anyone asked", version, got)
+			g.Errorf("v%s: %d bytes went to the server before the sync", version, got)
 		}
 		g.Sync()
 		if got := m.Stats().ServerWrite; got != 1_000_003 {
@@ -135,9 +136,9 @@ func workloadFUSE(g *guest.Guest) {
 		p := g.Cgroup("a").Process()
 		f := p.Open(m.File("f"), guest.Create)
 		f.Write(0, 1_000_003)
-		// With writeback it is for the kernel to say when: FUSE may use little of the page cache.
+		// With writeback the kernel chooses the time: FUSE may use little of the page cache.
 		if got := m.Count().WriteBytes; !o.Writeback && got != 1_000_003 {
-			g.Errorf("%+v: daemon got %d bytes until write(2) returned", o, got)
+			g.Errorf("%+v: daemon had %d bytes when write(2) returned", o, got)
 		}
 		g.Sync()
 		f.Close()

@@ -26,12 +26,12 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
 )
 
-// TestBench is `make bench`: this program and its peers, side by side in one run,
-// in turns, medians of several rounds. It writes the tables of BENCHMARKS.md.
+// TestBench is `make bench`. It compares this program with its peers in one run, as
+// medians of several rounds, and writes the tables of BENCHMARKS.md.
 //
-// The tools take turns within each round, so that whatever else the machine does
-// meets all of them alike. Only one is attached at a time, except in the table
-// that says otherwise.
+// The tools take turns within each round, so other load on the machine affects all
+// of them alike. Only one is attached at a time, except in the table that says
+// otherwise.
 func TestBench(t *testing.T) {
 	b := &bench{t: t, rounds: 5, load: 2 * time.Second}
 	if n, err := strconv.Atoi(os.Getenv("ROUNDS")); err == nil && n > 0 {
@@ -40,7 +40,7 @@ func TestBench(t *testing.T) {
 	var out strings.Builder
 	began := time.Now()
 	fmt.Fprintf(&out, "%s\n\n", b.machine())
-	only := os.Getenv("ONLY") // some tables, printed and not kept
+	only := os.Getenv("ONLY") // some tables, printed and not written
 	for _, part := range []struct {
 		name string
 		run  func(*strings.Builder)
@@ -105,7 +105,7 @@ func (b *bench) machine() string {
 		mustRun(b.t, "bpftrace", "--version"), b.rounds, b.load, load, time.Now().UTC().Format(time.DateOnly))
 }
 
-// tool is one thing that is compared.
+// tool is a tool to compare.
 type tool struct {
 	name string
 	args []string // without: no tracer at all
@@ -173,8 +173,8 @@ type running struct {
 	programs []int
 }
 
-// start runs a tool and returns once its programs are there, or nil where they
-// never come.
+// start runs a tool and returns once its programs are loaded, or nil if they never
+// are.
 func (b *bench) start(tl tool) *running {
 	b.t.Helper()
 	r := &running{tool: tl, out: &bytes.Buffer{}}
@@ -188,8 +188,8 @@ func (b *bench) start(tl tool) *running {
 		ready = filepath.Join(b.t.TempDir(), "ready")
 		r.cmd.Args = append(r.cmd.Args, "--ready-file", ready)
 	}
-	// What a tool prints goes to a pipe that somebody reads, as with a terminal.
-	r.cmd.Stdout, r.cmd.Stderr = &tail{buf: r.out}, &tail{buf: r.out}
+	// The tool prints into a pipe with a reader, as it would into a terminal.
+	r.cmd.Stdout, r.cmd.Stderr = &capped{buf: r.out}, &capped{buf: r.out}
 	r.cmd.Env = append(os.Environ(), "PYTHONUNBUFFERED=1", "BPFTRACE_STRLEN=64")
 	if err := r.cmd.Start(); err != nil {
 		b.t.Fatal(err)
@@ -213,7 +213,7 @@ func (b *bench) start(tl tool) *running {
 		slices.Sort(now)
 		if ready != "" {
 			if _, err := os.Stat(ready); err == nil {
-				stable = 4 // it says so itself
+				stable = 4 // the tool says that it is attached
 			}
 		} else if (len(now) > 0 || !tl.bpf) && slices.Equal(now, r.programs) {
 			stable++
@@ -243,10 +243,10 @@ func (r *running) stop() {
 	r.cmd.Process.Kill()
 }
 
-// tail keeps the first part of what is written to it, and takes the rest.
-type tail struct{ buf *bytes.Buffer }
+// capped keeps the first 64 MiB written to it and discards the rest.
+type capped struct{ buf *bytes.Buffer }
 
-func (w *tail) Write(p []byte) (int, error) {
+func (w *capped) Write(p []byte) (int, error) {
 	if w.buf.Len() < 64<<20 {
 		w.buf.Write(p)
 	}
@@ -296,9 +296,8 @@ func (r *running) stats(t testing.TB) map[int]program {
 	return mine
 }
 
-// perIO is what the programs that ran for these I/Os took for each. Those that
-// ran seldom belong to what else the machine does: the other figures cannot be
-// kept apart from that, these can.
+// perIO returns the time per I/O, in ns, of the programs that ran for these I/Os.
+// Programs that ran seldom belong to other work of the machine and are left out.
 func (r *running) perIO(t testing.TB, before map[int]program, ios float64) (ns float64) {
 	for id, now := range r.stats(t) {
 		was := before[id]
@@ -341,7 +340,7 @@ func pick(list []result, f func(result) float64) float64 {
 	return median(values)
 }
 
-// fio loads the disk and returns I/O per second and how many I/Os there were.
+// fio loads the disk and returns I/O per second and the number of I/Os.
 func (b *bench) fio(d *disk, rw string) (rate, ios float64) {
 	b.t.Helper()
 	before := d.stat(b.t)
@@ -423,9 +422,10 @@ func (b *bench) blockTable(out *strings.Builder) {
 	}
 }
 
-// rates: what a tool takes away from the rate. Two CPUs do the load and whatever
-// else the machine does, so one comparison says little: it is made many times,
-// short, each between two runs without the tool, and the table says how sure it is.
+// rates measures by how much a tool lowers the rate. Two CPUs do the load and all
+// other work of the machine, so one comparison says little. It is repeated many
+// times, each a short run between two runs without the tool, and the table shows
+// the confidence interval.
 func (b *bench) rates(out *strings.Builder) {
 	d := newDisk(b.t, 512)
 	load := b.load
@@ -456,15 +456,15 @@ func (b *bench) rates(out *strings.Builder) {
 	}
 	fmt.Fprintf(out, "### Rate lost, random writes, %d times between two runs without\n\n| tool | rate lost, median | 95 %% sure that it is in |\n|---|---|---|\n", pairs)
 	for _, tl := range tools {
-		low, high := sure(lost[tl.name])
+		low, high := confidence(lost[tl.name])
 		fmt.Fprintf(out, "| %s | %.1f %% | %.1f %% to %.1f %% |\n", tl.name, median(lost[tl.name]), low, high)
 	}
 	fmt.Fprintln(out)
 }
 
-// sure returns the bounds that the true median is in with 95 %, whatever the
-// distribution: the order statistics of the sign test. It takes six values at least.
-func sure(list []float64) (low, high float64) {
+// confidence returns the bounds of the median's 95 % confidence interval for any
+// distribution: the order statistics of the sign test. It needs at least six values.
+func confidence(list []float64) (low, high float64) {
 	s := slices.Sorted(slices.Values(list))
 	n := len(s)
 	p, below, k := math.Pow(0.5, float64(n)), 0.0, 0
@@ -560,13 +560,13 @@ func (w *writer) write(file string) *exec.Cmd {
 	for _, d := range w.dirs {
 		fmt.Fprintf(&join, "echo $$ >%s/cgroup.procs; ", d)
 	}
-	// Over some seconds: a tool that looks once a second must have a chance.
+	// Write over some seconds, so a tool that polls once a second can see it.
 	return exec.Command("sh", "-c", join.String()+fmt.Sprintf("for i in 1 2 3 4 5 6 7 8 9 10 11 12; do head -c %d /dev/zero; sleep 0.25; done | exec %s iflag=fullblock of=%s bs=1M status=none",
 		w.amount/12, w.bin, file))
 }
 
 // buffered: two owners write into the page cache, a third party calls sync. How
-// many bytes has each tool under the wrong name?
+// many bytes does each tool show under the wrong name?
 func (b *bench) buffered(out *strings.Builder) {
 	d := newDisk(b.t, 900)
 	d.format(b.t, mkExt4()...)
@@ -647,7 +647,7 @@ func (b *bench) buffered(out *strings.Builder) {
 					b.t.Fatal(err)
 				}
 			}
-			d.settle(b.t)
+			d.flush(b.t)
 			time.Sleep(1200 * time.Millisecond) // tools with a fixed interval of a second
 			r.stop()
 			na, nc := x.count(r.out.String(), a), x.count(r.out.String(), c)
@@ -658,7 +658,7 @@ func (b *bench) buffered(out *strings.Builder) {
 			wrong[x.name] = e
 			os.Remove(filepath.Join(d.mount, "a"))
 			os.Remove(filepath.Join(d.mount, "b"))
-			d.settle(b.t)
+			d.flush(b.t)
 		}
 	}
 	for _, x := range cases {
@@ -695,7 +695,7 @@ func (b *bench) smallFiles(out *strings.Builder) {
 		if err := os.RemoveAll(dir); err != nil {
 			b.t.Fatal(err)
 		}
-		d.settle(b.t)
+		d.flush(b.t)
 		return n
 	}
 	rate, lost, ns := map[string][]float64{}, map[string][]float64{}, map[string][]float64{}
@@ -732,7 +732,7 @@ func (b *bench) smallFiles(out *strings.Builder) {
 	fmt.Fprintf(out, "| no tracer | %.0f |  |  |\n", median(quiet))
 	for _, tl := range tools {
 		if len(rate[tl.name]) > 0 {
-			low, high := sure(lost[tl.name])
+			low, high := confidence(lost[tl.name])
 			fmt.Fprintf(out, "| %s | %.0f | %.1f %% (%.1f to %.1f) | %.0f |\n", tl.name, median(rate[tl.name]), median(lost[tl.name]), low, high, median(ns[tl.name]))
 		}
 	}
@@ -811,7 +811,7 @@ func (b *bench) resident(out *strings.Builder) {
 		b.t.Fatal("iotrace-bpf did not start")
 	}
 	o.begin(b.t)
-	enginetest.Poll(b.t, 10*time.Second, "a report with all of them", func() bool { return r.out.Len() > 1500*300 })
+	enginetest.Poll(b.t, 10*time.Second, "an interval with all of them", func() bool { return r.out.Len() > 1500*300 })
 	done := make(chan struct{})
 	go func() { o.expect(b.t, "done"); close(done) }()
 	var rss []float64

@@ -16,8 +16,8 @@ import (
 
 const mib = 1 << 20
 
-// TestBlock holds what is reported about block devices against /proc/diskstats
-// and against what real containers wrote and read.
+// TestBlock compares the rows of block devices with /proc/diskstats and with the
+// reads and writes of real containers.
 func TestBlock(t *testing.T) {
 	engine := enginetest.Start(t)
 	t.Run("StackedLoop", func(t *testing.T) { testStackedLoop(t, engine) })
@@ -36,22 +36,22 @@ func mkExt4() []string {
 	return []string{"mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"}
 }
 
-// testStackedLoop is the story of the 393 MB: 200 MiB written, once, however many
-// block devices lie on top of each other.
+// testStackedLoop writes 200 MiB through stacked block devices: they count once.
+// docker stats shows 393 MB.
 func testStackedLoop(t *testing.T, engine *enginetest.Engine) {
 	lower := newDisk(t, 900)
 	lower.format(t, mkExt4()...)
 	upper := loopOver(t, filepath.Join(lower.mount, "image"), 700)
 	upper.format(t, mkExt4()...)
 	for round := range 3 {
-		lower.settle(t)
+		lower.flush(t)
 		before := lower.stat(t)
 		r := trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "container,device", "--interval", "300ms")
 		name := fmt.Sprintf("story%d", round)
 		engine.Docker(t, "run", "--name", name, "-v", upper.mount+":/data", enginetest.Image, "sh", "-c",
 			fmt.Sprintf("dd if=/dev/zero of=/data/a%d bs=1M count=100 && dd if=/dev/zero of=/data/b%d bs=1M count=100", round, round))
-		upper.settle(t)
-		lower.settle(t)
+		upper.flush(t)
+		lower.flush(t)
 		docs := r.stop(t)
 		engine.Docker(t, "rm", name)
 		delta := lower.stat(t).minus(before)
@@ -78,8 +78,8 @@ func testStackedLoop(t *testing.T, engine *enginetest.Engine) {
 	}
 }
 
-// testTwoProjects: buffered writes at the same time, written back by whoever
-// calls sync, are booked on who wrote.
+// testTwoProjects: two projects write into the page cache at the same time, and a
+// third process calls sync. The bytes belong to the writers.
 func testTwoProjects(t *testing.T, engine *enginetest.Engine) {
 	d := newDisk(t, 600)
 	d.format(t, mkExt4()...)
@@ -101,7 +101,7 @@ func testTwoProjects(t *testing.T, engine *enginetest.Engine) {
 			t.Fatal(err)
 		}
 	}
-	d.settle(t) // the outsider's sync
+	d.flush(t) // the outsider's sync
 	docs := r.stop(t)
 	delta := d.stat(t).minus(before)
 	all := sum(docs, d.match)
@@ -117,7 +117,7 @@ func testTwoProjects(t *testing.T, engine *enginetest.Engine) {
 		named += got.write
 	}
 	if rest := all.write - named; rest*100 >= all.write {
-		t.Errorf("%d of %d bytes are booked on nobody's project", rest, all.write)
+		t.Errorf("%d of %d bytes belong to no project", rest, all.write)
 	}
 	if t.Failed() {
 		dump(t, docs)
@@ -135,10 +135,10 @@ func testOverwrite(t *testing.T, engine *enginetest.Engine) {
 	a, b := start("reader"), start("writer")
 	t.Cleanup(func() { engine.Docker(t, "kill", a, b) })
 	engine.Docker(t, "exec", a, "sh", "-c", "dd if=/dev/zero of=/data/file bs=1M count=32 && sync && cat /data/file >/dev/null")
-	d.settle(t)
+	d.flush(t)
 	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "project,device", "--interval", "200ms")
 	engine.Docker(t, "exec", b, "dd", "if=/dev/zero", "of=/data/file", "bs=1M", "count=32", "conv=notrunc")
-	d.settle(t)
+	d.flush(t)
 	docs := r.stop(t)
 	by := func(p string) total {
 		return sum(docs, func(doc *tracedDoc) bool { return d.match(doc) && doc.Iotrace.Project.Name == p })
@@ -165,17 +165,17 @@ func testReads(t *testing.T, engine *enginetest.Engine) {
 	worker := buildReader(t)
 	for _, how := range []string{"buffered", "direct", "mmap"} {
 		t.Run(how, func(t *testing.T) {
-			d.settle(t)
-			// Not drop_caches, which other tests on the machine would feel.
+			d.flush(t)
+			// Not drop_caches: it would affect other tests on the machine.
 			mustRun(t, "umount", d.mount)
 			mustRun(t, "mount", "-o", d.options, d.dev, d.mount)
-			d.settle(t)
+			d.flush(t)
 			before := d.stat(t)
 			r := trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "container,device", "--interval", "200ms")
 			name := "reads-" + how
 			engine.Docker(t, "run", "--name", name, "-v", d.mount+":/data", "-v", worker+":/reader", enginetest.Image,
 				"/reader", how, "/data/file")
-			d.settle(t)
+			d.flush(t)
 			docs := r.stop(t)
 			engine.Docker(t, "rm", name)
 			got := sum(docs, func(doc *tracedDoc) bool { return d.match(doc) && doc.Container.Name == name })
@@ -212,7 +212,7 @@ func testShortLived(t *testing.T, engine *enginetest.Engine) {
 	args := append([]string{"run", "--rm", "--name", "mayfly"}, project("insects", "may")...)
 	engine.Docker(t, append(args, "-v", d.mount+":/data", enginetest.Image,
 		"dd", "if=/dev/zero", "of=/data/mayfly", "bs=1M", "count=3", "conv=fsync")...)
-	d.settle(t)
+	d.flush(t)
 	docs := r.stop(t)
 	got := sum(docs, func(doc *tracedDoc) bool {
 		return d.match(doc) && doc.Container.Name == "mayfly" && doc.Iotrace.Project.Name == "insects" &&
@@ -246,8 +246,8 @@ func testHostileNames(t *testing.T, engine *enginetest.Engine) {
 	args := append([]string{"run", "--rm", "--label", "evil=" + evil}, project(evil, "x")...)
 	engine.Docker(t, append(args, "-v", d.mount+":/data", enginetest.Image,
 		"dd", "if=/dev/zero", "of=/data/evil", "bs=1M", "count=2", "conv=fsync")...)
-	d.settle(t)
-	docs := r.stop(t) // holds every line against its schema
+	d.flush(t)
+	docs := r.stop(t) // checks every line against its schema
 	if err := table.Process.Signal(os.Interrupt); err != nil {
 		t.Fatal(err)
 	}
@@ -276,7 +276,7 @@ func testProcess(t *testing.T, engine *enginetest.Engine) {
 	r := trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "process,device", "--interval", "200ms")
 	engine.Docker(t, "run", "--rm", "-v", d.mount+":/data", enginetest.Image, "sh", "-c",
 		"dd if=/dev/zero of=/data/one bs=1M count=20; head -c 41943040 /dev/zero >/data/two")
-	d.settle(t)
+	d.flush(t)
 	docs := r.stop(t)
 	for name, want := range map[string]uint64{"dd": 20 * mib, "head": 40 * mib} {
 		got := sum(docs, func(doc *tracedDoc) bool { return d.match(doc) && doc.Process.Name == name })
@@ -287,8 +287,8 @@ func testProcess(t *testing.T, engine *enginetest.Engine) {
 	}
 }
 
-// testEvents: one document per request, as many and as large as the kernel counted,
-// but for those that are told to be lost.
+// testEvents: one document per request, with the number and bytes that the kernel
+// counted, except those counted as lost.
 func testEvents(t *testing.T, engine *enginetest.Engine) {
 	d := newDisk(t, 200)
 	before := d.stat(t)
@@ -327,7 +327,7 @@ func testZram(t *testing.T, engine *enginetest.Engine) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		// Other mount namespaces let go of it a moment later than we do.
+		// Other mount namespaces release it a moment later.
 		enginetest.Poll(t, 30*time.Second, "zram0 is free", func() bool {
 			return os.WriteFile("/sys/block/zram0/reset", []byte("1"), 0o200) == nil
 		})
@@ -342,7 +342,7 @@ func testZram(t *testing.T, engine *enginetest.Engine) {
 	start := d.stat(t)
 	engine.Docker(t, "run", "--rm", "--name", "squeeze", "-v", d.mount+":/data", enginetest.Image,
 		"dd", "if=/dev/zero", "of=/data/file", "bs=1M", "count=17")
-	d.settle(t)
+	d.flush(t)
 	docs := r.stop(t)
 	delta := d.stat(t).minus(start)
 	if all := sum(docs, d.match); all.write != delta.writeBytes || all.read != delta.readBytes {
@@ -358,8 +358,8 @@ func testZram(t *testing.T, engine *enginetest.Engine) {
 	}
 }
 
-// testEngineStopped: numbers go on without names when the engine stops, and the
-// names come back with it.
+// testEngineStopped: rows continue without names when the engine stops, and the
+// names return with it.
 func testEngineStopped(t *testing.T, engine *enginetest.Engine) {
 	d := newDisk(t, 200)
 	d.format(t, mkExt4()...)
@@ -368,7 +368,7 @@ func testEngineStopped(t *testing.T, engine *enginetest.Engine) {
 	if err := os.WriteFile(filepath.Join(d.mount, "alone"), make([]byte, 7*mib), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	d.settle(t)
+	d.flush(t)
 	engine.Boot(t)
 	enginetest.Poll(t, time.Minute, "names come back", func() bool {
 		engine.Docker(t, "run", "--rm", "--name", "back", "-v", d.mount+":/data", enginetest.Image,

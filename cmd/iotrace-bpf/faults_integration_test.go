@@ -20,10 +20,9 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
 )
 
-// TestRefusedByKernel has the kernel refuse one bpf(2) call after the other while
-// everything is loaded and attached. What can go on without it does: one source
-// that is refused does not stop the others. Else the run ends with one line.
-// Nothing stays behind.
+// TestRefusedByKernel lets the kernel refuse one bpf(2) call after the other while
+// everything is loaded and attached. A refused source does not stop the others;
+// otherwise the run ends with one line. Nothing is left behind.
 func TestRefusedByKernel(t *testing.T) {
 	before := programs(t)
 	log := filepath.Join(t.TempDir(), "strace")
@@ -40,8 +39,8 @@ func TestRefusedByKernel(t *testing.T) {
 	all := func() bool {
 		return codes[exitOK] > 0 && codes[exitFailed]+codes[exitUnsupported] > 0 && len(partial) > 0
 	}
-	// strace counts the calls of each thread: so several are refused in a run, and
-	// which ones is not the same each time.
+	// strace counts the calls of each thread, so a run has several refused calls, and
+	// not the same ones each time.
 	for n := 0; n < 30 || n < 90 && !all(); n++ {
 		i := 1 + n%30*3 + n/30
 		errno := []string{"EPERM", "ENOMEM", "EINVAL"}[i/3%3]
@@ -83,7 +82,7 @@ func attachedSources(t *testing.T, got ended) (attached []string) {
 		}
 	}
 	if status.Iotrace.Sources == nil {
-		t.Fatalf("no report: exit code %d, %s", got.code, got.stderr)
+		t.Fatalf("no interval: exit code %d, %s", got.code, got.stderr)
 	}
 	for name, s := range status.Iotrace.Sources {
 		if s.Attached {
@@ -94,7 +93,7 @@ func attachedSources(t *testing.T, got ended) (attached []string) {
 	return attached
 }
 
-// TestTermFlushes: SIGTERM, as from systemd, and every output has everything.
+// TestTermFlushes: after SIGTERM, as from systemd, every output is complete.
 func TestTermFlushes(t *testing.T) {
 	dir := t.TempDir()
 	d := newDisk(t, 128)
@@ -103,7 +102,7 @@ func TestTermFlushes(t *testing.T) {
 	r := trace(t, "--source", "block", "--by", "device", "--interval", "1h", "--filter", "device="+d.name(),
 		"--record", recording, "--report", page, "--elasticsearch", "http://127.0.0.1:1", "--elasticsearch-spool", spool)
 	mustRun(t, "dd", "if=/dev/zero", "of="+d.dev, "bs=64k", "count=997", "oflag=direct")
-	d.settle(t)
+	d.flush(t)
 	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +152,7 @@ func TestTermFlushes(t *testing.T) {
 	}
 }
 
-// TestRecordFullDisk: a recording that finds no room costs itself, not the run.
+// TestRecordFullDisk: a full disk ends the recording, not the run.
 func TestRecordFullDisk(t *testing.T) {
 	dir := t.TempDir()
 	mustRun(t, "mount", "-t", "tmpfs", "-o", "size=64k", "none", dir)
@@ -164,11 +163,11 @@ func TestRecordFullDisk(t *testing.T) {
 	d := newDisk(t, 64)
 	before := d.stat(t)
 	r := trace(t, "--source", "block", "--by", "process,device", "--interval", "20ms", "--record", filepath.Join(dir, "recording"))
-	enginetest.Poll(t, 30*time.Second, "the recording's loss is told", func() bool {
+	enginetest.Poll(t, 30*time.Second, "the recording's loss is reported", func() bool {
 		mustRun(t, "dd", "if=/dev/zero", "of="+d.dev, "bs=4k", "count=101", "oflag=direct")
 		return lost(r.seen(), "exports") > 0
 	})
-	d.settle(t)
+	d.flush(t)
 	delta := d.stat(t).minus(before)
 	if err := r.cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
@@ -183,7 +182,7 @@ func TestRecordFullDisk(t *testing.T) {
 	}
 }
 
-// TestDeviceRemoved: a disk goes away under load; what it did keeps its name.
+// TestDeviceRemoved: a disk is removed under load; its rows keep its name.
 func TestDeviceRemoved(t *testing.T) {
 	dir := t.TempDir()
 	mustRun(t, "mount", "-t", "tmpfs", "-o", "size=100m", "none", dir)
@@ -211,12 +210,13 @@ func TestDeviceRemoved(t *testing.T) {
 		_, err := os.Stat("/sys/block/" + d.name() + "/loop")
 		return os.IsNotExist(err)
 	})
-	d.settle(t)
+	d.flush(t)
 	docs := r.stop(t)
 	equalDiskstats(t, d, docs, before)
 }
 
-// TestCgroupStorm: thousands of cgroups come, write and go within an interval.
+// TestCgroupStorm: thousands of cgroups are made, write and are removed within an
+// interval.
 func TestCgroupStorm(t *testing.T) {
 	d := newDisk(t, 256)
 	r := trace(t, "--source", "block", "--by", "cgroup,device", "--interval", "10s", "--filter", "device="+d.name())
@@ -235,7 +235,7 @@ func TestCgroupStorm(t *testing.T) {
 	}
 	paths := o.cgroups
 	o.cgroups = nil // gone
-	d.settle(t)
+	d.flush(t)
 	docs := r.stop(t)
 	equalDiskstats(t, d, docs, before)
 	got, path := map[string]uint64{}, map[string]string{} // a slow machine needs several intervals
@@ -262,8 +262,8 @@ func TestCgroupStorm(t *testing.T) {
 }
 
 // TestSoak is a day in a minute: cgroups, processes and disks come and go all the
-// time, with a report every 20 ms. Memory and files at the end are those of the
-// beginning. SOAK=2h makes it longer.
+// time, at an interval of 20 ms. Memory and open files do not grow. SOAK=2h makes
+// it longer.
 func TestSoak(t *testing.T) {
 	length := 40 * time.Second
 	if d, err := time.ParseDuration(os.Getenv("SOAK")); err == nil {
@@ -302,7 +302,7 @@ func TestSoak(t *testing.T) {
 	defer pace.Stop()
 	for end := time.Now().Add(length); time.Now().Before(end); rounds++ {
 		<-pace.C
-		// A cgroup named as a container's, a process in it, a write, and away with it.
+		// Make a cgroup with a container's name, write in it, and remove it.
 		dir := filepath.Join(parent, fmt.Sprintf("docker-%064x.scope", rounds))
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
@@ -321,7 +321,7 @@ func TestSoak(t *testing.T) {
 			files = append(files, len(open))
 		}
 	}
-	d.settle(t)
+	d.flush(t)
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -330,11 +330,11 @@ func TestSoak(t *testing.T) {
 	}
 	want := d.stat(t).minus(before).writeBytes
 	if sums.bytes != want || want != uint64(rounds)*7*4096 {
-		t.Errorf("%d bytes in all reports, /proc/diskstats has %d", sums.bytes, want)
+		t.Errorf("%d bytes in all intervals, /proc/diskstats has %d", sums.bytes, want)
 	}
 	quarter := len(memory) / 4
 	first, last := slices.Max(memory[:quarter]), slices.Max(memory[len(memory)-quarter:])
-	t.Logf("%d containers, %d reports; resident %d KiB in the first quarter, %d in the last; files %d, %d",
+	t.Logf("%d containers, %d intervals; resident %d KiB in the first quarter, %d in the last; files %d, %d",
 		rounds, sums.reports, first, last, slices.Max(files[:quarter]), slices.Max(files[len(files)-quarter:]))
 	if last > first+first/4+4096 {
 		t.Errorf("resident memory grew from %d to %d KiB: %v", first, last, memory)
@@ -344,7 +344,7 @@ func TestSoak(t *testing.T) {
 	}
 }
 
-// churnDisk makes a disk, uses it and takes it away.
+// churnDisk makes a disk, uses it and removes it.
 func churnDisk(t *testing.T) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "disk")

@@ -17,8 +17,8 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
 
-// TestFUSE holds what is reported about FUSE file systems against what their
-// daemon was asked for, with real containers on them.
+// TestFUSE compares the rows of FUSE file systems with the requests to their
+// daemon, with real containers on them.
 func TestFUSE(t *testing.T) {
 	engine := enginetest.Start(t)
 	t.Run("WriteThrough", func(t *testing.T) { testFUSEProjects(t, engine, guest.FUSEOptions{}) })
@@ -118,7 +118,7 @@ func testFUSEProjects(t *testing.T, engine *enginetest.Engine, o guest.FUSEOptio
 	}
 }
 
-// testBindfs is the same with a file system that nobody here wrote, and by mount.
+// testBindfs is the same by mount, with a file system that is not ours.
 func testBindfs(t *testing.T, engine *enginetest.Engine) {
 	from, dir := t.TempDir(), t.TempDir()
 	mustRun(t, "bindfs", from, dir)

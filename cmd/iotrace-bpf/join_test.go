@@ -10,7 +10,7 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
 
-// manyRows are what so many containers did on a disk: reads and writes.
+// manyRows returns the reads and writes of n containers on a disk.
 func manyRows(tb testing.TB, containers int) (*joiner, []tracer.Row) {
 	tb.Helper()
 	r, err := attribute.NewResolver(attribute.Options{CgroupRoot: tb.TempDir()})
@@ -58,7 +58,8 @@ func TestSamplesOfMany(t *testing.T) {
 	}
 }
 
-// TestUnnamed: what is no more than an id is counted once, on however many devices it has I/O.
+// TestUnnamed: a container with no more than an id counts once, even with I/O on
+// several devices.
 func TestUnnamed(t *testing.T) {
 	j, rows := manyRows(t, 3)
 	for _, dev := range []tracer.Dev{7 << 20, 8 << 20} {
@@ -72,14 +73,15 @@ func TestUnnamed(t *testing.T) {
 		j.resolver.CgroupCreated(id, path)
 		rows = append(rows, tracer.Row{Key: tracer.Key{Source: tracer.Block, Op: tracer.Write, Cgroup: id, Dev: 7 << 20}, Bytes: 4096, Ops: 1})
 	}
-	// Three containers that no runtime told of, an id without a path, a pod; the unit and the machine have names.
+	// Three containers that no runtime knows, an id without a path, a pod; the unit and
+	// the machine have names.
 	if n := unnamed(j.samples(rows)); n != 5 {
 		t.Errorf("%d unnamed, want 5", n)
 	}
 }
 
-// BenchmarkJoin is what an interval of 1,500 containers costs between the
-// kernel's numbers and the rows of a report.
+// BenchmarkJoin measures an interval of 1,500 containers, from the kernel's numbers
+// to the rows.
 func BenchmarkJoin(b *testing.B) {
 	j, rows := manyRows(b, 1500)
 	by, err := output.ParseKeys("container")

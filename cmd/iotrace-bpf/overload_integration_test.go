@@ -30,7 +30,7 @@ func TestOverload(t *testing.T) {
 	t.Run("ExcludeSelf", testExcludeSelf)
 }
 
-// owners are cgroups with a process that writes as all of them.
+// owners are cgroups, and a process that writes on behalf of each.
 type owners struct {
 	cgroups []string // directories
 	ids     []string // as documents have them
@@ -41,7 +41,7 @@ type owners struct {
 	out *bufio.Reader
 }
 
-// bytes is what each round writes as cgroup i.
+// bytes is the number of bytes that each round writes as cgroup i.
 func (o *owners) bytes(i int) uint64 { return uint64(i%5+1) * 4096 * uint64(o.rounds) }
 
 // newOwners makes n cgroups and a process with a page of each, ready to write.
@@ -112,7 +112,7 @@ func (o *owners) begin(t testing.TB) {
 	}
 }
 
-// fio writes to a disk as fast as it takes, for so many requests.
+// fio sends a number of write requests to a disk at full speed.
 func fioCommand(d *disk, requests int) *exec.Cmd {
 	return exec.Command("fio", "--name=load", "--filename="+d.dev, "--rw=randwrite", "--bs=4k", "--iodepth=64",
 		"--ioengine=io_uring", "--direct=1", "--number_ios="+strconv.Itoa(requests), "--size=100%", "--norandommap",
@@ -147,7 +147,7 @@ func equalDiskstats(t *testing.T, d *disk, docs []tracedDoc, before diskStat) {
 	}
 }
 
-// testOneGroup: with room for a single row, whoever does not fit is counted under (other).
+// testOneGroup: with room for a single row, all other I/O counts under (other).
 func testOneGroup(t *testing.T) {
 	for _, flags := range [][]string{
 		{"--max-groups", "1"},
@@ -173,7 +173,7 @@ func testOneGroup(t *testing.T) {
 			if err := fio.Wait(); err != nil {
 				t.Fatal(err)
 			}
-			d.settle(t)
+			d.flush(t)
 			docs := r.stop(t)
 			equalDiskstats(t, d, docs, before)
 			other := sum(docs, func(doc *tracedDoc) bool { return d.match(doc) && doc.Iotrace.Owner == "other" })
@@ -201,7 +201,7 @@ func testManyOwners(t *testing.T) {
 	if err := fio.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	d.settle(t)
+	d.flush(t)
 	docs := r.stop(t)
 	equalDiskstats(t, d, docs, before)
 	if n := lost(docs, "groups"); n != 0 {
@@ -227,7 +227,8 @@ func testManyOwners(t *testing.T) {
 	}
 }
 
-// testSmallestRing: what does not fit into the ring of --events is counted, one by one.
+// testSmallestRing: every event that does not fit into the ring of --events counts as
+// lost.
 func testSmallestRing(t *testing.T) {
 	for _, latency := range []string{"--latency=true", "--latency=false"} {
 		t.Run(latency, func(t *testing.T) {
@@ -238,7 +239,7 @@ func testSmallestRing(t *testing.T) {
 			if out, err := fioCommand(d, 150_000).CombinedOutput(); err != nil {
 				t.Fatalf("fio: %v\n%s", err, out)
 			}
-			d.settle(t)
+			d.flush(t)
 			docs := r.stop(t)
 			equalEvents(t, d, docs, before, others)
 			if lost(docs, "records") == 0 {
@@ -303,7 +304,7 @@ func otherRequests(t *testing.T, d *disk) (n uint64) {
 	return n
 }
 
-// testStoppedReader: the tracer does not run for seconds, at full load.
+// testStoppedReader: the tracer is stopped for seconds, at full load.
 func testStoppedReader(t *testing.T) {
 	for _, events := range []bool{false, true} {
 		t.Run(fmt.Sprintf("events=%v", events), func(t *testing.T) {
@@ -330,7 +331,7 @@ func testStoppedReader(t *testing.T) {
 			if err := r.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 				t.Fatal(err)
 			}
-			d.settle(t)
+			d.flush(t)
 			docs := r.stop(t)
 			if events {
 				equalEvents(t, d, docs, before, others)
@@ -347,19 +348,20 @@ func testStoppedReader(t *testing.T) {
 	}
 }
 
-// testExcludeSelf: what the program writes itself is told, but is nobody's row.
+// testExcludeSelf: the program's own writes are reported, but have no row.
 func testExcludeSelf(t *testing.T) {
 	d := newDisk(t, 256)
 	d.format(t, mkExt4()...)
 	before := d.stat(t)
-	// With a recording on the disk that it watches, it would see itself write for ever.
+	// With its recording on the traced disk, the program would trace its own writes for
+	// ever.
 	r := trace(t, "--source", "block", "--by", "process,device", "--filter", "device="+d.name(), "--interval", "50ms",
 		"--record", filepath.Join(d.mount, "recording"), "--exclude-self")
 	if err := os.WriteFile(filepath.Join(d.mount, "other"), make([]byte, 10*mib), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	enginetest.Poll(t, 30*time.Second, "some of the recording is on the disk", func() bool {
-		d.settle(t)
+		d.flush(t)
 		var own uint64
 		for _, doc := range r.seen() {
 			own += doc.Iotrace.Self.Write
@@ -376,7 +378,7 @@ func testExcludeSelf(t *testing.T) {
 			t.Fatalf("a row of its own: %+v", docs[i])
 		}
 	}
-	// What it wrote after its last look is in /proc/diskstats alone.
+	// Only /proc/diskstats has what it wrote after its last interval.
 	if all.write < 10*mib || all.write+own > delta.writeBytes {
 		t.Errorf("%d bytes in rows, %d of its own; /proc/diskstats has %d", all.write, own, delta.writeBytes)
 	}

@@ -37,7 +37,7 @@ var edges = map[string][]string{
 	"bpf":               {},
 }
 
-// testEdges are what tests of a package may import besides.
+// testEdges are further packages that tests of a package may import.
 var testEdges = map[string][]string{
 	"output/elastic":   {"output/ndjson"},
 	"output/recording": {"output/report"},
@@ -164,7 +164,7 @@ func TestModules(t *testing.T) {
 	}
 }
 
-// TestSources: a source has one word everywhere.
+// TestSources: a source has the same name everywhere.
 func TestSources(t *testing.T) {
 	root := filepath.Join("..", "..")
 	objects, err := filepath.Glob(filepath.Join(root, "bpf", "*.bpf.c"))

@@ -115,8 +115,8 @@ func TestLeastPrivilege(t *testing.T) {
 			r := startNDJSON(t, asNobody(exec.Command(bin, "--vxlan=false", "--by", "cgroup,device", "--interval", "200ms"), caps...))
 			o.begin(t)
 			o.expect(t, "done")
-			upper.settle(t)
-			lower.settle(t)
+			upper.flush(t)
+			lower.flush(t)
 			docs := r.stop(t)
 			delta := lower.stat(t).minus(before)
 			if all := sum(docs, lower.match); all.write != delta.writeBytes || all.read != delta.readBytes || delta.writeBytes == 0 {
@@ -180,7 +180,7 @@ func TestPrivilegesDropped(t *testing.T) {
 				return true
 			})
 			mustRun(t, "dd", "if=/dev/zero", "of="+d.dev, "bs=4k", "count=10007", "oflag=direct")
-			d.settle(t)
+			d.flush(t)
 			equalDiskstats(t, d, r.stop(t), before)
 		})
 	}

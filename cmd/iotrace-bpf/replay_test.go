@@ -12,7 +12,7 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
 )
 
-// replayed is what the tests look at in a replayed line.
+// replayed has the fields of a replayed line that the tests check.
 type replayed struct {
 	Event struct {
 		Dataset  string
@@ -62,7 +62,7 @@ func incident(t *testing.T, n int) string {
 	return path
 }
 
-// TestReplayFlags: what a flag means live it means for a recording.
+// TestReplayFlags: a flag means the same live and for a recording.
 func TestReplayFlags(t *testing.T) {
 	file := incident(t, 35)
 	for _, tt := range []struct {
@@ -116,12 +116,12 @@ func TestReplayFlags(t *testing.T) {
 		}
 		if reports != tt.reports || vxlan != tt.vxlan || events != tt.events || bytes["block"] != tt.block || bytes["nfs"] != tt.nfs || longest != tt.longest ||
 			latencies != tt.latencies || sources != tt.sources || tt.samples != (len(bytes) > 0) {
-			t.Errorf("%s: %d reports of up to %v, %d overlay events, %d requests, bytes %v, latencies %v, two sources %v; want %+v", tt.args, reports, longest, vxlan, events, bytes, latencies, sources, tt)
+			t.Errorf("%s: %d intervals of up to %v, %d overlay events, %d requests, bytes %v, latencies %v, two sources %v; want %+v", tt.args, reports, longest, vxlan, events, bytes, latencies, sources, tt)
 		}
 	}
 }
 
-// TestReplayUsage: what cannot be is said, and what makes no difference too.
+// TestReplayUsage: impossible flags are errors, and flags without effect are warnings.
 func TestReplayUsage(t *testing.T) {
 	file := incident(t, 2)
 	for _, tt := range []struct {

@@ -65,7 +65,7 @@ func mustRun(t testing.TB, name string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// newDisk makes a disk of so many MiB in memory.
+// newDisk makes a disk in memory, its size in MiB.
 func newDisk(t testing.TB, mib int) *disk {
 	t.Helper()
 	dir := t.TempDir()
@@ -96,21 +96,21 @@ func (d *disk) format(t testing.TB, mkfs ...string) {
 	mustRun(t, mkfs[0], append(mkfs[1:], d.dev)...)
 	d.mount, d.options = t.TempDir(), "defaults"
 	if strings.HasSuffix(mkfs[0], "ext4") {
-		// Nothing of its own accord, later on: tests count every byte.
+		// The file system must not write on its own later: tests count every byte.
 		d.options = "noinit_itable,no_prefetch_block_bitmaps"
 	}
 	mustRun(t, "mount", "-o", d.options, d.dev, d.mount)
 	t.Cleanup(func() { mustRun(t, "umount", d.mount) })
-	d.settle(t)
+	d.flush(t)
 }
 
-// settle writes out what there is and waits until the disk is at rest.
-func (d *disk) settle(t testing.TB) {
+// flush writes dirty pages and waits until the disk is idle.
+func (d *disk) flush(t testing.TB) {
 	t.Helper()
 	unix.Sync()
 	before := d.stat(t)
-	enginetest.Poll(t, 30*time.Second, d.dev+" is at rest", func() bool {
-		time.Sleep(100 * time.Millisecond) // the distance of two looks, not a wait
+	enginetest.Poll(t, 30*time.Second, d.dev+" is idle", func() bool {
+		time.Sleep(100 * time.Millisecond) // the interval of polls, not a wait
 		now := d.stat(t)
 		same := now == before && now.inFlight == 0
 		before = now
@@ -155,7 +155,7 @@ func (d *disk) stat(t testing.TB) diskStat {
 	return diskStat{}
 }
 
-// tracedDoc is what the tests look at in an NDJSON line.
+// tracedDoc has the fields of an NDJSON line that the tests check.
 type tracedDoc struct {
 	Event struct {
 		Dataset string
@@ -245,7 +245,7 @@ func trace(t testing.TB, args ...string) *traced {
 	return r
 }
 
-// read takes in every line, and holds each against its schema.
+// read reads every line and checks it against its schema.
 func (r *traced) read(in *bufio.Reader) {
 	for {
 		line, err := in.ReadBytes('\n')
@@ -266,7 +266,7 @@ func (r *traced) read(in *bufio.Reader) {
 	}
 }
 
-// stop ends the run as Ctrl-C does and returns all that it reported.
+// stop ends the run as Ctrl-C does and returns its documents.
 func (r *traced) stop(t testing.TB) []tracedDoc {
 	t.Helper()
 	if err := r.cmd.Process.Signal(syscall.SIGINT); err != nil {
@@ -324,7 +324,7 @@ func sum(docs []tracedDoc, match func(*tracedDoc) bool) total {
 	return s
 }
 
-// onDisk matches what went to a device.
+// onDisk matches the I/O of a device.
 func (d *disk) match(doc *tracedDoc) bool { return doc.Iotrace.Device.Name == d.name() }
 
 // near fails unless got is within 1 % of want.

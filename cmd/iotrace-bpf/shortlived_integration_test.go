@@ -18,9 +18,9 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
 )
 
-// TestShortLives: 500 containers, each gone after some 50 ms, before anyone could
-// have asked for it. What they wrote reaches the disk when they are gone, and every
-// byte of it is in a row with its container's own name, image and project.
+// TestShortLives: 500 containers live for some 50 ms each, too short to ask the
+// engine about them. Their bytes reach the disk after their end, and every byte is
+// in a row with its container's own name, image and project.
 func TestShortLives(t *testing.T) {
 	e := enginetest.Start(t)
 	d := newDisk(t, 256)
@@ -72,7 +72,7 @@ func TestShortLives(t *testing.T) {
 	took := time.Since(began)
 	t.Logf("%d containers in %s, %.0f a minute; half of them lived less than %s, 9 of 10 less than %s",
 		n, took.Round(time.Second), n/took.Minutes(), lives.quantile(0.5).Round(time.Millisecond), lives.quantile(0.9).Round(time.Millisecond))
-	d.settle(t)
+	d.flush(t)
 	docs := tr.stop(t)
 
 	var want uint64
@@ -110,8 +110,8 @@ func TestShortLives(t *testing.T) {
 	}
 }
 
-// TestBareIDs: what no runtime in reach tells of keeps its id, and the status
-// record counts it.
+// TestBareIDs: a container that no reachable runtime knows keeps its id, and the
+// status record counts it.
 func TestBareIDs(t *testing.T) {
 	e := enginetest.Start(t)
 	d := newDisk(t, 64)
@@ -130,7 +130,7 @@ func TestBareIDs(t *testing.T) {
 	tr.stop(t)
 }
 
-// lives is how long containers lived, by what their engine says.
+// lives holds the lifetimes of containers, as their engine reports them.
 type lives struct {
 	mu        sync.Mutex
 	started   map[string]time.Time

@@ -21,9 +21,9 @@ var guards = map[string]string{
 	"*flagSupport":      "asks for a comparison of files, to which no guest is booted",
 }
 
-// TestSkips holds the list of tests that may skip themselves against the code: a
-// skip that hides is a test that does not run. In guests nothing may skip itself
-// at all; TestVerdict in vmtests proves that.
+// TestSkips compares the list of tests that may skip themselves with the code: a
+// hidden skip is a test that does not run. In guests nothing may skip itself at
+// all; TestVerdict in vmtests proves that.
 func TestSkips(t *testing.T) {
 	root := filepath.Join("..", "..")
 	var found []string
@@ -51,7 +51,7 @@ func TestSkips(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(found) == 0 {
-		t.Fatal("found not even the skips that there are")
+		t.Fatal("found none of the known skips")
 	}
 	text, err := os.ReadFile(filepath.Join(root, "CONTRIBUTING.md"))
 	if err != nil {
@@ -73,7 +73,7 @@ func TestSkips(t *testing.T) {
 	}
 }
 
-// skipsOf names the functions of a file that skip tests, but for those behind a guard.
+// skipsOf returns the functions of a file that skip tests, except behind a guard.
 func skipsOf(path string) ([]string, error) {
 	fset := token.NewFileSet()
 	f, err := parser.ParseFile(fset, path, nil, 0)

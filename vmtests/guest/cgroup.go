@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// hierarchies returns the mounted cgroup hierarchies; the first is the one of
-// the memory controller, which is the one that names owners.
+// hierarchies returns the mounted cgroup hierarchies; the first is the memory
+// controller's, and owners are named by it.
 func hierarchies() []string {
 	b, _ := os.ReadFile("/proc/mounts")
 	var memory string
@@ -49,16 +49,16 @@ type Cgroup struct {
 	name string
 }
 
-// Cgroup makes a cgroup. Its path is the name with a number behind, so that
-// late writeback of one scenario is never taken for that of the next.
+// Cgroup makes a cgroup. A number follows the name in its path, so late writeback
+// of one scenario is never mistaken for that of the next.
 func (g *Guest) Cgroup(name string) *Cgroup {
 	g.Helper()
 	g.cgroups++
 	return g.CgroupAt(fmt.Sprintf("%s-%d-%d", name, os.Getpid(), g.cgroups+g.serial*100))
 }
 
-// CgroupAt makes a cgroup of exactly this name, for names that say something:
-// those of containers and units.
+// CgroupAt makes a cgroup with exactly this name, for names with a meaning: those
+// of containers and units.
 func (g *Guest) CgroupAt(name string) *Cgroup {
 	g.Helper()
 	c := &Cgroup{g: g, name: name}
@@ -75,7 +75,7 @@ func makeCgroup(name string) error {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
-		// A v1 cpuset holds no task before it has processors and memory.
+		// A v1 cpuset accepts no task before it has processors and memory.
 		for _, attr := range []string{"cpuset.cpus", "cpuset.mems"} {
 			if b, err := os.ReadFile(filepath.Join(h, attr)); err == nil {
 				_ = os.WriteFile(filepath.Join(dir, attr), b, 0o644)
@@ -85,7 +85,7 @@ func makeCgroup(name string) error {
 	return nil
 }
 
-// Path is what iotrace.cgroup.path must say for this cgroup.
+// Path is the value of iotrace.cgroup.path for this cgroup.
 func (c *Cgroup) Path() string { return "/" + c.name }
 
 // ID is the number of the cgroup in the memory controller's hierarchy.
@@ -132,8 +132,8 @@ func inCgroup(name string, program string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// self is the program that workers are: in a guest one of their own, on a machine
-// that stands in for a guest this one.
+// self is the program of the workers: command worker in a guest, this program on a
+// machine used in place of a guest.
 func self() string {
 	if _, err := os.Stat(workerPath); err == nil {
 		return workerPath
@@ -165,7 +165,7 @@ func (c *Cgroup) Run(program string, args ...string) string {
 	return string(out)
 }
 
-// LimitMemory limits the memory of the cgroup, in bytes; what is over goes to swap.
+// LimitMemory limits the memory of the cgroup, in bytes; the excess goes to swap.
 func (c *Cgroup) LimitMemory(n int64) {
 	c.g.Helper()
 	limit := "memory.max"

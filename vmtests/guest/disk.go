@@ -36,8 +36,8 @@ func (g *Guest) Virtio() Disk {
 func (g *Guest) scratch(serial string) Disk {
 	g.Helper()
 	var name string
-	// A machine that stands in for a guest may have disks without serial numbers:
-	// IOTRACE_TEST_SCRATCH names two that nobody needs.
+	// A machine used in place of a guest may have disks without serial numbers:
+	// IOTRACE_TEST_SCRATCH names two spare ones.
 	if names := strings.Fields(os.Getenv("IOTRACE_TEST_SCRATCH")); len(names) == 2 && diskBySerial(serial) == "" {
 		return Disk{g, names[map[string]int{"iotnvme": 0, "iotvirtio": 1}[serial]]}
 	}
@@ -66,14 +66,14 @@ func (d Disk) Format(fstype string, options ...string) {
 	d.g.Exec("mkfs."+fstype, append(args, d.Path())...)
 }
 
-// MountAt formats nothing; it mounts the disk until the scenario's end.
+// MountAt mounts the disk, without formatting it, until the scenario's end.
 func (d Disk) MountAt(fstype, target, options string) {
 	d.g.Helper()
 	d.g.Modprobe(fstype)
 	if fstype == "ext4" && options == "" {
-		// Nothing of its own accord, later on: tests count every byte.
+		// The file system must not write on its own later: tests count every byte.
 		options = "noinit_itable"
-		if d.g.AtLeast(5, 13) { // the kernel reads ahead block bitmaps since then, unless told
+		if d.g.AtLeast(5, 13) { // from then on the kernel prefetches block bitmaps by default
 			options += ",no_prefetch_block_bitmaps"
 		}
 	}
@@ -91,10 +91,10 @@ func (s IOStats) Sub(old IOStats) IOStats {
 		s.DiscardOps - old.DiscardOps, s.DiscardBytes - old.DiscardBytes, s.FlushOps - old.FlushOps, 0}
 }
 
-// Stats reads the disk's counters, once nothing is in flight on it. A request whose
-// end has begun is not in flight any more where the kernel counts those by their tags,
-// and may be counted only after whoever waits for it was woken: so the counters are
-// read again, once every processor is through with that.
+// Stats reads the disk's counters once no request is in flight. Kernels that count
+// requests in flight by tag no longer include a request whose end has begun, and may
+// add it to the counters only after they woke the waiting task. So Stats waits for
+// every processor and reads the counters a second time.
 func (d Disk) Stats() IOStats {
 	d.g.Helper()
 	var s IOStats
@@ -151,8 +151,8 @@ func (g *Guest) Loop(file string, options ...string) Disk {
 	return g.Disk(filepath.Base(dev))
 }
 
-// DM makes a device-mapper device with this table until the scenario's end.
-// There is no udev here: the node is made by dmsetup itself.
+// DM makes a device-mapper device with this table until the scenario's end. There
+// is no udev here: dmsetup makes the node itself.
 func (g *Guest) DM(name, table string) Disk {
 	g.Helper()
 	g.Modprobe("dm_mod")

@@ -106,7 +106,7 @@ func (m *FUSEMount) ID() string { m.g.Helper(); return m.g.MountDevice(m.Target)
 // PID is the daemon's process.
 func (m *FUSEMount) PID() int { return m.cmd.Process.Pid }
 
-// Kill ends the daemon as kill -9 does: the kernel gives up every request.
+// Kill ends the daemon as kill -9 does: the kernel aborts every request.
 func (m *FUSEMount) Kill() {
 	m.g.Helper()
 	if err := m.cmd.Process.Kill(); err != nil {
@@ -115,7 +115,7 @@ func (m *FUSEMount) Kill() {
 	_ = m.cmd.Wait()
 }
 
-// Suspend stops the daemon, all of its threads, so that requests wait, until Resume.
+// Suspend stops all threads of the daemon, so requests wait until Resume.
 func (m *FUSEMount) Suspend() {
 	m.g.Helper()
 	m.signal(syscall.SIGSTOP)
@@ -131,7 +131,7 @@ func (m *FUSEMount) Suspend() {
 	})
 }
 
-// Resume lets a suspended daemon go on.
+// Resume lets a suspended daemon continue.
 func (m *FUSEMount) Resume() { m.g.Helper(); m.signal(syscall.SIGCONT) }
 
 func (m *FUSEMount) signal(s syscall.Signal) {
@@ -178,14 +178,14 @@ type counting struct {
 	readOps, readBytes, writeOps, writeBytes atomic.Int64
 
 	mu      sync.Mutex
-	names   map[uint64]string // by node: what it was created or looked up by
+	names   map[uint64]string // by node: the name of its creation or lookup
 	written map[string]int64  // bytes, by these names
 }
 
 func (c *counting) Read(cancel <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
 	r, st := c.RawFileSystem.Read(cancel, in, buf)
 	if st.Ok() {
-		// The bytes themselves, not what was asked for: at the end of a file it is less.
+		// The bytes themselves, not the requested number: it is larger at the end of a file.
 		b, st := r.Bytes(make([]byte, len(buf)))
 		if !st.Ok() {
 			return nil, st
@@ -237,14 +237,14 @@ func (c *counting) flags(out *fuse.OpenOut) {
 
 func (c *counting) Open(cancel <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	if c.o.Writeback {
-		// With the writeback cache the kernel reads what it writes into, and
+		// With the writeback cache the kernel reads pages before it writes into them, and
 		// appends by itself.
 		if in.Flags&uint32(os.O_WRONLY) != 0 {
 			in.Flags = in.Flags&^uint32(os.O_WRONLY) | uint32(os.O_RDWR)
 		}
 		in.Flags &^= uint32(os.O_APPEND)
 	}
-	// The kernel does what O_DIRECT asks for; tmpfs below knows it only since 6.6.
+	// The kernel handles O_DIRECT; the tmpfs below supports it only since 6.6.
 	in.Flags &^= unix.O_DIRECT
 	st := c.RawFileSystem.Open(cancel, in, out)
 	c.flags(out)
@@ -282,7 +282,8 @@ type FUSEServer struct {
 	uring    *uringFUSE // instead of server
 }
 
-// ServeFUSE mounts the daemon's file system and answers for it until it is unmounted.
+// ServeFUSE mounts the daemon's file system and answers its requests until it is
+// unmounted.
 func ServeFUSE(target string, o FUSEOptions) (*FUSEServer, error) {
 	root, err := fs.NewLoopbackRoot(o.Backing)
 	if err != nil {
@@ -328,7 +329,7 @@ func (s *FUSEServer) Count() FUSECount {
 	return n
 }
 
-// Written is how many bytes were taken for files of this name.
+// Written is the number of bytes that files of this name got.
 func (s *FUSEServer) Written(name string) int64 {
 	s.counting.mu.Lock()
 	defer s.counting.mu.Unlock()

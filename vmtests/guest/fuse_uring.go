@@ -53,31 +53,11 @@ type commandRing struct {
 }
 
 func newCommandRing(entries uint32) (*commandRing, error) {
-	p := uringParams{flags: uringSetupSQE128}
-	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(&p)), 0)
-	if errno != 0 {
-		return nil, fmt.Errorf("io_uring_setup: %w", errno)
-	}
-	r := &commandRing{uring: uring{fd: int(fd)}}
-	var err error
-	mmap := func(off int64, n int) []byte {
-		if err != nil {
-			return nil
-		}
-		var b []byte
-		b, err = unix.Mmap(r.fd, off, n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
-		return b
-	}
-	r.sq = mmap(uringOffSQ, int(p.sq.array+p.sqEntries*4))
-	r.cq = mmap(uringOffCQ, int(p.cq.cqes+p.cqEntries*16))
-	r.sqes = mmap(uringOffSQEs, int(p.sqEntries)*128)
+	r, err := setupURing(entries, uringSetupSQE128, 128)
 	if err != nil {
-		unix.Close(r.fd)
-		return nil, fmt.Errorf("io_uring mmap: %w", err)
+		return nil, err
 	}
-	r.sqTail, r.sqMask, r.sqArray = p.sq.tail, p.sq.mask, p.sq.array
-	r.cqHead, r.cqTail, r.cqMaskAt, r.cqes = p.cq.head, p.cq.tail, p.cq.mask, p.cq.cqes
-	return r, nil
+	return &commandRing{uring: *r}, nil
 }
 
 // command puts a command for an entry into the ring.

@@ -2,9 +2,8 @@
 // is PID 1 there, it does the I/O in cgroups, it runs the tracer and reads its
 // rows, and it reads the kernel's own counters to compare with.
 //
-// A scenario gets a *Guest, which is its testing.T with these helpers. Every
-// helper that cannot do what it says ends the scenario; none returns an error to
-// be forgotten.
+// A scenario gets a *Guest, which is its testing.T with these helpers. A helper
+// that fails ends the scenario, so no error can be forgotten.
 package guest
 
 import (
@@ -25,7 +24,7 @@ import (
 // Guest is one running scenario.
 type Guest struct {
 	*testing.T
-	// Validate, if it is set, is asked about every line that a tracer prints.
+	// Validate, if set, checks every line that a tracer prints.
 	Validate func(line []byte) error
 
 	serial  int // of the scenario in this process
@@ -104,12 +103,12 @@ func (g *Guest) Knob(path, value string) {
 	})
 }
 
-// neverFlush is an interval of an hour. Zero, which means never, makes the
-// kernel flush a device that it has no history of at once.
+// neverFlush is an interval of an hour. Zero means never, but makes the kernel
+// flush a device without history at once.
 const neverFlush = "360000"
 
-// HoldWriteback keeps dirty pages in memory until someone asks for them to be
-// written: nothing is flushed by a timer or for want of room.
+// HoldWriteback keeps dirty pages in memory until a sync: no timer and no shortage
+// of memory flushes them.
 func (g *Guest) HoldWriteback() {
 	g.Helper()
 	g.Knob("/proc/sys/vm/dirty_writeback_centisecs", neverFlush)
@@ -122,19 +121,19 @@ func (g *Guest) HoldWriteback() {
 func (g *Guest) DropCaches() {
 	g.Helper()
 	g.Sync()
-	// What processors keep in lists of their own stays in the cache, and what stays
-	// is put on such a list again. Compaction begins with emptying those.
+	// Pages on per-processor lists stay in the cache, and pages that stay return to
+	// such a list. Compaction first empties these lists.
 	for range 2 {
 		g.WriteFile("/proc/sys/vm/compact_memory", "1")
 		g.WriteFile("/proc/sys/vm/drop_caches", "3")
 	}
 }
 
-// Sync writes everything dirty, as a process outside all test cgroups, and waits
-// until nothing is dirty or on its way any more. From 6.19 on sync(2) does not wait
-// for FUSE, so the counters are asked: what is dirty first, because pages become
-// clean by way of being written, and not before each processor has added up what
-// it counted by itself.
+// Sync flushes all dirty pages, as a process outside all test cgroups, and waits
+// until no page is dirty or under writeback. From 6.19 on sync(2) does not wait for
+// FUSE, so Sync polls the counters, after each processor has added its own counts.
+// It reads the dirty pages first, because a page is under writeback before it is
+// clean.
 func (g *Guest) Sync() {
 	g.Helper()
 	unix.Sync()
@@ -148,12 +147,13 @@ func (g *Guest) Sync() {
 	})
 }
 
-// everyProcessor waits until each processor has run a piece of work, which adds up
-// what it counted by itself: interrupts that it was in the middle of have ended.
+// everyProcessor waits until each processor has run a piece of work, which adds its
+// own counts to the totals. Interrupts that it was handling have then ended.
 func (g *Guest) everyProcessor() {
 	g.Helper()
 	err := os.WriteFile("/proc/sys/vm/stat_refresh", []byte("1"), 0o644)
-	// Up to 5.12 this is the answer when a counter is below zero for a moment, after the work.
+	// Up to 5.12 the kernel answers this, after the work, when a counter is negative for a
+	// moment.
 	if err != nil && !errors.Is(err, unix.EINVAL) {
 		g.Fatal(err)
 	}
@@ -232,8 +232,8 @@ func (g *Guest) Mount(fstype, source, target, options string) {
 	g.Cleanup(func() { g.Unmount(target) })
 }
 
-// Unmount unmounts what is mounted there, waiting for the last user to go; it is
-// no error if nothing is.
+// Unmount unmounts what is mounted there, waiting for its last user; it is no error
+// if nothing is mounted.
 func (g *Guest) Unmount(target string) {
 	g.Helper()
 	var out string

@@ -59,7 +59,7 @@ device proc mounted on /proc with fstype proc
 }
 
 func TestParseReport(t *testing.T) {
-	r, err := ParseReport([]byte(`{"event":{"dataset":"iotrace.io"},"iotrace":{"source":"block","cgroup":{"path":"/a"},"write":{"bytes":18446744073709551,"ops":2}}}
+	r, err := ParseOutput([]byte(`{"event":{"dataset":"iotrace.io"},"iotrace":{"source":"block","cgroup":{"path":"/a"},"write":{"bytes":18446744073709551,"ops":2}}}
 {"event":{"dataset":"iotrace.io"},"iotrace":{"source":"block","cgroup":{"path":"/b"},"write":{"bytes":3}}}
 {"event":{"dataset":"iotrace.status"},"iotrace":{"lost":{"records":2,"groups":0}}}
 `))
@@ -79,7 +79,7 @@ func TestParseReport(t *testing.T) {
 		t.Errorf("lost %d %s", r.Lost(), r.LostWhat())
 	}
 	for _, bad := range []string{"{", "[]", "text", `{"a":1} {"b":2`} {
-		if _, err := ParseReport([]byte(bad)); err == nil {
+		if _, err := ParseOutput([]byte(bad)); err == nil {
 			t.Errorf("%q is NDJSON", bad)
 		}
 	}
@@ -120,10 +120,10 @@ func TestWorker(t *testing.T) {
 		t.Error("a closed file was written")
 	}
 	if _, err := w.do(request{Do: "touch", Addr: 1}); err == nil {
-		t.Error("memory that nobody mapped was touched")
+		t.Error("unmapped memory was touched")
 	}
 	if _, err := w.do(request{Do: "dance"}); err == nil {
-		t.Error("an unknown request was done")
+		t.Error("an unknown request was accepted")
 	}
 }
 
@@ -142,6 +142,6 @@ func TestServe(t *testing.T) {
 		t.Errorf("answers %q", lines)
 	}
 	if err := serve(strings.NewReader("no json\n"), &out); err == nil {
-		t.Error("a line that is no request was taken")
+		t.Error("a line that is no request was accepted")
 	}
 }

@@ -42,7 +42,7 @@ const (
 )
 
 // ExitPrefix begins the last line that a guest reports: the exit status of its
-// tests follows. A guest that never says it has failed, whatever else it said.
+// tests follows. A guest without this line has failed, whatever else it reported.
 const ExitPrefix = "iotrace-guest-exit "
 
 // DmesgPrefix begins each line of the kernel log, sent when tests failed.
@@ -67,7 +67,8 @@ func Main() {
 	}
 }
 
-// Inside says whether this process runs in a guest (or on a host that stands in for one).
+// Inside says whether this process runs in a guest (or on a machine used in place of
+// one).
 func Inside() bool { return os.Getenv(envInside) != "" }
 
 func commandLine() map[string]string {
@@ -304,8 +305,8 @@ func openResults() (*os.File, error) {
 	return port, nil
 }
 
-// runTests runs this binary again as the test process, in a cgroup of its own
-// so that the root cgroup holds nothing but the kernel's threads.
+// runTests runs this binary again as the test process, in a cgroup of its own, so
+// the root cgroup holds the kernel's threads only.
 func runTests(port io.Writer, run, timeout string) int {
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -366,7 +367,7 @@ func sendDmesg(port io.Writer) {
 	}
 }
 
-// ShellReady is what the console says once the shell reads it.
+// ShellReady is what the console says once the shell reads commands.
 const ShellReady = "iotrace-bpf is in PATH; exit ends the machine."
 
 // ShellWords are the words of the command line for a shell on a terminal of this
@@ -420,7 +421,7 @@ func shell(words map[string]string) error {
 	return nil
 }
 
-// poll waits until ok says so. Nothing in the guest sleeps for readiness.
+// poll waits until ok returns true. Nothing in the guest sleeps for readiness.
 func poll(limit time.Duration, ok func() bool) error {
 	for end := time.Now().Add(limit); ; {
 		if ok() {

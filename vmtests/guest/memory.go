@@ -26,8 +26,8 @@ func (m *Mapping) WriteTo(f *File, off, n int64) {
 	f.all(request{Do: "write-mapped", FD: f.fd, Addr: m.addr, Off: off, N: n, Block: 1 << 20})
 }
 
-// StartWriteback sends the file's dirty pages out and waits for them to arrive,
-// as sync_file_range(2) does: nothing asks the server to make them stable.
+// StartWriteback writes the file's dirty pages and waits for their arrival, as
+// sync_file_range(2) does. It does not ask the server to make them stable.
 func (f *File) StartWriteback() {
 	f.p.g.Helper()
 	f.p.call(request{Do: "sync-range", FD: f.fd}, false)

@@ -73,9 +73,10 @@ func (g *Guest) Daemon(program string, args ...string) {
 // looks to its clients; NFSServerUp starts them. Open no file in between.
 func (g *Guest) NFSServerDown() { g.Helper(); g.Daemon("rpc.nfsd", "0") }
 
-// NFSServerUp starts the server's threads. The grace period, in which clients of
-// version 4 would wait, is ended as soon as the server can: nobody has locks to reclaim.
-// The lease is the usual one: a client that a busy machine stops for a while keeps its state.
+// NFSServerUp starts the server's threads. Clients of version 4 would wait for the grace
+// period; no client has locks to reclaim, so NFSServerUp ends it as soon as the server can.
+// The lease has its usual length: a client keeps its state when a busy machine stops it for
+// a while.
 func (g *Guest) NFSServerUp() {
 	g.Helper()
 	g.Daemon("rpc.nfsd", "-G", "10", "-L", "90", "8")
@@ -100,9 +101,9 @@ func (g *Guest) NFSAt(version, target string, options ...string) *NFSMount {
 	return g.NFSView("/", version, target, append([]string{"nosharecache"}, options...)...)
 }
 
-// NFSMountNow mounts the guest's server, which must have been started, by the
-// system call alone: the kernel loads the client's modules for it by itself, and
-// nothing is there that takes time in between.
+// NFSMountNow mounts the guest's server, which must run already, by the system call
+// alone: the kernel loads the client's modules by itself, and nothing delays the
+// first I/O.
 func (g *Guest) NFSMountNow(version, target string) *NFSMount {
 	g.Helper()
 	if err := os.MkdirAll(target, 0o755); err != nil {

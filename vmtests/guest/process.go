@@ -26,12 +26,13 @@ type Process struct {
 	ended bool
 }
 
-// Process starts one. It moves into the cgroup and then executes itself anew, so
-// that all of its memory belongs there. It ends with the scenario at the latest.
+// Process starts one. It moves into the cgroup and then executes itself again, so
+// all of its memory is charged there. It ends with the scenario at the latest.
 func (c *Cgroup) Process() *Process {
 	c.g.Helper()
 	p := &Process{g: c.g, cmd: c.Command(self(), "serve")}
-	// A signal of Go's own makes sendfile(2) throw away what it has read, and read it again.
+	// One of Go's own signals would make sendfile(2) drop the bytes it has read and read
+	// them again.
 	p.cmd.Env = append(p.cmd.Env, "GODEBUG=asyncpreemptoff=1")
 	in, err := p.cmd.StdinPipe()
 	if err != nil {

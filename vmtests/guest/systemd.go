@@ -40,8 +40,8 @@ Environment=` + envUnit + `=1 ` + envInside + `=1 HOME=/root TERM=linux LC_ALL=C
 ExecStart=` + testsPath + `
 `
 
-// testTarget is what systemd is to reach: a basic system and the tests. A machine
-// that cannot reach it ends, without a word of its tests, and has failed.
+// testTarget is the target that systemd must reach: a basic system and the tests. A
+// machine that cannot reach it powers off without results and has failed.
 const testTarget = `[Unit]
 Description=tests of iotrace-bpf
 Requires=basic.target iotrace-tests.service
@@ -51,8 +51,8 @@ OnFailure=poweroff.target
 OnFailureJobMode=replace-irreversibly
 `
 
-// becomeSystemd replaces this process, PID 1, by systemd. It returns only when
-// that cannot be done.
+// becomeSystemd replaces this process, PID 1, by systemd. It returns only on
+// failure.
 func becomeSystemd() error {
 	const units = "/etc/systemd/system"
 	for name, text := range map[string]string{"iotrace-tests.service": testUnit, "iotrace.target": testTarget} {

@@ -21,7 +21,7 @@ type Tracer struct {
 	exited  chan error
 }
 
-// tracerFile is the shipped binary. On a host that stands in for a guest it is
+// tracerFile is the shipped binary. On a machine used in place of a guest it is
 // found in PATH.
 func tracerFile() string {
 	if exists(tracerPath) {
@@ -36,9 +36,9 @@ func tracerFile() string {
 // Tool is the shipped binary, to be run with a command of its own.
 func (g *Guest) Tool() string { return tracerFile() }
 
-// Trace starts the tracer with NDJSON output and a one second interval and waits
-// until it says that every program is attached. More arguments follow those. If
-// the scenario fails, all that the tracer said on standard error is shown.
+// Trace starts the tracer with NDJSON output, an interval of one second and these
+// arguments, and waits until it says that every program is attached. If the
+// scenario fails, Trace shows the tracer's standard error.
 func (g *Guest) Trace(args ...string) *Tracer {
 	g.Helper()
 	tr := &Tracer{g: g, dir: g.TempDir()}
@@ -101,9 +101,9 @@ func (tr *Tracer) file(name string) string { return filepath.Join(tr.dir, name) 
 // PID is the tracer's process.
 func (tr *Tracer) PID() int { return tr.cmd.Process.Pid }
 
-// Stop asks the tracer to end, as Ctrl-C does, and returns all that it reported.
-// Any exit status but 0 fails the scenario.
-func (tr *Tracer) Stop() *Report {
+// Stop asks the tracer to end, as Ctrl-C does, and returns its output. Any exit
+// status but 0 fails the scenario.
+func (tr *Tracer) Stop() *Output {
 	tr.g.Helper()
 	if tr.stopped {
 		tr.g.Fatal("tracer was stopped already")
@@ -128,7 +128,7 @@ func (tr *Tracer) Stop() *Report {
 	if err != nil {
 		tr.g.Fatal(err)
 	}
-	r, err := ParseReport(out)
+	r, err := ParseOutput(out)
 	if err != nil {
 		tr.g.Fatalf("tracer's output: %v", err)
 	}
@@ -137,7 +137,7 @@ func (tr *Tracer) Stop() *Report {
 	return r
 }
 
-// validate shows the first line that is not as it should be.
+// validate fails the scenario with the first line that Validate refuses.
 func (g *Guest) validate(out []byte) {
 	g.Helper()
 	if g.Validate == nil {
@@ -151,8 +151,8 @@ func (g *Guest) validate(out []byte) {
 	}
 }
 
-// Now returns what the tracer has reported so far.
-func (tr *Tracer) Now() *Report {
+// Now returns the tracer's output so far.
+func (tr *Tracer) Now() *Output {
 	tr.g.Helper()
 	out, err := os.ReadFile(tr.file("stdout"))
 	if err != nil {
@@ -163,7 +163,7 @@ func (tr *Tracer) Now() *Report {
 	} else {
 		out = nil
 	}
-	r, err := ParseReport(out)
+	r, err := ParseOutput(out)
 	if err != nil {
 		tr.g.Fatalf("tracer's output: %v", err)
 	}
@@ -193,17 +193,17 @@ func (d Doc) Int(key string) int64 {
 	return v
 }
 
-// Report is all that one run of the tracer printed.
-type Report struct {
+// Output is all that one run of the tracer printed.
+type Output struct {
 	g    *Guest
 	Docs []Doc
 
 	shown bool
 }
 
-// ParseReport reads NDJSON. Every line must be one object.
-func ParseReport(out []byte) (*Report, error) {
-	r := &Report{}
+// ParseOutput reads NDJSON. Every line must be one object.
+func ParseOutput(out []byte) (*Output, error) {
+	r := &Output{}
 	for i, line := range bytes.Split(out, []byte("\n")) {
 		if len(bytes.TrimSpace(line)) == 0 {
 			continue
@@ -234,9 +234,9 @@ func flatten(d Doc, prefix string, v map[string]any) {
 	}
 }
 
-// Where selects documents of iotrace.io: pairs of field and value; a value of
-// "*" wants the field to be there, "" not to.
-func (r *Report) Where(pairs ...string) []Doc {
+// Where selects documents of iotrace.io by pairs of field and value. "*" matches
+// any value, and "" an absent field.
+func (r *Output) Where(pairs ...string) []Doc {
 	var found []Doc
 next:
 	for _, d := range r.Docs {
@@ -266,7 +266,7 @@ next:
 }
 
 // Sum adds a field up over the documents that Where selects.
-func (r *Report) Sum(field string, pairs ...string) int64 {
+func (r *Output) Sum(field string, pairs ...string) int64 {
 	var n int64
 	for _, d := range r.Where(pairs...) {
 		n += d.Int(field)
@@ -274,18 +274,20 @@ func (r *Report) Sum(field string, pairs ...string) int64 {
 	return n
 }
 
-// Written is the bytes that a cgroup wrote to a device or mount (major:minor), by one source.
-func (r *Report) Written(source, device string, c *Cgroup) int64 {
+// Written is the number of bytes that a cgroup wrote to a device or mount
+// (major:minor), by one source.
+func (r *Output) Written(source, device string, c *Cgroup) int64 {
 	return r.Sum("iotrace.write.bytes", "iotrace.source", source, "iotrace.device.id", device, "iotrace.cgroup.path", c.Path())
 }
 
-// Read is the bytes that a cgroup read from a device or mount (major:minor), by one source.
-func (r *Report) Read(source, device string, c *Cgroup) int64 {
+// Read is the number of bytes that a cgroup read from a device or mount (major:minor),
+// by one source.
+func (r *Output) Read(source, device string, c *Cgroup) int64 {
 	return r.Sum("iotrace.read.bytes", "iotrace.source", source, "iotrace.device.id", device, "iotrace.cgroup.path", c.Path())
 }
 
 // Table renders the rows of a source for the message of a failed comparison.
-func (r *Report) Table(source string) string {
+func (r *Output) Table(source string) string {
 	type key struct{ owner, device string }
 	type sum struct {
 		rb, ro, wb, wo int64
@@ -321,9 +323,9 @@ func (r *Report) Table(source string) string {
 	return b.String()
 }
 
-// Lost adds up the counters of the status documents that say that something was
-// not counted or could not be named in the kernel.
-func (r *Report) Lost() int64 {
+// Lost adds up the loss counters of the status documents: I/O that the BPF programs
+// did not count or could not name.
+func (r *Output) Lost() int64 {
 	var n int64
 	for _, v := range r.lost() {
 		n += v
@@ -332,12 +334,12 @@ func (r *Report) Lost() int64 {
 }
 
 // LostOf is one of those counters.
-func (r *Report) LostOf(counter string) int64 { return r.lost()[counter] }
+func (r *Output) LostOf(counter string) int64 { return r.lost()[counter] }
 
 // LostWhat names those counters, for a message.
-func (r *Report) LostWhat() string { return fmt.Sprint(r.lost()) }
+func (r *Output) LostWhat() string { return fmt.Sprint(r.lost()) }
 
-func (r *Report) lost() map[string]int64 {
+func (r *Output) lost() map[string]int64 {
 	lost := map[string]int64{}
 	for _, d := range r.Docs {
 		if d.String("event.dataset") != "iotrace.status" {
@@ -353,7 +355,7 @@ func (r *Report) lost() map[string]int64 {
 }
 
 // Equal fails the scenario if got is not want, and shows all rows once.
-func (r *Report) Equal(what string, got, want int64) {
+func (r *Output) Equal(what string, got, want int64) {
 	r.g.Helper()
 	if got != want {
 		r.g.Errorf("%s: %d, want %d (difference %d)", what, got, want, got-want)
@@ -361,9 +363,9 @@ func (r *Report) Equal(what string, got, want int64) {
 	}
 }
 
-// Within fails the scenario if got is further from want than one part in part;
-// it is for what the kernel itself rounds, such as read-ahead and metadata.
-func (r *Report) Within(what string, got, want, part int64) {
+// Within fails the scenario if got differs from want by more than want/part. It is
+// for amounts that the kernel itself rounds, such as read-ahead and metadata.
+func (r *Output) Within(what string, got, want, part int64) {
 	r.g.Helper()
 	if d := got - want; d > want/part || d < -want/part {
 		r.g.Errorf("%s: %d, want %d within 1/%d (difference %d)", what, got, want, part, d)
@@ -371,7 +373,7 @@ func (r *Report) Within(what string, got, want, part int64) {
 	}
 }
 
-func (r *Report) show() {
+func (r *Output) show() {
 	r.g.Helper()
 	if r.shown {
 		return

@@ -59,8 +59,14 @@ const (
 )
 
 func newURing() (*uring, error) {
-	var p uringParams
-	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 4, uintptr(unsafe.Pointer(&p)), 0)
+	return setupURing(4, 0, int(unsafe.Sizeof(uringSQE{})))
+}
+
+// setupURing makes a ring with this number of entries. sqeSize is the size of one of
+// them in bytes, which depends on the flags.
+func setupURing(entries, flags uint32, sqeSize int) (*uring, error) {
+	p := uringParams{flags: flags}
+	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(&p)), 0)
 	if errno != 0 {
 		return nil, fmt.Errorf("io_uring_setup: %w", errno)
 	}
@@ -76,7 +82,7 @@ func newURing() (*uring, error) {
 	}
 	r.sq = mmap(uringOffSQ, int(p.sq.array+p.sqEntries*4))
 	r.cq = mmap(uringOffCQ, int(p.cq.cqes+p.cqEntries*16))
-	r.sqes = mmap(uringOffSQEs, int(p.sqEntries)*int(unsafe.Sizeof(uringSQE{})))
+	r.sqes = mmap(uringOffSQEs, int(p.sqEntries)*sqeSize)
 	if err != nil {
 		unix.Close(r.fd)
 		return nil, fmt.Errorf("io_uring mmap: %w", err)

@@ -60,8 +60,8 @@ func worker(args []string) int {
 		}
 		env := []string{}
 		for _, e := range os.Environ() {
-			again := args[2] == self() && len(args) > 3 && (args[3] == "serve" || args[3] == "fuse")
-			if again || e != envWorker+"=1" {
+			toWorker := args[2] == self() && len(args) > 3 && (args[3] == "serve" || args[3] == "fuse")
+			if toWorker || e != envWorker+"=1" {
 				env = append(env, e)
 			}
 		}

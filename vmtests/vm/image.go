@@ -23,7 +23,8 @@ type Image struct {
 	FreeMiB int64
 }
 
-// recipe changes when the way images are built does, so that cached ones go.
+// recipe is the version of the way images are built: a new one makes cached images
+// stale.
 const recipe = "1"
 
 func (i Image) key(arch string) string {
@@ -75,7 +76,7 @@ func BuildImage(ctx context.Context, cache string, m Mirror, arch string, img Im
 	return out, os.Rename(part, out)
 }
 
-// finish adds the mount points and files, and takes away what no test reads.
+// finish adds the mount points and files, and removes what no test reads.
 func (i Image) finish(root string) error {
 	for _, d := range []string{"usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "usr/share/bash-completion"} {
 		if err := os.RemoveAll(filepath.Join(root, d)); err != nil {

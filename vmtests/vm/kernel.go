@@ -179,7 +179,8 @@ func prepareModules(ctx context.Context, modules, rel string) error {
 			files = files[n:]
 		}
 	}
-	// vmlinuz sits beside the modules in newer packages, build and source are dangling links.
+	// Newer packages keep vmlinuz in the modules' directory; build and source are dangling
+	// links.
 	for _, name := range []string{"build", "source", "vmlinuz"} {
 		os.Remove(filepath.Join(modules, name))
 	}

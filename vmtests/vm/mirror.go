@@ -167,8 +167,8 @@ func openArchive(ctx context.Context, cache, arch string, m Mirror, refresh bool
 
 type suite struct{ base, name string }
 
-// suitesHeld tries each suite by itself, because one absent suite makes apt
-// fail for all. The try costs one small file each.
+// suitesHeld tries each suite by itself, because one absent suite makes apt fail
+// for all. Each try fetches one small file.
 func (a *archive) suitesHeld(ctx context.Context) []suite {
 	var want, held []suite
 	for _, s := range kernelSuites {

@@ -32,14 +32,14 @@ const (
 // Guest is one virtual machine to boot.
 type Guest struct {
 	Kernel    Kernel
-	Root      string // image of BuildImage; what the guest writes to it is thrown away
+	Root      string // image of BuildImage; the guest's writes to it are discarded
 	Initramfs string
 	Append    []string // more words for the kernel's command line
 	MemoryMiB int
-	CPUs      int           // 0 is 2
+	CPUs      int           // 0 means 2
 	DiskMiB   int64         // size of each scratch disk
 	Accel     Accel         // how to run it
-	BootLimit time.Duration // killed if it has reported nothing by then; 0 is no limit
+	BootLimit time.Duration // killed if it has reported nothing by then; 0 sets no limit
 	Deadline  time.Duration // killed this long after it began to report
 	Console   io.Writer     // everything the kernel says; may be nil
 	Results   io.Writer     // everything the guest reports, as it comes
@@ -55,8 +55,8 @@ const (
 	GuestAddress = "10.0.2.15/24"
 )
 
-// Usage is what a guest took.
-type Usage struct {
+// Resources is the time that a guest used.
+type Resources struct {
 	Wall      time.Duration // from QEMU's start to its end
 	Boot      time.Duration // until the guest first reported something; 0 if it never did
 	Processor time.Duration // of this machine: QEMU's user and system time
@@ -152,20 +152,19 @@ func (g Guest) args(dir string) ([]string, error) {
 	} else {
 		a = append(a, "-serial", "stdio")
 	}
-	// oops=panic and panic=-1 end QEMU at once, so that a broken guest is never
-	// waited for. The time-outs are generous, because an emulated processor on a
-	// busy machine is slow, not stuck.
-	// A processor that is emulated on a busy machine looks to the kernel as if its
-	// clock were broken, and it would go over to one that costs much more.
+	// oops=panic and panic=-1 end QEMU at once, so that a broken guest is never waited
+	// for. The timeouts are generous, because an emulated processor on a busy machine
+	// is slow, not stuck. On such a machine the kernel would also take the processor's
+	// clock for broken and switch to a much slower one.
 	words := append([]string{"console=" + console, "panic=-1", "oops=panic", "loglevel=5", "rcupdate.rcu_cpu_stall_timeout=90",
 		"watchdog_thresh=60", "net.ifnames=0", "mitigations=off", "random.trust_cpu=on", "tsc=reliable"}, g.Append...)
 	return append(a, "-append", strings.Join(words, " ")), nil
 }
 
-// first notes when something was written first.
+// first notes the time of the first write.
 type first struct {
 	io.Writer
-	at    time.Time // to be read once began is closed
+	at    time.Time // may be read once began is closed
 	began chan struct{}
 }
 
@@ -179,8 +178,8 @@ func (f *first) Write(b []byte) (int, error) {
 
 // Boot runs the guest to its end. The error says what went wrong with the
 // machine itself, not with tests in it.
-func (g Guest) Boot(ctx context.Context) (Usage, error) {
-	var used Usage
+func (g Guest) Boot(ctx context.Context) (Resources, error) {
+	var used Resources
 	qemu, err := program(g.Kernel.Arch)
 	if err != nil {
 		return used, err
@@ -239,7 +238,7 @@ func (g Guest) Boot(ctx context.Context) (Usage, error) {
 		if g.BootLimit > 0 {
 			bootLimit = time.After(g.BootLimit)
 		}
-		// How long booting takes says nothing of the tests: it is not in the deadline.
+		// The time to boot says nothing about the tests, so the deadline does not include it.
 		select {
 		case <-ended:
 			return
@@ -274,12 +273,13 @@ func (g Guest) Boot(ctx context.Context) (Usage, error) {
 	return used, nil
 }
 
-// kvmProbe is how long a kernel gets to say its first word under KVM.
+// kvmProbe is the time limit for a kernel's first message under KVM.
 const kvmProbe = 15 * time.Second
 
-// Probe finds out whether KVM runs this kernel. A /dev/kvm that can be opened
-// is not enough: nested ones start a guest and then fail at some instruction. So
-// the kernel is booted, without a root, until it gives up for want of one.
+// Probe finds out whether KVM runs this kernel. A /dev/kvm that can be opened is
+// not enough: nested ones start a guest and then fail at some instruction. So Probe
+// boots the kernel without a root file system, until it stops because there is
+// none.
 func Probe(ctx context.Context, k Kernel) Accel {
 	hostArch := map[string]string{"x86_64": "amd64", "aarch64": "arm64"}
 	out, err := exec.CommandContext(ctx, "uname", "-m").Output()

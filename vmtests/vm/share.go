@@ -34,11 +34,11 @@ func virtiofsd() (string, error) {
 	return "", errors.New("no virtiofsd (Debian: in qemu-system-common up to 12, then in virtiofsd)")
 }
 
-// shareReady is how long a daemon gets to make its socket.
+// shareReady is the time limit for a daemon to make its socket.
 const shareReady = time.Minute
 
-// serve starts the daemon of a share for one guest. The function returned ends
-// it, which it also does by itself when the guest is gone.
+// serve starts the daemon of a share for one guest. The returned function ends it.
+// The daemon also ends by itself when the guest is gone.
 func (s Share) serve(ctx context.Context, dir string) (func(), error) {
 	program, err := virtiofsd()
 	if err != nil {

@@ -170,9 +170,9 @@ func TestInitramfs(t *testing.T) {
 
 func TestImageKey(t *testing.T) {
 	a := Image{Name: "base", Suite: "bookworm", Packages: []string{"bash"}, Files: map[string]string{"etc/passwd": "root"}}
-	again, b := a, a
+	same, b := a, a
 	b.Files = map[string]string{"etc/passwd": "other"}
-	if a.key("amd64") == b.key("amd64") || a.key("amd64") == a.key("arm64") || again.key("amd64") != a.key("amd64") {
+	if a.key("amd64") == b.key("amd64") || a.key("amd64") == a.key("arm64") || same.key("amd64") != a.key("amd64") {
 		t.Error("an image's name does not follow its contents")
 	}
 }

@@ -1,7 +1,7 @@
 // Command worker is PID 1 of the guests and every process in them that does I/O.
-// The tests' own program can be both as well, and is on machines that stand in for
-// a guest; but it links all that tests need, whose start an emulated processor
-// feels, and a scenario starts many workers.
+// The tests' own program can be both too, and is on machines used in place of a
+// guest. But it links everything that tests need and starts slowly on an emulated
+// processor, and a scenario starts many workers.
 package main
 
 import (
