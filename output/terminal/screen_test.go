@@ -353,12 +353,12 @@ func TestScreenEvents(t *testing.T) {
 	ivs[2].Sources[1] = output.SourceStatus{Source: output.SourceNFS, Reason: "module is \x1bnot loaded"}
 	s := liveScreen(t, 200, 40, ScreenOptions{}, ivs...)
 	got := shown(s)
-	vxlan, lost, gone := strings.Index(got, "vxlan create failed"), strings.Index(got, "lost 5.00MiB of totals"), strings.Index(got, `nfs is gone: module is \x1bnot loaded`)
+	vxlan, lost, gone := strings.Index(got, "vxlan create failed"), strings.Index(got, "lost 5.00MiB of the totals"), strings.Index(got, `nfs detached: module is \x1bnot loaded`)
 	if vxlan < 0 || lost < vxlan || gone < lost {
 		t.Errorf("events at %d, %d, %d:\n%s", vxlan, lost, gone, got)
 	}
 	press(s, "left")
-	if got := shown(s); strings.Contains(got, "nfs is gone") || !strings.Contains(got, "lost 5.00MiB") {
+	if got := shown(s); strings.Contains(got, "nfs detached") || !strings.Contains(got, "lost 5.00MiB") {
 		t.Errorf("one interval back:\n%s", got)
 	}
 	press(s, "e")
@@ -436,7 +436,7 @@ func TestScreenReplay(t *testing.T) {
 		}
 		ivs = append(ivs, iv)
 	}
-	s := newScreen(t.Context(), nil, ScreenOptions{Recording: recordingOf(t, ivs...).Timeline(), Location: time.UTC})
+	s := newScreen(t.Context(), nil, ScreenOptions{Replay: recordingOf(t, ivs...).Timeline(), Location: time.UTC})
 	s.Update(tea.WindowSizeMsg{Width: 100, Height: 24})
 	s.Init()
 	if !s.iv.End.Equal(ivs[0].End) || !s.follow || !strings.Contains(shown(s), "REPLAY x1") || !strings.Contains(shown(s), "1/40") {

@@ -72,7 +72,7 @@ func child(mode, path string) error {
 			return err
 		}
 		defer r.Close()
-		opt.Recording = r.Timeline()
+		opt.Replay = r.Timeline()
 		return RunScreen(ctx, nil, opt)
 	}
 	ch := make(chan *output.Interval)

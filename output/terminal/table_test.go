@@ -280,6 +280,23 @@ func TestTableSameNames(t *testing.T) {
 	}
 }
 
+// TestTableLost: however much was lost, the footer names all of it.
+func TestTableLost(t *testing.T) {
+	iv := outputtest.Shop()
+	iv.Unresolved = 1
+	iv.Lost = output.Lost{Bytes: 1 << 60, Records: 1 << 40, Notices: 1 << 40, Latencies: 1, Groups: 1 << 40, Walks: 1 << 40, Misses: 1 << 40, Exports: 1 << 40}
+	var b bytes.Buffer
+	if err := tableOf(&b, 60).Write(output.Group(iv, output.GroupOptions{}), iv); err != nil {
+		t.Fatal(err)
+	}
+	shown := strings.Join(strings.Fields(b.String()), " ")
+	for _, want := range append(iv.Lost.Words(), "1 latency,", "1 cgroup without a name") {
+		if !strings.Contains(shown, want) {
+			t.Errorf("the footer does not say %q:\n%s", want, b.String())
+		}
+	}
+}
+
 // TestTableClosedPipe: a reader that went away and a full disk are errors that
 // the caller can tell from others.
 func TestTableClosedPipe(t *testing.T) {
