@@ -65,7 +65,7 @@ func TestParseFilter(t *testing.T) {
 		"nonsense=x":   `unknown key "nonsense"`,
 		"project=[":    `pattern "[" is not a valid glob`,
 		`project=ab[a`: `is not a valid glob`,
-		"op=writes":    "there are read, write, discard, flush, metadata",
+		"op=writes":    "use read, write, discard, flush, metadata",
 	} {
 		if _, err := output.ParseFilter(s); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: got error %v, want %q in it", s, err, want)

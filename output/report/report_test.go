@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -24,7 +25,7 @@ import (
 	"golang.org/x/net/html"
 )
 
-var update = flag.Bool("update-report", false, "write testdata/report.golden.html anew")
+var update = flag.Bool("update-report", false, "write testdata/report.golden.html")
 
 // groupSpec is a container of the incident that the tests report on.
 type groupSpec struct {
@@ -663,7 +664,7 @@ func TestReportWriteFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, bad := range []string{filepath.Join(dir, "taken"), filepath.Join(dir, "none", "out.html")} {
-		if err := r.WriteFile(bad); err == nil || !strings.Contains(err.Error(), "'"+bad+"'") {
+		if err := r.WriteFile(bad); err == nil || !strings.Contains(err.Error(), strconv.Quote(bad)) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}
