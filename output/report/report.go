@@ -200,8 +200,8 @@ func (r *Report) Damage(err error) {
 	}
 }
 
-// Add adds one interval. The report keeps only strings, label maps and events of
-// iv, so that its slices may be used again.
+// Add adds one interval. Of iv the report keeps only strings, label maps and the
+// contents of events; the caller may reuse the rest.
 func (r *Report) Add(iv *output.Interval) {
 	length := max(0, iv.End.Sub(iv.Start))
 	start := iv.Start.Add(r.shift)
