@@ -655,7 +655,7 @@ func (r *Report) basisTable() plainTable {
 		name, text string
 		bytes      uint64
 	}{
-		{"dirtier", "the cgroup that changed the page before it was written back", b.Dirtier},
+		{"dirtier", "the cgroup that changed the page before it was written back; for NFS reads, the one that read it", b.Dirtier},
 		{"page", "the memory cgroup that the page is charged to", b.Page},
 		{"bio", "the cgroup that the kernel charged the block request to", b.Bio},
 		{"task", "the cgroup of the process that made the request", b.Task},
