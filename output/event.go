@@ -9,14 +9,14 @@ import (
 
 // The datasets of documents and events.
 const (
-	DatasetIO     = "iotrace.io"     // a group's totals of an interval
-	DatasetStatus = "iotrace.status" // sources, losses and own cost of an interval
+	DatasetIO     = "iotrace.io"     // the totals of one group in an interval
+	DatasetStatus = "iotrace.status" // sources, losses and overhead of an interval
 	DatasetEvent  = "iotrace.event"  // one request (--events)
-	DatasetVXLAN  = "iotrace.vxlan"  // a change to an overlay device
+	DatasetVXLAN  = "iotrace.vxlan"  // something that happened to an overlay device
 )
 
-// String tells an event in one line that is safe for a terminal, without its
-// time.
+// String describes the event in one line that is safe for a terminal, without
+// its time.
 func (e *Event) String() string {
 	switch {
 	case e.VXLAN != nil:
@@ -27,43 +27,56 @@ func (e *Event) String() string {
 	return text.Safe(e.Action)
 }
 
-// words collects the parts of a line.
-type words struct{ b strings.Builder }
+// phrases collects the parts of a line, which commas separate.
+type phrases struct{ b strings.Builder }
 
-func (w *words) add(parts ...string) {
-	for _, p := range parts {
-		if p == "" {
+// add adds the words that are not empty as one phrase.
+func (p *phrases) add(words ...string) {
+	sep := ", "
+	for _, w := range words {
+		if w == "" {
 			continue
 		}
-		if w.b.Len() > 0 {
-			w.b.WriteByte(' ')
+		if p.b.Len() > 0 {
+			p.b.WriteString(sep)
 		}
-		w.b.WriteString(text.Safe(p))
+		p.b.WriteString(text.Safe(w))
+		sep = " "
 	}
 }
 
-// pair adds "name value" when there is a value.
-func (w *words) pair(name, value string) {
+// pair adds "name value" if there is a value.
+func (p *phrases) pair(name, value string) {
 	if value != "" {
-		w.add(name, value)
+		p.add(name, value)
 	}
 }
 
+// line is, for example, "block write of 4.00KiB to sda by shop-db-1, took 1.20ms".
 func (io *IO) line() string {
-	var w words
-	owner, _ := ownerValue(&io.Sample, "")
-	a := io.Amount()
-	w.add(string(io.Sample.Source), io.Op, text.Size(a.Bytes), DeviceText(&io.Sample.Device), "by", owner)
+	var p phrases
+	preposition := "on"
+	switch Op(io.Op) {
+	case OpRead:
+		preposition = "from"
+	case OpWrite:
+		preposition = "to"
+	}
+	words := []string{string(io.Sample.Source), io.Op}
+	if bytes := io.Amount().Bytes; bytes > 0 {
+		words = append(words, "of", text.Size(bytes))
+	}
+	p.add(append(words, preposition, DeviceText(&io.Sample.Device), "by", OwnerText(&io.Sample))...)
 	if io.Latency > 0 {
-		w.add("in", text.Nanos(io.Latency))
+		p.pair("took", text.Nanos(io.Latency))
 	}
 	if io.Error {
-		w.add("failed")
+		p.add("failed")
 	}
-	return w.b.String()
+	return p.b.String()
 }
 
-// Amount returns the one amount of io that is set.
+// Amount returns the amount of io that is set.
 func (io *IO) Amount() *Amount {
 	for _, op := range Ops {
 		if a := io.Sample.Amount(op); !a.empty() {
@@ -74,34 +87,49 @@ func (io *IO) Amount() *Amount {
 }
 
 func (v *VXLAN) line(action string) string {
-	var w words
-	w.add("vxlan", strings.ReplaceAll(action, "_", " "), v.Device)
-	w.pair("vni", number(uint64(v.VNI)))
-	w.pair("network", v.Network)
-	w.pair("stack", v.Stack)
-	w.pair("services", strings.Join(v.Services, ","))
-	w.pair("netns", number(v.NetNS))
-	w.pair("to netns", number(v.NewNetNS))
-	if v.Process != (Process{}) {
-		w.add("by", ProcessText(&v.Process))
+	var p phrases
+	p.add("vxlan", strings.ReplaceAll(action, "_", " "), v.Device)
+	p.pair("vni", number(uint64(v.VNI)))
+	p.pair("network", v.Network)
+	p.pair("stack", v.Stack)
+	switch len(v.Services) {
+	case 0:
+	case 1:
+		p.pair("service", v.Services[0])
+	default:
+		p.add(append([]string{"services"}, v.Services...)...)
 	}
-	if v.Owner != nil {
-		text, _ := ownerValue(v.Owner, "")
-		w.add("of", text)
+	switch {
+	case v.NetNS != 0 && v.NewNetNS != 0:
+		p.add("from netns", number(v.NetNS), "to", number(v.NewNetNS))
+	default:
+		p.pair("netns", number(v.NetNS))
+		p.pair("to netns", number(v.NewNetNS))
+	}
+	switch known := v.Process != (Process{}); {
+	case known && v.Owner != nil:
+		p.add("by", ProcessText(&v.Process), "in", OwnerText(v.Owner))
+	case known:
+		p.add("by", ProcessText(&v.Process))
+	case v.Owner != nil:
+		p.add("by", OwnerText(v.Owner))
 	}
 	if v.Culprit != "" {
-		w.add("because of", v.Culprit)
-		w.pair("in netns", number(v.CulpritNetNS))
+		blocked := []string{"blocked by", v.Culprit}
+		if v.CulpritNetNS != 0 {
+			blocked = append(blocked, "in netns", number(v.CulpritNetNS))
+		}
+		p.add(blocked...)
 	}
-	w.pair("reason:", v.Reason)
-	w.pair("error:", v.Err)
+	p.pair("reason:", v.Reason)
+	p.pair("error:", v.Err)
 	if v.AgeNanos > 0 {
-		w.add("after", text.Nanos(v.AgeNanos))
+		p.add("age", text.Nanos(v.AgeNanos))
 	}
-	return w.b.String()
+	return p.b.String()
 }
 
-// number writes n, and nothing for 0.
+// number writes n, or nothing for 0.
 func number(n uint64) string {
 	if n == 0 {
 		return ""

@@ -1,6 +1,6 @@
 package output
 
-// What the tests look at from outside of the package.
+// For the tests in package output_test.
 type SampleKey = sampleKey
 
 var (

@@ -10,11 +10,11 @@ import (
 	"strings"
 )
 
-// Op is what a request did.
+// Op is the kind of a request.
 type Op string
 
-// The operations of --by op and --filter op=. NFS COMMITs and FUSE fsyncs are
-// flushes.
+// The operations of --by op and --filter op=. NFS COMMITs and FUSE fsyncs count
+// as flushes.
 const (
 	OpRead     Op = "read"
 	OpWrite    Op = "write"
@@ -23,9 +23,10 @@ const (
 	OpMetadata Op = "metadata"
 )
 
+// Ops lists every operation.
 var Ops = []Op{OpRead, OpWrite, OpDiscard, OpFlush, OpMetadata}
 
-// Sources in the order of columns; one that is not listed comes last.
+// Sources lists the known sources in the order of columns.
 var Sources = []Source{SourceBlock, SourceNFS, SourceFUSE}
 
 func sourceRank(s Source) int {
@@ -35,17 +36,18 @@ func sourceRank(s Source) int {
 	return len(Sources)
 }
 
+// CompareSources orders sources as Sources does; unknown ones come last, by name.
 func CompareSources(a, b Source) int {
 	return cmp.Or(cmp.Compare(sourceRank(a), sourceRank(b)), cmp.Compare(a, b))
 }
 
-// Sort is a column to sort rows by: the largest first, names from a to z.
+// Sort is a column to sort rows by: largest value first, names from a to z.
 type Sort struct {
 	Column  string // one of SortColumns; "" is total
 	Reverse bool
 }
 
-// SortColumns returns every column that --sort takes.
+// SortColumns returns every value of --sort.
 func SortColumns() []string {
 	columns := []string{"total", "read", "write", "ops", "latency", "name"}
 	for _, s := range Sources {
@@ -63,7 +65,7 @@ func (s Sort) ColumnName() string {
 }
 
 // ParseSort reads the value of --sort: a column, with "-" in front for the
-// opposite order.
+// opposite order. The error of an unknown column lists the known ones.
 func ParseSort(s string) (Sort, error) {
 	column, reverse := strings.CutPrefix(s, "-")
 	if !slices.Contains(SortColumns(), column) {
@@ -75,7 +77,8 @@ func ParseSort(s string) (Sort, error) {
 // LevelBoth asks Group for both levels, side by side and never added up.
 const LevelBoth Level = "both"
 
-// ParseLevel reads the value of --level: wire, app or both.
+// ParseLevel reads the value of --level: wire, app or both. Anything else is an
+// error that explains them.
 func ParseLevel(s string) (Level, error) {
 	if !slices.Contains(LevelNames(), s) {
 		return "", &UnknownError{What: "level", Word: s, Known: LevelNames()}
@@ -91,20 +94,20 @@ type GroupOptions struct {
 	By      []Key // empty: by container
 	Filters []Filter
 	Sort    Sort
-	Top     int   // rows to keep, the rest is summed up; 0 keeps all
+	Top     int   // rows to keep; the others are summed up in Summary.Rest. 0 keeps all
 	Level   Level // "" is LevelWire
-	// CgroupDepth cuts cgroup paths to so many components; 0 keeps all.
+	// CgroupDepth is how many components of a cgroup path to keep; 0 keeps all.
 	CgroupDepth int
 	// Stacked asks for the rows of stacked devices (Summary.Stacked) even where
 	// neither a key nor a filter is about devices.
 	Stacked bool
 
 	Pins   []Pin  // groups that samples must belong to
-	Search string // lower-case text that one of the keys must hold
+	Search string // lower-case text that one of the keys must contain
 }
 
-// Pin is one group's value of a key. Unlike a Filter it is exact: it tells
-// things of one name apart.
+// Pin selects one group's value of a key. Unlike a Filter it is exact: two
+// things with the same name have different IDs.
 type Pin struct {
 	Key      Key
 	Text, ID string
@@ -118,16 +121,17 @@ type Usage struct {
 	MetaReadBytes, MetaWriteBytes uint64
 	Retransmits                   uint64
 
-	// Basis is not told per operation: where reads were separated from writes
-	// of one sample (by op, or a filter on it) BasisUnknown is set instead.
+	// Samples have one Basis for all operations. BasisUnknown is set when the
+	// reads of a sample were separated from its writes (--by op, --filter op=),
+	// because their share of the basis is not known.
 	Basis        BasisBytes
 	BasisUnknown bool
 }
 
-// Bytes returns bytes read and written. Discards move no data and are apart.
+// Bytes returns bytes read and written. Discards move no data and do not count.
 func (u *Usage) Bytes() uint64 { return u.Read.Bytes + u.Write.Bytes }
 
-// Ops returns all operations, those without bytes included.
+// Ops returns the number of all operations, including those without bytes.
 func (u *Usage) Ops() uint64 {
 	return u.Read.Ops + u.Write.Ops + u.Discard.Ops + u.Flush.Ops + u.Metadata.Ops
 }
@@ -139,6 +143,7 @@ func (u *Usage) Latency() Latency {
 	return l
 }
 
+// Amount returns the amount of one operation, to read or to change.
 func (u *Usage) Amount(o Op) *Amount {
 	switch o {
 	case OpRead:
@@ -153,6 +158,7 @@ func (u *Usage) Amount(o Op) *Amount {
 	return &u.Metadata
 }
 
+// Amount returns the amount of one operation, to read or to change.
 func (s *Sample) Amount(o Op) *Amount {
 	switch o {
 	case OpRead:
@@ -167,6 +173,7 @@ func (s *Sample) Amount(o Op) *Amount {
 	return &s.Metadata
 }
 
+// Add adds o to a, latencies included.
 func (a *Amount) Add(o *Amount) {
 	a.Bytes += o.Bytes
 	a.Ops += o.Ops
@@ -176,6 +183,7 @@ func (a *Amount) Add(o *Amount) {
 
 func (a *Amount) empty() bool { return a.Bytes == 0 && a.Ops == 0 && a.Errors == 0 }
 
+// Add adds o to b.
 func (b *BasisBytes) Add(o *BasisBytes) {
 	b.Dirtier += o.Dirtier
 	b.Page += o.Page
@@ -184,6 +192,7 @@ func (b *BasisBytes) Add(o *BasisBytes) {
 	b.None += o.None
 }
 
+// Add adds o to u.
 func (u *Usage) Add(o *Usage) {
 	for _, op := range Ops {
 		u.Amount(op).Add(o.Amount(op))
@@ -195,6 +204,7 @@ func (u *Usage) Add(o *Usage) {
 	u.BasisUnknown = u.BasisUnknown || o.BasisUnknown
 }
 
+// AddSample adds all operations of s to u.
 func (u *Usage) AddSample(s *Sample) {
 	for _, op := range Ops {
 		u.Amount(op).Add(s.Amount(op))
@@ -239,7 +249,7 @@ type SourceUsage struct {
 // Row is one group of a Summary.
 type Row struct {
 	Keys    []KeyValue    // one for each key; empty for sums
-	Label   string        // what a sum stands for: "(rest)"; empty for groups
+	Label   string        // name of a sum, such as "(rest)"; empty for groups
 	Sources []SourceUsage // wire before app, in the order of columns
 	Total   Usage         // all sources at wire level
 	App     Usage         // all sources at app level; never part of Total
@@ -249,15 +259,15 @@ type Row struct {
 	common common
 }
 
-// ID returns 32 hex digits that are the same for the same group in every
-// interval and different for different groups, whatever their names.
+// ID returns 32 hex digits: equal for the same group in every interval, and
+// different for different groups even if their names are equal.
 func (r *Row) ID() string {
 	sum := sha256.Sum256([]byte(r.id))
 	return hex.EncodeToString(sum[:16])
 }
 
-// Group tells groups apart: it is equal for the same group in every interval. It
-// holds binary data; ID is the form for documents.
+// Group returns the group's identity, equal for the same group in every
+// interval. It is binary data; ID is the form for documents.
 func (r *Row) Group() string { return r.id }
 
 // Text returns the row's key values in one line; it is not safe for a terminal.
@@ -275,7 +285,7 @@ func (r *Row) Text() string {
 	return b.String()
 }
 
-// Source returns the row's usage of a source, nil when there is none.
+// Source returns the row's usage of a source at level l, or nil if it has none.
 func (r *Row) Source(s Source, l Level) *Usage {
 	for i := range r.Sources {
 		if r.Sources[i].Source == s && r.Sources[i].Level == l {
@@ -285,8 +295,8 @@ func (r *Row) Source(s Source, l Level) *Usage {
 	return nil
 }
 
-// usage returns the row's usage of a source, made if there is none. It is
-// valid until the next call.
+// usage returns the row's usage of a source and adds it if it is missing. The
+// pointer is valid until the next call.
 func (r *Row) usage(s Source, l Level) *SourceUsage {
 	for i := range r.Sources {
 		if r.Sources[i].Source == s && r.Sources[i].Level == l {
@@ -297,7 +307,7 @@ func (r *Row) usage(s Source, l Level) *SourceUsage {
 	return &r.Sources[len(r.Sources)-1]
 }
 
-// addRow folds o into a sum.
+// addRow adds o to a sum.
 func (r *Row) addRow(o *Row) {
 	for i := range o.Sources {
 		su := &o.Sources[i]
@@ -306,7 +316,7 @@ func (r *Row) addRow(o *Row) {
 	r.Groups += o.Groups
 }
 
-// finish puts sources in order and adds them up.
+// finish sorts the sources and adds them up.
 func (r *Row) finish() {
 	slices.SortFunc(r.Sources, func(a, b SourceUsage) int {
 		return cmp.Or(-cmp.Compare(a.Level, b.Level), CompareSources(a.Source, b.Source))
@@ -322,25 +332,25 @@ func (r *Row) finish() {
 	}
 }
 
-// Summary is an interval as rows. To the byte: the sum of Rows, Rest and
-// Filtered is Total.
+// Summary is an interval as rows. The sum of Rows, Rest and Filtered is exactly
+// Total.
 type Summary struct {
 	By       []Key
 	Level    Level
-	Sources  []Source // that were attached or have samples, in the order of columns
+	Sources  []Source // those attached or with samples, in the order of columns
 	Rows     []Row    // sorted, cut to the top ones
-	Rest     *Row     // sum of the rows below the top; nil when there is none
-	Filtered *Row     // sum of what the filters left out; nil when there is none
+	Rest     *Row     // sum of the rows below the top, or nil
+	Filtered *Row     // sum of what the filters left out, or nil
 	Total    Row      // leaf devices only
 	// Stacked holds the rows of devices that have another local device below
-	// them. Their bytes are counted there, so they are in no sum.
+	// them. Their bytes are counted there, so no sum includes these rows.
 	Stacked []Row
 
 	grouper *grouper // the filters, for single requests
 	stacked bool
 }
 
-// Has tells whether a single request passes level and filters.
+// Has reports whether a single request passes the level and the filters.
 func (r *Summary) Has(io *IO) bool {
 	s := &io.Sample
 	level := s.Level
@@ -358,7 +368,7 @@ func (r *Summary) Has(io *IO) bool {
 }
 
 // Unattributed returns the bytes read and written at wire level whose owner is
-// not known, filtered ones included.
+// not known. Filters do not matter here.
 func (iv *Interval) Unattributed() (bytes uint64) {
 	for i := range iv.Samples {
 		s := &iv.Samples[i]
@@ -373,15 +383,15 @@ type grouper struct {
 	opt     GroupOptions
 	host    Host
 	filters [][]Filter // alternatives, by key
-	byOp    bool       // samples are taken apart by operation
+	byOp    bool       // samples are split by operation
 	leaf    map[string]*Row
 	stacked map[string]*Row
 	left    Row // what the filters leave out
 	buf     []byte
 }
 
-// Group turns the samples of an interval into rows. The summary refers to the
-// samples, which must not change while it is in use.
+// Group turns the samples of an interval into rows. The summary keeps pointers
+// to the samples, which must not change while it is in use.
 func Group(iv *Interval, opt GroupOptions) *Summary {
 	if len(opt.By) == 0 {
 		opt.By = []Key{KeyContainer}
@@ -470,7 +480,7 @@ func (g *grouper) addOne(s *Sample, level Level, op Op) {
 	u.common.add(s)
 }
 
-// row finds or makes the row that s belongs to.
+// row returns the row that s belongs to and creates it if needed.
 func (g *grouper) row(s *Sample, op Op) *Row {
 	g.buf = g.buf[:0]
 	var texts [4]KeyValue
@@ -478,7 +488,7 @@ func (g *grouper) row(s *Sample, op Op) *Row {
 	for _, k := range g.opt.By {
 		text, id := g.value(s, k, op)
 		keys = append(keys, KeyValue{Key: k, Text: text, ID: id})
-		// With the length in front no two lists of ids look alike.
+		// The length in front keeps different lists of ids different.
 		g.buf = binary.AppendUvarint(g.buf, uint64(len(id)))
 		g.buf = append(g.buf, id...)
 	}
@@ -497,7 +507,7 @@ func (g *grouper) row(s *Sample, op Op) *Row {
 
 func (g *grouper) summary(used []Source) *Summary {
 	summary := &Summary{By: g.opt.By, Level: g.opt.Level, Sources: used}
-	summary.Total = Row{Label: totalLabel}
+	summary.Total = Row{Label: textTotal}
 	summary.Rows = g.sorted(g.leaf)
 	for i := range summary.Rows {
 		summary.Total.addRow(&summary.Rows[i])
@@ -516,8 +526,8 @@ func (g *grouper) summary(used []Source) *Summary {
 	return summary
 }
 
-// cut keeps the top rows and sums up the others. Bytes without an owner keep
-// their row wherever they sort: they are what an operator must not overlook.
+// cut keeps the top rows and sums up the others. Rows of bytes without an owner
+// are always kept, because an operator must not overlook them.
 func (g *grouper) cut(rows []Row) ([]Row, *Row) {
 	if g.opt.Top <= 0 || len(rows) <= g.opt.Top {
 		return rows, nil
@@ -539,8 +549,8 @@ func (g *grouper) cut(rows []Row) ([]Row, *Row) {
 	return kept, rest
 }
 
-// Fold leaves at most room rows, the sum of the others included. rest is the
-// sum that rows have already, or nil.
+// Fold shortens rows to at most room lines, including the sum of the rows that
+// it removed. rest is the sum that already belongs to rows, or nil.
 func Fold(rows []Row, rest *Row, room int) ([]Row, *Row) {
 	taken := 0
 	if rest != nil {
@@ -592,7 +602,7 @@ func (g *grouper) sorted(m map[string]*Row) []Row {
 	return rows
 }
 
-// value returns what r is sorted by, larger first.
+// value returns the number that r is sorted by, larger first.
 func (s Sort) value(r *Row, level Level) uint64 {
 	u := &r.Total
 	if level == LevelApp {
@@ -622,14 +632,14 @@ func (s Sort) value(r *Row, level Level) uint64 {
 	return 0
 }
 
-// totalLabel names the row of all bytes.
-const totalLabel = "TOTAL"
+// textTotal names the row of all bytes.
+const textTotal = "TOTAL"
 
-// Reserved tells whether text is the name of a row that is no workload, such as
-// "(kernel)" or "TOTAL".
+// Reserved reports whether text is the name of a row that is not a workload,
+// such as "(kernel)" or "TOTAL".
 func Reserved(text string) bool {
 	switch text {
-	case TextKernel, TextUnattributed, TextOther, TextRest, TextFiltered, totalLabel:
+	case TextKernel, TextUnattributed, TextOther, TextRest, TextFiltered, textTotal:
 		return true
 	}
 	return false

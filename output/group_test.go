@@ -89,7 +89,7 @@ func TestGlob(t *testing.T) {
 	}
 }
 
-// TestGroupKeys holds what an operator reads for every key.
+// TestGroupKeys checks the texts that an operator reads for every key.
 func TestGroupKeys(t *testing.T) {
 	for _, tt := range []struct {
 		by   string
@@ -201,7 +201,7 @@ func TestGroupFilters(t *testing.T) {
 	}
 }
 
-// TestGroupSameNames: what merely has the same name is not the same thing.
+// TestGroupSameNames: different things with the same name have different rows.
 func TestGroupSameNames(t *testing.T) {
 	iv := outputtest.SameNames()
 	summary := output.Group(iv, output.GroupOptions{Sort: output.Sort{Column: "name"}})
@@ -220,8 +220,7 @@ func TestGroupSameNames(t *testing.T) {
 	}
 }
 
-// TestGroupSums draws samples and options at random: whatever they are, rows
-// add up to what was counted.
+// TestGroupSums: for random samples and options, rows add up to what was counted.
 func TestGroupSums(t *testing.T) {
 	patterns := []string{"*", "shop", "*e*", "block", "write", "read", "sd?", "(unattributed)", "nobody"}
 	for seed := range uint64(400) {
@@ -295,7 +294,7 @@ func TestGroupSort(t *testing.T) {
 	}
 }
 
-// TestGroupBasis: how owners were found is told only where it is known.
+// TestGroupBasis: the basis is set only where it is known.
 func TestGroupBasis(t *testing.T) {
 	summary := output.Group(outputtest.Shop(), output.GroupOptions{By: outputtest.Keys(t, "project,op"), Filters: outputtest.Filters(t, "project=shop")})
 	for i := range summary.Rows {
@@ -418,7 +417,7 @@ func BenchmarkGroup(b *testing.B) {
 	}
 }
 
-// TestOuter: what runs in a container's containers is that container's, with its own I/O.
+// TestOuter: --by outer counts nested containers for the outermost one.
 func TestOuter(t *testing.T) {
 	wrote := func(owner output.OwnerKind, c output.Container, n uint64) output.Sample {
 		return output.Sample{Source: output.SourceBlock, Level: output.LevelWire, Owner: owner, Container: c, Write: output.Amount{Bytes: n, Ops: 1}}

@@ -1,15 +1,15 @@
 package output
 
-// Identity is what all samples of a group have in common. A field in which
-// they differ, or that is not known, is empty.
+// Identity is what all samples of a group have in common. A field is empty if
+// they differ in it or if it is not known.
 type Identity struct {
 	Owner       OwnerKind
 	Project     string
 	ProjectRule string
 	Service     string
 	Unit        string
-	// Container is set where the group is one container; where it is several of
-	// one image, only Image and ImageTag are, and Runtime where they share it.
+	// Container is complete if the group is one container. If it is several, only
+	// Image, ImageTag and Runtime can be set: those that they share.
 	Container Container
 	Pod       Pod
 	Cgroup    Cgroup
@@ -40,8 +40,7 @@ const (
 	allFields fieldSet = 1<<iota - 1
 )
 
-// differing returns the fields in which a and b differ; those in known are not
-// looked at again.
+// differing returns known and the other fields in which a and b differ.
 func differing(a, b *Sample, known fieldSet) fieldSet {
 	var d fieldSet
 	note := func(f fieldSet, same bool) {
@@ -95,19 +94,22 @@ func (c *common) identity() Identity {
 	if c.first == nil {
 		return Identity{}
 	}
-	return IdentityOf(c.first, c.differs)
+	return identityOf(c.first, c.differs)
 }
 
-// Identity returns what all samples of the row have in common; nothing for a
+// Identity returns what all samples of the row have in common. It is empty for a
 // sum such as the total.
 func (r *Row) Identity() Identity { return r.common.identity() }
 
-// Identity returns what the samples of one source have in common, which is
-// more than what all samples of the row have.
+// Identity returns what the samples of one source have in common. That is at
+// least as much as what all samples of the row have in common.
 func (u *SourceUsage) Identity() Identity { return u.common.identity() }
 
-// IdentityOf returns the fields of s that are not in differs.
-func IdentityOf(s *Sample, differs fieldSet) Identity {
+// Identity returns everything that is known about the owner and place of s.
+func (s *Sample) Identity() Identity { return identityOf(s, 0) }
+
+// identityOf returns the fields of s that are not in differs.
+func identityOf(s *Sample, differs fieldSet) Identity {
 	same := func(f fieldSet) bool { return differs&f == 0 }
 	var id Identity
 	if same(fieldOwner) {
@@ -116,7 +118,7 @@ func IdentityOf(s *Sample, differs fieldSet) Identity {
 	if same(fieldProject) {
 		id.Project, id.ProjectRule = s.Project, s.ProjectRule
 	}
-	// Services of one name in two projects are two services.
+	// The same service name in two projects means two services.
 	if same(fieldService | fieldProject) {
 		id.Service = s.Service
 	}

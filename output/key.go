@@ -36,14 +36,14 @@ const (
 var keyNames = []Key{KeyContainer, KeyProject, KeyService, KeyImage, KeyPod, KeyNamespace, KeyOuter, KeyCgroup,
 	KeyProcess, KeyDevice, KeyMount, KeyNFSServer, KeyHost, KeySource, KeyOp}
 
-// KeyLabel returns the key that groups by the container label name.
+// KeyLabel returns the key that groups by the value of a container label.
 func KeyLabel(name string) Key { return Key(labelPrefix + name) }
 
-// Label returns the label that k groups by.
+// Label returns the label that k groups by; ok is false for the other keys.
 func (k Key) Label() (name string, ok bool) { return strings.CutPrefix(string(k), labelPrefix) }
 
-// KeyNames returns every valid key for a help text or for shell completion,
-// with "label:KEY" last.
+// KeyNames returns every valid key for help texts and shell completion, with
+// "label:KEY" last.
 func KeyNames() []string {
 	names := make([]string, 0, len(keyNames)+1)
 	for _, k := range keyNames {
@@ -52,7 +52,7 @@ func KeyNames() []string {
 	return append(names, labelPrefix+"KEY")
 }
 
-// ParseKey reads one key.
+// ParseKey reads one key. The error of an unknown key lists the known ones.
 func ParseKey(s string) (Key, error) {
 	s = strings.TrimSpace(s)
 	k := Key(s)
@@ -69,7 +69,8 @@ func ParseKey(s string) (Key, error) {
 }
 
 // ParseKeys reads the value of --by: one key or several, separated by commas.
-// A label key that itself holds a comma cannot be named.
+// A label whose name has a comma cannot be used. Unknown and repeated keys are
+// errors.
 func ParseKeys(s string) ([]Key, error) {
 	var keys []Key
 	for part := range strings.SplitSeq(s, ",") {
@@ -88,14 +89,14 @@ func ParseKeys(s string) ([]Key, error) {
 // KeyValue is a group's value for one key.
 type KeyValue struct {
 	Key Key
-	// Text names the value for people. It holds whatever a container or a file
-	// system was named: see text.Safe.
+	// Text names the value for people. Containers and file systems choose their
+	// names freely, so that it is not safe for a terminal: see text.Safe.
 	Text string
-	// ID tells values apart that have the same text.
+	// ID is different for different values, even if their texts are equal.
 	ID string
 }
 
-// The texts of owners that are not a workload.
+// The names of rows that are not a workload.
 const (
 	TextKernel       = "(kernel)"
 	TextUnattributed = "(unattributed)"
@@ -104,8 +105,8 @@ const (
 	TextFiltered     = "(filtered out)"
 )
 
-// special names the owners that have no identity of their own: the same row
-// whatever the key.
+// special returns the row name of an owner that is not a workload: it is the
+// same for every key about owners. For workloads it is empty.
 func special(o OwnerKind) string {
 	switch o {
 	case OwnerKernel:
@@ -118,16 +119,17 @@ func special(o OwnerKind) string {
 	return ""
 }
 
-// Workload tells whether o is somebody's I/O: neither the kernel's nor bytes
+// Workload reports whether o is a real owner: neither the kernel nor bytes
 // without a known owner.
 func (o OwnerKind) Workload() bool { return special(o) == "" }
 
 const shortIDLen = 12
 
+// ShortID returns the first 12 digits of a container id, as docker ps prints it.
 func ShortID(id string) string { return id[:min(len(id), shortIDLen)] }
 
-// ContainerText is the name of a container, or what docker ps would print
-// while the name is not known.
+// ContainerText returns the name of a container, or its short id while the name
+// is not known.
 func ContainerText(c *Container) string {
 	if c.Name != "" {
 		return c.Name
@@ -144,9 +146,9 @@ func cgroupText(c *Cgroup) string {
 
 // ownerValue names the owner itself: the container, else the pod, else the
 // systemd unit, else the cgroup. It is the value for --by container, and for
-// every other key that the owner has nothing to say about. The text of a
-// container that lacks the key tells so ("web-1 (no project)"); a unit or
-// cgroup needs no such word, its name shows what it is.
+// every other key for which the owner has no value. In that case the text of a
+// container names the missing key ("web-1 (no project)"); the name of a unit or
+// cgroup already shows that it is not a container.
 func ownerValue(s *Sample, missing Key) (text, id string) {
 	if t := special(s.Owner); t != "" {
 		return t, "owner\x00" + string(s.Owner)
@@ -156,7 +158,7 @@ func ownerValue(s *Sample, missing Key) (text, id string) {
 		text = ContainerText(&s.Container)
 		switch {
 		case s.Owner == OwnerHelper:
-			// The runtime's own monitor, not the workload: never one row with it.
+			// The runtime's own monitor is not the workload and has its own row.
 			text += " (helper)"
 		case missing != "":
 			text += " (no " + missingText(missing) + ")"
@@ -170,13 +172,13 @@ func ownerValue(s *Sample, missing Key) (text, id string) {
 		text = podText(&s.Pod) + " (pod)"
 		return text, "pod\x00" + s.Pod.UID + "\x00" + podText(&s.Pod)
 	case s.Unit != "":
-		// The same unit name may live under several users' managers.
+		// Several users' systemd managers may have a unit of the same name.
 		return s.Unit, "unit\x00" + s.Unit + "\x00" + path.Dir(s.Cgroup.Path)
 	}
 	return cgroupText(&s.Cgroup), "cgroup\x00" + cgroupID(&s.Cgroup)
 }
 
-// OwnerText names the owner of s as --by container does.
+// OwnerText names the owner of s in the same way as --by container.
 func OwnerText(s *Sample) string {
 	text, _ := ownerValue(s, "")
 	return text
@@ -218,6 +220,7 @@ func imageText(c *Container) string {
 	return c.Image + ":" + c.ImageTag
 }
 
+// ProcessText names a process as name[pid].
 func ProcessText(p *Process) string {
 	switch {
 	case p.PID == 0 && p.Name == "":
@@ -230,6 +233,7 @@ func ProcessText(p *Process) string {
 	return p.Name + "[" + strconv.FormatUint(uint64(p.PID), 10) + "]"
 }
 
+// DeviceText names a device: "sda", or "8:0" while the name is not known.
 func DeviceText(d *Device) string {
 	switch {
 	case d.Name != "":
@@ -240,8 +244,8 @@ func DeviceText(d *Device) string {
 	return "(no device)"
 }
 
-// MountText names the storage first, because that is what several hosts and
-// containers have in common, then the place.
+// MountText names the storage first, because several hosts and containers share
+// it, then the volume or the mount point.
 func MountText(s *Sample) string {
 	m := &s.Mount
 	text := m.Source
@@ -276,9 +280,8 @@ func truncateCgroup(p string, depth int) string {
 	return p
 }
 
-// value returns what s is grouped under by key k. Rows are told apart by id,
-// so that a container named like a unit, or two containers of one name, never
-// share a row.
+// value returns the value of s for key k. Samples with the same id share a row;
+// texts may be equal although ids are not, such as two containers of one name.
 func (g *grouper) value(s *Sample, k Key, op Op) (text, id string) {
 	switch k {
 	case KeyDevice:
@@ -307,7 +310,7 @@ func (g *grouper) value(s *Sample, k Key, op Op) (text, id string) {
 	case KeyContainer:
 		return ownerValue(s, "")
 	case KeyOuter:
-		// What is nested counts for the container around it all, in that one's row.
+		// Nested containers count for the outermost one and share its row.
 		if c := &s.Container; c.Outer != "" {
 			outer := Container{ID: c.Outer, Name: c.OuterName}
 			return ContainerText(&outer), "container\x00" + string(OwnerContainer) + "\x00" + c.Outer
@@ -363,11 +366,12 @@ type Filter struct {
 // String returns the filter as ParseFilter reads it.
 func (f Filter) String() string { return string(f.Key) + "=" + f.Pattern }
 
-// ParseFilter reads KEY=GLOB. Keys are those of ParseKeys, with source and op
-// among them. In the pattern * stands for any text, slashes included, ? for one
-// character, [a-z] for one of a range; \ takes the next character as it is.
+// ParseFilter reads KEY=GLOB, where KEY is one that ParseKey takes. In the
+// pattern * stands for any text, including slashes, ? for one character, [a-z]
+// for one of a range; \ takes the next character literally. An unknown key, a
+// broken pattern, and a pattern for op that matches no operation are errors.
 func ParseFilter(s string) (Filter, error) {
-	// A label key may hold "=", but nothing is lost when it cannot be named.
+	// Label names with "=" cannot be filtered by; they are not worth a syntax.
 	key, pattern, ok := strings.Cut(s, "=")
 	if !ok {
 		return Filter{}, fmt.Errorf("filter %q has no \"=\": write KEY=GLOB, such as project=shop or image=*/nginx", s)
@@ -377,7 +381,7 @@ func ParseFilter(s string) (Filter, error) {
 		return Filter{}, fmt.Errorf("filter %q: %w", s, err)
 	}
 	if _, err := path.Match(pattern, ""); err != nil {
-		return Filter{}, fmt.Errorf("filter %q: pattern %q is not a valid glob (a [ or \\ with nothing after it)", s, pattern)
+		return Filter{}, fmt.Errorf("filter %q: pattern %q is not a valid glob: a [ has no ], or it ends in \\", s, pattern)
 	}
 	known := KeyValues(k)
 	if known != nil && !slices.ContainsFunc(known, func(v string) bool { return MatchGlob(pattern, v) }) {
@@ -403,17 +407,20 @@ func KeyValues(k Key) []string {
 	return values
 }
 
-// unslash lets * of path.Match run across slashes: image and mount names are
-// full of them and nobody means them as separators here.
-var unslash = strings.NewReplacer("/", "\x00")
+// noSlashes lets * of path.Match match slashes too: in image and mount names they
+// are not separators.
+var noSlashes = strings.NewReplacer("/", "\x00")
 
+// MatchGlob reports whether text matches a pattern of ParseFilter. A broken
+// pattern matches nothing.
 func MatchGlob(pattern, text string) bool {
-	ok, err := path.Match(unslash.Replace(pattern), unslash.Replace(text))
+	ok, err := path.Match(noSlashes.Replace(pattern), noSlashes.Replace(text))
 	return err == nil && ok
 }
 
-// matches tells whether s passes f. Besides the text of its row a thing answers
-// to its other names: a container to its id, a process to its bare name or pid.
+// matches reports whether s passes f. The pattern may match the text of the row
+// or another name of the same thing: the id of a container, the bare name or the
+// pid of a process.
 func (g *grouper) matches(f Filter, s *Sample, op Op) bool {
 	text, _ := g.value(s, f.Key, op)
 	if MatchGlob(f.Pattern, text) {
@@ -454,8 +461,8 @@ func (g *grouper) matches(f Filter, s *Sample, op Op) bool {
 	return false
 }
 
-// passes applies all filters: those of one key are alternatives, those of
-// different keys must all hold. Pins and the search of a screen must hold too.
+// passes applies all filters: one filter of each key must match, and so must all
+// pins and the search of the screen.
 func (g *grouper) passes(s *Sample, op Op) bool {
 	for _, alternatives := range g.filters {
 		if !slices.ContainsFunc(alternatives, func(f Filter) bool { return g.matches(f, s, op) }) {

@@ -2,15 +2,15 @@ package output
 
 import "slices"
 
-// Merge folds o into l. Buckets of both are kept apart by their bounds, so that
-// quantiles of the sum are as good as those of the parts.
+// Merge adds o to l. Only buckets with equal bounds are added up, so that
+// quantiles of the sum are as precise as those of the parts.
 func (l *Latency) Merge(o *Latency) {
 	l.Sum += o.Sum
 	l.Max = max(l.Max, o.Max)
 	if len(o.Buckets) == 0 {
 		return
 	}
-	// The usual case, nothing but known bounds, needs no memory.
+	// Usually l has all bounds of o already, which needs no memory.
 	i, missing := 0, 0
 	for _, b := range o.Buckets {
 		for i < len(l.Buckets) && l.Buckets[i].UpTo < b.UpTo {
@@ -53,10 +53,9 @@ func (l Latency) Count() uint64 {
 	return n
 }
 
-// Quantile returns, in nanoseconds, a value that at least the share q of all
-// latencies does not exceed: the upper bound of the bucket that the quantile
-// falls into, and never more than the exact maximum. It returns 0 when the
-// histogram is empty.
+// Quantile returns, in nanoseconds, the upper bound of the bucket with quantile q
+// (0 to 1), but never more than the exact maximum. At least the share q of all
+// latencies is not longer. It returns 0 if the histogram is empty.
 func (l Latency) Quantile(q float64) uint64 {
 	n := l.Count()
 	if n == 0 {

@@ -5,23 +5,24 @@ import "time"
 // MaxSamples bounds the samples of one interval in a recording and in a Merger.
 const MaxSamples = 1 << 17
 
-// mergeMaxEvents bounds the events that a Merger holds. At either bound the
-// merged interval ends early.
+// mergeMaxEvents bounds the events in a Merger. A merged interval ends early when
+// it reaches either bound.
 const mergeMaxEvents = 1 << 16
 
-// Merger makes longer intervals of shorter ones, as if they had been reported that
-// way from the beginning. An interval that is longer than asked stays as it is.
-// Two machines, and times between which nothing is known, are never merged.
+// Merger joins short intervals into longer ones, as if they had been read at that
+// rate from the beginning. An interval that is longer than asked for stays as it
+// is. Intervals of two machines, or with a gap between them, are never merged.
+// It is not safe for concurrent use.
 type Merger struct {
 	every   time.Duration
-	now     *Interval // being made, nil for none
+	now     *Interval // the unfinished interval, or nil
 	samples map[sampleKey]int
 }
 
-// NewMerger makes intervals of about this length.
+// NewMerger returns a Merger for intervals of about the length every.
 func NewMerger(every time.Duration) *Merger { return &Merger{every: every} }
 
-// sampleKey is everything of a sample but its amounts and labels.
+// sampleKey is everything in a sample except amounts and labels.
 type sampleKey struct {
 	source                        Source
 	level                         Level
@@ -44,8 +45,8 @@ func keyOfSample(s *Sample) sampleKey {
 	}
 }
 
-// Add takes an interval, which is the merger's from now on. It returns the one
-// before if that is complete, else nil.
+// Add takes over an interval; the caller must not use it any more. It returns the
+// merged interval before it if that is now complete, else nil.
 func (m *Merger) Add(iv *Interval) (done *Interval) {
 	if m.now != nil && !m.continues(iv) {
 		done = m.Flush()
@@ -72,12 +73,12 @@ func (m *Merger) Add(iv *Interval) (done *Interval) {
 	return done
 }
 
-// continues tells whether iv is a part of the interval that is being made.
+// continues reports whether iv belongs to the unfinished interval.
 func (m *Merger) continues(iv *Interval) bool {
 	n, length := m.now, iv.End.Sub(iv.Start)
 	gap := iv.Start.Sub(n.End)
 	return iv.Host == n.Host && gap > -length && gap <= length/2 &&
-		// Rounded to whole intervals: those of a busy machine are never quite as long as asked.
+		// Rounded to whole intervals: on a busy machine they are never quite as long as asked for.
 		iv.End.Sub(n.Start) <= m.every+length/2 &&
 		len(n.Samples)+len(iv.Samples) <= MaxSamples && len(n.Events)+len(iv.Events) <= mergeMaxEvents
 }
@@ -106,20 +107,9 @@ func (m *Merger) add(samples []Sample) {
 	}
 }
 
-// Flush returns the interval that is being made, nil if there is none.
+// Flush returns the unfinished interval, or nil, and begins a new one.
 func (m *Merger) Flush() *Interval {
 	iv := m.now
 	m.now, m.samples = nil, nil
 	return iv
-}
-
-func (l *Lost) Add(o *Lost) {
-	l.Records += o.Records
-	l.Notices += o.Notices
-	l.Latencies += o.Latencies
-	l.Groups += o.Groups
-	l.Bytes += o.Bytes
-	l.Walks += o.Walks
-	l.Misses += o.Misses
-	l.Exports += o.Exports
 }

@@ -12,7 +12,7 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
 )
 
-// merged feeds intervals to a merger.
+// merged returns what a Merger makes of intervals.
 func merged(every time.Duration, ivs ...*output.Interval) (out []*output.Interval) {
 	m := output.NewMerger(every)
 	for _, iv := range ivs {
@@ -26,7 +26,7 @@ func merged(every time.Duration, ivs ...*output.Interval) (out []*output.Interva
 	return out
 }
 
-// TestMergeSums: ten seconds as one say what the ten said, whatever the key.
+// TestMergeSums: one merged interval has the same sums as its ten parts, by every key.
 func TestMergeSums(t *testing.T) {
 	rng := rand.New(rand.NewPCG(41, 42))
 	owners := outputtest.Owners(rng, 60)
@@ -69,8 +69,8 @@ func TestMergeSums(t *testing.T) {
 		}
 		for id, w := range want {
 			if s := sums[id]; s != nil && by == "mount,op" {
-				// Of a sample that both reads and writes nobody knows which owner was
-				// found how, and in ten seconds more samples do both.
+				// The basis is unknown for a sample with both reads and writes, and a
+				// longer interval has more of those.
 				s.Basis, s.BasisUnknown, w.Basis, w.BasisUnknown = output.BasisBytes{}, false, output.BasisBytes{}, false
 			}
 			if s := sums[id]; s == nil || fmt.Sprintf("%+v", *s) != fmt.Sprintf("%+v", w) {
@@ -111,7 +111,7 @@ func TestMergeSums(t *testing.T) {
 	}
 }
 
-// TestMergeApart: what must not become one interval does not.
+// TestMergeApart: intervals that do not belong together are not merged.
 func TestMergeApart(t *testing.T) {
 	at := func(from, to float64) *output.Interval {
 		s := func(sec float64) time.Time { return outputtest.Start.Add(time.Duration(sec * 1e9)) }
@@ -158,7 +158,7 @@ func TestMergeApart(t *testing.T) {
 	}
 }
 
-// TestMergeKey: two samples that differ in anything but amounts and labels stay two.
+// TestMergeKey: samples that differ in anything except amounts and labels are not merged.
 func TestMergeKey(t *testing.T) {
 	amounts := []string{"Read", "Write", "Discard", "Flush", "Metadata", "MetaReadBytes", "MetaWriteBytes", "Retransmits", "Basis"}
 	fill := func() *output.Sample {

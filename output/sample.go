@@ -1,22 +1,26 @@
-// Package output is the model that every output shares: samples of one interval,
-// and how they are grouped into rows. Each output is a package beside it. None of
-// them knows BPF or containers: their caller has joined the two already.
+// Package output is the model that all outputs share: the samples of one interval
+// and how they are grouped into rows. Each output is a package below it. None of
+// them knows BPF or containers: the caller has joined the two already.
 package output
 
-import "time"
+import (
+	"time"
 
-// Source is where I/O was counted, in the one word used everywhere for it.
+	"github.com/iotrace-bpf/iotrace-bpf/output/text"
+)
+
+// Source is where I/O was counted.
 type Source string
 
-// The sources. Every one is counted at wire level: the request that leaves the
-// page cache, not the system call.
+// The sources. All are counted at wire level: the request that leaves the page
+// cache, not the system call.
 const (
 	SourceBlock Source = "block"
 	SourceNFS   Source = "nfs"
 	SourceFUSE  Source = "fuse"
 )
 
-// Level tells what a sample's bytes are. Levels are never added to each other.
+// Level is where a sample was counted. Levels are never added to each other.
 type Level string
 
 const (
@@ -24,7 +28,7 @@ const (
 	LevelApp  Level = "app"  // what programs read and wrote through the VFS
 )
 
-// OwnerKind tells what the owner of a sample is.
+// OwnerKind is the kind of a sample's owner.
 type OwnerKind string
 
 const (
@@ -35,9 +39,9 @@ const (
 	OwnerSession      OwnerKind = "session" // a login session
 	OwnerMachine      OwnerKind = "machine" // a virtual machine
 	OwnerCgroup       OwnerKind = "cgroup"  // any other cgroup, the root included
-	OwnerKernel       OwnerKind = "kernel"  // file-system metadata and journals charged to nobody
+	OwnerKernel       OwnerKind = "kernel"  // file-system metadata and journals without a known owner
 	OwnerUnattributed OwnerKind = "unattributed"
-	OwnerOther        OwnerKind = "other" // could not be keyed: a kernel map was full
+	OwnerOther        OwnerKind = "other" // had no room of its own: a kernel map was full
 )
 
 // Container names the container of a sample. Empty fields are not known (yet).
@@ -47,10 +51,10 @@ type Container struct {
 	Runtime  string // docker, podman, containerd, cri-o ...
 	Image    string // without tag
 	ImageTag string
-	Labels   map[string]string // as the runtime gave them; not all may leave the host
-	Parent   string            // id of the container around this one, where nested
+	Labels   map[string]string // all that the runtime has; only some may leave the host
+	Parent   string            // id of the container around this one, if it is nested
 
-	Outer, OuterName string // the outermost container around this one, where nested
+	Outer, OuterName string // the outermost container around this one, if it is nested
 }
 
 // Pod is a Kubernetes pod.
@@ -77,57 +81,57 @@ type Device struct {
 	Stacked bool   // has another local block device below it: left out of totals
 }
 
-// Mount is the file system that the I/O went to, as its user knows it.
+// Mount is the file system that the I/O went to.
 type Mount struct {
 	Source string // host:/export, /dev/sda1, sshfs source
-	Point  string // where it is mounted (one of the places)
+	Point  string // one of the places where it is mounted
 	FSType string // nfs4, fuse.sshfs, ext4
-	Volume string // name of the runtime's volume
-	Driver string // driver of the runtime's volume
+	Volume string // name of the container runtime's volume, if it is one
+	Driver string // driver of that volume
 
 	NFSServer, NFSExport, NFSVersion string
 	FUSESubtype                      string
 	FUSEDaemonPID                    uint32
 }
 
-// Bucket counts latencies of at most UpTo nanoseconds and above the next lower
-// bucket's UpTo.
+// Bucket counts the latencies of at most UpTo nanoseconds that are above the
+// UpTo of the bucket before it.
 type Bucket struct {
 	UpTo  uint64
 	Count uint64
 }
 
-// Latency is a histogram of nanoseconds: Buckets ascend by UpTo, none is empty.
+// Latency is a histogram in nanoseconds. Buckets ascend by UpTo; none is empty.
 type Latency struct {
 	Buckets []Bucket
 	Sum     uint64 // ns
 	Max     uint64 // ns, exact
 }
 
-// Amount is what happened in an interval.
+// Amount is how much of one operation was done in an interval.
 type Amount struct {
 	Bytes   uint64
 	Ops     uint64
-	Errors  uint64  // requests that failed; they are in Ops as well
-	Latency Latency // empty when latency is off or nothing completed
+	Errors  uint64  // failed requests; Ops includes them
+	Latency Latency // from issue to completion; empty if latency is off or nothing completed
 }
 
-// BasisBytes tells how owners were found, in bytes, in order of trust.
+// BasisBytes says how owners were found: bytes by basis, the most reliable first.
 type BasisBytes struct {
 	Dirtier, Page, Bio, Task, None uint64
 }
 
 // Sample is one owner's I/O on one device in one interval, with everything that
-// is known about it. Grouping by any key needs nothing but samples.
+// is known about it: grouping needs nothing else.
 type Sample struct {
 	Source Source
 	Level  Level
 	Owner  OwnerKind
 
 	Project     string
-	ProjectRule string // which rule named the project
+	ProjectRule string // the rule that named the project
 	Service     string
-	Unit        string // systemd unit, where the owner is one
+	Unit        string // systemd unit, if the owner is one
 	Container   Container
 	Pod         Pod
 	Cgroup      Cgroup
@@ -138,20 +142,20 @@ type Sample struct {
 	Read, Write, Discard Amount
 	Flush                Amount // block flushes, NFS COMMITs, FUSE fsyncs: no bytes
 	Metadata             Amount // lookups, opens, getattrs ...: no bytes
-	// MetaBytes is the part of Read.Bytes and Write.Bytes that is file-system
-	// metadata and journal (REQ_META), shown apart.
+	// The part of Read.Bytes and Write.Bytes that is file-system metadata and
+	// journal (REQ_META in the kernel).
 	MetaReadBytes, MetaWriteBytes uint64
-	Retransmits                   uint64 // requests to a server that had to be sent again, in none of the amounts
+	Retransmits                   uint64 // requests that were sent to a server again; no amount includes them
 
 	Basis BasisBytes
 }
 
-// Host is the machine the samples are from.
+// Host is the machine that the samples are from.
 type Host struct {
 	Name, ID, Kernel string
 }
 
-// SourceStatus tells what a source is attached to, or why it is absent.
+// SourceStatus says what a source is attached to, or why it is absent.
 type SourceStatus struct {
 	Source   Source
 	Attached bool
@@ -160,30 +164,69 @@ type SourceStatus struct {
 	Cost     string // what the choice costs in exactness; "" when nothing
 }
 
-// Lost counts what could not be recorded in the interval. Totals are exact
-// whenever only Records, Latencies and Notices are not zero.
+// Lost counts what could not be recorded in the interval. Bytes and Misses make
+// totals too small. Groups and Walks leave totals exact, but put bytes under the
+// wrong owner. The others affect no bytes at all.
 type Lost struct {
-	Records   uint64 // per-I/O records (--events): ring full
-	Notices   uint64 // cgroup and vxlan events: ring full
-	Latencies uint64 // completions that were not seen, or whose start was not
-	Groups    uint64 // I/Os booked on (other): totals map full
-	Bytes     uint64 // bytes that could not be booked at all: the only loss in totals
-	Walks     uint64 // requests with more owners than the walk is allowed to see
-	Misses    uint64 // program runs the kernel skipped (recursion)
-	Exports   uint64 // documents an output could not deliver
+	Records   uint64 // records of single I/Os (--events): the ring buffer was full
+	Notices   uint64 // cgroup and vxlan events: the ring buffer was full
+	Latencies uint64 // requests whose start or completion was not seen
+	Groups    uint64 // requests counted as (other): the totals map was full
+	Bytes     uint64 // bytes that no total includes
+	Walks     uint64 // requests with more owners than the BPF program looks at
+	Misses    uint64 // BPF program runs that the kernel skipped (recursion)
+	Exports   uint64 // documents that an output did not deliver
 }
 
-// Self is the tracer's own cost in the interval.
+// Add adds o to l.
+func (l *Lost) Add(o *Lost) {
+	l.Records += o.Records
+	l.Notices += o.Notices
+	l.Latencies += o.Latencies
+	l.Groups += o.Groups
+	l.Bytes += o.Bytes
+	l.Walks += o.Walks
+	l.Misses += o.Misses
+	l.Exports += o.Exports
+}
+
+// Words names every loss for people, the worst first: "1 skipped program run",
+// "2 latencies". It returns nothing if nothing was lost.
+func (l *Lost) Words() []string {
+	var lost []string
+	if l.Bytes > 0 {
+		lost = append(lost, text.Size(l.Bytes)+" of the totals")
+	}
+	for _, c := range []struct {
+		n         uint64
+		one, many string
+	}{
+		{l.Misses, "skipped program run", "skipped program runs"},
+		{l.Groups, "request counted as " + TextOther, "requests counted as " + TextOther},
+		{l.Walks, "request with too many owners", "requests with too many owners"},
+		{l.Records, "event record", "event records"},
+		{l.Notices, "kernel event", "kernel events"},
+		{l.Latencies, "latency", "latencies"},
+		{l.Exports, "document not delivered", "documents not delivered"},
+	} {
+		if c.n > 0 {
+			lost = append(lost, text.Plural(c.n, c.one, c.many))
+		}
+	}
+	return lost
+}
+
+// Self is the overhead of the tracer in the interval.
 type Self struct {
 	BPFNanos uint64 // needs kernel.bpf_stats_enabled=1; 0 otherwise
 	CPUNanos uint64 // user and system time of this process
 	RSSBytes uint64
-	// What this process read and wrote itself, where that is kept out of the
-	// samples (--exclude-self); 0 otherwise.
+	// What this process read and wrote itself if the samples do not include it
+	// (--exclude-self); 0 otherwise.
 	ReadBytes, WriteBytes uint64
 }
 
-// Interval is everything of one reporting interval.
+// Interval is one reading of the tracer: everything since the reading before.
 type Interval struct {
 	Start, End time.Time
 	Host       Host
@@ -191,16 +234,16 @@ type Interval struct {
 	Sources    []SourceStatus
 	Lost       Lost
 	Self       Self
-	Unresolved uint64 // cgroups with I/O whose name is not known (yet): bare ids
+	Unresolved uint64 // cgroups with I/O whose name is not known (yet); they show as ids
 	Events     []Event
 }
 
-// Event is one thing that happened: an I/O (--events) or a vxlan event.
+// Event is a single I/O (--events) or a vxlan event.
 type Event struct {
 	Time    time.Time
 	Dataset string // "iotrace.event" or "iotrace.vxlan"
 	Action  string
-	// IO is set for iotrace.event: one I/O as a sample with a single Amount set.
+	// IO is set for iotrace.event.
 	IO *IO
 	// VXLAN is set for iotrace.vxlan.
 	VXLAN *VXLAN
@@ -208,29 +251,29 @@ type Event struct {
 
 // IO is one request.
 type IO struct {
-	Sample  Sample // identity; the amounts hold this one request
+	Sample  Sample // who and where; exactly one Amount is set, for this request
 	Op      string // read, write, discard, flush, commit, metadata
-	Offset  uint64 // bytes from the start of the device; 0 where it makes no sense
-	Latency uint64 // ns; 0 when not measured
+	Offset  uint64 // bytes from the start of the device; 0 if the request has none
+	Latency uint64 // ns; 0 if not measured
 	Basis   string
 	Error   bool
 }
 
-// VXLAN is one event in the life of an overlay device.
+// VXLAN is something that happened to an overlay (vxlan) device.
 type VXLAN struct {
 	Device       string
 	Ifindex      uint32
 	VNI          uint32
-	NetNS        uint64 // inode number of the (old) network namespace
-	NewNetNS     uint64 // for a move
+	NetNS        uint64 // inode number of the network namespace; for a move, of the old one
+	NewNetNS     uint64 // of the new one after a move, else 0
 	Up           bool
 	Process      Process
-	Owner        *Sample // identity of whoever did it, where known
+	Owner        *Sample // identity of the process's owner; nil if not known
 	Network      string  // Docker network name
 	NetworkID    string
 	Stack        string
 	Services     []string
-	Culprit      string // for a refused creation: the device in the way
+	Culprit      string // for a failed creation: the device that blocks it
 	CulpritNetNS uint64
 	Reason       string
 	Err          string

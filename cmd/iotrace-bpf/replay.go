@@ -39,7 +39,7 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 		if merge {
 			return usagef("the screen shows a recording interval by interval: for longer ones add --no-tui")
 		}
-		return terminal.RunScreen(ctx, nil, terminal.ScreenOptions{Group: opt.group, Recording: rec.Timeline(), Output: f})
+		return terminal.RunScreen(ctx, nil, terminal.ScreenOptions{Group: opt.group, Replay: rec.Timeline(), Output: f})
 	}
 	main := opt.printer(stdout)
 	if opt.report != "" && opt.output == "" {

@@ -578,7 +578,7 @@ func (e *encoder) event(ev *output.Event) {
 	if f.Level == "" {
 		f.Level = string(output.LevelWire)
 	}
-	id := output.IdentityOf(s, 0)
+	id := s.Identity()
 	e.identity(&id)
 	e.request = docRequest{Bytes: long(io.Amount().Bytes), Offset: long(io.Offset), Latency: long(io.Latency), Basis: io.Basis}
 	f.Request = &e.request
@@ -607,7 +607,7 @@ func (e *encoder) vxlan(ev *output.Event) {
 	e.doc.Event.Outcome = outcome(v.Err != "" || ev.Action == "create_failed")
 	e.doc.Event.Reason = v.Reason
 	if v.Owner != nil {
-		id := output.IdentityOf(v.Owner, 0)
+		id := v.Owner.Identity()
 		id.Device, id.Mount, id.Process = output.Device{}, output.Mount{}, output.Process{}
 		e.identity(&id)
 	}

@@ -193,8 +193,8 @@ func TestDocumentsFields(t *testing.T) {
 			}
 		}
 	}
-	if got := docField(docs[len(docs)-1], "message"); got != "vxlan create failed vx-001002-abcde vni 4098 network shop_default stack shop services shop_web,shop_db netns 4026531840 "+
-		"by dockerd[901] because of vx-001002-fffff in netns 4026531840 reason: left behind in the host namespace error: file exists after 90.0s" {
+	if got := docField(docs[len(docs)-1], "message"); got != "vxlan create failed vx-001002-abcde, vni 4098, network shop_default, stack shop, services shop_web shop_db, netns 4026531840, "+
+		"by dockerd[901], blocked by vx-001002-fffff in netns 4026531840, reason: left behind in the host namespace, error: file exists, age 90.0s" {
 		t.Errorf("message is %q", got)
 	}
 }

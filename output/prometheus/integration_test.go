@@ -104,8 +104,8 @@ type series struct {
 
 var grafanaVariable = regexp.MustCompile(`\$\{?\w+`)
 
-// TestGrafanaRealPrometheus lets a real Prometheus scrape us, without and with
-// native histograms, and runs every query of the dashboard there.
+// TestGrafanaRealPrometheus runs a real Prometheus that scrapes the exporter,
+// without and with native histograms, and runs every query of the dashboard there.
 func TestGrafanaRealPrometheus(t *testing.T) {
 	for name, flags := range map[string][]string{"fixed buckets": nil, "native histograms": {"--enable-feature=native-histograms"}} {
 		t.Run(name, func(t *testing.T) {
@@ -144,8 +144,8 @@ func TestGrafanaRealPrometheus(t *testing.T) {
 				}
 				return right
 			})
-			// After a scrape that took too long there is nothing to be found until
-			// the next one; meanwhile I/O goes on, or rates would sink to nothing.
+			// After a scrape that timed out, queries find nothing until the next one.
+			// I/O goes on meanwhile, because rates would drop to zero otherwise.
 			find := func(what, expr string) (r []series) {
 				outputtest.Until(t, what+": "+expr, func() bool {
 					observe()

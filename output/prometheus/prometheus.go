@@ -24,23 +24,22 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// Options bounds what a scrape can hold. The zero value of a field
-// is its default.
+// Options are the options of New. The zero value of a field is its default.
 type Options struct {
-	// MaxSeries is the number of label sets with counters of their own: 10000
-	// by default. I/O of further ones is counted in a series whose labels say
+	// MaxSeries is the most label sets that have counters of their own: 10000 by
+	// default. I/O of other label sets is counted in a series whose labels are
 	// "(other)", so that sums stay right.
 	MaxSeries int
-	// IdleTime is for how long a label set must have been silent before it
-	// makes room for a new one once MaxSeries are in use: 15 minutes by
-	// default. Its counters disappear, as those of a restarted process do.
+	// IdleTime is how long a label set must have had no I/O before it may be
+	// removed when there is no room for a new one: 15 minutes by default. Its
+	// counters disappear, like those of a restarted process.
 	IdleTime time.Duration
-	// Version is told in iotrace_build_info.
+	// Version is the version label of iotrace_build_info.
 	Version string
-	// Elasticsearch, if it is set, is asked for the state of that output at
-	// every scrape.
+	// Elasticsearch returns the state of that output at every scrape; nil means
+	// that there is none.
 	Elasticsearch func() Shipping
-	// Logger gets errors of scrapes; nil discards them.
+	// Logger receives errors of scrapes; nil discards them.
 	Logger *slog.Logger
 }
 
@@ -48,32 +47,32 @@ type Options struct {
 // in documents since the start.
 type Shipping struct {
 	Delivered    uint64 // stored by the server
-	Duplicates   uint64 // the server had them already
+	Duplicates   uint64 // already stored before
 	SoftFailures uint64 // stored in the failure store of the stream
 	DeadLettered uint64 // rejected by the server and kept in a file
 	Dropped      uint64 // lost: no room in memory or on disk
-	Pending      uint64 // waiting in memory, on disk or under way
-	SpoolBytes   int64  // disk space that waiting documents use
+	Pending      uint64 // waiting in memory or on disk, or being sent
+	SpoolBytes   int64  // disk space of waiting documents, in bytes
 	Failing      bool   // the last attempt failed
 }
 
 const (
 	defaultMaxSeries = 10000
 	defaultIdleTime  = 15 * time.Minute
-	// maxLabelLength cuts label values: names have no business being longer.
+	// maxLabelLength is the most bytes of a label value; longer ones are cut.
 	maxLabelLength = 256
-	// maxInfos bounds the label sets of each of the info metrics.
+	// maxInfos bounds the label sets of each info metric.
 	maxInfos = 10000
-	// latencySchema divides every power of two into 2^3 buckets, so that a
-	// latency is known to 9 %.
+	// latencySchema is the schema of native histograms: 2^3 buckets in every power
+	// of two, so that a latency is exact to 9 %.
 	latencySchema = 3
 )
 
-// Exporter serves counters for scraping. What was observed accumulates:
-// intervals are the source, counters the result.
+// Exporter serves the sums of all observed intervals as counters. It is safe for
+// concurrent use.
 //
-// Levels and stacked devices are metrics of their own instead of labels: a sum
-// over any one metric never counts a byte twice.
+// Levels and stacked devices have metrics of their own instead of a label, so that
+// the sum of one metric never counts a byte twice.
 type Exporter struct {
 	opt      Options
 	listener net.Listener
@@ -95,19 +94,19 @@ type Exporter struct {
 	leaked     map[overlayKey]struct{}
 }
 
-// family tells which metric a sample's bytes belong to.
+// family is the group of metrics that a sample is counted in.
 type family uint8
 
 const (
-	familyIO      family = iota // what reaches device, server or daemon
-	familyStacked               // the same bytes again, above a leaf device
-	familyApp                   // what programs asked for
+	familyIO      family = iota // requests to devices, servers and daemons
+	familyStacked               // the same bytes again, on devices above a leaf device
+	familyApp                   // what programs read and wrote
 )
 
-var familyNames = [...]struct{ prefix, what string }{
-	familyIO:      {"iotrace_io_", "at the wire: requests to devices, servers and daemons"},
-	familyStacked: {"iotrace_stacked_io_", "of devices on top of other devices, which iotrace_io counts again below"},
-	familyApp:     {"iotrace_app_io_", "of programs as they asked for it, cached or not"},
+var familyNames = [...]struct{ prefix, where string }{
+	familyIO:      {"iotrace_io_", "at wire level (requests to devices, NFS servers and FUSE daemons)"},
+	familyStacked: {"iotrace_stacked_io_", "on stacked devices (iotrace_io_ metrics count the same I/O on the device below)"},
+	familyApp:     {"iotrace_app_io_", "at app level (what programs read and wrote, cached or not)"},
 }
 
 // usageKey holds the labels of the counters, in the order of usageLabels,
@@ -137,20 +136,21 @@ var countedOps = [...]output.Op{output.OpRead, output.OpWrite, output.OpDiscard,
 
 type amount struct {
 	bytes, ops, errors uint64
-	latency            *histogram // nil: none measured
+	latency            *histogram // nil if none was measured
 }
 
 type containerInfo struct{ id, name, runtime, image, tag, namespace, pod, project, service string }
 
 type mountInfo struct{ mount, fstype, volume, driver, server string }
 
-// New serves /metrics at addr, which is "port", ":port" or
-// "host:port". Without a host it listens on the loopback address only.
+// New serves /metrics at addr, which is "port", ":port" or "host:port". Without a
+// host it listens on 127.0.0.1 only. It returns an error if the address is invalid
+// or cannot be listened on, or if an option is negative.
 func New(addr string, opt Options) (*Exporter, error) {
 	opt.MaxSeries = cmp.Or(opt.MaxSeries, defaultMaxSeries)
 	opt.IdleTime = cmp.Or(opt.IdleTime, defaultIdleTime)
 	if opt.MaxSeries < 1 || opt.IdleTime < 0 {
-		return nil, errors.New("a limit of the Prometheus output is negative")
+		return nil, errors.New("the series limit and the idle time of the Prometheus output must not be negative")
 	}
 	if opt.Logger == nil {
 		opt.Logger = slog.New(slog.DiscardHandler)
@@ -199,8 +199,8 @@ func New(addr string, opt Options) (*Exporter, error) {
 	return p, nil
 }
 
-// listenAddress adds the loopback address where no host is given. Who wants
-// metrics on the network says so: they tell names of customers and files.
+// listenAddress adds the loopback address if no host is given. Metrics contain
+// names of customers, so that they are not offered to the network by default.
 func listenAddress(addr string) (string, error) {
 	if _, err := strconv.ParseUint(addr, 10, 16); err == nil {
 		addr = ":" + addr
@@ -221,7 +221,8 @@ func listenAddress(addr string) (string, error) {
 // Addr returns the address that metrics are served at.
 func (p *Exporter) Addr() string { return p.listener.Addr().String() }
 
-// Close stops serving; scrapes under way have until ctx ends.
+// Close stops serving. Running scrapes may finish until ctx ends; if they do not,
+// Close ends them and returns an error.
 func (p *Exporter) Close(ctx context.Context) error {
 	err := p.server.Shutdown(ctx)
 	if err != nil {
@@ -231,17 +232,17 @@ func (p *Exporter) Close(ctx context.Context) error {
 	return err
 }
 
-// maxLeaked bounds the devices that are remembered to be leaked.
+// maxLeaked bounds the set of leaked devices.
 const maxLeaked = 4096
 
-// overlayKey is one device: ifindexes are unique within a network namespace.
+// overlayKey identifies a device: an ifindex is unique in its network namespace.
 type overlayKey struct {
 	netNS   uint64
 	ifindex uint32
 }
 
-// noteLeak follows which devices are leaked: those that were reported and have
-// not gone, moved or come up since.
+// noteLeak updates the set of leaked devices: those that were found and have not
+// been deleted, moved, set up or created again since.
 func (p *Exporter) noteLeak(ev *output.Event) {
 	key := overlayKey{ev.VXLAN.NetNS, ev.VXLAN.Ifindex}
 	switch ev.Action {
@@ -254,8 +255,7 @@ func (p *Exporter) noteLeak(ev *output.Event) {
 	}
 }
 
-// Observe adds an interval to the counters. It keeps nothing of iv that the
-// caller may change.
+// Observe adds an interval to the counters. The caller may reuse iv afterwards.
 func (p *Exporter) Observe(iv *output.Interval) {
 	now := time.Now()
 	p.mu.Lock()
@@ -281,8 +281,8 @@ func (p *Exporter) Observe(iv *output.Interval) {
 	p.last = &output.Interval{Start: iv.Start, End: iv.End, Host: iv.Host, Sources: slices.Clone(iv.Sources), Unresolved: iv.Unresolved}
 }
 
-// keyOf returns the labels of a sample. No label is a path, a process or
-// anything else of which there is no end: such owners are told by kind.
+// keyOf returns the labels of a sample. Paths, processes and other values without
+// a bound on their number are not labels: such owners share a series by kind.
 func keyOf(s *output.Sample) usageKey {
 	k := usageKey{
 		source: labelValue(string(s.Source)), owner: labelValue(string(s.Owner)), project: labelValue(s.Project), service: labelValue(s.Service),
@@ -305,7 +305,7 @@ func keyOf(s *output.Sample) usageKey {
 	return k
 }
 
-// mountLabel names storage that is not a local disk: the export of a server.
+// mountLabel names storage that is not a local disk, such as the export of a server.
 func mountLabel(s *output.Sample) string {
 	if s.Mount.Source != "" {
 		return s.Mount.Source
@@ -313,8 +313,8 @@ func mountLabel(s *output.Sample) string {
 	return output.DeviceText(&s.Device)
 }
 
-// labelValue makes text fit for a label: the exposition formats are UTF-8 and
-// escape the rest.
+// labelValue returns s as valid UTF-8 of bounded length. The exposition formats
+// escape everything else.
 func labelValue(s string) string {
 	s = strings.ToValidUTF8(s, "\uFFFD")
 	if len(s) > maxLabelLength {
@@ -323,7 +323,7 @@ func labelValue(s string) string {
 	return s
 }
 
-// otherKey is where a sample goes whose labels have no room.
+// otherKey returns the labels for samples beyond MaxSeries.
 func otherKey(k usageKey) usageKey {
 	other := usageKey{family: k.family, source: k.source, owner: output.TextOther, project: output.TextOther, service: output.TextOther, container: output.TextOther}
 	if k.source == string(output.SourceBlock) {
@@ -342,7 +342,7 @@ func (p *Exporter) usageOf(s *output.Sample, now time.Time) *seriesUsage {
 		if len(p.usage) >= p.opt.MaxSeries && !p.makeRoom(now) {
 			p.overflow++
 			k = otherKey(k)
-			u = p.usage[k] // one for each source and family, above the limit
+			u = p.usage[k] // one for each source and family, beyond the limit
 		}
 		if u == nil {
 			u = &seriesUsage{created: now}
@@ -356,8 +356,8 @@ func (p *Exporter) usageOf(s *output.Sample, now time.Time) *seriesUsage {
 	return u
 }
 
-// makeRoom forgets the label sets that have been silent for long enough. It
-// looks for all of them at once, so that its cost is shared by those to come.
+// makeRoom removes all label sets without I/O for longer than IdleTime. It removes
+// all at once, so that the next new label sets need no search.
 func (p *Exporter) makeRoom(now time.Time) bool {
 	before := len(p.usage)
 	for k, u := range p.usage {
@@ -369,8 +369,8 @@ func (p *Exporter) makeRoom(now time.Time) bool {
 }
 
 func (u *seriesUsage) add(s *output.Sample) {
-	for i, a := range [...]*output.Amount{&s.Read, &s.Write, &s.Discard, &s.Flush, &s.Metadata} {
-		t := &u.ops[i]
+	for i, op := range countedOps {
+		t, a := &u.ops[i], s.Amount(op)
 		t.bytes += a.Bytes
 		t.ops += a.Ops
 		t.errors += a.Errors
@@ -383,15 +383,11 @@ func (u *seriesUsage) add(s *output.Sample) {
 	}
 	u.metaRead += s.MetaReadBytes
 	u.metaWrite += s.MetaWriteBytes
-	u.basis.Dirtier += s.Basis.Dirtier
-	u.basis.Page += s.Basis.Page
-	u.basis.Bio += s.Basis.Bio
-	u.basis.Task += s.Basis.Task
-	u.basis.None += s.Basis.None
+	u.basis.Add(&s.Basis)
 }
 
-// noteInfo keeps what is constant for a container or mount; queries join it
-// to the counters.
+// noteInfo keeps the properties of a container or mount, which queries join to the
+// counters.
 func (p *Exporter) noteInfo(s *output.Sample, now time.Time) {
 	if c := &s.Container; c.ID != "" && s.Owner == output.OwnerContainer {
 		note(p.containers, containerInfo{labelValue(c.ID), labelValue(output.ContainerText(c)), labelValue(c.Runtime), labelValue(c.Image), labelValue(c.ImageTag),
@@ -416,12 +412,12 @@ func note[K comparable](m map[K]time.Time, k K, now time.Time, idle time.Duratio
 	m[k] = now
 }
 
-// histogram accumulates latencies in buckets of both kinds: native ones
-// for whoever can read them, and a few fixed ones for the text formats.
+// histogram accumulates latencies in both kinds of buckets: native ones for the
+// protobuf format, and a few fixed ones for the text formats.
 type histogram struct {
 	native  map[int]uint64
 	classic [len(classicBounds)]uint64 // not cumulative
-	zero    uint64                     // too short for the clock
+	zero    uint64                     // latencies of 0
 	count   uint64
 	sum     float64 // seconds
 }
@@ -431,8 +427,8 @@ var classicBounds = [...]float64{50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e
 
 func newHistogram() *histogram { return &histogram{native: make(map[int]uint64)} }
 
-// add counts every latency at the upper end of its bucket, which is as much
-// as is known: quantiles err on the slow side, by a bucket at most.
+// add counts every latency at the upper bound of its bucket, because more is not
+// known: quantiles are too long by one bucket at most.
 func (h *histogram) add(l *output.Latency) {
 	for _, b := range l.Buckets {
 		seconds := float64(b.UpTo) / 1e9
@@ -449,13 +445,14 @@ func (h *histogram) add(l *output.Latency) {
 	h.sum += float64(l.Sum) / 1e9
 }
 
-// nativeBucket returns the index of the bucket (base^(i-1), base^i] that v is
-// in, where base is 2^(2^-schema).
+// nativeBucket returns the index i of the native bucket (base^(i-1), base^i] that
+// contains v, in seconds; base is 2^(2^-schema), as the data model of Prometheus
+// defines it.
 func nativeBucket(v float64) int {
 	const perDouble = 1 << latencySchema
 	frac, exp := math.Frexp(v) // v = frac * 2^exp, frac in [0.5, 1)
 	i := (exp-1)*perDouble + int(math.Ceil(math.Log2(frac*2)*perDouble))
-	// Log2 may be off by the last bit next to a boundary.
+	// Next to a boundary Log2 may be off by the last bit.
 	if math.Exp2(float64(i-1)/perDouble) >= v {
 		i--
 	} else if math.Exp2(float64(i)/perDouble) < v {
@@ -464,7 +461,7 @@ func nativeBucket(v float64) int {
 	return i
 }
 
-// metric makes a histogram with both kinds of buckets.
+// metric returns h as a metric with both kinds of buckets.
 func (h *histogram) metric(desc *prometheus.Desc, created time.Time, labels []string) (prometheus.Metric, error) {
 	positive := make(map[int]int64, len(h.native))
 	for i, n := range h.native {
@@ -484,11 +481,11 @@ func (h *histogram) metric(desc *prometheus.Desc, created time.Time, labels []st
 	return &histogramMetric{Metric: m, classic: buckets}, nil
 }
 
-// nativeZeroThreshold is the library's default: no latency is that short.
+// nativeZeroThreshold is the default of the library: no latency is that short.
 var nativeZeroThreshold = prometheus.DefNativeHistogramZeroThreshold
 
-// histogramMetric adds fixed buckets to a native histogram. The library makes
-// constant histograms of one kind or the other only.
+// histogramMetric adds fixed buckets to a native histogram, because the constant
+// histograms of the library have only one kind of buckets.
 type histogramMetric struct {
 	prometheus.Metric
 	classic []*dto.Bucket
@@ -505,7 +502,7 @@ func (m *histogramMetric) Write(out *dto.Metric) error {
 
 type familyDescs struct{ bytes, ops, errors, meta, basis, latency *prometheus.Desc }
 
-// newDesc describes a metric whose labels vary.
+// newDesc describes a metric with variable labels.
 func newDesc(name, help string, labels ...string) *prometheus.Desc {
 	return prometheus.NewDesc(name, help, labels, nil)
 }
@@ -513,44 +510,44 @@ func newDesc(name, help string, labels ...string) *prometheus.Desc {
 // with appends to a copy of usageLabels.
 func with(more ...string) []string { return append(slices.Clone(usageLabels), more...) }
 
-// promDescs describes every metric; a collector must name them the same way
-// at every scrape.
+// The descriptions of all metrics. A collector must use the same ones at every
+// scrape.
 var (
 	familyDesc = func() (d [len(familyNames)]familyDescs) {
 		for i, f := range familyNames {
 			d[i] = familyDescs{
-				bytes:   newDesc(f.prefix+"bytes_total", "Bytes of I/O "+f.what+".", with("operation")...),
-				ops:     newDesc(f.prefix+"operations_total", "Operations "+f.what+".", with("operation")...),
-				errors:  newDesc(f.prefix+"errors_total", "Failed operations "+f.what+".", with("operation")...),
-				meta:    newDesc(f.prefix+"metadata_bytes_total", "File-system metadata and journal, which the bytes include, "+f.what+".", with("operation")...),
-				basis:   newDesc(f.prefix+"basis_bytes_total", "Bytes by how their owner was found, "+f.what+".", "source", "basis"),
-				latency: newDesc(f.prefix+"latency_seconds", "Time from request to completion "+f.what+".", with("operation")...),
+				bytes:   newDesc(f.prefix+"bytes_total", "Bytes "+f.where+".", with("operation")...),
+				ops:     newDesc(f.prefix+"operations_total", "Operations "+f.where+".", with("operation")...),
+				errors:  newDesc(f.prefix+"errors_total", "Failed operations "+f.where+".", with("operation")...),
+				meta:    newDesc(f.prefix+"metadata_bytes_total", "Bytes of file-system metadata and journals "+f.where+". "+f.prefix+"bytes_total includes them.", with("operation")...),
+				basis:   newDesc(f.prefix+"basis_bytes_total", "Bytes by how their owner was found, "+f.where+".", "source", "basis"),
+				latency: newDesc(f.prefix+"latency_seconds", "Time from the start of a request to its completion, "+f.where+".", with("operation")...),
 			}
 		}
 		return d
 	}()
-	descContainer   = newDesc("iotrace_container_info", "What is known of a container that had I/O.", "container_id", "container", "runtime", "image", "image_tag", "namespace", "pod", "project", "service")
-	descMount       = newDesc("iotrace_mount_info", "What is known of a mount that had I/O.", "mount", "fstype", "volume", "driver", "server")
-	descSource      = newDesc("iotrace_source_attached", "Whether the source is counted (1) or absent on this host (0).", "source")
-	descLost        = newDesc("iotrace_lost_total", "What could not be recorded; totals are exact all the same, except for iotrace_lost_bytes_total and missed runs.", "what")
-	descLostBytes   = newDesc("iotrace_lost_bytes_total", "Bytes that are in no total.")
-	descUnresolved  = newDesc("iotrace_unresolved_cgroups", "Control groups with I/O in the last interval whose name is not known.")
-	descBPF         = newDesc("iotrace_self_bpf_seconds_total", "Time spent in our BPF programs; needs the sysctl kernel.bpf_stats_enabled.")
+	descContainer   = newDesc("iotrace_container_info", "Properties of a container with I/O, as labels.", "container_id", "container", "runtime", "image", "image_tag", "namespace", "pod", "project", "service")
+	descMount       = newDesc("iotrace_mount_info", "Properties of a mount with I/O, as labels.", "mount", "fstype", "volume", "driver", "server")
+	descSource      = newDesc("iotrace_source_attached", "Whether the source is attached (1) or absent on this host (0).", "source")
+	descLost        = newDesc("iotrace_lost_total", "What could not be recorded, by kind. Totals are still exact, except for what=\"misses\" (BPF program runs that the kernel skipped).", "what")
+	descLostBytes   = newDesc("iotrace_lost_bytes_total", "Bytes that could not be counted: all totals lack them.")
+	descUnresolved  = newDesc("iotrace_unresolved_cgroups", "Cgroups with I/O in the last interval whose name is not known.")
+	descBPF         = newDesc("iotrace_self_bpf_seconds_total", "Time spent in the BPF programs of the tracer; 0 unless the sysctl kernel.bpf_stats_enabled is 1.")
 	descCPU         = newDesc("iotrace_self_cpu_seconds_total", "CPU time of the tracer.")
-	descRSS         = newDesc("iotrace_self_resident_bytes", "Memory of the tracer.")
+	descRSS         = newDesc("iotrace_self_resident_bytes", "Resident memory of the tracer.")
 	descIntervals   = newDesc("iotrace_intervals_total", "Intervals counted.")
-	descLast        = newDesc("iotrace_last_interval_timestamp_seconds", "End of the last interval that is counted.")
+	descLast        = newDesc("iotrace_last_interval_timestamp_seconds", "End of the last counted interval, as Unix time.")
 	descSeries      = newDesc("iotrace_series", "Label sets with counters of their own.")
-	descSeriesLimit = newDesc("iotrace_series_limit", "Limit of iotrace_series.")
-	descOverflow    = newDesc("iotrace_series_overflow_total", "Times that I/O was counted as (other) because of the limit.")
-	descVXLAN       = newDesc("iotrace_vxlan_events_total", "Events in the life of overlay devices.", "action")
-	descLeaked      = newDesc("iotrace_vxlan_leaked_devices", "Overlay devices that were left behind and keep containers from starting.")
+	descSeriesLimit = newDesc("iotrace_series_limit", "Most label sets with counters of their own; I/O of others counts as (other).")
+	descOverflow    = newDesc("iotrace_series_overflow_total", "Samples counted as (other) because of iotrace_series_limit.")
+	descVXLAN       = newDesc("iotrace_vxlan_events_total", "Events of overlay (vxlan) devices.", "action")
+	descLeaked      = newDesc("iotrace_vxlan_leaked_devices", "Overlay (vxlan) devices that were left behind and keep containers from starting.")
 	descBuild       = newDesc("iotrace_build_info", "Version of the tracer.", "version")
-	descHost        = newDesc("iotrace_host_info", "The machine that is traced.", "host", "host_id", "kernel")
-	descES          = newDesc("iotrace_elasticsearch_documents_total", "Documents for Elasticsearch by what became of them.", "outcome")
-	descESPending   = newDesc("iotrace_elasticsearch_pending_documents", "Documents that wait for Elasticsearch.")
-	descESSpool     = newDesc("iotrace_elasticsearch_spool_bytes", "Disk space of documents that wait for Elasticsearch.")
-	descESFailing   = newDesc("iotrace_elasticsearch_failing", "Whether the last attempt to reach Elasticsearch failed.")
+	descHost        = newDesc("iotrace_host_info", "Properties of the traced machine, as labels.", "host", "host_id", "kernel")
+	descES          = newDesc("iotrace_elasticsearch_documents_total", "Documents for Elasticsearch by outcome.", "outcome")
+	descESPending   = newDesc("iotrace_elasticsearch_pending_documents", "Documents that are not yet delivered to Elasticsearch.")
+	descESSpool     = newDesc("iotrace_elasticsearch_spool_bytes", "Disk space of documents that are not yet delivered to Elasticsearch.")
+	descESFailing   = newDesc("iotrace_elasticsearch_failing", "Whether the last attempt to deliver to Elasticsearch failed (1) or not (0).")
 )
 
 // Describe implements prometheus.Collector.
@@ -568,15 +565,15 @@ func (p *Exporter) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (p *Exporter) Collect(ch chan<- prometheus.Metric) {
-	// Metrics are made under the lock and sent without it: whoever scrapes
-	// slowly must not hold up Observe.
+	// Metrics are created under the lock and sent without it, so that a slow
+	// scrape does not delay Observe.
 	for _, m := range p.metrics() {
 		ch <- m
 	}
 }
 
-// metricList collects metrics; what cannot be made becomes an error of the
-// scrape.
+// metricList collects metrics. A metric that cannot be created becomes an error of
+// the scrape.
 type metricList []prometheus.Metric
 
 func (l *metricList) put(m prometheus.Metric, err error, d *prometheus.Desc) {
@@ -613,11 +610,7 @@ func (p *Exporter) metrics() []prometheus.Metric {
 	for k, u := range p.usage {
 		p.collectUsage(&l, &k, u)
 		b := bases[basisKey{k.family, k.source}]
-		b.Dirtier += u.basis.Dirtier
-		b.Page += u.basis.Page
-		b.Bio += u.basis.Bio
-		b.Task += u.basis.Task
-		b.None += u.basis.None
+		b.Add(&u.basis)
 		bases[basisKey{k.family, k.source}] = b
 	}
 	for k, b := range bases {
@@ -698,7 +691,7 @@ func (p *Exporter) collectHealth(l *metricList) {
 	l.gauge(descHost, 1, labelValue(p.last.Host.Name), labelValue(p.last.Host.ID), labelValue(p.last.Host.Kernel))
 	for i, s := range p.last.Sources {
 		if slices.ContainsFunc(p.last.Sources[:i], func(o output.SourceStatus) bool { return o.Source == s.Source }) {
-			continue // a series can be there only once
+			continue // a series may occur only once
 		}
 		v := 0.0
 		if s.Attached {

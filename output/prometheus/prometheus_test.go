@@ -79,7 +79,7 @@ func (p *Exporter) families(t testing.TB, accept string) map[string]*dto.MetricF
 	}
 }
 
-// sumOf adds up the counters of a family by one label, where match holds.
+// sumOf adds up the counters of a family that match, by one label.
 func sumOf(f *dto.MetricFamily, by string, match ...string) map[string]uint64 {
 	sums := make(map[string]uint64)
 	for _, m := range f.GetMetric() {
@@ -121,8 +121,8 @@ func TestPrometheusAddress(t *testing.T) {
 	}
 }
 
-// TestPrometheusSums observes random samples and compares every counter with
-// a sum that was made beside it.
+// TestPrometheusSums observes random samples and compares every counter with an
+// independent sum.
 func TestPrometheusSums(t *testing.T) {
 	for _, limit := range []int{0, 7} {
 		t.Run(fmt.Sprint("limit ", limit), func(t *testing.T) {
@@ -185,7 +185,7 @@ func TestPrometheusSums(t *testing.T) {
 	}
 }
 
-// TestPrometheusIdle wants series of dead containers to make room.
+// TestPrometheusIdle: series of dead containers are removed to make room.
 func TestPrometheusIdle(t *testing.T) {
 	p := servePrometheus(t, Options{MaxSeries: 10, IdleTime: time.Nanosecond})
 	for i := range 1000 {
@@ -241,7 +241,7 @@ func TestPrometheusNegotiation(t *testing.T) {
 	}
 }
 
-// TestPrometheusNativeBuckets holds the index to its definition.
+// TestPrometheusNativeBuckets compares the bucket index with its definition.
 func TestPrometheusNativeBuckets(t *testing.T) {
 	base := math.Exp2(math.Exp2(-latencySchema))
 	check := func(v float64) {
@@ -341,7 +341,7 @@ func TestPrometheusHealth(t *testing.T) {
 		return Shipping{Delivered: 5, Dropped: 2, Pending: 9, SpoolBytes: 4096, Failing: true}
 	}})
 	if f := p.families(t, ""); f["iotrace_last_interval_timestamp_seconds"] != nil {
-		t.Error("a time is told before the first interval")
+		t.Error("there is a time before the first interval")
 	}
 	for range 2 {
 		p.Observe(&output.Interval{End: time.UnixMilli(1700000000500), Unresolved: 4, Lost: output.Lost{Records: 1, Bytes: 10, Misses: 3}, Self: output.Self{CPUNanos: 5e8, BPFNanos: 1e9, RSSBytes: 77},
@@ -374,7 +374,7 @@ func TestPrometheusHealth(t *testing.T) {
 		}
 	}
 	if f["process_resident_memory_bytes"] == nil || f["go_goroutines"] == nil {
-		t.Error("nothing is told of the process itself")
+		t.Error("there are no metrics of the process itself")
 	}
 }
 
@@ -429,8 +429,8 @@ func grafanaPanels(t *testing.T) []grafanaPanel {
 	return d.Panels
 }
 
-// TestGrafanaMetricsExist wants every metric that the dashboard names in a
-// scrape. Whether its queries mean something is asked from a real Prometheus.
+// TestGrafanaMetricsExist: a scrape has every metric that the dashboard uses. An
+// integration test runs its queries in a real Prometheus.
 func TestGrafanaMetricsExist(t *testing.T) {
 	p := servePrometheus(t, Options{Elasticsearch: func() Shipping { return Shipping{} }})
 	iv := outputtest.Cluster(time.Now(), 5)
@@ -482,8 +482,8 @@ func BenchmarkPrometheusScrape(b *testing.B) {
 	}
 }
 
-// TestPrometheusLeaked: the gauge is for alerts, so a device that is gone or in
-// use again must not stay in it.
+// TestPrometheusLeaked: the gauge is for alerts, so that a device that was deleted
+// or is used again must not be counted.
 func TestPrometheusLeaked(t *testing.T) {
 	p := servePrometheus(t, Options{})
 	at := func(action string, ifindex uint32) output.Event {

@@ -28,7 +28,7 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// browser is Debian's chromium without a window, and what a page did in it.
+// browser is a headless chromium (Debian's package) and what a page did in it.
 type browser struct {
 	context.Context
 	mu       sync.Mutex
@@ -36,8 +36,8 @@ type browser struct {
 	messages []string // console, exceptions, security and network errors
 }
 
-// newBrowser starts chromium; that it is not there is a failure: a page that
-// nobody has looked at is not finished.
+// newBrowser starts chromium. The test fails if it is not installed, because the
+// page must be tested in a real browser.
 func newBrowser(t *testing.T) *browser {
 	t.Helper()
 	var path string
@@ -87,13 +87,13 @@ func newBrowser(t *testing.T) *browser {
 	return b
 }
 
-// call sends a command whose answer says nothing.
+// call sends a command and ignores its answer.
 func call[P any](b *browser, cmd cdp.Command[P, cdp.Empty], params P) error {
 	_, err := chromedp.Call(b, cmd, params)
 	return err
 }
 
-// do runs one action, and is patient: the machine may be busy.
+// do runs one action with a long timeout, because the machine may be busy.
 func do[T any](t *testing.T, b *browser, a chromedp.Action[T]) T {
 	t.Helper()
 	ctx, stop := context.WithTimeout(b, 2*time.Minute)
@@ -115,7 +115,7 @@ func (b *browser) media(t *testing.T, media, scheme string) {
 	}
 }
 
-// open writes the page to a file and opens it there, as whoever gets the ticket
+// open writes the page to a file and opens the file, as a reader of the ticket
 // does.
 func (b *browser) open(t *testing.T, r *Report) (url string) {
 	t.Helper()
@@ -128,8 +128,8 @@ func (b *browser) open(t *testing.T, r *Report) (url string) {
 	return url
 }
 
-// quiet checks that the page asked for nothing but itself and that the browser
-// has nothing to complain about.
+// quiet checks that the page loaded nothing except itself and that the browser
+// reported no error.
 func (b *browser) quiet(t *testing.T, url string) {
 	t.Helper()
 	b.mu.Lock()
@@ -168,7 +168,7 @@ func (b *browser) shot(t *testing.T, name string, width int64, scheme string) im
 	return img
 }
 
-// colourShare is how much of a picture has a colour, give or take what smoothing does.
+// colourShare returns the share of a picture that has a colour, roughly because of smoothing.
 func colourShare(img image.Image, want color.RGBA) float64 {
 	n, all := 0, 0
 	r := img.Bounds()
@@ -185,8 +185,8 @@ func colourShare(img image.Image, want color.RGBA) float64 {
 	return float64(n) / float64(all)
 }
 
-// TestReportInBrowser looks at the page as a person does: light, dark, small
-// and printed.
+// TestReportInBrowser checks the page as a person sees it: light, dark, small and
+// printed.
 func TestReportInBrowser(t *testing.T) {
 	b := newBrowser(t)
 	r := pageOf(Options{Title: "Slow shop on 14 March, ticket 4711", Tool: "1.0", Origin: "web1.recording"}, 5400, 2*time.Second)
@@ -250,7 +250,7 @@ func TestReportInBrowser(t *testing.T) {
 		t.Errorf("%d charts without a name, %d labels outside of their chart", got.Unnamed, got.Hidden)
 	}
 
-	// Paper: whatever is cut off there is lost.
+	// Paper: a reader cannot scroll to what is cut off.
 	b.media(t, "print", "light")
 	do(t, b, chromedp.EmulateViewport(1040, 735)) // A4 landscape less its margins, at 96 dpi
 	cut := do(t, b, chromedp.Evaluate[int](`[...document.querySelectorAll("td, th, text")].filter(e => e.getBoundingClientRect().right > 1041).length`))
@@ -264,8 +264,8 @@ func TestReportInBrowser(t *testing.T) {
 	b.quiet(t, url)
 }
 
-// TestReportHostileInBrowser: names that were made to break out stay text, and
-// even a script that runs in the page could not fetch anything.
+// TestReportHostileInBrowser: names with markup stay text, and even a script that
+// runs in the page cannot load anything.
 func TestReportHostileInBrowser(t *testing.T) {
 	b := newBrowser(t)
 	r := New(hostileOptions())
@@ -293,15 +293,15 @@ func TestReportHostileInBrowser(t *testing.T) {
 	if got.Pwned || got.Script+got.Foreign+got.Handlers+got.Bidi != 0 || got.Wide || !got.Shown {
 		t.Errorf("page %+v", got)
 	}
-	// Everything that can be pointed at or clicked, once.
+	// Point at and click everything once.
 	do(t, b, chromedp.Evaluate[chromedp.Void](`document.querySelectorAll("*").forEach(e => { for (const k of ["mouseover", "click", "load", "error", "focus"]) e.dispatchEvent(new Event(k)); })`))
 	if do(t, b, chromedp.Evaluate[bool](`"pwned" in window`)) {
 		t.Error("an event ran a script")
 	}
 	b.quiet(t, url)
 
-	// The page's own policy is the second wall: put what got through the first
-	// into the page by hand, and see that it runs and fetches nothing.
+	// The page's content security policy is the second line of defence: insert
+	// hostile markup into the page and check that it runs and loads nothing.
 	var fetched atomic.Int64
 	srv := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { fetched.Add(1) }))
 	defer srv.Close()

@@ -11,12 +11,11 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 )
 
-// Charts are drawn here rather than by a charting library: those of Go paint
-// fixed colours and fonts into every element, so that one page cannot serve
-// light, dark and paper, cut time into categories of equal width, which hides
-// gaps, and write names into SVG text themselves, where this page leaves
-// escaping to html/template like everywhere else. What remains to be done is
-// small: a scale, and steps from bin to bin.
+// No charting library is used. Those for Go write fixed colours and fonts into
+// every element, so that one page cannot serve light, dark and paper. They cut
+// time into categories of equal width, which hides gaps. And they write names
+// into SVG text themselves, while this page leaves all escaping to html/template.
+// What is needed here is small: a scale, and steps from bin to bin.
 
 // Geometry of a chart, in units of its view box.
 const (
@@ -34,25 +33,25 @@ type chartTick struct {
 	Text string
 }
 
-// chartShape is an area or a line; Class tells the colour.
+// chartShape is an area or a line; Class is its colour.
 type chartShape struct {
 	Class string
 	Path  string
 }
 
-// chartHit is a stretch of time that tells its numbers when pointed at.
+// chartHit is a section of time with a tooltip.
 type chartHit struct {
 	X, Width string
 	Text     string
 }
 
-// chartSeriesRow is a line of the legend, which is also the chart as a table.
+// chartSeriesRow is a row of the legend, which repeats the chart as a table.
 type chartSeriesRow struct {
 	Class, Name, Hint string
 	Cells             []string
 }
 
-// chart is what the template draws.
+// chart is the data of one chart for the template.
 type chart struct {
 	ID, Title, Note, Alt string
 	Width, Height        int
@@ -66,7 +65,7 @@ type chart struct {
 	Empty                bool
 }
 
-// axis maps time to the horizontal.
+// axis maps time to horizontal positions.
 type axis struct {
 	start time.Time
 	scale float64 // units per second
@@ -78,13 +77,13 @@ func newAxis(start, end time.Time) axis {
 
 func (a axis) x(t time.Time) float64 { return chartLeft + a.scale*t.Sub(a.start).Seconds() }
 
-// num writes a coordinate, short.
+// num formats a coordinate briefly.
 func num(v float64) string {
 	s := strconv.FormatFloat(v, 'f', 1, 64)
 	return strings.TrimSuffix(s, ".0")
 }
 
-// timeSteps are the distances between ticks that people expect.
+// timeSteps are the possible distances between ticks.
 var timeSteps = []time.Duration{
 	time.Second, 2 * time.Second, 5 * time.Second, 10 * time.Second, 15 * time.Second, 30 * time.Second,
 	time.Minute, 2 * time.Minute, 5 * time.Minute, 10 * time.Minute, 15 * time.Minute, 30 * time.Minute,
@@ -127,13 +126,13 @@ func timeTicks(start, end time.Time, loc *time.Location) []chartTick {
 	return ticks
 }
 
-// rateTick is a round rate, in the unit that the whole axis uses.
+// rateTick is a round rate in the unit of the axis.
 type rateTick struct {
 	value float64
 	text  string
 }
 
-// rateTicks returns round rates up to and including one that is at least top.
+// rateTicks returns round rates from 0 up to the first one that is at least top.
 func rateTicks(top float64) []rateTick {
 	if !(top > 0) || math.IsInf(top, 1) {
 		return nil
@@ -163,7 +162,7 @@ func rateTicks(top float64) []rateTick {
 	}
 }
 
-// rateText writes a rate for people who read, not for a column: "12.3 MiB/s".
+// rateText formats a rate for a sentence: "12.3 MiB/s".
 func rateText(bytesPerSecond float64) string {
 	if bytesPerSecond == 0 {
 		return "0"
@@ -171,7 +170,7 @@ func rateText(bytesPerSecond float64) string {
 	return spaced(text.Bytes(bytesPerSecond) + "B/s")
 }
 
-// spaced puts a no-break space between number and unit.
+// spaced puts a no-break space between a number and its unit.
 func spaced(s string) string {
 	for i := range len(s) {
 		if c := s[i]; c != '.' && (c < '0' || c > '9') {
@@ -184,7 +183,7 @@ func spaced(s string) string {
 	return s
 }
 
-// round takes the zeros off a number that is round: "50.0 MiB/s".
+// round removes zeros behind the point: "50.0 MiB/s" becomes "50 MiB/s".
 func round(s string) string {
 	number, unit, _ := strings.Cut(s, "\u00a0")
 	if strings.Contains(number, ".") {
@@ -196,7 +195,7 @@ func round(s string) string {
 	return number + "\u00a0" + unit
 }
 
-// series is what one colour shows: a value for each bin.
+// series is the data of one colour: a value for each bin.
 type series struct {
 	class, name, hint string
 	values            []float64 // per second
@@ -272,8 +271,8 @@ func (r *Report) stack(id, title string, all []series) *chart {
 	return c
 }
 
-// area is the path between two step curves, one piece for each stretch in which
-// there is something between them.
+// area returns the path between two step curves, one piece for each section in
+// which they differ.
 func (r *Report) area(low, high []float64, y func(float64) float64) string {
 	a := newAxis(r.start, r.end)
 	var d strings.Builder
@@ -287,7 +286,7 @@ func (r *Report) area(low, high []float64, y func(float64) float64) string {
 		}
 		fmt.Fprintf(&d, "M%s %s", num(a.x(r.bins[first].start)), num(y(low[first])))
 		for j := first; j <= i; j++ {
-			// Bins touch but for fractions of a second between intervals.
+			// Close the fractions of a second between intervals.
 			end := r.bins[j].end
 			if j < i {
 				end = r.bins[j+1].start
@@ -302,8 +301,8 @@ func (r *Report) area(low, high []float64, y func(float64) float64) string {
 	return d.String()
 }
 
-// lines draws latencies on a logarithmic axis: what matters lies between
-// microseconds and seconds.
+// lines draws latencies on a logarithmic axis, because they range from
+// microseconds to seconds.
 func (r *Report) lines(id, title string, all []series) *chart {
 	c := r.frame(id, title)
 	low, high := math.Inf(1), 0.0
@@ -368,8 +367,8 @@ func (r *Report) lines(id, title string, all []series) *chart {
 	return c
 }
 
-// spark is a line of a table row: 100 wide, 20 high, all rows of a table to
-// their own scale.
+// spark draws the sparkline of a table row, 100 wide and 20 high. Each row has its
+// own scale.
 func (r *Report) spark(bins []readWrite) string {
 	const width, height, most = 100, 20, 50
 	a := newAxis(r.start, r.end)
@@ -399,7 +398,7 @@ func (r *Report) spark(bins []readWrite) string {
 	var d strings.Builder
 	for _, p := range points {
 		if p.v > 0 {
-			// At least a visible foot: little is not nothing.
+			// At least one unit high, so that little does not look like nothing.
 			fmt.Fprintf(&d, "M%s %dV%sH%sV%dZ", num(p.x0), height, num(height-max(1, p.v/top*height)), num(max(p.x1, p.x0+0.6)), height)
 		}
 	}

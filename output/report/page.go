@@ -4,10 +4,6 @@ import (
 	"bufio"
 	"cmp"
 	"crypto/sha256"
-
-	"github.com/iotrace-bpf/iotrace-bpf/output"
-	"github.com/iotrace-bpf/iotrace-bpf/output/text"
-
 	_ "embed"
 	"encoding/base64"
 	"fmt"
@@ -21,6 +17,9 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 )
 
 //go:embed page.html
@@ -29,7 +28,7 @@ var pageHTML string
 //go:embed page.css
 var css string
 
-// page is what the template shows. All of it is text: html/template escapes it.
+// page is the data of the template. All of it is plain text: html/template escapes it.
 type page struct {
 	Title    string
 	CSS      template.CSS
@@ -55,20 +54,20 @@ type page struct {
 	Empty    bool
 }
 
-// fact is a name and what it is.
+// fact is a name and its value.
 type fact struct{ Name, Value, Hint string }
 
-// notice is something that whoever reads the numbers has to know.
+// notice is something that the reader of the numbers must know.
 type notice struct {
 	Class string // "warn" or "good"
 	Text  string
 }
 
-// name is outside text: safe to look at, and in full length, up to a bound, to
-// point at.
+// name is text from outside, made safe: Text is cut for display, Full is longer
+// and shown as a tooltip.
 type name struct{ Text, Full string }
 
-// table is one of the top tables.
+// table shows the largest groups of a view.
 type table struct {
 	ID, Title, Note string
 	Rows            []tableRow
@@ -77,33 +76,32 @@ type table struct {
 }
 
 type tableRow struct {
-	Name             name
-	Class            string
-	Spark            string
-	Share            string
-	Read, Write      string
-	Rate, Peak       string
-	PeakAt           string
-	Ops, Errors      string
-	ReadQ, WriteQ    []string
-	ReadMax, WrteMax string
+	Name          name
+	Class         string
+	Spark         string
+	Share         string
+	Read, Write   string
+	Rate, Peak    string
+	PeakAt        string
+	Ops, Errors   string
+	ReadQ, WriteQ []string
 }
 
-// plainTable is a table without anything special.
+// plainTable is a table of texts.
 type plainTable struct {
 	Columns []string
-	Numbers int // so many columns at the end are numbers
+	Numbers int // how many of the last columns are numbers
 	Rows    [][]string
 	Note    string
 }
 
 const (
-	nameShown   = 80  // cells of a name in sight
-	legendShown = 40  // of a name beside a chart
-	nameFull    = 600 // characters of it when pointed at
+	nameShown   = 80  // cells of a name in a table
+	legendShown = 40  // cells of a name beside a chart
+	nameFull    = 600 // characters of a name in a tooltip
 )
 
-// safeName prepares outside text for the page.
+// safeName prepares text from outside for the page.
 func safeName(s string) name {
 	shown := text.Fit(s, nameShown)
 	if len(s) > 8*nameFull {
@@ -121,13 +119,14 @@ func safeName(s string) name {
 
 func safeText(s string) string { return safeName(s).Text }
 
-// WriteTo writes the page. The report may be added to and written again.
+// WriteTo writes the page and returns the number of bytes written. After that more
+// intervals can be added and the page can be written again.
 func (r *Report) WriteTo(w io.Writer) (int64, error) {
 	r.flush()
 	t, err := template.New("page").Funcs(template.FuncMap{
-		// number tells whether column i of all is one of the last n.
+		// number reports whether column i of all is one of the last n.
 		"number": func(i, all, n int) bool { return i >= all-n },
-		// short tells whether a cell is better kept in one line.
+		// short reports whether a cell is better kept in one line.
 		"short": func(s string) bool { return len(s) <= 26 },
 	}).Parse(pageHTML)
 	if err != nil {
@@ -144,12 +143,13 @@ func (r *Report) WriteTo(w io.Writer) (int64, error) {
 	return count.n, nil
 }
 
-// WriteFile writes the page to path, mode 0600, in place of what is there: by a
-// file beside it that is renamed once it is whole.
+// WriteFile writes the page to path with mode 0600. It writes a temporary file in
+// the same directory and renames it when it is complete, so that an existing file
+// is replaced as a whole or, after an error, not at all.
 func (r *Report) WriteFile(path string) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
-		return fmt.Errorf("writing report '%s': %w", path, err)
+		return fmt.Errorf("writing report %q: %w", path, err)
 	}
 	_, err = r.WriteTo(f)
 	if cerr := f.Close(); err == nil {
@@ -160,7 +160,7 @@ func (r *Report) WriteFile(path string) error {
 	}
 	if err != nil {
 		os.Remove(f.Name())
-		return fmt.Errorf("writing report '%s': %w", path, err)
+		return fmt.Errorf("writing report %q: %w", path, err)
 	}
 	return nil
 }
@@ -176,13 +176,13 @@ func (c *countWriter) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// page builds everything that the template shows.
+// page builds the data of the template.
 func (r *Report) page() *page {
 	sum := sha256.Sum256([]byte(css))
 	p := &page{
 		Title: safeText(r.opt.Title),
 		CSS:   template.CSS(css), // #nosec G203 -- ours, embedded
-		// Nothing may be fetched and nothing run, even if a name got through.
+		// The page may not load or run anything, even if escaping a name failed.
 		Policy: "default-src 'none'; style-src 'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'; img-src data:; base-uri 'none'; form-action 'none'",
 		By:     joinKeys(r.opt.By),
 		Zone:   r.zone(),
@@ -212,9 +212,9 @@ func (r *Report) page() *page {
 	p.Lost = r.lostTable()
 	p.VXLAN, p.VXLANSum = r.vxlanTable()
 	if c := r.self.CPUNanos; c != 0 {
-		p.Self = fmt.Sprintf("iotrace-bpf itself took %s of one processor", text.Percent(float64(c), float64(r.covered)))
+		p.Self = fmt.Sprintf("iotrace-bpf itself used %s of one CPU", text.Percent(float64(c), float64(r.covered)))
 		if b := r.self.BPFNanos; b != 0 {
-			p.Self += fmt.Sprintf(" in user space and %s in its probes", text.Percent(float64(b), float64(r.covered)))
+			p.Self += fmt.Sprintf(" in user space, %s in its BPF programs", text.Percent(float64(b), float64(r.covered)))
 		}
 		p.Self += fmt.Sprintf(", and at most %s of memory.", spaced(text.Size(r.self.RSSBytes)))
 	}
@@ -236,7 +236,7 @@ func (r *Report) zone() string {
 	return r.end.In(r.opt.Location).Format("MST (-07:00)")
 }
 
-// when writes a time, with the date, in one piece.
+// when formats a time with its date, without a line break between them.
 func (r *Report) when(t time.Time) string {
 	return t.In(r.opt.Location).Format("2006-01-02\u00a015:04:05")
 }
@@ -270,13 +270,13 @@ func (r *Report) facts() []fact {
 	}
 	if r.intervals > 0 {
 		f = append(f, fact{Name: "From", Value: r.when(r.start)}, fact{Name: "To", Value: r.when(r.end) + " " + r.zone()},
-			fact{Name: "Length", Value: fmt.Sprintf("%s in %d intervals", r.end.Sub(r.start).Round(time.Second), r.intervals)})
+			fact{Name: "Length", Value: r.end.Sub(r.start).Round(time.Second).String() + " in " + text.Plural(r.intervals, "interval", "intervals")})
 	}
 	if r.opt.Origin != "" {
 		f = append(f, fact{Name: "Data", Value: safeText(r.opt.Origin)})
 	}
 	if !r.opt.Now.IsZero() {
-		f = append(f, fact{Name: "Report made", Value: r.when(r.opt.Now)})
+		f = append(f, fact{Name: "Report created", Value: r.when(r.opt.Now)})
 	}
 	return f
 }
@@ -295,7 +295,7 @@ func (r *Report) tiles(total *output.Usage) []fact {
 		tiles = append(tiles, fact{"Failed", strconv.FormatUint(e, 10), "operations that ended in an error"})
 	}
 	all := total.Bytes() + r.filtered.Bytes()
-	return append(tiles, fact{"Without owner", text.Percent(float64(r.unattr), float64(all)), spaced(text.Size(r.unattr)) + " that nobody could be named for"})
+	return append(tiles, fact{"Unattributed", text.Percent(float64(r.unattr), float64(all)), spaced(text.Size(r.unattr)) + " without a known owner"})
 }
 
 func errorsOf(u *output.Usage) (n uint64) {
@@ -305,17 +305,17 @@ func errorsOf(u *output.Usage) (n uint64) {
 	return n
 }
 
-// verdict says in words what the charts show.
+// verdict says in a sentence or two what the charts show.
 func (r *Report) verdict(total *output.Usage) []string {
 	v := r.views[0]
 	rows, _, _ := v.top(r.opt.Top)
 	if len(rows) == 0 || total.Bytes() == 0 {
-		return []string{"No bytes were read or written on the way to storage."}
+		return []string{"No bytes were read or written during this time."}
 	}
 	var out []string
 	g := rows[0]
 	peak, at := r.peak(g.bins)
-	out = append(out, fmt.Sprintf("%s did %s of the I/O: %s read, %s written, at most %s (%s).",
+	out = append(out, fmt.Sprintf("%s did %s of the I/O: %s read, %s written, with a peak of %s at %s.",
 		safeText(g.text), text.Percent(float64(g.usage.Bytes()), float64(total.Bytes())),
 		spaced(text.Size(g.usage.Read.Bytes)), spaced(text.Size(g.usage.Write.Bytes)), rateText(peak), r.when(at)))
 	if len(rows) > 1 && rows[1].usage.Bytes() > 0 {
@@ -324,7 +324,7 @@ func (r *Report) verdict(total *output.Usage) []string {
 	return out
 }
 
-// peak is the highest rate of a group, and when that was.
+// peak returns the highest rate of a group in bytes per second, and its time.
 func (r *Report) peak(bins []readWrite) (rate float64, at time.Time) {
 	for i, b := range bins {
 		if v := float64(b.read+b.write) / text.Seconds(r.bins[i].covered); v > rate {
@@ -334,7 +334,7 @@ func (r *Report) peak(bins []readWrite) (rate float64, at time.Time) {
 	return rate, at
 }
 
-// notices tell what is wrong or missing, or that nothing is.
+// notices say what is wrong or missing, or that everything is there.
 func (r *Report) notices() []notice {
 	var n []notice
 	warn := func(format string, args ...any) {
@@ -348,34 +348,30 @@ func (r *Report) notices() []notice {
 		return n
 	}
 	if r.gap > time.Second {
-		warn("Nothing was recorded for %s between the first interval and the last; what was done then is in no number of this page.", r.gap.Round(time.Second))
+		warn("Nothing was recorded for %s between the first and the last interval. The numbers on this page do not include I/O of that time.", r.gap.Round(time.Second))
 	}
 	if r.shift > 0 {
-		warn("The host's clock was set back by %s; times after that are as much too late here.", r.shift.Round(time.Second))
+		warn("The host's clock was set back by %s. All later times on this page are too late by that much.", r.shift.Round(time.Second))
 	}
 	if r.lost != (output.Lost{}) {
-		var what []string
-		for _, row := range r.lostTable().Rows {
-			what = append(what, row[2]+" "+strings.ToLower(row[0]))
-		}
-		exact := "Bytes and operations are exact all the same."
+		exact := "Bytes and operations are still exact."
 		switch l := &r.lost; {
 		case l.Bytes+l.Misses > 0:
-			exact = "The totals below are short by that: see “What was lost”."
+			exact = "The totals below are too small: see “What was lost”."
 		case l.Groups+l.Walks > 0:
-			exact = "Totals are exact, but not everything is under its owner: see “What was lost”."
+			exact = "Totals are exact, but some I/O is not under its real owner: see “What was lost”."
 		}
-		warn("Lost between %s and %s: %s. %s", r.when(r.lostFirst), r.when(r.lostLast), strings.Join(what, ", "), exact)
+		warn("Lost between %s and %s: %s. %s", r.when(r.lostFirst), r.when(r.lostLast), strings.Join(r.lost.Words(), ", "), exact)
 	}
 	if r.filtered.Bytes() > 0 {
-		warn("Filters leave out %s: it is in no chart or table.", spaced(text.Size(r.filtered.Bytes())))
+		warn("Filters leave out %s, which no chart or table includes.", spaced(text.Size(r.filtered.Bytes())))
 	}
 	if r.unresolved > 0 {
-		warn("Up to %d cgroups with I/O had no name yet at a time; they are shown by number.", r.unresolved)
+		warn("Up to %s with I/O had no name yet and were shown by number.", text.Plural(r.unresolved, "cgroup", "cgroups"))
 	}
 	for _, v := range r.views {
 		if v.foldMax > 0 || v.folded.groups > 0 {
-			warn("By %s there were too many groups: the smallest %d were added up as %s. A row may lack up to %s for each time its group was among them.",
+			warn("By %s there were too many groups: the smallest %d were added up as %s. A row may be too small by up to %s for each time its group was one of them.",
 				joinKeys(v.by), v.folded.groups, output.TextRest, spaced(text.Size(v.foldMax)))
 		}
 	}
@@ -385,11 +381,11 @@ func (r *Report) notices() []notice {
 	return n
 }
 
-// charts draws reads and writes by the first view, sources and latencies.
+// charts draws writes and reads of the first view, sources and latencies.
 func (r *Report) charts() []*chart {
 	rows, rest, _ := r.views[0].top(r.opt.Top)
-	// Coloured: the largest. On top of them the sum of the others, the kernel's
-	// own, and what nobody owns.
+	// The largest groups have colours. On top of them are the sum of the others,
+	// the kernel, and bytes without an owner.
 	var groups, above []*group
 	var classes, classesAbove []string
 	others := group{text: output.TextRest}
@@ -443,7 +439,7 @@ func (r *Report) charts() []*chart {
 	return append(out, r.latencyChart())
 }
 
-// rates turns bytes into bytes per second of what was recorded.
+// rates turns bytes per bin into bytes per recorded second.
 func (r *Report) rates(class, label string, bins []readWrite, sum uint64, of func(readWrite) uint64) series {
 	n := safeName(label)
 	if short := text.Fit(label, legendShown); short != n.Text {
@@ -475,12 +471,12 @@ func (r *Report) stackChart(id, title string, all []series) *chart {
 			all[0].name, text.Percent(float64(all[0].bytes), float64(sum)), spaced(text.Size(sum)))
 	}
 	if n := len(r.bins); r.per > 1 && n > 0 {
-		c.Note = fmt.Sprintf("One step is %d intervals (about %s): shorter peaks are averaged.", r.per, (r.covered * time.Duration(r.per) / time.Duration(max(1, r.intervals))).Round(time.Second))
+		c.Note = fmt.Sprintf("One step is %d intervals (about %s); shorter peaks are averaged out.", r.per, (r.covered * time.Duration(r.per) / time.Duration(max(1, r.intervals))).Round(time.Second))
 	}
 	return c
 }
 
-// latencyChart shows how long requests took: everybody's, of the wire.
+// latencyChart shows the latency of all requests at wire level.
 func (r *Report) latencyChart() *chart {
 	var all []series
 	for _, k := range []struct {
@@ -500,7 +496,7 @@ func (r *Report) latencyChart() *chart {
 		all = append(all, s)
 	}
 	c := r.lines("latency", "Latency of reads and writes", all)
-	c.Alt = "Lines of the median and the 99th percentile over time, on a logarithmic scale. The table below has their extremes."
+	c.Alt = "Lines of the median and the 99th percentile over time, on a logarithmic scale. The table below has the lowest and highest values."
 	c.Columns = []string{"Lowest", "Highest"}
 	for _, s := range all {
 		low, high := 0.0, 0.0
@@ -517,7 +513,7 @@ func (r *Report) latencyChart() *chart {
 	return c
 }
 
-// table makes the top table of a view.
+// table makes the table of a view.
 func (r *Report) table(i int, v *view, total *output.Usage) table {
 	rows, rest, stacked := v.top(r.opt.Top)
 	t := table{ID: "by" + strconv.Itoa(i), Title: "By " + joinKeys(v.by)}
@@ -563,7 +559,7 @@ func (r *Report) table(i int, v *view, total *output.Usage) table {
 		t.Rows = append(t.Rows, row)
 	}
 	if len(stacked) > 0 {
-		t.Note = "A stacked device has another local device below it. Its bytes are counted there, so it is in no sum."
+		t.Note = "A stacked device has another local device below it. Its bytes are counted there, so that no sum includes it."
 	}
 	return t
 }
@@ -599,7 +595,7 @@ func nanosCell(ns uint64) string {
 	return spaced(text.Nanos(ns))
 }
 
-// quantiles are p50, p95, p99 and the maximum.
+// quantiles returns p50, p95, p99 and the maximum.
 func quantiles(l *output.Latency) []string {
 	return []string{nanosCell(l.Quantile(0.5)), nanosCell(l.Quantile(0.95)), nanosCell(l.Quantile(0.99)), nanosCell(l.Max)}
 }
@@ -625,11 +621,11 @@ func (r *Report) latency(total *output.Usage) plainTable {
 	return t
 }
 
-// slowest lists the longest single requests, where they were recorded.
+// slowest lists the slowest single requests, if they were recorded (--events).
 func (r *Report) slowest() plainTable {
 	t := plainTable{Columns: []string{"Time", "Owner", "Source", "Operation", "Device or mount", "Offset", "Size", "Latency"}, Numbers: 3}
 	if r.requests > 0 {
-		t.Note = fmt.Sprintf("Of %d requests that were recorded one by one.", r.requests)
+		t.Note = fmt.Sprintf("The slowest of %s recorded individually.", text.Plural(r.requests, "request", "requests"))
 	}
 	for _, e := range r.slow {
 		s := &e.IO.Sample
@@ -650,20 +646,20 @@ func (r *Report) slowest() plainTable {
 	return t
 }
 
-// basisTable tells how sure the owners are.
+// basisTable shows how owners were found, the most reliable basis first.
 func (r *Report) basisTable() plainTable {
-	t := plainTable{Columns: []string{"Found by", "What that means", "Bytes", "Share"}, Numbers: 2}
+	t := plainTable{Columns: []string{"Basis", "The owner is", "Bytes", "Share"}, Numbers: 2}
 	b := &r.basis
 	all := b.Dirtier + b.Page + b.Bio + b.Task + b.None
 	for _, row := range []struct {
 		name, text string
 		bytes      uint64
 	}{
-		{"dirtier", "whoever changed the page that was written back", b.Dirtier},
-		{"page", "the memory cgroup that the page belongs to", b.Page},
+		{"dirtier", "the cgroup that changed the page before it was written back; for NFS reads, the one that read it", b.Dirtier},
+		{"page", "the memory cgroup that the page is charged to", b.Page},
 		{"bio", "the cgroup that the kernel charged the block request to", b.Bio},
-		{"task", "whoever was running when the request was made", b.Task},
-		{"nothing", "no owner: shown as " + output.TextUnattributed, b.None},
+		{"task", "the cgroup of the process that made the request", b.Task},
+		{"none", "not known: shown as " + output.TextUnattributed, b.None},
 	} {
 		if row.bytes > 0 {
 			t.Rows = append(t.Rows, []string{row.name, row.text, sizeCell(row.bytes), text.Percent(float64(row.bytes), float64(all))})
@@ -673,7 +669,7 @@ func (r *Report) basisTable() plainTable {
 }
 
 func (r *Report) sourceTable() plainTable {
-	t := plainTable{Columns: []string{"Since", "Source", "State", "Hooks", "What that costs in exactness"}}
+	t := plainTable{Columns: []string{"Since", "Source", "State", "Hooks", "Limitations"}}
 	for _, s := range r.status {
 		state := "attached"
 		if !s.Attached {
@@ -688,20 +684,20 @@ func (r *Report) sourceTable() plainTable {
 }
 
 func (r *Report) lostTable() plainTable {
-	t := plainTable{Columns: []string{"What", "What it means for the numbers", "How often"}, Numbers: 1}
+	t := plainTable{Columns: []string{"What", "Effect on the numbers", "How many"}, Numbers: 1}
 	l := &r.lost
 	for _, row := range []struct {
 		name, text string
 		n          uint64
 	}{
-		{"Records", "single requests are missing from the list of events; totals are exact", l.Records},
-		{"Notices", "container or vxlan events are missing; totals are exact", l.Notices},
-		{"Latencies", "requests are counted, but not in the quantiles: their start was not seen", l.Latencies},
-		{"Groups", "requests are counted under " + output.TextOther + ": the kernel's table was full", l.Groups},
-		{"Bytes", "these bytes could not be booked at all: the totals are too small by them", l.Bytes},
-		{"Walks", "requests with very many owners: part of their bytes may be under a neighbour's name", l.Walks},
-		{"Misses", "the kernel skipped a probe: requests may be missing from the totals", l.Misses},
-		{"Exports", "an output did not deliver; the totals here are exact", l.Exports},
+		{"Bytes", "The totals do not include these bytes.", l.Bytes},
+		{"Skipped program runs", "The kernel skipped a BPF program: the totals may lack requests.", l.Misses},
+		{"Requests counted as " + output.TextOther, "The kernel's table of owners was full. Totals are exact.", l.Groups},
+		{"Requests with too many owners", "Some of their bytes may be under another of their owners. Totals are exact.", l.Walks},
+		{"Event records", "Single requests are missing from the list of events. Totals are exact.", l.Records},
+		{"Kernel events", "Container or vxlan events are missing. Totals are exact.", l.Notices},
+		{"Latencies", "The requests are counted, but quantiles do not include them, because their start or end was not seen.", l.Latencies},
+		{"Documents not delivered", "Another output did not deliver them. Totals on this page are exact.", l.Exports},
 	} {
 		if row.n > 0 {
 			t.Rows = append(t.Rows, []string{row.name, row.text, strconv.FormatUint(row.n, 10)})
@@ -729,13 +725,13 @@ func (r *Report) vxlanTable() (plainTable, string) {
 			detail = append(detail, v.Err)
 		}
 		if v.Culprit != "" {
-			detail = append(detail, fmt.Sprintf("in the way: %s in network namespace %d", v.Culprit, v.CulpritNetNS))
+			detail = append(detail, fmt.Sprintf("blocked by %s in network namespace %d", v.Culprit, v.CulpritNetNS))
 		}
 		if v.NewNetNS != 0 {
 			detail = append(detail, fmt.Sprintf("from network namespace %d to %d", v.NetNS, v.NewNetNS))
 		}
 		if v.AgeNanos != 0 {
-			detail = append(detail, "lived "+time.Duration(min(v.AgeNanos, 1<<62)).Round(time.Second).String())
+			detail = append(detail, "age "+time.Duration(min(v.AgeNanos, 1<<62)).Round(time.Second).String())
 		}
 		network := v.Network
 		if network == "" {
@@ -748,7 +744,7 @@ func (r *Report) vxlanTable() (plainTable, string) {
 		})
 	}
 	if n := r.vxlanAll - len(r.vxlan); n > 0 {
-		t.Note = fmt.Sprintf("The first %d are shown; %d more followed.", len(r.vxlan), n)
+		t.Note = fmt.Sprintf("Only the first %d are shown, %d more followed.", len(r.vxlan), n)
 	}
 	var sum []string
 	for _, a := range slices.Sorted(maps.Keys(r.actions)) {

@@ -1,5 +1,5 @@
-// Package report makes the HTML page of --report: one self-contained file for a
-// ticket.
+// Package report makes the page of --report: one self-contained HTML file that
+// can be attached to a ticket.
 package report
 
 import (
@@ -11,67 +11,68 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
-// What Options stands for where it is zero.
+// Defaults of Options.
 const (
-	DefaultReportTop  = 20
-	DefaultReportBins = 240
+	defaultTop  = 20
+	defaultBins = 240
 )
 
-// Bounds on what a report remembers, whatever is added to it.
+// Bounds on the memory of a report.
 const (
-	maxGroups  = 2048    // groups of a table; beyond, the smaller half is folded
-	maxMerged  = 1 << 16 // identities between two groupings
+	maxGroups  = 2048    // groups of a table; above that, the smaller half is summed up
+	maxMerged  = 1 << 16 // identities to keep before they are grouped
 	maxBuckets = 2048    // latency buckets of a histogram
 	maxEvents  = 200     // vxlan events shown
 	maxSlow    = 15      // single requests shown
 	maxStatus  = 32      // states of sources shown
 	maxHosts   = 8
-	maxGaps    = 1000 // gaps that bins are kept apart for
+	maxGaps    = 1000 // gaps that are kept when bins are merged
 )
 
-// Options says what a report shows.
+// Options are the options of New; all may be zero.
 type Options struct {
-	Title string
-	// By, Filters and CgroupDepth are those of GroupOptions; By is what the
-	// charts and the first table show, by project where it is empty. The tables
-	// by project, service, container, device and mount are always there.
+	Title string // "" means "I/O report"
+	// By, Filters and CgroupDepth are those of output.GroupOptions. By is the
+	// grouping of the charts and the first table; empty means by project. There
+	// are always tables by project, service, container, device and mount.
 	By          []output.Key
 	Filters     []output.Filter
 	CgroupDepth int
-	Top         int // rows of a table; 0 means DefaultReportTop
-	Bins        int // points on the time axis; 0 means DefaultReportBins, the least is 16
+	Top         int // rows of a table; 0 means 20
+	Bins        int // most points on the time axis, at least 16; 0 means 240
 	// Tool is the version of iotrace-bpf.
 	Tool string
-	// Origin tells where the data is from: the name of the recording, or "live".
+	// Origin says where the data is from: the name of the recording, or "live".
 	Origin string
 	// Location is the time zone of the page; nil means UTC.
 	Location *time.Location
-	// Now is the time at which the report is made; zero leaves it out.
+	// Now is the time at which the report is created; zero leaves it out.
 	Now time.Time
 }
 
-// Report collects intervals into one self-contained page: WriteTo. Its
-// memory does not grow with their number: once there are more intervals than
-// bins, neighbours are merged, and a table that has seen too many groups folds
-// the small ones and says so. Not for use by several goroutines at once.
+// Report collects intervals into one self-contained page: see WriteTo. Its memory
+// does not grow with the number of intervals. If there are more intervals than
+// bins, neighbouring bins are merged. If a table has too many groups, the small
+// ones are summed up, and the page says so. A Report is not safe for concurrent
+// use.
 type Report struct {
 	opt   Options
 	views []*view
 
 	bins []timeBin
-	per  int // intervals that a full bin holds
+	per  int // intervals in a full bin
 
-	// What was added since the last grouping, one sample per identity.
+	// What was added since the last flush, one sample per identity.
 	merged  map[ident]*output.Sample
-	passing *output.Summary // of nothing: tells which single requests pass the filters
-	process bool            // processes are told apart: some key or filter asks for them
+	passing *output.Summary // empty; used to filter single requests
+	process bool            // a key or a filter needs processes
 	last    time.Time
-	shift   time.Duration // by which the clock was set back
+	shift   time.Duration // how far the clock was set back
 
 	intervals  int
 	start, end time.Time
 	covered    time.Duration // sum of the intervals' lengths
-	gap        time.Duration // within start and end, but in no interval
+	gap        time.Duration // between start and end, but not in any interval
 	filtered   output.Usage
 	hosts      []output.Host
 	moreHosts  bool
@@ -93,22 +94,22 @@ type Report struct {
 	sourceUse map[output.Source]*sourceSeries
 }
 
-// sourceSeries is one source's part of everything.
+// sourceSeries is the usage of one source.
 type sourceSeries struct {
 	usage output.Usage
 	bins  []readWrite
 }
 
-// sourceStatus is a state of a source and when it was seen first.
+// sourceStatus is a state of a source and when it was first seen.
 type sourceStatus struct {
 	at time.Time
 	output.SourceStatus
 }
 
-// readWrite is what a group did in a bin.
+// readWrite is the bytes of a group in a bin.
 type readWrite struct{ read, write uint64 }
 
-// timeBin is a stretch of the time axis.
+// timeBin is a section of the time axis.
 type timeBin struct {
 	start, end time.Time
 	covered    time.Duration
@@ -117,12 +118,12 @@ type timeBin struct {
 	total      output.Usage
 }
 
-// view is one table, or chart and table.
+// view is one grouping: a table, and for the first view the charts too.
 type view struct {
 	by      []output.Key
 	stacked bool
 	groups  map[string]*group
-	folded  group  // all groups that were dropped
+	folded  group  // sum of the groups that were dropped
 	foldMax uint64 // bytes of the largest of them
 }
 
@@ -137,31 +138,31 @@ type group struct {
 	groups  int
 }
 
-// ident is a sample's identity where labels need not be compared: the
-// container's id stands for them.
+// ident is the identity of a sample without labels, which follow from the id of
+// the container.
 type ident struct {
-	source                              output.Source
-	level                               output.Level
-	owner                               output.OwnerKind
-	project, rule, service, unit        string
-	id, name, runtime, image, tag, outr string
-	pod                                 output.Pod
-	cgroup                              output.Cgroup
-	process                             output.Process
-	device                              output.Device
-	mount                               output.Mount
+	source                                output.Source
+	level                                 output.Level
+	owner                                 output.OwnerKind
+	project, rule, service, unit          string
+	id, name, runtime, image, tag, parent string
+	pod                                   output.Pod
+	cgroup                                output.Cgroup
+	process                               output.Process
+	device                                output.Device
+	mount                                 output.Mount
 }
 
-// New begins a report.
+// New returns an empty report.
 func New(opt Options) *Report {
 	if len(opt.By) == 0 {
 		opt.By = []output.Key{output.KeyProject}
 	}
 	if opt.Top <= 0 {
-		opt.Top = DefaultReportTop
+		opt.Top = defaultTop
 	}
 	if opt.Bins <= 0 {
-		opt.Bins = DefaultReportBins
+		opt.Bins = defaultBins
 	}
 	opt.Bins = max(opt.Bins, 16)
 	if opt.Location == nil {
@@ -191,22 +192,22 @@ func (r *Report) addView(by []output.Key) {
 	r.views = append(r.views, &view{by: by, stacked: slices.Contains(by, output.KeyDevice), groups: map[string]*group{}})
 }
 
-// Damage notes that a part of the recording could not be read; the page says
-// so. Use it with the *DamageError of Recording.Next.
+// Damage makes the page say that a part of the recording could not be read. err is
+// a *recording.DamageError of recording.Reader.Next.
 func (r *Report) Damage(err error) {
 	if len(r.damage) < maxStatus {
 		r.damage = append(r.damage, err.Error())
 	}
 }
 
-// Add takes in one interval. Of iv only strings, label maps and
-// vxlan events are kept.
+// Add adds one interval. Of iv the report keeps only strings, label maps and the
+// contents of events; the caller may reuse the rest.
 func (r *Report) Add(iv *output.Interval) {
 	length := max(0, iv.End.Sub(iv.Start))
 	start := iv.Start.Add(r.shift)
 	if r.intervals > 0 && start.Before(r.last) {
-		// The wall clock was set back (or intervals overlap by a hair): the axis
-		// goes on where it was.
+		// The wall clock was set back, or intervals overlap slightly: the time axis
+		// continues where it was.
 		if d := r.last.Sub(start); d > time.Second {
 			r.shift += d
 		}
@@ -237,7 +238,7 @@ func (r *Report) Add(iv *output.Interval) {
 	}
 }
 
-// bin makes room on the time axis for one more interval.
+// bin adds one interval to the time axis.
 func (r *Report) bin(start, end time.Time, length time.Duration, gap bool) {
 	if n := len(r.bins); n > 0 && r.bins[n-1].intervals < r.per && !gap {
 		b := &r.bins[n-1]
@@ -253,8 +254,8 @@ func (r *Report) bin(start, end time.Time, length time.Duration, gap bool) {
 	}
 }
 
-// halve merges neighbouring bins, but not across a gap unless there are so many
-// gaps that nothing else is left.
+// halve merges neighbouring bins, but not across a gap unless there are too many
+// gaps.
 func (r *Report) halve() {
 	r.per *= 2
 	gaps := 0
@@ -305,7 +306,7 @@ func (r *Report) halve() {
 	}
 }
 
-// addMeta takes in what an interval says about itself.
+// addMeta adds hosts, sources, losses and overhead of an interval.
 func (r *Report) addMeta(iv *output.Interval) {
 	if !slices.Contains(r.hosts, iv.Host) {
 		if len(r.hosts) < maxHosts {
@@ -338,16 +339,16 @@ func (r *Report) addMeta(iv *output.Interval) {
 	r.unattr += iv.Unattributed()
 }
 
-// merge adds a sample to those of its identity.
+// merge adds a sample to the sum of its identity.
 func (r *Report) merge(s *output.Sample) {
 	if s.Level == output.LevelApp {
-		return // what programs asked their caches for is not the storage's load
+		return // reads and writes of the page cache are not the load of the storage
 	}
 	c := &s.Container
 	k := ident{
 		source: s.Source, level: s.Level, owner: s.Owner,
 		project: s.Project, rule: s.ProjectRule, service: s.Service, unit: s.Unit,
-		id: c.ID, name: c.Name, runtime: c.Runtime, image: c.Image, tag: c.ImageTag, outr: c.Parent,
+		id: c.ID, name: c.Name, runtime: c.Runtime, image: c.Image, tag: c.ImageTag, parent: c.Parent,
 		pod: s.Pod, cgroup: s.Cgroup, device: s.Device, mount: s.Mount,
 	}
 	if r.process {
@@ -373,8 +374,8 @@ func (r *Report) merge(s *output.Sample) {
 	m.Basis.Add(&s.Basis)
 }
 
-// trim keeps a histogram that somebody made of millions of bounds small,
-// by letting neighbours share the upper one's bound.
+// trim bounds the size of a histogram, because a recording may hold one with
+// millions of buckets: it joins neighbours under the upper bound.
 func trim(l *output.Latency) {
 	for len(l.Buckets) > maxBuckets {
 		half := l.Buckets[:0]
@@ -395,7 +396,7 @@ func trimUsage(u *output.Usage) {
 	}
 }
 
-// flush groups what was merged and adds it to the last bin.
+// flush groups the merged samples and adds them to the last bin.
 func (r *Report) flush() {
 	if len(r.merged) == 0 {
 		return
@@ -426,7 +427,7 @@ func (r *Report) flush() {
 	}
 }
 
-// addTotals adds up what passed the filters, from the rows of the first view.
+// addTotals adds the rows of the first view, which passed the filters, to the totals.
 func (r *Report) addTotals(summary *output.Summary, bin int) {
 	if summary.Filtered != nil {
 		r.filtered.Add(&summary.Filtered.Total)
@@ -441,7 +442,7 @@ func (r *Report) addTotals(summary *output.Summary, bin int) {
 			s := r.sourceUse[su.Source]
 			if s == nil {
 				if len(r.sourceUse) >= maxStatus {
-					continue // there are three; a file may claim thousands
+					continue // there are three, but a damaged file may have thousands
 				}
 				s = new(sourceSeries)
 				r.sourceUse[su.Source] = s
@@ -484,8 +485,8 @@ func (v *view) add(row *output.Row, bin int, stacked bool) {
 	g.bins = addBin(g.bins, bin, &row.Total)
 }
 
-// fold drops the smaller half of too many groups. One that comes back later
-// begins at zero: the page says by how much its row may be short.
+// fold drops the smaller half of the groups if there are too many. A group that
+// comes back later begins at zero; the page says how much its row may lack.
 func (v *view) fold() {
 	if len(v.groups) <= maxGroups {
 		return
@@ -499,7 +500,7 @@ func (v *view) fold() {
 	}
 }
 
-// absorb adds another group to a sum.
+// absorb adds another group to the sum g.
 func (g *group) absorb(o *group) {
 	g.usage.Add(&o.usage)
 	trimUsage(&g.usage)
@@ -513,7 +514,7 @@ func (g *group) absorb(o *group) {
 	g.groups += o.groups
 }
 
-// sorted returns the groups by bytes, then operations, then name.
+// sorted returns the groups sorted by bytes, then operations, then name.
 func (v *view) sorted() []*group {
 	return slices.SortedFunc(maps.Values(v.groups), func(a, b *group) int {
 		return cmp.Or(cmp.Compare(b.usage.Bytes(), a.usage.Bytes()), cmp.Compare(b.usage.Ops(), a.usage.Ops()),
@@ -521,9 +522,9 @@ func (v *view) sorted() []*group {
 	})
 }
 
-// top returns the largest n groups and the sum of the others, nil if there are
-// none. What has no owner stays in sight however little it is. Stacked devices
-// come apart: they are in no sum.
+// top returns the largest n groups and the sum of the others, or nil. Groups
+// without an owner are always shown, however small. Stacked devices are separate,
+// because no sum includes them.
 func (v *view) top(n int) (rows []*group, rest *group, stacked []*group) {
 	sum := group{text: output.TextRest}
 	if v.folded.groups > 0 {
@@ -547,7 +548,7 @@ func (v *view) top(n int) (rows []*group, rest *group, stacked []*group) {
 	return rows, rest, stacked
 }
 
-// addEvent keeps the events that a page can show.
+// addEvent keeps the events that the page can show.
 func (r *Report) addEvent(e *output.Event) {
 	if e.VXLAN != nil {
 		r.vxlanAll++
@@ -566,7 +567,7 @@ func (r *Report) addEvent(e *output.Event) {
 		return
 	}
 	i, _ := slices.BinarySearchFunc(r.slow, e.IO.Latency, func(s output.Event, l uint64) int {
-		return cmp.Or(cmp.Compare(l, s.IO.Latency), -1) // behind those that are as long
+		return cmp.Or(cmp.Compare(l, s.IO.Latency), -1) // after equal ones
 	})
 	io := *e.IO
 	r.slow = slices.Insert(r.slow, i, output.Event{Time: e.Time, IO: &io})

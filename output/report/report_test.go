@@ -13,6 +13,7 @@ import (
 	"reflect"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -24,9 +25,9 @@ import (
 	"golang.org/x/net/html"
 )
 
-var update = flag.Bool("update-report", false, "write testdata/report.golden.html anew")
+var update = flag.Bool("update-report", false, "write testdata/report.golden.html")
 
-// groupSpec is a container of the incident that the tests report on.
+// groupSpec is one owner of the test incident.
 type groupSpec struct {
 	project, service string
 	owner            output.OwnerKind
@@ -35,8 +36,8 @@ type groupSpec struct {
 	read, write      func(sec float64) float64 // MiB/s
 }
 
-// incident makes n intervals, step apart: a shop with its database and
-// web servers on NFS, a nightly backup that floods the disk, batch jobs, a file
+// incident makes n intervals of the length step: a shop with its database and web
+// servers on NFS, a nightly backup that floods the disk, batch jobs, a file
 // system on FUSE, I/O without owner, a device-mapper stack, and trouble with an
 // overlay network. sec in the functions is seconds since the beginning.
 func incident(n int, step time.Duration, add func(*output.Interval)) {
@@ -170,7 +171,7 @@ func incident(n int, step time.Duration, add func(*output.Interval)) {
 	}
 }
 
-// pageOf reports on an incident.
+// pageOf returns the report of an incident.
 func pageOf(opt Options, n int, step time.Duration) *Report {
 	r := New(opt)
 	incident(n, step, r.Add)
@@ -190,7 +191,7 @@ func bytesOf(t testing.TB, r *Report) []byte {
 	return b.Bytes()
 }
 
-// TestReportGolden holds the whole page of a short incident.
+// TestReportGolden compares the whole page of a short incident.
 func TestReportGolden(t *testing.T) {
 	r := pageOf(Options{
 		Title: "Slow shop, ticket 4711", Tool: "1.0", Origin: "incident.recording", Bins: 16, Top: 5,
@@ -219,7 +220,7 @@ func TestReportGolden(t *testing.T) {
 	}
 }
 
-// TestReportDemo writes the page that CONTRIBUTING suggests to look at.
+// TestReportDemo writes the example page of CONTRIBUTING.
 func TestReportDemo(t *testing.T) {
 	path := os.Getenv("REPORT_DEMO")
 	if path == "" {
@@ -231,8 +232,8 @@ func TestReportDemo(t *testing.T) {
 	}
 }
 
-// TestReportAddsUp: every table, chart and tile says the same, and that is what
-// was added, however often bins were merged.
+// TestReportAddsUp: all tables, charts and tiles have the sums of what was added,
+// however often bins were merged.
 func TestReportAddsUp(t *testing.T) {
 	for _, bins := range []int{16, 100, 10000} {
 		r := New(Options{Bins: bins, Top: 3})
@@ -304,7 +305,7 @@ func TestReportAddsUp(t *testing.T) {
 	}
 }
 
-// TestReportFilter: what a filter leaves out is in no row, and named.
+// TestReportFilter: no row includes what a filter leaves out, and a notice says how much it is.
 func TestReportFilter(t *testing.T) {
 	r := pageOf(Options{Filters: []output.Filter{{Key: output.KeyProject, Pattern: "shop"}}, By: []output.Key{output.KeyService, output.KeyOp}}, 100, time.Second)
 	all := pageOf(Options{}, 100, time.Second)
@@ -324,8 +325,8 @@ func TestReportFilter(t *testing.T) {
 	}
 }
 
-// TestReportClock: gaps stay gaps, and a clock that was set back does not turn
-// the axis around.
+// TestReportClock: gaps stay visible, and the time axis continues when the clock
+// is set back.
 func TestReportClock(t *testing.T) {
 	at := func(sec int) *output.Interval {
 		s := outputtest.Start.Add(time.Duration(sec) * time.Second)
@@ -368,8 +369,8 @@ func TestReportClock(t *testing.T) {
 	}
 }
 
-// TestReportBounded adds 16 hours of short-lived containers: memory stays, and the
-// totals stay exact.
+// TestReportBounded adds 16 hours of short-lived containers: memory stays bounded,
+// and totals stay exact.
 func TestReportBounded(t *testing.T) {
 	r := New(Options{})
 	var want uint64
@@ -432,8 +433,8 @@ func TestReportBounded(t *testing.T) {
 	}
 }
 
-// TestReportHostile parses the page as a browser does and looks for anything
-// that is not the template's own.
+// TestReportHostile parses the page as a browser does and looks for anything that
+// does not come from the template.
 func TestReportHostile(t *testing.T) {
 	r := New(hostileOptions())
 	for _, iv := range hostileIntervals() {
@@ -497,7 +498,7 @@ func TestReportHostile(t *testing.T) {
 	}
 }
 
-// hostile are names that somebody gave a container.
+// hostile are names that an attacker may give a container.
 var hostile = []string{
 	`<script>window.pwned=1</script><img src="http://127.0.0.1:9/x.png" onerror="window.pwned=2">`,
 	`</style></title></svg></bdi><script>window.pwned=3</script>`,
@@ -515,7 +516,7 @@ func hostileOptions() Options {
 	}
 }
 
-// hostileIntervals have such names in every place where there can be one.
+// hostileIntervals returns intervals with such names in every text field.
 func hostileIntervals() []*output.Interval {
 	var ivs []*output.Interval
 	for i := range 30 {
@@ -566,8 +567,8 @@ func poison(v reflect.Value, n *int) {
 	}
 }
 
-// TestReportLatencyBounds: a histogram of very many bounds is made coarser, not
-// dropped.
+// TestReportLatencyBounds: a histogram with too many bounds becomes coarser, but
+// keeps all latencies.
 func TestReportLatencyBounds(t *testing.T) {
 	r := New(Options{})
 	for i := range 20 {
@@ -596,7 +597,7 @@ func TestReportLatencyBounds(t *testing.T) {
 	}
 }
 
-// failingWriter takes n bytes.
+// failingWriter fails after n bytes.
 type failingWriter struct{ n int }
 
 func (w *failingWriter) Write(b []byte) (int, error) {
@@ -609,7 +610,7 @@ func (w *failingWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// TestReportWriteTo: errors are told, and a report can be written twice.
+// TestReportWriteTo: errors are returned, and a report can be written twice.
 func TestReportWriteTo(t *testing.T) {
 	r := pageOf(Options{}, 50, time.Second)
 	first := bytesOf(t, r)
@@ -632,7 +633,7 @@ func TestReportWriteTo(t *testing.T) {
 	if !strings.Contains(empty, "no interval was recorded") || strings.Contains(empty, "<figure") {
 		t.Error("the page of nothing does not say so")
 	}
-	// Intervals without any I/O are something else.
+	// Intervals without any I/O are not the same as no intervals.
 	idle := New(Options{})
 	idle.Add(&output.Interval{Start: outputtest.Start, End: outputtest.Start.Add(time.Second)})
 	if page := string(bytesOf(t, idle)); !strings.Contains(page, "No bytes were read or written") || strings.Contains(page, "NaN") {
@@ -640,7 +641,7 @@ func TestReportWriteTo(t *testing.T) {
 	}
 }
 
-// TestReportWriteFile: the file is whole or not there, and nothing stays beside it.
+// TestReportWriteFile: the file is complete or absent, and no temporary file stays.
 func TestReportWriteFile(t *testing.T) {
 	r := pageOf(Options{}, 20, time.Second)
 	want := bytesOf(t, r)
@@ -663,7 +664,7 @@ func TestReportWriteFile(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, bad := range []string{filepath.Join(dir, "taken"), filepath.Join(dir, "none", "out.html")} {
-		if err := r.WriteFile(bad); err == nil || !strings.Contains(err.Error(), "'"+bad+"'") {
+		if err := r.WriteFile(bad); err == nil || !strings.Contains(err.Error(), strconv.Quote(bad)) {
 			t.Errorf("%s: %v", bad, err)
 		}
 	}
@@ -672,8 +673,8 @@ func TestReportWriteFile(t *testing.T) {
 	}
 }
 
-// TestReportRecording goes the whole way: recorded, replayed, reported. The page
-// is the one that live would have made.
+// TestReportRecording: the page of a replayed recording equals the page of the live
+// run.
 func TestReportRecording(t *testing.T) {
 	opt := Options{Title: "both ways"}
 	live, replayed := New(opt), New(opt)
@@ -758,7 +759,7 @@ func TestReportTicks(t *testing.T) {
 	}
 }
 
-// FuzzReport makes a page of whatever a recording may hold.
+// FuzzReport makes pages of arbitrary contents of a recording.
 func FuzzReport(f *testing.F) {
 	for i, h := range hostile {
 		f.Add(h, uint64(i)<<40, uint64(1)<<63, int64(i)*1e9, uint16(i))
@@ -789,7 +790,7 @@ func FuzzReport(f *testing.F) {
 	})
 }
 
-// BenchmarkReportAdd takes in intervals of 1,500 groups.
+// BenchmarkReportAdd adds intervals of 1,500 groups.
 func BenchmarkReportAdd(b *testing.B) {
 	ivs := outputtest.Load(1, 64)
 	r := New(Options{})

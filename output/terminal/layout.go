@@ -11,18 +11,18 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 )
 
-// Tables are laid out by hand, for reasons: text/tabwriter counts characters,
-// not terminal cells, so that one Chinese container name bends every column;
-// lipgloss/table chooses widths anew for every frame, so that columns would
-// jump at each refresh. Cells are measured and cut by x/ansi.
+// Tables have a layout of their own. text/tabwriter counts characters instead of
+// terminal cells, so that one Chinese container name would shift every column.
+// lipgloss/table chooses new widths for every frame, so that columns would jump
+// at each refresh. x/ansi measures and cuts the cells.
 
-// narrowest a key column is made before columns of numbers give way.
+// Key columns are never narrower than this: columns of numbers are dropped first.
 const (
 	minKeyWidth      = 16 // of a single key
 	minKeyWidthMulti = 10 // of each of several
 )
 
-// cellStyle says what a piece of text is; how it looks is the output's choice.
+// cellStyle is the meaning of a piece of text; look gives its colours.
 type cellStyle int
 
 const (
@@ -38,21 +38,21 @@ const (
 type column struct {
 	group    string // heading over this and its neighbours of the same group
 	head     string
-	sort     string   // what --sort calls it; "" when it is not sortable
-	sorts    []string // what --sort calls the group
-	priority int      // columns of the highest give way first; 0 never does
+	sort     string   // its name in --sort; "" if it cannot be sorted by
+	sorts    []string // names of the group in --sort
+	priority int      // the highest is dropped first if there is no room; 0 never is
 	value    func(r *output.Row, d time.Duration) string
 }
 
-// layout keeps what must not change from frame to frame. The zero value is
+// layout remembers what must not change from frame to frame. The zero value is
 // ready to use.
 type layout struct {
 	sources   []output.Source // seen so far
-	latency   bool            // some latency was seen
+	latency   bool            // any latency was seen
 	keyWidths []int           // widest text seen in each key column
 }
 
-// update takes note of what a report shows.
+// update remembers the sources and keys of a summary.
 func (l *layout) update(summary *output.Summary) {
 	for _, s := range summary.Sources {
 		if !slices.Contains(l.sources, s) {
@@ -71,7 +71,7 @@ func (l *layout) update(summary *output.Summary) {
 	}
 }
 
-// columns returns the columns of numbers for a level.
+// columns returns the columns of numbers that a level has.
 func (l *layout) columns(level output.Level) []column {
 	var cols []column
 	pair := func(name string, priority int, read, write string, sorts []string, get func(*output.Row) *output.Usage) {
@@ -123,7 +123,7 @@ func (l *layout) columns(level output.Level) []column {
 	return cols
 }
 
-// rate writes an amount per second. Requests without bytes show as 0.
+// rate writes bytes per second. Requests without bytes show as 0.
 func rate(a *output.Amount, d time.Duration) string {
 	if a.Bytes == 0 && a.Ops > 0 {
 		return "0"
@@ -138,7 +138,7 @@ type grid struct {
 	gap  int   // cells before a group of columns
 }
 
-// fit chooses columns and widths for rows, and remembers the widths.
+// fit chooses columns and widths for rows and remembers the widths.
 func (l *layout) fit(summary *output.Summary, rows [][]string, rest *output.Row, width int) grid {
 	for _, r := range rows {
 		for i, text := range r {
@@ -151,7 +151,7 @@ func (l *layout) fit(summary *output.Summary, rows [][]string, rest *output.Row,
 		least = n*minKeyWidthMulti + n - 1
 	}
 	for width-g.numbers() < least {
-		// All columns of the least important kind go together.
+		// Columns of one priority are dropped together.
 		worst := 0
 		for _, c := range g.cols {
 			worst = max(worst, c.priority)
@@ -191,8 +191,8 @@ func (g *grid) gapBefore(i int) int {
 	return 1
 }
 
-// share gives every column what it wants if there is room for all, else cuts
-// the widest ones to the same width. One cell between columns is kept.
+// share gives every column the width that it wants if there is room for all, else
+// it cuts the widest ones to equal widths. One cell stays free between columns.
 func share(want []int, width int) []int {
 	room := max(width-(len(want)-1), len(want))
 	got := slices.Clone(want)
@@ -209,7 +209,7 @@ func share(want []int, width int) []int {
 	for i := range got {
 		got[i] = min(got[i], limit)
 	}
-	// What rounding left goes to the first columns that want more.
+	// Cells left over by rounding go to the first columns that want more.
 	for i := range got {
 		for got[i] < want[i] && sumOf(got) < room {
 			got[i]++
@@ -225,20 +225,20 @@ func sumOf(n []int) (sum int) {
 	return sum
 }
 
-// keyCells returns the safe texts of a row's key columns. Rows whose names are
-// equal although they are not the same thing get a mark each, and so does a
-// container that calls itself like a row of ours.
+// keyCells returns the safe texts of the rows' key columns. Rows with equal names
+// that are different things get a suffix (#id), and so does a container that has
+// the name of a reserved row, such as "(kernel)".
 func keyCells(rows []output.Row) [][]string {
 	cells := make([][]string, len(rows))
 	count := make(map[string]int, len(rows))
 	for i := range rows {
 		cells[i] = make([]string, len(rows[i].Keys))
 		for k := range rows[i].Keys {
-			text := text.Safe(rows[i].Keys[k].Text)
-			if strings.TrimSpace(text) == "" {
-				text = `"` + text + `"`
+			cell := text.Safe(rows[i].Keys[k].Text)
+			if strings.TrimSpace(cell) == "" {
+				cell = `"` + cell + `"`
 			}
-			cells[i][k] = text
+			cells[i][k] = cell
 		}
 		count[strings.Join(cells[i], "\x00")]++
 	}
@@ -260,8 +260,8 @@ func keyCells(rows []output.Row) [][]string {
 	return cells
 }
 
-// heads returns the two lines over the rows, with the column marked that rows
-// are sorted by.
+// heads returns the two lines above the rows. The column that rows are sorted by
+// is marked.
 func (g *grid) heads(by []output.Key, sort output.Sort) (groups, heads string) {
 	var a, b strings.Builder
 	mark := "v"
@@ -338,9 +338,9 @@ func sumText(r *output.Row) string {
 	return r.Label
 }
 
-// footer returns what an operator must know about the numbers' honesty: lost
-// records, bytes without an owner, names that are missing, and the own cost.
-// The parts are short, so that they can be wrapped.
+// footer says how far the numbers can be trusted: bytes without an owner, losses,
+// missing names, and the overhead of the tracer. alert is set if anything was
+// lost. The parts are short, so that they can be wrapped.
 func footer(iv *output.Interval, summary *output.Summary) (parts []string, alert bool) {
 	d := iv.End.Sub(iv.Start)
 	if summary.Level != output.LevelApp {
@@ -348,55 +348,40 @@ func footer(iv *output.Interval, summary *output.Summary) (parts []string, alert
 		parts = append(parts, "unattributed "+text.Percent(float64(unattributed), float64(summary.Total.Total.Bytes())))
 	}
 	if lost := lostText(&iv.Lost); lost == "" {
-		parts = append(parts, "lost nothing")
+		parts = append(parts, "nothing lost")
 	} else {
 		alert = true
 		parts = append(parts, "LOST "+lost)
 	}
 	if iv.Unresolved > 0 {
-		parts = append(parts, fmt.Sprintf("%d cgroups without a name", iv.Unresolved))
+		parts = append(parts, text.Plural(iv.Unresolved, "cgroup without a name", "cgroups without a name"))
 	}
-	cost := "own cost: cpu " + text.Percent(float64(iv.Self.CPUNanos), float64(d))
+	overhead := "overhead: CPU " + text.Percent(float64(iv.Self.CPUNanos), float64(d))
 	if iv.Self.BPFNanos > 0 {
-		cost += ", bpf " + text.Percent(float64(iv.Self.BPFNanos), float64(d))
+		overhead += ", BPF " + text.Percent(float64(iv.Self.BPFNanos), float64(d))
 	}
-	cost += ", " + text.Size(iv.Self.RSSBytes)
+	overhead += ", " + text.Size(iv.Self.RSSBytes)
 	if own := iv.Self.ReadBytes + iv.Self.WriteBytes; own > 0 {
-		cost += ", I/O " + text.Size(own) + " kept out"
+		overhead += ", " + text.Size(own) + " I/O not shown"
 	}
-	return append(parts, cost), alert
+	return append(parts, overhead), alert
 }
 
-// lostText names all losses; it is empty when there are none.
-func lostText(l *output.Lost) string {
-	var lost []string
-	if l.Bytes > 0 {
-		lost = append(lost, text.Size(l.Bytes)+" of totals")
-	}
-	for _, c := range []struct {
-		n    uint64
-		what string
-	}{
-		{l.Records, "records"}, {l.Notices, "notices"}, {l.Latencies, "latencies"}, {l.Groups, "owners"},
-		{l.Walks, "splits"}, {l.Misses, "misses"}, {l.Exports, "exports"},
-	} {
-		if c.n > 0 {
-			lost = append(lost, fmt.Sprintf("%d %s", c.n, c.what))
-		}
-	}
-	return strings.Join(lost, ", ")
-}
+// lostText names all losses. It is empty if there are none.
+func lostText(l *output.Lost) string { return strings.Join(l.Words(), ", ") }
 
-// wrap joins parts with two spaces into lines of at most width cells.
+// wrap joins parts with two spaces into lines of at most width cells. A part that
+// is longer than a line continues on the next one.
 func wrap(parts []string, width int) []string {
 	var lines []string
 	for _, p := range parts {
-		p = cutText(p, width)
 		if n := len(lines); n > 0 && ansi.StringWidth(lines[n-1])+2+ansi.StringWidth(p) <= width {
 			lines[n-1] += "  " + p
 			continue
 		}
-		lines = append(lines, p)
+		for l := range strings.SplitSeq(ansi.Wrap(p, width, ""), "\n") {
+			lines = append(lines, strings.TrimRight(l, " "))
+		}
 	}
 	return lines
 }

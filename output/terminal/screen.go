@@ -20,30 +20,29 @@ import (
 	"golang.org/x/term"
 )
 
-// ScreenOptions says what a screen shows at first, and where.
+// ScreenOptions are the options of RunScreen; all may be zero.
 type ScreenOptions struct {
-	// Group is what the screen starts with. All rows can be reached by
-	// scrolling, so that Top is not heeded.
+	// Group is how rows are grouped at first: by project if By is empty. Top is
+	// ignored, because the user can scroll to all rows.
 	Group output.GroupOptions
-	// Recording makes the screen play a recording instead of what is received.
-	Recording Timeline
-	// Notices are lines to show among the events; nil where there are none.
-	// Nothing else may write to the terminal while the screen is on it.
+	// Replay is what the screen plays; nil means to show received intervals.
+	Replay Timeline
+	// Notices are lines to show among the events, or nil. Nothing else may write
+	// to the terminal while the screen is on it.
 	Notices <-chan string
 	// Location is the time zone of the times shown; nil is the local one.
 	Location *time.Location
-	// Input and Output are the terminal; nil is standard input and output.
+	// Input and Output are the terminal; nil means standard input and output.
 	Input  io.Reader
 	Output io.Writer
 }
 
-// RunScreen shows intervals on an interactive screen until the user leaves it,
-// intervals is closed, ctx ends, or a signal asks the program to end (SIGINT,
-// SIGTERM, SIGHUP, SIGQUIT): all of these return nil. The terminal is as it was
-// before when RunScreen returns, also after a panic within it, which is
-// returned as an error; what the screen showed last stays as a plain table.
+// RunScreen shows intervals on an interactive screen. It returns nil when the user
+// quits, intervals is closed, ctx ends, or the process gets SIGINT, SIGTERM,
+// SIGHUP or SIGQUIT. A panic of the screen is returned as an error. In all cases
+// the terminal is restored, and the last state stays on it as a plain table.
 //
-// Nothing is received from intervals any more once it has returned.
+// RunScreen receives nothing from intervals after it has returned.
 func RunScreen(ctx context.Context, intervals <-chan *output.Interval, opt ScreenOptions) error {
 	if opt.Location == nil {
 		opt.Location = time.Local
@@ -80,8 +79,8 @@ func RunScreen(ctx context.Context, intervals <-chan *output.Interval, opt Scree
 	return errors.Join(last.Write(&summary, s.iv), last.Close())
 }
 
-// Interactive tells whether a screen can be shown: both ends are a terminal,
-// and one that can move its cursor. env looks up TERM; nil is os.Getenv.
+// Interactive reports whether a screen can be shown: in and out are a terminal
+// that can move its cursor. env looks up TERM; nil is os.Getenv.
 func Interactive(in, out *os.File, env func(string) string) bool {
 	if env == nil {
 		env = os.Getenv
@@ -93,13 +92,13 @@ func Interactive(in, out *os.File, env func(string) string) bool {
 	return term.IsTerminal(int(in.Fd())) && term.IsTerminal(int(out.Fd()))
 }
 
-// drillOrder is the way down from a project to where its bytes go.
+// drillOrder is the order of keys when the user drills down.
 var drillOrder = []output.Key{output.KeyProject, output.KeyService, output.KeyContainer, output.KeyProcess, output.KeyMount}
 
-// cycleOrder are the keys that one key press goes through.
+// cycleOrder is the order of keys that b and B step through.
 var cycleOrder = []output.Key{output.KeyProject, output.KeyService, output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyDevice, output.KeyImage, output.KeyNFSServer, output.KeyPod, output.KeyNamespace, output.KeyCgroup, output.KeySource, output.KeyOp}
 
-// step is a place that the user drilled down from.
+// step is a view that the user drilled down from.
 type step struct {
 	by       []output.Key
 	pins     []output.Pin
@@ -121,7 +120,7 @@ type screen struct {
 	ctx       context.Context
 	opt       ScreenOptions
 	intervals <-chan *output.Interval
-	live      *liveFrames // nil in a replay
+	live      *liveFrames // nil during a replay
 	src       Timeline
 
 	width, height int
@@ -129,7 +128,7 @@ type screen struct {
 	pos     int  // interval shown
 	follow  bool // live: show every new interval; replay: play
 	speed   int  // of a replay: index of speeds
-	ticking int  // number of the tick that is awaited; others are stale
+	ticking int  // number of the tick to wait for; other ticks are stale
 
 	group   output.GroupOptions
 	path    []step
@@ -144,15 +143,15 @@ type screen struct {
 	events    []event
 	noted     map[int]bool // intervals of a recording whose events are in events
 	sources   map[output.Source]bool
-	lastNoted int    // interval that sources is of
-	selected  string // id of the row that is marked
-	cursor    int    // its place
+	lastNoted int    // the interval that sources describes
+	selected  string // id of the marked row
+	cursor    int    // its index
 	offset    int    // first row on the screen
-	page      int    // rows on the screen when it was drawn last
+	page      int    // how many rows were drawn last
 
 	help     bool
 	noEvents bool
-	note     string // told once, until the next key
+	note     string // message that stays until the next key press
 }
 
 func newScreen(ctx context.Context, intervals <-chan *output.Interval, opt ScreenOptions) *screen {
@@ -163,8 +162,8 @@ func newScreen(ctx context.Context, intervals <-chan *output.Interval, opt Scree
 	if len(s.group.By) == 0 {
 		s.group.By = []output.Key{output.KeyProject}
 	}
-	if opt.Recording != nil {
-		s.src = opt.Recording
+	if opt.Replay != nil {
+		s.src = opt.Replay
 	} else {
 		s.live = &liveFrames{}
 		s.src = s.live
@@ -222,10 +221,10 @@ func (s *screen) awaitNotice() tea.Cmd {
 	}
 }
 
-// speeds of a replay, as a multiple of how it was recorded.
+// speeds of a replay, as multiples of real time.
 var speeds = []float64{0.25, 0.5, 1, 2, 5, 10, 30, 60}
 
-// tick plays the recording on.
+// tick waits for the next interval of a replay.
 func (s *screen) tick() tea.Cmd {
 	s.ticking++
 	_, end := s.src.Bounds()
@@ -234,7 +233,7 @@ func (s *screen) tick() tea.Cmd {
 	}
 	_, now := s.src.Span(max(s.pos, 0))
 	_, next := s.src.Span(s.pos + 1)
-	// Gaps of a recording are stepped over, and no frame is too short to see.
+	// At most 5 s, so that gaps are skipped; at least 40 ms, so that every interval is seen.
 	wait := time.Duration(float64(next.Sub(now)) / speeds[s.speed])
 	wait = min(max(wait, 40*time.Millisecond), 5*time.Second)
 	n := s.ticking
@@ -253,7 +252,7 @@ func (s *screen) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		if s.follow {
 			s.show(end - 1)
 		} else if s.pos < first {
-			s.note = "this interval is too old to be kept any longer"
+			s.note = "this interval is no longer kept: showing the oldest one"
 			s.show(first)
 		}
 		return s, s.awaitInterval()
@@ -282,7 +281,7 @@ func (s *screen) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	return s, nil
 }
 
-// show makes i, or the nearest one there is, the interval on the screen.
+// show shows interval i, or the nearest one that exists.
 func (s *screen) show(i int) {
 	first, end := s.src.Bounds()
 	if end == first {
@@ -303,7 +302,7 @@ func (s *screen) show(i int) {
 	s.regroup()
 }
 
-// options returns how samples are grouped now.
+// options returns how samples are grouped at the moment.
 func (s *screen) options() output.GroupOptions {
 	opt := s.group
 	for _, p := range s.path {
@@ -315,8 +314,8 @@ func (s *screen) options() output.GroupOptions {
 	return opt
 }
 
-// parseSearch takes what was typed apart: KEY=TEXT words are filters, anything
-// else is to be found in the names of rows.
+// parseSearch splits what was typed: words of the form KEY=TEXT are filters, the
+// others are searched for in the names of rows.
 func parseSearch(s string) (filters []output.Filter, search string) {
 	var words []string
 	for word := range strings.FieldsSeq(s) {
@@ -333,15 +332,15 @@ func parseSearch(s string) (filters []output.Filter, search string) {
 	return filters, strings.ToLower(strings.Join(words, " "))
 }
 
-// reset is regroup after keys or filters have changed: nothing that was noted
-// for sparklines holds any more.
+// reset is regroup after keys or filters have changed, so that the sparklines are
+// no longer valid.
 func (s *screen) reset() {
 	s.history.clear()
 	s.layout.keyWidths = nil
 	s.regroup()
 }
 
-// regroup makes the rows anew.
+// regroup computes the rows again.
 func (s *screen) regroup() {
 	if s.iv == nil {
 		return
@@ -366,14 +365,14 @@ func (s *screen) regroup() {
 		}
 		s.history.put(i, output.Group(iv, opt), iv.End.Sub(iv.Start))
 	}
-	// The mark stays on its row while rows change places.
+	// The mark stays on its row when rows change places.
 	if i := slices.IndexFunc(s.summary.Rows, func(r output.Row) bool { return r.Group() == s.selected }); i >= 0 {
 		s.cursor = i
 	}
 	s.move(0)
 }
 
-// move puts the mark n rows further.
+// move moves the mark n rows down.
 func (s *screen) move(n int) {
 	if s.summary == nil || len(s.summary.Rows) == 0 {
 		s.cursor, s.offset = 0, 0
@@ -385,8 +384,8 @@ func (s *screen) move(n int) {
 	}
 }
 
-// noteEvents notes what happened in interval i: overlay devices, losses, and
-// sources that came or went.
+// noteEvents adds the events of interval i: overlay devices, losses, and sources
+// that were attached or detached.
 func (s *screen) noteEvents(i int, iv *output.Interval) {
 	if s.live == nil {
 		if s.noted[i] {
@@ -400,15 +399,15 @@ func (s *screen) noteEvents(i int, iv *output.Interval) {
 		}
 	}
 	at := iv.End.In(s.opt.Location).Format("15:04:05 ")
-	if text := lostText(&iv.Lost); text != "" {
-		s.addEvent(event{i, at + "lost " + text, true})
+	if lost := lostText(&iv.Lost); lost != "" {
+		s.addEvent(event{i, at + "lost " + lost, true})
 	}
 	for _, src := range iv.Sources {
 		was, known := s.sources[src.Source]
 		if known && was != src.Attached && i == s.lastNoted+1 {
 			line := at + text.Safe(string(src.Source)) + " attached: " + text.Safe(src.Hook)
 			if !src.Attached {
-				line = at + text.Safe(string(src.Source)) + " is gone: " + text.Safe(src.Reason)
+				line = at + text.Safe(string(src.Source)) + " detached: " + text.Safe(src.Reason)
 			}
 			s.addEvent(event{i, line, false})
 		}
@@ -428,7 +427,7 @@ func (s *screen) addEvent(e event) {
 	}
 }
 
-// key acts upon a key press.
+// key handles a key press.
 func (s *screen) key(msg tea.KeyPressMsg) tea.Cmd {
 	name := msg.String()
 	if name == "ctrl+c" {
@@ -507,7 +506,7 @@ func (s *screen) key(msg tea.KeyPressMsg) tea.Cmd {
 	return nil
 }
 
-// timeKey acts upon the keys that move through time.
+// timeKey handles the keys that move through time.
 func (s *screen) timeKey(name string) tea.Cmd {
 	first, end := s.src.Bounds()
 	if end == first {
@@ -549,7 +548,7 @@ func (s *screen) timeKey(name string) tea.Cmd {
 	return s.tick()
 }
 
-// drill goes from the marked row down to what it is made of.
+// drill shows what the marked row consists of, by the next key of drillOrder.
 func (s *screen) drill() {
 	if s.summary == nil || s.cursor >= len(s.summary.Rows) {
 		return
@@ -612,7 +611,7 @@ func (s *screen) cycleLevel() {
 	s.reset()
 }
 
-// sortBy sorts by a column, and the other way round when it did already.
+// sortBy sorts by a column, or reverses the order if it is sorted by it already.
 func (s *screen) sortBy(column string) {
 	reverse := s.group.Sort.ColumnName() == column && !s.group.Sort.Reverse
 	s.group.Sort = output.Sort{Column: column, Reverse: reverse}
@@ -629,10 +628,10 @@ func (s *screen) cycleSort(n int) {
 	s.regroup()
 }
 
-// edit changes the search. Editing is our own: the text input of the TUI
-// library's companion looks for clipboard programs in $PATH, which a program
-// that runs as root must not start.
-func (s *screen) edit(name, text string) {
+// edit changes the search. It does not use the text input of the bubbles library,
+// which looks for clipboard programs in $PATH: a program that runs as root must
+// not start those.
+func (s *screen) edit(name, typed string) {
 	switch name {
 	case "enter":
 		s.editing = false
@@ -648,19 +647,19 @@ func (s *screen) edit(name, text string) {
 		s.search = strings.TrimRight(s.search, " ")
 		s.search = s.search[:strings.LastIndexByte(s.search, ' ')+1]
 	default:
-		if text != "" {
-			s.typed(text)
+		if typed != "" {
+			s.typed(typed)
 		}
 		return
 	}
 	s.reset()
 }
 
-// maxSearch is how much can be typed, in bytes.
+// maxSearch is the longest search, in bytes.
 const maxSearch = 256
 
-func (s *screen) typed(text string) {
-	for _, r := range text {
+func (s *screen) typed(input string) {
+	for _, r := range input {
 		if unicode.IsPrint(r) && len(s.search) < maxSearch {
 			s.search += string(r)
 		}

@@ -8,20 +8,22 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 )
 
-// Timeline is the intervals that a screen can show, numbered from the first
-// that ever was. Those that are no longer kept are not in bounds.
+// Timeline holds the intervals that a screen can show. They are numbered in the
+// order of time, and an interval keeps its number when older ones are dropped.
+// Frame and Span take numbers within Bounds.
 type Timeline interface {
-	// Bounds returns the first and one past the last interval there is.
+	// Bounds returns the number of the first interval and the one after the last.
 	Bounds() (first, end int)
-	// Frame returns interval i. It is never nil without an error.
+	// Frame returns interval i, or an error if it cannot be read. The caller must
+	// not change it.
 	Frame(i int) (*output.Interval, error)
-	// Span tells when interval i began and ended.
+	// Span returns when interval i began and ended.
 	Span(i int) (start, end time.Time)
 }
 
-// What a live screen keeps to go back in time: a quarter of an hour at one
-// interval a second, less on hosts where an interval holds thousands of
-// samples. A sample takes 1 to 3 KB.
+// How much a live screen keeps for going back in time: 15 minutes at one interval
+// a second, less on hosts with thousands of samples in an interval. A sample
+// takes 1 to 3 KB.
 const (
 	keepFrames  = 900
 	keepSamples = 30_000
@@ -39,7 +41,7 @@ func (l *liveFrames) add(iv *output.Interval) {
 	l.samples += len(iv.Samples)
 	for len(l.kept) > 1 && (len(l.kept) > keepFrames || l.samples > keepSamples) {
 		l.samples -= len(l.kept[0].Samples)
-		l.kept[0] = nil // append moves the slice's start, not its memory
+		l.kept[0] = nil // so that the garbage collector can free it
 		l.kept = l.kept[1:]
 		l.first++
 	}
@@ -59,8 +61,8 @@ func (l *liveFrames) Span(i int) (start, end time.Time) {
 	return iv.Start, iv.End
 }
 
-// history holds what sparklines are drawn from: bytes of every group in the
-// last intervals.
+// history holds the data of the sparklines: bytes of every group in the last
+// intervals.
 type history struct {
 	points map[int]*point
 }
@@ -71,8 +73,8 @@ type point struct {
 	seconds float64
 }
 
-// historyLen is how many intervals sparklines reach back, and historyRows how
-// many groups of each are kept, the largest ones.
+// historyLen is how many intervals sparklines go back. Of each interval the
+// historyRows largest groups are kept.
 const (
 	historyLen  = 120
 	historyRows = 500
@@ -80,7 +82,7 @@ const (
 
 func (h *history) clear() { h.points = make(map[int]*point) }
 
-// put notes what a report says of interval i.
+// put stores the summary of interval i, which is d long.
 func (h *history) put(i int, summary *output.Summary, d time.Duration) {
 	usage := func(r *output.Row) uint64 {
 		if summary.Level == output.LevelApp {
@@ -99,7 +101,7 @@ func (h *history) put(i int, summary *output.Summary, d time.Duration) {
 	h.points[i] = p
 }
 
-// forget drops what is too old to be drawn at interval i, or too far ahead.
+// forget drops intervals that are too far from interval i to be drawn.
 func (h *history) forget(i int) {
 	for j := range h.points {
 		if j <= i-2*historyLen || j > i+historyLen {
@@ -110,9 +112,9 @@ func (h *history) forget(i int) {
 
 var sparkBars = []rune("▁▂▃▄▅▆▇█")
 
-// spark draws width cells that end with interval i. Cells hold several
-// intervals where more are kept than there is room, always the same ones, so
-// that bars move but do not flicker.
+// spark draws width cells that end with interval i. If there are more intervals
+// than cells, each cell shows several, always the same ones together, so that
+// bars move but do not flicker.
 func (h *history) spark(i, width int, value func(*point) uint64) string {
 	if width <= 0 {
 		return ""

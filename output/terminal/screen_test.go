@@ -164,8 +164,8 @@ func TestScreenDrill(t *testing.T) {
 	at("container without project", output.KeyService, "scratch (no service)")
 }
 
-// TestScreenDrillExact: drilling down keeps things of one name apart, which no
-// filter by name can.
+// TestScreenDrillExact: drilling down separates things with equal names, which a
+// filter by name cannot.
 func TestScreenDrillExact(t *testing.T) {
 	a := outputtest.Did(outputtest.ComposeContainer("p", "s", "aaaa11110000"), output.SourceBlock, outputtest.DiskSDA, output.Mount{Source: "/dev/a"}, 2, 0)
 	b := outputtest.Did(outputtest.ComposeContainer("p", "s", "bbbb22220000"), output.SourceBlock, outputtest.DiskSDA, output.Mount{Source: "/dev/b"}, 1, 0)
@@ -323,7 +323,7 @@ func TestScreenKeeps(t *testing.T) {
 	checkLines(t, s)
 }
 
-// TestScreenSpark: bars show what was when, empty where nothing is known.
+// TestScreenSpark: bars show the rates over time, and nothing for unknown intervals.
 func TestScreenSpark(t *testing.T) {
 	h := history{points: make(map[int]*point)}
 	for i := range 8 {
@@ -344,8 +344,8 @@ func TestScreenSpark(t *testing.T) {
 	}
 }
 
-// TestScreenEvents: overlay devices, losses and sources that go are told, in
-// the order of time, and only what was known at the interval shown.
+// TestScreenEvents: events of overlay devices, losses and detached sources are
+// shown in the order of time, up to the interval on the screen.
 func TestScreenEvents(t *testing.T) {
 	ivs := []*output.Interval{later(0), later(1), later(2)}
 	ivs[1].Events, ivs[2].Events = nil, nil
@@ -353,12 +353,12 @@ func TestScreenEvents(t *testing.T) {
 	ivs[2].Sources[1] = output.SourceStatus{Source: output.SourceNFS, Reason: "module is \x1bnot loaded"}
 	s := liveScreen(t, 200, 40, ScreenOptions{}, ivs...)
 	got := shown(s)
-	vxlan, lost, gone := strings.Index(got, "vxlan create failed"), strings.Index(got, "lost 5.00MiB of totals"), strings.Index(got, `nfs is gone: module is \x1bnot loaded`)
+	vxlan, lost, gone := strings.Index(got, "vxlan create failed"), strings.Index(got, "lost 5.00MiB of the totals"), strings.Index(got, `nfs detached: module is \x1bnot loaded`)
 	if vxlan < 0 || lost < vxlan || gone < lost {
 		t.Errorf("events at %d, %d, %d:\n%s", vxlan, lost, gone, got)
 	}
 	press(s, "left")
-	if got := shown(s); strings.Contains(got, "nfs is gone") || !strings.Contains(got, "lost 5.00MiB") {
+	if got := shown(s); strings.Contains(got, "nfs detached") || !strings.Contains(got, "lost 5.00MiB") {
 		t.Errorf("one interval back:\n%s", got)
 	}
 	press(s, "e")
@@ -367,8 +367,8 @@ func TestScreenEvents(t *testing.T) {
 	}
 }
 
-// TestScreenAnything presses keys at random on hostile data: the screen keeps
-// within its bounds whatever its size.
+// TestScreenAnything presses random keys with hostile data: lines fit the screen
+// for every size.
 func TestScreenAnything(t *testing.T) {
 	all := []string{"enter", "esc", "backspace", "up", "down", "left", "right", "home", "end", "pgdown", "pgup", "space", "ctrl+u", "ctrl+w",
 		"/", "s", "S", "t", "r", "w", "o", "p", "n", "b", "B", "v", "e", "g", "G", "?", "[", "]", "+", "-", "x", "op=read", "漢"}
@@ -426,7 +426,7 @@ func recordingOf(t testing.TB, ivs ...*output.Interval) *recording.Reader {
 	return r
 }
 
-// TestScreenReplay: a recording shows what the live screen did, at every place.
+// TestScreenReplay: a replay shows the same rows as the live screen, at every interval.
 func TestScreenReplay(t *testing.T) {
 	var ivs []*output.Interval
 	for n := range 40 {
@@ -436,7 +436,7 @@ func TestScreenReplay(t *testing.T) {
 		}
 		ivs = append(ivs, iv)
 	}
-	s := newScreen(t.Context(), nil, ScreenOptions{Recording: recordingOf(t, ivs...).Timeline(), Location: time.UTC})
+	s := newScreen(t.Context(), nil, ScreenOptions{Replay: recordingOf(t, ivs...).Timeline(), Location: time.UTC})
 	s.Update(tea.WindowSizeMsg{Width: 100, Height: 24})
 	s.Init()
 	if !s.iv.End.Equal(ivs[0].End) || !s.follow || !strings.Contains(shown(s), "REPLAY x1") || !strings.Contains(shown(s), "1/40") {

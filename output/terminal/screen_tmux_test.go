@@ -20,8 +20,8 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
 )
 
-// TestMain runs this binary as the program in the terminal when a test below
-// has started it as such.
+// TestMain runs this binary as the program in the terminal if a test below has
+// started it for that.
 func TestMain(m *testing.M) {
 	mode := os.Getenv("SCREEN_CASE")
 	if mode == "" {
@@ -34,9 +34,9 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
-// hostileFrames is after how many intervals the screen of hostile names comes
-// to rest: lines with wide characters are wiped and drawn anew with every change
-// of anything, and must not be judged in between.
+// hostileFrames is the number of intervals with hostile names. After the last one
+// the screen does not change any more: lines with wide characters are cleared and
+// drawn again at every change, and must not be checked in between.
 const hostileFrames = 3
 
 func child(mode, path string) error {
@@ -72,7 +72,7 @@ func child(mode, path string) error {
 			return err
 		}
 		defer r.Close()
-		opt.Recording = r.Timeline()
+		opt.Replay = r.Timeline()
 		return RunScreen(ctx, nil, opt)
 	}
 	ch := make(chan *output.Interval)
@@ -80,7 +80,7 @@ func child(mode, path string) error {
 		for n := 0; ; n++ {
 			iv := next(n)
 			if mode == "panic" && n == 3 {
-				iv = nil // which no honest caller sends
+				iv = nil // a bug in the caller
 			}
 			select {
 			case ch <- iv:
@@ -151,8 +151,8 @@ func (term *tmuxTerminal) typed(text string) {
 	term.tmux("send-keys", "-l", text)
 }
 
-// start runs this test binary in the shell; the shell then tells its exit
-// status and the state of the terminal.
+// start runs this test binary in the shell, which then writes the exit status and
+// the state of the terminal to a file.
 func (term *tmuxTerminal) start(mode, path string) {
 	term.t.Helper()
 	exe, err := os.Executable()
@@ -189,7 +189,7 @@ func (term *tmuxTerminal) pid() int {
 	return pid
 }
 
-// wait polls the screen until ok is happy with it, and returns it.
+// wait polls the screen until ok returns true, and returns the screen.
 func (term *tmuxTerminal) wait(what string, ok func(screen string) bool) string {
 	term.t.Helper()
 	deadline := time.Now().Add(30 * time.Second)
@@ -205,7 +205,7 @@ func (term *tmuxTerminal) wait(what string, ok func(screen string) bool) string 
 	}
 }
 
-// has waits until the screen holds all of parts.
+// has waits until the screen contains all parts.
 func (term *tmuxTerminal) has(parts ...string) string {
 	term.t.Helper()
 	return term.wait(fmt.Sprintf("%q", parts), func(screen string) bool {
@@ -235,12 +235,12 @@ func (term *tmuxTerminal) restored(status int) string {
 	if want := fmt.Sprintf("status=%d\n%s", status, before); done != want {
 		term.t.Errorf("status and modes of the terminal are %q, want %q", done, want)
 	}
-	// Where the prompt is, tmux has read all that the program wrote.
+	// When the prompt is there, tmux has read everything that the program wrote.
 	term.wait("the prompt", func(s string) bool { return strings.HasSuffix(strings.TrimRight(s, " \n"), "ready>") })
 	if got := strings.TrimSpace(term.tmux("display-message", "-p", "#{alternate_on} #{cursor_flag} #{mouse_any_flag} #{keypad_flag}")); got != "0 1 0 0" {
 		term.t.Errorf("alternate screen, cursor, mouse, keypad are %q", got)
 	}
-	// What is typed shows.
+	// The terminal echoes what is typed.
 	term.typed("echo typed-text")
 	term.has("ready> echo typed-text")
 	term.keys("C-u")
@@ -313,7 +313,7 @@ func TestTmuxScreen(t *testing.T) {
 	}
 }
 
-// TestTmuxSignals: whatever ends the program, the terminal is as it was.
+// TestTmuxSignals: the terminal is restored however the program ends.
 func TestTmuxSignals(t *testing.T) {
 	for name, signal := range map[string]syscall.Signal{"INT": syscall.SIGINT, "TERM": syscall.SIGTERM, "HUP": syscall.SIGHUP, "QUIT": syscall.SIGQUIT} {
 		t.Run(name, func(t *testing.T) {
@@ -367,7 +367,7 @@ func TestTmuxPanic(t *testing.T) {
 	}
 }
 
-// TestTmuxHostile: no name acts upon the terminal.
+// TestTmuxHostile: names have no effect on the terminal.
 func TestTmuxHostile(t *testing.T) {
 	term := newTerminal(t, 120, 50)
 	term.start("hostile", "")
@@ -431,12 +431,12 @@ func TestTmuxInteractive(t *testing.T) {
 	term.has("interactive: true false false false false")
 }
 
-// TestTmuxTable: without the screen a table takes the place of the one before.
+// TestTmuxTable: without the screen each table replaces the one before.
 func TestTmuxTable(t *testing.T) {
 	term := newTerminal(t, 100, 30)
 	term.start("table", "")
-	// A table is on the terminal for a moment only: whoever looks asks for one
-	// that is late enough, not for a certain one.
+	// Each table is on the terminal for a moment only, so that the test waits for
+	// one that is late enough instead of a certain one.
 	title := regexp.MustCompile(`(?m)^(\d\d:\d\d:\d\d)  .*requests on the wire`)
 	number := func(screen string) int {
 		m := title.FindStringSubmatch(screen)

@@ -13,13 +13,13 @@ import (
 	"github.com/charmbracelet/x/ansi"
 )
 
-// The screen's sparklines: how wide they are at least and at most.
+// The width of sparklines in cells.
 const (
 	minSpark = 6
 	maxSpark = 30
 )
 
-// markSign ends the row that is marked.
+// markSign ends the marked row.
 const markSign = " <"
 
 // View implements tea.Model.
@@ -29,14 +29,14 @@ func (s *screen) View() tea.View {
 		lines[i].text = cutText(l.text, s.width)
 	}
 	lines = lines[:min(len(lines), s.height)]
-	text := make([]string, len(lines))
+	styled := make([]string, len(lines))
 	for i, l := range lines {
-		text[i] = l.text
+		styled[i] = l.text
 		if look := l.style.look(); look != nil && l.text != "" {
-			text[i] = look.Styled(l.text)
+			styled[i] = look.Styled(l.text)
 		}
 	}
-	v := tea.NewView(strings.Join(text, "\n"))
+	v := tea.NewView(strings.Join(styled, "\n"))
 	v.AltScreen = true
 	v.WindowTitle = "iotrace-bpf"
 	if s.editing {
@@ -45,7 +45,7 @@ func (s *screen) View() tea.View {
 	return v
 }
 
-// lines returns what is on the screen, from top to bottom.
+// lines returns the lines of the screen, from top to bottom.
 func (s *screen) lines() []styledLine {
 	if s.help {
 		return s.helpLines()
@@ -55,8 +55,8 @@ func (s *screen) lines() []styledLine {
 	}
 	foot := s.footLines()
 	head := s.headLines()
-	// On a small screen a few rows and the last line, which holds messages and
-	// keys, matter more than the others.
+	// On a small screen a few rows and the last line (messages and keys) are more
+	// important than the rest of the footer.
 	for len(foot) > 1 && len(head)+4+len(foot) > s.height {
 		foot = foot[1:]
 	}
@@ -69,7 +69,7 @@ func (s *screen) lines() []styledLine {
 	return append(lines, foot...)
 }
 
-// headLines are the title, the totals, and where the user is.
+// headLines are the title, the totals, and the path that the user drilled down.
 func (s *screen) headLines() []styledLine {
 	d := s.iv.End.Sub(s.iv.Start)
 	title := []string{"iotrace-bpf"}
@@ -95,7 +95,7 @@ func (s *screen) headLines() []styledLine {
 	}
 }
 
-// state tells whether time goes on.
+// state says whether the screen is live, paused or a replay.
 func (s *screen) state() string {
 	switch {
 	case s.live == nil && s.follow:
@@ -108,8 +108,8 @@ func (s *screen) state() string {
 	return "PAUSED"
 }
 
-// pathText tells which part of the I/O is shown: the groups drilled into and
-// the search. The cursor of the search stands at its end.
+// pathText says which part of the I/O is shown: the path that was drilled down,
+// filters and the search, which must be last because the cursor is at its end.
 func (s *screen) pathText() string {
 	parts := []string{"all"}
 	for _, st := range s.path {
@@ -184,8 +184,7 @@ func (s *screen) rowLines(height int) []styledLine {
 		id := rows[i].Group()
 		add(&rows[i], cells[i], style, func(p *point) uint64 { return p.rows[id] })
 		if style == styleMarked {
-			// The mark shows over the whole width and, without colour or
-			// attributes, by its sign.
+			// The mark covers the whole width; its sign shows it without colours too.
 			l := &lines[len(lines)-1]
 			l.text = text.PadRight(l.text, s.width-len(markSign)) + markSign
 		}
@@ -203,7 +202,7 @@ func (s *screen) rowLines(height int) []styledLine {
 	return lines
 }
 
-// historyText tells how far back sparklines reach.
+// historyText returns how far back sparklines go.
 func (s *screen) historyText() string {
 	first, _ := s.src.Bounds()
 	start, _ := s.src.Span(max(first, s.pos-historyLen+1))
@@ -217,7 +216,7 @@ func shortDuration(d time.Duration) string {
 	return fmt.Sprintf("%.0f min", d.Minutes())
 }
 
-// footLines are honesty, events, the time line and the keys.
+// footLines are the footer of the table, events, the time line and the keys.
 func (s *screen) footLines() []styledLine {
 	foot, alert := footer(s.iv, s.summary)
 	style := styleDim
@@ -260,7 +259,7 @@ func (s *screen) eventLines(n int) []styledLine {
 	return lines
 }
 
-// sliderText draws where in time the screen is.
+// sliderText draws the time line with the position of the interval shown.
 func (s *screen) sliderText() string {
 	first, end := s.src.Bounds()
 	start, _ := s.src.Span(first)
@@ -289,42 +288,42 @@ func dateOf(t time.Time) []int {
 
 func (s *screen) keysText() string {
 	if s.editing {
-		return "type a part of a name, or KEY=GLOB such as op=write; enter keeps it, esc clears it"
+		return "type part of a name, or KEY=GLOB such as op=write; enter keeps it, esc clears it"
 	}
-	keys := []string{"q quit", "? help", "enter drill down", "backspace up", "/ filter", "s sort", "b by", "space pause", "arrows"}
+	keys := []string{"q quit", "? help", "enter drill down", "backspace up", "/ filter", "s sort", "b group by", "space pause", "arrows"}
 	if s.live == nil {
 		keys = []string{"q quit", "? help", "enter drill down", "backspace up", "/ filter", "s sort", "space play", "left/right time", "+/- speed"}
 	}
 	return strings.Join(wrap(keys, s.width)[:1], "")
 }
 
-// helpLines is the help: keys, and what the numbers are.
+// helpLines is the help: the keys and the meaning of the numbers.
 func (s *screen) helpLines() []styledLine {
-	text := `iotrace-bpf: keys
+	help := `iotrace-bpf: keys
 
 up down, j k, pgup pgdn    move the mark           g G    first, last row
-enter        down: project > service > container > process > mount
-backspace    up again
-b B          next, previous key to group by (device, image, nfs-server ...)
-s S          next, previous column to sort by
+enter        drill down: project > service > container > process > mount
+backspace    back up
+b B          group by the next, previous key (device, image, nfs-server ...)
+s S          sort by the next, previous column
 t r w o p n  sort by total, read, write, ops, p99, name; again: reverse
 /            filter as you type: part of a name, or KEY=GLOB; esc clears it
 v            level: wire, wire and app side by side, app
-space        pause and go on; in a replay: play and stop
-left right   one interval back, on      [ ]  ten      home end  first, last
-+ -          speed of a replay
-e            events on and off          ctrl+z  suspend       q  quit
+space        pause, continue; in a replay: play, pause
+left right   previous, next interval    [ ]  ten      home end  first, last
++ -          replay faster, slower
+e            show, hide events          ctrl+z  suspend       q  quit
 
-Rates are bytes per second in binary units, of requests on the wire: to the
-disk, the NFS server or the FUSE daemon. TOTAL is all of them, whatever the
-filter, and every byte is in it once: of stacked devices (dm, md, loop) only
-the lowest counts. What a FUSE daemon itself does to disks or NFS is the
-daemon's own. (kernel) is file-system metadata charged to nobody,
-(unattributed) has no owner that could be named, (other) did not fit.
+Rates are bytes per second in binary units, for requests on the wire: to the
+disk, the NFS server or the FUSE daemon. TOTAL includes what filters hide, and
+counts every byte once: of stacked devices (dm, md, loop) only the lowest one.
+Disk and NFS I/O of a FUSE daemon belongs to the daemon. (kernel) is
+file-system metadata without a known owner, (unattributed) is data without a
+known owner, (other) did not fit into the kernel's table (--max-groups).
 
-any key closes this`
+any key closes this help`
 	var lines []styledLine
-	for i, l := range strings.Split(text, "\n") {
+	for i, l := range strings.Split(help, "\n") {
 		style := styleNone
 		if i == 0 {
 			style = styleHead

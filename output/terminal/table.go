@@ -1,5 +1,4 @@
-// Package terminal shows intervals to people: as plain tables and on the
-// interactive screen.
+// Package terminal shows intervals as plain tables and on the interactive screen.
 package terminal
 
 import (
@@ -17,14 +16,14 @@ import (
 	"golang.org/x/term"
 )
 
-// TableOptions says how a table looks.
+// TableOptions are the options of NewTable; all may be zero.
 type TableOptions struct {
-	// Sort is marked in the heading; the rows come sorted.
+	// Sort is the column to mark in the heading. Rows must already be sorted by it.
 	Sort output.Sort
-	// Width is the widest a line may be, in terminal cells. 0 takes the
-	// terminal's width; where the output is none, $COLUMNS or else 80.
+	// Width is the most terminal cells in a line. 0 means the width of the
+	// terminal; if the output is not a terminal, $COLUMNS or else 80.
 	Width int
-	// Append writes one table below the other even on a terminal.
+	// Append writes each table below the last one even on a terminal.
 	Append bool
 	// Location is the time zone of the times shown; nil is the local one.
 	Location *time.Location
@@ -32,22 +31,22 @@ type TableOptions struct {
 	Env func(string) string
 }
 
-// paneEvents is how many events stay on a terminal below the table.
+// paneEvents is how many events stay below the table on a terminal.
 const paneEvents = 5
 
-// Table writes reports for people: on a terminal each one in the place of the
-// one before, elsewhere one below the other. Rates are bytes per second in
-// binary units. It is not safe for concurrent use.
+// Table writes intervals as tables. On a terminal each table replaces the one
+// before; elsewhere it follows below. Rates are bytes per second in binary units.
+// A Table is not safe for concurrent use.
 type Table struct {
 	w      io.Writer
 	opt    TableOptions
 	layout layout
-	// size returns the terminal's size; ok is false where w is none.
+	// size returns the terminal's size; ok is false if w is not a terminal.
 	size    func() (width, height int, ok bool)
 	inPlace bool
 	color   bool
-	drawn   []int    // widths of the lines on the screen that are to be replaced
-	events  []string // last ones, for a terminal
+	drawn   []int    // widths of the lines on the terminal, which the next table replaces
+	events  []string // the last ones, for a terminal
 }
 
 // NewTable returns a Table that writes to w.
@@ -76,7 +75,7 @@ func (t *Table) detect() {
 	t.color = terminal && !dumb && t.opt.Env("NO_COLOR") == ""
 }
 
-// defaultWidth is the width of lines where no terminal tells another.
+// defaultWidth is the width of lines if there is no terminal to ask.
 const defaultWidth = 80
 
 func (t *Table) dimensions() (width, height int) {
@@ -96,7 +95,7 @@ func (t *Table) dimensions() (width, height int) {
 	return max(width, 20), height
 }
 
-// look returns the escape sequences for a style.
+// look returns the escape sequences of a style; nil means none.
 func (s cellStyle) look() ansi.Style {
 	switch s {
 	case styleHead, styleTotal:
@@ -116,8 +115,8 @@ type styledLine struct {
 	style cellStyle
 }
 
-// Write shows the report of an interval. A reader that went away shows as
-// syscall.EPIPE to errors.Is.
+// Write shows the interval iv, of which summary holds the rows. If the reader of
+// a pipe has gone, the error is syscall.EPIPE for errors.Is.
 func (t *Table) Write(summary *output.Summary, iv *output.Interval) error {
 	width, height := t.dimensions()
 	lines := t.frame(summary, iv, width, height)
@@ -146,8 +145,8 @@ func (t *Table) Write(summary *output.Summary, iv *output.Interval) error {
 	return nil
 }
 
-// rowsDrawn returns how many rows of the terminal the last frame takes now: a
-// terminal that was made narrower has wrapped its lines.
+// rowsDrawn returns how many rows of the terminal the last frame takes now: if the
+// terminal was made narrower, it has wrapped lines.
 func (t *Table) rowsDrawn(width int) (rows int) {
 	for _, w := range t.drawn {
 		rows += max(1, (w+width-1)/width)
@@ -155,11 +154,11 @@ func (t *Table) rowsDrawn(width int) (rows int) {
 	return rows
 }
 
-// Close ends the table; the last one stays on the screen.
+// Close does nothing: the last table stays on the terminal.
 func (t *Table) Close() error { return nil }
 
-// frame returns the lines of one table. With a height there are fewer than
-// that many; rows without room are summed up.
+// frame returns the lines of one table. If height is not 0, there are fewer lines
+// than that, and rows without room are summed up.
 func (t *Table) frame(summary *output.Summary, iv *output.Interval, width, height int) []styledLine {
 	foot, alert := footer(iv, summary)
 	footLines := wrap(foot, width)
@@ -168,7 +167,7 @@ func (t *Table) frame(summary *output.Summary, iv *output.Interval, width, heigh
 
 	rows, rest, stacked := summary.Rows, summary.Rest, summary.Stacked
 	if height > 0 {
-		// Title, two headings, total, and the line that the cursor is on.
+		// Title, two headings, total, and the line of the cursor.
 		chrome := 5 + len(footLines)
 		if summary.Filtered != nil {
 			chrome++
@@ -252,13 +251,13 @@ func levelTitle(l output.Level) string {
 	case output.LevelApp:
 		return "read and written by programs, per second"
 	case output.LevelBoth:
-		return "requests on the wire, and by programs (APP), per second"
+		return "requests on the wire, and reads and writes by programs (APP), per second"
 	}
 	return "requests on the wire, per second"
 }
 
-// eventText returns the lines of an event: one on a terminal, as many as it
-// takes where the text may be all that is left of it.
+// eventText returns the lines of an event: one on a terminal, where it may be cut,
+// and the whole text elsewhere, where it may be the only record of the event.
 func (t *Table) eventText(e string, width int) []string {
 	const indent = "         "
 	if t.inPlace || width <= 2*len(indent) {
@@ -274,8 +273,8 @@ func (t *Table) eventText(e string, width int) []string {
 	return lines
 }
 
-// eventLines returns the events to show with iv: its own where tables are
-// appended, on a terminal the last ones.
+// eventLines returns the events to show with iv: on a terminal the last few,
+// elsewhere those of iv.
 func (t *Table) eventLines(iv *output.Interval) []string {
 	var lines []string
 	for i := range iv.Events {

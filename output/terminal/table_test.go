@@ -63,7 +63,7 @@ func TestTableGolden(t *testing.T) {
 	}
 }
 
-// TestTableLines: whatever names, keys and widths are, lines fit and are safe.
+// TestTableLines: lines fit and are safe for all names, keys and widths.
 func TestTableLines(t *testing.T) {
 	for seed := range uint64(150) {
 		rng := rand.New(rand.NewPCG(seed, 3))
@@ -98,7 +98,7 @@ func TestTableLines(t *testing.T) {
 	}
 }
 
-// TestTableEnv: what the environment says about terminals is heeded.
+// TestTableEnv: environment variables about terminals have an effect.
 func TestTableEnv(t *testing.T) {
 	size := func() (int, int, bool) { return 100, 30, true }
 	iv := outputtest.Shop()
@@ -144,7 +144,7 @@ func TestTableEnv(t *testing.T) {
 	}
 }
 
-// TestTableHeight: on a terminal a table never scrolls, and what has no room is
+// TestTableHeight: on a terminal a table never scrolls. Rows without room are
 // summed up, so that rows still add up to the total.
 func TestTableHeight(t *testing.T) {
 	iv := outputtest.Hostile()
@@ -171,7 +171,7 @@ func TestTableHeight(t *testing.T) {
 	}
 }
 
-// TestTableRedraw: each frame moves up by what the one before takes now.
+// TestTableRedraw: each table moves up by as many rows as the last one takes now.
 func TestTableRedraw(t *testing.T) {
 	var b bytes.Buffer
 	table := tableOf(&b, 0)
@@ -224,7 +224,7 @@ func TestTableSteady(t *testing.T) {
 	}
 }
 
-// TestTableEvents: on a terminal the last events stay, elsewhere each is told
+// TestTableEvents: on a terminal the last events stay, elsewhere each is written
 // once.
 func TestTableEvents(t *testing.T) {
 	var b bytes.Buffer
@@ -269,7 +269,7 @@ func BenchmarkTable(b *testing.B) {
 	}
 }
 
-// TestTableSameNames: rows of one name can be told apart.
+// TestTableSameNames: rows with equal names look different.
 func TestTableSameNames(t *testing.T) {
 	seen := make(map[string]bool)
 	for _, c := range keyCells(output.Group(outputtest.SameNames(), output.GroupOptions{Sort: output.Sort{Column: "name"}}).Rows) {
@@ -277,6 +277,23 @@ func TestTableSameNames(t *testing.T) {
 			t.Errorf("two rows show as %q", c[0])
 		}
 		seen[c[0]] = true
+	}
+}
+
+// TestTableLost: however much was lost, the footer names all of it.
+func TestTableLost(t *testing.T) {
+	iv := outputtest.Shop()
+	iv.Unresolved = 1
+	iv.Lost = output.Lost{Bytes: 1 << 60, Records: 1 << 40, Notices: 1 << 40, Latencies: 1, Groups: 1 << 40, Walks: 1 << 40, Misses: 1 << 40, Exports: 1 << 40}
+	var b bytes.Buffer
+	if err := tableOf(&b, 60).Write(output.Group(iv, output.GroupOptions{}), iv); err != nil {
+		t.Fatal(err)
+	}
+	shown := strings.Join(strings.Fields(b.String()), " ")
+	for _, want := range append(iv.Lost.Words(), "1 latency,", "1 cgroup without a name") {
+		if !strings.Contains(shown, want) {
+			t.Errorf("the footer does not say %q:\n%s", want, b.String())
+		}
 	}
 }
 

@@ -1,4 +1,4 @@
 package text
 
-// Scaled is scaled, for the tests.
+// Scaled is scaled, for the tests in package text_test.
 var Scaled = scaled

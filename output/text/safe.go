@@ -1,4 +1,4 @@
-// Package text makes names safe to print and writes numbers for people.
+// Package text makes names safe to print and formats numbers for people.
 package text
 
 import (
@@ -10,14 +10,14 @@ import (
 	"github.com/charmbracelet/x/ansi"
 )
 
-// maxMarks is how many combining marks in a row reach the terminal. Scripts
-// need two or three on one letter; heaps of them paint over other lines.
+// maxMarks is how many combining marks in a row are printed. Scripts need two or
+// three on one letter; many of them would paint over other lines.
 const maxMarks = 3
 
-// Safe returns s fit for a terminal or a log line: whatever could move the
-// cursor, change colours, reorder or hide text is written as a visible escape
-// (\n, \x1b, \u202e, \xff for a byte that is not UTF-8). Printable text of every
-// script stays as it is.
+// Safe returns s for a terminal or a log line. Characters that could move the
+// cursor, change colours, reorder or hide text become visible escapes: \n, \x1b,
+// \u202e, or \xff for a byte that is not UTF-8. Printable text of every script
+// stays as it is.
 func Safe(s string) string {
 	if plain(s) {
 		return s
@@ -50,7 +50,7 @@ func Safe(s string) string {
 	return b.String()
 }
 
-// plain tells whether s is printable ASCII, as nearly all names are.
+// plain reports whether s is printable ASCII, as nearly all names are.
 func plain(s string) bool {
 	for i := range len(s) {
 		if s[i] < ' ' || s[i] > '~' {
@@ -60,10 +60,10 @@ func plain(s string) bool {
 	return true
 }
 
-// Visible tells whether r shows as something and nothing more. IsPrint refuses
-// control and format characters (bidi overrides, zero-width joiners), private
-// use, surrogates, separators and all spaces but the ASCII one; fillers that
-// Unicode calls letters but nobody can see are refused as well.
+// Visible reports whether r prints something and has no other effect.
+// unicode.IsPrint is false for control and format characters (bidi overrides,
+// zero-width joiners), private use, surrogates, separators and all spaces except
+// the ASCII one. Visible is false for invisible letters (fillers) too.
 func Visible(r rune) bool {
 	return unicode.IsPrint(r) && r != 0x2800 && // braille blank
 		!unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)
@@ -86,13 +86,13 @@ func escape(b *strings.Builder, r rune) {
 	}
 }
 
-// Fit returns s made safe as by Safe and cut to at most width terminal
-// cells; text that was cut ends in "…".
+// Fit returns Safe(s) cut to at most width terminal cells. Text that was cut ends
+// in "…".
 func Fit(s string, width int) string {
 	if width <= 0 {
 		return ""
 	}
-	// No name needs more than a few bytes a cell: do not measure megabytes.
+	// A cell needs only a few bytes: do not measure megabytes.
 	if limit := 64 * (width + 1); len(s) > limit {
 		s = s[:limit]
 	}
@@ -103,7 +103,7 @@ func Fit(s string, width int) string {
 	return ansi.Truncate(s, width, "…")
 }
 
-// PadRight returns s, which must be safe, filled with spaces to width cells.
+// PadRight returns s, which must be safe, with spaces behind it up to width cells.
 func PadRight(s string, width int) string {
 	if n := width - ansi.StringWidth(s); n > 0 {
 		return s + strings.Repeat(" ", n)
@@ -111,7 +111,7 @@ func PadRight(s string, width int) string {
 	return s
 }
 
-// PadLeft is PadRight with the spaces in front: for numbers.
+// PadLeft is PadRight with the spaces in front, for numbers.
 func PadLeft(s string, width int) string {
 	if n := width - ansi.StringWidth(s); n > 0 {
 		return strings.Repeat(" ", n) + s

@@ -9,7 +9,7 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 )
 
-func TestSafeText(t *testing.T) {
+func TestSafe(t *testing.T) {
 	for in, want := range map[string]string{
 		"web-1":                  "web-1",
 		"":                       "",
@@ -37,14 +37,14 @@ func TestSafeText(t *testing.T) {
 		`back\slash "quote" <&>`: `back\slash "quote" <&>`,
 	} {
 		if got := text.Safe(in); got != want {
-			t.Errorf("SafeText(%+q) = %+q, want %+q", in, got, want)
+			t.Errorf("Safe(%+q) = %+q, want %+q", in, got, want)
 		}
 	}
 }
 
 func zalgo(n int) string { return strings.Repeat("\u0301", n) }
 
-func TestFitText(t *testing.T) {
+func TestFit(t *testing.T) {
 	for _, tt := range []struct {
 		in    string
 		width int
@@ -55,12 +55,12 @@ func TestFitText(t *testing.T) {
 		{strings.Repeat("x", 1<<20), 5, "xxxx…"},
 	} {
 		if got := text.Fit(tt.in, tt.width); got != tt.want {
-			t.Errorf("FitText(%.20q, %d) = %q, want %q", tt.in, tt.width, got, tt.want)
+			t.Errorf("Fit(%.20q, %d) = %q, want %q", tt.in, tt.width, got, tt.want)
 		}
 	}
 }
 
-func FuzzSafeText(f *testing.F) {
+func FuzzSafe(f *testing.F) {
 	for _, s := range outputtest.HostileNames {
 		f.Add(s, 10)
 	}
@@ -107,6 +107,11 @@ func TestUnits(t *testing.T) {
 	}{{0, 0, "0 %"}, {1, 0, "0 %"}, {1, 1e6, "<0.1 %"}, {1, 3, "33.3 %"}, {3, 2, "150.0 %"}} {
 		if got := text.Percent(tt.part, tt.whole); got != tt.want {
 			t.Errorf("%v of %v: got %q, want %q", tt.part, tt.whole, got, tt.want)
+		}
+	}
+	for n, want := range map[uint64]string{0: "0 latencies", 1: "1 latency", 2: "2 latencies", 1<<64 - 1: "18446744073709551615 latencies"} {
+		if got := text.Plural(n, "latency", "latencies"); got != want {
+			t.Errorf("%d: got %q, want %q", n, got, want)
 		}
 	}
 	if got := text.PerSecond(10<<20, 0); got == "" || strings.Contains(got, "Inf") {

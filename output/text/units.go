@@ -6,20 +6,20 @@ import (
 	"time"
 )
 
-// NumberWidth is the most terminal cells that a number of this package takes, so
-// that read and write of three sources fit side by side into 80 columns:
-// "1023Mi", "99.9Mi", "1.50Gi".
+// NumberWidth is the most terminal cells that a rate or latency takes: "1023Mi",
+// "99.9Mi". Read and write of three sources must fit into 80 columns.
 const NumberWidth = 6
 
-// None stands for "nothing happened"; a 0 says that something did, of no size.
+// None means that nothing happened. A 0 means requests without bytes.
 const None = "-"
 
 var (
+	// BinaryUnits are the prefixes of powers of 1024.
 	BinaryUnits  = []string{"", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"}
 	decimalUnits = []string{"", "k", "M", "G", "T", "P", "E"}
 )
 
-// scaled writes v with three significant digits and a unit.
+// scaled formats v with three significant digits and a unit.
 func scaled(v, base float64, units []string) string {
 	if v < 0 || math.IsNaN(v) {
 		return None
@@ -39,14 +39,14 @@ func scaled(v, base float64, units []string) string {
 	return strconv.FormatFloat(v, 'f', 2, 64) + units[i]
 }
 
-// Count writes a number of things in decimal units: "12.3k".
+// Count formats a number of things in decimal units: "12.3k".
 func Count(n float64) string { return scaled(n, 1000, decimalUnits) }
 
-// Bytes writes a number of bytes, or of bytes per second, in binary units
-// and without a letter for them: "12.3Mi".
+// Bytes formats bytes, or bytes per second, in binary units without the "B":
+// "12.3Mi".
 func Bytes(v float64) string { return scaled(v, 1024, BinaryUnits) }
 
-// PerSecond writes bytes in d as a rate in binary units: "12.3Mi" is 12.3 MiB/s.
+// PerSecond formats the rate of bytes in d in binary units: "12.3Mi" is 12.3 MiB/s.
 func PerSecond(bytes uint64, d time.Duration) string {
 	if bytes == 0 {
 		return None
@@ -54,7 +54,7 @@ func PerSecond(bytes uint64, d time.Duration) string {
 	return scaled(float64(bytes)/Seconds(d), 1024, BinaryUnits)
 }
 
-// OpsPerSecond writes operations in d as a rate in decimal units.
+// OpsPerSecond formats the rate of operations in d in decimal units: "1.20k".
 func OpsPerSecond(ops uint64, d time.Duration) string {
 	if ops == 0 {
 		return None
@@ -62,12 +62,12 @@ func OpsPerSecond(ops uint64, d time.Duration) string {
 	return scaled(float64(ops)/Seconds(d), 1000, decimalUnits)
 }
 
-// Size writes a number of bytes in binary units: "12.3MiB".
+// Size formats a number of bytes in binary units: "12.3MiB".
 func Size(bytes uint64) string {
 	return scaled(float64(bytes), 1024, BinaryUnits) + "B"
 }
 
-// Nanos writes a latency: "340us", "1.25ms", "12.3s".
+// Nanos formats a latency in nanoseconds: "340us", "1.25ms", "12.3s".
 func Nanos(ns uint64) string {
 	if ns == 0 {
 		return None
@@ -88,7 +88,7 @@ func Nanos(ns uint64) string {
 	return strconv.FormatFloat(v, 'f', 2, 64) + unit
 }
 
-// Percent writes part of whole as a share.
+// Percent formats part as a share of whole: "12.3 %".
 func Percent(part, whole float64) string {
 	if whole <= 0 || part <= 0 {
 		return "0 %"
@@ -100,7 +100,16 @@ func Percent(part, whole float64) string {
 	return strconv.FormatFloat(p, 'f', 1, 64) + " %"
 }
 
-// Seconds is d in seconds, never zero: an interval cut short still has a length.
+// Seconds returns d in seconds, at least 0.001: rates divide by it.
 func Seconds(d time.Duration) float64 {
 	return max(d.Seconds(), 1e-3)
+}
+
+// Plural writes n with the form of its noun that agrees: "1 latency",
+// "2 latencies", "0 latencies".
+func Plural[N int | uint64](n N, one, many string) string {
+	if n == 1 {
+		many = one
+	}
+	return strconv.FormatUint(uint64(n), 10) + " " + many
 }
