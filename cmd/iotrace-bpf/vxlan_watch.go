@@ -59,7 +59,11 @@ func (w *overlayWatch) Close() error {
 
 // status says what the watch is attached to.
 func (w *overlayWatch) status() output.SourceStatus {
-	return output.SourceStatus{Source: "vxlan", Attached: true, Hook: w.watcher.Hooks(), Cost: w.watcher.Cost()}
+	st := output.SourceStatus{Source: "vxlan", Attached: true, Hook: w.watcher.Hooks()}
+	if cost := w.watcher.Cost(); cost != "" {
+		st.Limitations = strings.Split(cost, "; ")
+	}
+	return st
 }
 
 // lost counts events that could not be delivered.

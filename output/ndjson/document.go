@@ -201,10 +201,10 @@ type docRequest struct {
 }
 
 type docSource struct {
-	Attached bool   `json:"attached"`
-	Hook     string `json:"hook,omitempty"`
-	Reason   string `json:"reason,omitempty"`
-	Cost     string `json:"cost,omitempty"`
+	Attached    bool     `json:"attached"`
+	Hook        string   `json:"hook,omitempty"`
+	Reason      string   `json:"reason,omitempty"`
+	Limitations []string `json:"limitations,omitempty"`
 }
 
 type docTotal struct {

@@ -542,7 +542,7 @@ func (e *encoder) status() {
 	f, iv := &e.doc.Iotrace, e.iv
 	f.Sources = make(map[string]docSource, len(iv.Sources))
 	for _, s := range iv.Sources {
-		f.Sources[string(s.Source)] = docSource{s.Attached, s.Hook, s.Reason, s.Cost}
+		f.Sources[string(s.Source)] = docSource{s.Attached, s.Hook, s.Reason, s.Limitations}
 	}
 	t := &e.r.Total.Total
 	if e.r.Level == output.LevelApp {

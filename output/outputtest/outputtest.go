@@ -183,7 +183,7 @@ func Shop() *output.Interval {
 		},
 		Sources: []output.SourceStatus{
 			{Source: output.SourceBlock, Attached: true, Hook: "tp_btf/block_rq_issue"},
-			{Source: output.SourceNFS, Attached: true, Hook: "raw_tp/nfs_initiate_write", Cost: "no retransmissions"},
+			{Source: output.SourceNFS, Attached: true, Hook: "raw_tp/nfs_initiate_write", Limitations: []string{"no retransmissions"}},
 			{Source: output.SourceFUSE, Attached: true, Hook: "fentry/fuse_send_one"},
 		},
 		Self: output.Self{BPFNanos: 3_000_000, CPUNanos: 11_000_000, RSSBytes: 41 * MiB},
@@ -412,7 +412,7 @@ func Interval(rng *rand.Rand, owners []output.Sample, i int, active float64) *ou
 		Host: output.Host{Name: "web1.example.net", ID: "4c4c4544004a3510804bb7c04f435831", Kernel: "6.18.5-amd64"},
 		Sources: []output.SourceStatus{
 			{Source: output.SourceBlock, Attached: true, Hook: "raw_tp/block_rq_issue, raw_tp/block_rq_complete"},
-			{Source: output.SourceNFS, Attached: true, Hook: "raw_tp/rpc_stats_latency", Cost: "the last page decides for a whole request"},
+			{Source: output.SourceNFS, Attached: true, Hook: "raw_tp/rpc_stats_latency", Limitations: []string{"the last page decides for a whole request"}},
 			{Source: output.SourceFUSE, Reason: "module fuse is not loaded"},
 		},
 		Self: output.Self{CPUNanos: 3e6 + rng.Uint64N(1e6), RSSBytes: 41 << 20},

@@ -1233,3 +1233,33 @@ func BenchmarkRecordSize(b *testing.B) {
 		})
 	}
 }
+
+// TestLimitations: several limitations of a source come back one by one. On disk
+// they are one text, which is what the first recordings have in this place.
+func TestLimitations(t *testing.T) {
+	source := func(limitations ...string) output.SourceStatus {
+		return output.SourceStatus{Source: output.SourceNFS, Attached: true, Limitations: limitations}
+	}
+	iv := &output.Interval{Start: outputtest.Start, End: outputtest.Start.Add(time.Second), Sources: []output.SourceStatus{
+		source("No retransmissions are counted: Linux 5.14 and newer count them.", "Reads are missing."), source(), source("Reads are missing."),
+	}}
+	path := filepath.Join(t.TempDir(), "a.recording")
+	record(t, path, Options{}, iv)
+	got, _ := replay(t, path)
+	mustEqual(t, "interval", got[0], iv)
+
+	e, err := newEncoder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := e.interval(iv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(w.Sources) != 3*srcWidth {
+		t.Fatalf("%d numbers for 3 sources", len(w.Sources))
+	}
+	if text := string(w.Strings[w.Sources[srcWidth-1]-1]); text != "No retransmissions are counted: Linux 5.14 and newer count them.\nReads are missing." {
+		t.Errorf("text on disk %q", text)
+	}
+}

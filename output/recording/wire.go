@@ -27,7 +27,7 @@ type wireInterval struct {
 	Unresolved uint64   `cbor:"4,keyasint,omitempty"`
 	Lost       []uint64 `cbor:"5,keyasint,omitempty"` // records, notices, latencies, groups, walks, misses, exports, bytes
 	Self       []uint64 `cbor:"6,keyasint,omitempty"` // ns in BPF, ns of CPU, bytes of memory, read, written
-	Sources    []uint64 `cbor:"7,keyasint,omitempty"` // source, attached, hook, reason, cost
+	Sources    []uint64 `cbor:"7,keyasint,omitempty"` // source, attached, hook, reason, limitations
 
 	// What this interval adds to the tables.
 	Strings []wireText `cbor:"8,keyasint,omitempty"`
@@ -186,7 +186,7 @@ func (e *encoder) interval(iv *output.Interval) (*wireInterval, error) {
 	w.Lost = noneIfZero([]uint64{l.Records, l.Notices, l.Latencies, l.Groups, l.Walks, l.Misses, l.Exports + e.left, l.Bytes})
 	w.Self = noneIfZero([]uint64{iv.Self.BPFNanos, iv.Self.CPUNanos, iv.Self.RSSBytes, iv.Self.ReadBytes, iv.Self.WriteBytes})
 	for _, s := range iv.Sources {
-		w.Sources = append(w.Sources, e.str(string(s.Source)), bit(s.Attached), e.str(s.Hook), e.str(s.Reason), e.str(s.Cost))
+		w.Sources = append(w.Sources, e.str(string(s.Source)), bit(s.Attached), e.str(s.Hook), e.str(s.Reason), e.str(joinLimitations(s.Limitations)))
 	}
 
 	n := len(iv.Samples)
@@ -410,6 +410,21 @@ func (e *encoder) labelSet(labels map[string]string) uint64 {
 	return n
 }
 
+// joinLimitations makes one text of the limitations of a source, a line each. The
+// first recordings hold a single text in this place, and a reader of that time
+// wants a single text there: so each version reads what the other one wrote, and
+// the format keeps its number.
+func joinLimitations(limitations []string) string { return strings.Join(limitations, "\n") }
+
+// splitLimitations is the reverse of joinLimitations. The text of an old
+// recording has one line and becomes one limitation.
+func splitLimitations(s string) []string {
+	if s == "" {
+		return nil
+	}
+	return strings.Split(s, "\n")
+}
+
 // packInts appends numbers in a form that differs whenever they do.
 func packInts(b []byte, numbers []uint64) []byte {
 	for _, n := range numbers {
@@ -608,7 +623,7 @@ func (t *nameTables) interval(w *wireInterval) (*output.Interval, error) {
 	}
 	for c := range slices.Chunk(w.Sources, srcWidth) {
 		iv.Sources = append(iv.Sources, output.SourceStatus{
-			Source: output.Source(t.str(c[0])), Attached: c[1] != 0, Hook: t.str(c[2]), Reason: t.str(c[3]), Cost: t.str(c[4]),
+			Source: output.Source(t.str(c[0])), Attached: c[1] != 0, Hook: t.str(c[2]), Reason: t.str(c[3]), Limitations: splitLimitations(t.str(c[4])),
 		})
 	}
 	fill := func(s *output.Sample, i int) {
