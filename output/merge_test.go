@@ -33,7 +33,7 @@ func TestMergeSums(t *testing.T) {
 	make := func() (ivs []*output.Interval) {
 		rng := rand.New(rand.NewPCG(43, 44))
 		for i := range 95 {
-			iv := outputtest.Interval(rng, owners, i, 0.7)
+			iv := outputtest.BusyInterval(rng, owners, i, 0.7)
 			iv.Lost = output.Lost{Records: 1, Notices: 2, Latencies: 3, Groups: 4, Bytes: 5, Walks: 6, Misses: 7, Exports: 8}
 			iv.Self.BPFNanos, iv.Unresolved = 11, uint64(i%7)
 			iv.Events = []output.Event{{Time: iv.Start, Action: fmt.Sprint(i), VXLAN: &output.VXLAN{}}}

@@ -440,7 +440,7 @@ func BenchmarkElasticsearchReal(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.SetBytes(int64(len(doc)))
-		before := outputtest.CpuTime(b)
+		before := outputtest.CPUTime(b)
 		for b.Loop() {
 			for e.Stats().QueueBytes > 32<<20 {
 				time.Sleep(time.Millisecond)
@@ -455,7 +455,7 @@ func BenchmarkElasticsearchReal(b *testing.B) {
 		if s := e.Stats(); s.Delivered != uint64(b.N) {
 			b.Fatalf("%+v", s)
 		}
-		outputtest.ReportDocs(b, float64(b.N), before)
+		outputtest.DocRates(b, float64(b.N), before)
 	})
 	b.Run("server's limit", func(b *testing.B) {
 		const batch = 4000

@@ -1136,7 +1136,7 @@ func BenchmarkElasticsearchShip(b *testing.B) {
 			}
 			doc := bytes.TrimSuffix(benchmarkDoc(), []byte("\n"))
 			b.SetBytes(int64(len(doc)))
-			before := outputtest.CpuTime(b)
+			before := outputtest.CPUTime(b)
 			for b.Loop() {
 				for e.Stats().QueueBytes > 32<<20 {
 					time.Sleep(time.Millisecond)
@@ -1151,7 +1151,7 @@ func BenchmarkElasticsearchShip(b *testing.B) {
 			if st := e.Stats(); st.Delivered != uint64(b.N) || got != b.N {
 				b.Fatalf("server saw %d of %d; %+v", got, b.N, st)
 			}
-			outputtest.ReportDocs(b, float64(b.N), before) // the server's work is in it
+			outputtest.DocRates(b, float64(b.N), before) // the server's work is in it
 		})
 	}
 }

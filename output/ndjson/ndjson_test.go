@@ -492,13 +492,13 @@ func BenchmarkNDJSON(b *testing.B) {
 	}
 	report := func(b *testing.B, before time.Duration) {
 		b.SetBytes(int64(size))
-		outputtest.ReportDocs(b, float64(n)*float64(b.N), before)
+		outputtest.DocRates(b, float64(n)*float64(b.N), before)
 		b.ReportMetric(float64(size)/float64(n), "bytes/doc")
 	}
 	b.Run("write", func(b *testing.B) {
 		w := New(io.Discard, Options{})
 		b.ReportAllocs()
-		before := outputtest.CpuTime(b)
+		before := outputtest.CPUTime(b)
 		for b.Loop() {
 			if err := w.Write(summary, iv); err != nil {
 				b.Fatal(err)
@@ -509,7 +509,7 @@ func BenchmarkNDJSON(b *testing.B) {
 	each := func(encode func(e *encoder)) func(b *testing.B) {
 		return func(b *testing.B) {
 			b.ReportAllocs()
-			before := outputtest.CpuTime(b)
+			before := outputtest.CPUTime(b)
 			for b.Loop() {
 				e := newEncoder(summary, iv, Options{})
 				for row, stacked := range documentRows(summary) {
@@ -543,7 +543,7 @@ func BenchmarkNDJSON(b *testing.B) {
 	b.Run("events", func(b *testing.B) {
 		w := New(io.Discard, Options{Events: true})
 		b.ReportAllocs()
-		before := outputtest.CpuTime(b)
+		before := outputtest.CPUTime(b)
 		for b.Loop() {
 			if err := w.Write(summary, iv); err != nil {
 				b.Fatal(err)

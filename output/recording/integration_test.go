@@ -44,7 +44,7 @@ func TestRecorderNoSpace(t *testing.T) {
 	written := map[int]*output.Interval{}
 	failed := 0
 	for i := range 200 {
-		iv := outputtest.Interval(rng, owners, i, 1)
+		iv := outputtest.BusyInterval(rng, owners, i, 1)
 		err := r.Write(iv)
 		switch {
 		case err == nil:
@@ -143,7 +143,7 @@ func TestReplayUnprivileged(t *testing.T) {
 	owners := outputtest.Owners(rng, 50)
 	var ivs []*output.Interval
 	for i := range 20 {
-		ivs = append(ivs, outputtest.Interval(rng, owners, i, 1))
+		ivs = append(ivs, outputtest.BusyInterval(rng, owners, i, 1))
 	}
 	path := filepath.Join(dir, "a.recording")
 	record(t, path, Options{}, ivs...)

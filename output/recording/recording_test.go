@@ -151,7 +151,7 @@ func TestRecordIsStandard(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.recording")
 	rng := rand.New(rand.NewPCG(1, 2))
 	owners := outputtest.Owners(rng, 20)
-	record(t, path, Options{}, outputtest.Interval(rng, owners, 0, 1), outputtest.Interval(rng, owners, 1, 1))
+	record(t, path, Options{}, outputtest.BusyInterval(rng, owners, 0, 1), outputtest.BusyInterval(rng, owners, 1, 1))
 	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
@@ -187,7 +187,7 @@ func TestRecordGolden(t *testing.T) {
 	owners := outputtest.Owners(rng, 12)
 	var ivs []*output.Interval
 	for i := range 5 {
-		ivs = append(ivs, outputtest.Interval(rng, owners, i, 0.7))
+		ivs = append(ivs, outputtest.BusyInterval(rng, owners, i, 0.7))
 	}
 	path := filepath.Join("testdata", "v1.recording")
 	if *update {
@@ -210,7 +210,7 @@ func small(t testing.TB) ([]byte, []*output.Interval) {
 	owners := outputtest.Owners(rng, 3)
 	var ivs []*output.Interval
 	for i := range 3 {
-		ivs = append(ivs, outputtest.Interval(rng, owners, i, 1))
+		ivs = append(ivs, outputtest.BusyInterval(rng, owners, i, 1))
 	}
 	path := filepath.Join(t.TempDir(), "small.recording")
 	record(t, path, Options{}, ivs...)
@@ -343,7 +343,7 @@ func TestRecordGoesOnBehindDamage(t *testing.T) {
 	owners := outputtest.Owners(rng, 3)
 	var ivs []*output.Interval
 	for i := range 2*keyEvery + 10 {
-		ivs = append(ivs, outputtest.Interval(rng, owners, i, 1))
+		ivs = append(ivs, outputtest.BusyInterval(rng, owners, i, 1))
 	}
 	path := filepath.Join(t.TempDir(), "a.recording")
 	record(t, path, Options{}, ivs...)
@@ -391,7 +391,7 @@ func TestRecordSeek(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.recording")
 	var ivs []*output.Interval
 	for i := range 300 {
-		ivs = append(ivs, outputtest.Interval(rng, owners, i, 0.8))
+		ivs = append(ivs, outputtest.BusyInterval(rng, owners, i, 0.8))
 	}
 	record(t, path, Options{}, ivs...)
 	r, err := Open(path)
@@ -450,7 +450,7 @@ func TestRecordRotation(t *testing.T) {
 	}
 	var ivs []*output.Interval
 	for i := 0; r.Stats().Files < 7; i++ {
-		ivs = append(ivs, outputtest.Interval(rng, owners, i, 1))
+		ivs = append(ivs, outputtest.BusyInterval(rng, owners, i, 1))
 		if err := r.Write(ivs[i]); err != nil {
 			t.Fatal(err)
 		}
@@ -881,7 +881,7 @@ func TestRecorderProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 100000 {
-		err := r.Write(outputtest.Interval(rng, owners, i, 1))
+		err := r.Write(outputtest.BusyInterval(rng, owners, i, 1))
 		switch {
 		case mode == "full" && i == 40:
 			if err == nil {
@@ -939,7 +939,7 @@ func TestRecorderKilled(t *testing.T) {
 		rng := rand.New(rand.NewPCG(13, 14))
 		owners := outputtest.Owners(rng, 300)
 		for i := range got {
-			mustEqual(t, fmt.Sprintf("interval %d", i), got[i], outputtest.Interval(rng, owners, i, 1))
+			mustEqual(t, fmt.Sprintf("interval %d", i), got[i], outputtest.BusyInterval(rng, owners, i, 1))
 		}
 	}
 }
@@ -967,7 +967,7 @@ func TestRecorderDiskFull(t *testing.T) {
 	owners := outputtest.Owners(rng, 300)
 	next := 0
 	for i := 0; i <= 60 && next < len(got); i++ {
-		if want := outputtest.Interval(rng, owners, i, 1); want.Start.Equal(got[next].Start) {
+		if want := outputtest.BusyInterval(rng, owners, i, 1); want.Start.Equal(got[next].Start) {
 			mustEqual(t, fmt.Sprintf("interval %d", i), got[next], want)
 			next++
 		}
@@ -1028,7 +1028,7 @@ func FuzzRecordInterval(f *testing.F) {
 	full := new(output.Interval)
 	outputtest.Fill(reflect.ValueOf(full).Elem(), &n)
 	full.Start, full.End = outputtest.Start, outputtest.Start.Add(time.Second)
-	for _, iv := range []*output.Interval{full, outputtest.Interval(rng, owners, 0, 1), {Start: outputtest.Start, End: outputtest.Start}} {
+	for _, iv := range []*output.Interval{full, outputtest.BusyInterval(rng, owners, 0, 1), {Start: outputtest.Start, End: outputtest.Start}} {
 		enc, err := newEncoder()
 		if err != nil {
 			f.Fatal(err)
@@ -1095,7 +1095,7 @@ func FuzzRecordInterval(f *testing.F) {
 func BenchmarkRecordWrite(b *testing.B) {
 	for _, active := range []float64{1, 0.3} {
 		b.Run(fmt.Sprintf("active=%v", active), func(b *testing.B) {
-			ivs := outputtest.Load(active, 64)
+			ivs := outputtest.BusyIntervals(active, 64)
 			r, err := Create(filepath.Join(b.TempDir(), "a"), Options{MaxBytes: -1})
 			if err != nil {
 				b.Fatal(err)
@@ -1117,7 +1117,7 @@ func BenchmarkRecordWrite(b *testing.B) {
 func BenchmarkRecordEvents(b *testing.B) {
 	rng := rand.New(rand.NewPCG(19, 20))
 	owners := outputtest.Owners(rng, 1500)
-	iv := outputtest.Interval(rng, owners, 0, 1)
+	iv := outputtest.BusyInterval(rng, owners, 0, 1)
 	for i := range 100000 {
 		s := owners[rng.IntN(40)]
 		ns := 50000 + rng.Uint64N(400000)
@@ -1144,7 +1144,7 @@ func BenchmarkRecordEvents(b *testing.B) {
 
 // BenchmarkRecordRead replays them.
 func BenchmarkRecordRead(b *testing.B) {
-	ivs := outputtest.Load(1, 64)
+	ivs := outputtest.BusyIntervals(1, 64)
 	path := filepath.Join(b.TempDir(), "a")
 	record(b, path, Options{MaxBytes: -1}, ivs...)
 	r, err := Open(path)
@@ -1167,7 +1167,7 @@ func BenchmarkRecordRead(b *testing.B) {
 
 // BenchmarkRecordBack goes back one interval at a time, as with a time slider.
 func BenchmarkRecordBack(b *testing.B) {
-	ivs := outputtest.Load(1, 300)
+	ivs := outputtest.BusyIntervals(1, 300)
 	path := filepath.Join(b.TempDir(), "a")
 	record(b, path, Options{MaxBytes: -1}, ivs...)
 	r, err := Open(path)
@@ -1195,7 +1195,7 @@ func BenchmarkRecordBack(b *testing.B) {
 func BenchmarkRecordSize(b *testing.B) {
 	for _, active := range []float64{1, 0.3, 0.05} {
 		b.Run(fmt.Sprintf("active=%v", active), func(b *testing.B) {
-			ivs := outputtest.Load(active, 128)
+			ivs := outputtest.BusyIntervals(active, 128)
 			zenc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
 			if err != nil {
 				b.Fatal(err)

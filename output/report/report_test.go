@@ -80,7 +80,7 @@ func incident(n int, step time.Duration, add func(*output.Interval)) {
 		if bytes < 4096 {
 			return output.Amount{}
 		}
-		a := outputtest.Amount(rng, min(max(1, bytes>>17), 60), median)
+		a := outputtest.RandomAmount(rng, min(max(1, bytes>>17), 60), median)
 		k := max(1, bytes>>17/max(1, a.Ops))
 		a.Bytes, a.Ops = bytes, a.Ops*k
 		a.Latency.Sum *= k
@@ -791,7 +791,7 @@ func FuzzReport(f *testing.F) {
 
 // BenchmarkReportAdd takes in intervals of 1,500 groups.
 func BenchmarkReportAdd(b *testing.B) {
-	ivs := outputtest.Load(1, 64)
+	ivs := outputtest.BusyIntervals(1, 64)
 	r := New(Options{})
 	b.ReportAllocs()
 	n := 0
