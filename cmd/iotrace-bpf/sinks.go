@@ -163,7 +163,7 @@ func (o *options) printer(stdout io.Writer) sink {
 func (o *options) elasticsearchOptions(log *slog.Logger) (elastic.Options, error) {
 	eo := elastic.Options{URLs: o.elasticsearch, SpoolDir: o.spool, Logger: log}
 	eo.Credentials.CAFile, eo.Credentials.Fingerprint, eo.Credentials.Username = o.esCA, o.esFingerprint, o.esUser
-	if err := eo.Credentials.LoadCredentials(o.esAPIKeyFile, o.esPasswordFile, os.Getenv); err != nil {
+	if err := eo.Credentials.Load(o.esAPIKeyFile, o.esPasswordFile, os.Getenv); err != nil {
 		return eo, fmt.Errorf("elasticsearch credentials: %w", err)
 	}
 	return eo, nil

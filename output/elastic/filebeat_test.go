@@ -192,8 +192,8 @@ func TestIntakeFilebeatRuns(t *testing.T) {
 	}
 }
 
-// sameShape takes off a document what is no difference: Filebeat writes times to the
-// millisecond, and a time series gives lists of one as what is in them.
+// sameShape removes differences that do not matter: Filebeat writes times to the
+// millisecond, and a time series returns a list of one value as that value.
 func sameShape(v any) any {
 	switch v := v.(type) {
 	case map[string]any:

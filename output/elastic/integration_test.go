@@ -58,7 +58,7 @@ func testOutage(t *testing.T, s *testserver.Server) {
 	opt.retry = retryRange{20 * time.Millisecond, 500 * time.Millisecond}
 	opt.slowRetry = opt.retry
 
-	// Without templates nothing may be stored, nor lost.
+	// Without templates nothing is stored and nothing is lost.
 	e := start(t, opt)
 	first := outputtest.Cluster(time.Now().Add(-time.Hour), 3)
 	want := newTotals()
@@ -354,8 +354,8 @@ func TestElasticsearchRealSecurity(t *testing.T) {
 		name, stream, want string
 		spoil              func(*Options)
 	}{
-		// A stream that the user may not write to is a matter of privileges,
-		// not of documents: they wait.
+		// The user may not write to this stream: its documents wait for the
+		// privilege and are not rejected for good.
 		{"stream", "logs-other-default", "403", func(*Options) {}},
 		{"password", testEvents, "401", func(o *Options) { o.Credentials.Password = "wrong" }},
 		{"key", testEvents, "401", func(o *Options) {
