@@ -58,9 +58,9 @@ func TestRecorderNoSpace(t *testing.T) {
 		default:
 			t.Fatal(err)
 		}
-		// A file that was put away is closed in the background, and as long as it
-		// is open its removal gives no room: the next interval might not find any.
-		outputtest.Until(t, "files put away to be closed", func() bool { return !stillOpen(t, path+".") })
+		// A renamed file is closed in the background, and its removal frees no space
+		// while it is open: the next interval might find no room.
+		outputtest.Until(t, "renamed files to be closed", func() bool { return !stillOpen(t, path+".") })
 	}
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
