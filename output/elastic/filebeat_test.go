@@ -184,7 +184,7 @@ func TestIntakeFilebeatRuns(t *testing.T) {
 			same = same || reflect.DeepEqual(sameShape(h.Source), sameShape(doc))
 		}
 		if !same {
-			t.Errorf("%s: %d documents of that time, none is\n%v\n%v", stream, len(found.Hits.Hits), doc, found.Hits.Hits)
+			t.Errorf("%s: %d documents of that time, none equal to\n%v\n%v", stream, len(found.Hits.Hits), doc, found.Hits.Hits)
 		}
 	}
 	if got := s.Sums(testIO, "iotrace.project.name", "iotrace.write.bytes", `{"bool":{"must_not":[{"term":{"iotrace.device.stacked":true}}]}}`); !maps.Equal(got, want.written) {

@@ -215,7 +215,7 @@ func checkMapping(t *testing.T, s *testserver.Server) {
 	}
 	for index, m := range caps {
 		if !strings.HasPrefix(index, ".ds-"+testIO) {
-			t.Errorf("%s is no backing index of a data stream", index)
+			t.Errorf("%s is not a backing index of a data stream", index)
 		}
 		io, _ := m.Mappings.Properties["iotrace"].(map[string]any)
 		read := lookup(io, "properties.read.properties.bytes.type")

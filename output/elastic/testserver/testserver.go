@@ -129,7 +129,7 @@ func Elasticsearch(t testing.TB, security *Security) *Server {
 	}
 	options = append(options, "discovery.type=single-node", "network.host=127.0.0.1", "http.port="+strconv.Itoa(port),
 		"path.data="+filepath.Join(dir, "data"), "path.logs="+filepath.Join(dir, "logs"),
-		// Disks that are nearly full are no concern of a test.
+		// A nearly full disk of the machine must not fail a test.
 		"cluster.routing.allocation.disk.threshold_enabled=false")
 	s.command = func() *exec.Cmd {
 		cmd := exec.Command(filepath.Join(home, "bin", "elasticsearch"), "-E", "transport.port="+strconv.Itoa(freePort(t)))
