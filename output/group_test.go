@@ -132,7 +132,7 @@ func TestGroupKeys(t *testing.T) {
 	} {
 		t.Run(tt.by, func(t *testing.T) {
 			summary := output.Group(outputtest.Shop(), output.GroupOptions{By: outputtest.Keys(t, tt.by)})
-			got := outputtest.Texts(summary.Rows)
+			got := outputtest.RowTexts(summary.Rows)
 			want := slices.Clone(tt.want)
 			slices.Sort(want)
 			if sorted := slices.Sorted(slices.Values(got)); !slices.Equal(sorted, want) {
@@ -141,7 +141,7 @@ func TestGroupKeys(t *testing.T) {
 			if !slices.IsSortedFunc(summary.Rows, func(a, b output.Row) int { return int(b.Total.Bytes()) - int(a.Total.Bytes()) }) {
 				t.Errorf("rows are not sorted by total: %q", got)
 			}
-			outputtest.CheckSum(t, summary, outputtest.Shop(), output.GroupOptions{})
+			outputtest.CheckTotals(t, summary, outputtest.Shop(), output.GroupOptions{})
 		})
 	}
 }
@@ -159,7 +159,7 @@ func TestGroupStacked(t *testing.T) {
 		"asked":     {output.GroupOptions{Stacked: true}, []string{"shop-db-1|3145728|94371840"}},
 	} {
 		summary := output.Group(iv, tt.opt)
-		if got := outputtest.Texts(summary.Stacked); !slices.Equal(got, tt.want) {
+		if got := outputtest.RowTexts(summary.Stacked); !slices.Equal(got, tt.want) {
 			t.Errorf("%s: stacked rows %q, want %q", name, got, tt.want)
 		}
 		if got := summary.Total.Total.Bytes(); got != 24122344+149753856 {
@@ -194,10 +194,10 @@ func TestGroupFilters(t *testing.T) {
 		{[]string{"project=nobody"}, nil},
 	} {
 		summary := output.Group(outputtest.Shop(), output.GroupOptions{Filters: outputtest.Filters(t, tt.filters...)})
-		if got := outputtest.Texts(summary.Rows); !slices.Equal(got, tt.want) {
+		if got := outputtest.RowTexts(summary.Rows); !slices.Equal(got, tt.want) {
 			t.Errorf("%q: got %q, want %q", tt.filters, got, tt.want)
 		}
-		outputtest.CheckSum(t, summary, outputtest.Shop(), output.GroupOptions{})
+		outputtest.CheckTotals(t, summary, outputtest.Shop(), output.GroupOptions{})
 	}
 }
 
@@ -205,7 +205,7 @@ func TestGroupFilters(t *testing.T) {
 func TestGroupSameNames(t *testing.T) {
 	iv := outputtest.SameNames()
 	summary := output.Group(iv, output.GroupOptions{Sort: output.Sort{Column: "name"}})
-	got := outputtest.Texts(summary.Rows)
+	got := outputtest.RowTexts(summary.Rows)
 	slices.Sort(got)
 	want := []string{"(kernel)|4|0", "(kernel)|8|0", "p-s-1 (helper)|16|0", "p-s-1|2|0", "p-s-1|2|0", "p-s-1|32|0"}
 	if !slices.Equal(got, want) {
@@ -242,11 +242,11 @@ func TestGroupSums(t *testing.T) {
 		columns := output.SortColumns()
 		opt.Sort = output.Sort{columns[rng.IntN(len(columns))], rng.IntN(2) == 0}
 		summary := output.Group(iv, opt)
-		outputtest.CheckSum(t, summary, iv, opt)
+		outputtest.CheckTotals(t, summary, iv, opt)
 		if t.Failed() {
 			t.Fatalf("seed %d, options %+v", seed, opt)
 		}
-		if again := output.Group(iv, opt); !slices.Equal(outputtest.Texts(again.Rows), outputtest.Texts(summary.Rows)) {
+		if again := output.Group(iv, opt); !slices.Equal(outputtest.RowTexts(again.Rows), outputtest.RowTexts(summary.Rows)) {
 			t.Fatalf("seed %d: the order of rows changes from call to call", seed)
 		}
 		for i := range summary.Rows {
@@ -267,13 +267,13 @@ func TestGroupSums(t *testing.T) {
 func TestGroupTop(t *testing.T) {
 	summary := output.Group(outputtest.Shop(), output.GroupOptions{Top: 2})
 	// Bytes without an owner keep their row.
-	if got, want := outputtest.Texts(summary.Rows), []string{"shop-db-1|3145728|94371840", "shop-web-1|20971520|41943040", "(unattributed)|4096|16384"}; !slices.Equal(got, want) {
+	if got, want := outputtest.RowTexts(summary.Rows), []string{"shop-db-1|3145728|94371840", "shop-web-1|20971520|41943040", "(unattributed)|4096|16384"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
 	if summary.Rest == nil || summary.Rest.Groups != 4 || summary.Rest.Total.Bytes() != 1000+12582912+524288+307200+8192 {
 		t.Errorf("rest is %+v", summary.Rest)
 	}
-	outputtest.CheckSum(t, summary, outputtest.Shop(), output.GroupOptions{})
+	outputtest.CheckTotals(t, summary, outputtest.Shop(), output.GroupOptions{})
 	if summary := output.Group(outputtest.Shop(), output.GroupOptions{Top: 7}); summary.Rest != nil || len(summary.Rows) != 7 {
 		t.Errorf("nothing was to be cut, but rest is %+v", summary.Rest)
 	}
@@ -399,7 +399,7 @@ func FuzzFilter(f *testing.F) {
 		}
 		iv.Samples[0].Project, iv.Samples[0].Container.Name = name, name
 		summary := output.Group(iv, output.GroupOptions{Filters: []output.Filter{filter}})
-		outputtest.CheckSum(t, summary, iv, output.GroupOptions{})
+		outputtest.CheckTotals(t, summary, iv, output.GroupOptions{})
 	})
 }
 
@@ -436,7 +436,7 @@ func TestOuter(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []string{"(kernel)|0|7000000", "ffffffffffff|0|600000", "web|0|50000", "ci|0|4321"}
-	if got := outputtest.Texts(output.Group(iv, output.GroupOptions{By: by}).Rows); !slices.Equal(got, want) {
+	if got := outputtest.RowTexts(output.Group(iv, output.GroupOptions{By: by}).Rows); !slices.Equal(got, want) {
 		t.Errorf("got %q\nwant %q", got, want)
 	}
 	for pattern, want := range map[string][]string{"ci": {"ci|0|4321"}, "aaaa1111": {"ci|0|4321"}, "web": {"web|0|50000"}, "fffff*": {"ffffffffffff|0|600000"}} {
@@ -447,7 +447,7 @@ func TestOuter(t *testing.T) {
 		var got []string
 		for _, r := range output.Group(iv, output.GroupOptions{By: by, Filters: []output.Filter{f}}).Rows {
 			if !strings.HasPrefix(r.Text(), "(filtered") {
-				got = append(got, outputtest.Texts([]output.Row{r})...)
+				got = append(got, outputtest.RowTexts([]output.Row{r})...)
 			}
 		}
 		if !slices.Equal(got, want) {

@@ -33,7 +33,7 @@ func TestMergeSums(t *testing.T) {
 	make := func() (ivs []*output.Interval) {
 		rng := rand.New(rand.NewPCG(43, 44))
 		for i := range 95 {
-			iv := outputtest.Interval(rng, owners, i, 0.7)
+			iv := outputtest.BusyInterval(rng, owners, i, 0.7)
 			iv.Lost = output.Lost{Records: 1, Notices: 2, Latencies: 3, Groups: 4, Bytes: 5, Walks: 6, Misses: 7, Exports: 8}
 			iv.Self.BPFNanos, iv.Unresolved = 11, uint64(i%7)
 			iv.Events = []output.Event{{Time: iv.Start, Action: fmt.Sprint(i), VXLAN: &output.VXLAN{}}}
@@ -82,7 +82,7 @@ func TestMergeSums(t *testing.T) {
 	for i, iv := range got {
 		first, last := whole[10*i], whole[min(10*i+9, 94)]
 		n := uint64(min(10, 95-10*i))
-		if !iv.Start.Equal(first.Start) || !iv.End.Equal(last.End) || iv.Host != first.Host || !slices.Equal(iv.Sources, first.Sources) {
+		if !iv.Start.Equal(first.Start) || !iv.End.Equal(last.End) || iv.Host != first.Host || !reflect.DeepEqual(iv.Sources, first.Sources) {
 			t.Errorf("interval %d from %v to %v", i, iv.Start, iv.End)
 		}
 		if want := (output.Lost{Records: n, Notices: 2 * n, Latencies: 3 * n, Groups: 4 * n, Bytes: 5 * n, Walks: 6 * n, Misses: 7 * n, Exports: 8 * n}); iv.Lost != want {

@@ -161,7 +161,9 @@ type SourceStatus struct {
 	Attached bool
 	Hook     string // chosen hooks, "raw_tp/block_rq_issue, ..."
 	Reason   string // why absent
-	Cost     string // what the choice costs in exactness; "" when nothing
+	// Limitations are what the chosen hooks cannot see: plain sentences, each with
+	// what would lift it.
+	Limitations []string
 }
 
 // Lost counts what could not be recorded in the interval. Bytes and Misses make

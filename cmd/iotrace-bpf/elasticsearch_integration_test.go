@@ -16,9 +16,9 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic/testserver"
 )
 
-// TestElasticsearch: containers write while the server is killed; our own run
-// ends and another one begins before it is back. What the server says in the
-// end is what the disk counted and what standard output was told.
+// TestElasticsearch: containers write while the server is killed, and before it is back
+// a first run ends and a second one begins. In the end the server has the bytes that the
+// disk counted and that standard output showed.
 func TestElasticsearch(t *testing.T) {
 	server := testserver.Elasticsearch(t, nil)
 	setup := mustRun(t, binary(t), "elasticsearch", "setup", "--elasticsearch", server.URL)
@@ -65,8 +65,8 @@ func TestElasticsearch(t *testing.T) {
 	docs = append(docs, r.stop(t)...)
 	delta := d.stat(t).minus(before)
 
-	// The second run may have ended before everything was out; a further one
-	// that has nothing to say of its own delivers the rest.
+	// The second run may have ended before it had delivered everything. Another one,
+	// without rows of its own, delivers what is in the spool.
 	all := func(*tracedDoc) bool { return true }
 	for range 5 {
 		if sum(docs, all).docs == uint64(server.Count(stream)) {

@@ -199,9 +199,9 @@ func defineNamespace(fs *pflag.FlagSet, value *string) {
 
 func (o *options) serverFlags(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&o.elasticsearch, "elasticsearch", nil, "send documents to the server at `URL`; several URLs are nodes of one cluster")
-	fs.StringVar(&o.esAPIKeyFile, "elasticsearch-api-key-file", "", "read the API key from `FILE`, or put the key itself into "+elastic.EnvElasticsearchAPIKey)
+	fs.StringVar(&o.esAPIKeyFile, "elasticsearch-api-key-file", "", "read the API key from `FILE`, or put the key itself into "+elastic.EnvAPIKey)
 	fs.StringVar(&o.esUser, "elasticsearch-username", "", "log in as `NAME`, with a password instead of an API key")
-	fs.StringVar(&o.esPasswordFile, "elasticsearch-password-file", "", "read the password from `FILE`, or put it into "+elastic.EnvElasticsearchPassword)
+	fs.StringVar(&o.esPasswordFile, "elasticsearch-password-file", "", "read the password from `FILE`, or put it into "+elastic.EnvPassword)
 	fs.StringVar(&o.esCA, "elasticsearch-ca", "", "trust the certificates in this PEM `FILE` instead of the system's")
 	fs.StringVar(&o.esFingerprint, "elasticsearch-fingerprint", "", "trust the server or CA whose certificate has this SHA-256 `HASH`")
 }

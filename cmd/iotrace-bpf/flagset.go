@@ -179,7 +179,7 @@ func envName(flag string) string {
 // credentials, and what the tests of this project use.
 func foreignVariable(name string) bool {
 	switch name {
-	case elastic.EnvElasticsearchAPIKey, elastic.EnvElasticsearchPassword, elastic.EnvElasticsearchCAFile, elastic.EnvElasticsearchFingerprint:
+	case elastic.EnvAPIKey, elastic.EnvPassword:
 		return true
 	}
 	return strings.HasPrefix(name, envPrefix+"TEST_") || strings.HasPrefix(name, envPrefix+"VM_")

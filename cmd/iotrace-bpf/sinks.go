@@ -20,42 +20,43 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output/terminal"
 )
 
-// sink is where reports go.
+// sink is one output. Write gets an interval, and a summary of it that the sink may use.
 type sink interface {
 	Write(*output.Summary, *output.Interval) error
 	Close() error
 }
 
-// sinks are all places that reports go to. The main one is standard output or
-// the screen: when that fails the run ends. Of the others, one that fails costs
-// nothing but its own documents, which are counted.
+// sinks are all outputs of a run. The main one is standard output or the screen: the run
+// ends when it fails. When another one fails, only its own documents are lost, and they
+// are counted.
 type sinks struct {
 	main   sink
 	others []sink
 	log    *slog.Logger
 
-	lost   uint64          // what the others did not take, since the beginning
-	states map[sink]*state // of all of them
+	lost   uint64          // documents that outputs lost, since the beginning
+	states map[sink]*state // of main and others
 }
 
-// state is what is known of a sink.
+// state is what sinks remembers of an output.
 type state struct {
-	warned time.Time // when its failure was last told of
-	lost   uint64    // what it said it had lost when it was last asked
-	told   uint64    // how much of sinks.lost was in the intervals that it got
+	warned   time.Time // when its failure was last logged
+	lost     uint64    // documents that it had lost when it was last asked
+	reported uint64    // the part of sinks.lost that its intervals have contained
 }
 
-// loser is a sink that counts itself what it loses, then or later.
-type loser interface {
+// lossCounter is a sink that counts its lost documents itself, because it may lose them
+// after Write.
+type lossCounter interface {
 	lost() uint64 // documents, since the beginning
 }
 
-// complainAgain is how often a failing output is told of.
-const complainAgain = time.Minute
+// warnInterval is the shortest time between two warnings about the same output.
+const warnInterval = time.Minute
 
-// write hands an interval to all sinks. Each is told in it what any of them has
-// lost since it was told last: so in the end all of them say the same, those too
-// that write before the one that fails.
+// write hands an interval to all sinks. Its Lost.Exports contains, for each sink, the
+// losses of all sinks since that sink's last interval: so the intervals of each sink add
+// up to the same loss, even if it writes before the sink that fails.
 func (s *sinks) write(summary *output.Summary, iv *output.Interval) error {
 	exports := iv.Lost.Exports
 	to := func(k sink) error {
@@ -64,10 +65,10 @@ func (s *sinks) write(summary *output.Summary, iv *output.Interval) error {
 			st = &state{}
 			s.states[k] = st
 		}
-		iv.Lost.Exports = exports + s.lost - st.told
-		st.told = s.lost
+		iv.Lost.Exports = exports + s.lost - st.reported
+		st.reported = s.lost
 		err := k.Write(summary, iv)
-		if l, ok := k.(loser); ok {
+		if l, ok := k.(lossCounter); ok {
 			now := l.lost()
 			s.lost += now - st.lost
 			st.lost = now
@@ -77,9 +78,9 @@ func (s *sinks) write(summary *output.Summary, iv *output.Interval) error {
 		return err
 	}
 	for _, k := range s.others {
-		if err := to(k); err != nil && time.Since(s.states[k].warned) > complainAgain {
+		if err := to(k); err != nil && time.Since(s.states[k].warned) > warnInterval {
 			s.states[k].warned = time.Now()
-			s.log.Warn("an output failed", "error", err)
+			s.log.Warn("writing to an output failed", "error", err)
 		}
 	}
 	return to(s.main)
@@ -93,8 +94,8 @@ func (s *sinks) Close() error {
 	return errors.Join(errs...)
 }
 
-// openSinks makes every output that the flags ask for. main is the one that has
-// standard output.
+// openSinks opens every output that the flags ask for. main is the one on standard
+// output.
 func (o *options) openSinks(ctx context.Context, main sink, host output.Host, origin string, log *slog.Logger) (_ *sinks, err error) {
 	s := &sinks{main: main, log: log, states: map[sink]*state{}}
 	defer func() {
@@ -134,7 +135,7 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 		if err != nil {
 			return nil, err
 		}
-		s.others = append(s.others, recorderSink{r})
+		s.others = append(s.others, recordingSink{r})
 	}
 	if o.report != "" {
 		r, err := newReportSink(o, host, origin)
@@ -151,7 +152,7 @@ func (o *options) documents() ndjson.Options {
 	return ndjson.Options{Namespace: o.namespace, ExportLabels: o.exportLabels, Events: o.events}
 }
 
-// printer is the sink of standard output where there is no screen.
+// printer returns the sink of standard output when there is no screen.
 func (o *options) printer(stdout io.Writer) sink {
 	if o.output == "ndjson" {
 		return ndjson.New(stdout, o.documents())
@@ -159,11 +160,11 @@ func (o *options) printer(stdout io.Writer) sink {
 	return terminal.NewTable(stdout, terminal.TableOptions{Sort: o.group.Sort})
 }
 
-// elasticsearchOptions reads credentials from the files and the environment that name them.
+// elasticsearchOptions reads the credentials from files or the environment.
 func (o *options) elasticsearchOptions(log *slog.Logger) (elastic.Options, error) {
 	eo := elastic.Options{URLs: o.elasticsearch, SpoolDir: o.spool, Logger: log}
 	eo.Credentials.CAFile, eo.Credentials.Fingerprint, eo.Credentials.Username = o.esCA, o.esFingerprint, o.esUser
-	if err := eo.Credentials.LoadCredentials(o.esAPIKeyFile, o.esPasswordFile, os.Getenv); err != nil {
+	if err := eo.Credentials.Load(o.esAPIKeyFile, o.esPasswordFile, os.Getenv); err != nil {
 		return eo, fmt.Errorf("elasticsearch credentials: %w", err)
 	}
 	return eo, nil
@@ -171,17 +172,17 @@ func (o *options) elasticsearchOptions(log *slog.Logger) (elastic.Options, error
 
 // elasticsearchSink ships what NDJSON would print.
 type elasticsearchSink struct {
-	es      *elastic.Shipper
-	opt     ndjson.Options
-	refused uint64 // documents that were not even taken
+	es       *elastic.Shipper
+	opt      ndjson.Options
+	rejected uint64 // documents that Ship did not take
 }
 
 func (s *elasticsearchSink) Write(summary *output.Summary, iv *output.Interval) error {
-	var first error // of the same kind are all of them, and there may be thousands
+	var first error // there may be thousands, and all have the same cause
 	for d := range ndjson.Documents(summary, iv, s.opt) {
 		stream := strings.Join([]string{d.Type, d.Dataset, d.Namespace}, "-")
 		if err := s.es.Ship(stream, d.Line); err != nil {
-			s.refused++
+			s.rejected++
 			if first == nil {
 				first = err
 			}
@@ -192,10 +193,10 @@ func (s *elasticsearchSink) Write(summary *output.Summary, iv *output.Interval) 
 
 func (s *elasticsearchSink) lost() uint64 {
 	st := s.es.Stats()
-	return st.Lost() + s.refused
+	return st.Lost() + s.rejected
 }
 
-// shipping is what /metrics says of an Elasticsearch output.
+// shipping returns what /metrics shows of an Elasticsearch output.
 func shipping(s elastic.Stats) prometheus.Shipping {
 	return prometheus.Shipping{
 		Delivered: s.Delivered, Duplicates: s.Duplicates, SoftFailures: s.SoftFailures, DeadLettered: s.DeadLettered,
@@ -203,8 +204,8 @@ func shipping(s elastic.Stats) prometheus.Shipping {
 	}
 }
 
-// closeTime is how long the last documents may take at the end; what is left
-// then stays in the spool.
+// closeTime is how long Close waits for the last documents. The spool keeps those that
+// remain.
 const closeTime = 10 * time.Second
 
 func (s *elasticsearchSink) Close() error {
@@ -226,20 +227,20 @@ func (s prometheusSink) Close() error {
 	return s.Exporter.Close(ctx)
 }
 
-type recorderSink struct{ *recording.Writer }
+type recordingSink struct{ *recording.Writer }
 
-func (s recorderSink) Write(_ *output.Summary, iv *output.Interval) error {
+func (s recordingSink) Write(_ *output.Summary, iv *output.Interval) error {
 	return s.Writer.Write(iv)
 }
 
-// reportSink writes the page at the end.
+// reportSink collects intervals and writes the HTML page on Close.
 type reportSink struct {
 	report *report.Report
 	file   *os.File
 }
 
 func newReportSink(o *options, host output.Host, origin string) (*reportSink, error) {
-	// Made now, so that a path that cannot be written is told of before the run.
+	// Created now: a path that cannot be written is an error before the run, not after it.
 	f, err := os.OpenFile(o.report, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, err
@@ -270,7 +271,7 @@ func (s *reportSink) Close() error {
 // screenSink hands intervals to the screen.
 type screenSink struct {
 	intervals chan *output.Interval
-	gone      <-chan struct{} // the screen was left
+	gone      <-chan struct{} // closed when the operator has left the screen
 }
 
 func (s *screenSink) Write(_ *output.Summary, iv *output.Interval) error {
@@ -286,12 +287,12 @@ func (s *screenSink) Close() error {
 	return nil
 }
 
-// messageLines hands lines to a channel, and drops them when nobody reads: what
-// is logged while the screen has the terminal.
+// messageLines hands log lines to a channel while the screen has the terminal. It drops
+// a line when the channel is full.
 type messageLines struct {
 	lines chan string
 	mu    sync.Mutex
-	part  strings.Builder
+	part  strings.Builder // of a line without its end
 }
 
 func (w *messageLines) Write(p []byte) (int, error) {

@@ -19,13 +19,13 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
 )
 
-// tellingSink keeps what it is told to be lost, and fails when it is to.
-type tellingSink struct {
+// fakeSink keeps the losses in the intervals it gets, and fails when a test wants it to.
+type fakeSink struct {
 	exports []uint64
 	fail    func(n int) error
 }
 
-func (s *tellingSink) Write(_ *output.Summary, iv *output.Interval) error {
+func (s *fakeSink) Write(_ *output.Summary, iv *output.Interval) error {
 	s.exports = append(s.exports, iv.Lost.Exports)
 	if s.fail == nil {
 		return nil
@@ -33,28 +33,28 @@ func (s *tellingSink) Write(_ *output.Summary, iv *output.Interval) error {
 	return s.fail(len(s.exports))
 }
 
-func (s *tellingSink) Close() error { return nil }
+func (s *fakeSink) Close() error { return nil }
 
 // laterSink loses documents some time after it took them.
 type laterSink struct {
-	tellingSink
+	fakeSink
 	n uint64
 }
 
 func (s *laterSink) lost() uint64 { return s.n }
 
-func (s *tellingSink) sum() (n uint64) {
+func (s *fakeSink) sum() (n uint64) {
 	for _, e := range s.exports {
 		n += e
 	}
 	return n
 }
 
-// TestSinksLosses: one output's loss is told to all of them, once each, the ones
-// before it included.
+// TestSinksLosses: every output reports the loss of one output once, also the ones
+// that write before it.
 func TestSinksLosses(t *testing.T) {
-	early, main := &tellingSink{}, &tellingSink{}
-	failing := &tellingSink{fail: func(n int) error {
+	early, main := &fakeSink{}, &fakeSink{}
+	failing := &fakeSink{fail: func(n int) error {
 		if n%2 == 0 {
 			return errors.New("no room")
 		}
@@ -79,23 +79,23 @@ func TestSinksLosses(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = 100 + 5 + 7
-	for name, k := range map[string]*tellingSink{"early": early, "failing": failing, "later": &later.tellingSink, "main": main} {
+	for name, k := range map[string]*fakeSink{"early": early, "failing": failing, "later": &later.fakeSink, "main": main} {
 		if got := k.sum(); got != want {
-			t.Errorf("%s was told of %d losses, want %d: %v", name, got, want, k.exports)
+			t.Errorf("intervals of %s have %d losses, want %d: %v", name, got, want, k.exports)
 		}
 	}
 	if main.exports[3] != 1+7 || early.exports[4] != 1+7 {
-		t.Errorf("main was told %v, the first output %v", main.exports, early.exports)
+		t.Errorf("intervals of main have %v, of the first output %v", main.exports, early.exports)
 	}
 	if n := strings.Count(log.String(), "no room"); n != 1 {
-		t.Errorf("%d complaints within a minute", n)
+		t.Errorf("%d warnings within a minute", n)
 	}
 }
 
 // TestSinksMainFails: without its main output a run ends.
 func TestSinksMainFails(t *testing.T) {
-	other := &tellingSink{}
-	s := &sinks{main: &tellingSink{fail: func(int) error { return io.ErrClosedPipe }}, others: []sink{other}, log: slog.New(slog.DiscardHandler), states: map[sink]*state{}}
+	other := &fakeSink{}
+	s := &sinks{main: &fakeSink{fail: func(int) error { return io.ErrClosedPipe }}, others: []sink{other}, log: slog.New(slog.DiscardHandler), states: map[sink]*state{}}
 	if err := s.write(&output.Summary{}, &output.Interval{}); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("error %v", err)
 	}
@@ -145,7 +145,7 @@ func TestServerNeverThere(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "documents were not delivered and are lost") {
 		t.Errorf("closing: %v", err)
 	}
-	// One more report, of which the server gets nothing: it tells the rest.
+	// One more interval, which the server does not get: it has the remaining losses.
 	iv.Start, iv.End, iv.Lost = iv.End, iv.End.Add(time.Second), output.Lost{}
 	if err := s.write(output.Group(iv, opt.group), iv); err != nil {
 		t.Fatal(err)
@@ -162,7 +162,7 @@ func TestServerNeverThere(t *testing.T) {
 		exports += doc.Iotrace.Lost.Exports
 	}
 	if st := es.Stats(); exports != docs || st.Delivered != 0 || st.Pending != 0 {
-		t.Errorf("%d documents, %d of them told to be lost; %+v", docs, exports, st)
+		t.Errorf("%d documents, %d of them reported as lost; %+v", docs, exports, st)
 	}
 }
 
@@ -190,7 +190,8 @@ func recordingOf(t *testing.T, n int) string {
 	return path
 }
 
-// TestReportFullDisk: a page that finds no room says so, and so does the exit status.
+// TestReportFullDisk: a report that does not fit on the disk is an error, and the exit
+// status says so.
 func TestReportFullDisk(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	code := run(t.Context(), []string{"replay", recordingOf(t, 3), "--report", "/dev/full"}, &stdout, &stderr)
@@ -199,7 +200,7 @@ func TestReportFullDisk(t *testing.T) {
 	}
 }
 
-// goneAfter is a pipe whose reader goes after so many lines.
+// goneAfter is a pipe whose reader closes it after so many lines.
 type goneAfter struct{ lines int }
 
 func (w *goneAfter) Write(p []byte) (int, error) {
@@ -215,7 +216,7 @@ func TestClosedOutputEndsTheRest(t *testing.T) {
 	dir := t.TempDir()
 	copied, page := filepath.Join(dir, "copy"), filepath.Join(dir, "page.html")
 	var stderr bytes.Buffer
-	// Of an interval: its row and its status.
+	// Each interval has two lines: its row and its status.
 	code := run(t.Context(), []string{"replay", recordingOf(t, 100), "--output", "ndjson", "--record", copied, "--report", page}, &goneAfter{lines: 2 * 7}, &stderr)
 	if code != exitFailed || !strings.Contains(stderr.String(), "standard output was closed") {
 		t.Errorf("exit code %d, %q", code, stderr.String())

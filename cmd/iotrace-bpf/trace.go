@@ -294,7 +294,7 @@ func (s *session) interval() (*output.Interval, error) {
 	for _, st := range s.tracer.Status() {
 		iv.Sources = append(iv.Sources, output.SourceStatus{
 			Source: output.Source(st.Source), Attached: st.Attached, Hook: strings.Join(st.Hooks, ", "),
-			Reason: st.Reason, Cost: strings.Join(st.Costs, "; "),
+			Reason: st.Reason, Limitations: st.Costs,
 		})
 	}
 	iv.Unresolved = unnamed(iv.Samples)

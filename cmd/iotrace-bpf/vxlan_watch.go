@@ -54,7 +54,7 @@ func (w *vxlanWatcher) Close() error { return w.watcher.Close() }
 
 // status says what the watch is attached to.
 func (w *vxlanWatcher) status() output.SourceStatus {
-	return output.SourceStatus{Source: "vxlan", Attached: true, Hook: w.watcher.Hooks(), Cost: strings.Join(w.watcher.Limitations(), "; ")}
+	return output.SourceStatus{Source: "vxlan", Attached: true, Hook: w.watcher.Hooks(), Limitations: w.watcher.Limitations()}
 }
 
 // lost counts events that could not be delivered.

@@ -13,25 +13,26 @@ import (
 	"github.com/klauspost/compress/gzip"
 )
 
-// The client library's BulkIndexer is not used. It never retries an item that
-// the server turned away with 429, does not split a batch that is too big,
-// takes an item that went to the failure store for a success, and blocks
-// whoever adds a document while its queue is full. What a reply means is
-// therefore decided here; requests, nodes and credentials are the library's.
+// The client library's BulkIndexer is not used: it never retries an item that the
+// server answered with 429, does not split a batch that is too big, counts an item
+// that went to the failure store as a success, and blocks the caller while its
+// queue is full. So this package decides what a reply means, and leaves requests,
+// nodes and credentials to the library.
 
-// bulkActionOverhead is what an action line takes besides stream and id.
+// bulkActionOverhead is the length in bytes of an action line without stream and
+// id, with both line feeds.
 const bulkActionOverhead = len(`{"create":{"_index":"","_id":""}}`) + 2
 
-// verdict is what becomes of a document after an attempt.
+// verdict says what happens to a document after an attempt.
 type verdict uint8
 
 const (
 	verdictDone      verdict = iota // stored
-	verdictDuplicate                // stored before: an earlier reply was lost
+	verdictDuplicate                // stored earlier: the reply to that attempt was lost
 	verdictSoft                     // stored, but in the failure store
-	verdictRetry                    // server busy or away
-	verdictConfig                   // credentials or templates: retry, slowly
-	verdictDead                     // never going to be taken
+	verdictRetry                    // server busy or unreachable
+	verdictConfig                   // credentials or templates are wrong: retry, slowly
+	verdictDead                     // rejected, and would be again
 	verdictSplit                    // the request was too big
 )
 
@@ -43,12 +44,12 @@ type itemResult struct {
 	reason  string
 }
 
-// bulkResult is the answer for a request. With a nil items, whole holds for
-// every document.
+// bulkResult is the answer for a request. Without items, whole applies to every
+// document.
 type bulkResult struct {
 	items []itemResult
 	whole itemResult
-	err   error // why the request as a whole failed; for people
+	err   error // why the request as a whole failed, for the log
 	cause *statusError
 	net   bool // no answer at all
 }
@@ -71,9 +72,8 @@ func bulkBody(docs []spooled, srv *server) ([]byte, error) {
 		d := &docs[i]
 		line = append(line[:0], `{"create":{"_index":"`...)
 		line = append(line, d.Stream...)
-		// A time series stream makes ids of its own, from the dimensions and
-		// the time, and refuses others: a repeated document is a conflict there
-		// as well.
+		// A time series stream makes its own ids, from dimensions and time, and
+		// rejects ours. A repeated document is a conflict there as well.
 		if !timeSeries || !isTimeSeriesStream(d.Stream) {
 			line = append(line, `","_id":"`...)
 			line = append(line, d.ID...)
@@ -91,8 +91,8 @@ func bulkBody(docs []spooled, srv *server) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// isTimeSeriesStream tells whether setup makes the stream a time series where
-// the server has them.
+// isTimeSeriesStream reports whether Setup makes the stream a time series, on a
+// server that has them.
 func isTimeSeriesStream(stream string) bool {
 	return strings.HasPrefix(stream, "metrics-"+output.DatasetIO+"-")
 }
@@ -107,8 +107,8 @@ func (c *client) bulk(ctx context.Context, docs []spooled, srv *server) bulkResu
 	req := esapi.BulkRequest{
 		Body:   bytes.NewReader(body),
 		Header: http.Header{"Content-Type": {"application/x-ndjson"}, "Content-Encoding": {"gzip"}},
-		// Status is in every item, so that none is left out and answers stay in
-		// step with documents.
+		// Every item has a status, so the filter leaves no item out: the answers
+		// keep the order of the documents.
 		FilterPath: []string{"errors", "items.*.status", "items.*.error.type", "items.*.error.reason", "items.*.failure_store"},
 	}
 	if srv.requireDataStream() {
@@ -128,7 +128,7 @@ func (c *client) bulk(ctx context.Context, docs []spooled, srv *server) bulkResu
 	return classify(rep, len(docs))
 }
 
-// classify says what a reply to a request of n documents means.
+// classify decides what a reply to a request of n documents means.
 func classify(rep *reply, n int) bulkResult {
 	if rep.status < 200 || rep.status > 299 {
 		e := rep.failure("shipping documents")
@@ -153,7 +153,7 @@ func classify(rep *reply, n int) bulkResult {
 		err = fmt.Errorf("reply has %d items for %d documents", len(doc.Items), n)
 	}
 	if err != nil {
-		// Something in between answered. The documents may be stored or not;
+		// A proxy answered, not the server. The documents may be stored or not;
 		// sending them again does no harm.
 		return bulkResult{whole: itemResult{verdict: verdictRetry, status: rep.status}, err: fmt.Errorf("shipping documents: %w", err)}
 	}
@@ -167,7 +167,7 @@ func classify(rep *reply, n int) bulkResult {
 	return r
 }
 
-// requestVerdict is for replies that are about the request as a whole.
+// requestVerdict decides about a reply that concerns the request as a whole.
 func requestVerdict(e *statusError) verdict {
 	switch s := e.status; {
 	case s == http.StatusRequestEntityTooLarge:
@@ -175,16 +175,16 @@ func requestVerdict(e *statusError) verdict {
 	case s == http.StatusTooManyRequests, s >= 500, s == http.StatusRequestTimeout:
 		return verdictRetry
 	case s == http.StatusBadRequest:
-		// Every document was one line of JSON: a bug of ours, and the same
-		// request would fail for ever.
+		// Every document was one line of JSON, so this is a bug of ours: the same
+		// request would fail each time.
 		return verdictDead
 	}
-	// 401, 403: credentials. 404: no template. 3xx, 405, 406, 415: the URL is
-	// not that of a server of this kind. Somebody has to do something about it.
+	// 401, 403: credentials. 404: no template. 3xx, 405, 406, 415: another kind of
+	// server has this URL. All of these need an operator.
 	return verdictConfig
 }
 
-// itemVerdict is for a single document of a reply.
+// itemVerdict decides about a single document of a reply.
 func itemVerdict(status int, kind, failureStore string) verdict {
 	switch {
 	case status >= 200 && status <= 299:
@@ -197,10 +197,10 @@ func itemVerdict(status int, kind, failureStore string) verdict {
 	case status == http.StatusTooManyRequests, status >= 500, status < 100:
 		return verdictRetry
 	case status == http.StatusUnauthorized, status == http.StatusForbidden:
-		// Privileges, or an index that was made read-only.
+		// A missing privilege, or a read-only index.
 		return verdictConfig
 	case status == http.StatusNotFound && kind == "index_not_found_exception":
-		// What require_data_stream leads to without our template.
+		// The answer to require_data_stream where our template is missing.
 		return verdictConfig
 	}
 	return verdictDead

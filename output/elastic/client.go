@@ -24,7 +24,7 @@ import (
 	"github.com/elastic/go-elasticsearch/v9/esapi"
 )
 
-// Secret is a string that no log, error or JSON shows.
+// Secret is a string that prints as "(hidden)" in logs, errors and JSON.
 type Secret string
 
 // String hides the secret from fmt.
@@ -44,10 +44,10 @@ func (s Secret) LogValue() slog.Value { return slog.StringValue(s.String()) }
 // MarshalText hides the secret from encoders.
 func (s Secret) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// Flavour is the kind of server behind an Elasticsearch URL.
+// Flavour is the kind of server behind a URL.
 type Flavour string
 
-// The flavours. With FlavourAuto the server is asked.
+// The flavours. FlavourAuto means: ask the server.
 const (
 	FlavourAuto          Flavour = ""
 	FlavourElasticsearch Flavour = "elasticsearch"
@@ -55,45 +55,37 @@ const (
 	FlavourOpenSearch    Flavour = "opensearch"
 )
 
-// Environment variables that LoadCredentials reads.
+// Environment variables that hold secrets themselves. Credentials.Load reads them.
 const (
-	EnvElasticsearchAPIKey       = "IOTRACE_ELASTICSEARCH_API_KEY"
-	EnvElasticsearchAPIKeyFile   = "IOTRACE_ELASTICSEARCH_API_KEY_FILE"
-	EnvElasticsearchUsername     = "IOTRACE_ELASTICSEARCH_USERNAME"
-	EnvElasticsearchPassword     = "IOTRACE_ELASTICSEARCH_PASSWORD"
-	EnvElasticsearchPasswordFile = "IOTRACE_ELASTICSEARCH_PASSWORD_FILE"
-	EnvElasticsearchCAFile       = "IOTRACE_ELASTICSEARCH_CA_FILE"
-	EnvElasticsearchFingerprint  = "IOTRACE_ELASTICSEARCH_CA_FINGERPRINT"
+	EnvAPIKey   = "IOTRACE_ELASTICSEARCH_API_KEY"
+	EnvPassword = "IOTRACE_ELASTICSEARCH_PASSWORD"
 )
 
-// Credentials says who we are and whom we trust.
+// Credentials says how to log in, and which server certificate to trust. At most one
+// of API key and user name, and at most one of CA file and fingerprint may be set.
 type Credentials struct {
-	// APIKey is "id:key" or its base64 form, which is what Kibana calls encoded.
+	// APIKey is "id:key" or the base64 form of that, which Kibana calls "encoded".
 	APIKey   Secret
 	Username string
 	Password Secret
-	// CAFile is a PEM file with the certificates to trust in place of the
-	// system's.
+	// CAFile is a PEM file of certificates to trust instead of the system's.
 	CAFile string
-	// Fingerprint is the SHA-256 digest, in hexadecimal with or without colons,
-	// of the server's certificate or of the CA that issued it.
+	// Fingerprint is the SHA-256 digest of the server's certificate or of the CA
+	// that issued it: 64 hexadecimal digits, with or without colons.
 	Fingerprint string
 }
 
-// LoadCredentials fills the fields of c that are empty from the environment.
-// Secrets can only come from there or from a file, never from a command line,
-// which everybody on the host can read. apiKeyFile and passwordFile may be
-// empty; they come before the environment.
-func (c *Credentials) LoadCredentials(apiKeyFile, passwordFile string, getenv func(string) string) error {
-	secret := func(s *Secret, file, fileVar, valueVar string) error {
+// Load fills API key and password where they are empty: from apiKeyFile and
+// passwordFile, or, where no file is named, from the environment. Secrets never come
+// from a command line, which everybody on the host can read. A file that cannot be
+// read, is empty or has more than 1 MiB is an error.
+func (c *Credentials) Load(apiKeyFile, passwordFile string, getenv func(string) string) error {
+	secret := func(s *Secret, file, variable string) error {
 		if *s != "" {
 			return nil
 		}
 		if file == "" {
-			file = getenv(fileVar)
-		}
-		if file == "" {
-			*s = Secret(strings.TrimSpace(getenv(valueVar)))
+			*s = Secret(strings.TrimSpace(getenv(variable)))
 			return nil
 		}
 		b, err := readSmallFile(file)
@@ -105,25 +97,10 @@ func (c *Credentials) LoadCredentials(apiKeyFile, passwordFile string, getenv fu
 		}
 		return nil
 	}
-	if err := secret(&c.APIKey, apiKeyFile, EnvElasticsearchAPIKeyFile, EnvElasticsearchAPIKey); err != nil {
-		return err
-	}
-	if err := secret(&c.Password, passwordFile, EnvElasticsearchPasswordFile, EnvElasticsearchPassword); err != nil {
-		return err
-	}
-	for field, name := range map[*string]string{
-		&c.Username:    EnvElasticsearchUsername,
-		&c.CAFile:      EnvElasticsearchCAFile,
-		&c.Fingerprint: EnvElasticsearchFingerprint,
-	} {
-		if *field == "" {
-			*field = getenv(name)
-		}
-	}
-	return nil
+	return errors.Join(secret(&c.APIKey, apiKeyFile, EnvAPIKey), secret(&c.Password, passwordFile, EnvPassword))
 }
 
-// readSmallFile reads a file that has no reason to be big.
+// readSmallFile reads a file of at most 1 MiB.
 func readSmallFile(name string) ([]byte, error) {
 	const limit = 1 << 20
 	f, err := os.Open(name)
@@ -141,12 +118,12 @@ func readSmallFile(name string) ([]byte, error) {
 	return b, nil
 }
 
-// client sends single requests. Retries are the shipper's: the transport's
-// own have no idea of items.
+// client sends single requests. The shipper retries, because the transport would
+// repeat whole requests and not single documents.
 type client struct {
 	*elastictransport.Client
 	http    *http.Transport
-	flavour Flavour // what the user said
+	flavour Flavour // FlavourAuto unless the user named one
 }
 
 const userAgent = "iotrace-bpf"
@@ -164,9 +141,9 @@ func newClient(urls []string, cred Credentials, flavour Flavour, log *slog.Logge
 	case cred.APIKey != "" && (cred.Username != "" || cred.Password != ""):
 		return nil, errors.New("both an API key and a user name or password are given: use one")
 	case cred.Username != "" && cred.Password == "":
-		return nil, fmt.Errorf("no password for user %q: set %s or %s", cred.Username, EnvElasticsearchPasswordFile, EnvElasticsearchPassword)
+		return nil, fmt.Errorf("no password for user %q: give --elasticsearch-password-file or set %s", cred.Username, EnvPassword)
 	case cred.Username == "" && cred.Password != "":
-		return nil, fmt.Errorf("a password without a user name: set %s", EnvElasticsearchUsername)
+		return nil, errors.New("a password without a user name: give --elasticsearch-username")
 	}
 	switch {
 	case key != "":
@@ -209,7 +186,7 @@ func newClient(urls []string, cred Credentials, flavour Flavour, log *slog.Logge
 
 func (c *client) close() { c.http.CloseIdleConnections() }
 
-// encodedAPIKey accepts both forms in which people are given API keys.
+// encodedAPIKey returns the base64 form of either form of an API key.
 func encodedAPIKey(key Secret) (string, error) {
 	k := string(key)
 	if strings.ContainsAny(k, " \t\r\n") {
@@ -221,8 +198,8 @@ func encodedAPIKey(key Secret) (string, error) {
 	return k, nil
 }
 
-// parseServerURL reads an http or https URL. Its errors never repeat the text
-// as far as it may hold a password.
+// parseServerURL reads an http or https URL. Its errors leave out the part of the
+// text that may hold a password.
 func parseServerURL(raw string) (*url.URL, error) {
 	if !strings.Contains(raw, "://") {
 		return nil, errors.New("a server URL must start with http:// or https://")
@@ -233,7 +210,7 @@ func parseServerURL(raw string) (*url.URL, error) {
 	}
 	switch {
 	case u.User != nil:
-		return nil, fmt.Errorf("the URL of server %q holds a user name: everybody on this host can read a command line; set %s and %s", u.Host, EnvElasticsearchUsername, EnvElasticsearchPasswordFile)
+		return nil, fmt.Errorf("the URL of server %q holds a user name: everybody on this host can read a command line; give --elasticsearch-username and --elasticsearch-password-file", u.Host)
 	case u.Scheme != "http" && u.Scheme != "https":
 		return nil, fmt.Errorf("server URL scheme %q is neither http nor https", u.Scheme)
 	case u.Hostname() == "":
@@ -249,11 +226,11 @@ func isLoopback(host string) bool {
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }
 
-// serverTLS makes the TLS configuration. The transport's own support for
-// fingerprints is not used: it is content with any certificate of the chain
-// that has the fingerprint, and a chain can be padded with a certificate whose
-// key the sender does not have. Here, a certificate with the fingerprint
-// becomes the only root, and the chain and the name are verified as usual.
+// serverTLS makes the TLS configuration. The transport's own fingerprint check is
+// not used: it accepts any certificate of the chain that has the fingerprint, and
+// an attacker can add the real certificate to a chain of his own without having its
+// key. Here the certificate with the fingerprint becomes the only root, and chain
+// and name are verified as usual.
 func serverTLS(caFile, fingerprint string, servers []*url.URL) (*tls.Config, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12}
 	if caFile != "" && fingerprint != "" {
@@ -276,7 +253,7 @@ func serverTLS(caFile, fingerprint string, servers []*url.URL) (*tls.Config, err
 	if err != nil || len(want) != sha256.Size {
 		return nil, fmt.Errorf("fingerprint is not a SHA-256 digest: want %d hexadecimal digits", 2*sha256.Size)
 	}
-	cfg.InsecureSkipVerify = true // VerifyConnection does it
+	cfg.InsecureSkipVerify = true // VerifyConnection verifies instead
 	cfg.VerifyConnection = func(cs tls.ConnectionState) error {
 		roots, between := x509.NewCertPool(), x509.NewCertPool()
 		found := false
@@ -293,7 +270,8 @@ func serverTLS(caFile, fingerprint string, servers []*url.URL) (*tls.Config, err
 		}
 		names := []string{cs.ServerName}
 		if cs.ServerName == "" {
-			// TLS sends no name for an address: it has to be one of ours.
+			// TLS sends no server name for an IP address: the certificate must be
+			// valid for one of the addresses in our URLs.
 			names = names[:0]
 			for _, u := range servers {
 				names = append(names, u.Hostname())
@@ -311,13 +289,12 @@ func serverTLS(caFile, fingerprint string, servers []*url.URL) (*tls.Config, err
 	return cfg, nil
 }
 
-// server is what we know of the server; version is 0.0 where it does not
-// tell.
+// server is what we know of the server.
 type server struct {
 	flavour      Flavour
-	major, minor int
-	version      string
-	modules      map[string]bool // nil where the server does not tell
+	major, minor int             // 0 where the server does not say
+	version      string          // "" where the server does not say
+	modules      map[string]bool // nil where the server does not say
 }
 
 func (s *server) atLeast(major, minor int) bool {
@@ -332,11 +309,11 @@ func (s *server) String() string {
 	return string(s.flavour) + " " + v
 }
 
-// timeSeries tells whether setup makes metrics-iotrace.io a time series
-// stream there. Such streams exist since 8.7; they give back every field of a
-// document since 8.15 and took booleans for dimensions soon after. A server
-// that keeps its version to itself, as it does to a key without the monitor
-// privilege, is taken for a current one.
+// timeSeries reports whether Setup makes metrics-iotrace.io a time series stream on
+// this server. Elasticsearch has such streams since 8.7, returns every field of
+// their documents since 8.15 and takes booleans as dimensions since 8.17. A server
+// does not show its version to a key without the privilege monitor: it counts as a
+// current one.
 func (s *server) timeSeries() bool {
 	switch s.flavour {
 	case FlavourServerless:
@@ -347,20 +324,20 @@ func (s *server) timeSeries() bool {
 	return false
 }
 
-// requireDataStream tells whether _bulk knows require_data_stream; a server
-// that does not refuses the request.
+// requireDataStream reports whether _bulk knows require_data_stream. Other servers
+// reject a request with it.
 func (s *server) requireDataStream() bool {
 	return s.flavour == FlavourServerless || s.flavour == FlavourElasticsearch && s.atLeast(8, 13)
 }
 
-// hidesSource tells whether _bulk knows include_source_on_error.
+// hidesSource reports whether _bulk knows include_source_on_error.
 func (s *server) hidesSource() bool {
 	return s.flavour == FlavourServerless || s.flavour == FlavourElasticsearch && s.atLeast(8, 18)
 }
 
-// statusError is a reply that is not what was asked for.
+// statusError is a reply other than the expected one.
 type statusError struct {
-	what   string
+	what   string // what we were doing
 	status int
 	kind   string // error.type of the reply
 	reason string
@@ -370,7 +347,7 @@ type statusError struct {
 func (e *statusError) Error() string {
 	s := fmt.Sprintf("%s: server said %d %s", e.what, e.status, http.StatusText(e.status))
 	if e.kind != "" || e.reason != "" {
-		// The text is the server's.
+		// The server chose this text: quote it.
 		s += " " + strconv.Quote(cut(strings.TrimSpace(e.kind+" "+e.reason), 500))
 	}
 	return s
@@ -390,7 +367,7 @@ type reply struct {
 	body   []byte
 }
 
-// maxReply bounds what a broken or hostile server can make us hold.
+// maxReply bounds the memory, in bytes, that a broken or hostile server can use up.
 const maxReply = 64 << 20
 
 func readReply(res *esapi.Response) (*reply, error) {
@@ -405,7 +382,7 @@ func readReply(res *esapi.Response) (*reply, error) {
 	return &reply{status: res.StatusCode, header: res.Header, body: b}, nil
 }
 
-// failure makes an error of a reply that is not 2xx.
+// failure returns the error for a reply whose status is not 2xx.
 func (r *reply) failure(what string) *statusError {
 	e := &statusError{what: what, status: r.status, after: retryAfter(r.header.Get("Retry-After"), time.Now())}
 	var doc struct {
@@ -420,10 +397,10 @@ func (r *reply) failure(what string) *statusError {
 	return e
 }
 
-// maxRetryAfter bounds the time for which a server can silence us.
+// maxRetryAfter bounds how long a server can make us wait.
 const maxRetryAfter = 10 * time.Minute
 
-// retryAfter reads a Retry-After header: seconds or a date.
+// retryAfter reads a Retry-After header (RFC 9110): seconds or a date.
 func retryAfter(v string, now time.Time) time.Duration {
 	var d time.Duration
 	if n, err := strconv.ParseUint(v, 10, 32); err == nil {
@@ -434,7 +411,7 @@ func retryAfter(v string, now time.Time) time.Duration {
 	return min(max(d, 0), maxRetryAfter)
 }
 
-// detect asks the server what it is. An error is a *statusError when the
+// detect asks the server for flavour and version. The error is a *statusError if the
 // server answered.
 func (c *client) detect(ctx context.Context) (*server, error) {
 	res, err := esapi.InfoRequest{}.Do(ctx, c)
@@ -469,12 +446,12 @@ func (c *client) detect(ctx context.Context) (*server, error) {
 		case info.Version.Number != "":
 			srv.flavour = FlavourElasticsearch
 		default:
-			return nil, &statusError{what: "asking for the server's version", status: rep.status, reason: "this is no Elasticsearch"}
+			return nil, &statusError{what: "asking for the server's version", status: rep.status, reason: "this is not Elasticsearch or OpenSearch"}
 		}
 	case rep.status == http.StatusMethodNotAllowed && product,
 		rep.status == http.StatusForbidden && (product || srv.flavour != FlavourAuto):
-		// A distribution without the root page, or a key that may write and do
-		// nothing else: the header tells what it is.
+		// A distribution without the root page, or a key that may only write: the
+		// header says which product it is.
 		if srv.flavour == FlavourAuto {
 			srv.flavour = FlavourElasticsearch
 		}
@@ -499,8 +476,8 @@ func (s *server) setVersion(v string) {
 	}
 }
 
-// askNodes asks a node for its version and its modules. A node that does not
-// tell is no error.
+// askNodes asks a node for its version and its modules. A node that does not answer
+// the question leaves srv as it is.
 func (c *client) askNodes(ctx context.Context, srv *server) error {
 	res, err := esapi.NodesInfoRequest{NodeID: []string{"_local"}, FilterPath: []string{"nodes.*.version", "nodes.*.modules.name"}}.Do(ctx, c)
 	if err != nil {
@@ -533,5 +510,6 @@ func (c *client) askNodes(ctx context.Context, srv *server) error {
 	return nil
 }
 
-// lacks tells whether the server is known to be without a module.
+// lacks reports whether the server said which modules it has, and module is not one
+// of them.
 func (s *server) lacks(module string) bool { return s.modules != nil && !s.modules[module] }

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// deadLetter is a document that the server refused for good, and why.
+// deadLetter is a document that the server rejected, with the reason.
 type deadLetter struct {
 	Time     string          `json:"@timestamp"`
 	Stream   string          `json:"stream"`
@@ -21,10 +21,10 @@ type deadLetter struct {
 
 const (
 	deadLetterFile  = "dead-letter.ndjson"
-	deadLetterLimit = 16 << 20 // of the file and of the one before it
+	deadLetterLimit = 16 << 20 // bytes of the file; the one before it takes as much
 )
 
-// deadLetters appends to a file that is replaced when it is full.
+// deadLetters appends to a file. A full file replaces FILE.1 and a new one begins.
 type deadLetters struct {
 	path  string
 	limit int64
@@ -42,7 +42,7 @@ func (d *deadLetters) write(letters []deadLetter) error {
 		l := &letters[i]
 		l.Time, l.Reason = now, cut(l.Reason, 1000)
 		if !json.Valid(l.Document) {
-			// Whatever it is, it stays on one line.
+			// As a string it stays on one line.
 			l.Document, _ = json.Marshal(string(l.Document))
 		}
 		line, err := json.Marshal(l)
@@ -73,7 +73,7 @@ func (d *deadLetters) write(letters []deadLetter) error {
 	return err
 }
 
-// Close closes the file; the next write opens it again.
+// Close closes the file. The next write opens it again.
 func (d *deadLetters) Close() error {
 	if d.f == nil {
 		return nil

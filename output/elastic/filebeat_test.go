@@ -184,7 +184,7 @@ func TestIntakeFilebeatRuns(t *testing.T) {
 			same = same || reflect.DeepEqual(sameShape(h.Source), sameShape(doc))
 		}
 		if !same {
-			t.Errorf("%s: %d documents of that time, none is\n%v\n%v", stream, len(found.Hits.Hits), doc, found.Hits.Hits)
+			t.Errorf("%s: %d documents of that time, none equal to\n%v\n%v", stream, len(found.Hits.Hits), doc, found.Hits.Hits)
 		}
 	}
 	if got := s.Sums(testIO, "iotrace.project.name", "iotrace.write.bytes", `{"bool":{"must_not":[{"term":{"iotrace.device.stacked":true}}]}}`); !maps.Equal(got, want.written) {
@@ -192,8 +192,8 @@ func TestIntakeFilebeatRuns(t *testing.T) {
 	}
 }
 
-// sameShape takes off a document what is no difference: Filebeat writes times to the
-// millisecond, and a time series gives lists of one as what is in them.
+// sameShape removes differences that do not matter: Filebeat writes times to the
+// millisecond, and a time series returns a list of one value as that value.
 func sameShape(v any) any {
 	switch v := v.(type) {
 	case map[string]any:

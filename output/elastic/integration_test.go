@@ -58,7 +58,7 @@ func testOutage(t *testing.T, s *testserver.Server) {
 	opt.retry = retryRange{20 * time.Millisecond, 500 * time.Millisecond}
 	opt.slowRetry = opt.retry
 
-	// Without templates nothing may be stored, nor lost.
+	// Without templates nothing is stored and nothing is lost.
 	e := start(t, opt)
 	first := outputtest.Cluster(time.Now().Add(-time.Hour), 3)
 	want := newTotals()
@@ -215,7 +215,7 @@ func checkMapping(t *testing.T, s *testserver.Server) {
 	}
 	for index, m := range caps {
 		if !strings.HasPrefix(index, ".ds-"+testIO) {
-			t.Errorf("%s is no backing index of a data stream", index)
+			t.Errorf("%s is not a backing index of a data stream", index)
 		}
 		io, _ := m.Mappings.Properties["iotrace"].(map[string]any)
 		read := lookup(io, "properties.read.properties.bytes.type")
@@ -354,8 +354,8 @@ func TestElasticsearchRealSecurity(t *testing.T) {
 		name, stream, want string
 		spoil              func(*Options)
 	}{
-		// A stream that the user may not write to is a matter of privileges,
-		// not of documents: they wait.
+		// The user may not write to this stream: its documents wait for the
+		// privilege and are not rejected for good.
 		{"stream", "logs-other-default", "403", func(*Options) {}},
 		{"password", testEvents, "401", func(o *Options) { o.Credentials.Password = "wrong" }},
 		{"key", testEvents, "401", func(o *Options) {
@@ -440,7 +440,7 @@ func BenchmarkElasticsearchReal(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.SetBytes(int64(len(doc)))
-		before := outputtest.CpuTime(b)
+		before := outputtest.CPUTime(b)
 		for b.Loop() {
 			for e.Stats().QueueBytes > 32<<20 {
 				time.Sleep(time.Millisecond)
@@ -455,7 +455,7 @@ func BenchmarkElasticsearchReal(b *testing.B) {
 		if s := e.Stats(); s.Delivered != uint64(b.N) {
 			b.Fatalf("%+v", s)
 		}
-		outputtest.ReportDocs(b, float64(b.N), before)
+		outputtest.DocRates(b, float64(b.N), before)
 	})
 	b.Run("server's limit", func(b *testing.B) {
 		const batch = 4000

@@ -20,18 +20,18 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
-// templates are for a current Elasticsearch; adapt makes them fit other servers.
+// templates fit a current Elasticsearch; adapt changes them for other servers.
 //
 //go:embed component/*.json index/*.json lifecycle/*.json kibana.ndjson
 var templates embed.FS
 
 // SetupOptions says what Setup installs besides templates.
 type SetupOptions struct {
-	// RetentionDays is for how many days documents are kept: 14 by default,
-	// negative for ever.
+	// RetentionDays is the number of days after which the server deletes documents:
+	// 0 means 14, a negative number never.
 	RetentionDays int
-	// KibanaURL is that of Kibana or OpenSearch Dashboards; empty: no dashboard
-	// is installed.
+	// KibanaURL is the URL of Kibana or OpenSearch Dashboards. Without it no
+	// dashboard is installed.
 	KibanaURL string
 }
 
@@ -42,8 +42,8 @@ const (
 	timeSeriesComponent  = "iotrace@timeseries"
 )
 
-// KibanaDashboard returns the dashboard as saved objects, for importing by
-// hand into Kibana or OpenSearch Dashboards.
+// KibanaDashboard returns the dashboard as saved objects, one JSON object a line, to
+// import by hand into Kibana or OpenSearch Dashboards.
 func KibanaDashboard() []byte {
 	b, err := templates.ReadFile("kibana.ndjson")
 	if err != nil {
@@ -52,10 +52,12 @@ func KibanaDashboard() []byte {
 	return b
 }
 
-// Setup installs component and index templates, lifecycle and,
-// given a Kibana URL, the dashboard. It can be repeated, and needs the cluster
-// privileges monitor, manage_index_templates and manage_ilm. What it does is
-// told on progress, line by line.
+// Setup installs component and index templates, the lifecycle and, with a Kibana URL,
+// the dashboard. It can be repeated. The key needs the cluster privileges monitor,
+// manage_index_templates and manage_ilm. Setup writes a line to progress for each
+// step, and gives up after two minutes. It is an error if the server cannot be
+// reached, is too old for data streams (Elasticsearch before 7.16, OpenSearch 1.0) or
+// rejects a step; the steps before it stay in place.
 func Setup(ctx context.Context, opt Options, progress io.Writer) error {
 	if err := opt.setDefaults(); err != nil {
 		return err
@@ -98,33 +100,32 @@ type setup struct {
 	srv    *server
 	opt    SetupOptions
 	out    io.Writer
-	policy string // ILM policy that templates name
+	policy string // ILM policy for the templates; "" for servers that need none
 }
 
 func (s *setup) say(format string, args ...any) {
 	fmt.Fprintf(s.out, format+"\n", args...)
 }
 
-// dataStreamLifecycle tells whether templates may carry the lifecycle
-// themselves.
+// dataStreamLifecycle reports whether a template can hold the lifecycle itself.
 func (s *setup) dataStreamLifecycle() bool {
 	return s.srv.flavour == FlavourServerless ||
 		s.srv.flavour == FlavourElasticsearch && (s.srv.version == "" || s.srv.atLeast(8, 14)) && !s.srv.lacks("data-streams")
 }
 
-// retention is the age at which documents go.
+// retention is the age, in the server's notation, at which documents are deleted.
 func (s *setup) retention() string { return fmt.Sprintf("%dd", s.opt.RetentionDays) }
 
-// lifecycle installs a policy where templates cannot carry the lifecycle. A
-// server without such policies keeps documents until somebody deletes them;
-// that is said, not fatal.
+// lifecycle installs a policy where templates cannot hold the lifecycle. A server
+// without such policies keeps documents until they are deleted by hand: lifecycle
+// says so and returns no error.
 func (s *setup) lifecycle(ctx context.Context) error {
 	switch {
 	case s.opt.RetentionDays < 0:
-		s.say("lifecycle: documents are kept for ever")
+		s.say("lifecycle: documents are never deleted")
 		return nil
 	case s.dataStreamLifecycle():
-		return nil // templates say so
+		return nil // the templates hold it
 	}
 	file, what, api := "ilm.json", "ILM policy", "/_ilm/policy/"
 	if s.srv.flavour == FlavourOpenSearch {
@@ -147,11 +148,11 @@ func (s *setup) lifecycle(ctx context.Context) error {
 		s.say("%s %s: installed, documents are kept for %d days", what, lifecyclePolicy, s.opt.RetentionDays)
 		return nil
 	case rep.status == http.StatusConflict:
-		// ISM replaces a policy only for who names its sequence number.
-		s.say("%s %s: there is one already, left alone", what, lifecyclePolicy)
+		// ISM replaces a policy only if the request names its sequence number.
+		s.say("%s %s: exists already and was not changed", what, lifecyclePolicy)
 		return nil
 	case rep.status == http.StatusBadRequest && bytes.Contains(rep.body, []byte("no handler found")), rep.status == http.StatusNotFound, rep.status == http.StatusMethodNotAllowed:
-		s.say("%s: this server has no such thing; documents are kept until you delete them", what)
+		s.say("%s: this server has none; documents are kept until you delete them", what)
 		return nil
 	}
 	return rep.failure("installing " + what)
@@ -170,8 +171,8 @@ func (s *setup) do(ctx context.Context, method, path string, body []byte) (*repl
 	return readReply(&esapi.Response{StatusCode: res.StatusCode, Header: res.Header, Body: res.Body})
 }
 
-// templates installs the component templates, then the index templates, which
-// must find them.
+// templates installs the component templates and then the index templates, which
+// refer to them.
 func (s *setup) templates(ctx context.Context) error {
 	for _, dir := range []string{"component", "index"} {
 		files, err := fs.Glob(templates, dir+"/*.json")
@@ -218,7 +219,7 @@ func (s *setup) templates(ctx context.Context) error {
 	return nil
 }
 
-// adapt makes a template fit the server.
+// adapt changes a template so that it fits the server.
 func (s *setup) adapt(raw []byte) ([]byte, error) {
 	var t map[string]any
 	if err := json.Unmarshal(raw, &t); err != nil {
@@ -246,11 +247,11 @@ func (s *setup) adapt(raw []byte) ([]byte, error) {
 	if settings, ok := body["settings"].(map[string]any); ok {
 		index, ok := settings["index"].(map[string]any)
 		if ok && s.srv.flavour == FlavourServerless {
-			delete(index, "codec") // is not ours to choose there
+			delete(index, "codec") // rejected there: Elastic chooses it
 		}
 		if ok && index["mode"] != nil && s.srv.lacks("data-streams") {
-			// The module of that name fills the routing path from the mapping
-			// and owns look_back_time.
+			// The module data-streams makes the routing path from the mapping and
+			// defines the setting look_back_time.
 			delete(index, "look_back_time")
 			paths, err := dimensionPaths()
 			if err != nil {
@@ -262,7 +263,7 @@ func (s *setup) adapt(raw []byte) ([]byte, error) {
 	return json.Marshal(t)
 }
 
-// adaptFields replaces, in a tree of mappings, what the server does not have.
+// adaptFields replaces, in a tree of mappings, field types that the server lacks.
 func (s *setup) adaptFields(v any) {
 	switch v := v.(type) {
 	case []any:
@@ -276,8 +277,8 @@ func (s *setup) adaptFields(v any) {
 		}
 		switch kind, _ := v["type"].(string); {
 		case kind == "constant_keyword" && (s.srv.lacks("constant-keyword") || s.srv.flavour == FlavourOpenSearch):
-			// OpenSearch has the type too, but not one that learns its value
-			// from the first document.
+			// OpenSearch has the type too, but does not take its value from the
+			// first document.
 			v["type"] = "keyword"
 		case kind == "flattened" && s.srv.flavour == FlavourOpenSearch:
 			v["type"] = "flat_object"
@@ -292,7 +293,7 @@ func (s *setup) adaptFields(v any) {
 	}
 }
 
-// mappedFields returns the mapping of every field of documents by path.
+// mappedFields returns the mapping of every document field, by path.
 func mappedFields() (map[string]map[string]any, error) {
 	all := make(map[string]map[string]any)
 	var walk func(prefix string, properties map[string]any)
@@ -326,7 +327,7 @@ func mappedFields() (map[string]map[string]any, error) {
 	return all, nil
 }
 
-// dimensionPaths returns the fields that tell series apart.
+// dimensionPaths returns the dimensions of time series, sorted.
 func dimensionPaths() ([]string, error) {
 	fields, err := mappedFields()
 	if err != nil {
@@ -366,7 +367,8 @@ func (s *setup) dashboard(ctx context.Context, cred Credentials) error {
 		return err
 	}
 	req.Header.Set("Content-Type", form.FormDataContentType())
-	// Both products refuse requests that a web page could make.
+	// Both products reject requests without such a header, because a foreign web
+	// page could make them.
 	req.Header.Set("kbn-xsrf", "iotrace-bpf")
 	req.Header.Set("osd-xsrf", "iotrace-bpf")
 	res, err := c.Perform(req)

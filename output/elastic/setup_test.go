@@ -46,8 +46,8 @@ func TestElasticTemplatesCoverDocuments(t *testing.T) {
 	}
 }
 
-// TestElasticDimensionsTellDocumentsApart: two documents of an interval with
-// the same dimensions would be one to a time series stream.
+// TestElasticDimensionsTellDocumentsApart: a time series stream keeps one of two
+// documents with the same time and dimensions.
 func TestElasticDimensionsTellDocumentsApart(t *testing.T) {
 	dims, err := dimensionPaths()
 	if err != nil {
@@ -247,7 +247,7 @@ func TestElasticsearchSetupOpenSearch(t *testing.T) {
 	if !strings.Contains(all, "flat_object") || !strings.Contains(f.got["/_plugins/_ism/policies/iotrace"], `"14d"`) {
 		t.Errorf("sent: %s", all)
 	}
-	for status, want := range map[int]string{400: "no such thing", 409: "left alone"} {
+	for status, want := range map[int]string{400: "this server has none", 409: "was not changed"} {
 		f.answer["/_plugins/_ism/policies/iotrace"] = status
 		if out, err := f.setup(t, SetupOptions{}); err != nil || !strings.Contains(out, want) {
 			t.Errorf("policy answered with %d: %v, progress %s", status, err, out)
@@ -299,7 +299,7 @@ func savedObjects(t *testing.T) map[string]savedObject {
 }
 
 // TestKibanaDashboard checks that every reference leads somewhere and every
-// field exists. That its aggregations work is asked from real servers.
+// field exists. The integration tests run its aggregations on real servers.
 func TestKibanaDashboard(t *testing.T) {
 	fields, err := mappedFields()
 	if err != nil {

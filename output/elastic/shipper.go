@@ -1,5 +1,5 @@
-// Package elastic ships documents to Elasticsearch and OpenSearch, through an
-// outage with a spool on disk, and installs the templates they need.
+// Package elastic ships documents to Elasticsearch and OpenSearch and installs the
+// templates that they need. A spool on disk keeps documents through an outage.
 package elastic
 
 import (
@@ -23,41 +23,41 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
-// Options says where documents go and what may be spent on the
-// way. The zero value of a limit is its default.
+// Options says where documents go, and how much memory, disk and time that may take.
+// A limit of 0 means its default; a negative one is an error.
 type Options struct {
-	// URLs are nodes of one cluster; they are used in turn.
+	// URLs are nodes of one cluster, http or https. They are used in turn.
 	URLs        []string
 	Credentials Credentials
-	// Flavour is asked from the server unless it is given.
+	// Flavour is the kind of server. FlavourAuto asks the server.
 	Flavour Flavour
 
-	// SpoolDir is a directory for what the server does not take now. Empty:
-	// documents that do not fit into the queue are lost. Only one process can
-	// use a directory.
+	// SpoolDir is a directory for documents that the server does not take now; one
+	// process at a time can use it. Without it, documents that do not fit into the
+	// queue are lost.
 	SpoolDir   string
-	SpoolBytes int64 // on disk; 256 MiB by default
+	SpoolBytes int64 // on disk; 256 MiB by default, at least 1 MiB
 
 	QueueBytes     int           // in memory, before the spool; 32 MiB by default
-	BatchBytes     int           // of a request, before compression; 4 MiB by default
-	FlushInterval  time.Duration // longest wait for a batch to fill; 1 s by default
+	BatchBytes     int           // of a request, before compression; 4 MiB by default, 64 KiB to 32 MiB
+	FlushInterval  time.Duration // longest wait for a full batch; 1 s by default
 	RequestTimeout time.Duration // 60 s by default
 
-	// Logger gets one record when delivery starts to fail and one when it works
-	// again, once a minute at most; nil discards them.
+	// Logger gets a record when delivery begins to fail, at most once a minute, and
+	// one when it works again. Without it they are discarded.
 	Logger *slog.Logger
 
-	// Setup is for Setup only.
+	// Setup is used by the function Setup only.
 	Setup SetupOptions
 
-	retry, slowRetry retryRange // tests are in a hurry
+	retry, slowRetry retryRange // shorter in tests
 }
 
-// retryRange bounds waits: the first is at most first, the longest max.
+// retryRange bounds the waits between attempts.
 type retryRange struct{ first, max time.Duration }
 
-// fullJitter returns waits that are uniform between nothing and a bound that
-// doubles.
+// fullJitter returns waits that are uniform between 0 and a bound, which starts at
+// first and doubles up to max.
 func (r retryRange) fullJitter() *backoff.ExponentialBackOff {
 	return &backoff.ExponentialBackOff{InitialInterval: r.first / 2, RandomizationFactor: 1, Multiplier: 2, MaxInterval: r.max / 2}
 }
@@ -77,7 +77,7 @@ const (
 	maxBatchDocs          = 10000
 	defaultFlushInterval  = time.Second
 	defaultRequestTimeout = time.Minute
-	complaintInterval     = time.Minute
+	logInterval           = time.Minute
 )
 
 func (o *Options) setDefaults() error {
@@ -111,9 +111,8 @@ func setDefault[T comparable](v *T, def T) {
 	}
 }
 
-// Stats counts documents since New. Accepted and
-// Recovered together are always the sum of Delivered, Duplicates,
-// SoftFailures, DeadLettered, Dropped and Pending.
+// Stats counts documents since New. Accepted plus Recovered is always the sum of
+// Delivered, Duplicates, SoftFailures, DeadLettered, Dropped and Pending.
 type Stats struct {
 	Accepted  uint64 // taken by Ship
 	Recovered uint64 // found in the spool when it was opened
@@ -121,38 +120,36 @@ type Stats struct {
 	Delivered    uint64 // stored by the server
 	Duplicates   uint64 // the server had them already
 	SoftFailures uint64 // stored in the failure store of the stream
-	DeadLettered uint64 // refused for good: see dead-letter.ndjson in the spool directory
-	Dropped      uint64 // lost: no room, neither in memory nor on disk
-	Pending      uint64 // in memory, on disk or on their way
+	DeadLettered uint64 // rejected: see dead-letter.ndjson in the spool directory
+	Dropped      uint64 // lost: no room in memory or on disk
+	Pending      uint64 // in memory, on disk or being sent
 
-	// Conflicts are those of Duplicates that the server had at their first
-	// attempt: two different documents of one series and time.
+	// Conflicts is the part of Duplicates that the server had before our first
+	// attempt: it has a different document of the same series and time.
 	Conflicts uint64
 
 	Requests   uint64 // _bulk requests
 	Failures   uint64 // requests that failed as a whole
-	Retries    uint64 // documents that had to be sent again
-	Spooled    uint64 // those of Pending that are on disk
+	Retries    uint64 // documents sent again, counted each time
+	Spooled    uint64 // the part of Pending that is on disk
 	SpoolBytes int64  // disk space in use
 	QueueBytes int    // memory in use
 	Failing    bool   // the last attempt failed
-	LastError  string // why; safe to print
+	LastError  string // of that attempt; safe to print
 }
 
-// Lost returns the number of documents that no server will ever have.
+// Lost returns the number of documents that will never be on the server.
 func (s *Stats) Lost() uint64 { return s.Dropped + s.DeadLettered }
 
-// Shipper ships documents to data streams of Elasticsearch or
-// OpenSearch. Documents wait in memory while the server keeps up; as soon as
-// it does not, they go to the spool, so that what a crash of ours can lose is
-// about one flush interval. Nothing is written to disk while all is well: we
-// measure this host's disks.
+// Shipper ships documents to data streams of Elasticsearch or OpenSearch. Documents
+// wait in memory while the server keeps up. When it does not, they go to the spool:
+// a crash of ours then loses about one flush interval. While the server keeps up
+// nothing is written to disk, because we measure this host's disks.
 //
-// A document may be sent more than once but is stored once: data streams get
-// the same document id at every attempt, time series streams make one from
-// dimensions and time. (Ids are checked within a backing index: a document
-// that was stored right before a rollover, and whose reply was lost, can be
-// there twice.)
+// A document may be sent several times but is stored once: it has the same id at
+// every attempt, and in a time series stream the same dimensions and time. (The
+// server compares ids within one backing index: a document that was stored right
+// before a rollover, and whose reply was lost, can be stored twice.)
 type Shipper struct {
 	opt    Options
 	log    *slog.Logger
@@ -161,36 +158,37 @@ type Shipper struct {
 	mu       sync.Mutex
 	queue    []spooled
 	queued   int // bytes in queue
-	inFlight int // documents taken from queue or retry, not settled yet
+	inFlight int // documents taken from queue or retry: neither answered nor kept elsewhere
 	stats    Stats
 	closed   bool
 	seq      uint64
 
 	run  [8]byte       // makes ids differ between runs and hosts
-	full chan struct{} // a batch is in the queue, or half of the queue is used
+	full chan struct{} // the queue holds a batch, or is half full
 
-	stop    context.CancelFunc // ends everything, requests included
-	closing chan struct{}      // ends after delivering what is there
-	done    chan struct{}
+	stop    context.CancelFunc // ends loop at once, and the requests with it
+	closing chan struct{}      // closed: loop delivers what is there and ends
+	done    chan struct{}      // closed: loop has ended
 
-	// The rest belongs to loop.
+	// The fields below belong to loop.
 	spool      *spool
 	dead       *deadLetters
 	srv        *server
-	retry      []spooled // in memory for want of a spool that takes them
-	batchLimit int
-	spoolTurn  bool
+	retry      []spooled // in memory because no spool takes them
+	batchLimit int       // bytes
+	spoolTurn  bool      // the next batch comes from the spool
 	failing    bool
-	spoolBad   bool
-	complained time.Time // when the log was last told of a failure
-	complaint  bool      // the log was told of this one
+	spoolBad   bool      // the last write to the spool failed
+	loggedAt   time.Time // when the last failure was logged
+	logged     bool      // the present failure was logged
 	fast, slow *backoff.ExponentialBackOff
 	tick       *time.Ticker
 }
 
-// New starts to ship. An unreachable server is no error, a spool
-// that cannot be used is. Only Close ends the shipper: the signal that cancels
-// ctx must not cut off the documents of the last interval.
+// New starts a shipper. Limits out of range, credentials that cannot be used and a
+// spool that cannot be opened are errors; an unreachable server is not. Cancelling
+// ctx does not end the shipper, only Close does: otherwise a signal would cut off
+// the documents of the last interval.
 func New(ctx context.Context, opt Options) (*Shipper, error) {
 	if err := opt.setDefaults(); err != nil {
 		return nil, err
@@ -213,7 +211,7 @@ func New(ctx context.Context, opt Options) (*Shipper, error) {
 			return nil, err
 		}
 		if moved != "" {
-			e.log.Error("spool was damaged: its documents are lost", "moved to", moved)
+			e.log.Error("the spool was damaged and its documents are lost", "moved_to", moved)
 		}
 		e.stats.Recovered = e.spool.docs
 		e.stats.Spooled, e.stats.SpoolBytes = e.spool.docs, e.spool.bytes
@@ -225,41 +223,42 @@ func New(ctx context.Context, opt Options) (*Shipper, error) {
 	return e, nil
 }
 
-// streamName is what a data stream of ours may be called. Nothing in it needs
-// escaping in JSON.
+// streamName matches names that our data streams may have. They need no escaping in
+// JSON.
 var streamName = regexp.MustCompile(`^(logs|metrics)-[a-z0-9][a-z0-9._]*-[a-z0-9][a-z0-9._]*$`)
 
-// Errors of Ship.
+// Errors of Ship, and ErrClosed after Close.
 var (
-	ErrShipperClosed   = errors.New("elasticsearch output is closed")
-	errDocumentShape   = errors.New("document is not one JSON object on one line")
-	errDocumentTooLong = errors.New("document is longer than a batch")
+	ErrClosed  = errors.New("elasticsearch output is closed")
+	errShape   = errors.New("document is not one JSON object on one line")
+	errTooLong = errors.New("document is longer than a batch")
 )
 
-// Ship takes a document for a data stream such as metrics-iotrace.io-default.
-// It copies doc and never waits: when there is no room, the oldest documents
-// are dropped and counted. An error means that this document was not taken.
+// Ship takes a document for a data stream such as metrics-iotrace.io-default. doc is
+// one JSON object on one line, of at most 32 KiB or half of BatchBytes, whichever is
+// more. Ship copies doc and never waits: without room it drops the oldest documents
+// and counts them. After an error this document was not taken.
 func (e *Shipper) Ship(stream string, doc []byte) error {
 	doc = bytes.TrimSuffix(doc, []byte{'\n'})
 	switch {
 	case len(stream) > 255 || !streamName.MatchString(stream):
 		return fmt.Errorf("data stream name %q is not valid", cut(stream, 100))
 	case len(doc) < 2 || doc[0] != '{' || doc[len(doc)-1] != '}' || bytes.IndexByte(doc, '\n') >= 0 || bytes.IndexByte(doc, '\r') >= 0:
-		return errDocumentShape
+		return errShape
 	case len(doc) > minBatchBytes/2 && len(doc) > e.opt.BatchBytes/2:
-		return fmt.Errorf("%w: %d bytes", errDocumentTooLong, len(doc))
+		return fmt.Errorf("%w: %d bytes", errTooLong, len(doc))
 	}
 	d := spooled{Stream: stream, Body: bytes.Clone(doc)}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {
-		return ErrShipperClosed
+		return ErrClosed
 	}
 	e.seq++
 	d.ID = e.id(e.seq)
 	e.stats.Accepted++
 	e.enqueue(d)
-	// The spool must empty the queue before it is full.
+	// Half of the queue is left for what comes while the spool empties it.
 	if e.queued >= min(e.opt.BatchBytes, e.opt.QueueBytes/2) {
 		select {
 		case e.full <- struct{}{}:
@@ -323,10 +322,10 @@ func (e *Shipper) Stats() Stats {
 	return s
 }
 
-// Close takes no more documents and delivers those it has. What the server
-// does not take stays in the spool for the next run; without a spool it is
-// tried again until ctx ends. The error tells how many documents were lost
-// for want of a spool, and nothing about those dropped before.
+// Close takes no more documents and delivers those it has. Documents that the server
+// does not take stay in the spool for the next run; without a spool Close tries again
+// until ctx ends. The error says how many documents were lost now because there was
+// no spool; documents dropped earlier are in Stats.
 func (e *Shipper) Close(ctx context.Context) error {
 	e.mu.Lock()
 	first := !e.closed
@@ -372,14 +371,14 @@ func (e *Shipper) isClosing() bool {
 // loop is the one goroutine that sends and that owns the spool.
 func (e *Shipper) loop(ctx context.Context) {
 	defer close(e.done)
-	defer e.keepRest()
+	defer e.keepAll()
 	due := false
 	for ctx.Err() == nil {
 		docs, fromSpool := e.next(due || e.isClosing())
 		if len(docs) > 0 {
 			due = false
 			if !e.deliver(ctx, docs, fromSpool) && e.isClosing() && e.spool != nil && !e.spoolBad {
-				return // the server is away and the spool is there
+				return // the server is unreachable, but the spool has the documents
 			}
 			continue
 		}
@@ -397,9 +396,9 @@ func (e *Shipper) loop(ctx context.Context) {
 	}
 }
 
-// next returns what to send now: documents that have waited longest first,
-// but new ones in turn with those of a long outage. due says that the queue's
-// documents need not wait for a full batch.
+// next returns the documents to send now: first those that have waited longest, but
+// after a long outage batches of spool and queue alternate. due means that documents
+// in the queue do not wait for a full batch.
 func (e *Shipper) next(due bool) (docs []spooled, fromSpool bool) {
 	if len(e.retry) > 0 {
 		docs, e.retry = e.retry, nil
@@ -426,14 +425,14 @@ func (e *Shipper) next(due bool) (docs []spooled, fromSpool bool) {
 	return e.take(e.batchLimit), false
 }
 
-// deliver makes one attempt, or several where a request must be split, and
-// waits after a failure. It reports whether the server took its part.
+// deliver makes one attempt, or several where the server wants smaller requests, and
+// waits after a failure. It reports whether every document got a final answer.
 func (e *Shipper) deliver(ctx context.Context, docs []spooled, fromSpool bool) bool {
 	first := !fromSpool && !e.failing
 	pieces := [][]spooled{docs}
-	var rest []spooled
-	var trouble *bulkResult
-	for len(pieces) > 0 && trouble == nil {
+	var unsent []spooled
+	var failure *bulkResult
+	for len(pieces) > 0 && failure == nil {
 		piece := pieces[len(pieces)-1]
 		pieces = pieces[:len(pieces)-1]
 		r := e.attempt(ctx, piece)
@@ -441,32 +440,32 @@ func (e *Shipper) deliver(ctx context.Context, docs []spooled, fromSpool bool) b
 			half := len(piece) / 2
 			pieces = append(pieces, piece[half:], piece[:half])
 			e.batchLimit = max(e.batchLimit/2, minBatchBytes)
-			e.log.Warn("server takes no requests of this size", "documents", len(piece), "batch size", e.batchLimit)
+			e.log.Warn("the server rejects requests of this size: sending smaller ones", "documents", len(piece), "batch_bytes", e.batchLimit)
 			continue
 		}
-		again := e.book(piece, &r, fromSpool, first)
-		rest = append(rest, again...)
+		again := e.count(piece, &r, fromSpool, first)
+		unsent = append(unsent, again...)
 		if len(again) > 0 {
-			trouble = &r
+			failure = &r
 		}
 	}
 	for _, p := range slices.Backward(pieces) {
-		rest = append(rest, p...)
+		unsent = append(unsent, p...)
 	}
-	// Documents of a stream without template, or without privileges, go to the
-	// end of the line: others must not wait for somebody to put that right.
-	misfits := trouble != nil && trouble.items != nil && trouble.whole.verdict == verdictConfig
-	e.settle(rest, fromSpool, misfits)
-	if trouble == nil {
-		e.recovered()
+	// The server rejects documents of a stream without template or privilege until
+	// an operator changes that. They go behind all others, which must not wait.
+	rejected := failure != nil && failure.items != nil && failure.whole.verdict == verdictConfig
+	e.finishBatch(unsent, fromSpool, rejected)
+	if failure == nil {
+		e.succeeded()
 		return true
 	}
-	slowly := trouble.whole.verdict == verdictConfig && !(misfits && len(rest) < len(docs))
-	e.troubled(ctx, trouble, len(rest), slowly)
+	slowly := failure.whole.verdict == verdictConfig && !(rejected && len(unsent) < len(docs))
+	e.failed(ctx, failure, len(unsent), slowly)
 	return false
 }
 
-// attempt sends one request while documents keep coming.
+// attempt sends one request. Meanwhile it keeps the queue from overflowing.
 func (e *Shipper) attempt(ctx context.Context, docs []spooled) bulkResult {
 	ctx, cancel := context.WithTimeout(ctx, e.opt.RequestTimeout)
 	defer cancel()
@@ -493,7 +492,7 @@ func (e *Shipper) attempt(ctx context.Context, docs []spooled) bulkResult {
 		case r := <-result:
 			e.srv = srv
 			if r.net {
-				e.srv = nil // whoever comes back may be another version
+				e.srv = nil // the server may come back as another version
 			}
 			return r
 		case <-e.tick.C:
@@ -511,12 +510,12 @@ func (e *Shipper) attempt(ctx context.Context, docs []spooled) bulkResult {
 	}
 }
 
-// prepare finds out what the server is, before the first documents and after
-// every loss of connection.
+// prepare asks which server this is, before the first request and after every lost
+// connection.
 func (e *Shipper) prepare(ctx context.Context) (*server, *bulkResult) {
 	srv, err := e.client.detect(ctx)
 	if err == nil && !srv.requireDataStream() {
-		// Such a server would make plain indices of unknown streams.
+		// Such a server would create a plain index for a stream without template.
 		err = e.client.checkTemplates(ctx, srv)
 	}
 	if err == nil {
@@ -533,7 +532,7 @@ func (e *Shipper) prepare(ctx context.Context) (*server, *bulkResult) {
 	return nil, &r
 }
 
-// checkTemplates fails where setup has not been run.
+// checkTemplates returns an error if the server has no template of Setup.
 func (c *client) checkTemplates(ctx context.Context, srv *server) error {
 	const name = "metrics-" + output.DatasetIO
 	res, err := esapi.IndicesExistsIndexTemplateRequest{Name: name}.Do(ctx, c)
@@ -548,23 +547,24 @@ func (c *client) checkTemplates(ctx context.Context, srv *server) error {
 	case rep.status == http.StatusNotFound:
 		return &statusError{what: "looking for index template " + name, status: rep.status, reason: "run: iotrace-bpf elasticsearch setup"}
 	case rep.status == http.StatusOK, rep.status == http.StatusForbidden, rep.status == http.StatusUnauthorized:
-		// Who may not look may still write.
+		// A key that may not read templates may still write documents.
 		return nil
 	}
 	return rep.failure("looking for index template " + name)
 }
 
-// book counts the answers for docs and returns those to be sent again.
-func (e *Shipper) book(docs []spooled, r *bulkResult, fromSpool, first bool) (again []spooled) {
+// count counts the answers for docs and returns the documents to send again. first
+// says that this is their first attempt.
+func (e *Shipper) count(docs []spooled, r *bulkResult, fromSpool, first bool) (again []spooled) {
 	var dead []deadLetter
 	e.mu.Lock()
-	s, settled, conflicts := &e.stats, 0, uint64(0)
+	s, final, conflicts := &e.stats, 0, uint64(0)
 	for i := range docs {
 		it := r.whole
 		if r.items != nil {
 			it = r.items[i]
 		}
-		settled++
+		final++
 		switch it.verdict {
 		case verdictDone:
 			s.Delivered++
@@ -579,7 +579,7 @@ func (e *Shipper) book(docs []spooled, r *bulkResult, fromSpool, first bool) (ag
 			s.DeadLettered++
 			dead = append(dead, deadLetter{Stream: docs[i].Stream, ID: docs[i].ID, Status: it.status, Type: it.kind, Reason: it.reason, Document: docs[i].Body})
 		case verdictRetry, verdictConfig:
-			settled--
+			final--
 			s.Retries++
 			again = append(again, docs[i])
 			if r.items != nil && r.err == nil {
@@ -596,54 +596,54 @@ func (e *Shipper) book(docs []spooled, r *bulkResult, fromSpool, first bool) (ag
 		s.Failures++
 	}
 	if !fromSpool {
-		e.inFlight -= settled
+		e.inFlight -= final
 	}
 	e.mu.Unlock()
 	if conflicts > 0 {
-		e.log.Warn("server has other documents of the same series and time", "documents", conflicts)
+		e.log.Warn("the server has other documents of the same series and time and ignores ours", "documents", conflicts)
 	}
 	if len(dead) > 0 {
 		d := &dead[0]
-		e.log.Error("server refuses documents for good", "documents", len(dead), "stream", d.Stream,
+		e.log.Error("the server rejected documents", "documents", len(dead), "stream", d.Stream,
 			"status", d.Status, "error", strconv.Quote(cut(d.Type+" "+d.Reason, 300)))
 		if e.dead != nil {
 			if err := e.dead.write(dead); err != nil {
-				e.log.Error("dead letters cannot be kept", "error", err)
+				e.log.Error("writing rejected documents to "+deadLetterFile+" failed", "error", err)
 			}
 		}
 	}
 	return again
 }
 
-// settle keeps rest, which is what is left of documents after an attempt:
-// for the next one or, with last, for after all others.
-func (e *Shipper) settle(rest []spooled, fromSpool, last bool) {
-	kept := len(rest) == 0
+// finishBatch keeps the unsent documents of a batch: for the next attempt or, with
+// last, behind all other documents.
+func (e *Shipper) finishBatch(unsent []spooled, fromSpool, last bool) {
+	kept := len(unsent) == 0
 	if fromSpool {
 		var err error
-		if kept, err = e.spool.settle(rest, last); err != nil {
+		if kept, err = e.spool.finishBatch(unsent, last); err != nil {
 			e.spoolFailed(err)
 		}
 		if !kept {
 			e.mu.Lock()
-			e.inFlight += len(rest)
+			e.inFlight += len(unsent)
 			e.mu.Unlock()
 		}
 	} else if !kept && e.spool != nil {
-		kept = e.put(rest)
+		kept = e.put(unsent)
 	}
 	switch {
 	case kept:
 	case last:
-		e.requeue(rest)
+		e.requeue(unsent)
 	default:
-		e.retry = rest
+		e.retry = unsent
 	}
 	e.countSpool(0)
 }
 
-// requeue puts documents that are in flight at the end of the queue, as far as
-// there is room: for them, no others are dropped.
+// requeue puts documents that are in flight at the end of the queue. Those that do
+// not fit are dropped: they push no others out.
 func (e *Shipper) requeue(docs []spooled) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -672,7 +672,7 @@ func (e *Shipper) put(docs []spooled) bool {
 	return true
 }
 
-// spill moves the queue to the spool.
+// spill moves the queue to the spool, if there is one.
 func (e *Shipper) spill() {
 	for e.spool != nil {
 		docs := e.take(e.batchLimit)
@@ -686,8 +686,8 @@ func (e *Shipper) spill() {
 	}
 }
 
-// giveBack returns documents to the front of the queue, where the oldest of
-// them are dropped if there is no room.
+// giveBack returns documents to the front of the queue. Without room for all, the
+// oldest are dropped.
 func (e *Shipper) giveBack(docs []spooled) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -699,6 +699,7 @@ func (e *Shipper) giveBack(docs []spooled) {
 	}
 }
 
+// countSpool takes over the figures of the spool, and counts documents that it lost.
 func (e *Shipper) countSpool(lost uint64) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -708,11 +709,10 @@ func (e *Shipper) countSpool(lost uint64) {
 	}
 }
 
-// spoolFailed says once that the spool does not work. A damaged one is
-// replaced.
+// spoolFailed logs once that the spool does not work, and replaces a damaged one.
 func (e *Shipper) spoolFailed(err error) {
 	if !e.spoolBad {
-		e.log.Error("spool cannot be used: documents wait in memory only", "error", err)
+		e.log.Error("the spool does not work: documents wait in memory only", "error", err)
 	}
 	e.spoolBad = true
 	if !errors.Is(err, errSpoolDamaged) {
@@ -721,13 +721,14 @@ func (e *Shipper) spoolFailed(err error) {
 	lost, err := e.spool.reset()
 	e.countSpool(lost)
 	if err != nil {
-		e.log.Error("spool cannot be made anew", "error", err)
+		e.log.Error("replacing the damaged spool failed: documents wait in memory only", "error", err)
 		_ = e.spool.Close()
 		e.spool = nil
 	}
 }
 
-func (e *Shipper) recovered() {
+// succeeded ends a failure.
+func (e *Shipper) succeeded() {
 	e.fast.Reset()
 	e.slow.Reset()
 	if !e.failing {
@@ -738,27 +739,27 @@ func (e *Shipper) recovered() {
 	e.stats.Failing, e.stats.LastError = false, ""
 	pending := e.stats
 	e.mu.Unlock()
-	if e.complaint {
-		e.log.Info("shipping works again", "server", e.srv.String(), "spool bytes", pending.SpoolBytes)
+	if e.logged {
+		e.log.Info("shipping works again", "server", e.srv.String(), "spool_bytes", pending.SpoolBytes)
 	}
-	e.complaint = false
+	e.logged = false
 }
 
-// troubled says that delivery fails, once, and waits. Meanwhile the queue
-// moves to the spool.
-func (e *Shipper) troubled(ctx context.Context, r *bulkResult, n int, slowly bool) {
+// failed logs once that delivery fails, and waits before the next attempt. Meanwhile
+// it moves the queue to the spool.
+func (e *Shipper) failed(ctx context.Context, r *bulkResult, n int, slowly bool) {
 	text := strconv.Quote(cut(r.err.Error(), 600))
 	if se := (*statusError)(nil); errors.As(r.err, &se) {
-		text = se.Error() // quotes what it must
+		text = se.Error() // quotes the server's text already
 	}
 	e.mu.Lock()
 	changed := !e.failing || e.stats.LastError != text
 	e.stats.Failing, e.stats.LastError = true, text
 	e.mu.Unlock()
-	// A server that comes and goes must not fill the log.
-	if now := time.Now(); changed && now.Sub(e.complained) > complaintInterval {
-		e.log.Error("shipping fails", "error", text, "documents waiting", n)
-		e.complained, e.complaint = now, true
+	// A server that fails every few seconds must not fill the log.
+	if now := time.Now(); changed && now.Sub(e.loggedAt) > logInterval {
+		e.log.Error("shipping fails", "error", text, "documents_waiting", n)
+		e.loggedAt, e.logged = now, true
 	}
 	e.failing = true
 	wait := e.fast.NextBackOff()
@@ -773,7 +774,7 @@ func (e *Shipper) troubled(ctx context.Context, r *bulkResult, n int, slowly boo
 	defer timer.Stop()
 	closing := e.closing
 	if e.isClosing() && (e.spool == nil || e.spoolBad) {
-		closing = nil // nowhere to leave the documents: go on until ctx ends
+		closing = nil // the documents cannot stay anywhere: go on until ctx ends
 		if r.cause == nil {
 			timer.Reset(min(wait, time.Second))
 		}
@@ -794,8 +795,8 @@ func (e *Shipper) troubled(ctx context.Context, r *bulkResult, n int, slowly boo
 	}
 }
 
-// keepRest puts what is in memory into the spool at the end.
-func (e *Shipper) keepRest() {
+// keepAll moves every document in memory to the spool when loop ends.
+func (e *Shipper) keepAll() {
 	if e.spool == nil {
 		return
 	}

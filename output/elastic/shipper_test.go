@@ -37,10 +37,9 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
 )
 
-// fakeServer stores documents by stream and id like a real one and fails as
-// told to. What a real server does is tested against real servers, in
-// elasticsearch_integration_test.go; this one does what they will not do on
-// demand.
+// fakeServer stores documents by stream and id like a real one, and fails when a test
+// wants it to, which real servers cannot do. What real servers do is tested in
+// integration_test.go.
 type fakeServer struct {
 	*httptest.Server
 	t *testing.T
@@ -57,7 +56,7 @@ type fakeServer struct {
 	before func(n int, w http.ResponseWriter, r *http.Request) bool
 	// after may spoil the answer of a request whose documents are stored.
 	after func(n int, w http.ResponseWriter) bool
-	// item may turn a single document away.
+	// item may reject a single document.
 	item func(n int, stream, doc string) (status int, kind string)
 }
 
@@ -356,7 +355,7 @@ func TestElasticsearchDelivers(t *testing.T) {
 	if got := f.bodies[e.id(1)]+"\n" == string(testDoc(0)); !got {
 		t.Errorf("document 0 arrived as %q", f.bodies[e.id(1)])
 	}
-	if err := e.Ship(testEvents, testDoc(1)); !errors.Is(err, ErrShipperClosed) {
+	if err := e.Ship(testEvents, testDoc(1)); !errors.Is(err, ErrClosed) {
 		t.Errorf("Ship after Close: %v", err)
 	}
 	if err := e.Close(t.Context()); err != nil {
@@ -561,8 +560,8 @@ func TestElasticsearchFaults(t *testing.T) {
 	}
 }
 
-// TestElasticsearchOutage has no server at first, ends our run, and starts
-// another one on the same spool.
+// TestElasticsearchOutage has no server at first. The first run ends, and a second
+// one with the same spool delivers its documents.
 func TestElasticsearchOutage(t *testing.T) {
 	f := newFakeServer(t)
 	addr := f.Listener.Addr().String()
@@ -605,8 +604,8 @@ func TestElasticsearchOutage(t *testing.T) {
 	}
 }
 
-// TestElasticsearchKilled kills a process of ours during an outage: what it
-// spooled is there for the next one.
+// TestElasticsearchKilled kills the process during an outage: the next one finds what
+// it spooled.
 func TestElasticsearchKilled(t *testing.T) {
 	const n = 1500
 	if dir := os.Getenv("IOTRACE_TEST_SPOOL"); dir != "" {
@@ -691,8 +690,8 @@ func TestElasticsearchHanging(t *testing.T) {
 	}
 }
 
-// TestElasticsearchNoRoom has neither server nor spool: the oldest documents
-// go, and all are counted.
+// TestElasticsearchNoRoom has neither server nor spool: the oldest documents are
+// dropped, and all are counted.
 func TestElasticsearchNoRoom(t *testing.T) {
 	opt := testOptions(t, "http://127.0.0.1:1")
 	opt.SpoolDir, opt.QueueBytes, opt.BatchBytes = "", minBatchBytes, minBatchBytes
@@ -752,7 +751,7 @@ func TestElasticsearchFlavours(t *testing.T) {
 		{name: "opensearch 3", body: `{"version":{"number":"3.1.0","distribution":"opensearch"}}`, want: "opensearch 3.1.0"},
 		{name: "writer's key on elasticsearch", status: 403, product: true, body: `{}`, want: "elasticsearch of unknown version", timeSeries: true},
 		{name: "writer's key on opensearch", status: 403, body: `{}`, wantFailure: true},
-		{name: "told", status: 403, body: `{}`, force: FlavourOpenSearch, want: "opensearch of unknown version"},
+		{name: "given", status: 403, body: `{}`, force: FlavourOpenSearch, want: "opensearch of unknown version"},
 		{name: "no JSON", body: `<html>`, wantFailure: true},
 		{name: "something else", body: `{"hello":1}`, wantFailure: true},
 		{name: "not ready", status: 503, body: `{}`, wantFailure: true},
@@ -791,8 +790,7 @@ func TestElasticsearchFlavours(t *testing.T) {
 	}
 }
 
-// TestElasticsearchSecrets looks for credentials in everything a person could
-// get to see.
+// TestElasticsearchSecrets looks for credentials in logs, errors and JSON.
 func TestElasticsearchSecrets(t *testing.T) {
 	const secret = "s3cr3tValue"
 	var logged bytes.Buffer
@@ -825,7 +823,7 @@ func TestElasticsearchSecrets(t *testing.T) {
 		}
 	}
 	if !strings.Contains(text, "security_exception") {
-		t.Errorf("nobody is told what the server said: %s", text)
+		t.Errorf("the log does not say what the server said: %s", text)
 	}
 	_, err := New(t.Context(), Options{URLs: []string{"https://elastic:" + secret + "@localhost:9200"}})
 	if err == nil || strings.Contains(err.Error(), secret) {
@@ -847,24 +845,23 @@ func TestElasticsearchCredentials(t *testing.T) {
 	if err := os.WriteFile(file, []byte("from-file\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	env := map[string]string{EnvElasticsearchAPIKey: "from-env", EnvElasticsearchUsername: "u", EnvElasticsearchCAFile: "ca.pem"}
+	env := map[string]string{EnvAPIKey: "from-env", EnvPassword: "secret"}
 	getenv := func(k string) string { return env[k] }
 	var c Credentials
-	if err := c.LoadCredentials("", "", getenv); err != nil || c.APIKey != "from-env" || c.Username != "u" || c.CAFile != "ca.pem" {
+	if err := c.Load("", "", getenv); err != nil || c.APIKey != "from-env" || c.Password != "secret" {
 		t.Errorf("%#v, %v", string(c.APIKey), err)
 	}
 	c = Credentials{}
-	if err := c.LoadCredentials(file, "", getenv); err != nil || c.APIKey != "from-file" {
+	if err := c.Load(file, "", getenv); err != nil || c.APIKey != "from-file" {
 		t.Errorf("%q, %v", string(c.APIKey), err)
 	}
-	env[EnvElasticsearchPasswordFile] = filepath.Join(dir, "absent")
 	c = Credentials{}
-	if err := c.LoadCredentials("", "", getenv); !errors.Is(err, os.ErrNotExist) {
+	if err := c.Load("", filepath.Join(dir, "absent"), getenv); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("absent password file: %v", err)
 	}
 	os.WriteFile(file, nil, 0o600)
 	c = Credentials{}
-	if err := c.LoadCredentials(file, "", getenv); err == nil {
+	if err := c.Load(file, "", getenv); err == nil {
 		t.Error("an empty key file is accepted")
 	}
 	for _, c := range []Credentials{
@@ -920,10 +917,10 @@ func TestElasticsearchCancelled(t *testing.T) {
 	}
 }
 
-// TestElasticsearchMisfits has a stream without template, and more documents
-// for it than a request can hold: the other streams do not wait for it, and
-// nothing is lost once there is one.
-func TestElasticsearchMisfits(t *testing.T) {
+// TestElasticsearchRejectedDocuments: one stream has no template, and more documents
+// than a request holds. Other streams do not wait for it, and once it has a template
+// nothing is lost.
+func TestElasticsearchRejectedDocuments(t *testing.T) {
 	for _, spool := range []bool{true, false} {
 		f := newFakeServer(t)
 		installed := false
@@ -942,7 +939,7 @@ func TestElasticsearchMisfits(t *testing.T) {
 		const bad, good = 3000, 500
 		ship(t, e, "logs-iotrace.vxlan-default", 0, bad)
 		ship(t, e, testEvents, 0, good)
-		outputtest.Until(t, "the documents that fit", func() bool { return e.Stats().Delivered == good })
+		outputtest.Until(t, "the documents of the stream with a template", func() bool { return e.Stats().Delivered == good })
 		ship(t, e, testEvents, good, 2*good)
 		outputtest.Until(t, "more of them", func() bool { return e.Stats().Delivered == 2*good })
 		if s := e.Stats(); s.Pending != bad {
@@ -1136,7 +1133,7 @@ func BenchmarkElasticsearchShip(b *testing.B) {
 			}
 			doc := bytes.TrimSuffix(benchmarkDoc(), []byte("\n"))
 			b.SetBytes(int64(len(doc)))
-			before := outputtest.CpuTime(b)
+			before := outputtest.CPUTime(b)
 			for b.Loop() {
 				for e.Stats().QueueBytes > 32<<20 {
 					time.Sleep(time.Millisecond)
@@ -1151,7 +1148,7 @@ func BenchmarkElasticsearchShip(b *testing.B) {
 			if st := e.Stats(); st.Delivered != uint64(b.N) || got != b.N {
 				b.Fatalf("server saw %d of %d; %+v", got, b.N, st)
 			}
-			outputtest.ReportDocs(b, float64(b.N), before) // the server's work is in it
+			outputtest.DocRates(b, float64(b.N), before) // the server's work is in it
 		})
 	}
 }

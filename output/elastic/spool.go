@@ -16,7 +16,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 )
 
-// spooled is one document on its way to a server.
+// spooled is one document that the server does not have yet.
 type spooled struct {
 	_      struct{} `cbor:",toarray"`
 	Stream string   // data stream
@@ -24,13 +24,13 @@ type spooled struct {
 	Body   []byte   // one JSON object without line end
 }
 
-// size is what the document takes of a bulk request, and a little more.
+// size is about the number of bytes that the document takes in a bulk request.
 func (d *spooled) size() int { return len(d.Body) + len(d.Stream) + len(d.ID) + bulkActionOverhead }
 
-// spool keeps documents on disk, oldest first, in chunks that are compressed
-// and checked for damage. The store is bbolt: its transactions survive a crash
-// of ours and of the machine, and its file lock keeps a second process out.
-// A spool belongs to one goroutine.
+// spool keeps documents on disk, oldest first, in compressed chunks with checksums.
+// The store is bbolt: its transactions survive a crash of the process and of the
+// machine, and its file lock keeps a second process out. A spool belongs to one
+// goroutine.
 type spool struct {
 	path  string
 	limit int64
@@ -39,12 +39,12 @@ type spool struct {
 	dec   *zstd.Decoder
 
 	chunks []spoolChunk // ascending keys
-	bytes  int64        // sum of chunks' sizes
-	docs   uint64
-	held   int    // chunks at the front that are being sent: never evicted
-	next   uint64 // key of the next chunk
-	// garbage are keys that are off the books but that a full or broken disk
-	// did not let us delete: the next transaction that works does.
+	bytes  int64        // sum of the chunks' sizes
+	docs   uint64       // sum of the chunks' documents
+	held   int          // chunks at the front that are being sent: never dropped
+	next   uint64       // key of the next chunk
+	// garbage are keys that no longer count, but that a full or broken disk did not
+	// let us delete. The next transaction that works deletes them.
 	garbage []uint64
 }
 
@@ -58,10 +58,10 @@ const (
 	spoolFile        = "spool.db"
 	spoolFormat      = 1
 	spoolHeader      = 1 + 4    // format, number of documents
-	spoolChunkMemory = 64 << 20 // no chunk unpacks to more
+	spoolChunkMemory = 64 << 20 // bytes of the largest chunk, decompressed
 	spoolChunkDocs   = 1 << 16
 	spoolLockWait    = 2 * time.Second
-	// An empty store bigger than this is made anew: bbolt files never shrink.
+	// An empty store above this size in bytes is replaced: bbolt files never shrink.
 	spoolShrinkSize = 16 << 20
 	spoolMinLimit   = 1 << 20
 )
@@ -73,12 +73,12 @@ var (
 	errSpoolFull    = errors.New("spool is full")
 )
 
-// openSpool opens or creates the spool in directory dir, which takes at most
-// about limit bytes of disk. A store that cannot be read is moved aside, once;
-// moved tells where to, or is empty.
+// openSpool opens or creates the spool in directory dir. It takes about limit bytes
+// of disk at most. A damaged store is renamed to moved, and an empty one takes its
+// place; otherwise moved is "".
 func openSpool(dir string, limit int64) (s *spool, moved string, err error) {
 	if limit < spoolMinLimit {
-		return nil, "", fmt.Errorf("spool limit of %d bytes is below the least of %d", limit, spoolMinLimit)
+		return nil, "", fmt.Errorf("spool limit of %d bytes is below the minimum of %d", limit, spoolMinLimit)
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, "", fmt.Errorf("creating spool directory: %w", err)
@@ -110,8 +110,8 @@ func (s *spool) open() error {
 			Timeout:      spoolLockWait,
 			FreelistType: bbolt.FreelistMapType,
 			NoStatistics: true,
-			// Chunks are rounded up to pages and freed pages are reused one
-			// transaction late, so that the file needs room above the limit.
+			// The file needs room above the limit: chunks are rounded up to pages,
+			// and freed pages can be used again one transaction later.
 			MaxSize: int(s.limit + s.limit/2 + 4<<20),
 		})
 		switch {
@@ -124,7 +124,7 @@ func (s *spool) open() error {
 		}
 		s.db = db
 		err = db.Update(func(tx *bbolt.Tx) error {
-			// Mapped pages beyond the end of a cut-off file would be a fault.
+			// Reading mapped pages behind the end of a truncated file would fault.
 			st, err := os.Stat(s.path)
 			if err != nil {
 				return err
@@ -132,8 +132,7 @@ func (s *spool) open() error {
 			if st.Size() < tx.Size() {
 				return fmt.Errorf("%w: file of %d bytes, %d expected", errSpoolDamaged, st.Size(), tx.Size())
 			}
-			// Every reachable page is looked at once: a page that bbolt cannot
-			// make sense of panics later, in the middle of work.
+			// Check every page now: bbolt panics on a damaged one when it needs it.
 			var damage error
 			for err := range tx.Check() {
 				if damage == nil {
@@ -164,8 +163,8 @@ func (s *spool) open() error {
 	})
 }
 
-// guard turns what bbolt does on a file that changed under it, a panic or a
-// fault in mapped memory, into an error.
+// guard runs f and turns a panic or a fault in mapped memory into an error: bbolt
+// answers so when its file is damaged or changes while it is open.
 func guard(f func() error) (err error) {
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
@@ -176,8 +175,8 @@ func guard(f func() error) (err error) {
 	return f()
 }
 
-// moveAside keeps a damaged store for whoever wants to look at it. There is
-// one such file at most.
+// moveAside renames a damaged store, for an operator to look at. It replaces the
+// one that was renamed before.
 func (s *spool) moveAside() (string, error) {
 	if s.db != nil {
 		_ = guard(s.db.Close)
@@ -190,8 +189,8 @@ func (s *spool) moveAside() (string, error) {
 	return to, nil
 }
 
-// reset replaces a store that turned out to be damaged while in use by an
-// empty one and returns the number of documents that were in it.
+// reset replaces a store that turned out to be damaged by an empty one. It returns
+// the number of documents that were in it.
 func (s *spool) reset() (lost uint64, err error) {
 	lost = s.docs
 	if _, err := s.moveAside(); err != nil {
@@ -200,8 +199,8 @@ func (s *spool) reset() (lost uint64, err error) {
 	return lost, s.open()
 }
 
-// spoolSize is what a value takes of the file: whole pages as soon as it is
-// too big to share one.
+// spoolSize is the number of bytes that a value takes in the file: whole pages as
+// soon as it is too big to share one.
 func spoolSize(v []byte) int64 {
 	const page, overhead = 4096, 64
 	n := int64(len(v)) + overhead
@@ -246,9 +245,8 @@ func (s *spool) decode(v []byte) ([]spooled, error) {
 	return docs, nil
 }
 
-// put adds docs as the newest chunk. It makes room by dropping the oldest
-// chunks that are not being sent, and returns how many documents that cost,
-// also when it fails.
+// put adds docs as the newest chunk. To make room it drops the oldest chunks that
+// are not being sent. It returns how many documents it dropped, after an error too.
 func (s *spool) put(docs []spooled) (dropped uint64, err error) {
 	v, err := s.encode(docs)
 	if err != nil {
@@ -283,8 +281,8 @@ func (s *spool) put(docs []spooled) (dropped uint64, err error) {
 		if !errors.Is(err, bolterrors.ErrMaxSizeReached) || len(s.chunks) == s.held {
 			return dropped, fmt.Errorf("writing to spool: %w", err)
 		}
-		// The pages do not fit although the sum does: a transaction that only
-		// deletes gives the next one its pages.
+		// The sum of sizes fits, the pages do not: a transaction that only deletes
+		// frees pages for the next one.
 		victim := s.chunks[s.held].key
 		if err := s.update(func(b *bbolt.Bucket) error { return b.Delete(spoolKey(victim)) }); err != nil {
 			return dropped, fmt.Errorf("writing to spool: %w", err)
@@ -294,9 +292,9 @@ func (s *spool) put(docs []spooled) (dropped uint64, err error) {
 	}
 }
 
-// hold returns the oldest documents, about max bytes of them but at least one
-// chunk, and keeps their chunks until release or settle. A chunk that cannot
-// be read is removed; lost counts its documents.
+// hold returns the oldest documents, about max bytes of them but at least one chunk.
+// Their chunks stay until finishBatch or release. A chunk that cannot be read is
+// removed; lost counts its documents.
 func (s *spool) hold(max int) (docs []spooled, lost uint64, err error) {
 	bytes := 0
 	for s.held < len(s.chunks) {
@@ -335,17 +333,17 @@ func (s *spool) hold(max int) (docs []spooled, lost uint64, err error) {
 	return docs, lost, nil
 }
 
-// settle replaces the held chunks by rest, which is what is left of them: as
-// the oldest chunk or, with last, as the newest. It reports whether rest is on
-// disk; the held chunks are off the books in any case.
-func (s *spool) settle(rest []spooled, last bool) (kept bool, err error) {
+// finishBatch replaces the held chunks by the unsent documents among theirs: as the
+// oldest chunk or, with last, as the newest. It reports whether the unsent documents
+// are on disk. The held chunks no longer count in any case.
+func (s *spool) finishBatch(unsent []spooled, last bool) (kept bool, err error) {
 	n := s.held
 	if n == 0 {
-		return len(rest) == 0, nil
+		return len(unsent) == 0, nil
 	}
 	var v []byte
-	if len(rest) > 0 {
-		if v, err = s.encode(rest); err != nil {
+	if len(unsent) > 0 {
+		if v, err = s.encode(unsent); err != nil {
 			return false, err
 		}
 	}
@@ -375,7 +373,7 @@ func (s *spool) settle(rest []spooled, last bool) (kept bool, err error) {
 		return false, fmt.Errorf("writing to spool: %w", err)
 	}
 	if v != nil {
-		c := spoolChunk{key: key, size: spoolSize(v), docs: uint32(len(rest))}
+		c := spoolChunk{key: key, size: spoolSize(v), docs: uint32(len(unsent))}
 		s.chunks = slices.Insert(s.chunks, at, c)
 		s.next = max(s.next, key+1)
 		s.bytes += c.size
@@ -384,11 +382,11 @@ func (s *spool) settle(rest []spooled, last bool) (kept bool, err error) {
 	return true, s.shrink()
 }
 
-// release lets go of held chunks without changing them.
+// release ends hold and changes no chunk.
 func (s *spool) release() { s.held = 0 }
 
-// forget drops n chunks from position at on from the books and returns their
-// documents.
+// forget no longer counts the n chunks from position at on. It returns the number of
+// their documents.
 func (s *spool) forget(at, n int) (docs uint64) {
 	for _, c := range s.chunks[at : at+n] {
 		s.bytes -= c.size
@@ -399,6 +397,7 @@ func (s *spool) forget(at, n int) (docs uint64) {
 	return docs
 }
 
+// update runs f in a transaction that also deletes the garbage.
 func (s *spool) update(f func(*bbolt.Bucket) error) error {
 	err := guard(func() error {
 		return s.db.Update(func(tx *bbolt.Tx) error {
@@ -417,7 +416,7 @@ func (s *spool) update(f func(*bbolt.Bucket) error) error {
 	return err
 }
 
-// shrink gives the disk its room back once an outage is over.
+// shrink gives disk space back when the spool is empty.
 func (s *spool) shrink() error {
 	if len(s.chunks) > 0 || len(s.garbage) > 0 {
 		return nil

@@ -64,7 +64,7 @@ func TestSpoolOrder(t *testing.T) {
 	if string(docs[1].Body) != string(testDoc(1)) || docs[1].Stream != testEvents {
 		t.Errorf("document came back as %+v", docs[1])
 	}
-	if kept, err := s.settle(docs[2:4], false); !kept || err != nil {
+	if kept, err := s.finishBatch(docs[2:4], false); !kept || err != nil {
 		t.Fatal(kept, err)
 	}
 	if s.docs != 5 {
@@ -82,7 +82,7 @@ func TestSpoolOrder(t *testing.T) {
 	if docs, _, _ := s.hold(1); ids(docs) != "2 10" {
 		t.Errorf("a chunk that is too big is not returned whole: %q", ids(docs))
 	}
-	if kept, err := s.settle(docs[:1], true); !kept || err != nil {
+	if kept, err := s.finishBatch(docs[:1], true); !kept || err != nil {
 		t.Fatal(kept, err)
 	}
 	if docs, _, _ := s.hold(1 << 20); ids(docs) != "20 21 22 2" {
@@ -93,7 +93,7 @@ func TestSpoolOrder(t *testing.T) {
 	if docs, _, _ := s.hold(1 << 20); ids(docs) != "20 21 22 2" {
 		t.Errorf("and after reopening as %q", ids(docs))
 	}
-	if kept, err := s.settle(nil, false); !kept || err != nil || s.docs != 0 || s.bytes != 0 {
+	if kept, err := s.finishBatch(nil, false); !kept || err != nil || s.docs != 0 || s.bytes != 0 {
 		t.Errorf("after settling everything: %d documents, %d bytes, %v", s.docs, s.bytes, err)
 	}
 }
@@ -168,7 +168,7 @@ func TestSpoolShrinks(t *testing.T) {
 		if _, _, err := s.hold(4 << 20); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := s.settle(nil, false); err != nil {
+		if _, err := s.finishBatch(nil, false); err != nil {
 			t.Fatal(err)
 		}
 	}

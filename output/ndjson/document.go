@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// The fields of a document. Objects that may be absent are pointers, so that
-// no empty object is written.
+// document has the fields of a document. Objects that may be absent are pointers: so
+// none is written empty.
 type document struct {
 	Timestamp  string   `json:"@timestamp"`
 	Message    string   `json:"message,omitempty"`
@@ -39,7 +39,7 @@ type docEvent struct {
 	Reason   string   `json:"reason,omitempty"`
 	Start    string   `json:"start,omitempty"`
 	End      string   `json:"end,omitempty"`
-	Duration *int64   `json:"duration,omitempty"`
+	Duration *int64   `json:"duration,omitempty"` // ns
 }
 
 type docHost struct {
@@ -82,7 +82,8 @@ type docProcess struct {
 	Name string `json:"name,omitempty"`
 }
 
-// docFields are ours, under iotrace.
+// docFields are the fields under iotrace, which the Elastic Common Schema does not
+// have.
 type docFields struct {
 	Source       string               `json:"source,omitempty"`
 	Level        string               `json:"level,omitempty"`
@@ -171,13 +172,14 @@ type docAmount struct {
 	Latency   *docLatency `json:"latency,omitempty"`
 }
 
-// docCount is for amounts that have no bytes.
+// docCount is an amount without bytes.
 type docCount struct {
 	Ops     int64       `json:"ops"`
 	Errors  int64       `json:"errors,omitempty"`
 	Latency *docLatency `json:"latency,omitempty"`
 }
 
+// docLatency is in ns.
 type docLatency struct {
 	P50 int64 `json:"p50"`
 	P95 int64 `json:"p95"`
@@ -185,6 +187,7 @@ type docLatency struct {
 	Max int64 `json:"max"`
 }
 
+// docBasis is in bytes.
 type docBasis struct {
 	Dirtier int64 `json:"dirtier"`
 	Page    int64 `json:"page"`
@@ -196,15 +199,15 @@ type docBasis struct {
 type docRequest struct {
 	Bytes   int64  `json:"bytes"`
 	Offset  int64  `json:"offset"`
-	Latency int64  `json:"latency,omitempty"`
+	Latency int64  `json:"latency,omitempty"` // ns
 	Basis   string `json:"basis,omitempty"`
 }
 
 type docSource struct {
-	Attached bool   `json:"attached"`
-	Hook     string `json:"hook,omitempty"`
-	Reason   string `json:"reason,omitempty"`
-	Cost     string `json:"cost,omitempty"`
+	Attached    bool     `json:"attached"`
+	Hook        string   `json:"hook,omitempty"`
+	Reason      string   `json:"reason,omitempty"`
+	Limitations []string `json:"limitations,omitempty"`
 }
 
 type docTotal struct {
@@ -258,7 +261,7 @@ type docVXLAN struct {
 	Culprit      string      `json:"culprit,omitempty"`
 	CulpritNetNS string      `json:"culprit_netns,omitempty"`
 	Error        string      `json:"error,omitempty"`
-	Age          int64       `json:"age,omitempty"`
+	Age          int64       `json:"age,omitempty"` // ns
 }
 
 type docNetwork struct {
@@ -266,12 +269,12 @@ type docNetwork struct {
 	ID   string `json:"id,omitempty"`
 }
 
-// Fields returns the path of every field that a document can have, such
-// as "iotrace.read.bytes". Index templates and dashboards are held against it.
+// Fields returns the path of every field that a document can have, such as
+// "iotrace.read.bytes". Tests compare index templates and dashboards with it.
 func Fields() []string { return jsonPaths(reflect.TypeFor[document](), "") }
 
-// jsonPaths returns the path of every leaf that a value of type t may have in
-// JSON; a map is a leaf.
+// jsonPaths returns the path of every leaf that a value of type t may have in JSON. A
+// map counts as a leaf.
 func jsonPaths(t reflect.Type, prefix string) []string {
 	switch t.Kind() {
 	case reflect.Pointer, reflect.Slice:

@@ -73,7 +73,7 @@ func TestDocumentsECS(t *testing.T) {
 		}
 		seen[path] = true
 		if !known {
-			t.Errorf("%s is no field of ECS in use", path)
+			t.Errorf("%s is not in ecsTypes", path)
 			return
 		}
 		items := []any{v}

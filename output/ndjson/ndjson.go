@@ -1,4 +1,5 @@
-// Package ndjson turns intervals into ECS documents, one JSON object a line.
+// Package ndjson turns intervals into documents with the field names of the Elastic
+// Common Schema (ECS), one JSON object a line.
 package ndjson
 
 import (
@@ -27,13 +28,13 @@ const module = "iotrace"
 
 // Options says how documents are made.
 type Options struct {
-	// Namespace is the data stream's; "" is "default".
+	// Namespace is the namespace of the data stream, "default" if empty.
 	Namespace string
-	// ExportLabels names container labels to put into documents besides those
-	// that tell project, service and pod; * stands for any text. The others
-	// stay on the host: labels hold secrets and file names.
+	// ExportLabels are globs of container labels that go into documents, besides
+	// those that name project, service and pod. All others stay on the host, because
+	// labels hold secrets and file names.
 	ExportLabels []string
-	// Events puts single requests in the place of totals (--events).
+	// Events makes a document of every request instead of totals (--events).
 	Events bool
 }
 
@@ -43,7 +44,7 @@ type Document struct {
 	Dataset   string
 	Namespace string
 	Time      time.Time
-	Line      []byte // the object and "\n"; the receiver may keep it
+	Line      []byte // the object and a line feed; the receiver may keep it
 }
 
 // Writer writes documents as lines of JSON. It is not safe for concurrent use.
@@ -52,13 +53,13 @@ type Writer struct {
 	opt Options
 }
 
-// New returns an NDJSON that writes to w, each line in one call of Write.
+// New returns a Writer that writes to w, each line in one call of w.Write.
 func New(w io.Writer, opt Options) *Writer {
 	return &Writer{w: w, opt: opt}
 }
 
-// Write writes the documents of an interval. A reader that went away shows as
-// syscall.EPIPE to errors.Is.
+// Write writes the documents of an interval. The error is that of the underlying
+// writer: errors.Is finds syscall.EPIPE in it when the reader of a pipe has closed it.
 func (n *Writer) Write(r *output.Summary, iv *output.Interval) error {
 	for d := range documents(r, iv, n.opt, true) {
 		if _, err := n.w.Write(d.Line); err != nil {
@@ -68,22 +69,23 @@ func (n *Writer) Write(r *output.Summary, iv *output.Interval) error {
 	return nil
 }
 
-// Close does nothing: every line is out when Write returns.
+// Close does nothing: Write keeps no line back.
 func (n *Writer) Close() error { return nil }
 
-// Documents returns the documents of an interval: for every row, source and
-// level one of iotrace.io (instead of them, with opt.Events, one of
-// iotrace.event for every request), one of iotrace.status, and one of
-// iotrace.vxlan for every event of an overlay device.
+// Documents returns the documents of an interval: one of dataset iotrace.io for every
+// row, source and level, one of iotrace.status, and one of iotrace.vxlan for every
+// event of an overlay device. With opt.Events, one of iotrace.event for every request
+// takes the place of those of iotrace.io.
 //
-// What --top cut off is there as "(rest)", so that documents add up to the
-// total; what a filter left out is not. Rows of stacked devices carry
-// iotrace.device.stacked and must not be added to the others.
+// Rows beyond --top are there as "(rest)", so documents add up to the total. Rows that
+// a filter excludes are not there. Rows of stacked devices have iotrace.device.stacked
+// and must not be added to the others.
 func Documents(r *output.Summary, iv *output.Interval, opt Options) iter.Seq[Document] {
 	return documents(r, iv, opt, false)
 }
 
-// documents makes Line anew for each document unless reuse is set.
+// documents returns the documents of an interval. With reuse, the next document
+// overwrites Line.
 func documents(r *output.Summary, iv *output.Interval, opt Options, reuse bool) iter.Seq[Document] {
 	return func(yield func(Document) bool) {
 		e := newEncoder(r, iv, opt)
@@ -126,7 +128,7 @@ func documents(r *output.Summary, iv *output.Interval, opt Options, reuse bool) 
 	}
 }
 
-// datasetOf returns the dataset of an event, whatever its Dataset field says.
+// datasetOf returns the dataset that fits the content of an event.
 func datasetOf(e *output.Event) string {
 	if e.VXLAN != nil {
 		return output.DatasetVXLAN
@@ -134,8 +136,8 @@ func datasetOf(e *output.Event) string {
 	return output.DatasetEvent
 }
 
-// documentRows returns the rows to make documents of, and whether each is of
-// stacked devices.
+// documentRows returns the rows that become documents. The second value says that a
+// row is of stacked devices.
 func documentRows(r *output.Summary) iter.Seq2[*output.Row, bool] {
 	return func(yield func(*output.Row, bool) bool) {
 		for i := range r.Rows {
@@ -154,7 +156,7 @@ func documentRows(r *output.Summary) iter.Seq2[*output.Row, bool] {
 	}
 }
 
-// encoder makes one document after the other in the same memory.
+// encoder makes documents, one at a time, in the same memory.
 type encoder struct {
 	doc document
 	r   *output.Summary
@@ -168,7 +170,7 @@ type encoder struct {
 	host         *docHost
 	byProcess    bool
 
-	// What the pointers of doc point to.
+	// The pointers of doc point to these.
 	container    docContainer
 	image        docImage
 	orchestrator docOrchestrator
@@ -190,7 +192,7 @@ type encoder struct {
 	basis        docBasis
 	request      docRequest
 	took         int64
-	exported     map[string]map[string]string // labels by container, not to be changed
+	exported     map[string]map[string]string // labels by container id; read-only
 }
 
 func newEncoder(r *output.Summary, iv *output.Interval, opt Options) *encoder {
@@ -214,16 +216,17 @@ func newEncoder(r *output.Summary, iv *output.Interval, opt Options) *encoder {
 	return e
 }
 
-// timestamp writes t in UTC with nanoseconds, always as many digits, so that
-// lines sort by time.
+// timestamp returns t in UTC with all nine digits of nanoseconds: so lines sort by
+// time.
 func timestamp(t time.Time) string {
 	return t.UTC().Format("2006-01-02T15:04:05.000000000Z")
 }
 
-// long clamps n to what a field of type long can hold.
+// long returns n, at most the largest value of an Elasticsearch field of type long.
 func long(n uint64) int64 { return int64(min(n, math.MaxInt64)) }
 
-// idText writes an unsigned 64-bit id: JSON readers round large numbers.
+// idText returns an id of 64 bits as text, because JSON readers round large numbers.
+// 0 is "".
 func idText(n uint64) string {
 	if n == 0 {
 		return ""
@@ -231,21 +234,21 @@ func idText(n uint64) string {
 	return strconv.FormatUint(n, 10)
 }
 
-// line appends the document and a line feed to buf. Invalid UTF-8 becomes
-// U+FFFD. The encoder is github.com/segmentio/encoding, which takes the struct
-// tags of encoding/json and a third of its time (BenchmarkNDJSON).
+// line appends the document and a line feed to buf. Invalid UTF-8 becomes U+FFFD.
+// github.com/segmentio/encoding uses the struct tags of encoding/json and takes a
+// third of its time (BenchmarkNDJSON).
 func (e *encoder) line(buf []byte) []byte {
 	buf, err := json.Append(buf, &e.doc, json.SortMapKeys)
 	if err != nil {
-		// There is nothing in a document but strings, integers and booleans.
+		// A document holds only strings, integers and booleans.
 		panic("encoding a document: " + err.Error())
 	}
 	return append(escapeInvisible(buf), '\n')
 }
 
-// escapeInvisible escapes what JSON allows in strings but a terminal or a
-// reader of logs would act upon or not see: DEL, C1 controls, bidi overrides
-// and their like. Nothing outside of strings is touched, being ASCII.
+// escapeInvisible escapes characters that JSON allows in strings, but that a terminal
+// acts upon or a reader does not see: DEL, C1 controls, bidi overrides and the like.
+// Outside of strings a line is ASCII and stays as it is.
 func escapeInvisible(line []byte) []byte {
 	i := slices.IndexFunc(line, func(c byte) bool { return c >= 0x7f })
 	if i < 0 {
@@ -282,7 +285,7 @@ func (e *encoder) reset(stream, dataset, kind string, category, typ []string) {
 	e.doc.Event = docEvent{Kind: kind, Category: category, Type: typ, Module: module, Dataset: dataset}
 }
 
-// interval sets the fields that say what time a document is about.
+// interval sets the time that a document covers.
 func (e *encoder) interval() {
 	e.doc.Event.Start, e.doc.Event.End, e.doc.Event.Duration = e.start, e.end, &e.duration
 }
@@ -305,7 +308,7 @@ func (e *encoder) io(row *output.Row, su *output.SourceUsage, stacked bool) {
 	f.Group = &e.group
 	identity := su.Identity()
 	if !e.byProcess {
-		// That a container had but one process with I/O is chance.
+		// One process may be the only one of its container with I/O by chance.
 		identity.Process = output.Process{}
 	}
 	identity.Device.Stacked = stacked
@@ -351,7 +354,7 @@ func (e *encoder) latency(i int, l *output.Latency) *docLatency {
 	return &e.latencies[i]
 }
 
-// identity sets everything that tells whose I/O it is and where it went.
+// identity sets the fields that say whose I/O it is and on which device or mount.
 func (e *encoder) identity(id *output.Identity) {
 	d, f := &e.doc, &e.doc.Iotrace
 	f.Owner = string(id.Owner)
@@ -433,8 +436,8 @@ func (e *encoder) containerOf(c *output.Container) {
 	e.doc.Container = &e.container
 }
 
-// exportedLabels are the labels that tell project, service and pod, and
-// nothing that their authors would want to keep on the host.
+// exportedLabels are the labels that name project, service and pod. None of them holds
+// a secret.
 var exportedLabels = map[string]bool{
 	"com.docker.compose.project":               true,
 	"com.docker.compose.service":               true,
@@ -472,8 +475,8 @@ var exportedLabels = map[string]bool{
 	"iotrace.project":                          true,
 }
 
-// labelsOf returns labels of the same container but once: they never change
-// within an interval.
+// labelsOf returns the exported labels of a container. It makes them once for each
+// container, because they do not change within an interval.
 func (e *encoder) labelsOf(c *output.Container) map[string]string {
 	if len(c.Labels) == 0 {
 		return nil
@@ -492,9 +495,9 @@ func (e *encoder) labelsOf(c *output.Container) map[string]string {
 	return labels
 }
 
-// labels returns the labels that may leave the host, under keys without dots:
-// com.docker.compose.project would be a value and an object at once beside
-// com.docker.compose.project.config_files.
+// labels returns the labels that may leave the host, with underscores for the dots in
+// their keys. Elasticsearch takes dots for objects: com.docker.compose.project would be
+// a value and, because of com.docker.compose.project.config_files, an object as well.
 func (e *encoder) labels(all map[string]string) map[string]string {
 	var out map[string]string
 	for _, k := range slices.Sorted(maps.Keys(all)) {
@@ -509,7 +512,7 @@ func (e *encoder) labels(all map[string]string) map[string]string {
 	return out
 }
 
-// putLabel keeps the first of two keys that differ only in dots.
+// putLabel sets a label. The first of two keys that differ only in dots wins.
 func putLabel(m map[string]string, key, value string) {
 	key = strings.ToValidUTF8(strings.ReplaceAll(key, ".", "_"), "\uFFFD")
 	if _, ok := m[key]; !ok {
@@ -517,8 +520,7 @@ func putLabel(m map[string]string, key, value string) {
 	}
 }
 
-// keyLabels sets the labels that rows are grouped by: who groups by a label
-// wants it in the document.
+// keyLabels sets the labels that rows are grouped by, whether exported or not.
 func (e *encoder) keyLabels(row *output.Row) {
 	for _, k := range row.Keys {
 		name, ok := k.Key.Label()
@@ -542,7 +544,7 @@ func (e *encoder) status() {
 	f, iv := &e.doc.Iotrace, e.iv
 	f.Sources = make(map[string]docSource, len(iv.Sources))
 	for _, s := range iv.Sources {
-		f.Sources[string(s.Source)] = docSource{s.Attached, s.Hook, s.Reason, s.Cost}
+		f.Sources[string(s.Source)] = docSource{s.Attached, s.Hook, s.Reason, s.Limitations}
 	}
 	t := &e.r.Total.Total
 	if e.r.Level == output.LevelApp {

@@ -36,8 +36,8 @@ func schemas(t testing.TB) map[string]*jsonschema.Schema {
 	return datasets
 }
 
-// validate checks a document against the schema of its dataset, and that what
-// it says of itself is the same everywhere. It returns the document.
+// validate checks a document against the schema of its dataset, and that its type,
+// dataset and namespace are the same in all places. It returns the document.
 func validate(t testing.TB, schemas map[string]*jsonschema.Schema, d Document) map[string]any {
 	t.Helper()
 	line, ok := bytes.CutSuffix(d.Line, []byte("\n"))
@@ -183,7 +183,7 @@ func TestDocumentsFields(t *testing.T) {
 		}
 		if docField(d, "event.dataset") == output.DatasetStatus {
 			for path, want := range map[string]string{
-				"event.kind": "state", "data_stream.type": "logs", "iotrace.sources.nfs": "map[attached:true cost:no retransmissions hook:raw_tp/nfs_initiate_write]",
+				"event.kind": "state", "data_stream.type": "logs", "iotrace.sources.nfs": "map[attached:true hook:raw_tp/nfs_initiate_write limitations:[no retransmissions]]",
 				"iotrace.unattributed.bytes": "20480", "iotrace.unresolved.cgroups": "2", "iotrace.total.write.bytes": "149753856",
 				"iotrace.self": "map[bpf_ns:3000000 cpu_ns:11000000 rss_bytes:42991616]", "iotrace.lost.records": "0",
 			} {
@@ -199,7 +199,7 @@ func TestDocumentsFields(t *testing.T) {
 	}
 }
 
-// TestDocumentsLabels: no label leaves the host that was not asked for.
+// TestDocumentsLabels: only labels that were asked for leave the host.
 func TestDocumentsLabels(t *testing.T) {
 	iv := outputtest.Shop()
 	iv.Samples[2].Source = output.SourceBlock // both of the project on one source
@@ -361,7 +361,7 @@ func TestDocumentsEvents(t *testing.T) {
 	}
 }
 
-// TestDocumentsText: what was valid text reads back as it was.
+// TestDocumentsText: valid text reads back unchanged.
 func TestDocumentsText(t *testing.T) {
 	for _, name := range outputtest.HostileNames {
 		iv := &output.Interval{Samples: []output.Sample{{Source: output.SourceBlock, Owner: output.OwnerContainer, Container: output.Container{ID: "x", Name: name}, Write: output.Amount{Ops: 1}}}}
@@ -398,8 +398,7 @@ func TestDocumentsKeep(t *testing.T) {
 	}
 }
 
-// TestDocumentsLimits: what no field of type long can hold is cut to the
-// largest it can.
+// TestDocumentsLimits: a number above the range of a long becomes the largest long.
 func TestDocumentsLimits(t *testing.T) {
 	iv := &output.Interval{Samples: []output.Sample{{Source: output.SourceBlock, Owner: output.OwnerContainer, Write: output.Amount{Bytes: 1<<64 - 1, Ops: 1<<64 - 1}, Cgroup: output.Cgroup{ID: 1<<64 - 1}}}}
 	s := schemas(t)
@@ -411,7 +410,7 @@ func TestDocumentsLimits(t *testing.T) {
 	}
 }
 
-// TestSchemaRefuses: the schemas are worth something.
+// TestSchemaRefuses: the schemas reject wrong documents.
 func TestSchemaRefuses(t *testing.T) {
 	s := schemas(t)
 	iv := outputtest.Shop()
@@ -492,13 +491,13 @@ func BenchmarkNDJSON(b *testing.B) {
 	}
 	report := func(b *testing.B, before time.Duration) {
 		b.SetBytes(int64(size))
-		outputtest.ReportDocs(b, float64(n)*float64(b.N), before)
+		outputtest.DocRates(b, float64(n)*float64(b.N), before)
 		b.ReportMetric(float64(size)/float64(n), "bytes/doc")
 	}
 	b.Run("write", func(b *testing.B) {
 		w := New(io.Discard, Options{})
 		b.ReportAllocs()
-		before := outputtest.CpuTime(b)
+		before := outputtest.CPUTime(b)
 		for b.Loop() {
 			if err := w.Write(summary, iv); err != nil {
 				b.Fatal(err)
@@ -509,7 +508,7 @@ func BenchmarkNDJSON(b *testing.B) {
 	each := func(encode func(e *encoder)) func(b *testing.B) {
 		return func(b *testing.B) {
 			b.ReportAllocs()
-			before := outputtest.CpuTime(b)
+			before := outputtest.CPUTime(b)
 			for b.Loop() {
 				e := newEncoder(summary, iv, Options{})
 				for row, stacked := range documentRows(summary) {
@@ -543,7 +542,7 @@ func BenchmarkNDJSON(b *testing.B) {
 	b.Run("events", func(b *testing.B) {
 		w := New(io.Discard, Options{Events: true})
 		b.ReportAllocs()
-		before := outputtest.CpuTime(b)
+		before := outputtest.CPUTime(b)
 		for b.Loop() {
 			if err := w.Write(summary, iv); err != nil {
 				b.Fatal(err)

@@ -1,5 +1,5 @@
-// Package outputtest holds intervals and checks that the tests of several outputs
-// share.
+// Package outputtest holds what the tests of several outputs share: intervals to
+// write, and checks of what was written.
 package outputtest
 
 import (
@@ -21,8 +21,9 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
-// Cluster makes I/O of several projects on a disk, on the same disk as
-// seen through a stacked device, and on NFS. The amounts depend on seed.
+// Cluster returns the second that ends at end on a host with three projects of four
+// containers each: their I/O on a disk, on the same disk seen through a stacked
+// device, and on NFS. The same seed gives the same amounts.
 func Cluster(end time.Time, seed uint64) *output.Interval {
 	iv := &output.Interval{Start: end.Add(-time.Second), End: end, Host: output.Host{Name: "host-1", ID: "0123456789abcdef", Kernel: "6.12.0"},
 		Sources: []output.SourceStatus{{Source: output.SourceBlock, Attached: true, Hook: "raw_tp/block_rq_issue"}, {Source: output.SourceFUSE, Reason: "no module"}},
@@ -54,7 +55,8 @@ func Cluster(end time.Time, seed uint64) *output.Interval {
 	return iv
 }
 
-// Until waits for cond; the deadline is there for broken code only.
+// Until waits until cond holds. After a minute the test fails and says what it was
+// waiting for.
 func Until(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); !cond(); time.Sleep(time.Millisecond) {
@@ -66,7 +68,8 @@ func Until(t *testing.T, what string, cond func() bool) {
 
 var update = flag.Bool("update", false, "write golden files")
 
-// Golden compares got with testdata/name.
+// Golden compares got with the file testdata/NAME of the package under test; the
+// flag -update writes the file instead.
 func Golden(t testing.TB, name string, got []byte) {
 	t.Helper()
 	path := filepath.Join("testdata", name)
@@ -84,9 +87,10 @@ func Golden(t testing.TB, name string, got []byte) {
 	}
 }
 
+// MiB is a mebibyte in bytes.
 const MiB = 1 << 20
 
-// AllKeys returns every key but those of labels.
+// AllKeys returns every key of --by except label:KEY.
 func AllKeys() (keys []output.Key) {
 	for _, name := range output.KeyNames() {
 		if k, err := output.ParseKey(name); err == nil && name != "label:KEY" {
@@ -96,7 +100,7 @@ func AllKeys() (keys []output.Key) {
 	return keys
 }
 
-// lat is a histogram with n latencies of about ns.
+// lat returns a histogram of n latencies of up to ns.
 func lat(ns, n uint64) output.Latency {
 	l := output.Latency{Buckets: []output.Bucket{{UpTo: ns/2 + ns/4, Count: n - n/10}}, Sum: n * ns / 2, Max: ns}
 	if n >= 10 {
@@ -105,17 +109,22 @@ func lat(ns, n uint64) output.Latency {
 	return l
 }
 
+// DiskSDA is the disk of Shop, SameNames and Random.
+var DiskSDA = output.Device{ID: "8:0", Name: "sda"}
+
 var (
-	DiskSDA  = output.Device{ID: "8:0", Name: "sda"}
 	diskDM0  = output.Device{ID: "253:0", Name: "dm-0", Stacked: true}
 	nfsData  = output.Device{ID: "0:52"}
 	fuseData = output.Device{ID: "0:53"}
 
-	MountNFS = output.Mount{Source: "nas1:/export/shop", Point: "/var/lib/docker/volumes/shopdata/_data", FSType: "nfs4", Volume: "shopdata",
+	mountNFS = output.Mount{Source: "nas1:/export/shop", Point: "/var/lib/docker/volumes/shopdata/_data", FSType: "nfs4", Volume: "shopdata",
 		Driver: "local", NFSServer: "nas1", NFSExport: "/export/shop", NFSVersion: "4.2"}
-	MountFUSE = output.Mount{Source: "backup@vault:/", Point: "/mnt/vault", FSType: "fuse.sshfs", FUSESubtype: "sshfs", FUSEDaemonPID: 812}
+	mountFUSE = output.Mount{Source: "backup@vault:/", Point: "/mnt/vault", FSType: "fuse.sshfs", FUSESubtype: "sshfs", FUSEDaemonPID: 812}
 )
 
+// ComposeContainer returns a sample without I/O of a Docker container that Compose
+// started, with labels that must not leave the host among its labels. id is the
+// beginning of the container's id, at least four characters.
 func ComposeContainer(project, service, id string) output.Sample {
 	return output.Sample{
 		Owner: output.OwnerContainer, Project: project, ProjectRule: "com.docker.compose.project", Service: service,
@@ -129,8 +138,9 @@ func ComposeContainer(project, service, id string) output.Sample {
 	}
 }
 
-// Did returns s as a sample of what it did on a source.
-func Did(s output.Sample, source output.Source, d output.Device, m output.Mount, read, write uint64) output.Sample {
+// WithIO returns s with so many bytes read and written on a device and mount, with
+// operations, latencies and basis to go with them.
+func WithIO(s output.Sample, source output.Source, d output.Device, m output.Mount, read, write uint64) output.Sample {
 	s.Source, s.Level, s.Device, s.Mount = source, output.LevelWire, d, m
 	if read > 0 {
 		s.Read = output.Amount{Bytes: read, Ops: read/65536 + 1, Latency: lat(900_000, read/65536+1)}
@@ -142,8 +152,9 @@ func Did(s output.Sample, source output.Source, d output.Device, m output.Mount,
 	return s
 }
 
-// Shop is an interval on a host with two projects, a container without one, a
-// unit, kernel and unattributed bytes, on three sources and a stacked device.
+// Shop returns an interval of two seconds on a host with two projects, a container
+// without a project, a unit, bytes of the kernel and unattributed bytes, on three
+// sources and a stacked device, and with one vxlan event. Most golden files show it.
 func Shop() *output.Interval {
 	db := ComposeContainer("shop", "db", "aaaa11110000")
 	web := ComposeContainer("shop", "web", "bbbb22220000")
@@ -154,22 +165,22 @@ func Shop() *output.Interval {
 	ext4 := output.Mount{Source: "/dev/sda1", Point: "/", FSType: "ext4"}
 	end := time.Date(2026, 3, 4, 5, 6, 7, 123456789, time.UTC)
 
-	dbDisk := Did(db, output.SourceBlock, DiskSDA, ext4, 3*MiB, 90*MiB)
+	dbDisk := WithIO(db, output.SourceBlock, DiskSDA, ext4, 3*MiB, 90*MiB)
 	dbDisk.Process = output.Process{PID: 4321, Name: "postgres"}
 	dbDisk.Flush = output.Amount{Ops: 40, Latency: lat(9_000_000, 40)}
 	dbDisk.MetaWriteBytes = 64 << 10
-	stacked := Did(db, output.SourceBlock, diskDM0, ext4, 3*MiB, 90*MiB)
-	trim := Did(lone, output.SourceBlock, DiskSDA, ext4, 0, 8192)
+	stacked := WithIO(db, output.SourceBlock, diskDM0, ext4, 3*MiB, 90*MiB)
+	trim := WithIO(lone, output.SourceBlock, DiskSDA, ext4, 0, 8192)
 	trim.Discard = output.Amount{Bytes: 512 * MiB, Ops: 2}
 	trim.Write.Errors = 1
-	webApp := Did(web, output.SourceNFS, nfsData, MountNFS, 70*MiB, 41*MiB)
+	webApp := WithIO(web, output.SourceNFS, nfsData, mountNFS, 70*MiB, 41*MiB)
 	webApp.Level = output.LevelApp
-	webNFS := Did(web, output.SourceNFS, nfsData, MountNFS, 20*MiB, 40*MiB)
+	webNFS := WithIO(web, output.SourceNFS, nfsData, mountNFS, 20*MiB, 40*MiB)
 	webNFS.Metadata = output.Amount{Ops: 523, Latency: lat(300_000, 523)}
-	kernel := Did(output.Sample{Owner: output.OwnerKernel}, output.SourceBlock, DiskSDA, output.Mount{}, 0, 512<<10)
+	kernel := WithIO(output.Sample{Owner: output.OwnerKernel}, output.SourceBlock, DiskSDA, output.Mount{}, 0, 512<<10)
 	kernel.MetaWriteBytes = kernel.Write.Bytes
 	kernel.Basis = output.BasisBytes{Bio: kernel.Write.Bytes}
-	lost := Did(output.Sample{Owner: output.OwnerUnattributed}, output.SourceBlock, DiskSDA, output.Mount{}, 4096, 16384)
+	lost := WithIO(output.Sample{Owner: output.OwnerUnattributed}, output.SourceBlock, DiskSDA, output.Mount{}, 4096, 16384)
 	lost.Basis = output.BasisBytes{None: 20480}
 
 	return &output.Interval{
@@ -177,13 +188,13 @@ func Shop() *output.Interval {
 		Host: output.Host{Name: "web1", ID: "5d1c6a3f0b0e4b9c8a7f6e5d4c3b2a10", Kernel: "6.12.48"},
 		Samples: []output.Sample{
 			dbDisk, stacked, webNFS, webApp, trim, kernel, lost,
-			Did(blog, output.SourceFUSE, fuseData, MountFUSE, 0, 12*MiB),
-			Did(blog, output.SourceBlock, DiskSDA, ext4, 1000, 0),
-			Did(unit, output.SourceBlock, DiskSDA, ext4, 0, 300<<10),
+			WithIO(blog, output.SourceFUSE, fuseData, mountFUSE, 0, 12*MiB),
+			WithIO(blog, output.SourceBlock, DiskSDA, ext4, 1000, 0),
+			WithIO(unit, output.SourceBlock, DiskSDA, ext4, 0, 300<<10),
 		},
 		Sources: []output.SourceStatus{
 			{Source: output.SourceBlock, Attached: true, Hook: "tp_btf/block_rq_issue"},
-			{Source: output.SourceNFS, Attached: true, Hook: "raw_tp/nfs_initiate_write", Cost: "no retransmissions"},
+			{Source: output.SourceNFS, Attached: true, Hook: "raw_tp/nfs_initiate_write", Limitations: []string{"no retransmissions"}},
 			{Source: output.SourceFUSE, Attached: true, Hook: "fentry/fuse_send_one"},
 		},
 		Self: output.Self{BPFNanos: 3_000_000, CPUNanos: 11_000_000, RSSBytes: 41 * MiB},
@@ -197,21 +208,23 @@ func Shop() *output.Interval {
 	}
 }
 
-// HostileNames are what a container, label, mount or process may be called.
+// HostileNames are names that a container, label, mount or process may have and
+// that an output must not pass on as they are: control and bidi characters, text
+// that is not UTF-8, markup, our own words.
 var HostileNames = []string{
 	`"quoted" \backslash\`, "new\nline\r\n", "\x1b[31mred\x1b[0m\x07", "\x1b]0;title\x07", "\x9b2J\u009b2J", "tab\there",
 	"\u202egnp.exe\u202c", "zero\u200bwidth\u200d", "bad\xff\xfe\xc3utf8", "\xed\xa0\x80", "nul\x00byte", "漢字コンテナ", "e\u0301\u0301\u0301\u0301\u0301\u0301",
 	"\u0301leading", "ﷺ", "👩‍👩‍👧‍👦", "\u2028line\u2029sep", "</script>&", "", " ", "(kernel)", "(unattributed)", "TOTAL", "\u3164\u115f", "\U000e0041tag", "a.b.c",
 }
 
-// Hostile is an interval in which everything that comes from outside is
-// hostile.
+// Hostile returns an interval in which every text that comes from outside is one of
+// HostileNames.
 func Hostile() *output.Interval {
 	iv := Shop()
 	iv.Host = output.Host{Name: HostileNames[2], ID: HostileNames[8], Kernel: HostileNames[1]}
 	iv.Samples, iv.Events = nil, nil
 	for i, n := range HostileNames {
-		s := Did(ComposeContainer("p", "s", "eeee5555000"+string(rune('a'+i%26))), output.SourceNFS, nfsData, MountNFS, uint64(i+1)*4096, 4096)
+		s := WithIO(ComposeContainer("p", "s", "eeee5555000"+string(rune('a'+i%26))), output.SourceNFS, nfsData, mountNFS, uint64(i+1)*4096, 4096)
 		s.Project, s.Service, s.ProjectRule, s.Unit = n, n, n, n
 		s.Container.Name, s.Container.Image, s.Container.ImageTag, s.Container.Runtime = n, n, n, n
 		s.Container.Labels = map[string]string{n: n, "com.docker.compose.project": n, "x." + n: n, "x_" + n: "second"}
@@ -230,8 +243,8 @@ func Hostile() *output.Interval {
 	return iv
 }
 
-// Random returns an interval with n samples of few different names, so that
-// groups form, and of every owner, level and source.
+// Random returns an interval with n samples of every owner, level and source. Their
+// names are few, so that several samples fall into one group.
 func Random(rng *rand.Rand, n int) *output.Interval {
 	iv := Shop()
 	iv.Samples = nil
@@ -257,7 +270,7 @@ func Random(rng *rand.Rand, n int) *output.Interval {
 			Owner: owners[rng.IntN(len(owners))],
 			Read:  amount(), Write: amount(), Discard: amount(), Flush: amount(), Metadata: amount(),
 			Device: []output.Device{DiskSDA, {ID: "8:16", Name: "sdb"}, diskDM0}[rng.IntN(3)],
-			Mount:  []output.Mount{{}, MountNFS, MountFUSE}[rng.IntN(3)],
+			Mount:  []output.Mount{{}, mountNFS, mountFUSE}[rng.IntN(3)],
 		}
 		s.Flush.Bytes, s.Metadata.Bytes = 0, 0
 		s.MetaReadBytes, s.MetaWriteBytes = s.Read.Bytes/3, s.Write.Bytes/5
@@ -282,9 +295,10 @@ func Random(rng *rand.Rand, n int) *output.Interval {
 	return iv
 }
 
-// CpuTime is what this process has used so far, in user space and in the kernel:
-// unlike the clock on the wall it means something on a busy machine as well.
-func CpuTime(tb testing.TB) time.Duration {
+// CPUTime returns the processor time that this process has used so far, in user
+// space and in the kernel. Unlike the time on the wall it does not depend on what
+// else the machine does.
+func CPUTime(tb testing.TB) time.Duration {
 	tb.Helper()
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
@@ -293,28 +307,29 @@ func CpuTime(tb testing.TB) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// ReportDocs reports n documents by the wall's clock and by the processor's: the
-// latter is how many a core manages.
-func ReportDocs(b *testing.B, n float64, before time.Duration) {
+// DocRates adds two rates to a benchmark that made n documents: docs/s of the wall
+// clock, and docs/core-s of the processor time since before, which CPUTime returned.
+func DocRates(b *testing.B, n float64, before time.Duration) {
 	b.Helper()
 	b.ReportMetric(n/b.Elapsed().Seconds(), "docs/s")
-	b.ReportMetric(n/(CpuTime(b)-before).Seconds(), "docs/core-s")
+	b.ReportMetric(n/(CPUTime(b)-before).Seconds(), "docs/core-s")
 }
 
-// SameNames has containers, a helper and a unit whose names are equal, and a
-// container that calls itself "(kernel)".
+// SameNames returns an interval with containers, a helper and a unit of the same
+// name, and a container whose name is "(kernel)".
 func SameNames() *output.Interval {
-	a := Did(ComposeContainer("p", "s", "aaaa11110000"), output.SourceBlock, DiskSDA, output.Mount{}, 1, 0)
-	b := Did(ComposeContainer("p", "s", "bbbb22220000"), output.SourceBlock, DiskSDA, output.Mount{}, 2, 0)
-	kernel := Did(output.Sample{Owner: output.OwnerKernel}, output.SourceBlock, DiskSDA, output.Mount{}, 4, 0)
-	liar := Did(ComposeContainer("p", "s", "cccc33330000"), output.SourceBlock, DiskSDA, output.Mount{}, 8, 0)
+	a := WithIO(ComposeContainer("p", "s", "aaaa11110000"), output.SourceBlock, DiskSDA, output.Mount{}, 1, 0)
+	b := WithIO(ComposeContainer("p", "s", "bbbb22220000"), output.SourceBlock, DiskSDA, output.Mount{}, 2, 0)
+	kernel := WithIO(output.Sample{Owner: output.OwnerKernel}, output.SourceBlock, DiskSDA, output.Mount{}, 4, 0)
+	liar := WithIO(ComposeContainer("p", "s", "cccc33330000"), output.SourceBlock, DiskSDA, output.Mount{}, 8, 0)
 	liar.Container.Name = "(kernel)"
-	helper := Did(a, output.SourceBlock, DiskSDA, output.Mount{}, 16, 0)
+	helper := WithIO(a, output.SourceBlock, DiskSDA, output.Mount{}, 16, 0)
 	helper.Owner = output.OwnerHelper
-	unit := Did(output.Sample{Owner: output.OwnerUnit, Unit: a.Container.Name}, output.SourceBlock, DiskSDA, output.Mount{}, 32, 0)
+	unit := WithIO(output.Sample{Owner: output.OwnerUnit, Unit: a.Container.Name}, output.SourceBlock, DiskSDA, output.Mount{}, 32, 0)
 	return &output.Interval{Samples: []output.Sample{a, b, kernel, liar, helper, unit, a}}
 }
 
+// Keys parses the argument of --by.
 func Keys(t testing.TB, s string) []output.Key {
 	t.Helper()
 	k, err := output.ParseKeys(s)
@@ -324,6 +339,7 @@ func Keys(t testing.TB, s string) []output.Key {
 	return k
 }
 
+// Filters parses arguments of --filter, one filter each.
 func Filters(t testing.TB, list ...string) (fs []output.Filter) {
 	t.Helper()
 	for _, s := range list {
@@ -336,8 +352,8 @@ func Filters(t testing.TB, list ...string) (fs []output.Filter) {
 	return fs
 }
 
-// Texts returns "name read write" of every row, in MiB or bytes.
-func Texts(rows []output.Row) (out []string) {
+// RowTexts returns "NAME|READ|WRITTEN" of every row, in bytes.
+func RowTexts(rows []output.Row) (out []string) {
 	for i := range rows {
 		r := &rows[i]
 		out = append(out, fmt.Sprintf("%s|%d|%d", r.Text(), r.Total.Read.Bytes, r.Total.Write.Bytes))
@@ -352,9 +368,9 @@ func pointers(rows []output.Row) (out []*output.Row) {
 	return out
 }
 
-// CheckSum checks that a report's rows, rest and filtered bytes are what the
-// samples hold, in every field.
-func CheckSum(t *testing.T, summary *output.Summary, iv *output.Interval, opt output.GroupOptions) {
+// CheckTotals checks that the rows, the rest and the filtered bytes of a summary add
+// up to its total, and the total to the samples of the interval, in every field.
+func CheckTotals(t *testing.T, summary *output.Summary, iv *output.Interval, opt output.GroupOptions) {
 	t.Helper()
 	var sum output.Row
 	for _, r := range append([]*output.Row{summary.Rest, summary.Filtered}, pointers(summary.Rows)...) {
@@ -401,18 +417,19 @@ func CheckSum(t *testing.T, summary *output.Summary, iv *output.Interval, opt ou
 	}
 }
 
+// Start is when the first BusyInterval begins.
 var Start = time.Date(2026, 3, 14, 9, 26, 53, 589793238, time.UTC)
 
-// Interval makes an interval as a busy host has it: some groups do much,
-// most do little, and each second others do nothing at all.
-func Interval(rng *rand.Rand, owners []output.Sample, i int, active float64) *output.Interval {
+// BusyInterval returns second i, counted from Start, of a busy host: some of owners
+// do much, most do little. Each of them does something with the probability active.
+func BusyInterval(rng *rand.Rand, owners []output.Sample, i int, active float64) *output.Interval {
 	start := Start.Add(time.Duration(i) * time.Second)
 	iv := &output.Interval{
 		Start: start, End: start.Add(time.Second + time.Duration(rng.IntN(2e6))),
 		Host: output.Host{Name: "web1.example.net", ID: "4c4c4544004a3510804bb7c04f435831", Kernel: "6.18.5-amd64"},
 		Sources: []output.SourceStatus{
 			{Source: output.SourceBlock, Attached: true, Hook: "raw_tp/block_rq_issue, raw_tp/block_rq_complete"},
-			{Source: output.SourceNFS, Attached: true, Hook: "raw_tp/rpc_stats_latency", Cost: "the last page decides for a whole request"},
+			{Source: output.SourceNFS, Attached: true, Hook: "raw_tp/rpc_stats_latency", Limitations: []string{"the last page decides for a whole request"}},
 			{Source: output.SourceFUSE, Reason: "module fuse is not loaded"},
 		},
 		Self: output.Self{CPUNanos: 3e6 + rng.Uint64N(1e6), RSSBytes: 41 << 20},
@@ -423,28 +440,28 @@ func Interval(rng *rand.Rand, owners []output.Sample, i int, active float64) *ou
 		}
 		s := owners[j]
 		scale := 1 + 20000/uint64(1+j)
-		s.Read = Amount(rng, rng.Uint64N(1+scale), 120e3)
-		s.Write = Amount(rng, rng.Uint64N(1+scale), 900e3)
+		s.Read = RandomAmount(rng, rng.Uint64N(1+scale), 120e3)
+		s.Write = RandomAmount(rng, rng.Uint64N(1+scale), 900e3)
 		if rng.IntN(4) == 0 {
-			s.Flush = Amount(rng, 1+rng.Uint64N(3), 2e6)
+			s.Flush = RandomAmount(rng, 1+rng.Uint64N(3), 2e6)
 			s.Flush.Bytes = 0
 		}
 		s.Basis = output.BasisBytes{Page: s.Read.Bytes + s.Write.Bytes}
 		if s.Source == output.SourceNFS {
 			s.Basis = output.BasisBytes{Dirtier: s.Write.Bytes, Page: s.Read.Bytes}
-			s.Metadata = Amount(rng, rng.Uint64N(20), 300e3)
+			s.Metadata = RandomAmount(rng, rng.Uint64N(20), 300e3)
 			s.Metadata.Bytes = 0
 		}
 		iv.Samples = append(iv.Samples, s)
 	}
-	// The kernel's map gives them in no order.
+	// The tracer reads them from a hash map, in no order.
 	rng.Shuffle(len(iv.Samples), func(a, b int) { iv.Samples[a], iv.Samples[b] = iv.Samples[b], iv.Samples[a] })
 	return iv
 }
 
-// Amount has ops requests whose latencies lie around median, in buckets
-// of a quarter of a power of two.
-func Amount(rng *rand.Rand, ops uint64, median float64) output.Amount {
+// RandomAmount returns an amount of ops requests whose latencies are spread around
+// median, in ns, in buckets as the tracer has them: four for each power of two.
+func RandomAmount(rng *rand.Rand, ops uint64, median float64) output.Amount {
 	a := output.Amount{Ops: ops}
 	counts := map[uint64]uint64{}
 	for range min(ops, 400) {
@@ -480,8 +497,8 @@ func bounds(m map[uint64]uint64) func(func(uint64) bool) {
 	}
 }
 
-// Owners makes the identities of n groups: containers of Compose projects
-// and services on two devices and a few NFS mounts, with a dozen labels each.
+// Owners returns n samples without I/O, each of another container: services of 40
+// Compose projects on a disk and on five NFS mounts, with a dozen labels each.
 func Owners(rng *rand.Rand, n int) []output.Sample {
 	owners := make([]output.Sample, n)
 	for i := range owners {
@@ -522,8 +539,8 @@ func Owners(rng *rand.Rand, n int) []output.Sample {
 	return owners
 }
 
-// Fill sets everything below v to values that are all different and
-// nowhere zero.
+// Fill sets every field below v to another value, never to zero, and every bool to
+// true. n counts the values: calls that share it share no values.
 func Fill(v reflect.Value, n *uint64) {
 	*n++
 	switch v.Kind() {
@@ -558,23 +575,27 @@ func Fill(v reflect.Value, n *uint64) {
 			Fill(v.Field(i), n)
 		}
 	default:
-		panic("a recording does not know how to keep " + v.Type().String())
+		panic("outputtest.Fill has no value of type " + v.Type().String())
 	}
 }
 
+// ErrAny is an error for code that passes errors on.
 var ErrAny = errors.New("any error")
 
-func Load(active float64, n int) []*output.Interval {
+// BusyIntervals returns n BusyIntervals of the same 1,500 owners, the same at every
+// call.
+func BusyIntervals(active float64, n int) []*output.Interval {
 	rng := rand.New(rand.NewPCG(17, 18))
 	owners := Owners(rng, 1500)
 	var ivs []*output.Interval
 	for i := range n {
-		ivs = append(ivs, Interval(rng, owners, i, active))
+		ivs = append(ivs, BusyInterval(rng, owners, i, active))
 	}
 	return ivs
 }
 
-// CheckSafe fails unless s can do nothing to a terminal but show itself.
+// CheckSafe fails unless s is UTF-8 without control, format and bidi characters, which
+// a terminal would act upon.
 func CheckSafe(t testing.TB, s string) {
 	t.Helper()
 	if !utf8.ValidString(s) {
@@ -587,8 +608,8 @@ func CheckSafe(t testing.TB, s string) {
 	}
 }
 
-// BrokenWriters returns files that refuse what is written to them, and the error
-// of each: a pipe without a reader and a full device.
+// BrokenWriters returns files to which a write fails, with the error of each: a pipe
+// without a reader (EPIPE) and a full device (ENOSPC).
 func BrokenWriters(t testing.TB) map[*os.File]error {
 	t.Helper()
 	r, pipe, err := os.Pipe()

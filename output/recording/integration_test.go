@@ -44,7 +44,7 @@ func TestRecorderNoSpace(t *testing.T) {
 	written := map[int]*output.Interval{}
 	failed := 0
 	for i := range 200 {
-		iv := outputtest.Interval(rng, owners, i, 1)
+		iv := outputtest.BusyInterval(rng, owners, i, 1)
 		err := r.Write(iv)
 		switch {
 		case err == nil:
@@ -58,9 +58,9 @@ func TestRecorderNoSpace(t *testing.T) {
 		default:
 			t.Fatal(err)
 		}
-		// A file that was put away is closed in the background, and as long as it
-		// is open its removal gives no room: the next interval might not find any.
-		outputtest.Until(t, "files put away to be closed", func() bool { return !stillOpen(t, path+".") })
+		// A renamed file is closed in the background, and its removal frees no space
+		// while it is open: the next interval might find no room.
+		outputtest.Until(t, "renamed files to be closed", func() bool { return !stillOpen(t, path+".") })
 	}
 	if err := r.Close(); err != nil {
 		t.Fatal(err)
@@ -143,7 +143,7 @@ func TestReplayUnprivileged(t *testing.T) {
 	owners := outputtest.Owners(rng, 50)
 	var ivs []*output.Interval
 	for i := range 20 {
-		ivs = append(ivs, outputtest.Interval(rng, owners, i, 1))
+		ivs = append(ivs, outputtest.BusyInterval(rng, owners, i, 1))
 	}
 	path := filepath.Join(dir, "a.recording")
 	record(t, path, Options{}, ivs...)

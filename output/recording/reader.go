@@ -14,22 +14,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Header tells where one file of a recording is from.
+// Header says what one file of a recording is and where it was made.
 type Header struct {
 	Path    string
 	Version uint64 // of the format
 	Tool    string // version of iotrace-bpf
 	Host    output.Host
-	Start   time.Time
+	Start   time.Time // when the file was begun, UTC
 }
 
-// DamageError tells what of a recording could not be read. It is ErrTruncated
-// or ErrCorrupt to errors.Is.
+// DamageError says which part of a recording could not be read. errors.Is finds
+// ErrTruncated or ErrCorrupt in it.
 type DamageError struct {
 	Path   string
-	Offset int64 // of the first bad byte's frame in the file
-	Read   int   // intervals of the whole recording in front of the damage
-	Lost   int   // intervals known to be unreadable; 0 where nobody can tell
+	Offset int64 // in bytes, of the frame with the first bad byte
+	Read   int   // intervals of the recording before the damage
+	Lost   int   // intervals that cannot be read; 0 where their number is not known
 	Err    error
 }
 
@@ -39,20 +39,20 @@ func (e *DamageError) Error() string {
 	if e.Lost > 0 {
 		lost = fmt.Sprintf(", %d lost", e.Lost)
 	}
-	return fmt.Sprintf("recording '%s' is damaged at byte %d, after %d intervals%s: %v", e.Path, e.Offset, e.Read, lost, e.Err)
+	return fmt.Sprintf("recording %q is damaged at byte %d, after %d intervals%s: %v", e.Path, e.Offset, e.Read, lost, e.Err)
 }
 
-// Unwrap implements the interface of errors.Is and errors.As.
+// Unwrap returns e.Err.
 func (e *DamageError) Unwrap() error { return e.Err }
 
-// fileIndex is where one interval is. Kept small: there may be millions.
+// fileIndex says where one interval is. It is small because there may be millions.
 type fileIndex struct {
 	start, end  int64
 	off         int64 // of the skippable frame
 	head        uint16
 	part        uint16
 	size, plain uint32
-	group       uint32 // the key frame that decoding begins at: itself where it is one
+	group       uint32 // the interval at which decoding begins: its key frame
 }
 
 // partFile is one file of a recording.
@@ -61,36 +61,37 @@ type partFile struct {
 	file *os.File
 }
 
-// Reader reads what a Writer wrote: FILE and, before it, the older FILE.n
-// of the same host. It needs no privileges but reading the files, and stands
-// hostile ones: whatever they say, reading takes less than 1 GiB of memory, which
-// is what the largest honest interval may need. Not for use by several goroutines at once.
+// Reader reads what a Writer wrote: the older FILE.n of the same host and then FILE.
+// It needs no privilege other than to read the files. Hostile files do no harm: reading
+// takes less than 1 GiB of memory, which the largest honest interval may need. A Reader
+// is not safe for concurrent use.
 type Reader struct {
 	parts   []partFile
 	headers []Header
 	index   []fileIndex
-	damage  []*DamageError // structural; Read is the interval it comes before
+	damage  []*DamageError // found by scan; Read is the interval after it
 
-	pos    int         // the interval that Next returns
-	told   int         // how many of damage are behind us
-	tables *nameTables // what the intervals from group up to at have defined
-	group  uint32
-	at     int
+	pos      int         // the interval that Next returns
+	reported int         // how many of damage Next has passed
+	tables   *nameTables // what the intervals from group up to at define
+	group    uint32
+	at       int
 
 	zdec  *zstd.Decoder
 	frame []byte
 	plain []byte
 
-	adjust func(*output.Interval) // may be nil
+	adjust func(*output.Interval) // optional
 }
 
-// Adjust has f applied to every interval before Next returns it, for instance to
-// leave something out.
+// Adjust makes Next apply f to every interval that it returns, for instance to leave
+// something out.
 func (r *Reader) Adjust(f func(*output.Interval)) { r.adjust = f }
 
-// Open opens the recording at path and reads its index, not its
-// intervals. A file that is damaged is not an error here as long as its
-// beginning is a recording's: Next tells, in its place.
+// Open opens the recording at path and reads its index, not its intervals. Errors are
+// ErrNotRecording, ErrVersion, ErrTruncated for a file that ends in its header, and
+// those of the file system. Damage after the header is no error here: Next reports it
+// where it is.
 func Open(path string) (*Reader, error) {
 	zdec, err := zstd.NewReader(nil,
 		zstd.WithDecoderConcurrency(1),
@@ -98,22 +99,22 @@ func Open(path string) (*Reader, error) {
 		zstd.WithDecoderMaxWindow(maxPlain),
 		zstd.WithDecodeAllCapLimit(true))
 	if err != nil {
-		return nil, fmt.Errorf("recording '%s': %w", path, err)
+		return nil, fmt.Errorf("recording %q: %w", path, err)
 	}
 	r := &Reader{zdec: zdec}
 	parts, err := partPaths(path)
 	if err != nil {
 		zdec.Close()
-		return nil, fmt.Errorf("recording '%s': %w", path, err)
+		return nil, fmt.Errorf("recording %q: %w", path, err)
 	}
-	// The youngest first: it decides whether this is a recording, and whose.
+	// The youngest first: it says whether this is a recording, and of which host.
 	newest, err := r.openPart(path)
 	if err != nil {
 		r.Close()
 		return nil, err
 	}
 	for _, p := range parts[:len(parts)-1] {
-		// An older file that is something else merely has an unlucky name.
+		// An older file that is something else only has a similar name.
 		h, err := r.openPart(p)
 		if err == nil && !sameMachine(h.Host, newest.Host) {
 			last := len(r.parts) - 1
@@ -121,7 +122,7 @@ func Open(path string) (*Reader, error) {
 			r.parts, r.headers = r.parts[:last], r.headers[:last]
 		}
 	}
-	// openPart has put FILE in front; it is the last in time.
+	// openPart has put FILE first, but it is the last in time.
 	if n := len(r.parts); n > 1 {
 		r.parts = append(r.parts[1:n:n], r.parts[0])
 		r.headers = append(r.headers[1:n:n], r.headers[0])
@@ -135,8 +136,8 @@ func Open(path string) (*Reader, error) {
 	return r, nil
 }
 
-// sameMachine compares machine ids, names where one has none; the kernel may
-// have been changed in between.
+// sameMachine compares machine ids, or names if one of them has no id. The kernel may
+// differ: it may have been upgraded in between.
 func sameMachine(a, b output.Host) bool {
 	if a.ID != "" && b.ID != "" {
 		return a.ID == b.ID
@@ -147,16 +148,16 @@ func sameMachine(a, b output.Host) bool {
 // openPart opens one file and reads its header.
 func (r *Reader) openPart(path string) (Header, error) {
 	fail := func(err error) (Header, error) {
-		return Header{}, fmt.Errorf("recording '%s': %w", path, err)
+		return Header{}, fmt.Errorf("recording %q: %w", path, err)
 	}
-	// O_NONBLOCK: a FIFO must not hang the replay before it is refused.
+	// O_NONBLOCK: opening a FIFO must not hang.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return Header{}, fmt.Errorf("recording: %w", err) // names the path itself
 	}
 	fi, err := f.Stat()
 	if err == nil && !fi.Mode().IsRegular() {
-		err = errors.New("is no regular file")
+		err = errors.New("is not a regular file")
 	}
 	if err != nil {
 		f.Close()
@@ -198,7 +199,7 @@ func (r *Reader) header(f *os.File) (Header, error) {
 		return Header{}, ErrNotRecording
 	}
 	if h.Version > version {
-		return Header{}, fmt.Errorf("format %d, this one reads up to %d: %w", h.Version, version, ErrRecordingVersion)
+		return Header{}, fmt.Errorf("format %d, this version reads up to %d: %w", h.Version, version, ErrVersion)
 	}
 	return Header{
 		Version: h.Version, Tool: h.Tool, Host: output.Host{Name: h.Host, ID: h.HostID, Kernel: h.Kernel}, Start: time.Unix(0, h.Start).UTC(),
@@ -210,10 +211,10 @@ func (r *Reader) scan(part int) error {
 	p := r.parts[part]
 	fi, err := p.file.Stat()
 	if err != nil {
-		return fmt.Errorf("recording '%s': %w", p.path, err)
+		return fmt.Errorf("recording %q: %w", p.path, err)
 	}
 	size := fi.Size()
-	first := len(r.index) // names never reach from one file into the next
+	first := len(r.index) // no interval refers to names in another file
 	group := first
 	for off := int64(0); off < size; {
 		e, body, err := readEntry(p.file, off)
@@ -228,9 +229,9 @@ func (r *Reader) scan(part int) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("recording '%s': %w", p.path, err)
+			return fmt.Errorf("recording %q: %w", p.path, err)
 		}
-		// Kinds that a later version may add are stepped over.
+		// Step over kinds that a later version may add.
 		if e.Kind == kindInterval {
 			if e.Key {
 				group = len(r.index)
@@ -245,51 +246,49 @@ func (r *Reader) scan(part int) error {
 	return nil
 }
 
-// Headers returns the header of every file that is read, oldest first.
+// Headers returns the header of every file, oldest first.
 func (r *Reader) Headers() []Header { return append([]Header(nil), r.headers...) }
 
 // Header returns the header of the youngest file.
 func (r *Reader) Header() Header { return r.headers[len(r.headers)-1] }
 
-// Len is the number of intervals that the index knows.
+// Len returns the number of intervals in the index.
 func (r *Reader) Len() int { return len(r.index) }
 
-// Pos is the number of the interval that Next returns, Len at the end.
+// Pos returns the number of the interval that Next returns, Len at the end.
 func (r *Reader) Pos() int { return r.pos }
 
-// Span tells when interval i began and ended, without decoding it. It panics
+// Span returns when interval i began and ended, in UTC, without decoding it. It panics
 // unless 0 <= i < Len.
 func (r *Reader) Span(i int) (start, end time.Time) {
 	e := &r.index[i]
 	return time.Unix(0, e.start).UTC(), time.Unix(0, e.end).UTC()
 }
 
-// Find returns the first interval that ends after t, or Len if there is none.
-// Where the clock was set back in between, the answer is one of several.
+// Find returns the first interval that ends after t, or Len if no interval does. If the
+// clock was set back during the recording, several intervals may qualify.
 func (r *Reader) Find(t time.Time) int {
 	return sort.Search(len(r.index), func(i int) bool { return time.Unix(0, r.index[i].end).After(t) })
 }
 
-// Seek makes interval i the one that Next returns; i may be Len.
+// Seek makes Next return interval i. It is an error unless 0 <= i <= Len.
 func (r *Reader) Seek(i int) error {
 	if i < 0 || i > len(r.index) {
 		return fmt.Errorf("no interval %d in a recording of %d", i, len(r.index))
 	}
 	r.pos = i
-	r.told = sort.Search(len(r.damage), func(k int) bool { return r.damage[k].Read >= i })
+	r.reported = sort.Search(len(r.damage), func(k int) bool { return r.damage[k].Read >= i })
 	return nil
 }
 
-// Next returns the next interval, or io.EOF behind the last. Where the
-// recording is damaged it returns a *DamageError, once, after everything that
-// could be read in front of the damage; the call after that goes on behind it,
-// at the next key frame or the next file, if there is one. The interval is the
-// caller's, but label maps are shared between intervals and must not be
-// modified.
+// Next returns the next interval, or io.EOF after the last. Where the recording is
+// damaged it returns a *DamageError once; the call after that goes on after the damage,
+// at the next key frame or the next file. The caller may modify the interval except for
+// its label maps, which intervals share.
 func (r *Reader) Next() (*output.Interval, error) {
-	if r.told < len(r.damage) && r.damage[r.told].Read <= r.pos {
-		r.told++
-		return nil, r.damage[r.told-1]
+	if r.reported < len(r.damage) && r.damage[r.reported].Read <= r.pos {
+		r.reported++
+		return nil, r.damage[r.reported-1]
 	}
 	if r.pos >= len(r.index) {
 		return nil, io.EOF
@@ -312,8 +311,8 @@ func (r *Reader) Next() (*output.Interval, error) {
 	return iv, nil
 }
 
-// reach makes the tables ready for interval i. They only ever grow within a
-// group: going back costs nothing, only going ahead does.
+// reach makes the tables ready for interval i. Tables only grow within a group, so
+// going back within it takes no work.
 func (r *Reader) reach(i int) error {
 	if g := r.index[i].group; r.tables == nil || r.group != g {
 		r.tables, r.group, r.at = newNameTables(), g, int(g)
@@ -326,12 +325,12 @@ func (r *Reader) reach(i int) error {
 	return nil
 }
 
-// skip reports interval i as damaged, and goes on at the key frame behind
-// whichever is later, i or the interval that was asked for.
+// skip reports interval i as damaged and moves to the first key frame after it and
+// after r.pos.
 func (r *Reader) skip(i int, err error) error {
 	r.tables = nil
 	if !errors.Is(err, ErrTruncated) && !errors.Is(err, ErrCorrupt) {
-		// An error of the disk, not of the file; there may be a way around it too.
+		// An error of the disk, not of the file: later intervals may be readable.
 		err = fmt.Errorf("%w: %v", ErrCorrupt, err)
 	}
 	e := &r.index[i]
@@ -344,7 +343,7 @@ func (r *Reader) skip(i int, err error) error {
 	return d
 }
 
-// decode reads interval i and takes in its names, unless that was done before.
+// decode reads interval i and learns its names, unless it did so before.
 func (r *Reader) decode(i int) (*wireInterval, error) {
 	e := &r.index[i]
 	plain, err := r.unpack(r.parts[e.part].file, e.off+int64(e.head), e.size, e.plain)
@@ -353,7 +352,7 @@ func (r *Reader) decode(i int) (*wireInterval, error) {
 	}
 	var w wireInterval
 	if err := decMode.Unmarshal(plain, &w); err != nil {
-		// %v: what is io.EOF to the decoder is not the end of the recording.
+		// %v and not %w: an io.EOF of the decoder is not the end of the recording.
 		return nil, fmt.Errorf("%w: %v", ErrCorrupt, err)
 	}
 	if w.Start != e.start || w.End != e.end {
@@ -380,7 +379,7 @@ func (r *Reader) unpack(f io.ReaderAt, off int64, size, plain uint32) ([]byte, e
 		}
 		return nil, err
 	}
-	// Not one byte more than the index promised, whatever the frame says.
+	// The capacity bounds the result to what the index says.
 	if uint32(cap(r.plain)) < plain {
 		r.plain = make([]byte, plain)
 	}
@@ -407,43 +406,44 @@ func (r *Reader) Close() error {
 
 var _ cbor.Unmarshaler = (*wireText)(nil)
 
-// Timeline gives random access to the intervals of a recording, for the screen.
+// Timeline gives random access to the intervals of a recording.
 type Timeline struct{ r *Reader }
 
-// Timeline returns the intervals of the recording by number. It moves the
-// position that Next reads from.
+// Timeline returns the intervals of the recording by number. Its Frame moves the
+// position of r.
 func (r *Reader) Timeline() Timeline { return Timeline{r} }
 
 // Bounds returns the first interval and one past the last.
-func (f Timeline) Bounds() (first, end int) { return 0, f.r.Len() }
+func (l Timeline) Bounds() (first, end int) { return 0, l.r.Len() }
 
 // Span returns when interval i began and ended.
-func (f Timeline) Span(i int) (start, end time.Time) { return f.r.Span(i) }
+func (l Timeline) Span(i int) (start, end time.Time) { return l.r.Span(i) }
 
-// Frame decodes interval i. What cannot be read is a *DamageError.
-func (f Timeline) Frame(i int) (*output.Interval, error) {
-	if err := f.r.Seek(i); err != nil {
+// Frame returns interval i, or a *DamageError if it cannot be read.
+func (l Timeline) Frame(i int) (*output.Interval, error) {
+	if err := l.r.Seek(i); err != nil {
 		return nil, err
 	}
-	iv, err := f.r.Next()
+	iv, err := l.r.Next()
 	var damage *DamageError
 	if errors.As(err, &damage) {
-		// The damage is reported once. The interval behind it may be the wanted one.
-		iv, err = f.r.Next()
+		// Damage is reported once. The next interval may be the wanted one.
+		iv, err = l.r.Next()
 	}
 	switch {
 	case err != nil && damage != nil:
 		return nil, damage
 	case errors.Is(err, io.EOF):
-		return nil, fmt.Errorf("interval %d is behind the end of the recording", i)
+		return nil, fmt.Errorf("interval %d is after the end of the recording", i)
 	case err != nil:
 		return nil, err
-	case f.r.Pos() != i+1:
+	case l.r.Pos() != i+1:
 		return nil, damageOf(damage, i)
 	}
 	return iv, nil
 }
 
+// damageOf returns d, or an error for interval i if there is no d.
 func damageOf(d *DamageError, i int) error {
 	if d != nil {
 		return d

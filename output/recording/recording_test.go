@@ -27,7 +27,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-var update = flag.Bool("update-recording", false, "write testdata/v1.recording anew: only when the format is meant to change")
+var update = flag.Bool("update-recording", false, "overwrite testdata/v1.recording: only when the format is meant to change")
 
 // record writes intervals to a new recording.
 func record(t testing.TB, path string, opt Options, ivs ...*output.Interval) {
@@ -89,8 +89,8 @@ func mustEqual(t testing.TB, what string, got, want *output.Interval) {
 	t.Fatalf("%s differs\n got ...%.200s\nwant ...%.200s", what, g[from:], w[from:])
 }
 
-// TestRecordKeepsEverything fills every field of the contract, so that one that
-// is added there and forgotten here fails.
+// TestRecordKeepsEverything fills every field of an interval: it fails when a field is
+// added to output and not to the recording.
 func TestRecordKeepsEverything(t *testing.T) {
 	var ivs []*output.Interval
 	n := uint64(0)
@@ -151,7 +151,7 @@ func TestRecordIsStandard(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.recording")
 	rng := rand.New(rand.NewPCG(1, 2))
 	owners := outputtest.Owners(rng, 20)
-	record(t, path, Options{}, outputtest.Interval(rng, owners, 0, 1), outputtest.Interval(rng, owners, 1, 1))
+	record(t, path, Options{}, outputtest.BusyInterval(rng, owners, 0, 1), outputtest.BusyInterval(rng, owners, 1, 1))
 	f, err := os.Open(path)
 	if err != nil {
 		t.Fatal(err)
@@ -187,7 +187,7 @@ func TestRecordGolden(t *testing.T) {
 	owners := outputtest.Owners(rng, 12)
 	var ivs []*output.Interval
 	for i := range 5 {
-		ivs = append(ivs, outputtest.Interval(rng, owners, i, 0.7))
+		ivs = append(ivs, outputtest.BusyInterval(rng, owners, i, 0.7))
 	}
 	path := filepath.Join("testdata", "v1.recording")
 	if *update {
@@ -210,7 +210,7 @@ func small(t testing.TB) ([]byte, []*output.Interval) {
 	owners := outputtest.Owners(rng, 3)
 	var ivs []*output.Interval
 	for i := range 3 {
-		ivs = append(ivs, outputtest.Interval(rng, owners, i, 1))
+		ivs = append(ivs, outputtest.BusyInterval(rng, owners, i, 1))
 	}
 	path := filepath.Join(t.TempDir(), "small.recording")
 	record(t, path, Options{}, ivs...)
@@ -282,7 +282,7 @@ func TestRecordTruncated(t *testing.T) {
 	if len(got) != 1 || len(damage) != 1 || !errors.Is(damage[0], ErrTruncated) {
 		t.Fatalf("zeros at the end: %d intervals, %v", len(got), damage)
 	}
-	want := fmt.Sprintf("recording '%s' is damaged at byte %d, after 1 intervals: zeros instead of an interval: truncated", path, ends[1])
+	want := fmt.Sprintf("recording %q is damaged at byte %d, after 1 intervals: zeros instead of an interval: truncated", path, ends[1])
 	if damage[0].Error() != want {
 		t.Errorf("message\n got %s\nwant %s", damage[0], want)
 	}
@@ -316,8 +316,8 @@ func TestRecordFlippedBits(t *testing.T) {
 			t.Fatalf("byte %d: read %d intervals, %d are whole", n, len(got), before)
 		}
 		for i, iv := range got {
-			// Whatever is delivered is true; an interval may be missing, told or,
-			// where a kind became one that this version steps over, not.
+			// Every interval that is delivered is right. One may be missing: with a
+			// DamageError, or without one where its kind became an unknown one.
 			for !reflect.DeepEqual(iv, ivs[0]) {
 				if ivs = ivs[1:]; len(ivs) == 0 {
 					t.Fatalf("byte %d: interval %d was never recorded", n, i)
@@ -336,14 +336,14 @@ func TestRecordFlippedBits(t *testing.T) {
 	}
 }
 
-// TestRecordGoesOnBehindDamage: one bad frame costs the intervals up to the
-// next key frame, not the rest of the night.
+// TestRecordGoesOnBehindDamage: after a bad frame, reading goes on at the next key
+// frame.
 func TestRecordGoesOnBehindDamage(t *testing.T) {
 	rng := rand.New(rand.NewPCG(7, 8))
 	owners := outputtest.Owners(rng, 3)
 	var ivs []*output.Interval
 	for i := range 2*keyEvery + 10 {
-		ivs = append(ivs, outputtest.Interval(rng, owners, i, 1))
+		ivs = append(ivs, outputtest.BusyInterval(rng, owners, i, 1))
 	}
 	path := filepath.Join(t.TempDir(), "a.recording")
 	record(t, path, Options{}, ivs...)
@@ -367,7 +367,7 @@ func TestRecordGoesOnBehindDamage(t *testing.T) {
 	for i := range want {
 		mustEqual(t, fmt.Sprintf("interval %d", i), got[i], want[i])
 	}
-	// Sliding into the hole tells so too, and lands behind it.
+	// Seeking to a lost interval reports the damage too, and goes on after it.
 	r, err := Open(path)
 	if err != nil {
 		t.Fatal(err)
@@ -384,14 +384,14 @@ func TestRecordGoesOnBehindDamage(t *testing.T) {
 	}
 }
 
-// TestRecordSeek slides about at random.
+// TestRecordSeek reads intervals in random order.
 func TestRecordSeek(t *testing.T) {
 	rng := rand.New(rand.NewPCG(9, 10))
 	owners := outputtest.Owners(rng, 5)
 	path := filepath.Join(t.TempDir(), "a.recording")
 	var ivs []*output.Interval
 	for i := range 300 {
-		ivs = append(ivs, outputtest.Interval(rng, owners, i, 0.8))
+		ivs = append(ivs, outputtest.BusyInterval(rng, owners, i, 0.8))
 	}
 	record(t, path, Options{}, ivs...)
 	r, err := Open(path)
@@ -450,7 +450,7 @@ func TestRecordRotation(t *testing.T) {
 	}
 	var ivs []*output.Interval
 	for i := 0; r.Stats().Files < 7; i++ {
-		ivs = append(ivs, outputtest.Interval(rng, owners, i, 1))
+		ivs = append(ivs, outputtest.BusyInterval(rng, owners, i, 1))
 		if err := r.Write(ivs[i]); err != nil {
 			t.Fatal(err)
 		}
@@ -488,8 +488,8 @@ func TestRecordRotation(t *testing.T) {
 	}
 }
 
-// TestRecordRestart: what a killed recorder left is kept, read, and its torn
-// end does not hide what came later.
+// TestRecordRestart: the recording of a killed writer is kept and read, and its torn end
+// does not hide what came later.
 func TestRecordRestart(t *testing.T) {
 	b, ivs := small(t)
 	path := filepath.Join(t.TempDir(), "a.recording")
@@ -523,7 +523,7 @@ func TestRecordRestart(t *testing.T) {
 	}
 }
 
-// TestRecorderRefuses: nobody's file is overwritten.
+// TestRecorderRefuses: no other file is overwritten.
 func TestRecorderRefuses(t *testing.T) {
 	dir := t.TempDir()
 	b, _ := small(t)
@@ -553,13 +553,13 @@ func TestRecorderRefuses(t *testing.T) {
 		opt        Options
 	}{
 		{"thesis", "not a recording", Options{}},
-		{"taken.recording", "'" + filepath.Join(dir, "taken.recording.3") + "' is in the way", Options{}},
-		{"link", "no regular file", Options{}},
-		{"fifo", "no regular file", Options{}},
-		{"busy", "another recorder", Options{}},
-		{"kept", "no older recordings are to be kept", Options{Keep: -1}},
+		{"taken.recording", fmt.Sprintf("older file %q is not a recording", filepath.Join(dir, "taken.recording.3")), Options{}},
+		{"link", "not a regular file", Options{}},
+		{"fifo", "not a regular file", Options{}},
+		{"busy", "another iotrace-bpf", Options{}},
+		{"kept", "older recordings are not kept", Options{Keep: -1}},
 		{"none/at/all", "no such file", Options{}},
-		{"tiny", "below the smallest", Options{MaxBytes: 17}},
+		{"tiny", "below the minimum", Options{MaxBytes: 17}},
 		{"many", "at most 9999", Options{Keep: 10000}},
 	} {
 		before, _ := os.ReadDir(dir)
@@ -587,8 +587,8 @@ func TestRecorderRefuses(t *testing.T) {
 	}
 }
 
-// TestRecordLimits: what is too much is refused or counted, and what comes
-// after it is recorded.
+// TestRecordLimits: an interval beyond the limits is an error or is cut and counted, and
+// the next one is recorded.
 func TestRecordLimits(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.recording")
 	r, err := Create(path, Options{})
@@ -761,8 +761,8 @@ func TestRecordHostile(t *testing.T) {
 	}
 }
 
-// TestRecordLargest reads about the most that a file can make of 32 MiB: the
-// limits are what keeps a hostile file's memory in the order of this.
+// TestRecordLargest reads about the largest interval that fits into 32 MiB. The limits
+// keep the memory that a hostile file can use in the order of this.
 func TestRecordLargest(t *testing.T) {
 	const samples, events = maxSamples, maxEvents
 	count := func(n, from, step int) []uint64 {
@@ -811,7 +811,7 @@ func TestRecordLargest(t *testing.T) {
 	}
 }
 
-// TestRecordVersion: a recording of tomorrow is refused in words.
+// TestRecordVersion: a recording of a later version is an error that says so.
 func TestRecordVersion(t *testing.T) {
 	zenc, err := zstd.NewWriter(nil)
 	if err != nil {
@@ -823,7 +823,7 @@ func TestRecordVersion(t *testing.T) {
 		h    fileHeader
 		want error
 	}{
-		{fileHeader{Format: fileFormat, Version: version + 1}, ErrRecordingVersion},
+		{fileHeader{Format: fileFormat, Version: version + 1}, ErrVersion},
 		{fileHeader{Format: "somebody else's", Version: 1}, ErrNotRecording},
 	} {
 		plain, _ := mode.Marshal(c.h)
@@ -840,8 +840,8 @@ func TestRecordVersion(t *testing.T) {
 	}
 }
 
-// childMode runs this test binary as a recorder of its own, started by
-// TestRecorderProcess with the case and the path in its environment.
+// childMode runs this test binary as a writer in its own process. The environment has
+// the case and the path for TestRecorderProcess.
 func childMode(t *testing.T, mode, path string) *exec.Cmd {
 	t.Helper()
 	exe, err := os.Executable()
@@ -881,7 +881,7 @@ func TestRecorderProcess(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 100000 {
-		err := r.Write(outputtest.Interval(rng, owners, i, 1))
+		err := r.Write(outputtest.BusyInterval(rng, owners, i, 1))
 		switch {
 		case mode == "full" && i == 40:
 			if err == nil {
@@ -904,8 +904,7 @@ func TestRecorderProcess(t *testing.T) {
 	}
 }
 
-// TestRecorderKilled kills a recorder, and finds every interval that it had
-// said was written.
+// TestRecorderKilled kills a writer, and finds every interval whose Write returned.
 func TestRecorderKilled(t *testing.T) {
 	for round := range 5 {
 		path := filepath.Join(t.TempDir(), "killed.recording")
@@ -939,13 +938,13 @@ func TestRecorderKilled(t *testing.T) {
 		rng := rand.New(rand.NewPCG(13, 14))
 		owners := outputtest.Owners(rng, 300)
 		for i := range got {
-			mustEqual(t, fmt.Sprintf("interval %d", i), got[i], outputtest.Interval(rng, owners, i, 1))
+			mustEqual(t, fmt.Sprintf("interval %d", i), got[i], outputtest.BusyInterval(rng, owners, i, 1))
 		}
 	}
 }
 
-// TestRecorderDiskFull lets the kernel cut a write short: the recording stays
-// whole, the losses are counted, and it goes on when there is room again.
+// TestRecorderDiskFull makes the kernel cut a write short: the recording stays readable,
+// the losses are counted, and later intervals are written once there is room.
 func TestRecorderDiskFull(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "full.recording")
 	out, err := childMode(t, "full", path).Output()
@@ -967,7 +966,7 @@ func TestRecorderDiskFull(t *testing.T) {
 	owners := outputtest.Owners(rng, 300)
 	next := 0
 	for i := 0; i <= 60 && next < len(got); i++ {
-		if want := outputtest.Interval(rng, owners, i, 1); want.Start.Equal(got[next].Start) {
+		if want := outputtest.BusyInterval(rng, owners, i, 1); want.Start.Equal(got[next].Start) {
 			mustEqual(t, fmt.Sprintf("interval %d", i), got[next], want)
 			next++
 		}
@@ -977,7 +976,7 @@ func TestRecorderDiskFull(t *testing.T) {
 	}
 }
 
-// FuzzRecording reads anything as a recording.
+// FuzzRecording reads arbitrary bytes as a recording.
 func FuzzRecording(f *testing.F) {
 	b, _ := small(f)
 	f.Add(b)
@@ -1019,8 +1018,9 @@ func FuzzRecording(f *testing.F) {
 	})
 }
 
-// FuzzRecordInterval goes straight for what zstd's checksum keeps out of
-// FuzzRecording's reach. What is decoded is encoded and must come out the same.
+// FuzzRecordInterval decodes arbitrary CBOR as an interval, which FuzzRecording cannot
+// get past the checksum of zstd. The interval is encoded and decoded again and must be
+// the same.
 func FuzzRecordInterval(f *testing.F) {
 	rng := rand.New(rand.NewPCG(15, 16))
 	owners := outputtest.Owners(rng, 3)
@@ -1028,7 +1028,7 @@ func FuzzRecordInterval(f *testing.F) {
 	full := new(output.Interval)
 	outputtest.Fill(reflect.ValueOf(full).Elem(), &n)
 	full.Start, full.End = outputtest.Start, outputtest.Start.Add(time.Second)
-	for _, iv := range []*output.Interval{full, outputtest.Interval(rng, owners, 0, 1), {Start: outputtest.Start, End: outputtest.Start}} {
+	for _, iv := range []*output.Interval{full, outputtest.BusyInterval(rng, owners, 0, 1), {Start: outputtest.Start, End: outputtest.Start}} {
 		enc, err := newEncoder()
 		if err != nil {
 			f.Fatal(err)
@@ -1084,7 +1084,7 @@ func FuzzRecordInterval(f *testing.F) {
 		if got == nil {
 			t.Fatal("does not read what it wrote")
 		}
-		// Empty label sets and lists become nil on the way.
+		// Empty label sets and lists become nil.
 		if g, w := fmt.Sprintf("%+v", *got), fmt.Sprintf("%+v", *iv); g != w && !strings.Contains(w, "0x") {
 			t.Fatalf("differs\n got %s\nwant %s", g, w)
 		}
@@ -1095,7 +1095,7 @@ func FuzzRecordInterval(f *testing.F) {
 func BenchmarkRecordWrite(b *testing.B) {
 	for _, active := range []float64{1, 0.3} {
 		b.Run(fmt.Sprintf("active=%v", active), func(b *testing.B) {
-			ivs := outputtest.Load(active, 64)
+			ivs := outputtest.BusyIntervals(active, 64)
 			r, err := Create(filepath.Join(b.TempDir(), "a"), Options{MaxBytes: -1})
 			if err != nil {
 				b.Fatal(err)
@@ -1117,7 +1117,7 @@ func BenchmarkRecordWrite(b *testing.B) {
 func BenchmarkRecordEvents(b *testing.B) {
 	rng := rand.New(rand.NewPCG(19, 20))
 	owners := outputtest.Owners(rng, 1500)
-	iv := outputtest.Interval(rng, owners, 0, 1)
+	iv := outputtest.BusyInterval(rng, owners, 0, 1)
 	for i := range 100000 {
 		s := owners[rng.IntN(40)]
 		ns := 50000 + rng.Uint64N(400000)
@@ -1144,7 +1144,7 @@ func BenchmarkRecordEvents(b *testing.B) {
 
 // BenchmarkRecordRead replays them.
 func BenchmarkRecordRead(b *testing.B) {
-	ivs := outputtest.Load(1, 64)
+	ivs := outputtest.BusyIntervals(1, 64)
 	path := filepath.Join(b.TempDir(), "a")
 	record(b, path, Options{MaxBytes: -1}, ivs...)
 	r, err := Open(path)
@@ -1165,9 +1165,9 @@ func BenchmarkRecordRead(b *testing.B) {
 	}
 }
 
-// BenchmarkRecordBack goes back one interval at a time, as with a time slider.
+// BenchmarkRecordBack reads backwards, interval by interval, as with a time slider.
 func BenchmarkRecordBack(b *testing.B) {
-	ivs := outputtest.Load(1, 300)
+	ivs := outputtest.BusyIntervals(1, 300)
 	path := filepath.Join(b.TempDir(), "a")
 	record(b, path, Options{MaxBytes: -1}, ivs...)
 	r, err := Open(path)
@@ -1189,13 +1189,13 @@ func BenchmarkRecordBack(b *testing.B) {
 	}
 }
 
-// BenchmarkRecordSize tells what the tables and columns are good for: the same
-// 128 intervals of 1,500 groups, recorded, and as plain CBOR of the contract's
-// own structs in zstd frames.
+// BenchmarkRecordSize shows what tables and columns save. It compares 128 intervals of
+// 1,500 groups as a recording with the same intervals as plain CBOR of the structs of
+// output, in zstd frames.
 func BenchmarkRecordSize(b *testing.B) {
 	for _, active := range []float64{1, 0.3, 0.05} {
 		b.Run(fmt.Sprintf("active=%v", active), func(b *testing.B) {
-			ivs := outputtest.Load(active, 128)
+			ivs := outputtest.BusyIntervals(active, 128)
 			zenc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1))
 			if err != nil {
 				b.Fatal(err)
@@ -1231,5 +1231,35 @@ func BenchmarkRecordSize(b *testing.B) {
 			b.ReportMetric(float64(raw)/float64(len(ivs)), "cbor-B/interval")
 			b.ReportMetric(float64(s.Bytes)/float64(len(ivs))*3600/(1<<20), "MiB/h")
 		})
+	}
+}
+
+// TestLimitations: several limitations of a source come back one by one. On disk
+// they are one text, which is what the first recordings have in this place.
+func TestLimitations(t *testing.T) {
+	source := func(limitations ...string) output.SourceStatus {
+		return output.SourceStatus{Source: output.SourceNFS, Attached: true, Limitations: limitations}
+	}
+	iv := &output.Interval{Start: outputtest.Start, End: outputtest.Start.Add(time.Second), Sources: []output.SourceStatus{
+		source("No retransmissions are counted: Linux 5.14 and newer count them.", "Reads are missing."), source(), source("Reads are missing."),
+	}}
+	path := filepath.Join(t.TempDir(), "a.recording")
+	record(t, path, Options{}, iv)
+	got, _ := replay(t, path)
+	mustEqual(t, "interval", got[0], iv)
+
+	e, err := newEncoder()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := e.interval(iv)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(w.Sources) != 3*srcWidth {
+		t.Fatalf("%d numbers for 3 sources", len(w.Sources))
+	}
+	if text := string(w.Strings[w.Sources[srcWidth-1]-1]); text != "No retransmissions are counted: Linux 5.14 and newer count them.\nReads are missing." {
+		t.Errorf("text on disk %q", text)
 	}
 }

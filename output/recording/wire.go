@@ -15,10 +15,10 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
-// wireInterval is an interval as it stands in a recording. Numbers called
-// string, label set, identity or bound are indices into tables that this and
-// the intervals before it, back to the key frame, have filled in that order.
-// String 0 is "" and label set 0 is empty; both are never written.
+// wireInterval is an interval as it is written. Numbers called string, label set,
+// identity or bound are indices into tables. The intervals from the key frame to this
+// one fill the tables in their order. String 0 is "" and label set 0 is empty; neither
+// is written.
 type wireInterval struct {
 	Start int64 `cbor:"1,keyasint"` // ns since 1970
 	End   int64 `cbor:"2,keyasint"`
@@ -27,16 +27,16 @@ type wireInterval struct {
 	Unresolved uint64   `cbor:"4,keyasint,omitempty"`
 	Lost       []uint64 `cbor:"5,keyasint,omitempty"` // records, notices, latencies, groups, walks, misses, exports, bytes
 	Self       []uint64 `cbor:"6,keyasint,omitempty"` // ns in BPF, ns of CPU, bytes of memory, read, written
-	Sources    []uint64 `cbor:"7,keyasint,omitempty"` // source, attached, hook, reason, cost
+	Sources    []uint64 `cbor:"7,keyasint,omitempty"` // source, attached, hook, reason, limitations
 
 	// What this interval adds to the tables.
 	Strings []wireText `cbor:"8,keyasint,omitempty"`
-	Labels  [][]uint64 `cbor:"9,keyasint,omitempty"` // key, value, key, value ...: strings
-	Width   uint64     `cbor:"10,keyasint,omitempty"`
+	Labels  [][]uint64 `cbor:"9,keyasint,omitempty"`  // key, value, key, value ...: strings
+	Width   uint64     `cbor:"10,keyasint,omitempty"` // numbers of one identity
 	Idents  []uint64   `cbor:"11,keyasint,omitempty"` // Width numbers each
 	Bounds  []uint64   `cbor:"12,keyasint,omitempty"` // ns
 
-	// Rows are identities: first the samples, then those that events refer to.
+	// Rows are identities: first those of the samples, then those of the events.
 	Rows    []uint64    `cbor:"13,keyasint,omitempty"`
 	Samples uint64      `cbor:"14,keyasint,omitempty"`
 	Read    wireAmounts `cbor:"15,keyasint"`
@@ -44,7 +44,7 @@ type wireInterval struct {
 	Discard wireAmounts `cbor:"17,keyasint"`
 	Flush   wireAmounts `cbor:"18,keyasint"`
 	Meta    wireAmounts `cbor:"19,keyasint"`
-	// One number per row, or none where all are 0.
+	// One number per row, left out where all are 0.
 	MetaRead  []uint64   `cbor:"20,keyasint,omitempty"`
 	MetaWrite []uint64   `cbor:"21,keyasint,omitempty"`
 	Basis     [][]uint64 `cbor:"22,keyasint,omitempty"` // dirtier, page, bio, task, none
@@ -56,44 +56,45 @@ type wireInterval struct {
 
 // wireAmounts holds the rows whose Amount is not all zero.
 type wireAmounts struct {
-	Rows    []uint64 `cbor:"1,keyasint,omitempty"` // row number less the one before
-	Bytes   []uint64 `cbor:"2,keyasint,omitempty"` // here and below: none where all are 0
+	Rows    []uint64 `cbor:"1,keyasint,omitempty"` // row number minus the one before
+	Bytes   []uint64 `cbor:"2,keyasint,omitempty"` // this one and those below: left out where all are 0
 	Ops     []uint64 `cbor:"3,keyasint,omitempty"`
 	Errors  []uint64 `cbor:"4,keyasint,omitempty"`
-	Sum     []uint64 `cbor:"5,keyasint,omitempty"`
-	Max     []uint64 `cbor:"6,keyasint,omitempty"`
+	Sum     []uint64 `cbor:"5,keyasint,omitempty"` // ns
+	Max     []uint64 `cbor:"6,keyasint,omitempty"` // ns
 	Buckets []uint64 `cbor:"7,keyasint,omitempty"` // how many the row has
 	Bound   []uint64 `cbor:"8,keyasint,omitempty"` // bounds of all rows' buckets
 	Count   []uint64 `cbor:"9,keyasint,omitempty"` // and their counts
 }
 
-// wireEvents holds events as columns; those that are all 0 are left out.
+// wireEvents holds events as columns. A column of zeros is left out.
 type wireEvents struct {
-	Time    []int64  `cbor:"1,keyasint,omitempty"` // ns after the event before, the first after Start
+	Time    []int64  `cbor:"1,keyasint,omitempty"` // ns since the event before, the first since Start
 	Dataset []uint64 `cbor:"2,keyasint,omitempty"` // string
 	Action  []uint64 `cbor:"3,keyasint,omitempty"` // string
 	Row     []uint64 `cbor:"4,keyasint,omitempty"` // of IO.Sample, plus 1; 0 without IO
 	Op      []uint64 `cbor:"5,keyasint,omitempty"` // string
-	Offset  []uint64 `cbor:"6,keyasint,omitempty"`
-	Latency []uint64 `cbor:"7,keyasint,omitempty"`
+	Offset  []uint64 `cbor:"6,keyasint,omitempty"` // bytes
+	Latency []uint64 `cbor:"7,keyasint,omitempty"` // ns
 	Basis   []uint64 `cbor:"8,keyasint,omitempty"` // string
 	Error   []uint64 `cbor:"9,keyasint,omitempty"`
-	// VXLAN has VXLANWidth numbers for each event that the column HasVXLAN names.
+	// VXLAN has VXLANWidth numbers for each event with a 1 in HasVXLAN.
 	HasVXLAN   []uint64   `cbor:"10,keyasint,omitempty"`
 	VXLANWidth uint64     `cbor:"11,keyasint,omitempty"`
 	VXLAN      []uint64   `cbor:"12,keyasint,omitempty"`
 	Services   [][]uint64 `cbor:"13,keyasint,omitempty"` // strings, per VXLAN
 }
 
+// How many numbers an identity, a vxlan event and a source have.
 const (
-	identWidth = 36
-	identLeast = 34 // of the first recordings
-	vxlanWidth = 17
-	srcWidth   = 5
+	identWidth    = 36
+	minIdentWidth = 34 // in the first recordings
+	vxlanWidth    = 17
+	srcWidth      = 5
 )
 
-// wireText is a text string where the bytes are UTF-8, else a byte string:
-// process names and paths may hold anything, and replay shows what live did.
+// wireText is a CBOR text string where the bytes are UTF-8 and a byte string otherwise:
+// process names and paths may hold any bytes, and a replay shows the same ones.
 type wireText string
 
 // MarshalCBOR implements cbor.Marshaler.
@@ -130,8 +131,8 @@ type encoder struct {
 
 	w    *wireInterval
 	left uint64 // events left out of the last interval
-	// sets are the label sets of maps seen in this interval; between intervals a
-	// map may change, or another take its address.
+	// sets are the label sets of maps seen in this interval, by the address of the
+	// map. In another interval that map may have changed, or be another one.
 	sets map[unsafe.Pointer]uint64
 
 	key   []byte   // scratch
@@ -159,17 +160,16 @@ func (e *encoder) reset() {
 	e.text, e.pairs = 0, 0
 }
 
-// interval encodes iv. After an error the tables have to be reset.
+// interval encodes iv. After an error the caller must reset the tables.
 func (e *encoder) interval(iv *output.Interval) (*wireInterval, error) {
 	if len(iv.Samples) > maxSamples {
 		return nil, fmt.Errorf("interval of %d samples: %w", len(iv.Samples), ErrTooLarge)
 	}
 	start := iv.Start.UnixNano()
 	if iv.Start.Year() < 1970 || iv.Start.Year() > 2200 {
-		return nil, fmt.Errorf("interval that starts at %s: no time to record", iv.Start.UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("interval that starts at %s: years before 1970 and after 2200 cannot be recorded", iv.Start.UTC().Format(time.RFC3339))
 	}
-	// By the monotonic clock where there is one: the wall clock may have been
-	// set meanwhile.
+	// Sub uses the monotonic clock if it can: the wall clock may have been set.
 	end := start + max(0, int64(iv.End.Sub(iv.Start)))
 	w := &wireInterval{Start: start, End: end, Unresolved: iv.Unresolved, Samples: uint64(len(iv.Samples))}
 	e.w = w
@@ -186,7 +186,7 @@ func (e *encoder) interval(iv *output.Interval) (*wireInterval, error) {
 	w.Lost = noneIfZero([]uint64{l.Records, l.Notices, l.Latencies, l.Groups, l.Walks, l.Misses, l.Exports + e.left, l.Bytes})
 	w.Self = noneIfZero([]uint64{iv.Self.BPFNanos, iv.Self.CPUNanos, iv.Self.RSSBytes, iv.Self.ReadBytes, iv.Self.WriteBytes})
 	for _, s := range iv.Sources {
-		w.Sources = append(w.Sources, e.str(string(s.Source)), bit(s.Attached), e.str(s.Hook), e.str(s.Reason), e.str(s.Cost))
+		w.Sources = append(w.Sources, e.str(string(s.Source)), bit(s.Attached), e.str(s.Hook), e.str(s.Reason), e.str(joinLimitations(s.Limitations)))
 	}
 
 	n := len(iv.Samples)
@@ -259,7 +259,7 @@ func (e *encoder) amounts(to *wireAmounts, rows []*output.Sample, from func(*out
 		to.Buckets = append(to.Buckets, uint64(len(h.Buckets)))
 		for j, b := range h.Buckets {
 			if b.Count == 0 || j > 0 && b.UpTo <= h.Buckets[j-1].UpTo {
-				return fmt.Errorf("latency buckets of '%s' do not ascend or are empty", s.Container.Name)
+				return fmt.Errorf("latency buckets of container %q are empty or not in ascending order", s.Container.Name)
 			}
 			n, ok := e.bounds[b.UpTo]
 			if !ok {
@@ -334,7 +334,7 @@ func (e *encoder) events(events []output.Event, start int64, rows []*output.Samp
 	return rows, nil
 }
 
-// ident gives the number of everything in s that is not an amount.
+// ident returns the identity of s: the number of everything in it but amounts.
 func (e *encoder) ident(s *output.Sample) uint64 {
 	c, m := &s.Container, &s.Mount
 	e.row = append(e.row[:0],
@@ -360,7 +360,7 @@ func (e *encoder) ident(s *output.Sample) uint64 {
 	return n
 }
 
-// str gives the number of a string.
+// str returns the number of a string, of at most maxString bytes.
 func (e *encoder) str(s string) uint64 {
 	if s == "" {
 		return 0
@@ -375,14 +375,15 @@ func (e *encoder) str(s string) uint64 {
 		}
 	}
 	n := uint64(len(e.strings))
-	s = strings.Clone(s) // not to keep what it may be a part of
+	s = strings.Clone(s) // s may be a part of a larger string
 	e.strings[s] = n
 	e.text += len(s)
 	e.w.Strings = append(e.w.Strings, wireText(s))
 	return n
 }
 
-// labelSet gives the number of a set of labels, by content.
+// labelSet returns the number of a set of labels. Maps of the same content have the same
+// number.
 func (e *encoder) labelSet(labels map[string]string) uint64 {
 	if len(labels) == 0 {
 		return 0
@@ -410,7 +411,22 @@ func (e *encoder) labelSet(labels map[string]string) uint64 {
 	return n
 }
 
-// packInts appends numbers in a form that differs whenever they do.
+// joinLimitations makes one text of the limitations of a source, a line each. The
+// first recordings hold a single text in this place, and a reader of that time
+// wants a single text there: so each version reads what the other one wrote, and
+// the format keeps its number.
+func joinLimitations(limitations []string) string { return strings.Join(limitations, "\n") }
+
+// splitLimitations is the reverse of joinLimitations. The text of an old
+// recording has one line and becomes one limitation.
+func splitLimitations(s string) []string {
+	if s == "" {
+		return nil
+	}
+	return strings.Split(s, "\n")
+}
+
+// packInts appends numbers to b, for a map key.
 func packInts(b []byte, numbers []uint64) []byte {
 	for _, n := range numbers {
 		b = binary.AppendUvarint(b, n)
@@ -418,7 +434,7 @@ func packInts(b []byte, numbers []uint64) []byte {
 	return b
 }
 
-// noneIfZero drops a column that says nothing.
+// noneIfZero returns c, or nil if it has zeros only.
 func noneIfZero(c []uint64) []uint64 {
 	for _, v := range c {
 		if v != 0 {
@@ -435,7 +451,7 @@ func bit(b bool) uint64 {
 	return 0
 }
 
-// nameTables is the reader's side of the tables.
+// nameTables are the tables of the reader.
 type nameTables struct {
 	strings []string
 	labels  []map[string]string
@@ -443,14 +459,14 @@ type nameTables struct {
 	bounds  []uint64
 	text    int
 	pairs   int
-	err     error // the first index that points nowhere
+	err     error // the first index beyond its table
 }
 
 func newNameTables() *nameTables {
 	return &nameTables{strings: []string{""}, labels: []map[string]string{nil}}
 }
 
-// fail notes the first error; what is decoded after it is thrown away.
+// fail keeps the first error. What is decoded after it is not used.
 func (t *nameTables) fail(format string, args ...any) {
 	if t.err == nil {
 		t.err = fmt.Errorf(format, args...)
@@ -467,12 +483,12 @@ func (t *nameTables) str(n uint64) string {
 
 func (t *nameTables) u32(n uint64) uint32 {
 	if n > 1<<32-1 {
-		t.fail("number %d where 32 bits are meant", n)
+		t.fail("number %d where 32 bits are expected", n)
 	}
 	return uint32(n)
 }
 
-// learn takes in what w adds to the tables, without building its samples.
+// learn adds to the tables what w defines, and builds no samples.
 func (t *nameTables) learn(w *wireInterval) error {
 	for _, s := range w.Strings {
 		t.text += len(s)
@@ -482,7 +498,7 @@ func (t *nameTables) learn(w *wireInterval) error {
 		t.pairs += len(l) / 2
 	}
 	if t.text > maxText || t.pairs > maxLabels || len(t.labels)+len(w.Labels) > maxIdents {
-		return fmt.Errorf("%d bytes of names, %d labels: more than a recorder writes", t.text, t.pairs)
+		return fmt.Errorf("%d bytes of names, %d labels: more than a recording may have", t.text, t.pairs)
 	}
 	for _, l := range w.Labels {
 		if len(l)%2 != 0 {
@@ -496,12 +512,12 @@ func (t *nameTables) learn(w *wireInterval) error {
 	}
 	t.bounds = append(t.bounds, w.Bounds...)
 	if len(t.bounds) > maxElements {
-		return fmt.Errorf("%d latency bounds: more than a recorder writes", len(t.bounds))
+		return fmt.Errorf("%d latency bounds: more than a recording may have", len(t.bounds))
 	}
 	if len(w.Idents) == 0 {
 		return t.err
 	}
-	if w.Width < identLeast || w.Width > 1024 || uint64(len(w.Idents))%w.Width != 0 {
+	if w.Width < minIdentWidth || w.Width > 1024 || uint64(len(w.Idents))%w.Width != 0 {
 		return fmt.Errorf("identities of %d numbers in rows of %d", len(w.Idents), w.Width)
 	}
 	width := int(w.Width)
@@ -546,7 +562,7 @@ func (t *nameTables) ident(c []uint64) output.Sample {
 	}
 }
 
-// column tells whether c has n numbers, or none because all are 0.
+// column fails unless c has n numbers, or was left out.
 func (t *nameTables) column(name string, c []uint64, n int) {
 	if len(c) != 0 && len(c) != n {
 		t.fail("%s: %d numbers for %d rows", name, len(c), n)
@@ -608,7 +624,7 @@ func (t *nameTables) interval(w *wireInterval) (*output.Interval, error) {
 	}
 	for c := range slices.Chunk(w.Sources, srcWidth) {
 		iv.Sources = append(iv.Sources, output.SourceStatus{
-			Source: output.Source(t.str(c[0])), Attached: c[1] != 0, Hook: t.str(c[2]), Reason: t.str(c[3]), Cost: t.str(c[4]),
+			Source: output.Source(t.str(c[0])), Attached: c[1] != 0, Hook: t.str(c[2]), Reason: t.str(c[3]), Limitations: splitLimitations(t.str(c[4])),
 		})
 	}
 	fill := func(s *output.Sample, i int) {
@@ -626,27 +642,21 @@ func (t *nameTables) interval(w *wireInterval) (*output.Interval, error) {
 		rows[i] = &iv.Samples[i]
 		fill(rows[i], i)
 	}
-	// row hands out the sample of an event, once.
-	row := func(number uint64) *output.Sample {
+	// Each row behind the samples belongs to exactly one event.
+	if err := t.events(iv, w, func(number uint64, s *output.Sample) {
 		i := int(min(number, uint64(n)+1)) - 1
 		if i < int(w.Samples) || i >= n || rows[i] != nil {
 			t.fail("event that refers to row %d of %d", number, n)
-			return nil
-		}
-		return rows[i]
-	}
-	if err := t.events(iv, w, func(number uint64, s *output.Sample) {
-		if row(number); t.err != nil {
 			return
 		}
-		rows[number-1] = s
-		fill(s, int(number-1))
+		rows[i] = s
+		fill(s, i)
 	}); err != nil {
 		return nil, err
 	}
 	for i, s := range rows {
 		if s == nil {
-			return nil, fmt.Errorf("row %d belongs to nothing", i)
+			return nil, fmt.Errorf("row %d belongs to no event", i)
 		}
 	}
 	for _, a := range []struct {
@@ -681,14 +691,14 @@ func (t *nameTables) amounts(from *wireAmounts, rows []*output.Sample, to func(*
 	if t.err != nil {
 		return t.err
 	}
-	// One array for all rows; every row gets its part, without spare capacity.
+	// All rows share one array. A row's part of it has no spare capacity.
 	all := make([]output.Bucket, len(from.Bound))
 	for i, b := range from.Bound {
 		if b >= uint64(len(t.bounds)) {
 			return fmt.Errorf("latency bound %d of %d", b, len(t.bounds))
 		}
 		if from.Count[i] == 0 {
-			return fmt.Errorf("latency bucket of nothing")
+			return fmt.Errorf("latency bucket with a count of 0")
 		}
 		all[i] = output.Bucket{UpTo: t.bounds[b], Count: from.Count[i]}
 	}
@@ -700,7 +710,7 @@ func (t *nameTables) amounts(from *wireAmounts, rows []*output.Sample, to func(*
 		pos += d
 		buckets := at(from.Buckets, i)
 		if buckets > uint64(len(all))-taken {
-			return fmt.Errorf("%d latency buckets, %d are left", buckets, uint64(len(all))-taken)
+			return fmt.Errorf("%d latency buckets of a row, and only %d are left", buckets, uint64(len(all))-taken)
 		}
 		a := to(rows[pos])
 		a.Bytes, a.Ops, a.Errors = at(from.Bytes, i), at(from.Ops, i), at(from.Errors, i)
@@ -711,12 +721,12 @@ func (t *nameTables) amounts(from *wireAmounts, rows []*output.Sample, to func(*
 		}
 		for j := 1; j < len(a.Latency.Buckets); j++ {
 			if a.Latency.Buckets[j].UpTo <= a.Latency.Buckets[j-1].UpTo {
-				return fmt.Errorf("latency buckets do not ascend")
+				return fmt.Errorf("latency buckets are not in ascending order")
 			}
 		}
 	}
 	if taken != uint64(len(all)) {
-		return fmt.Errorf("%d latency buckets that belong to nothing", uint64(len(all))-taken)
+		return fmt.Errorf("%d latency buckets belong to no row", uint64(len(all))-taken)
 	}
 	return nil
 }

@@ -26,40 +26,39 @@ import (
 //
 // A recording is an ordinary Zstandard file (RFC 8878) whose content is a CBOR
 // sequence (RFC 8742): `zstd -dc FILE` gives one CBOR item after the other, the
-// first is the header, each other one an interval. Nothing else has to be
-// invented for what an incident asks of it:
+// first is the header, each other one an interval. These two standards give an
+// incident what it needs:
 //
 //   - Crash safety. Every interval is one complete zstd frame with its own
-//     checksum, handed to the kernel by one write(2) and synced to the disk in
-//     the background. Whoever kills the recorder loses the interval that was
-//     not written yet. Parquet and the Arrow file format keep their index in a
-//     footer that a killed recorder never writes; Avro's blocks would do, but
-//     its schema language buys nothing over integer-keyed CBOR maps here, and
-//     no Avro reader limits what a hostile file may allocate as tightly.
-//   - A time slider. In front of each frame stands a skippable frame, which
-//     every zstd tool steps over, with a small CBOR array: kind, whether
-//     decoding may start here, start, end, compressed and plain size. The index
-//     is read from these without decompressing anything.
+//     checksum. One write(2) hands it to the kernel, and it is synced to the disk
+//     in the background. A killed writer loses only the interval that it had not
+//     written yet. Parquet and the Arrow file format keep their index in a footer
+//     that a killed writer never writes. Avro's blocks would do, but its schema
+//     language has no advantage over CBOR maps with integer keys, and no Avro
+//     reader limits as tightly what a hostile file may allocate.
+//   - A time slider. Before each frame there is a skippable frame, which every
+//     zstd tool steps over, with a small CBOR array: kind, whether decoding may
+//     start here, start, end, compressed and plain size. The index is read from
+//     these, without decompression.
 //   - Growth. Interval maps have integer keys: a reader steps over keys and
-//     columns that it does not know, and takes zero for those that are missing.
-//     Version changes only when that is not enough.
+//     columns that it does not know, and uses zero for missing ones. The version
+//     changes only when that is not enough.
 //
-// Names, labels and whole identities are written once and then referred to by
-// number until the next key frame (at least every keyEvery intervals);
-// amounts are columns, not rows. That pays: see BenchmarkRecordSize for the
-// figures with and without.
+// Names, labels and whole identities are written once; later intervals refer to
+// them by number, until the next key frame (at least every keyEvery intervals).
+// Amounts are columns, not rows. BenchmarkRecordSize shows what that saves.
 const (
 	fileFormat = "iotrace-bpf recording"
 	version    = 1
-	skipID     = 0x184D2A5D // one of zstd's sixteen skippable magics
+	skipID     = 0x184D2A5D // one of the sixteen skippable magics of RFC 8878
 	keyEvery   = 128
 
 	kindHeader   = 1
 	kindInterval = 2
 )
 
-// Limits that writer and reader share, so that a file that lies cannot make the
-// reader allocate more than an honest one could.
+// Limits of writer and reader. They keep a hostile file from making the reader
+// allocate more than the largest honest one.
 const (
 	maxEntry    = 64                // bytes of a skippable frame's content
 	maxPlain    = 32 << 20          // bytes of a decompressed frame
@@ -69,46 +68,45 @@ const (
 	maxLabels   = 1 << 20           // label pairs between two key frames
 	maxText     = 32 << 20          // bytes of names between two key frames
 	maxElements = 1 << 21           // elements of one CBOR array
-	maxIndex    = 1 << 22           // intervals of a recording with all its parts
-	maxParts    = 9999              // highest number behind FILE.
+	maxIndex    = 1 << 22           // intervals of a recording in all its files
+	maxParts    = 9999              // highest number n of FILE.n
 	maxString   = 64 << 10          // bytes of one name; longer ones are cut
 	minBytes    = 128 << 10         // smallest Options.MaxBytes
 )
 
-// syncEvery spares the disk when intervals are much shorter than a
-// second. A recorder that is killed loses nothing by it, only a power cut may
-// take this much more.
+// syncEvery is the shortest time between two syncs: intervals may be much shorter
+// than a second. A killed writer loses nothing by it, a power cut loses up to this
+// much more.
 const syncEvery = 900 * time.Millisecond
 
-// What Options stands for where it is zero.
+// What a zero in Options means.
 const (
-	DefaultRecordBytes = 256 << 20
-	DefaultRecordKeep  = 7
+	DefaultMaxBytes = 256 << 20
+	DefaultKeep     = 7
 )
 
 var (
-	// ErrTruncated: the recording stops in the middle of an interval, because
-	// the recorder was killed, the disk was full or the copy is incomplete.
+	// ErrTruncated: the recording ends in the middle of an interval, because the
+	// writer was killed, the disk was full or the copy is incomplete.
 	ErrTruncated = errors.New("truncated")
 	// ErrCorrupt: the recording's bytes contradict themselves.
 	ErrCorrupt = errors.New("corrupt")
 	// ErrNotRecording: the file is something else.
 	ErrNotRecording = errors.New("not a recording of iotrace-bpf")
-	// ErrRecordingVersion: the recording was made by a newer iotrace-bpf.
-	ErrRecordingVersion = errors.New("made by a newer version of iotrace-bpf")
-	// ErrTooLarge: an interval is beyond what a recording holds.
+	// ErrVersion: the recording was made by a newer iotrace-bpf.
+	ErrVersion = errors.New("made by a newer version of iotrace-bpf")
+	// ErrTooLarge: an interval is larger than a recording can hold.
 	ErrTooLarge = errors.New("too large to be recorded")
 )
 
-// Options says how much a recorder may keep and what it notes about its
-// origin.
+// Options says how much disk a recording may take, and what its header says.
 type Options struct {
-	// MaxBytes is the size at which FILE becomes FILE.1 and a new FILE begins:
-	// 0 means DefaultRecordBytes, less than 0 no limit. A file always holds at
-	// least one interval, however large that is.
+	// MaxBytes is the size in bytes at which FILE becomes FILE.1 and a new FILE
+	// begins: 0 means DefaultMaxBytes, a negative number no limit, and the smallest
+	// is 128 KiB. A file holds at least one interval, however large.
 	MaxBytes int64
-	// Keep is how many older files stay (FILE.1 is the youngest of them): 0
-	// means DefaultRecordKeep, less than 0 none.
+	// Keep is the number of older files to keep, FILE.1 (the youngest) to FILE.n: 0
+	// means DefaultKeep, a negative number none, and the largest is 9999.
 	Keep int
 	// Tool is the version of iotrace-bpf, for the header.
 	Tool string
@@ -116,17 +114,17 @@ type Options struct {
 	Host output.Host
 }
 
-// Stats counts what a Writer did since it was made.
+// Stats counts what a Writer did since Create.
 type Stats struct {
 	Intervals uint64 // written
-	Failed    uint64 // not written: disk full, too large ...
-	Events    uint64 // events left out of written intervals: above the limit
-	Bytes     uint64 // written, to all files
-	Files     uint64 // begun
+	Failed    uint64 // intervals not written: disk full, too large ...
+	Events    uint64 // events left out of written intervals, beyond the limit of one
+	Bytes     uint64 // written to all files
+	Files     uint64 // created
 }
 
-// Writer writes intervals to a file of mode 0600 (names and labels of
-// containers are in it). Its methods may be called from several goroutines.
+// Writer writes intervals to a file of mode 0600, because names and labels of
+// containers are in it. It is safe for concurrent use.
 type Writer struct {
 	path string
 	opt  Options
@@ -135,7 +133,7 @@ type Writer struct {
 	file   *os.File // nil once closed, or after a rotation that failed
 	size   int64
 	inFile int // intervals in file
-	sinceK int // intervals since the key frame, itself included
+	sinceK int // intervals since the key frame, including it
 	closed bool
 	enc    *encoder
 	zenc   *zstd.Encoder
@@ -150,7 +148,7 @@ type Writer struct {
 	lastSync time.Time
 }
 
-// syncState asks for a file to be made durable, and closed where it is done with.
+// syncState asks syncLoop to sync a file, and to close it if close is set.
 type syncState struct {
 	file  *os.File
 	close bool
@@ -167,43 +165,43 @@ type fileHeader struct {
 	Start   int64  `cbor:"start"` // ns since 1970
 }
 
-// fileEntry stands in front of every frame.
+// fileEntry is the content of the skippable frame before every frame.
 type fileEntry struct {
 	_     struct{} `cbor:",toarray"`
 	Kind  uint8
-	Key   bool // names and identities begin anew with this interval
+	Key   bool // this interval refers to no names and identities before it
 	Start int64
 	End   int64
 	Size  uint32 // bytes of the zstd frame that follows
 	Plain uint32 // bytes of its content
 }
 
-// Create begins a recording at path. A recording that is there already,
-// for instance from before a crash, is kept as path.1 like one that has reached
-// its size; any other file there is an error, and so is a second recorder on
-// the same path.
+// Create begins a recording at path. A recording that exists there, for instance from
+// before a crash, becomes path.1 like one that has reached its size. It is an error if
+// path or one of the older files is something else (ErrNotRecording), if path is a
+// recording and Keep is negative, or if another Writer writes to it.
 func Create(path string, opt Options) (*Writer, error) {
 	switch {
 	case opt.MaxBytes == 0:
-		opt.MaxBytes = DefaultRecordBytes
+		opt.MaxBytes = DefaultMaxBytes
 	case opt.MaxBytes > 0 && opt.MaxBytes < minBytes:
-		return nil, fmt.Errorf("recording '%s': size limit of %d bytes is below the smallest, %d", path, opt.MaxBytes, int64(minBytes))
+		return nil, fmt.Errorf("recording %q: size limit of %d bytes is below the minimum of %d", path, opt.MaxBytes, int64(minBytes))
 	}
 	switch {
 	case opt.Keep == 0:
-		opt.Keep = DefaultRecordKeep
+		opt.Keep = DefaultKeep
 	case opt.Keep < 0:
 		opt.Keep = 0
 	case opt.Keep > maxParts:
-		return nil, fmt.Errorf("recording '%s': cannot keep %d older files, at most %d", path, opt.Keep, maxParts)
+		return nil, fmt.Errorf("recording %q: cannot keep %d older files, at most %d", path, opt.Keep, maxParts)
 	}
 	zenc, err := zstd.NewWriter(nil, zstd.WithEncoderConcurrency(1), zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithEncoderCRC(true))
 	if err != nil {
-		return nil, fmt.Errorf("recording '%s': %w", path, err)
+		return nil, fmt.Errorf("recording %q: %w", path, err)
 	}
 	enc, err := newEncoder()
 	if err != nil {
-		return nil, fmt.Errorf("recording '%s': %w", path, err)
+		return nil, fmt.Errorf("recording %q: %w", path, err)
 	}
 	r := &Writer{
 		path: path, opt: opt, enc: enc, zenc: zenc,
@@ -223,52 +221,52 @@ func Create(path string, opt Options) (*Writer, error) {
 	return r, nil
 }
 
-// takeOver moves an earlier recording out of the way.
+// takeOver renames an earlier recording at path.
 func (r *Writer) takeOver() error {
 	fi, err := os.Lstat(r.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("recording '%s': %w", r.path, err)
+		return fmt.Errorf("recording %q: %w", r.path, err)
 	}
 	if !fi.Mode().IsRegular() {
-		return fmt.Errorf("recording '%s': exists and is no regular file", r.path)
+		return fmt.Errorf("recording %q: exists and is not a regular file", r.path)
 	}
 	f, err := os.OpenFile(r.path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return fmt.Errorf("recording '%s': %w", r.path, err)
+		return fmt.Errorf("recording %q: %w", r.path, err)
 	}
 	defer f.Close()
-	// The lock goes with the file, so it also finds a recorder that has just
-	// begun this one.
+	// The lock belongs to the file, not to its name, so this also finds a writer that
+	// has just created it.
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		if errors.Is(err, unix.EWOULDBLOCK) {
-			return fmt.Errorf("recording '%s': another recorder is writing it", r.path)
+			return fmt.Errorf("recording %q: another iotrace-bpf is writing it", r.path)
 		}
-		return fmt.Errorf("recording '%s': %w", r.path, err)
+		return fmt.Errorf("recording %q: %w", r.path, err)
 	}
 	if fi.Size() == 0 {
-		// What a recorder leaves when the disk is full from the start.
+		// A writer leaves this behind when the disk was full from the start.
 		return os.Remove(r.path)
 	}
 	if !sniff(f) {
-		return fmt.Errorf("recording '%s': exists and is %w", r.path, ErrNotRecording)
+		return fmt.Errorf("recording %q: exists and is %w", r.path, ErrNotRecording)
 	}
 	if r.opt.Keep == 0 {
-		return fmt.Errorf("recording '%s': exists, and no older recordings are to be kept", r.path)
+		return fmt.Errorf("recording %q: exists, and older recordings are not kept", r.path)
 	}
 	return r.shift()
 }
 
-// sniff tells whether f begins as a recording does.
+// sniff reports whether f begins like a recording.
 func sniff(f io.ReaderAt) bool {
 	e, _, err := readEntry(f, 0)
 	return err == nil && e.Kind == kindHeader
 }
 
-// checkParts finds out now, rather than at the first rotation, that a name is
-// taken by something else.
+// checkParts returns an error if one of the older files is not a recording: better
+// now than at the first rotation.
 func (r *Writer) checkParts() error {
 	for n := 1; n <= r.opt.Keep; n++ {
 		if _, err := r.older(n); err != nil {
@@ -278,8 +276,8 @@ func (r *Writer) checkParts() error {
 	return nil
 }
 
-// older tells whether there is an n-th older file; one that is not a recording
-// is an error.
+// older reports whether there is an n-th older file. It is an error if that is not a
+// recording.
 func (r *Writer) older(n int) (bool, error) {
 	name := partPath(r.path, n)
 	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
@@ -287,11 +285,11 @@ func (r *Writer) older(n int) (bool, error) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("recording '%s': %w", r.path, err)
+		return false, fmt.Errorf("recording %q: %w", r.path, err)
 	}
 	defer f.Close()
 	if !sniff(f) {
-		return false, fmt.Errorf("recording '%s': '%s' is in the way and is %w", r.path, name, ErrNotRecording)
+		return false, fmt.Errorf("recording %q: older file %q is %w", r.path, name, ErrNotRecording)
 	}
 	return true, nil
 }
@@ -313,13 +311,13 @@ func (r *Writer) shift() error {
 			err = os.Rename(from, partPath(r.path, n+1))
 		}
 		if err != nil {
-			return fmt.Errorf("recording '%s': %w", r.path, err)
+			return fmt.Errorf("recording %q: %w", r.path, err)
 		}
 	}
 	return nil
 }
 
-// partPath is the path of the n-th older file; the 0-th is the youngest.
+// partPath returns the path of the n-th older file. For n = 0 that is path itself.
 func partPath(path string, n int) string {
 	if n == 0 {
 		return path
@@ -331,12 +329,12 @@ func partPath(path string, n int) string {
 func (r *Writer) begin() error {
 	f, err := os.OpenFile(r.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return fmt.Errorf("recording '%s': %w", r.path, err)
+		return fmt.Errorf("recording %q: %w", r.path, err)
 	}
 	fail := func(err error) error {
 		f.Close()
 		os.Remove(r.path)
-		return fmt.Errorf("recording '%s': %w", r.path, err)
+		return fmt.Errorf("recording %q: %w", r.path, err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fail(err)
@@ -368,8 +366,7 @@ func (r *Writer) begin() error {
 	return nil
 }
 
-// valid makes text fit for the header, the one place where strings are
-// written as they are.
+// valid cuts text to 1 KiB of UTF-8, for the header: its strings are plain CBOR text.
 func valid(s string) string {
 	if len(s) > 1024 {
 		s = s[:1024]
@@ -377,7 +374,7 @@ func valid(s string) string {
 	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
-// syncDir makes a new name durable.
+// syncDir makes the new name of a file durable.
 func syncDir(path string) error {
 	d, err := os.Open(filepath.Dir(path))
 	if err != nil {
@@ -422,33 +419,34 @@ func (r *Writer) frame(e fileEntry, plain []byte) ([]byte, error) {
 	return frame, nil
 }
 
-// Write appends one interval. After an error the recording is as it was before,
-// and later intervals may succeed again (a disk that was full for a while);
-// the caller counts what was not written. Text longer than 64 KiB is cut, and
-// events above 262,144 are left out and counted in the recorded Lost.Exports.
-// iv is not kept.
+// Write appends one interval and does not keep iv. After an error the recording is as
+// it was before, and a later Write may succeed, for instance when a full disk has room
+// again; Stats counts the intervals that were not written. Errors are ErrTooLarge,
+// os.ErrClosed, those of the file system, and the error of an earlier sync, which
+// says nothing about this interval. Text longer than 64 KiB is cut. Events beyond
+// 262,144 are left out and added to Lost.Exports of the recorded interval.
 func (r *Writer) Write(iv *output.Interval) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
-		return fmt.Errorf("recording '%s': %w", r.path, os.ErrClosed)
+		return fmt.Errorf("recording %q: %w", r.path, os.ErrClosed)
 	}
 	if err := r.write(iv); err != nil {
 		r.stats.Failed++
-		// Names that the failed frame was to define are known to no reader.
+		// No reader knows the names that the failed frame would have defined.
 		r.restart()
-		return fmt.Errorf("recording '%s': %w", r.path, err)
+		return fmt.Errorf("recording %q: %w", r.path, err)
 	}
 	r.stats.Intervals++
 	if err := r.takeSyncErr(); err != nil {
-		return fmt.Errorf("recording '%s': %w", r.path, err)
+		return fmt.Errorf("recording %q: %w", r.path, err)
 	}
 	return nil
 }
 
 func (r *Writer) write(iv *output.Interval) error {
 	if r.file == nil {
-		// A rotation failed half-way: the old file is away, the new one is not there.
+		// A rotation failed half-way: the old file was renamed, the new one not created.
 		if err := r.takeOver(); err != nil {
 			return err
 		}
@@ -461,7 +459,7 @@ func (r *Writer) write(iv *output.Interval) error {
 	}
 	frame, err := r.encode(iv)
 	if errors.Is(err, ErrTooLarge) && r.sinceK > 0 {
-		// Too many names since the key frame: begin anew.
+		// Too many names since the key frame: make another key frame.
 		r.restart()
 		frame, err = r.encode(iv)
 	}
@@ -477,7 +475,7 @@ func (r *Writer) write(iv *output.Interval) error {
 		}
 	}
 	if n, err := r.file.Write(frame); err != nil {
-		// A torn frame would hide everything behind it.
+		// Half a frame would hide everything after it.
 		if n > 0 {
 			if terr := r.file.Truncate(r.size); terr != nil {
 				return errors.Join(err, terr)
@@ -493,8 +491,8 @@ func (r *Writer) write(iv *output.Interval) error {
 	r.stats.Events += r.enc.left
 	r.inFile++
 	r.sinceK++
-	// The disk that is being watched may be the one that is stuck: wait for it
-	// elsewhere, and do not queue up what is asked for anyway.
+	// The disk may be stuck, and this may be the disk under watch: syncLoop waits for
+	// it. One sync in the queue is enough.
 	if now := time.Now(); len(r.syncs) == 0 && now.Sub(r.lastSync) >= syncEvery {
 		r.syncs <- syncState{file: r.file}
 		r.lastSync = now
@@ -515,7 +513,7 @@ func (r *Writer) encode(iv *output.Interval) ([]byte, error) {
 	return r.frame(fileEntry{Kind: kindInterval, Key: r.sinceK == 0, Start: w.Start, End: w.End}, r.plain.Bytes())
 }
 
-// rotate puts the full file away and begins a new one.
+// rotate renames the full file and begins a new one.
 func (r *Writer) rotate() error {
 	if r.opt.Keep == 0 {
 		if err := os.Remove(r.path); err != nil {
@@ -524,19 +522,19 @@ func (r *Writer) rotate() error {
 	} else if err := r.shift(); err != nil {
 		return err
 	}
-	// Blocks only when several files wait for a stuck disk: they do not pile up.
+	// Blocks only when several files wait for a stuck disk: their number is bounded.
 	r.syncs <- syncState{file: r.file, close: true}
 	r.file = nil
 	return r.begin()
 }
 
-// syncLoop makes files durable until the channel is closed.
+// syncLoop syncs files until the channel is closed.
 func (r *Writer) syncLoop() {
 	defer close(r.syncDone)
 	for s := range r.syncs {
 		err := unix.Fdatasync(int(s.file.Fd()))
 		if errors.Is(err, unix.EINVAL) {
-			err = nil // a file system without it
+			err = nil // a file system without fdatasync
 		}
 		if s.close {
 			err = errors.Join(err, s.file.Close())
@@ -549,7 +547,7 @@ func (r *Writer) syncLoop() {
 	}
 }
 
-// takeSyncErr returns what went wrong behind an earlier Write's back.
+// takeSyncErr returns the error of a sync since the last call.
 func (r *Writer) takeSyncErr() error {
 	r.syncMu.Lock()
 	defer r.syncMu.Unlock()
@@ -558,14 +556,15 @@ func (r *Writer) takeSyncErr() error {
 	return err
 }
 
-// Stats tells what was written so far.
+// Stats returns the counters.
 func (r *Writer) Stats() Stats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.stats
 }
 
-// Close waits until everything is on the disk. A second Close does nothing.
+// Close waits until everything is on the disk, and returns the error of a sync that
+// no Write returned. A second Close does nothing.
 func (r *Writer) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -581,13 +580,13 @@ func (r *Writer) Close() error {
 	<-r.syncDone
 	r.zenc.Close()
 	if err := r.takeSyncErr(); err != nil {
-		return fmt.Errorf("recording '%s': %w", r.path, err)
+		return fmt.Errorf("recording %q: %w", r.path, err)
 	}
 	return nil
 }
 
-// readEntry reads the skippable frame at off; body is where the zstd
-// frame begins. io.EOF means that the file ends exactly at off.
+// readEntry reads the skippable frame at off. body is the offset of the zstd frame
+// after it. io.EOF means that the file ends exactly at off.
 func readEntry(f io.ReaderAt, off int64) (e fileEntry, body int64, err error) {
 	var b [8 + maxEntry]byte
 	n, rerr := f.ReadAt(b[:], off)
@@ -598,7 +597,7 @@ func readEntry(f io.ReaderAt, off int64) (e fileEntry, body int64, err error) {
 		return e, 0, io.EOF
 	}
 	if bytes.Count(b[:n], []byte{0}) == n {
-		// Blocks that were allocated and never written before the power went.
+		// A power cut leaves blocks that were allocated and not written.
 		return e, 0, fmt.Errorf("zeros instead of an interval: %w", ErrTruncated)
 	}
 	if n >= 4 && binary.LittleEndian.Uint32(b[:]) != skipID {
@@ -624,8 +623,7 @@ func readEntry(f io.ReaderAt, off int64) (e fileEntry, body int64, err error) {
 	return e, off + 8 + int64(l), nil
 }
 
-// decMode refuses what no recorder writes, before anything is allocated
-// for it.
+// decMode rejects CBOR that no Writer writes, before anything is allocated for it.
 var decMode = mustDecMode()
 
 func mustDecMode() cbor.DecMode {
@@ -651,7 +649,7 @@ func partPaths(path string) ([]string, error) {
 	}
 	d, err := os.Open(dir)
 	if err != nil {
-		// A readable file in a directory that may not be listed.
+		// The file may be readable in a directory that we may not list.
 		return []string{path}, nil
 	}
 	defer d.Close()

@@ -678,7 +678,7 @@ func (r *Report) sourceTable() plainTable {
 				state += ": " + safeText(s.Reason)
 			}
 		}
-		t.Rows = append(t.Rows, []string{r.when(s.at), safeText(string(s.Source)), state, safeText(s.Hook), safeText(s.Cost)})
+		t.Rows = append(t.Rows, []string{r.when(s.at), safeText(string(s.Source)), state, safeText(s.Hook), safeText(strings.Join(s.Limitations, "; "))})
 	}
 	return t
 }

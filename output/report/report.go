@@ -5,6 +5,7 @@ package report
 import (
 	"cmp"
 	"maps"
+	"reflect"
 	"slices"
 	"time"
 
@@ -320,7 +321,7 @@ func (r *Report) addMeta(iv *output.Interval) {
 		for i >= 0 && r.status[i].Source != s.Source {
 			i--
 		}
-		if (i < 0 || r.status[i].SourceStatus != s) && len(r.status) < maxStatus {
+		if (i < 0 || !reflect.DeepEqual(r.status[i].SourceStatus, s)) && len(r.status) < maxStatus {
 			r.status = append(r.status, sourceStatus{at: iv.Start, SourceStatus: s})
 		}
 	}

@@ -81,7 +81,7 @@ func incident(n int, step time.Duration, add func(*output.Interval)) {
 		if bytes < 4096 {
 			return output.Amount{}
 		}
-		a := outputtest.Amount(rng, min(max(1, bytes>>17), 60), median)
+		a := outputtest.RandomAmount(rng, min(max(1, bytes>>17), 60), median)
 		k := max(1, bytes>>17/max(1, a.Ops))
 		a.Bytes, a.Ops = bytes, a.Ops*k
 		a.Latency.Sum *= k
@@ -105,7 +105,7 @@ func incident(n int, step time.Duration, add func(*output.Interval)) {
 			Host: output.Host{Name: "web1.example.net", ID: "4c4c4544004a3510804bb7c04f435831", Kernel: "6.18.5-amd64"},
 			Sources: []output.SourceStatus{
 				{Source: output.SourceBlock, Attached: true, Hook: "raw_tp/block_rq_issue, raw_tp/block_rq_complete"},
-				{Source: output.SourceNFS, Attached: true, Hook: "raw_tp/rpc_stats_latency", Cost: "a request's owner is that of its first and last page"},
+				{Source: output.SourceNFS, Attached: true, Hook: "raw_tp/rpc_stats_latency", Limitations: []string{"a request's owner is that of its first and last page"}},
 				{Source: output.SourceFUSE, Attached: sec > 0.2*length, Hook: "fentry/fuse_simple_background", Reason: "module fuse is not loaded"},
 			},
 			Self: output.Self{CPUNanos: uint64(4e6 * step.Seconds()), BPFNanos: uint64(9e6 * step.Seconds()), RSSBytes: 38 << 20},
@@ -792,7 +792,7 @@ func FuzzReport(f *testing.F) {
 
 // BenchmarkReportAdd adds intervals of 1,500 groups.
 func BenchmarkReportAdd(b *testing.B) {
-	ivs := outputtest.Load(1, 64)
+	ivs := outputtest.BusyIntervals(1, 64)
 	r := New(Options{})
 	b.ReportAllocs()
 	n := 0

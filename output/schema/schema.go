@@ -21,11 +21,12 @@ var Files embed.FS
 // common is the name of the definitions that all datasets share.
 const common = "common"
 
-// base is where the schemas find each other. Nothing is fetched from there.
+// base is the URL under which the schemas refer to each other. Nothing is fetched from
+// it.
 const base = "https://schema.invalid/"
 
 // Datasets returns the compiled schema of every dataset by its name, such as
-// "iotrace.io".
+// "iotrace.io". The error is that of a schema which does not compile.
 var Datasets = sync.OnceValues(func() (map[string]*jsonschema.Schema, error) {
 	files, err := Files.ReadDir(".")
 	if err != nil {
@@ -58,7 +59,9 @@ var Datasets = sync.OnceValues(func() (map[string]*jsonschema.Schema, error) {
 	return compiled, nil
 })
 
-// Validate holds one document against the schema of the dataset that it names.
+// Validate checks one document, a JSON object, against the schema of the dataset in its
+// field event.dataset. The error is a *jsonschema.ValidationError if the document has
+// such a dataset and does not fit its schema.
 func Validate(line []byte) error {
 	datasets, err := Datasets()
 	if err != nil {

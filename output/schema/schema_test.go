@@ -7,11 +7,11 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 )
 
-// TestValidate: a document that is none is refused.
+// TestValidate: text that is not a document of ours is an error.
 func TestValidate(t *testing.T) {
 	for _, line := range []string{`{`, `{}`, `{"event":{"dataset":"common"}}`, `{"event":{"dataset":"iotrace.io"}}`, `{"event":{"dataset":"iotrace.status","kind":"state"}}`} {
 		if err := Validate([]byte(line)); err == nil {
-			t.Errorf("%s is a document", line)
+			t.Errorf("%s counts as a document", line)
 		}
 	}
 	var wrong *jsonschema.ValidationError

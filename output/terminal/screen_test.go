@@ -127,7 +127,7 @@ func TestScreenDrill(t *testing.T) {
 		if !slices.Equal(s.group.By, []output.Key{by}) || !slices.Equal(names(s), want) {
 			t.Fatalf("%s: by %v with rows %q, want by %s with %q", what, s.group.By, names(s), by, want)
 		}
-		outputtest.CheckSum(t, s.summary, s.iv, output.GroupOptions{})
+		outputtest.CheckTotals(t, s.summary, s.iv, output.GroupOptions{})
 	}
 	at("start", output.KeyProject, "shop", "blog", "(kernel)", "postfix.service", "(unattributed)", "scratch (no project)")
 	press(s, "enter")
@@ -167,8 +167,8 @@ func TestScreenDrill(t *testing.T) {
 // TestScreenDrillExact: drilling down separates things with equal names, which a
 // filter by name cannot.
 func TestScreenDrillExact(t *testing.T) {
-	a := outputtest.Did(outputtest.ComposeContainer("p", "s", "aaaa11110000"), output.SourceBlock, outputtest.DiskSDA, output.Mount{Source: "/dev/a"}, 2, 0)
-	b := outputtest.Did(outputtest.ComposeContainer("p", "s", "bbbb22220000"), output.SourceBlock, outputtest.DiskSDA, output.Mount{Source: "/dev/b"}, 1, 0)
+	a := outputtest.WithIO(outputtest.ComposeContainer("p", "s", "aaaa11110000"), output.SourceBlock, outputtest.DiskSDA, output.Mount{Source: "/dev/a"}, 2, 0)
+	b := outputtest.WithIO(outputtest.ComposeContainer("p", "s", "bbbb22220000"), output.SourceBlock, outputtest.DiskSDA, output.Mount{Source: "/dev/b"}, 1, 0)
 	s := liveScreen(t, 100, 24, ScreenOptions{Group: output.GroupOptions{By: []output.Key{output.KeyContainer}}}, &output.Interval{Samples: []output.Sample{a, b}})
 	press(s, "down", "enter")
 	if got := names(s); !slices.Equal(got, []string{"/dev/b"}) { // there are no processes to go through
@@ -229,7 +229,7 @@ func TestScreenFilter(t *testing.T) {
 		if got := names(s); !slices.Equal(got, tt.want) {
 			t.Errorf("after %q: rows %q, want %q", tt.keys, got, tt.want)
 		}
-		outputtest.CheckSum(t, s.summary, s.iv, output.GroupOptions{})
+		outputtest.CheckTotals(t, s.summary, s.iv, output.GroupOptions{})
 		checkLines(t, s)
 	}
 	press(s, "/")
@@ -393,7 +393,7 @@ func TestScreenAnything(t *testing.T) {
 			press(s, key)
 			checkLines(t, s)
 			if s.summary != nil {
-				outputtest.CheckSum(t, s.summary, s.iv, output.GroupOptions{Level: s.summary.Level})
+				outputtest.CheckTotals(t, s.summary, s.iv, output.GroupOptions{Level: s.summary.Level})
 			}
 			if t.Failed() {
 				t.Fatalf("seed %d, %dx%d, after %q:\n%s", seed, s.width, s.height, pressed, shown(s))
@@ -455,7 +455,7 @@ func TestScreenReplay(t *testing.T) {
 	for i, iv := range ivs {
 		s.follow = false
 		s.show(i)
-		if got, want := outputtest.Texts(s.summary.Rows), outputtest.Texts(output.Group(iv, output.GroupOptions{By: []output.Key{output.KeyProject}}).Rows); !slices.Equal(got, want) {
+		if got, want := outputtest.RowTexts(s.summary.Rows), outputtest.RowTexts(output.Group(iv, output.GroupOptions{By: []output.Key{output.KeyProject}}).Rows); !slices.Equal(got, want) {
 			t.Fatalf("interval %d: got %q, want %q", i, got, want)
 		}
 		checkLines(t, s)

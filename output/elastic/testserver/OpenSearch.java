@@ -4,12 +4,12 @@ import org.codelibs.opensearch.runner.OpenSearchRunner;
 public class OpenSearch {
     public static void main(String[] args) throws Exception {
         OpenSearchRunner runner = new OpenSearchRunner();
-        // The runner takes ports up to 9299 only unless told otherwise.
+        // The runner accepts ports up to 9299 only, unless this is set.
         runner.setMaxHttpPort(-1);
         runner.onBuild((number, settings) -> {
             settings.put("network.host", "127.0.0.1");
             settings.put("discovery.type", "single-node");
-            // Disks that are nearly full are no concern of a test.
+            // A nearly full disk of the machine must not fail a test.
             settings.put("cluster.routing.allocation.disk.threshold_enabled", "false");
         });
         // It counts nodes from 1 and adds the number to the port.

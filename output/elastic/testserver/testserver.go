@@ -33,7 +33,7 @@ var pom []byte
 var launcher []byte
 
 const (
-	// user is whom Elasticsearch runs as: it refuses root.
+	// user is the uid that Elasticsearch runs as: it refuses to run as root.
 	user = 65534
 	heap = "512m"
 	// readyTime is how long a server may take to start on a busy machine.
@@ -43,7 +43,7 @@ const (
 var fetch = sync.OnceValues(func() (string, error) {
 	dir := os.Getenv("IOTRACE_TEST_SERVERS")
 	if dir == "" {
-		// The server's user has to get there too, which root's own folder does not allow.
+		// The server's user must be able to read it: not so in root's own folder.
 		cache, err := os.UserCacheDir()
 		if err != nil || os.Geteuid() == 0 {
 			cache = "/var/cache"
@@ -70,9 +70,9 @@ var fetch = sync.OnceValues(func() (string, error) {
 // Server is a server on loopback that can be killed and started again with the
 // documents it had.
 type Server struct {
-	// URL is http or https with an address of loopback.
+	// URL is http or https with a loopback address.
 	URL string
-	// TimeSeries tells whether it has time series data streams.
+	// TimeSeries reports whether the server has time series data streams.
 	TimeSeries bool
 
 	t       testing.TB
@@ -89,14 +89,14 @@ type Security struct {
 	Password  string // of the user elastic and of Writer
 	Cert, Key []byte // PEM
 	Client    *http.Client
-	// Writer is the name of a further user, whose role is the text Role of
-	// roles.yml. (API keys need an index of the server's own that this
-	// distribution cannot make.)
+	// Writer is the name of a second user. Role is the definition of its role, as
+	// in roles.yml. (This distribution cannot create the system index that API keys
+	// need.)
 	Writer, Role string
 }
 
-// Elasticsearch starts Elasticsearch and waits until it is ready. A nil
-// security leaves it open.
+// Elasticsearch starts Elasticsearch and waits until it is ready. Without security it
+// wants no password.
 func Elasticsearch(t testing.TB, security *Security) *Server {
 	t.Helper()
 	servers, err := fetch()
@@ -129,7 +129,7 @@ func Elasticsearch(t testing.TB, security *Security) *Server {
 	}
 	options = append(options, "discovery.type=single-node", "network.host=127.0.0.1", "http.port="+strconv.Itoa(port),
 		"path.data="+filepath.Join(dir, "data"), "path.logs="+filepath.Join(dir, "logs"),
-		// Disks that are nearly full are no concern of a test.
+		// A nearly full disk of the machine must not fail a test.
 		"cluster.routing.allocation.disk.threshold_enabled=false")
 	s.command = func() *exec.Cmd {
 		cmd := exec.Command(filepath.Join(home, "bin", "elasticsearch"), "-E", "transport.port="+strconv.Itoa(freePort(t)))
@@ -166,7 +166,7 @@ func OpenSearch(t testing.TB) *Server {
 	return s
 }
 
-// install writes the files that security takes.
+// install writes certificate, key, role and users to the server's configuration.
 func (c *Security) install(t testing.TB, conf, bin string, env []string) {
 	for name, b := range map[string][]byte{"http.crt": c.Cert, "http.key": c.Key, "roles.yml": []byte(c.Role)} {
 		if err := os.WriteFile(filepath.Join(conf, name), b, 0o600); err != nil {
@@ -208,8 +208,8 @@ func javaHome(t testing.TB) string {
 	return filepath.Dir(filepath.Dir(java))
 }
 
-// directory makes a directory that any user can reach: a test's own is below
-// one that belongs to root.
+// directory makes a directory that any user can enter: t.TempDir is below one that
+// only root can enter.
 func directory(t testing.TB) string {
 	dir, err := os.MkdirTemp("", "iotrace-testserver-")
 	if err != nil {
@@ -243,7 +243,7 @@ func (s *Server) Launch() {
 	s.t.Helper()
 	cmd := s.command()
 	cmd.Stdout, cmd.Stderr = &s.log, &s.log
-	// A group of its own: Elasticsearch's launcher is a process beside it.
+	// Its own process group: Elasticsearch's launcher is a second process.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if s.user != 0 {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: s.user, Gid: s.user}
@@ -256,7 +256,7 @@ func (s *Server) Launch() {
 	s.cmd, s.exited = cmd, exited
 	s.t.Cleanup(func() {
 		select {
-		case <-exited: // the number may be another group's by now
+		case <-exited: // the kernel may have given the id to another group
 		default:
 			syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL)
 			<-exited
@@ -264,7 +264,7 @@ func (s *Server) Launch() {
 	})
 }
 
-// Kill ends the server without a chance to tidy up.
+// Kill ends the server with SIGKILL.
 func (s *Server) Kill() {
 	s.t.Helper()
 	if err := syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL); err != nil {
@@ -286,7 +286,7 @@ func (s *Server) do(method, path, body string) (*http.Response, error) {
 	return s.auth.Client.Do(req)
 }
 
-// Ready waits until the server answers for all its indices.
+// Ready waits until all indices of the server can be searched.
 func (s *Server) Ready() {
 	s.t.Helper()
 	for deadline := time.Now().Add(readyTime); ; {
