@@ -17,7 +17,7 @@
 #include "owner.h"
 
 const volatile bool rq_is_second_arg = false;
-const volatile bool stands_in = false; /* iot_rq_issue_again is attached */
+const volatile bool has_redundant = false; /* iot_rq_issue_redundant is attached */
 const volatile bool bio_is_second_arg = false; /* block_bio_queue: until 5.11 (e8a676d61c07) */
 
 #define IOT_REQ_OP_MASK 0xff
@@ -182,7 +182,7 @@ struct block_request {
 	struct bio *bio;
 	bool is_loop;
 	bool is_bio; /* there is no request: iot_bio */
-	bool again; /* iot_issue_again */
+	bool redundant; /* iot_issue_redundant */
 };
 
 /*
@@ -193,7 +193,7 @@ struct block_request {
 
 static __always_inline __u32 iot_which(const struct block_request *r)
 {
-	if (r->again)
+	if (r->redundant)
 		return 3;
 	if (r->is_bio)
 		return 2;
@@ -684,9 +684,9 @@ static __always_inline __u64 iot_small_owner(struct request *rq, __u32 bytes)
 }
 
 /* Finds the owner or owners of a request and books it; flags says whether it goes out or comes back. */
-static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed, bool again)
+static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed, bool redundant)
 {
-	struct block_request r = { .again = again };
+	struct block_request r = { .redundant = redundant };
 	struct owner o = {};
 	struct issued *f;
 	bool single = true;
@@ -734,7 +734,7 @@ static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed,
 		return 0;
 	if (with_latency && !single) /* on its way back it is walked over again: see f above */
 		r.usage.flags |= IOT_SEVERAL;
-	if (with_latency || (stands_in && !again))
+	if (with_latency || (has_redundant && !redundant))
 		iot_remember(rq, &r.usage);
 	if (!with_latency && with_records)
 		iot_block_record(FIELD(rq, __sector), &r.usage, bpf_ktime_get_ns(), 0, r.bytes);
@@ -885,12 +885,12 @@ static __always_inline int iot_requeue(struct request *rq, bool typed)
  * program, attached behind the first, looks whether the request was noted, and
  * does the work where it was not.
  */
-static __always_inline int iot_issue_again(struct request *rq, bool typed)
+static __always_inline int iot_issue_redundant(struct request *rq, bool typed)
 {
 	struct issued *f = iot_recall(typed ? (struct request *)iot_untyped(rq) : rq);
 
 	if (!f || f->usage.flags & IOT_BACK) {
-		iot_lost(IOT_STOOD_IN, 1);
+		iot_lost(IOT_COVERED, 1);
 		return iot_count(rq, 0, typed, true);
 	}
 	if (!with_latency)
@@ -905,9 +905,9 @@ int iot_rq_issue(__u64 *ctx)
 }
 
 SEC("raw_tp/block_rq_issue")
-int iot_rq_issue_again(__u64 *ctx)
+int iot_rq_issue_redundant(__u64 *ctx)
 {
-	return iot_issue_again((struct request *)RQ_ARG, false);
+	return iot_issue_redundant((struct request *)RQ_ARG, false);
 }
 
 SEC("raw_tp/block_rq_requeue")
@@ -929,9 +929,9 @@ int iot_rq_issue_btf(__u64 *ctx)
 }
 
 SEC("tp_btf/block_rq_issue")
-int iot_rq_issue_again_btf(__u64 *ctx)
+int iot_rq_issue_redundant_btf(__u64 *ctx)
 {
-	return iot_issue_again((struct request *)RQ_ARG, true);
+	return iot_issue_redundant((struct request *)RQ_ARG, true);
 }
 
 SEC("tp_btf/block_rq_requeue")

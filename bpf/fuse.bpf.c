@@ -17,7 +17,7 @@
  *
  * Who runs when a request is sent is its owner, with two exceptions. Write-back
  * is sent by flusher threads: it belongs to whoever made the pages dirty, which
- * host.bpf.c noted. And background requests beyond max_background wait, and are
+ * core.bpf.c noted. And background requests beyond max_background wait, and are
  * sent by the daemon when it ends another one: fuse_simple_background still runs
  * in the caller; where it cannot be probed the pages to be read or written say
  * who waits for them.
@@ -744,7 +744,7 @@ int iot_fuse_request_end(__u64 *ctx)
  * while user space is in the midst of reading our maps, and whoever answers then
  * waits in the second program's way. So there is a third.
  */
-static __always_inline int iot_fuse_send_again(__u64 req)
+static __always_inline int iot_fuse_send_redundant(__u64 req)
 {
 	__u64 args = iot_word_at(req + layout.req_args), id = iot_fuse_id(req);
 	struct flight *f = bpf_map_lookup_elem(&flights, &id);
@@ -752,16 +752,16 @@ static __always_inline int iot_fuse_send_again(__u64 req)
 	/* One with other arguments never ended: who sent it was killed before the daemon took it. */
 	if (f && !f->submitted && f->in == iot_word_at(args + layout.in_value))
 		return 0;
-	iot_lost(IOT_STOOD_IN, 1);
+	iot_lost(IOT_COVERED, 1);
 	return iot_fuse_send(req);
 }
 
-static __always_inline int iot_fuse_end_again(__u64 req)
+static __always_inline int iot_fuse_end_redundant(__u64 req)
 {
 	__u64 args = iot_word_at(req + layout.req_args), id = iot_fuse_id(req);
 
 	if (bpf_map_lookup_elem(&flights, &id)) {
-		iot_lost(IOT_STOOD_IN, 1);
+		iot_lost(IOT_COVERED, 1);
 		iot_fuse_finish(id, args, iot_u32_at(req + layout.req_error));
 	}
 	return 0;
@@ -770,25 +770,25 @@ static __always_inline int iot_fuse_end_again(__u64 req)
 SEC("raw_tp/fuse_request_send")
 int iot_fuse_request_send_second(__u64 *ctx)
 {
-	return iot_fuse_send_again(ctx[0]);
+	return iot_fuse_send_redundant(ctx[0]);
 }
 
 SEC("raw_tp/fuse_request_send")
 int iot_fuse_request_send_third(__u64 *ctx)
 {
-	return iot_fuse_send_again(ctx[0]);
+	return iot_fuse_send_redundant(ctx[0]);
 }
 
 SEC("raw_tp/fuse_request_end")
 int iot_fuse_request_end_second(__u64 *ctx)
 {
-	return iot_fuse_end_again(ctx[0]);
+	return iot_fuse_end_redundant(ctx[0]);
 }
 
 SEC("raw_tp/fuse_request_end")
 int iot_fuse_request_end_third(__u64 *ctx)
 {
-	return iot_fuse_end_again(ctx[0]);
+	return iot_fuse_end_redundant(ctx[0]);
 }
 
 /* The function may be called again for a request that it has ended already. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
  * Who made the pages of an inode dirty, for file systems whose write-back
- * requests do not lead to the pages they carry. host.bpf.c writes these notes,
+ * requests do not lead to the pages they carry. core.bpf.c writes these notes,
  * FUSE reads them.
  */
 #ifndef IOTRACE_INODE_H

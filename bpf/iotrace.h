@@ -177,7 +177,7 @@ enum iot_loss {
 	IOT_LOST_WALKS, /* requests cut short in the search for owners */
 	IOT_LOST_BYTES, /* bytes that not even an overflow row could take */
 	IOT_NOTES_WRITTEN,
-	IOT_STOOD_IN, /* programs that the kernel skipped, and another did their work */
+	IOT_COVERED, /* programs that the kernel skipped, and another did their work */
 	IOT_UNSEEN, /* requests that ended without a run of the program that sees them end */
 	IOT_LOSSES,
 };

@@ -133,7 +133,7 @@ struct {
 	__type(value, struct note);
 } notes SEC(".maps");
 
-/* Owners that died: from 7.1 on their obj_cgroup hands its pages to the parent (host.bpf.c). */
+/* Owners that died: from 7.1 on their obj_cgroup hands its pages to the parent (core.bpf.c). */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);

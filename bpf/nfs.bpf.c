@@ -803,7 +803,7 @@ static __always_inline void iot_forget(__u64 id)
 }
 
 SEC("raw_tp/nfs_initiate_write")
-int iot_initiate_write_again(__u64 *ctx)
+int iot_initiate_write_redundant(__u64 *ctx)
 {
 	if (!iot_was_begun(ctx[0]))
 		iot_write((struct nfs_pgio_header *)ctx[0], 1);
@@ -818,7 +818,7 @@ int iot_initiate_read(__u64 *ctx)
 }
 
 SEC("raw_tp/nfs_initiate_read")
-int iot_initiate_read_again(__u64 *ctx)
+int iot_initiate_read_redundant(__u64 *ctx)
 {
 	return iot_was_begun(ctx[0]) ? 0 : iot_read((struct nfs_pgio_header *)ctx[0]);
 }
@@ -830,7 +830,7 @@ int iot_readpage_done(__u64 *ctx)
 }
 
 SEC("raw_tp/nfs_readpage_done")
-int iot_readpage_done_again(__u64 *ctx)
+int iot_readpage_done_redundant(__u64 *ctx)
 {
 	if (!iot_was_begun(ctx[1]))
 		return 0;
@@ -853,7 +853,7 @@ int iot_writeback_done(__u64 *ctx)
 }
 
 SEC("raw_tp/nfs_writeback_done")
-int iot_writeback_done_again(__u64 *ctx)
+int iot_writeback_done_redundant(__u64 *ctx)
 {
 	if (!iot_was_begun(ctx[1]))
 		return 0;
@@ -867,7 +867,7 @@ int iot_initiate_commit(__u64 *ctx)
 }
 
 SEC("raw_tp/nfs_initiate_commit")
-int iot_initiate_commit_again(__u64 *ctx)
+int iot_initiate_commit_redundant(__u64 *ctx)
 {
 	if (!iot_was_begun(ctx[0]))
 		iot_commit((struct nfs_commit_data *)ctx[0]);
@@ -882,7 +882,7 @@ int iot_commit_done(__u64 *ctx)
 }
 
 SEC("raw_tp/nfs_commit_done")
-int iot_commit_done_again(__u64 *ctx)
+int iot_commit_done_redundant(__u64 *ctx)
 {
 	if (!iot_was_begun(ctx[1]))
 		return 0;
@@ -942,7 +942,7 @@ int iot_rpc_task_begin(__u64 *ctx)
 }
 
 SEC("raw_tp/rpc_task_begin")
-int iot_rpc_task_begin_again(__u64 *ctx)
+int iot_rpc_task_begin_redundant(__u64 *ctx)
 {
 	return iot_was_told(ctx[0], IOT_TOLD_BEGIN) ? 0 : iot_rpc_begin((struct rpc_task *)ctx[0]);
 }
@@ -955,7 +955,7 @@ int iot_rpc_stats(__u64 *ctx)
 }
 
 SEC("raw_tp/rpc_stats_latency")
-int iot_rpc_stats_again(__u64 *ctx)
+int iot_rpc_stats_redundant(__u64 *ctx)
 {
 	return iot_was_told(ctx[0], IOT_TOLD_END) ? 0 : iot_rpc_done((struct rpc_task *)ctx[0], ctx[3]);
 }

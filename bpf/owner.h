@@ -5,7 +5,7 @@
  * cgroup v1 the bio's own cgroup is the root, so the pages are asked.
  *
  * In order of trust:
- *  dirtier  a note that host.bpf.c left when a page charged to somebody else was
+ *  dirtier  a note that core.bpf.c left when a page charged to somebody else was
  *           made dirty
  *  page     the memory cgroup that the page is charged to
  *  bio      the bio's block cgroup, where it lives in the same hierarchy

@@ -29,7 +29,7 @@ const (
 const recordsBurst = 1 << 20
 
 const (
-	recordSize = int(unsafe.Sizeof(bpf.HostIoRecord{}))
+	recordSize = int(unsafe.Sizeof(bpf.CoreIoRecord{}))
 	ringHeader = 8 // BPF_RINGBUF_HDR_SZ
 )
 
@@ -65,7 +65,7 @@ func (p *pace) next(records int, in time.Duration) time.Duration {
 }
 
 func (t *Tracer) startReaders(ctx context.Context) error {
-	notices, err := ringbuf.NewReader(t.host.shared[bpf.HostMapNotices])
+	notices, err := ringbuf.NewReader(t.core.shared[bpf.CoreMapNotices])
 	if err != nil {
 		return fmt.Errorf("opening the ring of notices: %w", err)
 	}
@@ -74,7 +74,7 @@ func (t *Tracer) startReaders(ctx context.Context) error {
 	if t.opt.Records == nil {
 		return nil
 	}
-	records, err := ringbuf.NewReader(t.host.shared[bpf.HostMapRecords])
+	records, err := ringbuf.NewReader(t.core.shared[bpf.CoreMapRecords])
 	if err != nil {
 		return fmt.Errorf("opening the ring of records: %w", err)
 	}
@@ -159,7 +159,7 @@ const (
 
 func (t *Tracer) readNotices(r *ringbuf.Reader) {
 	var rec ringbuf.Record
-	head := int(unsafe.Offsetof(bpf.HostNotice{}.Text))
+	head := int(unsafe.Offsetof(bpf.CoreNotice{}.Text))
 	for {
 		if err := r.ReadInto(&rec); err != nil {
 			if errors.Is(err, ringbuf.ErrClosed) {
@@ -259,7 +259,7 @@ func (d *recordDrain) run() (n int, err error) {
 		// The ring's data is 8-byte aligned and the struct has no padding.
 		for sample := d.record.RawSample; len(sample) >= recordSize; sample = sample[recordSize:] {
 			n++
-			d.out = append(d.out, recordOf((*bpf.HostIoRecord)(unsafe.Pointer(&sample[0])), boot))
+			d.out = append(d.out, recordOf((*bpf.CoreIoRecord)(unsafe.Pointer(&sample[0])), boot))
 			if len(d.out) == cap(d.out) {
 				d.hand(d.out)
 				d.out = d.out[:0]
@@ -273,7 +273,7 @@ func (d *recordDrain) run() (n int, err error) {
 	return n, nil
 }
 
-func recordOf(raw *bpf.HostIoRecord, boot time.Time) Record {
+func recordOf(raw *bpf.CoreIoRecord, boot time.Time) Record {
 	key, _, failed := keyOf(&raw.Usage)
 	return Record{
 		Key: key, Time: boot.Add(time.Duration(raw.Time)), Latency: time.Duration(raw.Latency),
@@ -284,7 +284,7 @@ func recordOf(raw *bpf.HostIoRecord, boot time.Time) Record {
 // takeBatches returns the records that wait for company in batches at rest, and
 // empties those.
 func (t *Tracer) takeBatches(generation uint32) ([]Record, error) {
-	m := t.host.shared[bpf.HostMapBatches]
+	m := t.core.shared[bpf.CoreMapBatches]
 	if err := m.Lookup(generation, &t.batches); err != nil {
 		return nil, fmt.Errorf("reading batches of records: %w", err)
 	}

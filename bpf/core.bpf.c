@@ -183,7 +183,7 @@ struct mem_cgroup___7_1 {
 
 const volatile __u32 nodes = 1;
 
-static __always_inline void iot_bury(__u64 objcg, __u64 cgroup)
+static __always_inline void iot_expire(__u64 objcg, __u64 cgroup)
 {
 	if (objcg)
 		bpf_map_update_elem(&dead_owners, &objcg, &cgroup, BPF_ANY);
@@ -204,8 +204,8 @@ static __always_inline int iot_offline(struct cgroup_subsys_state *css)
 				      (void *)memcg + bpf_core_field_offset(memcg->nodeinfo) + i * sizeof(node));
 		if (!node)
 			continue;
-		iot_bury((__u64)FIELD(node, objcg), cgroup);
-		iot_bury((__u64)FIELD(node, orig_objcg), cgroup);
+		iot_expire((__u64)FIELD(node, objcg), cgroup);
+		iot_expire((__u64)FIELD(node, orig_objcg), cgroup);
 	}
 	return 0;
 }
