@@ -65,16 +65,13 @@ func (o *overlayEvents) run(ctx context.Context, s *session, stderr io.Writer) {
 		opt.stderr = stderr
 	}
 	o.running.Go(func() {
-		// The kernel's types are read once more: not beside what is there now, for a moment's sake.
-		percent := debug.SetGCPercent(10)
 		w, err := newOverlayWatch(opt)
-		debug.SetGCPercent(percent)
 		if err != nil {
 			o.failed(s, err)
 			return
 		}
 		defer w.Close()
-		giveBack()
+		debug.FreeOSMemory() // the kernel's types were read once more
 		o.mu.Lock()
 		o.watch, o.status = w, w.status()
 		o.mu.Unlock()

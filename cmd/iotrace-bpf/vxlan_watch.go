@@ -203,7 +203,9 @@ func overlayStatus(hierarchy int) tracer.Status {
 	defer w.Close()
 	st := tracer.Status{Source: "vxlan", Attached: true, Hooks: strings.Split(w.Hooks(), ", ")}
 	if cost := w.Cost(); cost != "" {
-		st.Costs = strings.Split(cost, "; ")
+		for text := range strings.SplitSeq(cost, "; ") {
+			st.Limitations = append(st.Limitations, tracer.Limitation{Text: text})
+		}
 	}
 	return st
 }
