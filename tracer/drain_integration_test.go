@@ -109,7 +109,7 @@ func BenchmarkRead(b *testing.B) {
 }
 
 // producer returns a program that puts one record into the ring each time it runs,
-// and a map that counts what went in: a run that a signal interrupts begins anew.
+// and a map that counts what went in: a run that a signal interrupts starts over.
 func producer(tb testing.TB, ring *ebpf.Map) (*ebpf.Program, *ebpf.Map) {
 	tb.Helper()
 	produced, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
