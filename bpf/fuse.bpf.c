@@ -606,7 +606,7 @@ static __always_inline void iot_fuse_record(const struct flight *f, const struct
 	iot_record(&record);
 }
 
-/* Books a part of a request; the daemon took done bytes from here on. Returns the bytes booked. */
+/* Books a part of a request; taken: bytes that the daemon took from here on. Returns the bytes booked. */
 __noinline __u64 iot_fuse_book_part(__u64 id, __u32 i, __u64 taken, __s32 error)
 {
 	struct split *split = bpf_map_lookup_elem(&splits, &id);

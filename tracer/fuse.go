@@ -351,7 +351,7 @@ func (t *Tracer) FUSEDaemons() map[Dev]uint32 {
 		}
 	}
 	if err := it.Err(); err != nil {
-		t.opt.Log.Debug("reading FUSE daemons", "error", err)
+		t.opt.Log.Debug("cannot read the FUSE daemons", "error", err)
 	}
 	return daemons
 }

@@ -255,7 +255,7 @@ func (t *Tracer) moduleFreed(name string) {
 			continue
 		}
 		if err := o.Close(); err != nil { // does nothing where everything was kept
-			t.opt.Log.Debug("closing a source", "source", d.name, "error", err)
+			t.opt.Log.Debug("cannot close a source", "source", d.name, "error", err)
 		}
 		t.opt.Log.Info("module was unloaded: its source is not traced any more", "source", d.name, "module", name)
 	}

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// bucketOf is iot_bucket of bpf/account.h, written again.
+// bucketOf is iot_bucket of bpf/account.h in Go.
 func bucketOf(ns uint64) uint32 {
 	if ns < 4 {
 		return uint32(ns)

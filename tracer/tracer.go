@@ -123,7 +123,7 @@ func New(opt Options) (*Tracer, error) {
 		}
 	}
 	if err := rlimit.RemoveMemlock(); err != nil { // needed until 5.11
-		opt.Log.Debug("memory lock limit not raised", "error", err)
+		opt.Log.Debug("cannot raise the limit of locked memory", "error", err)
 	}
 	theLoopDriver.hold(opt.HoldLoops)
 	c, err := newCore(opt)
@@ -221,7 +221,7 @@ func (t *Tracer) openSource(d descriptor) error {
 	if o.watch != nil {
 		t.readers.Go(func() {
 			if err := o.watch(t.ctx); err != nil {
-				t.opt.Log.Debug("watching devices", "source", d.name, "error", err)
+				t.opt.Log.Debug("cannot watch devices", "source", d.name, "error", err)
 			}
 		})
 	}

@@ -113,8 +113,8 @@ func (t *fuseTrace) stop() guest.FUSECount {
 }
 
 // lossless wants nothing to have been lost. Runs that the kernel skipped, as it does
-// from 6.18 on now and then, are shown: totals are right without those that nothing
-// stands in for, which note who submitted a request and who made a page dirty.
+// from 6.18 on now and then, are shown: totals are right without the programs that have
+// no redundant one, which note who submitted a request and who made a page dirty.
 func (t *fuseTrace) lossless() {
 	t.g.Helper()
 	for _, d := range t.Docs {
@@ -122,7 +122,7 @@ func (t *fuseTrace) lossless() {
 			switch {
 			case !strings.HasPrefix(key, "iotrace.lost.") || d.Int(key) == 0:
 			case key == "iotrace.lost.misses" && t.g.AtLeast(6, 18):
-				t.g.Logf("the kernel skipped %d runs of programs that nothing stood in for", d.Int(key))
+				t.g.Logf("the kernel skipped %d runs of programs without a redundant one", d.Int(key))
 			default:
 				t.g.Errorf("tracer lost something: %s is %d", key, d.Int(key))
 			}
