@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Booking: every source counts through these and nothing else. */
+/* Booking: every source counts with these functions only. */
 #ifndef IOTRACE_ACCOUNT_H
 #define IOTRACE_ACCOUNT_H
 
@@ -7,8 +7,7 @@
 
 /*
  * Values are per CPU, but an interrupt on this CPU may run another program that
- * books on the same row between our load and our store: so the additions are
- * atomic.
+ * books on the same row between our load and our store. So additions are atomic.
  */
 static __always_inline void iot_add(struct usage *u, __u64 bytes, __u64 ops)
 {
@@ -57,7 +56,7 @@ static __noinline int iot_account_new(const struct usage_key *key, void *map, __
 	return 0;
 }
 
-/* Books on the map itself; falls back to the overflow rows, never loses bytes silently. */
+/* Books on the map itself, or on the overflow rows where it is full; lost bytes are counted. */
 static __noinline int iot_account_map(const struct usage_key *key, __u64 bytes, __u64 ops)
 {
 	__u32 current = 0;
@@ -136,7 +135,7 @@ static __always_inline void iot_account(const struct usage_key *key, __u64 bytes
 	cache->busy = 0;
 }
 
-/* Index of the bucket of ns: four buckets to a power of two, see struct latency_key. */
+/* Index of the bucket of ns: four buckets for each power of two, see struct latency_key. */
 static __always_inline __u32 iot_bucket(__u64 ns)
 {
 	__u32 log = 0;
@@ -218,8 +217,8 @@ static __always_inline void iot_latency(const struct usage_key *key, __u64 ns)
 }
 
 /*
- * Hands one I/O to --events. Never wakes the reader, which costs more than all
- * the rest: it looks by itself, the sooner the faster records came in.
+ * Records one I/O for --events. It never wakes the reader: that would take longer
+ * than everything else. The reader polls, the faster the more records come in.
  */
 static __always_inline void iot_record(const struct io_record *record)
 {

@@ -4,25 +4,24 @@
  * Source block: requests that the block layer hands to a driver.
  *
  * block_rq_issue counts bytes and operations under their owners;
- * block_rq_requeue takes back what the driver did not accept, so that totals
- * equal /proc/diskstats; block_rq_complete adds device latency and errors. The
- * tracepoints' request pointer is what makes all this possible and is the same
- * on every kernel since 5.10; block_rq_issue had a queue before it until 5.11
- * (a54895fa057c), which user space tells us.
+ * block_rq_requeue subtracts what the driver did not accept, so that totals equal
+ * /proc/diskstats; block_rq_complete adds device latency and errors. All of them
+ * pass a request pointer, on every kernel since 5.10. Until 5.11 (a54895fa057c)
+ * block_rq_issue has a queue before it: user space sets rq_is_second_arg then.
  *
- * These hooks exist as raw tracepoint and as BTF-typed tracepoint, whose loads
- * are cheaper; user space keeps the one that the kernel allows.
+ * Each hook exists as raw tracepoint and as BTF-typed tracepoint, whose loads are
+ * cheaper. User space keeps the one that the kernel allows.
  */
 #include "account.h"
 #include "owner.h"
 
 const volatile bool rq_is_second_arg = false;
-const volatile bool stands_in = false; /* iot_rq_issue_again is attached */
+const volatile bool has_redundant = false; /* iot_rq_issue_redundant is attached */
 const volatile bool bio_is_second_arg = false; /* block_bio_queue: until 5.11 (e8a676d61c07) */
 
 #define IOT_REQ_OP_MASK 0xff
 #define IOT_REQ_META (1U << 12) /* __REQ_META has been bit 12 since 4.10 (ef295ecf090d) */
-#define IOT_REQ_DRIVER 32 /* from here on driver-private (passthrough) operations, not in diskstats */
+#define IOT_REQ_DRIVER 32 /* driver-private (passthrough) operations from here on: not in diskstats */
 
 enum {
 	IOT_OP_READ = 0,
@@ -32,14 +31,14 @@ enum {
 	IOT_OP_WRITE_ZEROES = 9,
 };
 
-#define IOT_STEPS 2048 /* pages of a request that are asked whose they are */
-#define IOT_NOTES 512 /* pages of a loop device's file that get a note for one request */
+#define IOT_STEPS 2048 /* most pages of a request whose owner is looked up */
+#define IOT_NOTES 512 /* most notes on pages of a loop device's file for one request */
 #define IOT_ROUND 32 /* steps in a round: see iot_walk_some */
 
 /*
- * From issue to completion: request -> its owner. Direct
- * mapped by the request's address, two ways: an array costs a fraction of a hash
- * and requests are reused. A request pushed out loses its latency (counted).
+ * From issue to completion: request -> its owner. Direct-mapped by the request's
+ * address, two ways: requests are reused, and an array takes a fraction of the time
+ * of a hash. A request that another one displaces loses its latency (counted).
  */
 struct issued {
 	__u64 rq; /* struct request * */
@@ -49,8 +48,8 @@ struct issued {
 #define IOT_SLOTS 32768
 /* in flags of usage, here only */
 #define IOT_SEVERAL 0x80 /* the request has several owners */
-#define IOT_LATE 0x40 /* nobody's so far, and not booked: see iot_late */
-#define IOT_BACK 0x20 /* requeued, and not issued anew yet */
+#define IOT_LATE 0x40 /* its owner is not known yet, not booked: see iot_late */
+#define IOT_BACK 0x20 /* requeued, and not issued again yet */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -79,7 +78,7 @@ static __always_inline bool iot_op_has_pages(__u32 op)
 	       op != IOT_OP_WRITE_ZEROES;
 }
 
-/* A field by plain load where the verifier knows the pointer's type, which costs less than a helper call. */
+/* A plain load where the verifier knows the pointer's type: it is cheaper than a helper call. */
 #define LOAD(typed, ptr, field) ((typed) ? (ptr)->field : FIELD(ptr, field))
 
 static __always_inline __u32 iot_request_dev(struct request *rq, bool typed)
@@ -106,10 +105,10 @@ struct {
 } loop_files SEC(".maps");
 
 /*
- * dm-crypt writes pages of its own, charged to nobody, from a kernel thread: the
- * address of crypt_endio tells its bios, once user space has found a crypt
- * device and set it. Their bi_private is a struct dm_crypt_io, whose second
- * member is the bio that came in, since the driver exists (drivers/md/dm-crypt.c).
+ * dm-crypt writes pages of its own, without an owner, from a kernel thread. Its bios
+ * are those that end in crypt_endio: user space sets the address once a crypt device
+ * exists. Their bi_private is a struct dm_crypt_io, whose second member has always
+ * been the original bio (drivers/md/dm-crypt.c).
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -132,9 +131,9 @@ static __always_inline void iot_read_iter(struct iter *iter, struct bio *bio)
 }
 
 /*
- * The bio in whose vectors the pages are, and by iter where. One that the device
- * cannot take whole is cut by the block layer: what goes first is a bio of its
- * own that leads to the rest, and the end of the rest stays where it was.
+ * The bio whose vectors have the pages; iter is set to their place in it. The block
+ * layer splits a bio that the device cannot take whole: the first part is a new bio
+ * that points to the rest, and the end of the rest stays where it was.
  */
 static __always_inline struct bio *iot_original(struct bio *bio, struct iter *iter)
 {
@@ -165,7 +164,7 @@ static __always_inline struct bio *iot_original(struct bio *bio, struct iter *it
 	return base;
 }
 
-/* Leaf devices that know no requests, only bios (zram, pmem, brd): user space fills it. */
+/* Leaf devices that take bios instead of requests (zram, pmem, brd): user space fills it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
@@ -182,18 +181,18 @@ struct block_request {
 	struct bio *bio;
 	bool is_loop;
 	bool is_bio; /* there is no request: iot_bio */
-	bool again; /* iot_issue_again */
+	bool redundant; /* iot_issue_redundant */
 };
 
 /*
- * Which of the per-CPU elements is ours. Requests that go out, those that come
- * back and bios have one each: their hooks may interrupt each other.
+ * The index of our per-CPU element. Issued requests, requeued requests and bios have
+ * one each: their hooks may interrupt each other.
  */
 #define IOT_WALKS 4
 
 static __always_inline __u32 iot_which(const struct block_request *r)
 {
-	if (r->again)
+	if (r->redundant)
 		return 3;
 	if (r->is_bio)
 		return 2;
@@ -221,7 +220,7 @@ __noinline int iot_note_pages(__u64 ino, __u64 index, __u64 fsdev_pid, __u64 own
 	__u64 i;
 
 	for (i = 0; i < IOT_ROUND && i < pages; i++) {
-		/* An update of an LRU hash costs several times a look. */
+		/* An update of an LRU hash takes several times as long as a lookup. */
 		old = bpf_map_lookup_elem(&loop_notes, &page);
 		if (!old || old->owner != owner || old->pid != note.pid)
 			bpf_map_update_elem(&loop_notes, &page, &note, BPF_ANY);
@@ -230,7 +229,7 @@ __noinline int iot_note_pages(__u64 ino, __u64 index, __u64 fsdev_pid, __u64 own
 	return 0;
 }
 
-/* Leaves notes for the pages of the backing file that a request to a loop device is about. */
+/* Leaves notes for the pages of the backing file that a request to a loop device touches. */
 __noinline int iot_note_loop(__u32 dev, __u64 owner, __u32 pid, __u64 start, __u32 bytes)
 {
 	struct loop_file *file = bpf_map_lookup_elem(&loop_files, &dev);
@@ -253,19 +252,19 @@ __noinline int iot_note_loop(__u32 dev, __u64 owner, __u32 pid, __u64 start, __u
 }
 
 /*
- * The walk over a request, page by page. A folio is one step, and so is a bio
- * that is read or has memory that is no file's. What belongs to one owner is a
- * run; it is booked when somebody else's page comes.
+ * The walk over a request, page by page. A folio is one step; so is a bio of a read,
+ * and one whose memory belongs to no file. Adjacent bytes of one owner are a run,
+ * which is booked when a page of another owner follows.
  */
 struct walk {
-	struct usage_key usage; /* whose the run is */
-	struct usage_key first; /* whose the first run was, once there are several */
+	struct usage_key usage; /* owner of the run */
+	struct usage_key first; /* owner of the first run, once there are several */
 	__u64 bio;
 	__u64 vec; /* 0: at the beginning */
 	__u64 pages; /* of this vector */
 	unsigned long word; /* owner word of the folios of the run; 0: ask for each folio */
 	__u64 start; /* of the run on the device, bytes */
-	__u32 vec_len; /* 0: this vector is to be read */
+	__u32 vec_len; /* 0: this vector must be read first */
 	__u32 vec_offset;
 	__u32 in_vec; /* bytes of this vector that are behind us */
 	__u32 in_bio; /* bytes of this bio still to come */
@@ -278,7 +277,7 @@ struct walk {
 	struct page_words words; /* of the folio; too much for the stack */
 };
 
-/* The walks under way on this CPU: see iot_which. */
+/* The walks in progress on this CPU: see iot_which. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, IOT_WALKS);
@@ -296,7 +295,7 @@ static __always_inline void iot_walk_book(struct walk *w)
 	w->run = 0;
 }
 
-/* Goes to the next bio, the first at first; returns whether there is one. */
+/* Goes to the next bio, or to the first one; returns whether there is one. */
 __noinline int iot_walk_bio(__u32 which)
 {
 	struct walk *w = bpf_map_lookup_elem(&walks, &which);
@@ -322,7 +321,7 @@ __noinline int iot_walk_bio(__u32 which)
 	return 1;
 }
 
-/* Reads the vector that we are in; false if it is behind us. */
+/* Reads the current vector; false if all of it was looked at already. */
 static __always_inline bool iot_walk_vec(struct walk *w)
 {
 	struct bio_vec vec = {};
@@ -343,7 +342,7 @@ static __always_inline bool iot_walk_vec(struct walk *w)
 	return false;
 }
 
-/* Whether a folio is the run's owner's beyond doubt: charged to the same, and no note says otherwise. */
+/* Whether a folio surely belongs to the owner of the run: charged to the same, and without a note. */
 static __always_inline bool iot_walk_same(const struct walk *w, __u64 folio, unsigned long word)
 {
 	if (by_process || !word || word != w->word || iot_have_notes(IOT_LOOP_NOTES))
@@ -376,9 +375,9 @@ __noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word)
 }
 
 /*
- * One step; returns whether there is another. A function of its own and a plain
- * loop around it verify quickly on every kernel: bpf_loop is not there before
- * 5.17, and 5.10 refuses a program that mentions it even where it never runs.
+ * One step; returns whether there is another. A global function in a plain loop
+ * verifies quickly on every kernel. bpf_loop exists since 5.17 only, and 5.10 refuses
+ * a program that contains it even where it never runs.
  */
 __noinline int iot_walk_step(__u32 which)
 {
@@ -405,7 +404,7 @@ __noinline int iot_walk_step(__u32 which)
 	if (n > rest)
 		n = rest;
 	if (!(w->cmd_flags & 1) || !iot_mapping_is_file(iot_words_mapping(&w->words))) {
-		/* What is read was allocated for who asked; memory that is no file's is the submitter's. */
+		/* Pages to be read were allocated for the reader; memory of no file belongs to the submitter. */
 		n = w->in_bio;
 	} else if (n < rest && (w->words.word[0] & (1UL << bpf_core_enum_value(enum pageflags, PG_head)))) {
 		pages = iot_folio_pages(folio);
@@ -434,7 +433,7 @@ __noinline int iot_walk_step(__u32 which)
 	return w->left != 0;
 }
 
-/* A loop in a loop, each a function: the verifier looks at the rounds of both, not at their product. */
+/* Two nested loops, each a function: the verifier adds up their rounds instead of multiplying them. */
 __noinline int iot_walk_some(__u32 which)
 {
 	int i;
@@ -465,8 +464,8 @@ __noinline int iot_walk_all(__u32 which)
 }
 
 /*
- * Finds the owner of the pages of a request. If it has several, books it on them,
- * makes its owner the first of them and returns false.
+ * Finds the owner of the pages of a request. If it has several, books the request on
+ * them, sets o to the first of them and returns false.
  */
 static __always_inline bool iot_request_owner(struct block_request *r, struct owner *o)
 {
@@ -501,9 +500,9 @@ static __always_inline bool iot_request_owner(struct block_request *r, struct ow
 #define IOT_CHAIN 64
 
 /*
- * The task that waits for a completion on its own stack, as submit_bio_wait()
- * does; 0 if that is not what is there: the list of those who wait leads to a
- * task, and this task's stack holds both.
+ * The task that waits for a completion on its own stack, as submit_bio_wait() does;
+ * 0 if there is none. The completion's list of waiters leads to a task, whose stack
+ * must hold both.
  */
 __noinline __u64 iot_waiting(__u64 completion)
 {
@@ -527,8 +526,9 @@ __noinline __u64 iot_waiting(__u64 completion)
 }
 
 /*
- * Who waits for a bio. A range that takes several is a chain of them, of which
- * the last is waited for. What others keep in bi_private has no disk there.
+ * The task that waits for a bio; 0 if there is none. A range that needs several bios
+ * is a chain of them, and the task waits for the last one. Where bi_private holds
+ * something else than a bio, no disk is found in it.
  */
 __noinline __u64 iot_waiter(__u64 bio)
 {
@@ -549,15 +549,15 @@ __noinline __u64 iot_waiter(__u64 bio)
 	return 0;
 }
 
-static __always_inline bool iot_is_nobodys(const struct usage_key *usage)
+static __always_inline bool iot_has_no_owner(const struct usage_key *usage)
 {
 	return usage->cgroup == IOT_CGROUP_KERNEL && usage->basis == IOT_NONE && !(usage->flags & IOT_META);
 }
 
 /*
- * Finds the owner of a request, as iot_request_owner does. Of one that has no
- * pages (discards above all), or pages that are nobody's (zeroes), who waits for
- * it is asked: often a kernel thread issues it.
+ * Finds the owner of a request, as iot_request_owner does. If the request has no
+ * pages (a discard, say), or pages without an owner (zeroes), its owner is the task
+ * that waits for it: often a kernel thread issues it.
  */
 static __always_inline bool iot_find_owner(struct block_request *r, struct owner *o)
 {
@@ -575,7 +575,7 @@ static __always_inline bool iot_find_owner(struct block_request *r, struct owner
 	return true;
 }
 
-/* A pointer without its type, as functions of their own and plain arithmetic need it. */
+/* A pointer without its type, for global functions and plain arithmetic. */
 static __always_inline __u64 iot_untyped(const void *ptr)
 {
 	__u64 word = 0;
@@ -617,8 +617,8 @@ static __always_inline void iot_remember(struct request *rq, const struct usage_
 	if (!f)
 		return;
 	/*
-	 * Issued anew, so it has ended since. On 6.18 the kernel was seen to skip some
-	 * completions in a hundred thousand without counting them as misses.
+	 * Issued again, so it ended unseen. On 6.18 the kernel skips some completions in
+	 * a hundred thousand without counting them as misses (observed).
 	 */
 	if (with_latency && f->rq == (__u64)rq && !(f->usage.flags & IOT_BACK))
 		iot_lost(IOT_UNSEEN, 1);
@@ -653,8 +653,8 @@ static __always_inline void iot_block_record(__u64 sector, const struct usage_ke
 }
 
 /*
- * The commonest request at high rates: O_DIRECT of one anonymous page charged to
- * a cgroup. All but the last steps are plain loads. 0 means: look closer.
+ * The most common request at high rates: O_DIRECT of one anonymous page charged to
+ * a cgroup. All steps but the last are plain loads. 0 means: not such a request.
  */
 static __always_inline __u64 iot_small_owner(struct request *rq, __u32 bytes)
 {
@@ -672,7 +672,7 @@ static __always_inline __u64 iot_small_owner(struct request *rq, __u32 bytes)
 	vec = bio->bi_io_vec;
 	if (!vec || vec->bv_len != bytes || vec->bv_offset >> IOT_PAGE_SHIFT)
 		return 0;
-	/* Pointers that carry flag bits cannot be taken apart as pointers: one copy of the page for all. */
+	/* The verifier forbids arithmetic on pointers that carry flag bits: copy the page once. */
 	if (bpf_probe_read_kernel(words, sizeof(words), vec->bv_page))
 		return 0;
 	if (words[bpf_core_field_offset(tail->compound_head) / sizeof(__u64)] & 1)
@@ -683,10 +683,10 @@ static __always_inline __u64 iot_small_owner(struct request *rq, __u32 bytes)
 	return id > IOT_ROOT_CGROUP ? iot_pack(id, IOT_PAGE) : 0;
 }
 
-/* Finds the owner or owners of a request and books it; flags says whether it goes out or comes back. */
-static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed, bool again)
+/* Finds the owner or owners of a request and books it; flags says whether it is issued or requeued. */
+static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed, bool redundant)
 {
-	struct block_request r = { .again = again };
+	struct block_request r = { .redundant = redundant };
 	struct owner o = {};
 	struct issued *f;
 	bool single = true;
@@ -720,7 +720,7 @@ static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed,
 	else
 		single = iot_find_owner(&r, &o);
 	iot_own(&r.usage, &o);
-	if (with_latency && !flags && r.bio && r.bytes && iot_is_nobodys(&r.usage)) {
+	if (with_latency && !flags && r.bio && r.bytes && iot_has_no_owner(&r.usage)) {
 		r.usage.flags |= IOT_LATE;
 		iot_remember(rq, &r.usage);
 		return 0;
@@ -732,16 +732,16 @@ static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed,
 	}
 	if (flags)
 		return 0;
-	if (with_latency && !single) /* on its way back it is walked over again: see f above */
+	if (with_latency && !single) /* a requeue must walk over it once more: see f above */
 		r.usage.flags |= IOT_SEVERAL;
-	if (with_latency || (stands_in && !again))
+	if (with_latency || (has_redundant && !redundant))
 		iot_remember(rq, &r.usage);
 	if (!with_latency && with_records)
 		iot_block_record(FIELD(rq, __sector), &r.usage, bpf_ktime_get_ns(), 0, r.bytes);
 	return 0;
 }
 
-/* When everything was attached (CLOCK_MONOTONIC); 0 until then. User space sets it. */
+/* When everything was attached (CLOCK_MONOTONIC, ns), set by user space; 0 until then. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -749,7 +749,7 @@ struct {
 	__type(value, __u64);
 } attached_at SEC(".maps");
 
-/* Whether a request was made since we are there to see it. */
+/* Whether a request was made after everything was attached. */
 static __always_inline bool iot_is_ours(__u64 start)
 {
 	__u32 zero = 0;
@@ -759,8 +759,8 @@ static __always_inline bool iot_is_ours(__u64 start)
 }
 
 /*
- * What nobody waited for yet when it was issued, as a kernel thread may be faster
- * than whoever makes a chain of bios, is booked when it is done.
+ * Books a request at its end, because no task waited for it yet when it was issued:
+ * a kernel thread may issue it while its submitter still makes the chain of bios.
  */
 static __always_inline void iot_late(struct usage_key *usage, struct bio *bio, __u64 bytes, __u64 ops)
 {
@@ -778,8 +778,8 @@ static __always_inline void iot_late(struct usage_key *usage, struct bio *bio, _
 static __always_inline int iot_complete(struct request *rq, __u32 error, __u32 bytes, bool typed)
 {
 	/*
-	 * When the request was made. /proc/diskstats adds up the same, and the kernel
-	 * keeps it for every request unless queue/iostats is switched off.
+	 * When the request was made, as in /proc/diskstats. The kernel keeps it for every
+	 * request unless queue/iostats is off.
 	 */
 	__u64 start = LOAD(typed, rq, start_time_ns), ns;
 	struct request *addr = typed ? (struct request *)iot_untyped(rq) : rq;
@@ -815,7 +815,7 @@ static __always_inline int iot_complete(struct request *rq, __u32 error, __u32 b
 	return 0;
 }
 
-/* A bio for a leaf device that knows no requests. Its latency is not measured. */
+/* A bio for a leaf device without requests. Its latency is not measured. */
 static __always_inline int iot_bio(struct bio *bio)
 {
 	struct gendisk *disk = iot_bio_disk(bio);
@@ -851,9 +851,9 @@ int iot_bio_queue(__u64 *ctx)
 	__u64 bio;
 
 	/*
-	 * Two loads, held apart: else clang adds to ctx and loads once, which
-	 * verifiers of 5.10 refuse. And only one of them run: a second argument that
-	 * the tracepoint does not have is refused when the program is attached.
+	 * Two loads that clang must not merge: it would add to ctx and load once, which
+	 * the verifier of 5.10 refuses. Only one of them may run: a program that loads a
+	 * second argument is refused by a tracepoint with one.
 	 */
 	if (bio_is_second_arg) {
 		bio = ctx[1];
@@ -868,8 +868,8 @@ int iot_bio_queue(__u64 *ctx)
 #define RQ_ARG (rq_is_second_arg ? ctx[1] : ctx[0])
 
 /*
- * The driver gave it back; it will be issued, and counted, again. A request that
- * the driver refused before it started it was never issued, and comes by here
+ * The driver gave the request back: it will be issued, and counted, once more. A
+ * request that the driver refused before its start was never issued, but is requeued
  * all the same.
  */
 static __always_inline int iot_requeue(struct request *rq, bool typed)
@@ -880,21 +880,21 @@ static __always_inline int iot_requeue(struct request *rq, bool typed)
 }
 
 /*
- * A program is not run while another run of it is under way on the same CPU.
- * From 7.0 on tracepoints can be preempted, so that this happens. There a second
- * program, attached behind the first, looks whether the request was noted, and
- * does the work where it was not.
+ * The kernel skips a program while another run of it is in progress on the same CPU.
+ * Since 7.0 programs on tracepoints are preempted, so it happens. Then this second
+ * program, attached behind the first, finds that the request was not noted, and does
+ * the work.
  */
-static __always_inline int iot_issue_again(struct request *rq, bool typed)
+static __always_inline int iot_issue_redundant(struct request *rq, bool typed)
 {
 	struct issued *f = iot_recall(typed ? (struct request *)iot_untyped(rq) : rq);
 
 	if (!f || f->usage.flags & IOT_BACK) {
-		iot_lost(IOT_STOOD_IN, 1);
+		iot_lost(IOT_COVERED, 1);
 		return iot_count(rq, 0, typed, true);
 	}
 	if (!with_latency)
-		f->rq = 0; /* noted for nobody else */
+		f->rq = 0; /* only noted for this program */
 	return 0;
 }
 
@@ -905,9 +905,9 @@ int iot_rq_issue(__u64 *ctx)
 }
 
 SEC("raw_tp/block_rq_issue")
-int iot_rq_issue_again(__u64 *ctx)
+int iot_rq_issue_redundant(__u64 *ctx)
 {
-	return iot_issue_again((struct request *)RQ_ARG, false);
+	return iot_issue_redundant((struct request *)RQ_ARG, false);
 }
 
 SEC("raw_tp/block_rq_requeue")
@@ -929,9 +929,9 @@ int iot_rq_issue_btf(__u64 *ctx)
 }
 
 SEC("tp_btf/block_rq_issue")
-int iot_rq_issue_again_btf(__u64 *ctx)
+int iot_rq_issue_redundant_btf(__u64 *ctx)
 {
-	return iot_issue_again((struct request *)RQ_ARG, true);
+	return iot_issue_redundant((struct request *)RQ_ARG, true);
 }
 
 SEC("tp_btf/block_rq_requeue")

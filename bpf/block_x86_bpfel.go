@@ -41,50 +41,50 @@ type BlockLoopFile struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	BlockMapAttachedAt          = "attached_at"
-	BlockMapBatches             = "batches"
-	BlockMapBioLeaves           = "bio_leaves"
-	BlockMapComms               = "comms"
-	BlockMapCryptEnd            = "crypt_end"
-	BlockMapDeadOwners          = "dead_owners"
-	BlockMapGeneration          = "generation"
-	BlockMapInflight            = "inflight"
-	BlockMapLatencies           = "latencies"
-	BlockMapLatencyA            = "latency_a"
-	BlockMapLoopFiles           = "loop_files"
-	BlockMapLoopNotes           = "loop_notes"
-	BlockMapLosses              = "losses"
-	BlockMapNotes               = "notes"
-	BlockMapNotesLive           = "notes_live"
-	BlockMapNotices             = "notices"
-	BlockMapOverflow            = "overflow"
-	BlockMapRecords             = "records"
-	BlockMapRowCaches           = "row_caches"
-	BlockMapUsageA              = "usage_a"
-	BlockMapUsages              = "usages"
-	BlockMapWalks               = "walks"
-	BlockProgIotBioQueue        = "iot_bio_queue"
-	BlockProgIotRqComplete      = "iot_rq_complete"
-	BlockProgIotRqCompleteBtf   = "iot_rq_complete_btf"
-	BlockProgIotRqIssue         = "iot_rq_issue"
-	BlockProgIotRqIssueAgain    = "iot_rq_issue_again"
-	BlockProgIotRqIssueAgainBtf = "iot_rq_issue_again_btf"
-	BlockProgIotRqIssueBtf      = "iot_rq_issue_btf"
-	BlockProgIotRqRequeue       = "iot_rq_requeue"
-	BlockProgIotRqRequeueBtf    = "iot_rq_requeue_btf"
-	BlockVarBioIsSecondArg      = "bio_is_second_arg"
-	BlockVarBlkcgUsable         = "blkcg_usable"
-	BlockVarByMount             = "by_mount"
-	BlockVarByProcess           = "by_process"
-	BlockVarCountLatencies      = "count_latencies"
-	BlockVarHaveBpfLoop         = "have_bpf_loop"
-	BlockVarHierarchyId         = "hierarchy_id"
-	BlockVarRqIsSecondArg       = "rq_is_second_arg"
-	BlockVarSelfPid             = "self_pid"
-	BlockVarStandsIn            = "stands_in"
-	BlockVarWithApp             = "with_app"
-	BlockVarWithLatency         = "with_latency"
-	BlockVarWithRecords         = "with_records"
+	BlockMapAttachedAt              = "attached_at"
+	BlockMapBatches                 = "batches"
+	BlockMapBioLeaves               = "bio_leaves"
+	BlockMapComms                   = "comms"
+	BlockMapCryptEnd                = "crypt_end"
+	BlockMapDeadOwners              = "dead_owners"
+	BlockMapGeneration              = "generation"
+	BlockMapInflight                = "inflight"
+	BlockMapLatencies               = "latencies"
+	BlockMapLatencyA                = "latency_a"
+	BlockMapLoopFiles               = "loop_files"
+	BlockMapLoopNotes               = "loop_notes"
+	BlockMapLosses                  = "losses"
+	BlockMapNotes                   = "notes"
+	BlockMapNotesLive               = "notes_live"
+	BlockMapNotices                 = "notices"
+	BlockMapOverflow                = "overflow"
+	BlockMapRecords                 = "records"
+	BlockMapRowCaches               = "row_caches"
+	BlockMapUsageA                  = "usage_a"
+	BlockMapUsages                  = "usages"
+	BlockMapWalks                   = "walks"
+	BlockProgIotBioQueue            = "iot_bio_queue"
+	BlockProgIotRqComplete          = "iot_rq_complete"
+	BlockProgIotRqCompleteBtf       = "iot_rq_complete_btf"
+	BlockProgIotRqIssue             = "iot_rq_issue"
+	BlockProgIotRqIssueBtf          = "iot_rq_issue_btf"
+	BlockProgIotRqIssueRedundant    = "iot_rq_issue_redundant"
+	BlockProgIotRqIssueRedundantBtf = "iot_rq_issue_redundant_btf"
+	BlockProgIotRqRequeue           = "iot_rq_requeue"
+	BlockProgIotRqRequeueBtf        = "iot_rq_requeue_btf"
+	BlockVarBioIsSecondArg          = "bio_is_second_arg"
+	BlockVarBlkcgUsable             = "blkcg_usable"
+	BlockVarByMount                 = "by_mount"
+	BlockVarByProcess               = "by_process"
+	BlockVarCountLatencies          = "count_latencies"
+	BlockVarHasRedundant            = "has_redundant"
+	BlockVarHaveBpfLoop             = "have_bpf_loop"
+	BlockVarHierarchyId             = "hierarchy_id"
+	BlockVarRqIsSecondArg           = "rq_is_second_arg"
+	BlockVarSelfPid                 = "self_pid"
+	BlockVarWithApp                 = "with_app"
+	BlockVarWithLatency             = "with_latency"
+	BlockVarWithRecords             = "with_records"
 )
 
 // LoadBlock returns the embedded CollectionSpec for Block.
@@ -129,15 +129,15 @@ type BlockSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockProgramSpecs struct {
-	IotBioQueue        *ebpf.ProgramSpec `ebpf:"iot_bio_queue"`
-	IotRqComplete      *ebpf.ProgramSpec `ebpf:"iot_rq_complete"`
-	IotRqCompleteBtf   *ebpf.ProgramSpec `ebpf:"iot_rq_complete_btf"`
-	IotRqIssue         *ebpf.ProgramSpec `ebpf:"iot_rq_issue"`
-	IotRqIssueAgain    *ebpf.ProgramSpec `ebpf:"iot_rq_issue_again"`
-	IotRqIssueAgainBtf *ebpf.ProgramSpec `ebpf:"iot_rq_issue_again_btf"`
-	IotRqIssueBtf      *ebpf.ProgramSpec `ebpf:"iot_rq_issue_btf"`
-	IotRqRequeue       *ebpf.ProgramSpec `ebpf:"iot_rq_requeue"`
-	IotRqRequeueBtf    *ebpf.ProgramSpec `ebpf:"iot_rq_requeue_btf"`
+	IotBioQueue            *ebpf.ProgramSpec `ebpf:"iot_bio_queue"`
+	IotRqComplete          *ebpf.ProgramSpec `ebpf:"iot_rq_complete"`
+	IotRqCompleteBtf       *ebpf.ProgramSpec `ebpf:"iot_rq_complete_btf"`
+	IotRqIssue             *ebpf.ProgramSpec `ebpf:"iot_rq_issue"`
+	IotRqIssueBtf          *ebpf.ProgramSpec `ebpf:"iot_rq_issue_btf"`
+	IotRqIssueRedundant    *ebpf.ProgramSpec `ebpf:"iot_rq_issue_redundant"`
+	IotRqIssueRedundantBtf *ebpf.ProgramSpec `ebpf:"iot_rq_issue_redundant_btf"`
+	IotRqRequeue           *ebpf.ProgramSpec `ebpf:"iot_rq_requeue"`
+	IotRqRequeueBtf        *ebpf.ProgramSpec `ebpf:"iot_rq_requeue_btf"`
 }
 
 // BlockMapSpecs contains maps before they are loaded into the kernel.
@@ -177,11 +177,11 @@ type BlockVariableSpecs struct {
 	ByMount        *ebpf.VariableSpec `ebpf:"by_mount"`
 	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
+	HasRedundant   *ebpf.VariableSpec `ebpf:"has_redundant"`
 	HaveBpfLoop    *ebpf.VariableSpec `ebpf:"have_bpf_loop"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
 	RqIsSecondArg  *ebpf.VariableSpec `ebpf:"rq_is_second_arg"`
 	SelfPid        *ebpf.VariableSpec `ebpf:"self_pid"`
-	StandsIn       *ebpf.VariableSpec `ebpf:"stands_in"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
 	WithRecords    *ebpf.VariableSpec `ebpf:"with_records"`
@@ -267,11 +267,11 @@ type BlockVariables struct {
 	ByMount        *ebpf.Variable `ebpf:"by_mount"`
 	ByProcess      *ebpf.Variable `ebpf:"by_process"`
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
+	HasRedundant   *ebpf.Variable `ebpf:"has_redundant"`
 	HaveBpfLoop    *ebpf.Variable `ebpf:"have_bpf_loop"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
 	RqIsSecondArg  *ebpf.Variable `ebpf:"rq_is_second_arg"`
 	SelfPid        *ebpf.Variable `ebpf:"self_pid"`
-	StandsIn       *ebpf.Variable `ebpf:"stands_in"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
 	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
 	WithRecords    *ebpf.Variable `ebpf:"with_records"`
@@ -281,15 +281,15 @@ type BlockVariables struct {
 //
 // It can be passed to LoadBlockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockPrograms struct {
-	IotBioQueue        *ebpf.Program `ebpf:"iot_bio_queue"`
-	IotRqComplete      *ebpf.Program `ebpf:"iot_rq_complete"`
-	IotRqCompleteBtf   *ebpf.Program `ebpf:"iot_rq_complete_btf"`
-	IotRqIssue         *ebpf.Program `ebpf:"iot_rq_issue"`
-	IotRqIssueAgain    *ebpf.Program `ebpf:"iot_rq_issue_again"`
-	IotRqIssueAgainBtf *ebpf.Program `ebpf:"iot_rq_issue_again_btf"`
-	IotRqIssueBtf      *ebpf.Program `ebpf:"iot_rq_issue_btf"`
-	IotRqRequeue       *ebpf.Program `ebpf:"iot_rq_requeue"`
-	IotRqRequeueBtf    *ebpf.Program `ebpf:"iot_rq_requeue_btf"`
+	IotBioQueue            *ebpf.Program `ebpf:"iot_bio_queue"`
+	IotRqComplete          *ebpf.Program `ebpf:"iot_rq_complete"`
+	IotRqCompleteBtf       *ebpf.Program `ebpf:"iot_rq_complete_btf"`
+	IotRqIssue             *ebpf.Program `ebpf:"iot_rq_issue"`
+	IotRqIssueBtf          *ebpf.Program `ebpf:"iot_rq_issue_btf"`
+	IotRqIssueRedundant    *ebpf.Program `ebpf:"iot_rq_issue_redundant"`
+	IotRqIssueRedundantBtf *ebpf.Program `ebpf:"iot_rq_issue_redundant_btf"`
+	IotRqRequeue           *ebpf.Program `ebpf:"iot_rq_requeue"`
+	IotRqRequeueBtf        *ebpf.Program `ebpf:"iot_rq_requeue_btf"`
 }
 
 func (p *BlockPrograms) Close() error {
@@ -298,9 +298,9 @@ func (p *BlockPrograms) Close() error {
 		p.IotRqComplete,
 		p.IotRqCompleteBtf,
 		p.IotRqIssue,
-		p.IotRqIssueAgain,
-		p.IotRqIssueAgainBtf,
 		p.IotRqIssueBtf,
+		p.IotRqIssueRedundant,
+		p.IotRqIssueRedundantBtf,
 		p.IotRqRequeue,
 		p.IotRqRequeueBtf,
 	)

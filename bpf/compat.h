@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What changed in the kernel between 5.10 and 7.x, one accessor a change. Each
- * asks whether the field or type exists, never for a version: distributions
- * backport. A flavour is named after the last or first release that has it.
+ * What changed in the kernel between 5.10 and 7.x, one accessor for each change. Each
+ * checks that the field or type exists instead of the kernel's version: distributions
+ * backport. A flavour has the name of the last or first release with it.
  */
 #ifndef IOTRACE_COMPAT_H
 #define IOTRACE_COMPAT_H
@@ -35,7 +35,7 @@ struct page___5_15 {
 	unsigned long memcg_data;
 };
 
-/* A large folio's number of pages: once in its name (_folio_nr_pages), without it some time after 6.12. */
+/* A large folio's number of pages: renamed (_folio_nr_pages) some time after 6.12. */
 struct folio___6_12 {
 	unsigned int _folio_nr_pages;
 };
@@ -49,7 +49,7 @@ struct page___7_0 {
 	unsigned long compound_head;
 };
 
-/* ... and from 7.1 on, where struct page is a power of two, by a mask. */
+/* ... and since 7.1 by a mask, where the size of struct page is a power of two. */
 struct page___7_1 {
 	unsigned long compound_info;
 };
@@ -58,7 +58,7 @@ struct obj_cgroup {
 	struct mem_cgroup *memcg;
 };
 
-/* From 7.1 on page cache and anonymous pages are charged to an obj_cgroup; its is_root came with that. */
+/* Since 7.1 page cache and anonymous pages are charged to an obj_cgroup; is_root came with it. */
 struct obj_cgroup___7_1 {
 	bool is_root;
 };
@@ -84,8 +84,8 @@ struct bio___5_12 {
 #pragma clang attribute pop
 
 /*
- * Reads one field. The pointer is taken first: CO-RE would otherwise also
- * relocate the access to a member of our own struct that holds it.
+ * Reads one field. The pointer is evaluated first: else CO-RE would also relocate the
+ * access to the member of our own struct that holds the pointer.
  */
 #define FIELD(ptr, field)                         \
 	({                                        \
@@ -108,7 +108,7 @@ static __always_inline struct folio *iot_head(const struct page *page, unsigned 
 {
 	const struct page___7_1 *p71 = (const void *)page;
 
-	/* A mask has all its high bits set; where it is not used the field holds a pointer as before. */
+	/* A mask has all its high bits set; kernels without it have a pointer here, as before. */
 	if (bpf_core_field_exists(p71->compound_info) && (info & 1) && info > 0xffffffff00000000UL)
 		return (void *)((unsigned long)page & info);
 	if (info & 1)
@@ -126,7 +126,7 @@ static __always_inline struct folio *iot_folio(const struct page *page)
 	return iot_head(page, FIELD(p70, compound_head));
 }
 
-/* How many pages a large folio has; 0 where that is not known. */
+/* The number of pages of a large folio; 0 where it is not known. */
 static __always_inline unsigned int iot_folio_pages(const struct folio *folio)
 {
 	const struct folio___6_18 *f618 = (const void *)folio;
@@ -183,8 +183,7 @@ static __always_inline unsigned long iot_folio_owner_word(const struct folio *fo
 }
 
 /*
- * A struct page, read at once: where its fields are asked for one after the
- * other, that costs a helper call each.
+ * A struct page, read at once: each field alone would take a helper call.
  */
 struct page_words {
 	unsigned long word[8];

@@ -3,27 +3,27 @@
 /*
  * Source fuse: requests between the kernel and a FUSE daemon.
  *
- * A request is given its owner where it is sent and is booked where it ends, by
- * what the daemon really took or gave. From 6.12 on the tracepoints
- * fuse_request_send and fuse_request_end tell both; before, the functions that
- * file operations call (fuse_simple_request, fuse_simple_background) and
- * fuse_request_end do: they know a request by its fuse_args, which stay where they
- * are while it is under way.
+ * The owner of a request is found when it is sent. The request is booked at its end,
+ * with the bytes that the daemon really took or gave. Since 6.12 the tracepoints
+ * fuse_request_send and fuse_request_end see both. Before, the functions that file
+ * operations call (fuse_simple_request, fuse_simple_background) and fuse_request_end
+ * do: there a request is identified by its fuse_args, which do not move while it is
+ * in flight.
  *
- * At the tracepoint of the end it no longer is: FR_FINISHED is set before, and who
- * waits for the answer may go on at once and use its fuse_args, which are on its
- * stack, for the next request. So there a request that somebody waits for is known
- * by its fuse_req, and its fuse_args are believed only if they are still its own.
+ * At the tracepoint of the end that is over: FR_FINISHED is set before, and the task
+ * that waits for the answer may already use its fuse_args, which are on its stack,
+ * for the next request. So there a request with a waiting task is identified by its
+ * fuse_req, and its fuse_args are used only if they are still its own.
  *
- * Who runs when a request is sent is its owner, with two exceptions. Write-back
- * is sent by flusher threads: it belongs to whoever made the pages dirty, which
- * host.bpf.c noted. And background requests beyond max_background wait, and are
- * sent by the daemon when it ends another one: fuse_simple_background still runs
- * in the caller; where it cannot be probed the pages to be read or written say
- * who waits for them.
+ * The task that runs when a request is sent is its owner, with two exceptions. Flusher
+ * threads send writeback: it belongs to the cgroup that made the pages dirty, which
+ * core.bpf.c noted. And background requests beyond max_background wait, until the
+ * daemon sends them when it ends another one. fuse_simple_background still runs in
+ * the caller; where it cannot be probed, the pages to be read or written tell the
+ * owner.
  *
- * fuse is a module on many kernels, on some without types (5.10), so user space
- * looks its structs up and passes their layout.
+ * fuse is a module on many kernels, on some without type information (5.10). So user
+ * space finds the layout of its structs and passes it on.
  */
 #include "arch.h"
 #include "account.h"
@@ -54,11 +54,12 @@ struct offsets {
 };
 
 const volatile struct offsets layout = {};
-const volatile bool layout_assumed = false; /* by the kernel's release, not read from its types */
+const volatile bool layout_assumed = false; /* taken from the kernel's release instead of its types */
 
 /*
- * Ends are attached before what sends, which takes a while. What ends until the
- * first request was seen to be sent was there before we were: neither counted nor lost.
+ * The hooks of ends are attached a while before those that see requests sent. What ends
+ * before the first request was seen sent is neither counted nor lost: it was sent
+ * before we attached.
  */
 bool sends_seen = false;
 
@@ -87,16 +88,16 @@ enum {
 
 #define IOT_PAGE_SIZE (1U << IOT_PAGE_SHIFT)
 /*
- * Pages of one request that are looked at, in turns: 16 MiB. The kernel's limit
- * is 1 MiB unless fs.fuse.max_pages_limit (6.13) was raised. Two plain loops over
- * global functions cost the verifier nothing and do without bpf_loop, whose mere
- * presence 5.10 refuses.
+ * The most pages of a request that are looked at, in rounds: 16 MiB. The kernel's
+ * limit is 1 MiB unless fs.fuse.max_pages_limit (6.13) was raised. Two plain loops over
+ * global functions are quick to verify and work without bpf_loop, which 5.10 refuses
+ * even where it does not run.
  */
 #define IOT_TURNS 64
 #define IOT_TURN 64
-#define IOT_PARTS 16 /* owners in one request that are kept apart */
+#define IOT_PARTS 16 /* most owners of a request that are booked separately */
 
-/* From send to end: what the request will be booked on. */
+/* From send to end: where the request will be booked. */
 struct flight {
 	__u64 issued; /* 0: not seen */
 	__u64 offset;
@@ -123,14 +124,14 @@ struct part {
 };
 
 /*
- * A write-back request with pages of several owners. The walk over its pages
- * keeps its state here, so that its steps need nothing but the request's
- * id: the verifier looks at such functions once.
+ * A writeback request with pages of several owners. The walk over its pages has its
+ * state here, so that a step needs only the request's id as argument: the verifier
+ * looks at such functions once.
  */
 struct split {
 	struct part parts[IOT_PARTS]; /* those in use have bytes */
-	struct part run; /* pages seen in a row of one owner, not among the parts yet */
-	struct part unknown; /* the owner of pages that are not in the cache any more */
+	struct part run; /* adjacent pages of one owner, not among the parts yet */
+	struct part unknown; /* owner of the pages that left the page cache */
 	__u64 mapping;
 	__u64 offset; /* of the next byte */
 	__u64 folio; /* of the page before */
@@ -145,7 +146,7 @@ struct {
 	__type(value, struct split);
 } splits SEC(".maps");
 
-/* Who answers for a file system: requests ended by each process. */
+/* The daemons of each file system: how many requests each process ended. */
 struct daemon {
 	__u32 dev;
 	__u32 pid;
@@ -158,7 +159,7 @@ struct {
 	__type(value, __u64);
 } daemons SEC(".maps");
 
-/* Calls of file operations under way, where functions can be probed at their ends only by kretprobe. */
+/* Calls of file operations in progress, where only kretprobes see the returns of functions. */
 struct app_call {
 	__u32 dev;
 };
@@ -187,8 +188,8 @@ static __always_inline __u32 iot_u32_at(__u64 addr)
 }
 
 /*
- * An argument of a function at fentry without its type: the verifier would let
- * nobody calculate with it.
+ * An argument of a function at fentry without its type: the verifier forbids
+ * arithmetic on the typed one.
  */
 static __always_inline __u64 iot_arg(const __u64 *ctx, int n)
 {
@@ -214,10 +215,9 @@ static __always_inline __u8 iot_fuse_op(__u32 opcode)
 }
 
 /*
- * The folio that holds a page of a file, from the page cache; 0 when it is not
- * there. A walk down the xarray (include/linux/xarray.h, 4.20): an entry whose
- * two low bits are 10 is a node, a small one of that kind a sibling's slot; an
- * odd one remembers a page that was thrown out.
+ * The folio of a file's page in the page cache; 0 when there is none. This walks down
+ * the xarray (include/linux/xarray.h, 4.20): an entry with the low bits 10 is a node,
+ * a small one of that kind a sibling's slot; an odd entry stands for an evicted page.
  */
 __noinline __u64 iot_cached_folio(__u64 mapping_addr, __u64 index)
 {
@@ -245,7 +245,7 @@ __noinline __u64 iot_cached_folio(__u64 mapping_addr, __u64 index)
 	return entry & 3 ? 0 : entry;
 }
 
-/* Puts the run among the parts. */
+/* Adds the run to the parts. */
 __noinline int iot_split_close(__u64 id)
 {
 	struct split *split = bpf_map_lookup_elem(&splits, &id);
@@ -337,8 +337,8 @@ static __always_inline __u64 iot_fuse_first_folio(__u64 args)
 }
 
 /*
- * The inode that a write-back request is about: of its pages from 6.16 on; until
- * then they are copies that belong to no file, but the request names its inode.
+ * The inode of a writeback request. Since 6.16 its pages name it. Before, they are
+ * copies that belong to no file, but the request names the inode.
  */
 static __always_inline struct inode *iot_fuse_inode(__u64 args)
 {
@@ -352,7 +352,7 @@ static __always_inline struct inode *iot_fuse_inode(__u64 args)
 	return layout.inode ? (void *)iot_word_at(args + layout.inode) : NULL;
 }
 
-/* Finds the owners of a write-back request. */
+/* Finds the owners of a writeback request. */
 __noinline int iot_fuse_own_writeback(__u64 id, __u64 args)
 {
 	struct flight *f = bpf_map_lookup_elem(&flights, &id);
@@ -383,11 +383,11 @@ __noinline int iot_fuse_own_writeback(__u64 id, __u64 args)
 	for (i = 0; i < IOT_TURNS; i++)
 		if (iot_split_turn(id))
 			break;
-	if (split->left) { /* the rest goes to the last owner seen */
+	if (split->left) { /* the last owner seen gets the rest */
 		iot_lost(IOT_LOST_WALKS, 1);
 		split->run.bytes += split->left;
 	}
-	if (!split->parts[0].bytes) { /* one owner after all */
+	if (!split->parts[0].bytes) { /* there is only one owner */
 		iot_fuse_own(f, split->run.owner, split->run.pid);
 		bpf_map_delete_elem(&splits, &id);
 		return 0;
@@ -397,7 +397,7 @@ __noinline int iot_fuse_own_writeback(__u64 id, __u64 args)
 	return 0;
 }
 
-/* The owner of any other request. caller: it is the current task that asks. */
+/* The owner of any other request. caller: the current task asks. */
 static __always_inline void iot_fuse_own_direct(struct flight *f, __u64 args, bool caller)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
@@ -416,7 +416,7 @@ static __always_inline void iot_fuse_own_direct(struct flight *f, __u64 args, bo
 	if (folio) {
 		owner = iot_folio_owner(folio, 0, f->usage.op == IOT_WRITE ? IOT_FOR_WRITE : 0);
 		if (!caller && iot_packed_basis(owner) != IOT_PAGE && iot_packed_basis(owner) != IOT_DIRTIER)
-			owner = 0; /* the current task is not it */
+			owner = 0; /* the current task is not the owner */
 	}
 	if (!owner && caller)
 		owner = iot_pack(IOT_CGROUP_KERNEL, IOT_NONE);
@@ -424,12 +424,12 @@ static __always_inline void iot_fuse_own_direct(struct flight *f, __u64 args, bo
 }
 
 enum {
-	IOT_FUSE_CALLER = 1, /* the current task is who asks */
+	IOT_FUSE_CALLER = 1, /* the current task asks */
 	IOT_FUSE_SUBMIT = 2, /* not sent yet */
 	IOT_FUSE_LATE = 4, /* ended, but never seen before */
 };
 
-/* Notes a request and its owner. */
+/* Stores a request and its owner. */
 __noinline int iot_fuse_begin(__u64 id, __u64 args, __u32 dev, __u32 how)
 {
 	struct flight fresh = {}, *f;
@@ -485,7 +485,7 @@ static __always_inline bool iot_is_daemon(__u32 dev)
 	return bpf_map_lookup_elem(&daemons, &d);
 }
 
-/* Where tracepoints tell of requests: nobody waits for a background one, so its fuse_args live until its end. */
+/* For tracepoints: no task waits for a background request, so its fuse_args live until its end. */
 static __always_inline bool iot_fuse_in_background(__u64 req)
 {
 	return iot_word_at(req + layout.req_flags) & layout.background;
@@ -533,7 +533,7 @@ static __always_inline __u64 iot_fuse_done(__u64 args, __u32 opcode)
 {
 	switch (opcode) {
 	case IOT_FUSE_READ:
-		return iot_u32_at(args + layout.out_size); /* shrunk to what came */
+		return iot_u32_at(args + layout.out_size); /* the kernel shrank it to what came */
 	case IOT_FUSE_WRITE:
 	case IOT_FUSE_COPY_FILE_RANGE:
 		return iot_u32_at(iot_word_at(args + layout.out_value));
@@ -544,8 +544,8 @@ static __always_inline __u64 iot_fuse_done(__u64 args, __u32 opcode)
 }
 
 /*
- * The same of a request that was noted. Where its fuse_args are another one's by
- * now, or are empty again, it is taken to have done what it was asked for.
+ * The same for a request that was stored when it was sent. Where its fuse_args are
+ * empty or belong to another request by now, all that was asked for counts as done.
  */
 static __always_inline __u64 iot_fuse_done_of(const struct flight *f, __u64 args)
 {
@@ -559,7 +559,7 @@ static __always_inline __u64 iot_fuse_done_of(const struct flight *f, __u64 args
 		return f->size;
 	bytes = iot_fuse_done(args, f->opcode);
 	if (f->opcode == IOT_FUSE_WRITE && !bytes)
-		return f->size; /* daemons do not answer that */
+		return f->size; /* the answer does not say it */
 	return bytes < f->size ? bytes : f->size;
 }
 
@@ -569,7 +569,7 @@ static __always_inline bool iot_fuse_unknown(__s32 error)
 	return error == -38 || error == -95;
 }
 
-/* Whether an error means that something is broken, and is not just an answer ("no such file"). */
+/* Whether an error means a fault and not just an answer ("no such file"). */
 static __always_inline bool iot_fuse_failed(__u8 op, __s32 error)
 {
 	if (!error)
@@ -606,7 +606,7 @@ static __always_inline void iot_fuse_record(const struct flight *f, const struct
 	iot_record(&record);
 }
 
-/* Books a part of a request, of which the daemon took so many bytes from here on; returns how many were booked. */
+/* Books a part of a request; taken: bytes that the daemon took from here on. Returns the bytes booked. */
 __noinline __u64 iot_fuse_book_part(__u64 id, __u32 i, __u64 taken, __s32 error)
 {
 	struct split *split = bpf_map_lookup_elem(&splits, &id);
@@ -625,7 +625,7 @@ __noinline __u64 iot_fuse_book_part(__u64 id, __u32 i, __u64 taken, __s32 error)
 	usage.pid = part->pid;
 	if (!n && i)
 		return 0;
-	iot_account(&usage, n, !i); /* the operation itself is booked once, with the first part */
+	iot_account(&usage, n, !i); /* the first part has the operation itself */
 	if (with_records)
 		iot_fuse_record(f, &usage, n, error);
 	return n;
@@ -644,8 +644,8 @@ static __always_inline void iot_fuse_book_parts(__u64 id, __u64 bytes, __s32 err
 }
 
 /*
- * Asynchronous direct I/O: the call that submitted it returned without a count,
- * so the application level is told of it here.
+ * Asynchronous direct I/O: the system call returned without a count, so its
+ * application level is booked here.
  */
 static __always_inline void iot_fuse_book_async(struct usage_key usage, __u64 args, __u64 bytes)
 {
@@ -667,9 +667,9 @@ __noinline int iot_fuse_book_unknown(__u64 args, __u32 dev, __s32 error)
 }
 
 /*
- * Books a request that ended; 1 when it is not known. Functions that call each
- * other share 512 bytes of stack, of which kernels before 6.8 give each at least
- * 32: so this one, which needs much, is not below those that find owners.
+ * Books a request that ended; returns 1 when it was not stored. Functions that call
+ * each other share 512 bytes of stack, and before 6.8 each takes at least 32. So this
+ * one, which needs much, is not called by those that find owners.
  */
 __noinline int iot_fuse_finish(__u64 id, __u64 args, __s32 error)
 {
@@ -683,7 +683,7 @@ __noinline int iot_fuse_finish(__u64 id, __u64 args, __s32 error)
 	usage = f->usage;
 	opcode = f->opcode;
 	if (iot_fuse_unknown(error)) {
-		usage.op = IOT_META_OP; /* nothing was done, the kernel will do without */
+		usage.op = IOT_META_OP; /* nothing was done, and the kernel will not ask again */
 	} else if (!error) {
 		bytes = iot_fuse_done_of(f, args);
 		iot_fuse_meet_daemon(usage.dev);
@@ -709,7 +709,7 @@ __noinline int iot_fuse_finish(__u64 id, __u64 args, __s32 error)
 	return 0;
 }
 
-/* fuse_request_end: the daemon has answered, or the request was given up. */
+/* fuse_request_end: the daemon answered, or the request was aborted. */
 static __always_inline int iot_fuse_end(__u64 req, __u64 id)
 {
 	__u64 args = iot_word_at(req + layout.req_args);
@@ -719,7 +719,7 @@ static __always_inline int iot_fuse_end(__u64 req, __u64 id)
 		return 0;
 	iot_lost(IOT_LOST_LATENCIES, 1);
 	iot_fuse_begin(id, args, iot_fuse_dev(req), IOT_FUSE_LATE);
-	if (iot_fuse_finish(id, args, error)) /* there was no room to note it */
+	if (iot_fuse_finish(id, args, error)) /* there was no room to store it */
 		iot_fuse_book_unknown(args, iot_fuse_dev(req), error);
 	return 0;
 }
@@ -737,31 +737,30 @@ int iot_fuse_request_end(__u64 *ctx)
 }
 
 /*
- * A program is not run while another run of it is under way on the same
- * processor. From 7.0 on tracepoints can be preempted, so that does happen; then
- * a second program on the same tracepoint, which runs after the first, finds
- * that its work was not done. It may be preempted itself; kprobes are skipped
- * while user space is in the midst of reading our maps, and whoever answers then
- * waits in the second program's way. So there is a third.
+ * The kernel skips a program while another run of it is in progress on the same
+ * CPU. Since 7.0 programs on tracepoints are preempted, so it happens. Then a second
+ * program on the same tracepoint, which runs after the first, finds that the work was
+ * not done. The second can be skipped as well: it may be preempted itself, and while
+ * user space reads our maps kprobes are skipped too. So there is a third.
  */
-static __always_inline int iot_fuse_send_again(__u64 req)
+static __always_inline int iot_fuse_send_redundant(__u64 req)
 {
 	__u64 args = iot_word_at(req + layout.req_args), id = iot_fuse_id(req);
 	struct flight *f = bpf_map_lookup_elem(&flights, &id);
 
-	/* One with other arguments never ended: who sent it was killed before the daemon took it. */
+	/* One with other arguments never ended: its sender was killed before the daemon took it. */
 	if (f && !f->submitted && f->in == iot_word_at(args + layout.in_value))
 		return 0;
-	iot_lost(IOT_STOOD_IN, 1);
+	iot_lost(IOT_COVERED, 1);
 	return iot_fuse_send(req);
 }
 
-static __always_inline int iot_fuse_end_again(__u64 req)
+static __always_inline int iot_fuse_end_redundant(__u64 req)
 {
 	__u64 args = iot_word_at(req + layout.req_args), id = iot_fuse_id(req);
 
 	if (bpf_map_lookup_elem(&flights, &id)) {
-		iot_lost(IOT_STOOD_IN, 1);
+		iot_lost(IOT_COVERED, 1);
 		iot_fuse_finish(id, args, iot_u32_at(req + layout.req_error));
 	}
 	return 0;
@@ -770,28 +769,28 @@ static __always_inline int iot_fuse_end_again(__u64 req)
 SEC("raw_tp/fuse_request_send")
 int iot_fuse_request_send_second(__u64 *ctx)
 {
-	return iot_fuse_send_again(ctx[0]);
+	return iot_fuse_send_redundant(ctx[0]);
 }
 
 SEC("raw_tp/fuse_request_send")
 int iot_fuse_request_send_third(__u64 *ctx)
 {
-	return iot_fuse_send_again(ctx[0]);
+	return iot_fuse_send_redundant(ctx[0]);
 }
 
 SEC("raw_tp/fuse_request_end")
 int iot_fuse_request_end_second(__u64 *ctx)
 {
-	return iot_fuse_end_again(ctx[0]);
+	return iot_fuse_end_redundant(ctx[0]);
 }
 
 SEC("raw_tp/fuse_request_end")
 int iot_fuse_request_end_third(__u64 *ctx)
 {
-	return iot_fuse_end_again(ctx[0]);
+	return iot_fuse_end_redundant(ctx[0]);
 }
 
-/* The function may be called again for a request that it has ended already. */
+/* The kernel may call the function once more for a request that has ended. */
 static __always_inline int iot_fuse_end_call(__u64 req, __u64 id)
 {
 	if (iot_word_at(req + layout.req_flags) & layout.finished)
@@ -817,7 +816,7 @@ int iot_fuse_end_kprobe(__u64 *ctx)
 	return iot_fuse_end_call(req, iot_word_at(req + layout.req_args));
 }
 
-/* With requests that a tracepoint saw being sent. What probes functions cannot be preempted. */
+/* For requests that a tracepoint saw sent. Programs on functions are not preempted. */
 SEC("kprobe/fuse_request_end")
 int iot_fuse_request_end_kprobe(__u64 *ctx)
 {
@@ -848,7 +847,7 @@ int iot_fuse_request_kprobe(__u64 *ctx)
 	return iot_fuse_call(IOT_PARM1(ctx), IOT_PARM2(ctx), 0);
 }
 
-/* From 6.12 on, with the idmap of the mount before it. */
+/* Since 6.12, with the idmap of the mount as first argument. */
 SEC("fentry/__fuse_simple_request")
 int iot_fuse_request_idmap_fentry(__u64 *ctx)
 {
@@ -873,9 +872,9 @@ int iot_fuse_background_kprobe(__u64 *ctx)
 	return iot_fuse_call(IOT_PARM1(ctx), IOT_PARM2(ctx), IOT_FUSE_SUBMIT);
 }
 
-/* Application level: what calls on files return. */
+/* Application level: the results of calls on files. */
 
-#define IOT_EAGAIN (-11) /* tried without blocking, will be tried again */
+#define IOT_EAGAIN (-11) /* tried without blocking: the kernel tries once more */
 #define IOT_EIOCBQUEUED (-529) /* will complete later: see iot_fuse_book_async */
 
 static __always_inline __u32 iot_file_dev(struct file *file)

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Who made the pages of an inode dirty, for file systems whose write-back
- * requests do not lead to the pages they carry. host.bpf.c writes these notes,
- * FUSE reads them.
+ * Who made the pages of an inode dirty, for file systems whose writeback requests do
+ * not lead to their pages. core.bpf.c writes these notes, FUSE reads them.
  */
 #ifndef IOTRACE_INODE_H
 #define IOTRACE_INODE_H
@@ -15,7 +14,7 @@
 struct inode_note {
 	__u64 cgroup; /* who made a page dirty last */
 	__u32 pid; /* 0 without --by process */
-	__u32 shared; /* others have, or may have, pages in flight: ask those */
+	__u32 shared; /* others have, or may have, pages in flight: look at the pages */
 };
 
 struct {
@@ -26,8 +25,8 @@ struct {
 } inode_notes SEC(".maps");
 
 /*
- * The inode that an address_space is part of, without a read. It is not the host
- * of the mapping for a few oddities (block devices), none of which is FUSE.
+ * The inode that contains an address_space, without a read. For block devices and a
+ * few other oddities it is not the mapping's host, but never for FUSE.
  */
 static __always_inline struct inode *iot_mapping_inode(const struct address_space *mapping)
 {
@@ -40,9 +39,9 @@ static __always_inline bool iot_inode_is_fuse(const struct inode *inode)
 }
 
 /*
- * Whether no page of the file is dirty or being written: the marks of the page
- * cache's xarray are kept in its flags, above the six that are really flags
- * (include/linux/xarray.h, since 4.20).
+ * Whether no page of the file is dirty or being written. The page cache's xarray has
+ * its marks in xa_flags, above the six real flags (include/linux/xarray.h, since
+ * 4.20).
  */
 static __always_inline bool iot_mapping_is_clean(const struct address_space *mapping)
 {

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What the kernel side and the Go side agree on: every struct that crosses the
- * border is defined here, once; bpf2go makes the Go types from it.
+ * What the programs share with user space: each such struct is defined here, once,
+ * and bpf2go makes the Go types from it.
  *
- * Terms, as user space has them: pid is what the kernel calls tgid. Sizes are
- * bytes, times nanoseconds of CLOCK_MONOTONIC. A device is the kernel's own
- * dev_t: major << 20 | minor.
+ * Terms are those of user space: pid is what the kernel calls tgid. Sizes are in
+ * bytes, times in nanoseconds of CLOCK_MONOTONIC. A device is the kernel's dev_t:
+ * major << 20 | minor.
  */
 #ifndef IOTRACE_H
 #define IOTRACE_H
@@ -26,7 +26,7 @@ enum iot_op {
 	IOT_DISCARD = 3,
 	IOT_FLUSH = 4, /* block flush, NFS COMMIT, FUSE FSYNC */
 	IOT_META_OP = 5, /* lookups, opens, getattrs: operations without data */
-	IOT_RETRANSMIT = 6, /* what had to be sent again, over and above the operations themselves */
+	IOT_RETRANSMIT = 6, /* what was sent once more; not in the other operations */
 };
 
 /* How the owner was found, in order of trust. */
@@ -40,14 +40,14 @@ enum iot_basis {
 
 enum iot_flag {
 	IOT_META = 1, /* file-system metadata or journal (REQ_META) */
-	IOT_REQUEUED = 2, /* given back to the queue: to be subtracted */
+	IOT_REQUEUED = 2, /* given back to the queue: must be subtracted */
 	IOT_APP = 4, /* application level: system calls, not the wire */
 	IOT_ERROR = 8, /* the request failed */
 };
 
 /* Owners that are no cgroup. Kernel ids of cgroups start at 1 and never reach these. */
 #define IOT_CGROUP_NONE 0ULL /* unattributed */
-#define IOT_CGROUP_KERNEL (~0ULL) /* metadata and journals charged to nobody */
+#define IOT_CGROUP_KERNEL (~0ULL) /* metadata and journals without an owner */
 
 struct usage_key {
 	__u64 cgroup;
@@ -66,8 +66,8 @@ struct usage {
 };
 
 /*
- * Latencies are counted in buckets, four to a power of two: a quantile read
- * from them is at most 25 % above the true value.
+ * Latencies are counted in buckets, four for each power of two: a quantile from them
+ * is at most 25 % above the true value.
  */
 struct latency_key {
 	struct usage_key usage; /* basis is always 0 here */
@@ -82,10 +82,9 @@ struct latency {
 };
 
 /*
- * Rows in use, in front of the maps: an array costs a third of a hash. Each CPU
- * has its own; a row that another one pushes out goes to the map. busy tells
- * that a program is in the midst of it: one that interrupts it goes straight to
- * the maps.
+ * A cache of rows in front of the maps: an array takes a third of the time of a hash.
+ * Each CPU has its own. A row that another one displaces goes to the map. busy is set
+ * while a program changes the cache: a program that interrupts it books on the maps.
  */
 #define IOT_CACHE_ROWS 256
 
@@ -116,7 +115,7 @@ struct loop_file {
 /* A page of a file, whether it is cached or not. */
 struct file_page {
 	__u64 ino;
-	__u64 index; /* IOT_ANY_PAGE: whatever was asked for last */
+	__u64 index; /* IOT_ANY_PAGE: the last request to any page */
 	__u32 fsdev;
 	__u32 pad;
 };
@@ -139,9 +138,9 @@ struct io_record {
 };
 
 /*
- * Records are handed over by so many: the ring has one lock for all CPUs, which
- * would cost as much as the rest. What waits for company is read with the
- * totals. busy is as in struct row_cache.
+ * Records go to the ring in batches of so many: the ring has one lock for all CPUs,
+ * which would take as long as everything else. User space reads unfinished batches
+ * with the totals. busy is as in struct row_cache.
  */
 #define IOT_BATCH 16
 
@@ -173,12 +172,12 @@ enum iot_loss {
 	IOT_LOST_RECORDS,
 	IOT_LOST_NOTICES,
 	IOT_LOST_LATENCIES,
-	IOT_LOST_GROUPS, /* I/Os booked on the overflow rows */
-	IOT_LOST_WALKS, /* requests cut short in the search for owners */
+	IOT_LOST_GROUPS, /* I/Os that were booked on the overflow rows */
+	IOT_LOST_WALKS, /* requests with more pages or owners than were looked at */
 	IOT_LOST_BYTES, /* bytes that not even an overflow row could take */
 	IOT_NOTES_WRITTEN,
-	IOT_STOOD_IN, /* programs that the kernel skipped, and another did their work */
-	IOT_UNSEEN, /* requests that ended without a run of the program that sees them end */
+	IOT_COVERED, /* runs that the kernel skipped and a redundant program made up for */
+	IOT_UNSEEN, /* requests whose end no program saw */
 	IOT_LOSSES,
 };
 

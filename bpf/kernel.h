@@ -1,9 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The few kernel types that the programs read, with the few fields they read:
- * CO-RE finds the real offsets when a program is loaded, so a whole vmlinux.h is
- * not needed and a reader sees at once what we depend on. Fields that moved,
- * changed or came and went between 5.10 and 7.x are in compat.h.
+ * The kernel types and fields that the programs read. CO-RE finds the real offsets
+ * when a program is loaded, so no vmlinux.h is needed, and a reader sees at once what
+ * we depend on. Fields that changed between 5.10 and 7.x are in compat.h.
  */
 #ifndef IOTRACE_KERNEL_H
 #define IOTRACE_KERNEL_H

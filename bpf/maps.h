@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The maps that all programs share. Every object declares them, user space
- * makes them once and hands them to each object when it is loaded.
+ * The maps that all programs share. Every object declares them; user space makes them
+ * once and passes them to each object that it loads.
  */
 #ifndef IOTRACE_MAPS_H
 #define IOTRACE_MAPS_H
@@ -17,18 +17,18 @@ const volatile __u32 hierarchy_id = 0; /* the hierarchy that names cgroups: 0 is
 const volatile bool by_process = false; /* key by pid */
 const volatile bool by_mount = false; /* key by file system */
 const volatile bool with_latency = false;
-const volatile bool count_latencies = false; /* in buckets; off where records alone have them */
+const volatile bool count_latencies = false; /* in buckets; off where only records have latencies */
 const volatile bool with_records = false;
-const volatile bool with_app = false; /* count system calls beside requests (IOT_APP) */
+const volatile bool with_app = false; /* count system calls as well as requests (IOT_APP) */
 const volatile bool have_bpf_loop = false;
 const volatile bool blkcg_usable = false; /* memory and io controllers share one hierarchy */
 const volatile __u32 self_pid = 0;
 
 /*
- * Totals are kept twice: programs write to the map in slot 0, user space puts
- * the other map there and reads the first one at rest. The kernel's update of a
- * map in a map waits for an RCU grace period, so that no program still writes
- * to a map being read: nothing is lost and nothing counted twice.
+ * There are two maps of totals: programs write to the one in slot 0; user space puts
+ * the other one there and then reads the first. The kernel's update of a map in a map
+ * waits for an RCU grace period, so no program writes to the map that is read: nothing
+ * is lost, and nothing is counted twice.
  */
 struct usage_map {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
@@ -45,8 +45,8 @@ struct {
 } usages SEC(".maps");
 
 /*
- * Not per CPU: rows in use are in row_caches, and few come by here. Allocated
- * ahead, because an allocation from interrupts fails now and then.
+ * Not per CPU: most updates hit row_caches, and few arrive here. Preallocated, because
+ * an allocation in an interrupt fails now and then.
  */
 struct latency_map {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -62,7 +62,7 @@ struct {
 	__array(values, struct latency_map);
 } latencies SEC(".maps");
 
-/* Kept twice as well: which one programs use is in generation, changed before the maps are. */
+/* Two of these as well: generation says which one programs use; it changes before the maps do. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 2);
@@ -78,8 +78,8 @@ struct {
 } generation SEC(".maps");
 
 /*
- * Where I/O goes when the usage map is full: keyed by source, device and
- * operation alone, so that devices still add up. Never emptied while running.
+ * I/O is booked here when the usage map is full, by source, device and operation only,
+ * so that the totals of devices stay right. User space never empties it.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
@@ -103,7 +103,7 @@ struct {
 	__type(value, struct record_batch);
 } batches SEC(".maps");
 
-/* One record per I/O (--events); made tiny by user space when not asked for. */
+/* One record per I/O (--events); without --events user space makes it tiny. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
 	__uint(max_entries, 8 << 20);
@@ -120,7 +120,7 @@ struct {
 /* The last cgroup that made a folio dirty, where that is not the folio's own owner. */
 struct note {
 	__u64 cgroup;
-	__u64 mapping; /* struct address_space *; with index: so that a reused folio inherits nothing */
+	__u64 mapping; /* struct address_space *; mapping and index keep a reused folio from inheriting the note */
 	__u64 index;
 	__u32 pid;
 	__u32 pad;
@@ -133,7 +133,7 @@ struct {
 	__type(value, struct note);
 } notes SEC(".maps");
 
-/* Owners that died: from 7.1 on their obj_cgroup hands its pages to the parent (host.bpf.c). */
+/* Removed owners: since 7.1 their obj_cgroup gives its pages to the parent (core.bpf.c). */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -141,7 +141,7 @@ struct {
 	__type(value, __u64);
 } dead_owners SEC(".maps");
 
-/* Names of processes, for --by process: many are gone before user space could ask. */
+/* Names of processes, for --by process: many end before user space can ask. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);

@@ -3,25 +3,24 @@
 /*
  * Source nfs: what the NFS client sends to servers.
  *
- * Writes are counted by what goes out (nfs_initiate_write), reads by what came
- * back (nfs_readpage_done), COMMITs as flushes, all other procedures as metadata
+ * Writes are counted when they are sent (nfs_initiate_write), reads when they come
+ * back (nfs_readpage_done). COMMITs count as flushes, all other procedures as metadata
  * operations without bytes. These raw tracepoints pass the same pointers on every
- * kernel since 5.10, so that nothing but struct nfs_page is needed from the
- * module's own type information.
+ * kernel since 5.10, so only struct nfs_page is needed from the module's own type
+ * information.
  *
- * Writeback runs in kernel threads, but every nfs_page carries its lock owner:
- * the files_struct of the task that made it dirty. Joined with a note of the
- * cgroup that each files_struct belongs to, taken where programs write, this is
- * exact where the memory cgroup of the page is not: pages that one cgroup cached
- * and another rewrote, removed cgroups, kernels without a memory controller.
- * Reads are sent by whoever reads.
+ * Writeback runs in kernel threads, but every nfs_page carries its lock owner: the
+ * files_struct of the task that made it dirty. A note taken where programs write says
+ * which cgroup each files_struct belongs to. Together they are exact where the memory
+ * cgroup of the page is not: pages that one cgroup cached and another one rewrote,
+ * removed cgroups, kernels without a memory controller. Reads are sent by the reader.
  */
 #include "arch.h"
 #include "account.h"
 #include "owner.h"
 
 const volatile bool from_functions = false; /* the functions are probed as well: see iot_from_function */
-const volatile bool fixed_nfs_page = false; /* struct nfs_page is not in any BTF: 5.10, see iot_read_page */
+const volatile bool fixed_nfs_page = false; /* struct nfs_page is in no type information (5.10): see iot_read_page */
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
@@ -98,9 +97,9 @@ struct rpc_task {
 #define IOT_NFS_PROGRAM 100003 /* ONC RPC program number of NFS, all versions (RFC 1813, 7530) */
 #define IOT_RPC_ASYNC 1 /* RPC_TASK_ASYNC */
 
-#define IOT_PAGES 520 /* nfs_pages looked at in one RPC: the largest, 1 MiB, in halves of pages */
+#define IOT_PAGES 520 /* most nfs_pages of an RPC: the largest has 1 MiB, in halves of pages */
 
-/* Who uses a files_struct: written where programs write and where they make mapped pages dirty. */
+/* The users of files_structs: noted where programs write or make mapped pages dirty. */
 struct writer {
 	__u64 cgroup;
 	__u32 pid;
@@ -115,9 +114,9 @@ struct {
 } writers SEC(".maps");
 
 /*
- * From initiation to completion, direct mapped by the address of the
- * nfs_pgio_header or nfs_commit_data, two ways. One pushed out loses its latency
- * (counted); a read finds its owner again.
+ * From initiation to completion, direct-mapped by the address of the nfs_pgio_header
+ * or nfs_commit_data, two ways. An RPC that another one displaces loses its latency
+ * (counted); a read finds its owner once more.
  */
 struct inflight {
 	__u64 id;
@@ -125,8 +124,8 @@ struct inflight {
 	struct usage_key usage;
 	__u64 offset;
 	__u32 recorded; /* --events has it already */
-	__u16 done; /* free to be taken; until then an RPC that is started again finds it */
-	__u16 booked; /* by its function, and the tracepoint within it is still to come */
+	__u16 done; /* may be reused; until then a restarted RPC finds it */
+	__u16 booked; /* by the function; its tracepoint, which follows, must not book it again */
 };
 
 #define IOT_SLOTS 8192
@@ -138,7 +137,7 @@ struct {
 	__type(value, struct inflight);
 } inflight SEC(".maps");
 
-/* Whoever started an asynchronous RPC: those end in kernel threads. */
+/* The starters of asynchronous RPCs, which end in kernel threads. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -146,7 +145,7 @@ struct {
 	__type(value, struct writer);
 } starters SEC(".maps");
 
-/* The file system's device behind an RPC client, learned from replies that name an inode. */
+/* The file system's device of each RPC client, learned from replies that name an inode. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 4096);
@@ -191,10 +190,9 @@ static __always_inline int iot_meet(void)
 }
 
 /*
- * The owner by a lock owner: the current task when the lock owner is its own
- * (reads, direct I/O, flushes at close), else the note. In that order, because
- * the memory of a files_struct is soon used again: a note may be about somebody
- * who is gone, until the newcomer writes for the first time.
+ * The owner by a lock owner: the current task when the lock owner is its own (reads,
+ * direct I/O, flushes at close), else the note. In this order, because the memory of
+ * a files_struct is soon reused: a note is stale until the new user first writes.
  */
 static __always_inline bool iot_owner_from_lock(struct owner *o, struct nfs_lock_context *lock)
 {
@@ -230,7 +228,7 @@ static __always_inline void iot_own_usage(struct usage_key *usage, const struct 
 	usage->pid = o->pid;
 }
 
-/* What we read of one struct nfs_page. */
+/* The fields of struct nfs_page that we read. */
 struct nfs_req {
 	__u64 next;
 	struct page *page;
@@ -239,9 +237,9 @@ struct nfs_req {
 };
 
 /*
- * 5.10 keeps no type information of modules. The head of struct nfs_page is the
- * same there as in all later kernels (read from the module's code), and does not
- * depend on the configuration.
+ * 5.10 has no type information for modules. The first fields of struct nfs_page are
+ * the same there as in all later kernels (read from the module's code), and do not
+ * depend on the kernel's configuration.
  */
 struct nfs_page_5_10 {
 	__u64 next, prev;
@@ -270,7 +268,7 @@ static __always_inline void iot_read_page(struct nfs_req *r, __u64 req)
 	r->bytes = FIELD(page, wb_bytes);
 }
 
-/* The owner where the lock owner is not known: whoever submits direct I/O, else the page knows. */
+/* The owner where the lock owner is not known: the submitter of direct I/O, else that of the page. */
 static __always_inline void iot_owner_from_page(struct owner *o, struct page *page, bool direct, bool write)
 {
 	__u64 owner = direct ? iot_owner_from_task() : 0;
@@ -344,7 +342,7 @@ struct nfs_walk {
 	__u8 pad[2];
 };
 
-/* One for each program that walks: the kernel never runs one program twice at once on a CPU. */
+/* One for each program that walks: the kernel never runs a program twice at once on a CPU. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 3);
@@ -357,7 +355,7 @@ static __always_inline void iot_book_run(struct nfs_walk *w, bool last)
 	if (!w->run)
 		return;
 	iot_book(&w->usage, w->run, w->ops);
-	/* Who has an RPC alone is recorded with its latency when it is done. */
+	/* An RPC with a single owner is recorded at its end, with its latency. */
 	if (with_records && !(with_latency && last && w->ops))
 		iot_nfs_record(&w->usage, bpf_ktime_get_ns(), 0, w->offset, w->run);
 	w->ops = 0;
@@ -367,9 +365,9 @@ static __always_inline void iot_book_run(struct nfs_walk *w, bool last)
 }
 
 /*
- * Looks at one nfs_page; returns the next one, 0 after the last. Global and with
- * plain numbers for arguments, so that the verifier looks at it once and not once
- * for every turn of a loop.
+ * Looks at one nfs_page; returns the next one, 0 after the last. It is global and has
+ * plain numbers as arguments: so the verifier looks at it once instead of once for
+ * each round of a loop.
  */
 __noinline __u64 iot_walk_page(__u64 req, __u32 walker)
 {
@@ -419,7 +417,7 @@ static __always_inline void iot_walk_write(struct nfs_pgio_header *hdr, const st
 		req = 0;
 	for (i = 0; i < IOT_PAGES && req; i++)
 		req = iot_walk_page(req, walker);
-	if (w->booked + w->run < bytes) { /* the rest goes to the last owner seen */
+	if (w->booked + w->run < bytes) { /* the last owner seen gets the rest */
 		iot_lost(IOT_LOST_WALKS, 1);
 		w->run = bytes - w->booked;
 	}
@@ -475,7 +473,7 @@ static __always_inline void iot_done(struct inflight *f, struct usage_key *usage
 	}
 	if (with_records && !f->recorded)
 		iot_nfs_record(usage, f->issued, now - f->issued, f->offset, bytes);
-	/* After a short answer or a lost session the same RPC is sent again, for the rest or for all. */
+	/* After a short answer or a lost session the same RPC is sent once more, for the rest or for all. */
 	f->issued = now;
 	f->offset += bytes;
 	f->done = 1;
@@ -555,7 +553,7 @@ static __always_inline int iot_commit_finished(struct rpc_task *task, struct nfs
 	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | (__u64)(e) << 32 |            \
 	 (__u64)(f) << 40 | (__u64)(g) << 48)
 
-/* Whether an RPC is one that the nfs_initiate_* tracepoints tell of. Names are the same in all versions. */
+/* Whether the nfs_initiate_* tracepoints see an RPC. Names are the same in all versions of NFS. */
 static __always_inline bool iot_is_data(struct rpc_task *task)
 {
 	__u64 name = 0;
@@ -578,7 +576,7 @@ static __always_inline int iot_rpc_begin(struct rpc_task *task)
 	return 0;
 }
 
-/* Whoever asked for a metadata operation; a synchronous one ends where it began. */
+/* Who asked for a metadata operation; a synchronous one ends in the task that began it. */
 static __always_inline void iot_rpc_owner(struct usage_key *usage, struct rpc_task *task)
 {
 	struct writer now = { .cgroup = IOT_CGROUP_KERNEL }, *w = &now;
@@ -599,8 +597,8 @@ static __always_inline void iot_rpc_owner(struct usage_key *usage, struct rpc_ta
 }
 
 /*
- * rpc_stats_latency fires where the kernel adds an RPC to mountstats, once for
- * each; ns is its time from start to end.
+ * rpc_stats_latency fires once for each RPC, where the kernel adds it to mountstats;
+ * ns is its time from start to end.
  */
 static __always_inline int iot_rpc_done(struct rpc_task *task, __u64 ns)
 {
@@ -649,7 +647,7 @@ static __always_inline int iot_rpc_done(struct rpc_task *task, __u64 ns)
 	return 0;
 }
 
-/* A reply brought attributes of inode: so this is the device of its RPC client. */
+/* A reply had attributes of inode: its device is that of the RPC client. */
 static __always_inline int iot_learn(struct inode *inode)
 {
 	struct super_block *sb = FIELD(inode, i_sb);
@@ -663,7 +661,7 @@ static __always_inline int iot_learn(struct inode *inode)
 	return 0;
 }
 
-/* Application level: what programs got from read(2), write(2) and their like. */
+/* Application level: the results of read(2), write(2) and the like. */
 static __always_inline int iot_app(__u32 dev, __u8 op, long bytes)
 {
 	struct usage_key usage = { .source = IOT_NFS, .op = op, .flags = IOT_APP, .dev = dev };
@@ -712,7 +710,7 @@ static __always_inline struct file *iot_iocb_file(struct kiocb *iocb)
 	return FIELD(iocb, ki_filp);
 }
 
-/* Tells user space that something is being mounted: see tracer/nfs.go. */
+/* Notifies user space of a mount: see tracer/module.go. */
 static __always_inline int iot_mounting(void)
 {
 	struct {
@@ -727,11 +725,11 @@ static __always_inline int iot_mounting(void)
 }
 
 /*
- * A probe on a function can be in place before the module is, and does not keep
- * the module from being unloaded, as a tracepoint's program does. So the functions
- * that the tracepoints are in are probed as well where NFS is a module: they see
- * what the tracepoints cannot, because those are attached only when the module is
- * there and in use. What a function has booked its tracepoint does not book again.
+ * A kprobe can be set before its module is loaded, and the module can still be
+ * unloaded; neither is true of a tracepoint. So where NFS is a module, the functions
+ * that contain the tracepoints are probed as well: they see what happens before the
+ * tracepoints are attached, which needs a module that is loaded and in use. What a
+ * function has booked, its tracepoint does not book again.
  */
 static __always_inline int iot_from_function(__u64 id)
 {
@@ -780,11 +778,11 @@ int iot_initiate_write(__u64 *ctx)
 }
 
 /*
- * A program is not run while another run of it is under way on the same CPU.
- * From 7.0 on tracepoints can be preempted, so that this happens. A second
- * program, attached behind the first, sees by what is in flight that the first
- * did not run, and does its work. It can be skipped as well, at the same time:
- * three runs within each other were not seen yet.
+ * The kernel skips a program while another run of it is in progress on the same CPU.
+ * Since 7.0 programs on tracepoints are preempted, so it happens. A second program,
+ * attached behind the first, finds by what is in flight that the first did not run,
+ * and does its work. The second can be skipped at the same time as well: three nested
+ * runs were never observed.
  */
 static __always_inline bool iot_was_begun(__u64 id)
 {
@@ -793,7 +791,7 @@ static __always_inline bool iot_was_begun(__u64 id)
 	return f && !f->done;
 }
 
-/* For where nothing tells of the end: what was begun is forgotten at once. */
+/* For hooks without one for the end: forgets at once what was begun. */
 static __always_inline void iot_forget(__u64 id)
 {
 	struct inflight *f = with_latency ? NULL : iot_slot(id, false);
@@ -803,7 +801,7 @@ static __always_inline void iot_forget(__u64 id)
 }
 
 SEC("raw_tp/nfs_initiate_write")
-int iot_initiate_write_again(__u64 *ctx)
+int iot_initiate_write_redundant(__u64 *ctx)
 {
 	if (!iot_was_begun(ctx[0]))
 		iot_write((struct nfs_pgio_header *)ctx[0], 1);
@@ -818,7 +816,7 @@ int iot_initiate_read(__u64 *ctx)
 }
 
 SEC("raw_tp/nfs_initiate_read")
-int iot_initiate_read_again(__u64 *ctx)
+int iot_initiate_read_redundant(__u64 *ctx)
 {
 	return iot_was_begun(ctx[0]) ? 0 : iot_read((struct nfs_pgio_header *)ctx[0]);
 }
@@ -830,14 +828,14 @@ int iot_readpage_done(__u64 *ctx)
 }
 
 SEC("raw_tp/nfs_readpage_done")
-int iot_readpage_done_again(__u64 *ctx)
+int iot_readpage_done_redundant(__u64 *ctx)
 {
 	if (!iot_was_begun(ctx[1]))
 		return 0;
 	return iot_read_done((struct rpc_task *)ctx[0], (struct nfs_pgio_header *)ctx[1]);
 }
 
-/* Called for what came back well, right after the tracepoint. */
+/* Called for reads that succeeded, right after the tracepoint. */
 SEC("kprobe/nfs_readpage_result")
 int iot_function_read_done(__u64 *ctx)
 {
@@ -853,7 +851,7 @@ int iot_writeback_done(__u64 *ctx)
 }
 
 SEC("raw_tp/nfs_writeback_done")
-int iot_writeback_done_again(__u64 *ctx)
+int iot_writeback_done_redundant(__u64 *ctx)
 {
 	if (!iot_was_begun(ctx[1]))
 		return 0;
@@ -867,7 +865,7 @@ int iot_initiate_commit(__u64 *ctx)
 }
 
 SEC("raw_tp/nfs_initiate_commit")
-int iot_initiate_commit_again(__u64 *ctx)
+int iot_initiate_commit_redundant(__u64 *ctx)
 {
 	if (!iot_was_begun(ctx[0]))
 		iot_commit((struct nfs_commit_data *)ctx[0]);
@@ -882,7 +880,7 @@ int iot_commit_done(__u64 *ctx)
 }
 
 SEC("raw_tp/nfs_commit_done")
-int iot_commit_done_again(__u64 *ctx)
+int iot_commit_done_redundant(__u64 *ctx)
 {
 	if (!iot_was_begun(ctx[1]))
 		return 0;
@@ -890,9 +888,9 @@ int iot_commit_done_again(__u64 *ctx)
 }
 
 /*
- * RPCs that a first program has seen and its second has not yet, by address. Two
- * at once in one slot would make one of them count twice: there are more slots by
- * far than CPUs.
+ * RPCs that the first program has seen and the second has not seen yet, by address.
+ * Two of them in one slot would make one count twice: there are far more slots than
+ * CPUs.
  */
 #define IOT_TOLD 4096
 
@@ -942,7 +940,7 @@ int iot_rpc_task_begin(__u64 *ctx)
 }
 
 SEC("raw_tp/rpc_task_begin")
-int iot_rpc_task_begin_again(__u64 *ctx)
+int iot_rpc_task_begin_redundant(__u64 *ctx)
 {
 	return iot_was_told(ctx[0], IOT_TOLD_BEGIN) ? 0 : iot_rpc_begin((struct rpc_task *)ctx[0]);
 }
@@ -955,7 +953,7 @@ int iot_rpc_stats(__u64 *ctx)
 }
 
 SEC("raw_tp/rpc_stats_latency")
-int iot_rpc_stats_again(__u64 *ctx)
+int iot_rpc_stats_redundant(__u64 *ctx)
 {
 	return iot_was_told(ctx[0], IOT_TOLD_END) ? 0 : iot_rpc_done((struct rpc_task *)ctx[0], ctx[3]);
 }

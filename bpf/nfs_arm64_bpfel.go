@@ -16,73 +16,73 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	NFSMapBatches                 = "batches"
-	NFSMapCalls                   = "calls"
-	NFSMapClients                 = "clients"
-	NFSMapComms                   = "comms"
-	NFSMapDeadOwners              = "dead_owners"
-	NFSMapGeneration              = "generation"
-	NFSMapInflight                = "inflight"
-	NFSMapLatencies               = "latencies"
-	NFSMapLatencyA                = "latency_a"
-	NFSMapLoopNotes               = "loop_notes"
-	NFSMapLosses                  = "losses"
-	NFSMapNotes                   = "notes"
-	NFSMapNotesLive               = "notes_live"
-	NFSMapNotices                 = "notices"
-	NFSMapOverflow                = "overflow"
-	NFSMapRecords                 = "records"
-	NFSMapRowCaches               = "row_caches"
-	NFSMapStarters                = "starters"
-	NFSMapTold                    = "told"
-	NFSMapUsageA                  = "usage_a"
-	NFSMapUsages                  = "usages"
-	NFSMapWalk                    = "walk"
-	NFSMapWriters                 = "writers"
-	NFSProgIotAppEnterFile        = "iot_app_enter_file"
-	NFSProgIotAppEnterIocb        = "iot_app_enter_iocb"
-	NFSProgIotAppRead             = "iot_app_read"
-	NFSProgIotAppReadReturn       = "iot_app_read_return"
-	NFSProgIotAppSplice           = "iot_app_splice"
-	NFSProgIotAppWrite            = "iot_app_write"
-	NFSProgIotAppWriteReturn      = "iot_app_write_return"
-	NFSProgIotCommitDone          = "iot_commit_done"
-	NFSProgIotCommitDoneAgain     = "iot_commit_done_again"
-	NFSProgIotFunctionCommit      = "iot_function_commit"
-	NFSProgIotFunctionRead        = "iot_function_read"
-	NFSProgIotFunctionReadDone    = "iot_function_read_done"
-	NFSProgIotFunctionWrite       = "iot_function_write"
-	NFSProgIotGetTree             = "iot_get_tree"
-	NFSProgIotInitiateCommit      = "iot_initiate_commit"
-	NFSProgIotInitiateCommitAgain = "iot_initiate_commit_again"
-	NFSProgIotInitiateRead        = "iot_initiate_read"
-	NFSProgIotInitiateReadAgain   = "iot_initiate_read_again"
-	NFSProgIotInitiateWrite       = "iot_initiate_write"
-	NFSProgIotInitiateWriteAgain  = "iot_initiate_write_again"
-	NFSProgIotReadpageDone        = "iot_readpage_done"
-	NFSProgIotReadpageDoneAgain   = "iot_readpage_done_again"
-	NFSProgIotRefreshInode        = "iot_refresh_inode"
-	NFSProgIotRpcStats            = "iot_rpc_stats"
-	NFSProgIotRpcStatsAgain       = "iot_rpc_stats_again"
-	NFSProgIotRpcTaskBegin        = "iot_rpc_task_begin"
-	NFSProgIotRpcTaskBeginAgain   = "iot_rpc_task_begin_again"
-	NFSProgIotWritebackDone       = "iot_writeback_done"
-	NFSProgIotWritebackDoneAgain  = "iot_writeback_done_again"
-	NFSProgIotWriterFentry        = "iot_writer_fentry"
-	NFSProgIotWriterKprobe        = "iot_writer_kprobe"
-	NFSProgIotWriterRaw           = "iot_writer_raw"
-	NFSVarBlkcgUsable             = "blkcg_usable"
-	NFSVarByMount                 = "by_mount"
-	NFSVarByProcess               = "by_process"
-	NFSVarCountLatencies          = "count_latencies"
-	NFSVarFixedNfsPage            = "fixed_nfs_page"
-	NFSVarFromFunctions           = "from_functions"
-	NFSVarHaveBpfLoop             = "have_bpf_loop"
-	NFSVarHierarchyId             = "hierarchy_id"
-	NFSVarSelfPid                 = "self_pid"
-	NFSVarWithApp                 = "with_app"
-	NFSVarWithLatency             = "with_latency"
-	NFSVarWithRecords             = "with_records"
+	NFSMapBatches                     = "batches"
+	NFSMapCalls                       = "calls"
+	NFSMapClients                     = "clients"
+	NFSMapComms                       = "comms"
+	NFSMapDeadOwners                  = "dead_owners"
+	NFSMapGeneration                  = "generation"
+	NFSMapInflight                    = "inflight"
+	NFSMapLatencies                   = "latencies"
+	NFSMapLatencyA                    = "latency_a"
+	NFSMapLoopNotes                   = "loop_notes"
+	NFSMapLosses                      = "losses"
+	NFSMapNotes                       = "notes"
+	NFSMapNotesLive                   = "notes_live"
+	NFSMapNotices                     = "notices"
+	NFSMapOverflow                    = "overflow"
+	NFSMapRecords                     = "records"
+	NFSMapRowCaches                   = "row_caches"
+	NFSMapStarters                    = "starters"
+	NFSMapTold                        = "told"
+	NFSMapUsageA                      = "usage_a"
+	NFSMapUsages                      = "usages"
+	NFSMapWalk                        = "walk"
+	NFSMapWriters                     = "writers"
+	NFSProgIotAppEnterFile            = "iot_app_enter_file"
+	NFSProgIotAppEnterIocb            = "iot_app_enter_iocb"
+	NFSProgIotAppRead                 = "iot_app_read"
+	NFSProgIotAppReadReturn           = "iot_app_read_return"
+	NFSProgIotAppSplice               = "iot_app_splice"
+	NFSProgIotAppWrite                = "iot_app_write"
+	NFSProgIotAppWriteReturn          = "iot_app_write_return"
+	NFSProgIotCommitDone              = "iot_commit_done"
+	NFSProgIotCommitDoneRedundant     = "iot_commit_done_redundant"
+	NFSProgIotFunctionCommit          = "iot_function_commit"
+	NFSProgIotFunctionRead            = "iot_function_read"
+	NFSProgIotFunctionReadDone        = "iot_function_read_done"
+	NFSProgIotFunctionWrite           = "iot_function_write"
+	NFSProgIotGetTree                 = "iot_get_tree"
+	NFSProgIotInitiateCommit          = "iot_initiate_commit"
+	NFSProgIotInitiateCommitRedundant = "iot_initiate_commit_redundant"
+	NFSProgIotInitiateRead            = "iot_initiate_read"
+	NFSProgIotInitiateReadRedundant   = "iot_initiate_read_redundant"
+	NFSProgIotInitiateWrite           = "iot_initiate_write"
+	NFSProgIotInitiateWriteRedundant  = "iot_initiate_write_redundant"
+	NFSProgIotReadpageDone            = "iot_readpage_done"
+	NFSProgIotReadpageDoneRedundant   = "iot_readpage_done_redundant"
+	NFSProgIotRefreshInode            = "iot_refresh_inode"
+	NFSProgIotRpcStats                = "iot_rpc_stats"
+	NFSProgIotRpcStatsRedundant       = "iot_rpc_stats_redundant"
+	NFSProgIotRpcTaskBegin            = "iot_rpc_task_begin"
+	NFSProgIotRpcTaskBeginRedundant   = "iot_rpc_task_begin_redundant"
+	NFSProgIotWritebackDone           = "iot_writeback_done"
+	NFSProgIotWritebackDoneRedundant  = "iot_writeback_done_redundant"
+	NFSProgIotWriterFentry            = "iot_writer_fentry"
+	NFSProgIotWriterKprobe            = "iot_writer_kprobe"
+	NFSProgIotWriterRaw               = "iot_writer_raw"
+	NFSVarBlkcgUsable                 = "blkcg_usable"
+	NFSVarByMount                     = "by_mount"
+	NFSVarByProcess                   = "by_process"
+	NFSVarCountLatencies              = "count_latencies"
+	NFSVarFixedNfsPage                = "fixed_nfs_page"
+	NFSVarFromFunctions               = "from_functions"
+	NFSVarHaveBpfLoop                 = "have_bpf_loop"
+	NFSVarHierarchyId                 = "hierarchy_id"
+	NFSVarSelfPid                     = "self_pid"
+	NFSVarWithApp                     = "with_app"
+	NFSVarWithLatency                 = "with_latency"
+	NFSVarWithRecords                 = "with_records"
 )
 
 // LoadNFS returns the embedded CollectionSpec for NFS.
@@ -127,38 +127,38 @@ type NFSSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NFSProgramSpecs struct {
-	IotAppEnterFile        *ebpf.ProgramSpec `ebpf:"iot_app_enter_file"`
-	IotAppEnterIocb        *ebpf.ProgramSpec `ebpf:"iot_app_enter_iocb"`
-	IotAppRead             *ebpf.ProgramSpec `ebpf:"iot_app_read"`
-	IotAppReadReturn       *ebpf.ProgramSpec `ebpf:"iot_app_read_return"`
-	IotAppSplice           *ebpf.ProgramSpec `ebpf:"iot_app_splice"`
-	IotAppWrite            *ebpf.ProgramSpec `ebpf:"iot_app_write"`
-	IotAppWriteReturn      *ebpf.ProgramSpec `ebpf:"iot_app_write_return"`
-	IotCommitDone          *ebpf.ProgramSpec `ebpf:"iot_commit_done"`
-	IotCommitDoneAgain     *ebpf.ProgramSpec `ebpf:"iot_commit_done_again"`
-	IotFunctionCommit      *ebpf.ProgramSpec `ebpf:"iot_function_commit"`
-	IotFunctionRead        *ebpf.ProgramSpec `ebpf:"iot_function_read"`
-	IotFunctionReadDone    *ebpf.ProgramSpec `ebpf:"iot_function_read_done"`
-	IotFunctionWrite       *ebpf.ProgramSpec `ebpf:"iot_function_write"`
-	IotGetTree             *ebpf.ProgramSpec `ebpf:"iot_get_tree"`
-	IotInitiateCommit      *ebpf.ProgramSpec `ebpf:"iot_initiate_commit"`
-	IotInitiateCommitAgain *ebpf.ProgramSpec `ebpf:"iot_initiate_commit_again"`
-	IotInitiateRead        *ebpf.ProgramSpec `ebpf:"iot_initiate_read"`
-	IotInitiateReadAgain   *ebpf.ProgramSpec `ebpf:"iot_initiate_read_again"`
-	IotInitiateWrite       *ebpf.ProgramSpec `ebpf:"iot_initiate_write"`
-	IotInitiateWriteAgain  *ebpf.ProgramSpec `ebpf:"iot_initiate_write_again"`
-	IotReadpageDone        *ebpf.ProgramSpec `ebpf:"iot_readpage_done"`
-	IotReadpageDoneAgain   *ebpf.ProgramSpec `ebpf:"iot_readpage_done_again"`
-	IotRefreshInode        *ebpf.ProgramSpec `ebpf:"iot_refresh_inode"`
-	IotRpcStats            *ebpf.ProgramSpec `ebpf:"iot_rpc_stats"`
-	IotRpcStatsAgain       *ebpf.ProgramSpec `ebpf:"iot_rpc_stats_again"`
-	IotRpcTaskBegin        *ebpf.ProgramSpec `ebpf:"iot_rpc_task_begin"`
-	IotRpcTaskBeginAgain   *ebpf.ProgramSpec `ebpf:"iot_rpc_task_begin_again"`
-	IotWritebackDone       *ebpf.ProgramSpec `ebpf:"iot_writeback_done"`
-	IotWritebackDoneAgain  *ebpf.ProgramSpec `ebpf:"iot_writeback_done_again"`
-	IotWriterFentry        *ebpf.ProgramSpec `ebpf:"iot_writer_fentry"`
-	IotWriterKprobe        *ebpf.ProgramSpec `ebpf:"iot_writer_kprobe"`
-	IotWriterRaw           *ebpf.ProgramSpec `ebpf:"iot_writer_raw"`
+	IotAppEnterFile            *ebpf.ProgramSpec `ebpf:"iot_app_enter_file"`
+	IotAppEnterIocb            *ebpf.ProgramSpec `ebpf:"iot_app_enter_iocb"`
+	IotAppRead                 *ebpf.ProgramSpec `ebpf:"iot_app_read"`
+	IotAppReadReturn           *ebpf.ProgramSpec `ebpf:"iot_app_read_return"`
+	IotAppSplice               *ebpf.ProgramSpec `ebpf:"iot_app_splice"`
+	IotAppWrite                *ebpf.ProgramSpec `ebpf:"iot_app_write"`
+	IotAppWriteReturn          *ebpf.ProgramSpec `ebpf:"iot_app_write_return"`
+	IotCommitDone              *ebpf.ProgramSpec `ebpf:"iot_commit_done"`
+	IotCommitDoneRedundant     *ebpf.ProgramSpec `ebpf:"iot_commit_done_redundant"`
+	IotFunctionCommit          *ebpf.ProgramSpec `ebpf:"iot_function_commit"`
+	IotFunctionRead            *ebpf.ProgramSpec `ebpf:"iot_function_read"`
+	IotFunctionReadDone        *ebpf.ProgramSpec `ebpf:"iot_function_read_done"`
+	IotFunctionWrite           *ebpf.ProgramSpec `ebpf:"iot_function_write"`
+	IotGetTree                 *ebpf.ProgramSpec `ebpf:"iot_get_tree"`
+	IotInitiateCommit          *ebpf.ProgramSpec `ebpf:"iot_initiate_commit"`
+	IotInitiateCommitRedundant *ebpf.ProgramSpec `ebpf:"iot_initiate_commit_redundant"`
+	IotInitiateRead            *ebpf.ProgramSpec `ebpf:"iot_initiate_read"`
+	IotInitiateReadRedundant   *ebpf.ProgramSpec `ebpf:"iot_initiate_read_redundant"`
+	IotInitiateWrite           *ebpf.ProgramSpec `ebpf:"iot_initiate_write"`
+	IotInitiateWriteRedundant  *ebpf.ProgramSpec `ebpf:"iot_initiate_write_redundant"`
+	IotReadpageDone            *ebpf.ProgramSpec `ebpf:"iot_readpage_done"`
+	IotReadpageDoneRedundant   *ebpf.ProgramSpec `ebpf:"iot_readpage_done_redundant"`
+	IotRefreshInode            *ebpf.ProgramSpec `ebpf:"iot_refresh_inode"`
+	IotRpcStats                *ebpf.ProgramSpec `ebpf:"iot_rpc_stats"`
+	IotRpcStatsRedundant       *ebpf.ProgramSpec `ebpf:"iot_rpc_stats_redundant"`
+	IotRpcTaskBegin            *ebpf.ProgramSpec `ebpf:"iot_rpc_task_begin"`
+	IotRpcTaskBeginRedundant   *ebpf.ProgramSpec `ebpf:"iot_rpc_task_begin_redundant"`
+	IotWritebackDone           *ebpf.ProgramSpec `ebpf:"iot_writeback_done"`
+	IotWritebackDoneRedundant  *ebpf.ProgramSpec `ebpf:"iot_writeback_done_redundant"`
+	IotWriterFentry            *ebpf.ProgramSpec `ebpf:"iot_writer_fentry"`
+	IotWriterKprobe            *ebpf.ProgramSpec `ebpf:"iot_writer_kprobe"`
+	IotWriterRaw               *ebpf.ProgramSpec `ebpf:"iot_writer_raw"`
 }
 
 // NFSMapSpecs contains maps before they are loaded into the kernel.
@@ -303,38 +303,38 @@ type NFSVariables struct {
 //
 // It can be passed to LoadNFSObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NFSPrograms struct {
-	IotAppEnterFile        *ebpf.Program `ebpf:"iot_app_enter_file"`
-	IotAppEnterIocb        *ebpf.Program `ebpf:"iot_app_enter_iocb"`
-	IotAppRead             *ebpf.Program `ebpf:"iot_app_read"`
-	IotAppReadReturn       *ebpf.Program `ebpf:"iot_app_read_return"`
-	IotAppSplice           *ebpf.Program `ebpf:"iot_app_splice"`
-	IotAppWrite            *ebpf.Program `ebpf:"iot_app_write"`
-	IotAppWriteReturn      *ebpf.Program `ebpf:"iot_app_write_return"`
-	IotCommitDone          *ebpf.Program `ebpf:"iot_commit_done"`
-	IotCommitDoneAgain     *ebpf.Program `ebpf:"iot_commit_done_again"`
-	IotFunctionCommit      *ebpf.Program `ebpf:"iot_function_commit"`
-	IotFunctionRead        *ebpf.Program `ebpf:"iot_function_read"`
-	IotFunctionReadDone    *ebpf.Program `ebpf:"iot_function_read_done"`
-	IotFunctionWrite       *ebpf.Program `ebpf:"iot_function_write"`
-	IotGetTree             *ebpf.Program `ebpf:"iot_get_tree"`
-	IotInitiateCommit      *ebpf.Program `ebpf:"iot_initiate_commit"`
-	IotInitiateCommitAgain *ebpf.Program `ebpf:"iot_initiate_commit_again"`
-	IotInitiateRead        *ebpf.Program `ebpf:"iot_initiate_read"`
-	IotInitiateReadAgain   *ebpf.Program `ebpf:"iot_initiate_read_again"`
-	IotInitiateWrite       *ebpf.Program `ebpf:"iot_initiate_write"`
-	IotInitiateWriteAgain  *ebpf.Program `ebpf:"iot_initiate_write_again"`
-	IotReadpageDone        *ebpf.Program `ebpf:"iot_readpage_done"`
-	IotReadpageDoneAgain   *ebpf.Program `ebpf:"iot_readpage_done_again"`
-	IotRefreshInode        *ebpf.Program `ebpf:"iot_refresh_inode"`
-	IotRpcStats            *ebpf.Program `ebpf:"iot_rpc_stats"`
-	IotRpcStatsAgain       *ebpf.Program `ebpf:"iot_rpc_stats_again"`
-	IotRpcTaskBegin        *ebpf.Program `ebpf:"iot_rpc_task_begin"`
-	IotRpcTaskBeginAgain   *ebpf.Program `ebpf:"iot_rpc_task_begin_again"`
-	IotWritebackDone       *ebpf.Program `ebpf:"iot_writeback_done"`
-	IotWritebackDoneAgain  *ebpf.Program `ebpf:"iot_writeback_done_again"`
-	IotWriterFentry        *ebpf.Program `ebpf:"iot_writer_fentry"`
-	IotWriterKprobe        *ebpf.Program `ebpf:"iot_writer_kprobe"`
-	IotWriterRaw           *ebpf.Program `ebpf:"iot_writer_raw"`
+	IotAppEnterFile            *ebpf.Program `ebpf:"iot_app_enter_file"`
+	IotAppEnterIocb            *ebpf.Program `ebpf:"iot_app_enter_iocb"`
+	IotAppRead                 *ebpf.Program `ebpf:"iot_app_read"`
+	IotAppReadReturn           *ebpf.Program `ebpf:"iot_app_read_return"`
+	IotAppSplice               *ebpf.Program `ebpf:"iot_app_splice"`
+	IotAppWrite                *ebpf.Program `ebpf:"iot_app_write"`
+	IotAppWriteReturn          *ebpf.Program `ebpf:"iot_app_write_return"`
+	IotCommitDone              *ebpf.Program `ebpf:"iot_commit_done"`
+	IotCommitDoneRedundant     *ebpf.Program `ebpf:"iot_commit_done_redundant"`
+	IotFunctionCommit          *ebpf.Program `ebpf:"iot_function_commit"`
+	IotFunctionRead            *ebpf.Program `ebpf:"iot_function_read"`
+	IotFunctionReadDone        *ebpf.Program `ebpf:"iot_function_read_done"`
+	IotFunctionWrite           *ebpf.Program `ebpf:"iot_function_write"`
+	IotGetTree                 *ebpf.Program `ebpf:"iot_get_tree"`
+	IotInitiateCommit          *ebpf.Program `ebpf:"iot_initiate_commit"`
+	IotInitiateCommitRedundant *ebpf.Program `ebpf:"iot_initiate_commit_redundant"`
+	IotInitiateRead            *ebpf.Program `ebpf:"iot_initiate_read"`
+	IotInitiateReadRedundant   *ebpf.Program `ebpf:"iot_initiate_read_redundant"`
+	IotInitiateWrite           *ebpf.Program `ebpf:"iot_initiate_write"`
+	IotInitiateWriteRedundant  *ebpf.Program `ebpf:"iot_initiate_write_redundant"`
+	IotReadpageDone            *ebpf.Program `ebpf:"iot_readpage_done"`
+	IotReadpageDoneRedundant   *ebpf.Program `ebpf:"iot_readpage_done_redundant"`
+	IotRefreshInode            *ebpf.Program `ebpf:"iot_refresh_inode"`
+	IotRpcStats                *ebpf.Program `ebpf:"iot_rpc_stats"`
+	IotRpcStatsRedundant       *ebpf.Program `ebpf:"iot_rpc_stats_redundant"`
+	IotRpcTaskBegin            *ebpf.Program `ebpf:"iot_rpc_task_begin"`
+	IotRpcTaskBeginRedundant   *ebpf.Program `ebpf:"iot_rpc_task_begin_redundant"`
+	IotWritebackDone           *ebpf.Program `ebpf:"iot_writeback_done"`
+	IotWritebackDoneRedundant  *ebpf.Program `ebpf:"iot_writeback_done_redundant"`
+	IotWriterFentry            *ebpf.Program `ebpf:"iot_writer_fentry"`
+	IotWriterKprobe            *ebpf.Program `ebpf:"iot_writer_kprobe"`
+	IotWriterRaw               *ebpf.Program `ebpf:"iot_writer_raw"`
 }
 
 func (p *NFSPrograms) Close() error {
@@ -347,27 +347,27 @@ func (p *NFSPrograms) Close() error {
 		p.IotAppWrite,
 		p.IotAppWriteReturn,
 		p.IotCommitDone,
-		p.IotCommitDoneAgain,
+		p.IotCommitDoneRedundant,
 		p.IotFunctionCommit,
 		p.IotFunctionRead,
 		p.IotFunctionReadDone,
 		p.IotFunctionWrite,
 		p.IotGetTree,
 		p.IotInitiateCommit,
-		p.IotInitiateCommitAgain,
+		p.IotInitiateCommitRedundant,
 		p.IotInitiateRead,
-		p.IotInitiateReadAgain,
+		p.IotInitiateReadRedundant,
 		p.IotInitiateWrite,
-		p.IotInitiateWriteAgain,
+		p.IotInitiateWriteRedundant,
 		p.IotReadpageDone,
-		p.IotReadpageDoneAgain,
+		p.IotReadpageDoneRedundant,
 		p.IotRefreshInode,
 		p.IotRpcStats,
-		p.IotRpcStatsAgain,
+		p.IotRpcStatsRedundant,
 		p.IotRpcTaskBegin,
-		p.IotRpcTaskBeginAgain,
+		p.IotRpcTaskBeginRedundant,
 		p.IotWritebackDone,
-		p.IotWritebackDoneAgain,
+		p.IotWritebackDoneRedundant,
 		p.IotWriterFentry,
 		p.IotWriterKprobe,
 		p.IotWriterRaw,

@@ -1,21 +1,21 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * The owner rule: a write belongs to the cgroup that dirtied the page, a read
- * to the cgroup that asked for it. Writeback runs in kernel threads and on
- * cgroup v1 the bio's own cgroup is the root, so the pages are asked.
+ * The owner rule: a write belongs to the cgroup that dirtied the page, a read to the
+ * cgroup that asked for it. Writeback runs in kernel threads, and on cgroup v1 the
+ * bio's own cgroup is the root, so the owner is found through the pages.
  *
  * In order of trust:
- *  dirtier  a note that host.bpf.c left when a page charged to somebody else was
- *           made dirty
+ *  dirtier  the note that core.bpf.c leaves when a cgroup dirties a page that is
+ *           charged to another one
  *  page     the memory cgroup that the page is charged to
  *  bio      the bio's block cgroup, where it lives in the same hierarchy
  *  task     the current task, unless it is a kernel thread
- * and else unattributed, or the kernel's own for metadata.
+ * Else the request is unattributed, or the kernel's own if it is metadata.
  *
- * A page of shared memory or the zero page, written or read by O_DIRECT, says
- * nothing about who did it: there the submitter comes first (bio, then task).
- * Anonymous pages are the submitter's own and stay with `page`: the request may
- * be issued from whatever task happened to run the hardware queue.
+ * A page of shared memory, or the zero page, does not tell who wrote or read it with
+ * O_DIRECT: there the submitter comes first (bio, then task). Anonymous pages are the
+ * submitter's own and stay with `page`: any task that happens to run the hardware
+ * queue may issue the request.
  */
 #ifndef IOTRACE_OWNER_H
 #define IOTRACE_OWNER_H
@@ -35,10 +35,10 @@ struct owner {
 };
 
 /*
- * An owner in one word, so that the functions which find owners can be global:
- * the verifier looks at those once, not once for each of their callers, and
- * loading takes a tenth of the time. A kernfs id has a generation in its upper
- * half that does not get near the three bits taken from it for the basis.
+ * An owner in one word: with it the functions that find owners can be global. The
+ * verifier looks at a global function once instead of once for each caller, and
+ * loading takes a tenth of the time. The basis takes three bits from the upper half of
+ * a kernfs id, a generation that never grows so large.
  */
 #define IOT_BASIS_SHIFT 61
 #define IOT_PACKED_CGROUP ((1ULL << IOT_BASIS_SHIFT) - 1)
@@ -66,8 +66,8 @@ enum pageflags {
 };
 
 /*
- * Whether there may be notes of a kind: until then nobody needs to look for one.
- * 0 is for notes, set with the first; 1 for loop_notes, set by user space.
+ * Whether there may be notes of a kind; before that, no program looks for one.
+ * 0 is for notes, set with the first one; 1 for loop_notes, set by user space.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -92,9 +92,9 @@ static __always_inline bool iot_notes_live(void)
 }
 
 /*
- * Whose request to a loop device made its kernel thread touch a page of the
- * backing file. On cgroup v1, and on v2 without the io controller, the kernel
- * charges those pages to the root.
+ * Owners of pages of a loop device's backing file: those whose requests made its
+ * kernel thread touch the page. On cgroup v1, and on v2 without the io controller,
+ * the kernel charges these pages to the root.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -266,7 +266,7 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 	if (id == IOT_ROOT_CGROUP) {
 		if (meta)
 			return iot_pack(IOT_CGROUP_KERNEL, IOT_PAGE);
-		if (loops) { /* read ahead of what was asked for */
+		if (loops) { /* readahead: a page that was not asked for */
 			loop = iot_loop_note(folio, mapping, true);
 			if (loop)
 				return loop->owner;
@@ -278,7 +278,7 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 			return iot_pack(IOT_CGROUP_KERNEL, IOT_PAGE);
 		return iot_pack(id, IOT_PAGE);
 	}
-	/* Charged to nobody: the zero page, slab and vmalloc buffers, or no memory controller at all. */
+	/* Not charged: the zero page, slab and vmalloc buffers, or no memory controller at all. */
 	if (!file && !meta) {
 		owner = iot_owner_from_task();
 		if (owner)
@@ -288,8 +288,8 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 }
 
 /*
- * With --by process: who dirtied the folio, else the current task if the owner
- * found is its cgroup, else 0.
+ * With --by process: the process that dirtied the folio, else the current one if its
+ * cgroup is the owner, else 0.
  */
 __noinline __u32 iot_folio_pid(__u64 folio_addr, __u64 owner, __u32 flags)
 {
@@ -345,7 +345,7 @@ static __always_inline void iot_owner_of_folio(struct owner *o, struct folio *fo
 		o->pid = iot_folio_pid((__u64)folio, packed, flags);
 }
 
-/* task is who is known to have asked, or else the current one. */
+/* task is the one that is known to have asked, else the current one. */
 static __always_inline void iot_owner_without_pages(struct owner *o, struct bio *bio, struct task_struct *task)
 {
 	__u64 owner = iot_owner_from_bio(bio);

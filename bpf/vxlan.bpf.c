@@ -7,16 +7,16 @@
  * registering, unregistering, moving to another network namespace (an
  * unregistering of a device that stays registered, followed by a registering),
  * renaming, UP and DOWN, and what the death of a namespace does to its devices.
- * It is static but was out of line on every kernel from 5.10 to 7.3. Should a
- * kernel have it inlined, register_netdevice, unregister_netdevice_queue and
- * __dev_change_net_namespace (dev_change_net_namespace up to 5.11) tell the same
- * but for renames, UP and DOWN.
+ * It is static, but not inlined on any kernel from 5.10 to 7.3. For a kernel that
+ * inlines it there are register_netdevice, unregister_netdevice_queue and
+ * __dev_change_net_namespace (dev_change_net_namespace up to 5.11): they see the same
+ * except renames, UP and DOWN.
  *
- * rtnl_newlink sees both refusals: the name that exists in the namespace, where
- * nothing of vxlan ever runs, and the VNI that is taken.
+ * rtnl_newlink sees both refusals: that of a name that exists in the namespace, where
+ * no code of vxlan runs, and that of a VNI that is taken.
  *
- * All of these are part of vmlinux: the vxlan module need not be loaded, is not
- * pinned, and may come and go.
+ * All of these are part of vmlinux: the vxlan module need not be loaded, and may be
+ * loaded and unloaded at any time.
  */
 #include "iotrace.h"
 #include "compat.h"
@@ -37,7 +37,7 @@ const volatile __u32 hierarchy_id = 0; /* the hierarchy that names cgroups: 0 is
 
 #define IOT_NAME_MAX 16 /* IFNAMSIZ and TASK_COMM_LEN */
 #define IOT_REQUEST_MAX 1024
-#define IOT_WALK_MAX 512 /* vxlan devices of one namespace that are looked through for a VNI */
+#define IOT_WALK_MAX 512 /* most vxlan devices of a namespace that are searched for a VNI */
 
 enum iot_device_action {
 	IOT_DEVICE_CREATED = 1,
@@ -47,7 +47,7 @@ enum iot_device_action {
 	IOT_DEVICE_UP = 5,
 	IOT_DEVICE_DOWN = 6,
 	IOT_DEVICE_REFUSED = 7, /* a struct refusal */
-	IOT_DEVICE_MESSAGE = 8, /* a struct refusal: only the kernel's words, in request */
+	IOT_DEVICE_MESSAGE = 8, /* a struct refusal with only the kernel's message, in request */
 };
 
 struct iface {
@@ -65,7 +65,7 @@ struct device_event {
 	__u32 pid;
 	__u64 time;
 	__u64 cgroup;
-	struct iface device; /* for a move where it was */
+	struct iface device; /* for a move: where it was */
 	__u32 to_netns;
 	__u32 to_ifindex;
 	char old_name[IOT_NAME_MAX];
@@ -73,7 +73,7 @@ struct device_event {
 };
 
 struct refusal {
-	struct device_event event; /* device: nothing but the asker's namespace */
+	struct device_event event; /* device has only the namespace of the task that asked */
 	struct iface holder; /* of the VNI, where it could be found */
 	__u32 vni; /* that the request asked for */
 	__u32 len; /* of request */
@@ -93,7 +93,7 @@ struct {
 	__type(value, __u64);
 } device_losses SEC(".maps");
 
-/* Address of vxlan_net_id, the index of the module's data in each namespace; 0 while the module is away. */
+/* Address of vxlan_net_id, the index of the module's data in each namespace; 0 while it is not loaded. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -101,7 +101,7 @@ struct {
 	__type(value, __u64);
 } module_data SEC(".maps");
 
-/* Where a device that is on its way was. */
+/* Where a device was before the move that is in progress. */
 struct departure {
 	__u32 netns;
 	__u32 ifindex;
@@ -197,7 +197,7 @@ struct sk_buff {
 	struct sock *sk;
 };
 
-/* Of the vxlan module: there is BTF for it only while it is loaded, and none before 5.11. */
+/* Types of the vxlan module: it has type information only while it is loaded, and none before 5.11. */
 struct vxlan_rdst {
 	__be32 remote_vni;
 };
@@ -224,8 +224,8 @@ struct vxlan_net {
 #pragma clang attribute pop
 
 /*
- * Where the fields of struct vxlan_dev are when there is no BTF for it: the same
- * on 5.10, 6.1, 6.12, 6.17, 7.2 and 7.3. The port moves, so it stays unknown.
+ * Offsets in struct vxlan_dev where there is no type information: the same on 5.10,
+ * 6.1, 6.12, 6.17, 7.2 and 7.3. That of the port differs, so it stays unknown.
  */
 #define VXLAN_NEXT 48
 #define VXLAN_DEV 80
@@ -240,7 +240,7 @@ static __always_inline void *iot_read_pointer(const void *at)
 	return value;
 }
 
-/* Private data of a device starts behind it, at a multiple of NETDEV_ALIGN (32). */
+/* The private data of a device follows it, at a multiple of NETDEV_ALIGN (32). */
 static __always_inline void *iot_vxlan(const struct net_device *dev)
 {
 	return (void *)dev + ((bpf_core_type_size(struct net_device) + 31) & ~31ULL);
@@ -376,7 +376,7 @@ static __always_inline void iot_departs(const struct net_device *dev)
 	bpf_map_update_elem(&departures, &key, &from, BPF_ANY);
 }
 
-/* Tells of the move that iot_departs saw beginning; false when there was none. */
+/* Reports the move that iot_departs saw begin; false when there was none. */
 static __always_inline bool iot_arrives(const struct net_device *dev)
 {
 	__u64 key = (__u64)dev;
@@ -415,7 +415,7 @@ static __always_inline int iot_notified(__u64 what, const struct netdev_notifier
 	return 0;
 }
 
-/* The functions that keep arguments from entry to return, so that one map serves all. */
+/* The functions whose arguments are stored from entry to return: one map serves all. */
 enum iot_function {
 	IOT_REGISTER = 1,
 	IOT_CHANGE_NETNS = 2,
@@ -495,7 +495,7 @@ struct attribute {
 	__u16 type;
 };
 
-/* Finds an attribute in [at, end) of the request; 0 when it is not there. */
+/* Finds an attribute in [at, end) of the request; 0 when there is none. */
 static __always_inline __u32 iot_attribute(const void *request, __u32 at, __u32 end, __u16 type, __u32 *len)
 {
 	struct attribute a;
@@ -531,8 +531,8 @@ static __always_inline __u32 iot_requested_vni(const void *request, __u32 end)
 }
 
 /*
- * Looks for the device that holds a VNI in the list of those made in the
- * namespace: it may lie in another one by now, which no path leads to.
+ * Finds the device that holds a VNI in the list of those made in the namespace. The
+ * device may be in another namespace by now, to which no path leads.
  */
 static __always_inline void iot_find_holder(struct iface *holder, struct net *net, __u32 vni)
 {
@@ -612,7 +612,7 @@ static __always_inline int iot_newlink(const struct sk_buff *skb, const struct n
 	return 0;
 }
 
-/* The words that come with a refused VNI: all that a host without kprobes has. */
+/* The kernel's message for a refused VNI: all that a host without kprobes has. */
 static __always_inline int iot_extack(const char *message)
 {
 	struct refusal *r = iot_new_refusal(IOT_DEVICE_MESSAGE);

@@ -10,13 +10,16 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
+// requestsSkipped is the limitation of a source without its redundant hooks.
+var requestsSkipped = Limitation{Text: "a request is not counted when the kernel skips the program that counts it"}
+
 // openBlock attaches the block source.
-func openBlock(h *host) (*object, error) {
+func openBlock(c *core) (*object, error) {
 	spec, err := bpf.LoadBlock()
 	if err != nil {
 		return nil, fmt.Errorf("reading the block object: %w", err)
 	}
-	if h.tracepointArgs("block_rq_issue") == 2 {
+	if c.tracepointArgs("block_rq_issue") == 2 {
 		if err := spec.Variables[bpf.BlockVarRqIsSecondArg].Set(true); err != nil {
 			return nil, err
 		}
@@ -31,25 +34,25 @@ func openBlock(h *host) (*object, error) {
 			{kind: rawTracepoint, target: "block_rq_requeue", program: bpf.BlockProgIotRqRequeue},
 		}},
 	}
-	// The program that stands in costs each request a look at what is under way.
-	// Before 7.0 tracepoints cannot be preempted: there is next to nothing for it to do.
-	if h.preempts {
-		if err := spec.Variables[bpf.BlockVarStandsIn].Set(true); err != nil {
+	// The redundant program looks at what is in flight, for each request. Before 7.0
+	// programs on tracepoints are not preempted: there it would find next to nothing.
+	if c.preempts {
+		if err := spec.Variables[bpf.BlockVarHasRedundant].Set(true); err != nil {
 			return nil, err
 		}
 		signals = append(signals, signal{hooks: []hook{
-			{kind: btfTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssueAgainBtf, standIn: true},
-			{kind: rawTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssueAgain, standIn: true},
-		}, optional: "requests are missed whose program the kernel skipped"})
+			{kind: btfTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssueRedundantBtf, redundant: true},
+			{kind: rawTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssueRedundant, redundant: true},
+		}, optional: requestsSkipped})
 	}
-	if h.opt.Latency {
-		// Last: a completion whose issue was not seen counts as lost.
+	if c.opt.Latency {
+		// Last: a completion counts as lost when its issue was not seen.
 		signals = append(signals, signal{hooks: []hook{
 			{kind: btfTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqCompleteBtf, latency: true},
 			{kind: rawTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqComplete, latency: true},
 		}})
 	}
-	o, err := h.load(spec, signals, ebpf.ProgramOptions{})
+	o, err := c.load(spec, signals, ebpf.ProgramOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -58,14 +61,14 @@ func openBlock(h *host) (*object, error) {
 		err = o.maps[bpf.BlockMapAttachedAt].Update(uint32(0), uint64(now.Nano()), ebpf.UpdateAny)
 		if err != nil {
 			o.Close()
-			return nil, fmt.Errorf("noting when the block source was attached: %w", err)
+			return nil, fmt.Errorf("storing when the block source was attached: %w", err)
 		}
 	}
-	l := newLoops(o.maps[bpf.BlockMapLoopFiles], h.shared[bpf.HostMapNotesLive])
-	s := newStack(h, o)
+	l := newLoops(o.maps[bpf.BlockMapLoopFiles], c.shared[bpf.CoreMapNotesLive])
+	s := newStack(c, o)
 	o.refresh = func() error { return errors.Join(l.scan(), s.scan()) }
 	o.watch = l.watch
-	if h.opt.Latency {
+	if c.opt.Latency {
 		o.unseen = func() (uint64, error) { return unseenEnds(o.maps[bpf.BlockMapInflight]) }
 	}
 	if err := o.refresh(); err != nil {

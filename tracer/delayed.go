@@ -12,15 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// delayedKprobe is a kprobe on a function of a module that need not be there: the
-// kernel puts it in place while it loads the module, before the module's first
-// instruction, as often as it comes. Only events that are defined by name can do so.
+// delayedKprobe is a kprobe on a function of a module that need not be loaded. Each
+// time the kernel loads the module, it sets the probe before the module's first
+// instruction. Only events that are defined by name (kprobe_events) can do that.
 type delayedKprobe struct {
 	tracefs, name string
 	fd            int
 }
 
-// probeGroup is what our events are called, with our process.
+// probeGroup begins the group name of our events; the pid follows.
 const probeGroup = "iotrace_bpf_"
 
 func newDelayedKprobe(tracefs, module, function string, program *ebpf.Program) (*delayedKprobe, error) {
@@ -34,11 +34,11 @@ func newDelayedKprobe(tracefs, module, function string, program *ebpf.Program) (
 	fail := func(err error) (*delayedKprobe, error) { return nil, errors.Join(err, k.Close()) }
 	text, err := os.ReadFile(filepath.Join(tracefs, "events", k.name, "id"))
 	if err != nil {
-		return fail(fmt.Errorf("reading the probe's number: %w", err))
+		return fail(fmt.Errorf("reading the id of the probe: %w", err))
 	}
 	id, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
 	if err != nil {
-		return fail(fmt.Errorf("reading the probe's number: %w", err))
+		return fail(fmt.Errorf("reading the id of the probe: %w", err))
 	}
 	attr := unix.PerfEventAttr{Type: unix.PERF_TYPE_TRACEPOINT, Config: id, Sample_type: unix.PERF_SAMPLE_RAW, Sample: 1, Wakeup: 1}
 	attr.Size = uint32(unix.PERF_ATTR_SIZE_VER1)
@@ -55,7 +55,7 @@ func newDelayedKprobe(tracefs, module, function string, program *ebpf.Program) (
 	return k, nil
 }
 
-// define adds a line to the kernel's list of probes.
+// define writes a line to the kernel's list of probes.
 func (k *delayedKprobe) define(line string) error {
 	f, err := os.OpenFile(filepath.Join(k.tracefs, "kprobe_events"), os.O_WRONLY|os.O_APPEND, 0)
 	if err != nil {
@@ -68,7 +68,7 @@ func (k *delayedKprobe) define(line string) error {
 	return nil
 }
 
-// Close takes the probe away.
+// Close removes the probe.
 func (k *delayedKprobe) Close() error {
 	var err error
 	if k.fd >= 0 {
@@ -78,8 +78,8 @@ func (k *delayedKprobe) Close() error {
 	return errors.Join(err, k.define("-:"+k.name))
 }
 
-// clearProbes takes away the probes that processes of ours left behind which were
-// killed. Those of one that lives cannot be taken: they are in use.
+// clearProbes removes the probes that killed processes of this program left behind.
+// Probes of a living process are in use.
 func clearProbes(tracefs, proc string) {
 	groups, _ := filepath.Glob(filepath.Join(tracefs, "events", probeGroup+"*"))
 	for _, dir := range groups {

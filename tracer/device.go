@@ -13,21 +13,21 @@ import (
 // Device is a block device as the kernel has it stacked.
 type Device struct {
 	Dev  Dev
-	Name string // kernel name: sda, dm-0, loop3; empty when the device is gone unseen
-	// Stacked tells that the bytes arrive a second time at another block device
-	// of this host: device mapper, md, bcache, a loop device over a local file.
+	Name string // kernel name: sda, dm-0, loop3; "" when the device was gone at the first look
+	// Stacked says that the same bytes count a second time at another block device of
+	// this host: device mapper, md, bcache, a loop device over a local file.
 	Stacked bool
 }
 
 // Devices reads the block devices of this host from sysfs. Devices come, go and
-// are stacked anew at any time: so each is looked at again whenever it did I/O,
-// which takes a few system calls.
+// change their stacking at any time, so each call of Device looks once more, with a
+// few system calls.
 type Devices struct {
 	sys, dev, proc string      // roots of sysfs, devtmpfs and procfs
-	driver         *loopDriver // says which files loop devices are over
+	driver         *loopDriver // knows the files of loop devices
 
 	mu   sync.Mutex
-	last map[Dev]Device // what was seen last, for devices that are gone
+	last map[Dev]Device // the last answers, for devices that are gone
 }
 
 // NewDevices returns the devices of this host.
@@ -38,8 +38,7 @@ func NewDevices() *Devices {
 // maxGoneDevices bounds the memory for devices that are gone.
 const maxGoneDevices = 4096
 
-// Device returns what is known about a device now, or what was known when it
-// was last there.
+// Device describes a device as it is now; one that is gone, as it was last seen.
 func (d *Devices) Device(dev Dev) Device {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -55,7 +54,7 @@ func (d *Devices) Device(dev Dev) Device {
 	found.Stacked = len(slaves) > 0 || d.loopOverLocal(found.Name)
 	if known, ok := d.last[dev]; ok && !found.Stacked && known.Stacked && known.Name == found.Name {
 		if _, err := os.Stat(filepath.Join(dir, "loop")); errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(found.Name, "loop") {
-			// Detached since its I/O was counted: that was still stacked.
+			// Detached after its I/O was counted: then it was stacked.
 			found.Stacked = true
 		}
 	}
@@ -72,20 +71,20 @@ func (d *Devices) Device(dev Dev) Device {
 func (d *Devices) loopOverLocal(name string) bool {
 	file, err := d.loopFile(name)
 	if err != nil {
-		// Where its backing file is, if it has one, cannot be seen: rather not count it twice.
+		// Its backing file, if it has one, is not known: do not risk counting it twice.
 		return !errors.Is(err, errLoopDetached)
 	}
 	return file.fs.Major() != 0 || d.anonymousIsLocal(file.fs)
 }
 
-// loopFile returns which file a loop device is over: see loopDriver.
+// loopFile returns the file of a loop device: see loopDriver.file.
 func (d *Devices) loopFile(name string) (loopFile, error) {
 	return d.driver.file(filepath.Join(d.sys, "block", name), filepath.Join(d.dev, name))
 }
 
-// anonymousIsLocal tells whether a file system without a device number of its
-// own lives on block devices all the same, as btrfs, bcachefs and ZFS do, and
-// overlayfs over any of them.
+// anonymousIsLocal tells whether a file system with an anonymous device number
+// (major 0) lives on block devices all the same, as btrfs, bcachefs and ZFS do, and
+// overlayfs above any of them.
 func (d *Devices) anonymousIsLocal(dev Dev) bool {
 	switch d.fileSystems()[dev] {
 	case "btrfs", "bcachefs", "zfs", "overlay":
@@ -116,35 +115,11 @@ func (d *Devices) fileSystems() map[Dev]string {
 	return types
 }
 
-// inMemory tells whether a file system asks no storage for anything.
+// inMemory tells whether a file system has no storage below it.
 func inMemory(fstype string) bool {
 	switch fstype {
 	case "tmpfs", "ramfs", "devtmpfs", "rootfs", "hugetlbfs":
 		return true
 	}
 	return false
-}
-
-// Leaves returns every leaf device that exists, for comparison with
-// /proc/diskstats.
-func (d *Devices) Leaves() ([]Device, error) {
-	entries, err := os.ReadDir(filepath.Join(d.sys, "block"))
-	if err != nil {
-		return nil, err
-	}
-	var leaves []Device
-	for _, e := range entries {
-		raw, err := os.ReadFile(filepath.Join(d.sys, "block", e.Name(), "dev"))
-		if err != nil {
-			continue
-		}
-		dev, ok := parseDev(strings.TrimSpace(string(raw)))
-		if !ok {
-			continue
-		}
-		if found := d.Device(dev); !found.Stacked {
-			leaves = append(leaves, found)
-		}
-	}
-	return leaves, nil
 }

@@ -38,12 +38,12 @@ const noMajor = 4095
 // fill puts so many rows into the totals map that programs use, as they would.
 func fill(tb testing.TB, t *Tracer, groups int) {
 	tb.Helper()
-	keys := make([]bpf.HostUsageKey, groups)
-	values := make([]bpf.HostUsage, groups*t.usage.cpus)
+	keys := make([]bpf.CoreUsageKey, groups)
+	values := make([]bpf.CoreUsage, groups*t.usage.cpus)
 	for i := range keys {
-		keys[i] = bpf.HostUsageKey{Cgroup: uint64(i%1500 + 1<<32), Dev: uint32(noMajor<<20 | i/1500), Source: uint8(Block), Op: uint8(Write), Basis: uint8(ByPage)}
+		keys[i] = bpf.CoreUsageKey{Cgroup: uint64(i%1500 + 1<<32), Dev: uint32(noMajor<<20 | i/1500), Source: uint8(Block), Op: uint8(Write), Basis: uint8(ByPage)}
 		for cpu := range t.usage.cpus {
-			values[i*t.usage.cpus+cpu] = bpf.HostUsage{Bytes: 4096, Ops: 1}
+			values[i*t.usage.cpus+cpu] = bpf.CoreUsage{Bytes: 4096, Ops: 1}
 		}
 	}
 	if _, err := t.usage.inUse.BatchUpdate(keys, values, nil); err != nil {
@@ -109,7 +109,7 @@ func BenchmarkRead(b *testing.B) {
 }
 
 // producer returns a program that puts one record into the ring each time it runs,
-// and a map that counts what went in: a run that a signal interrupts begins anew.
+// and a map that counts what went in: a run that a signal interrupts starts over.
 func producer(tb testing.TB, ring *ebpf.Map) (*ebpf.Program, *ebpf.Map) {
 	tb.Helper()
 	produced, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 8, MaxEntries: 1})
@@ -117,13 +117,13 @@ func producer(tb testing.TB, ring *ebpf.Map) (*ebpf.Program, *ebpf.Map) {
 		tb.Fatal(err)
 	}
 	tb.Cleanup(func() { produced.Close() })
-	const size = int16(unsafe.Sizeof(bpf.HostIoRecord{}))
+	const size = int16(unsafe.Sizeof(bpf.CoreIoRecord{}))
 	insns := asm.Instructions{asm.Mov.Imm(asm.R0, 0)}
 	for off := -size; off < 0; off += 8 {
 		insns = append(insns, asm.StoreMem(asm.RFP, off, asm.R0, asm.DWord))
 	}
 	insns = append(insns,
-		asm.FnKtimeGetNs.Call(), asm.StoreMem(asm.RFP, -size+int16(unsafe.Offsetof(bpf.HostIoRecord{}.Time)), asm.R0, asm.DWord),
+		asm.FnKtimeGetNs.Call(), asm.StoreMem(asm.RFP, -size+int16(unsafe.Offsetof(bpf.CoreIoRecord{}.Time)), asm.R0, asm.DWord),
 		asm.StoreImm(asm.RFP, -size+20, int64(Block)|int64(Write)<<8|int64(ByPage)<<16, asm.Word), // source, op, basis
 		asm.Mov.Imm(asm.R1, 4096), asm.StoreMem(asm.RFP, -8, asm.R1, asm.DWord), // bytes
 		asm.LoadMapPtr(asm.R1, ring.FD()),
@@ -169,7 +169,7 @@ func TestRecords(t *testing.T) {
 			}
 		}
 	}})
-	p, produced := producer(t, tr.host.shared[bpf.HostMapRecords])
+	p, produced := producer(t, tr.core.shared[bpf.CoreMapRecords])
 	for round := uint64(1); round <= 3; round++ {
 		produce(t, p, each)
 		if err := tr.FlushRecords(); err != nil {
@@ -198,7 +198,7 @@ func BenchmarkRecords(b *testing.B) {
 			groups[list[i].Key] += list[i].Bytes
 		}
 	}})
-	p, _ := producer(b, t.host.shared[bpf.HostMapRecords])
+	p, _ := producer(b, t.core.shared[bpf.CoreMapRecords])
 	if err := t.FlushRecords(); err != nil {
 		b.Fatal(err)
 	}

@@ -16,8 +16,8 @@ import (
 )
 
 // planFUSE looks at this kernel's FUSE.
-func planFUSE(h *host, future bool) (*plan, error) {
-	kernel, err := h.findFUSE(future)
+func planFUSE(c *core, future bool) (*plan, error) {
+	kernel, err := c.findFUSE(future)
 	if err != nil {
 		return nil, err
 	}
@@ -31,7 +31,7 @@ func planFUSE(h *host, future bool) (*plan, error) {
 	if err := spec.Variables[bpf.FUSEVarLayoutAssumed].Set(kernel.assumed); err != nil {
 		return nil, fmt.Errorf("setting the layout: %w", err)
 	}
-	return &plan{spec, kernel.signals(h.opt.App, h.preempts), ebpf.ProgramOptions{}, kernel.sums}, nil
+	return &plan{spec, kernel.signals(c.opt.App, c.preempts), ebpf.ProgramOptions{}, kernel.sums}, nil
 }
 
 // fuseKernel is what this kernel's FUSE is like.
@@ -43,20 +43,21 @@ type fuseKernel struct {
 	assumed bool // the layout was not read from types
 }
 
-// findFUSE looks for FUSE in the kernel and among its modules.
-func (h *host) findFUSE(future bool) (*fuseKernel, error) {
-	k := &fuseKernel{types: h.types}
-	if !h.haveFunc("fuse_request_end") {
+// findFUSE looks for FUSE in the kernel and in its modules. The error wraps
+// ErrAbsent where this kernel has no FUSE that we can trace.
+func (c *core) findFUSE(future bool) (*fuseKernel, error) {
+	k := &fuseKernel{types: c.types}
+	if !c.haveFunc("fuse_request_end") {
 		if _, err := os.Stat(sysfs + "/module/fuse"); err != nil && !future {
 			return nil, &notLoadedError{fuseName}
 		}
-		types, sums, err := h.moduleTypes(future, fuseName)
+		types, sums, err := c.moduleTypes(future, fuseName)
 		if err != nil {
 			return nil, err
 		}
 		k.module, k.sums = true, sums
 		if len(types) == 0 {
-			return k, h.assumeFUSE(k)
+			return k, c.assumeFUSE(k)
 		}
 		k.types = types[0]
 	}
@@ -65,18 +66,19 @@ func (h *host) findFUSE(future bool) (*fuseKernel, error) {
 	return k, err
 }
 
-// assumeFUSE sets the layout of the one kernel series that we run on whose
-// modules have no types. Programs check each request against it.
-func (h *host) assumeFUSE(k *fuseKernel) error {
+// assumeFUSE sets the layout of FUSE's structs for 5.10, the only kernel series
+// that we support whose modules have no type information. The programs check each
+// request against it.
+func (c *core) assumeFUSE(k *fuseKernel) error {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return fmt.Errorf("asking for the kernel's release: %w", err)
 	}
 	release := unix.ByteSliceToString(uts.Release[:])
 	if !strings.HasPrefix(release, "5.10.") {
-		return fmt.Errorf("fuse has no type information and kernel %q is not known to do without: %w", release, ErrAbsent)
+		return fmt.Errorf("module %q has no type information, and its layout in kernel %q is not known: %w", fuseName, release, ErrAbsent)
 	}
-	dev, err := offsetIn(h.types, "super_block", "s_dev")
+	dev, err := offsetIn(c.types, "super_block", "s_dev")
 	if err != nil {
 		return err
 	}
@@ -95,9 +97,9 @@ var fuseLayout510 = bpf.FUSEOffsets{
 	Background: 1 << 2, Finished: 1 << 9,
 }
 
-// fuseLayout reads the layout of fuse's structs from their types. What changed
-// since 5.10 is known by what there is: pages became folios, and a request that
-// named its mount names its channel from 7.2 on.
+// fuseLayout reads the layout of fuse's structs from their types. Two things
+// changed since 5.10, and the members that exist tell which kernel this is: pages
+// became folios, and since 7.2 a request names its channel instead of its mount.
 func fuseLayout(types *btf.Spec) (bpf.FUSEOffsets, error) {
 	var l bpf.FUSEOffsets
 	var errs []error
@@ -150,9 +152,9 @@ func fuseLayout(types *btf.Spec) (bpf.FUSEOffsets, error) {
 	return l, errors.Join(errs...)
 }
 
-// offsetIn returns the offset in bytes of a member of a struct, by its path;
-// arrays are entered at their first element. A struct that is there several
-// times, as in modules of some kernels, is the same each time.
+// offsetIn returns the offset in bytes of a struct's member, by its path; of an
+// array it takes the first element. Modules of some kernels have a struct several
+// times, each time the same. The error wraps ErrAbsent.
 func offsetIn(types *btf.Spec, name string, path ...string) (uint16, error) {
 	found, err := types.AnyTypesByName(name)
 	if err != nil {
@@ -228,20 +230,28 @@ func (k *fuseKernel) has(name string) bool {
 	return err == nil && len(found) > 0
 }
 
-const (
-	fuseWaitedCost  = "requests that waited behind max_background count for the owner of their pages, those without pages for nobody"
-	fuseSkippedCost = "requests are missed whose program the kernel skipped"
-	fuseAppCost     = "no application level: functions of the kernel cannot be probed at their ends"
+var (
+	fuseWaited = Limitation{
+		Text: "a background request that waits in the queue (max_background) counts for the owner of its pages; " +
+			"without pages it is unattributed",
+		Remedy: needsFunctions,
+	}
+	fuseAppMissing = Limitation{
+		Text:   "the application level (--level app) is not counted on FUSE",
+		Remedy: needsFunctions,
+	}
 )
 
-// signals returns the hooks to try. With tracepoints the functions only add who
-// submitted a background request; without, they are all there is. Where the kernel
-// preempts programs on tracepoints, and skips others for that, ends are taken from
-// the function first: one that nobody saw would not be counted at all.
+// signals returns the hooks to try. With tracepoints, the functions add only who
+// submitted a background request; without tracepoints, functions are all there is.
+// A kernel that preempts programs on tracepoints skips others meanwhile: there the
+// function is the first choice for ends, because a request whose end was missed is
+// not counted at all.
 func (k *fuseKernel) signals(app, preempts bool) []signal {
-	// An fentry program keeps its module from being removed, and is skipped while
-	// another run of it is preempted; a kprobe has neither fault, and is skipped only
-	// while this process is preempted in a system call on a map.
+	// The kernel cannot unload a module that an fentry program is attached to, and
+	// skips the program while another run of it is preempted. A kprobe has neither
+	// fault: it is skipped only while this process is preempted in a system call on a
+	// map.
 	probes := func(function, fentryProgram, kprobeProgram string) []hook {
 		hooks := []hook{
 			{kind: fentry, target: function, program: fentryProgram},
@@ -263,27 +273,27 @@ func (k *fuseKernel) signals(app, preempts bool) []signal {
 		if preempts {
 			end.hooks = slices.Insert(end.hooks, 0, hook{kind: kprobe, target: "fuse_request_end", program: bpf.FUSEProgIotFuseRequestEndKprobe})
 		}
-		background.optional = fuseWaitedCost
+		background.optional = fuseWaited
 	case k.has("__fuse_simple_request"):
 		send.hooks = probes("__fuse_simple_request",
 			bpf.FUSEProgIotFuseRequestIdmapFentry, bpf.FUSEProgIotFuseRequestIdmapKprobe)
 	default:
 		send.hooks = probes("fuse_simple_request", bpf.FUSEProgIotFuseRequestFentry, bpf.FUSEProgIotFuseRequestKprobe)
 	}
-	// The end first: a request must not be sent and answered unseen in between.
+	// The end first: a request must not be sent and answered unseen while we attach.
 	signals := []signal{end, background, send}
 	if send.hooks[0].kind == rawTracepoint {
-		// After those they stand in for: programs run in the order they were attached.
-		again := func(tracepoint string, programs ...string) {
+		// Behind the first ones: programs run in the order in which they were attached.
+		redundant := func(tracepoint string, programs ...string) {
 			if !preempts {
 				programs = programs[:1]
 			}
 			for _, p := range programs {
-				signals = append(signals, signal{hooks: []hook{{kind: rawTracepoint, target: tracepoint, program: p, standIn: true}}, optional: fuseSkippedCost})
+				signals = append(signals, signal{hooks: []hook{{kind: rawTracepoint, target: tracepoint, program: p, redundant: true}}, optional: requestsSkipped})
 			}
 		}
-		again("fuse_request_end", bpf.FUSEProgIotFuseRequestEndSecond, bpf.FUSEProgIotFuseRequestEndThird)
-		again("fuse_request_send", bpf.FUSEProgIotFuseRequestSendSecond, bpf.FUSEProgIotFuseRequestSendThird)
+		redundant("fuse_request_end", bpf.FUSEProgIotFuseRequestEndSecond, bpf.FUSEProgIotFuseRequestEndThird)
+		redundant("fuse_request_send", bpf.FUSEProgIotFuseRequestSendSecond, bpf.FUSEProgIotFuseRequestSendThird)
 	}
 	if app {
 		signals = append(signals, k.appSignals()...)
@@ -297,13 +307,16 @@ func (k *fuseKernel) appSignals() []signal {
 			{kind: fexit, target: function, program: fexitProgram},
 			{
 				kind: kretprobe, target: function, program: leave, entry: enter,
-				cost: "application level: calls beyond the kernel's limit of return probes at once are missed",
+				limitation: Limitation{
+					Text:   "the application level (--level app) misses calls when more run at once than the kernel's return probes can follow",
+					Remedy: "a kernel with FUSE built in and CONFIG_FUNCTION_TRACER=y",
+				},
 			},
 		}
 		if k.module {
 			hooks[0], hooks[1] = hooks[1], hooks[0]
 		}
-		return signal{hooks: hooks, optional: fuseAppCost}
+		return signal{hooks: hooks, optional: fuseAppMissing}
 	}
 	signals := []signal{
 		calls("fuse_file_read_iter", bpf.FUSEProgIotFuseAppRead, bpf.FUSEProgIotFuseAppIterEnter, bpf.FUSEProgIotFuseAppReadLeave),
@@ -317,8 +330,9 @@ func (k *fuseKernel) appSignals() []signal {
 	return signals
 }
 
-// FUSEDaemons returns which process answers for each FUSE file system that was
-// used while we traced. Where several do, it is the one that answered most.
+// FUSEDaemons returns the pid of the process that answers for each FUSE file
+// system used since New. Where several processes answer, it is the one that
+// answered most requests.
 func (t *Tracer) FUSEDaemons() map[Dev]uint32 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -337,7 +351,7 @@ func (t *Tracer) FUSEDaemons() map[Dev]uint32 {
 		}
 	}
 	if err := it.Err(); err != nil {
-		t.opt.Log.Debug("reading FUSE daemons", "error", err)
+		t.opt.Log.Debug("cannot read the FUSE daemons", "error", err)
 	}
 	return daemons
 }

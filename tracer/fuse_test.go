@@ -191,8 +191,8 @@ func TestFUSESignals(t *testing.T) {
 			var got []string
 			for i, s := range signals {
 				got = append(got, s.hooks[0].String())
-				if (s.optional != "") != c.optional[i] {
-					t.Errorf("%s optional: %q", got[i], s.optional)
+				if (s.optional != Limitation{}) != c.optional[i] {
+					t.Errorf("%s optional: %+v", got[i], s.optional)
 				}
 			}
 			if !slices.Equal(got, c.want) {

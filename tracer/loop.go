@@ -17,9 +17,8 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-// loops tells the block programs which file each loop device is over, so that
-// what the loop driver's kernel thread does to the file can be booked on
-// whoever used the device.
+// loops tells the block programs which file each loop device is over. With that,
+// the I/O of the loop driver's kernel thread counts for the user of the device.
 type loops struct {
 	files   *ebpf.Map
 	live    *ebpf.Map
@@ -64,7 +63,7 @@ func (l *loops) scan() error {
 				types = l.devices.fileSystems()
 			}
 			if inMemory(types[file.fs]) {
-				continue // nobody will ask whose its pages are, and notes cost
+				continue // its pages cause no I/O, and notes take time
 			}
 		}
 		found[dev] = bpf.BlockLoopFile{Ino: file.ino, Offset: file.offset, Fsdev: uint32(file.fs)}
@@ -89,14 +88,14 @@ func (l *loops) scan() error {
 	}
 	l.known = found
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("naming the files of loop devices: %w", err)
+		return fmt.Errorf("storing the files of loop devices: %w", err)
 	}
 	return nil
 }
 
-// watch scans whenever the kernel announces that a loop device changed. Without
-// the kernel's announcements (in a network namespace of its own) the scan before
-// each report has to do.
+// watch scans whenever the kernel announces that a loop device changed. In a network
+// namespace other than the first there are no announcements: there only the scan
+// before each interval finds changes.
 func (l *loops) watch(ctx context.Context) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
 	if err != nil {
@@ -106,7 +105,7 @@ func (l *loops) watch(ctx context.Context) error {
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
 		return err
 	}
-	// So that the end is noticed: announcements are rare.
+	// Announcements are rare: the end of ctx must be noticed between them.
 	wait := unix.NsecToTimeval(int64(500 * time.Millisecond))
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
 		return err
@@ -122,7 +121,7 @@ func (l *loops) watch(ctx context.Context) error {
 		}
 		if _, name, ok := bytes.Cut(buf[:n], []byte("/block/loop")); ok {
 			name, _, _ = bytes.Cut(name, []byte{0})
-			// Before 5.15 an attachment of the same path looks like the one before.
+			// Before 5.15 a new attachment of the same path looks like the old one.
 			l.devices.driver.forget(filepath.Join(l.devices.sys, "block", "loop"+string(name)))
 			if err := l.scan(); err != nil {
 				return err

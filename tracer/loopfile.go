@@ -17,33 +17,33 @@ type loopFile struct {
 	fs     Dev // file system that holds the file
 	ino    uint64
 	offset uint64 // bytes into the file at which the device begins
-	// guessed: found by its path, which may be another file in the mount namespace
-	// of who attached it. Only fs is worth something then.
+	// guessed: found by its path, which may name another file in the mount namespace
+	// where it was attached. Then only fs can be trusted.
 	guessed bool
 }
 
-// errLoopDetached is the answer about a loop device that is over no file, and about
-// what is no loop device.
+// errLoopDetached is the answer for a loop device without a file, and for other
+// devices.
 var errLoopDetached = errors.New("no file is attached")
 
-// errLoopWaits is the answer about a loop device whose file system does not answer.
-var errLoopWaits = errors.New("the file system that holds its backing file does not answer")
+// errLoopWaits is the answer for a loop device whose file system does not answer.
+var errLoopWaits = errors.New("the file system of its backing file does not answer")
 
-// loopPatience is how long an answer is waited for, from when the question was put.
-// It is short because whoever waits is a report.
+// loopPatience is how long to wait for an answer, counted from the question. It is
+// short because an interval waits meanwhile.
 const loopPatience = 250 * time.Millisecond
 
-// loopDriver asks the kernel which files loop devices are over. The driver passes
-// the question on (LOOP_GET_STATUS64 calls vfs_getattr): on a network file system
-// it is a request to a server, which may never answer, and whose answer lets the
-// client throw away cached pages. So there is one question for each attachment,
-// and nobody but the question itself waits for its answer.
+// loopDriver asks the kernel which files loop devices are over. The kernel passes
+// the question on to the file system (LOOP_GET_STATUS64 calls vfs_getattr). On a
+// network file system it is a request to a server, which may never answer, and whose
+// answer may make the client drop cached pages. Therefore each attachment is asked
+// about once, and in a goroutine of its own.
 type loopDriver struct {
 	ask      func(node, backing string) (loopFile, error)
 	patience time.Duration
 
 	mu    sync.Mutex
-	held  bool                     // nothing may be asked yet
+	held  bool                     // questions must wait
 	asked map[string]*loopQuestion // by sysfs directory of the device
 }
 
@@ -55,12 +55,12 @@ type loopQuestion struct {
 	err      error
 }
 
-// theLoopDriver is shared by all who ask.
+// theLoopDriver is the one that every Devices shares.
 var theLoopDriver = &loopDriver{ask: askLoop, patience: loopPatience}
 
-// attachment tells one attachment of a loop device from the next, as far as it can
-// be told without asking the file system: path and offset of the file, and from
-// 5.15 on a number that counts attachments. ok is false when nothing is attached.
+// attachment identifies an attachment of a loop device as well as possible without
+// a question to the file system: by path and offset of the file, and since 5.15 by a
+// number that counts attachments. ok is false when nothing is attached.
 func attachment(dir string) (backing, id string, ok bool) {
 	b, err := os.ReadFile(filepath.Join(dir, "loop", "backing_file"))
 	if err != nil || len(b) == 0 {
@@ -71,9 +71,9 @@ func attachment(dir string) (backing, id string, ok bool) {
 	return strings.TrimSuffix(string(b), "\n"), string(b) + string(offset) + string(sequence), true
 }
 
-// file returns which file a loop device is over. dir is the device's directory in
-// sysfs, node its device file. Errors are errLoopDetached, errLoopWaits while there is
-// no answer yet, and the kernel's.
+// file returns the file of a loop device. dir is the device's directory in sysfs,
+// node its device file. The error wraps errLoopDetached, errLoopWaits while there is
+// no answer yet, or an error of the kernel.
 func (l *loopDriver) file(dir, node string) (loopFile, error) {
 	backing, id, ok := attachment(dir)
 	if !ok {
@@ -103,7 +103,7 @@ func (l *loopDriver) file(dir, node string) (loopFile, error) {
 	return q.file, q.err
 }
 
-// hold puts questions off, or lets them be asked.
+// hold makes questions wait, or allows them.
 func (l *loopDriver) hold(on bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -124,12 +124,12 @@ func (q *loopQuestion) wait(d time.Duration) bool {
 	case <-q.answered:
 		return true
 	case <-time.After(d):
-		return q.wait(0) // both may have come while we did not run
+		return q.wait(0) // both may have happened while this goroutine did not run
 	}
 }
 
-// forget lets a device be asked about again: what its driver said may not be true
-// any more. A question that is open stays open.
+// forget drops the answer for a device, which may be stale. A question without an
+// answer stays open.
 func (l *loopDriver) forget(dir string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -138,7 +138,8 @@ func (l *loopDriver) forget(dir string) {
 	}
 }
 
-// askLoop asks the driver, and where its device file cannot be opened the path.
+// askLoop asks the driver. Where the device file cannot be opened it looks at the
+// path of the backing file.
 func askLoop(node, backing string) (loopFile, error) {
 	fd, err := unix.Open(node, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err == nil {

@@ -27,7 +27,7 @@ func attach(t *testing.T, dir, backing, diskseq string) {
 	}
 }
 
-// TestLoopDriverAsksOnce: a question costs the file system's server a request.
+// TestLoopDriverAsksOnce: a question is a request to the file system's server.
 func TestLoopDriverAsksOnce(t *testing.T) {
 	asked := 0
 	l := &loopDriver{patience: time.Minute, ask: func(_, backing string) (loopFile, error) {
@@ -59,8 +59,8 @@ func TestLoopDriverAsksOnce(t *testing.T) {
 	}
 }
 
-// TestLoopDriverWaits: a file system that does not answer holds up nobody but the
-// question, which is not put a second time.
+// TestLoopDriverWaits: a file system that does not answer blocks only the question
+// itself, which is not asked a second time.
 func TestLoopDriverWaits(t *testing.T) {
 	asked, answer := 0, make(chan loopFile)
 	l := &loopDriver{patience: time.Millisecond, ask: func(string, string) (loopFile, error) {

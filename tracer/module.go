@@ -14,15 +14,17 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-// A raw tracepoint's link holds a reference on the module that has it: as long
-// as it is there, the module cannot be unloaded. So a source whose module nobody
-// uses rests: its pinning links are closed, its programs stay loaded, and a
-// kprobe, which holds no reference, tells when something is mounted.
+// A raw tracepoint's link holds a reference on the tracepoint's module: the module
+// cannot be unloaded meanwhile. Therefore a source is suspended while nobody uses
+// its module: its pinning links are closed, and its programs stay loaded. A kprobe,
+// which holds no reference, sees the next mount and resumes the source.
 
-// pins tells whether a link of this kind keeps the hook's module from being unloaded.
+// pins tells whether the module of the hook's place cannot be unloaded while there
+// is a link of this kind.
 func (k hookKind) pins() bool { return k != kprobe && k != kretprobe }
 
-// pinnedByProgram tells whether the program alone does so, link or no link.
+// pinnedByProgram tells whether the program alone pins the module, even without a
+// link.
 func (k hookKind) pinnedByProgram() bool { return k == btfTracepoint || k == fentry || k == fexit }
 
 // detach closes the link, if there is one.
@@ -35,21 +37,21 @@ func (a *attached) detach() error {
 	return err
 }
 
-// rest closes the links that pin modules.
-func (o *object) rest() error {
+// suspend closes the links that pin modules.
+func (o *object) suspend() error {
 	var errs []error
 	for i := range o.hooks {
 		if o.hooks[i].kind.pins() {
 			errs = append(errs, o.hooks[i].detach())
 		}
 	}
-	o.resting = true
+	o.suspended = true
 	return errors.Join(errs...)
 }
 
-// wake attaches again what rest has detached, in the order of old: some programs
+// resume attaches again what suspend has detached, in the same order: some programs
 // must run behind others.
-func (o *object) wake() error {
+func (o *object) resume() error {
 	var errs []error
 	for i := range o.hooks {
 		a := &o.hooks[i]
@@ -63,21 +65,21 @@ func (o *object) wake() error {
 		}
 		a.link = l
 	}
-	o.resting, o.idleSince = false, time.Time{}
+	o.suspended, o.idleSince = false, time.Time{}
 	return errors.Join(errs...)
 }
 
-// restAfter is how long nobody may have used a module before its source rests:
-// mounts that come and go do not find it asleep.
-const restAfter = 5 * time.Second
+// suspendAfter is how long a module must be unused before its source is suspended:
+// mounts that come and go in quick succession do not suspend it each time.
+const suspendAfter = 5 * time.Second
 
-// restIdle lets sources rest whose modules nobody has used for a while.
-func (t *Tracer) restIdle() {
+// suspendIdle suspends the sources whose modules have been unused for a while.
+func (t *Tracer) suspendIdle() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, d := range sources {
 		o := t.objects[d.name]
-		if o == nil || d.idle == nil || o.resting {
+		if o == nil || d.idle == nil || o.suspended {
 			continue
 		}
 		if !d.idle(o) {
@@ -87,46 +89,47 @@ func (t *Tracer) restIdle() {
 		if o.idleSince.IsZero() {
 			o.idleSince = time.Now()
 		}
-		if time.Since(o.idleSince) < restAfter {
+		if time.Since(o.idleSince) < suspendAfter {
 			continue
 		}
-		if err := o.rest(); err != nil {
-			t.opt.Log.Warn("source not put to rest", "source", d.name, "error", err)
+		if err := o.suspend(); err != nil {
+			t.opt.Log.Warn("cannot suspend a source: its module cannot be unloaded", "source", d.name, "error", err)
 		}
-		t.opt.Log.Debug("source rests: nobody uses its module", "source", d.name)
-		if !d.idle(o) { // a mount came in between
-			t.wake(d.name, o)
+		t.opt.Log.Debug("source suspended: its module is unused", "source", d.name)
+		if !d.idle(o) { // a mount came meanwhile
+			t.resume(d.name, o)
 		}
 	}
 }
 
-// mounting attaches a resting source again: something is being mounted.
+// mounting resumes a suspended source: something is being mounted.
 func (t *Tracer) mounting(source string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if o := t.objects[source]; o != nil && o.resting {
-		t.wake(source, o)
+	if o := t.objects[source]; o != nil && o.suspended {
+		t.resume(source, o)
 	}
 }
 
-func (t *Tracer) wake(source string, o *object) {
-	if err := o.wake(); err != nil {
-		t.opt.Log.Warn("source not attached again", "source", source, "error", err)
+func (t *Tracer) resume(source string, o *object) {
+	if err := o.resume(); err != nil {
+		t.opt.Log.Warn("cannot resume a source: some of its I/O is not counted", "source", source, "error", err)
 		return
 	}
-	t.opt.Log.Debug("source attached again", "source", source)
+	t.opt.Log.Debug("source resumed", "source", source)
 }
 
-// await tells whether a source that could not be opened, because of err, will come
-// with its module; if so it is prepared for that.
+// await decides what happens to a source that could not be opened because of err.
+// Where its module is not loaded but may be later, it prepares the source for that
+// and returns true.
 func (t *Tracer) await(d descriptor, err error) bool {
 	var absent *notLoadedError
-	if !errors.As(err, &absent) || !t.objects["host"].has(bpf.HostProgIotModuleLoad) {
+	if !errors.As(err, &absent) || !t.objects["core"].has(bpf.CoreProgIotModuleLoad) {
 		return false
 	}
 	tree, terr := moduleTree()
 	if terr != nil {
-		t.opt.Log.Debug("looking for modules", "error", terr)
+		t.opt.Log.Debug("cannot look for modules", "error", terr)
 		return false
 	}
 	if never := mayLoad("/proc", tree, absent.module); never != nil {
@@ -138,10 +141,10 @@ func (t *Tracer) await(d descriptor, err error) bool {
 	if slices.Contains(t.opt.Sources, d.name) {
 		t.opt.Log.Warn("source waits for its module to be loaded", "source", d.name, "module", absent.module)
 	}
-	p, perr := t.host.prepare(d)
+	p, perr := t.core.prepare(d)
 	if perr != nil {
-		// It will be loaded when the module is there, which takes a moment.
-		t.opt.Log.Debug("source not prepared", "source", d.name, "error", perr)
+		// Its programs will be loaded after the module, which takes a moment.
+		t.opt.Log.Debug("cannot load programs before the module", "source", d.name, "error", perr)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -149,7 +152,7 @@ func (t *Tracer) await(d descriptor, err error) bool {
 	return true
 }
 
-// waits tells whether a source will come with its module.
+// waits tells whether a source waits for its module.
 func (t *Tracer) waits(name string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -157,7 +160,7 @@ func (t *Tracer) waits(name string) bool {
 	return ok
 }
 
-// arrived puts a source among those that are traced. t.mu is held.
+// arrived adds a source to those that are traced. The caller holds t.mu.
 func (t *Tracer) arrived(d descriptor, o *object) {
 	delete(t.absent, d.name)
 	delete(t.waiting, d.name)
@@ -173,7 +176,7 @@ func (t *Tracer) moduleLoaded(name string) {
 		t.mu.Lock()
 		_, there := t.objects[d.name]
 		p := t.waiting[d.name]
-		gone := !isDir(filepath.Join(sysfs, "module", name)) // again, before we heard: wait for the next time
+		gone := !isDir(filepath.Join(sysfs, "module", name)) // unloaded meanwhile: wait for the next time
 		if !gone {
 			delete(t.waiting, d.name)
 		}
@@ -185,20 +188,21 @@ func (t *Tracer) moduleLoaded(name string) {
 		err := t.attachPrepared(d, p)
 		how := "prepared"
 		if err != nil {
-			t.opt.Log.Debug("source not attached as prepared", "source", d.name, "error", err)
+			t.opt.Log.Debug("cannot attach the programs that were loaded before the module", "source", d.name, "error", err)
 			err = t.openSource(d)
-			how = "anew"
+			how = "late"
 		}
 		if err != nil {
-			t.opt.Log.Warn("source not attached after its module was loaded", "source", d.name, "module", name, "error", err)
+			t.opt.Log.Warn("cannot trace a source although its module is loaded now", "source", d.name, "module", name, "error", err)
 		} else {
 			t.opt.Log.Log(t.ctx, t.arrivalLevel(d.name), "source attached", "source", d.name, "module", name, "programs", how, "took", time.Since(begin))
 		}
-		t.host.release()
+		t.core.release()
 	}
 }
 
-// arrivalLevel is a warning's where one said that the source is awaited.
+// arrivalLevel is the level of the message that a source is traced now. It is a
+// warning where a warning said before that the source's module is not loaded.
 func (t *Tracer) arrivalLevel(source string) slog.Level {
 	if slices.Contains(t.opt.Sources, source) {
 		return slog.LevelWarn
@@ -206,23 +210,23 @@ func (t *Tracer) arrivalLevel(source string) slog.Level {
 	return slog.LevelInfo
 }
 
-// attachPrepared attaches what was prepared for a module that is there now.
+// attachPrepared attaches what was prepared for a module that is loaded now.
 func (t *Tracer) attachPrepared(d descriptor, p *prepared) error {
 	if p == nil {
 		return errors.New("nothing was prepared")
 	}
 	if !p.object.sums.holds(typesDir) {
-		return errors.Join(errors.New("the module is another one than its file"), p.Close())
+		return errors.Join(errors.New("the loaded module differs from its file"), p.Close())
 	}
 	o, late, err := p.attach()
 	if err != nil {
 		return err
 	}
 	if len(late) > 0 {
-		if err := t.host.acquire(); err != nil {
+		if err := t.core.acquire(); err != nil {
 			return errors.Join(err, o.Close())
 		}
-		if err := t.host.attachLate(d, o, late); err != nil {
+		if err := t.core.attachLate(d, o, late); err != nil {
 			return errors.Join(err, o.Close())
 		}
 	}
@@ -232,8 +236,8 @@ func (t *Tracer) attachPrepared(d descriptor, p *prepared) error {
 	return nil
 }
 
-// moduleFreed takes the sources away whose module went, and keeps their programs
-// for when it comes again.
+// moduleFreed removes the sources of a module that was unloaded. It keeps their
+// programs for the next time.
 func (t *Tracer) moduleFreed(name string) {
 	for _, d := range sources {
 		if !slices.Contains(d.modules, name) {
@@ -244,22 +248,22 @@ func (t *Tracer) moduleFreed(name string) {
 		if o != nil {
 			delete(t.objects, d.name)
 			t.absent[d.name] = &notLoadedError{name}
-			t.waiting[d.name] = t.host.again(d, o)
+			t.waiting[d.name] = t.core.keepPrepared(d, o)
 		}
 		t.mu.Unlock()
 		if o == nil {
 			continue
 		}
-		if err := o.Close(); err != nil { // nothing, where all of it is kept
-			t.opt.Log.Debug("closing a source", "source", d.name, "error", err)
+		if err := o.Close(); err != nil { // does nothing where everything was kept
+			t.opt.Log.Debug("cannot close a source", "source", d.name, "error", err)
 		}
-		t.opt.Log.Info("source gone with its module", "source", d.name, "module", name)
+		t.opt.Log.Info("module was unloaded: its source is not traced any more", "source", d.name, "module", name)
 	}
 }
 
-// moduleUsers returns how many references there are on a module beside those of
-// the modules that depend on it; ok is false where that cannot be told, as for
-// one that is built in.
+// moduleUsers returns how many references a module has, without those of the
+// modules that depend on it. ok is false where that cannot be told, as for a module
+// that is built in.
 func moduleUsers(sysfs, name string) (users int, ok bool) {
 	dir := filepath.Join(sysfs, "module", name)
 	data, err := os.ReadFile(filepath.Join(dir, "refcnt"))
@@ -284,10 +288,10 @@ func moduleUsers(sysfs, name string) (users int, ok bool) {
 	return count, true
 }
 
-// notLoadedError is why a source is absent whose module is not loaded.
+// notLoadedError is the reason of a source that needs a module to be loaded.
 type notLoadedError struct{ module string }
 
 func (e *notLoadedError) Error() string { return fmt.Sprintf("module %q is not loaded", e.module) }
 
-// Is makes it one of the reasons that are no failure.
+// Is makes it an ErrAbsent.
 func (e *notLoadedError) Is(target error) bool { return target == ErrAbsent }

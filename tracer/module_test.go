@@ -56,8 +56,8 @@ func TestModuleUsers(t *testing.T) {
 	}
 }
 
-// TestRestAndWake takes a program off its raw tracepoint and puts it back.
-func TestRestAndWake(t *testing.T) {
+// TestSuspendAndResume takes a program off its raw tracepoint and puts it back.
+func TestSuspendAndResume(t *testing.T) {
 	calls := counter(t)
 	prog := countingProgram(t, calls)
 	hk := hook{kind: rawTracepoint, target: "sys_enter"}
@@ -81,21 +81,21 @@ func TestRestAndWake(t *testing.T) {
 	if !counted() {
 		t.Fatal("the program does not run when attached")
 	}
-	if err := o.rest(); err != nil {
+	if err := o.suspend(); err != nil {
 		t.Fatal(err)
 	}
-	if !o.resting || counted() {
-		t.Errorf("resting %v, and the program runs: %v", o.resting, counted())
+	if !o.suspended || counted() {
+		t.Errorf("suspended %v, and the program runs: %v", o.suspended, counted())
 	}
-	if err := o.wake(); err != nil {
+	if err := o.resume(); err != nil {
 		t.Fatal(err)
 	}
-	if o.resting || !counted() {
-		t.Errorf("awake, resting %v, and the program runs: %v", o.resting, counted())
+	if o.suspended || !counted() {
+		t.Errorf("resumed, suspended %v, and the program runs: %v", o.suspended, counted())
 	}
 }
 
-func TestRestKeepsKprobes(t *testing.T) {
+func TestSuspendKeepsKprobes(t *testing.T) {
 	for kind, want := range map[hookKind]bool{
 		rawTracepoint: true, btfTracepoint: true, tracepoint: true, fentry: true, fexit: true, kprobe: false, kretprobe: false,
 	} {

@@ -21,11 +21,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A module's types can be read before it is loaded: from its file. So programs
-// for it are made beforehand, and are attached within the time that the module
-// itself needs to begin.
+// The file of a module has its type information, so programs for it can be loaded
+// before the module. Once the module is loaded they are attached at once, before it
+// does its first I/O.
 
-// maxModule bounds what is unpacked of a module's file, in bytes.
+// maxModule is the largest size of an unpacked module, in bytes.
 const maxModule = 64 << 20
 
 // errNoModule says that the kernel has no such module, loaded or not.
@@ -40,8 +40,8 @@ func moduleTree() (string, error) {
 	return filepath.Join("/lib/modules", unix.ByteSliceToString(uts.Release[:])), nil
 }
 
-// moduleFile finds a module's file in a tree, by the list that modprobe uses.
-// The error is errNoModule where the list is there and does not name it.
+// moduleFile finds a module's file in a tree, by the list that modprobe uses
+// (modules.dep). The error wraps errNoModule where the list does not name it.
 func moduleFile(tree, name string) (string, error) {
 	f, err := os.Open(filepath.Join(tree, "modules.dep"))
 	if err != nil {
@@ -63,7 +63,7 @@ func moduleFile(tree, name string) (string, error) {
 	if err := lines.Err(); err != nil {
 		return "", fmt.Errorf("reading the list of modules: %w", err)
 	}
-	return "", fmt.Errorf("%q is not among the modules in %q: %w", name, tree, errNoModule)
+	return "", fmt.Errorf("module %q is not in %q: %w", name, tree, errNoModule)
 }
 
 // moduleName returns the name of a module by that of its file.
@@ -72,8 +72,8 @@ func moduleName(file string) string {
 	return strings.ReplaceAll(name, "-", "_")
 }
 
-// readModuleTypes returns the type information in a module's file, as it will be
-// in /sys/kernel/btf. The error is fs.ErrNotExist where the file has none.
+// readModuleTypes returns the type information in a module's file, the same that
+// /sys/kernel/btf will have. The error wraps fs.ErrNotExist where there is none.
 func readModuleTypes(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
@@ -94,7 +94,7 @@ func readModuleTypes(file string) ([]byte, error) {
 			r = d
 		}
 	default:
-		return nil, fmt.Errorf("module %q is packed in an unknown way", file)
+		return nil, fmt.Errorf("module %q is compressed in an unknown format", file)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("unpacking module %q: %w", file, err)
@@ -104,7 +104,7 @@ func readModuleTypes(file string) ([]byte, error) {
 		return nil, fmt.Errorf("unpacking module %q: %w", file, err)
 	}
 	if len(image) > maxModule {
-		return nil, fmt.Errorf("module %q has more than %d bytes", file, maxModule)
+		return nil, fmt.Errorf("module %q is larger than %d bytes", file, maxModule)
 	}
 	e, err := elf.NewFile(bytes.NewReader(image))
 	if err != nil {
@@ -121,13 +121,14 @@ func readModuleTypes(file string) ([]byte, error) {
 	return types, nil
 }
 
-// typesSum recognises the type information that programs were made for.
+// typesSum has checksums of the type information that programs were made for, by
+// module.
 type typesSum map[string][sha256.Size]byte
 
-// add puts in the type information of a module.
+// add adds the type information of a module.
 func (s typesSum) add(module string, types []byte) { s[module] = sha256.Sum256(types) }
 
-// holds tells whether the modules that are loaded now are those.
+// holds tells whether the loaded modules have the same type information.
 func (s typesSum) holds(dir string) bool {
 	for module, sum := range s {
 		types, err := os.ReadFile(filepath.Join(dir, module))
@@ -144,10 +145,10 @@ const sysfs = "/sys"
 // typesDir is where the kernel shows the type information of itself and its modules.
 const typesDir = sysfs + "/kernel/btf"
 
-// moduleTypes returns the type information of modules; with future set, of those
-// that are not loaded from their files. Modules without any are left out: before
-// 5.11 no kernel had it, and what is built in has it in vmlinux.
-func (h *host) moduleTypes(future bool, modules ...string) ([]*btf.Spec, typesSum, error) {
+// moduleTypes returns the type information of modules. With future set it reads
+// the files of modules that are not loaded. It leaves out modules without type
+// information: all of them before 5.11, and those that are built in.
+func (c *core) moduleTypes(future bool, modules ...string) ([]*btf.Spec, typesSum, error) {
 	var specs []*btf.Spec
 	sums := typesSum{}
 	for _, m := range modules {
@@ -161,7 +162,7 @@ func (h *host) moduleTypes(future bool, modules ...string) ([]*btf.Spec, typesSu
 		if err != nil {
 			return nil, nil, fmt.Errorf("reading the types of module %q: %w", m, err)
 		}
-		spec, err := btf.LoadSplitSpecFromReader(bytes.NewReader(raw), h.types)
+		spec, err := btf.LoadSplitSpecFromReader(bytes.NewReader(raw), c.types)
 		if err != nil {
 			return nil, nil, fmt.Errorf("reading the types of module %q: %w", m, err)
 		}
@@ -176,8 +177,8 @@ func isDir(name string) bool {
 	return err == nil && fi.IsDir()
 }
 
-// futureTypes returns the type information of a module that is not loaded; the
-// error is fs.ErrNotExist where its file has none.
+// futureTypes returns the type information of a module that is not loaded. The
+// error wraps fs.ErrNotExist where its file has none.
 func futureTypes(module string) ([]byte, error) {
 	tree, err := moduleTree()
 	if err != nil {
@@ -185,16 +186,17 @@ func futureTypes(module string) ([]byte, error) {
 	}
 	file, err := moduleFile(tree, module)
 	if err != nil {
-		return nil, fmt.Errorf("%v", err) // not that the file has none
+		return nil, fmt.Errorf("%v", err) // without fs.ErrNotExist: that would mean a file without types
 	}
 	return readModuleTypes(file)
 }
 
-// mayLoad tells whether a module that is not loaded may yet be: nil, also where
-// that cannot be told, as in a container without the host's modules.
+// mayLoad returns nil where a module may be loaded later, and where that cannot be
+// told, as in a container without the host's modules. Else the error wraps
+// errNoModule.
 func mayLoad(proc, tree, module string) error {
 	if _, err := os.Stat(filepath.Join(proc, "modules")); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("it is not built in and this kernel loads no modules: %w", errNoModule)
+		return fmt.Errorf("module %q is not built in, and this kernel cannot load modules: %w", module, errNoModule)
 	}
 	if _, err := moduleFile(tree, module); errors.Is(err, errNoModule) {
 		return err

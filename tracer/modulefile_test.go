@@ -128,8 +128,8 @@ func TestModuleFile(t *testing.T) {
 	}
 }
 
-// TestMayLoad says what a source that was asked for waits for, and what is told
-// at once that it will never come.
+// TestMayLoad: a source waits for a module that may be loaded later, and not for one
+// that never can be.
 func TestMayLoad(t *testing.T) {
 	proc, bare, tree := t.TempDir(), t.TempDir(), t.TempDir()
 	if err := os.WriteFile(filepath.Join(proc, "modules"), nil, 0o644); err != nil {

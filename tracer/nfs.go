@@ -12,62 +12,68 @@ import (
 )
 
 // planNFS looks at this kernel's NFS client.
-func planNFS(h *host, future bool) (*plan, error) {
-	if _, err := os.Stat(sysfs + "/module/nfs"); err != nil && !future { // it has parameters: also there when built in
+func planNFS(c *core, future bool) (*plan, error) {
+	if _, err := os.Stat(sysfs + "/module/nfs"); err != nil && !future { // exists also when built in: nfs has parameters
 		return nil, &notLoadedError{"nfs"}
 	}
 	spec, err := bpf.LoadNFS()
 	if err != nil {
 		return nil, fmt.Errorf("reading the nfs object: %w", err)
 	}
-	types, sums, err := h.moduleTypes(future, "nfs", "sunrpc")
+	types, sums, err := c.moduleTypes(future, "nfs", "sunrpc")
 	if err != nil {
 		return nil, err
 	}
-	all := append(slices.Clone(types), h.types)
+	all := append(slices.Clone(types), c.types)
 	if !haveType[*btf.Struct](all, "nfs_page") {
-		// Before 5.11 no kernel had type information for modules. Later ones
-		// without it were built so, and what they have in memory is not known.
-		if !h.pagesNameOwners() {
+		// Before 5.11 no kernel had type information for modules. Later kernels
+		// can be built without it, and their structs' layout is not known.
+		if !c.pagesNameOwners() {
 			return nil, fmt.Errorf("the kernel has no type information for module %q (CONFIG_DEBUG_INFO_BTF_MODULES): %w", "nfs", ErrAbsent)
 		}
 		if err := spec.Variables[bpf.NFSVarFixedNfsPage].Set(true); err != nil {
 			return nil, err
 		}
 	}
-	module := future || isDir(sysfs+"/module/nfs/holders") // what is built in has only parameters
+	module := future || isDir(sysfs+"/module/nfs/holders") // a built-in one has only parameters there
 	if err := spec.Variables[bpf.NFSVarFromFunctions].Set(module); err != nil {
 		return nil, err
 	}
-	return &plan{spec, nfsSignals(h.opt, module, all), ebpf.ProgramOptions{ExtraRelocationTargets: types}, sums}, nil
+	return &plan{spec, nfsSignals(c.opt, module, all), ebpf.ProgramOptions{ExtraRelocationTargets: types}, sums}, nil
 }
 
-// nfsSignals lists the hooks. Those that finish something come before those that
-// begin it, so that nothing begins and ends unseen in between.
+// nfsSignals lists the hooks. Hooks that see ends come before those that see
+// beginnings: no request may begin and end unseen while we attach.
 func nfsSignals(opt Options, module bool, types []*btf.Spec) []signal {
 	raw := func(target, program string) []hook {
 		return []hook{{kind: rawTracepoint, target: target, program: program}}
 	}
-	// A second program on the same tracepoint, which stands in where the first was
-	// skipped. It has to be behind it: programs run in the order they were attached.
-	again := func(target, program string) signal {
-		return signal{hooks: raw(target, program), optional: nfsSkippedCost}
+	// A second program on the same tracepoint does the work of the first one's skipped
+	// runs. It must be attached after the first: programs run in that order.
+	redundant := func(target, program string) signal {
+		return signal{hooks: raw(target, program), optional: requestsSkipped}
 	}
 	signals := []signal{
-		{hooks: raw("nfs_refresh_inode_enter", bpf.NFSProgIotRefreshInode), optional: "metadata operations are not told apart by mount"},
-		{hooks: raw("rpc_task_begin", bpf.NFSProgIotRpcTaskBegin), optional: "owners of asynchronous metadata operations are not known"},
-		again("rpc_task_begin", bpf.NFSProgIotRpcTaskBeginAgain),
-		{hooks: raw("rpc_stats_latency", bpf.NFSProgIotRpcStats), optional: "metadata operations and retransmissions are not counted"},
-		again("rpc_stats_latency", bpf.NFSProgIotRpcStatsAgain),
+		{hooks: raw("nfs_refresh_inode_enter", bpf.NFSProgIotRefreshInode), optional: Limitation{
+			Text: "metadata operations are not split by mount", Remedy: "a kernel with the tracepoint nfs:nfs_refresh_inode_enter",
+		}},
+		{hooks: raw("rpc_task_begin", bpf.NFSProgIotRpcTaskBegin), optional: Limitation{
+			Text: "asynchronous metadata operations are unattributed", Remedy: "a kernel with the tracepoint sunrpc:rpc_task_begin",
+		}},
+		redundant("rpc_task_begin", bpf.NFSProgIotRpcTaskBeginRedundant),
+		{hooks: raw("rpc_stats_latency", bpf.NFSProgIotRpcStats), optional: Limitation{
+			Text: "metadata operations and retransmissions are not counted", Remedy: "a kernel with the tracepoint sunrpc:rpc_stats_latency",
+		}},
+		redundant("rpc_stats_latency", bpf.NFSProgIotRpcStatsRedundant),
 		{hooks: raw("nfs_readpage_done", bpf.NFSProgIotReadpageDone)},
-		again("nfs_readpage_done", bpf.NFSProgIotReadpageDoneAgain),
+		redundant("nfs_readpage_done", bpf.NFSProgIotReadpageDoneRedundant),
 	}
 	if opt.Latency {
 		signals = append(signals,
 			signal{hooks: raw("nfs_writeback_done", bpf.NFSProgIotWritebackDone)},
-			again("nfs_writeback_done", bpf.NFSProgIotWritebackDoneAgain),
+			redundant("nfs_writeback_done", bpf.NFSProgIotWritebackDoneRedundant),
 			signal{hooks: raw("nfs_commit_done", bpf.NFSProgIotCommitDone)},
-			again("nfs_commit_done", bpf.NFSProgIotCommitDoneAgain))
+			redundant("nfs_commit_done", bpf.NFSProgIotCommitDoneRedundant))
 	}
 	if opt.App {
 		signals = append(signals, nfsAppSignals(types)...)
@@ -77,56 +83,67 @@ func nfsSignals(opt Options, module bool, types []*btf.Spec) []signal {
 			{kind: rawTracepoint, target: "nfs_file_write", program: bpf.NFSProgIotWriterRaw}, // since 6.18
 			{kind: kprobe, target: "nfs_file_write", program: bpf.NFSProgIotWriterKprobe},
 			{kind: fentry, target: "nfs_file_write", program: bpf.NFSProgIotWriterFentry},
-		}, optional: "owners of delayed writes to NFS are those of the pages"},
-		// Memory that was mapped before we came, or inherited.
+		}, optional: Limitation{
+			Text:   "a delayed write to NFS counts for the cgroup that owns the page, not for the one that wrote it",
+			Remedy: needsFunctions + ", or Linux 6.18 or newer",
+		}},
+		// For memory that was mapped before we attached, or inherited.
 		signal{hooks: []hook{
 			{kind: kprobe, target: "nfs_vm_page_mkwrite", program: bpf.NFSProgIotWriterKprobe},
 			{kind: fentry, target: "nfs_vm_page_mkwrite", program: bpf.NFSProgIotWriterFentry},
-		}, optional: "owners of delayed writes to mapped NFS files are those of the pages"},
+		}, optional: Limitation{
+			Text:   "a delayed write to a mapped NFS file counts for the cgroup that owns the page, not for the one that wrote it",
+			Remedy: needsFunctions,
+		}},
 	)
 	if module {
 		// These see what the tracepoints do not: see iot_from_function in bpf/nfs.bpf.c.
 		for _, h := range []hook{
-			{kind: kprobe, target: "nfs_readpage_result", program: bpf.NFSProgIotFunctionReadDone, beside: true},
-			{kind: kprobe, target: "nfs_initiate_read", program: bpf.NFSProgIotFunctionRead, beside: true},
-			{kind: kprobe, target: "nfs_initiate_write", program: bpf.NFSProgIotFunctionWrite, beside: true},
-			{kind: kprobe, target: "nfs_initiate_commit", program: bpf.NFSProgIotFunctionCommit, beside: true},
+			{kind: kprobe, target: "nfs_readpage_result", program: bpf.NFSProgIotFunctionReadDone, unlisted: true},
+			{kind: kprobe, target: "nfs_initiate_read", program: bpf.NFSProgIotFunctionRead, unlisted: true},
+			{kind: kprobe, target: "nfs_initiate_write", program: bpf.NFSProgIotFunctionWrite, unlisted: true},
+			{kind: kprobe, target: "nfs_initiate_commit", program: bpf.NFSProgIotFunctionCommit, unlisted: true},
 		} {
-			signals = append(signals, signal{hooks: []hook{h}, optional: "requests to NFS servers may be missed right after the module was loaded"})
+			signals = append(signals, signal{hooks: []hook{h}, optional: Limitation{
+				Text: "requests to NFS servers may be missed right after the module is loaded", Remedy: needsKprobes,
+			}})
 		}
 	}
 	return append(signals,
 		signal{hooks: raw("nfs_initiate_read", bpf.NFSProgIotInitiateRead)},
-		again("nfs_initiate_read", bpf.NFSProgIotInitiateReadAgain),
+		redundant("nfs_initiate_read", bpf.NFSProgIotInitiateReadRedundant),
 		signal{hooks: raw("nfs_initiate_write", bpf.NFSProgIotInitiateWrite)},
-		again("nfs_initiate_write", bpf.NFSProgIotInitiateWriteAgain),
+		redundant("nfs_initiate_write", bpf.NFSProgIotInitiateWriteRedundant),
 		signal{hooks: raw("nfs_initiate_commit", bpf.NFSProgIotInitiateCommit)},
-		again("nfs_initiate_commit", bpf.NFSProgIotInitiateCommitAgain),
+		redundant("nfs_initiate_commit", bpf.NFSProgIotInitiateCommitRedundant),
 		signal{hooks: []hook{
 			{kind: kprobe, target: nfsMountFunction, program: bpf.NFSProgIotGetTree},
-		}, optional: "module nfs cannot be unloaded while it is traced"},
+		}, optional: Limitation{
+			Text: "module nfs cannot be unloaded while it is traced", Remedy: needsKprobes,
+		}},
 	)
 }
 
-const nfsSkippedCost = "requests to NFS servers are missed whose program the kernel skipped"
-
-// nfsMountFunction is called for every mount, of all versions.
+// nfsMountFunction is what the kernel calls for every mount, of every NFS version.
 const nfsMountFunction = "nfs_get_tree_common"
 
-// nfsCallsAtOnce is how many calls of one function can be waited for by a
-// kretprobe: each blocks for as long as the server takes.
+// nfsCallsAtOnce is how many calls of one function a kretprobe can follow at
+// once: each call blocks for as long as the server takes.
 const nfsCallsAtOnce = 4096
 
-// nfsAppSignals lists the hooks for what programs read and wrote.
+// nfsAppSignals lists the hooks of the application level: read and write calls.
 func nfsAppSignals(types []*btf.Spec) []signal {
-	const cost = "mapped memory and asynchronous direct I/O on NFS are not counted at application level"
+	limitation := Limitation{Text: "the application level (--level app) leaves out mapped memory and asynchronous direct I/O on NFS"}
 	call := func(target, exit, ret, entry string) signal {
 		return signal{
 			hooks: []hook{
-				{kind: fexit, target: target, program: exit, cost: cost},
-				{kind: kretprobe, target: target, program: ret, entry: entry, active: nfsCallsAtOnce, cost: cost},
+				{kind: fexit, target: target, program: exit, limitation: limitation},
+				{kind: kretprobe, target: target, program: ret, entry: entry, active: nfsCallsAtOnce, limitation: limitation},
 			},
-			optional: "reads and writes of programs on NFS are not all counted at application level",
+			optional: Limitation{
+				Text:   "the application level (--level app) misses reads or writes on NFS",
+				Remedy: needsFunctions,
+			},
 		}
 	}
 	signals := []signal{
@@ -140,8 +157,8 @@ func nfsAppSignals(types []*btf.Spec) []signal {
 	return signals
 }
 
-// nfsIdle tells whether nothing is mounted: no reference on the module is there
-// but our own and those of its helpers.
+// nfsIdle tells whether nothing is mounted: nobody holds a reference on the module
+// except our own hooks and the modules that depend on it.
 func nfsIdle(o *object) bool {
 	own, watched := 0, false
 	for _, a := range o.hooks {
@@ -158,14 +175,14 @@ func nfsIdle(o *object) bool {
 	return ok && watched && users <= own
 }
 
-// nfsModuleTracepoints are those of nfs itself, not of sunrpc.
+// nfsModuleTracepoints are our tracepoints in module nfs, not in sunrpc.
 var nfsModuleTracepoints = map[string]bool{
 	"nfs_refresh_inode_enter": true, "nfs_readpage_done": true, "nfs_writeback_done": true, "nfs_commit_done": true,
 	"nfs_file_write": true, "nfs_initiate_read": true, "nfs_initiate_write": true, "nfs_initiate_commit": true,
 }
 
 // haveType tells whether any of the specs has a type of that kind and name. A
-// module may repeat a type several times.
+// module may have a type several times.
 func haveType[T btf.Type](specs []*btf.Spec, name string) bool {
 	for _, s := range specs {
 		found, err := s.AnyTypesByName(name)
@@ -178,11 +195,11 @@ func haveType[T btf.Type](specs []*btf.Spec, name string) bool {
 	return false
 }
 
-// pagesNameOwners tells whether struct page points to its memory cgroup itself,
-// as before 5.11, the first kernel with type information for modules.
-func (h *host) pagesNameOwners() bool {
+// pagesNameOwners tells whether struct page has a plain pointer to its memory
+// cgroup. It has one before 5.11, the first kernel with type information for modules.
+func (c *core) pagesNameOwners() bool {
 	var page *btf.Struct
-	if err := h.types.TypeByName("page", &page); err != nil {
+	if err := c.types.TypeByName("page", &page); err != nil {
 		return false
 	}
 	return hasMember(page, "mem_cgroup")

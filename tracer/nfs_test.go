@@ -35,7 +35,7 @@ func TestNFSSignalOrder(t *testing.T) {
 	}
 }
 
-// TestNFSLatencyOff holds that nothing is paid for latencies nobody wants; reads
+// TestNFSLatencyOff holds that without latencies no hook is attached for them. Reads
 // are counted when they come back in any case.
 func TestNFSLatencyOff(t *testing.T) {
 	got := targets(nfsSignals(Options{}, false, nil))
@@ -77,8 +77,8 @@ func TestNFSPrograms(t *testing.T) {
 	}
 }
 
-// TestNFSIdle holds that a source is never put to rest that could not be woken or
-// whose programs pin the module themselves.
+// TestNFSIdle holds that a source is never suspended if it could not be resumed, or if
+// its programs pin the module themselves.
 func TestNFSIdle(t *testing.T) {
 	for name, o := range map[string]*object{
 		"no way to notice a mount": {hooks: []attached{{hook: hook{kind: rawTracepoint, target: "nfs_initiate_write"}}}},

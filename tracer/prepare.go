@@ -7,19 +7,19 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-// prepared is a source whose module is not there: its programs are loaded, and
-// nothing is attached. What a program may use of a module it gets as numbers, so
-// that neither a raw tracepoint's nor a kprobe's needs the module itself.
+// prepared is a source whose module is not loaded yet: its programs are loaded and
+// not attached. Programs of raw tracepoints and kprobes do not need the module for
+// that: they get offsets in its structs as numbers.
 type prepared struct {
 	object *object // its maps
 	ready  []readied
 }
 
-// readied is a signal with the programs of those hooks that could be loaded.
+// readied is a signal with the programs that could be loaded.
 type readied struct {
 	signal
-	ways [][]attached // the best first; of several programs the first is the hook's own
-	late bool         // it has hooks as well whose programs need the module
+	ways [][]attached // one for each hook, the best first; then the program for the function's entry
+	late bool         // some hooks have programs that need the module
 }
 
 // preparable tells whether programs of this kind can be loaded before the module.
@@ -27,16 +27,16 @@ func (k hookKind) preparable() bool {
 	return k == rawTracepoint || k == tracepoint || k == kprobe || k == kretprobe
 }
 
-// openSource loads and attaches a source whose module is there, or needs none.
-func (h *host) openSource(d descriptor) (*object, error) {
+// openSource loads and attaches a source whose module is loaded, or that needs none.
+func (c *core) openSource(d descriptor) (*object, error) {
 	if d.open != nil {
-		return d.open(h)
+		return d.open(c)
 	}
-	pl, err := d.plan(h, false)
+	pl, err := d.plan(c, false)
 	if err != nil {
 		return nil, err
 	}
-	o, err := h.load(pl.spec, pl.signals, pl.extra)
+	o, err := c.load(pl.spec, pl.signals, pl.extra)
 	if err != nil {
 		return nil, err
 	}
@@ -44,14 +44,14 @@ func (h *host) openSource(d descriptor) (*object, error) {
 	return o, nil
 }
 
-// prepare loads the programs of a source whose module is still to come.
-func (h *host) prepare(d descriptor) (*prepared, error) {
-	pl, err := d.plan(h, true)
+// prepare loads the programs of a source whose module is not loaded yet.
+func (c *core) prepare(d descriptor) (*prepared, error) {
+	pl, err := d.plan(c, true)
 	if err != nil {
 		return nil, err
 	}
 	spec, extra := pl.spec, pl.extra
-	programs, maps, err := h.makeMaps(nil, spec)
+	programs, maps, err := c.makeMaps(nil, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -65,18 +65,18 @@ func (h *host) prepare(d descriptor) (*prepared, error) {
 				r.late = true
 				continue
 			}
-			way, err := h.loadWay(spec, programs, hk, maps, extra)
+			way, err := c.loadWay(spec, programs, hk, maps, extra)
 			if err != nil {
-				h.log.Debug("hook not prepared", "hook", hk.String(), "error", verbose(err))
+				c.log.Debug("cannot load a program before its module", "hook", hk.String(), "error", verbose(err))
 				errs = append(errs, fmt.Errorf("%s: %w", hk, err))
 				continue
 			}
 			if !early {
-				early = h.linkEarly(d.modules[0], way)
+				early = c.linkEarly(d.modules[0], way)
 			}
 			r.ways = append(r.ways, way)
 		}
-		if len(r.ways) == 0 && !r.late && s.optional == "" {
+		if len(r.ways) == 0 && !r.late && s.optional == (Limitation{}) {
 			p.Close()
 			return nil, errors.Join(errs...)
 		}
@@ -85,16 +85,16 @@ func (h *host) prepare(d descriptor) (*prepared, error) {
 	return p, nil
 }
 
-// linkEarly attaches a way before the module is there, where it is one that can be.
-// Nothing is lost where it cannot: it is attached with the others then.
-func (h *host) linkEarly(module string, way []attached) bool {
+// linkEarly attaches a kprobe before its module is loaded and reports whether it
+// did. Where that fails, nothing is lost: the kprobe is attached with the others.
+func (c *core) linkEarly(module string, way []attached) bool {
 	a := &way[0]
 	if len(way) != 1 || a.kind != kprobe {
 		return false
 	}
-	k, err := newDelayedKprobe(h.tracefs, module, a.target, a.program)
+	k, err := newDelayedKprobe(c.tracefs, module, a.target, a.program)
 	if err != nil {
-		h.log.Debug("hook not attached early", "hook", a.hook.String(), "error", err)
+		c.log.Debug("cannot attach a hook before its module is loaded", "hook", a.hook.String(), "error", err)
 		return false
 	}
 	a.link = k
@@ -102,10 +102,10 @@ func (h *host) linkEarly(module string, way []attached) bool {
 }
 
 // loadWay loads a hook's program, and the one for its function's entry.
-func (h *host) loadWay(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
+func (c *core) loadWay(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
 	maps map[string]*ebpf.Map, extra ebpf.ProgramOptions,
 ) ([]attached, error) {
-	prog, err := h.loadProgram(spec, programs, hk, maps, extra)
+	prog, err := c.loadProgram(spec, programs, hk, maps, extra)
 	if err != nil {
 		return nil, err
 	}
@@ -114,7 +114,7 @@ func (h *host) loadWay(spec *ebpf.CollectionSpec, programs map[string]*ebpf.Prog
 		return way, nil
 	}
 	at := hook{kind: kprobe, target: hk.target, program: hk.entry}
-	prog, err = h.loadProgram(spec, programs, at, maps, extra)
+	prog, err = c.loadProgram(spec, programs, at, maps, extra)
 	if err != nil {
 		way[0].program.Close()
 		return nil, err
@@ -122,9 +122,9 @@ func (h *host) loadWay(spec *ebpf.CollectionSpec, programs map[string]*ebpf.Prog
 	return append(way, attached{hook: at, program: prog}), nil
 }
 
-// attach attaches what is prepared, in the order of signals. It returns as well
-// the signals that are left, whose programs need the module to be there. What it
-// was called on is used up.
+// attach attaches what is prepared, in the order of signals. It also returns the
+// signals that are left: their programs need the loaded module. p must not be used
+// afterwards.
 func (p *prepared) attach() (_ *object, late []signal, err error) {
 	o := p.object
 	for i, r := range p.ready {
@@ -141,12 +141,12 @@ func (p *prepared) attach() (_ *object, late []signal, err error) {
 		switch {
 		case chosen >= 0:
 			o.hooks = append(o.hooks, r.ways[chosen]...)
-			o.addCost(r.ways[chosen][0].cost)
-			p.ready[i].ways[chosen] = nil // belongs to the object now
+			o.addLimitation(r.ways[chosen][0].limitation)
+			p.ready[i].ways[chosen] = nil // owned by the object now
 		case r.late:
 			late = append(late, r.signal)
-		case r.optional != "":
-			o.addCost(r.optional)
+		case r.optional != (Limitation{}):
+			o.addLimitation(r.optional)
 		default:
 			return nil, nil, errors.Join(append(errs, o.Close(), p.Close())...)
 		}
@@ -155,10 +155,10 @@ func (p *prepared) attach() (_ *object, late []signal, err error) {
 	return o, late, p.Close()
 }
 
-// linkWay attaches the programs of one hook, that of the entry before it.
+// linkWay attaches the programs of one hook: the one at the function's entry first.
 func linkWay(way []attached) error {
 	for i := len(way) - 1; i >= 0; i-- {
-		if way[i].link != nil { // early
+		if way[i].link != nil { // attached early
 			continue
 		}
 		l, err := way[i].hook.link(way[i].program)
@@ -173,17 +173,17 @@ func linkWay(way []attached) error {
 	return nil
 }
 
-// again takes an object whose module went back to what it was before it came.
-// It returns nil where a program of it cannot be attached a second time.
-func (h *host) again(d descriptor, o *object) *prepared {
-	p := &prepared{object: &object{maps: o.maps, costs: o.costs, sums: o.sums}}
+// keepPrepared turns an object whose module was unloaded back into a prepared one.
+// It returns nil where one of its programs cannot be attached a second time.
+func (c *core) keepPrepared(d descriptor, o *object) *prepared {
+	p := &prepared{object: &object{maps: o.maps, limitations: o.limitations, sums: o.sums}}
 	for i := 0; i < len(o.hooks); i++ {
 		a := &o.hooks[i]
 		if !a.kind.preparable() {
 			return nil
 		}
 		if _, stays := a.link.(*delayedKprobe); !stays {
-			_ = a.detach() // of a place that is gone
+			_ = a.detach() // its place in the kernel is gone
 		}
 		way := []attached{{hook: a.hook, program: a.program, link: a.link}}
 		if a.entry != "" && i+1 < len(o.hooks) {
@@ -192,7 +192,7 @@ func (h *host) again(d descriptor, o *object) *prepared {
 			way = append(way, attached{hook: o.hooks[i].hook, program: o.hooks[i].program})
 		}
 		if a.link == nil {
-			h.linkEarly(d.modules[0], way)
+			c.linkEarly(d.modules[0], way)
 		}
 		p.ready = append(p.ready, readied{signal: signal{hooks: []hook{a.hook}}, ways: [][]attached{way}})
 	}
@@ -201,20 +201,20 @@ func (h *host) again(d descriptor, o *object) *prepared {
 }
 
 // attachLate attaches to an object the signals that attach left.
-func (h *host) attachLate(d descriptor, o *object, late []signal) error {
-	pl, err := d.plan(h, false)
+func (c *core) attachLate(d descriptor, o *object, late []signal) error {
+	pl, err := d.plan(c, false)
 	if err != nil {
 		return err
 	}
-	more, err := h.loadInto(o, pl.spec, late, pl.extra)
+	more, err := c.loadInto(o, pl.spec, late, pl.extra)
 	if err != nil {
 		return err
 	}
 	o.hooks = append(o.hooks, more.hooks...)
-	for _, c := range more.costs {
-		o.addCost(c)
+	for _, l := range more.limitations {
+		o.addLimitation(l)
 	}
-	more.hooks = nil // its maps are those of o
+	more.hooks = nil // owned by o now; the maps of more are handles of those of o
 	return more.Close()
 }
 

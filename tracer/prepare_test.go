@@ -2,6 +2,7 @@ package tracer
 
 import (
 	"log/slog"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -47,17 +48,17 @@ func counter(t *testing.T) *ebpf.Map {
 }
 
 // TestPrepared attaches what was prepared: of each signal the first way that the
-// kernel takes, the costs of what it does not, and what is left for later. Then it
-// does so once more with the same programs, as when a module comes again.
+// kernel accepts, the limitations of what it does not, and what is left for later.
+// Then it attaches the same programs once more, as when a module is loaded again.
 func TestPrepared(t *testing.T) {
-	h, d := &host{log: slog.New(slog.DiscardHandler)}, descriptor{modules: []string{"none"}}
+	c, d := &core{log: slog.New(slog.DiscardHandler)}, descriptor{modules: []string{"none"}}
 	calls := counter(t)
-	way := func(target, cost string) []attached {
-		return []attached{{hook: hook{kind: rawTracepoint, target: target, cost: cost}, program: countingProgram(t, calls)}}
+	way := func(target, limitation string) []attached {
+		return []attached{{hook: hook{kind: rawTracepoint, target: target, limitation: Limitation{Text: limitation}}, program: countingProgram(t, calls)}}
 	}
 	p := &prepared{object: &object{}, ready: []readied{
 		{ways: [][]attached{way("no_such_tracepoint", "never"), way("sys_enter", "second choice"), way("sys_exit", "never")}},
-		{signal: signal{optional: "not there"}, ways: [][]attached{way("no_such_tracepoint", "never")}},
+		{signal: signal{optional: Limitation{Text: "not there"}}, ways: [][]attached{way("no_such_tracepoint", "never")}},
 		{signal: signal{hooks: []hook{{kind: fentry, target: "later"}}}, ways: [][]attached{way("no_such_tracepoint", "never")}, late: true},
 	}}
 	o, late, err := p.attach()
@@ -71,17 +72,17 @@ func TestPrepared(t *testing.T) {
 	if len(o.hooks) != 1 || o.hooks[0].target != "sys_enter" {
 		t.Fatalf("attached: %v", o.hooks)
 	}
-	if len(o.costs) != 2 || o.costs[0] != "second choice" || o.costs[1] != "not there" {
-		t.Errorf("costs: %q", o.costs)
+	if want := []Limitation{{Text: "second choice"}, {Text: "not there"}}; !slices.Equal(o.limitations, want) {
+		t.Errorf("limitations: %q, want %q", o.limitations, want)
 	}
 	for round := range 3 {
 		var n uint64
 		if err := calls.Lookup(uint32(0), &n); err != nil || n == 0 {
 			t.Fatalf("round %d: %d runs, %v", round, n, err)
 		}
-		again := h.again(d, o)
+		again := c.keepPrepared(d, o)
 		if again == nil {
-			t.Fatalf("round %d: not to be had again", round)
+			t.Fatalf("round %d: cannot be attached again", round)
 		}
 		if err := o.Close(); err != nil {
 			t.Error(err)
@@ -119,21 +120,21 @@ func TestPreparedFails(t *testing.T) {
 	}
 }
 
-// TestNotAgain holds that an object is not kept whose programs are bound to the
-// module that went.
-func TestNotAgain(t *testing.T) {
+// TestKeepPreparedRefuses holds that an object is not kept if one of its programs
+// is bound to the module that was unloaded.
+func TestKeepPreparedRefuses(t *testing.T) {
 	o := &object{hooks: []attached{{hook: hook{kind: kprobe}}, {hook: hook{kind: fexit}}}}
-	h, d := &host{log: slog.New(slog.DiscardHandler)}, descriptor{modules: []string{"none"}}
-	if h.again(d, o) != nil {
-		t.Error("a program at fexit is of no use for another module")
+	c, d := &core{log: slog.New(slog.DiscardHandler)}, descriptor{modules: []string{"none"}}
+	if c.keepPrepared(d, o) != nil {
+		t.Error("a program at fexit cannot be used for another module")
 	}
 	if len(o.hooks) != 2 {
 		t.Error("what is not kept is to be closed with the object")
 	}
 }
 
-// TestDetachAtRest ends a tracer one of whose sources is at rest.
-func TestDetachAtRest(t *testing.T) {
+// TestDetachSuspended ends a tracer with a suspended source.
+func TestDetachSuspended(t *testing.T) {
 	calls := counter(t)
 	prog := countingProgram(t, calls)
 	hk := hook{kind: rawTracepoint, target: "sys_enter"}
@@ -142,7 +143,7 @@ func TestDetachAtRest(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := &object{hooks: []attached{{hook: hk, program: prog, link: l}}}
-	if err := o.rest(); err != nil {
+	if err := o.suspend(); err != nil {
 		t.Fatal(err)
 	}
 	tr := &Tracer{objects: map[string]*object{"nfs": o}}

@@ -12,24 +12,25 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-// batch is how many entries one system call reads at most.
+// batch is the most entries that one system call reads.
 const batch = 4096
 
 // minBatch is more than one bucket of a hash holds: the kernel reads whole
-// buckets, and those of a small map may for a moment have more than it allows.
+// buckets, and for a moment a small map may hold more than MaxEntries.
 const minBatch = 128
 
-// doubleBuffer is a map that can be read at rest: programs find the map to
-// write to in outer[0], and Swap puts the spare one there.
+// doubleBuffer is a pair of maps: programs write to the one that they find in
+// outer[0], and Swap puts the other one there, so that the first can be read while
+// nothing writes to it.
 type doubleBuffer struct {
 	outer        *ebpf.Map
 	inUse, spare *ebpf.Map
 	cpus         int
-	first        *ebpf.Map // belongs to the object, not to us
+	first        *ebpf.Map // owned by the object, which closes it
 }
 
-// newDoubleBuffer makes the spare map. spec is that of the first: up to 6.2 the
-// kernel takes two maps for one another only if both have types, or neither.
+// newDoubleBuffer makes the spare map. spec is that of the first map: up to 6.2 the
+// kernel swaps two maps only if both have type information, or neither.
 func newDoubleBuffer(spec *ebpf.MapSpec, outer, first *ebpf.Map) (doubleBuffer, error) {
 	spec = spec.Copy()
 	spec.MaxEntries, spec.Flags = first.MaxEntries(), first.Flags()
@@ -52,9 +53,9 @@ func newDoubleBuffer(spec *ebpf.MapSpec, outer, first *ebpf.Map) (doubleBuffer, 
 	return doubleBuffer{outer: outer, inUse: first, spare: spare, first: first, cpus: cpus}, nil
 }
 
-// Swap hands the spare map to the programs and returns the one they wrote to.
-// When it returns no program writes to that any more: the kernel's update of a
-// map in a map ends with synchronize_rcu (maybe_wait_bpf_programs, since 4.20).
+// Swap gives the programs the spare map and returns the one that they wrote to.
+// After it returned, no program writes to that one: the kernel's update of a map
+// in a map ends with synchronize_rcu (maybe_wait_bpf_programs, since 4.20).
 func (d *doubleBuffer) Swap() (*ebpf.Map, error) {
 	if err := d.outer.Update(uint32(0), d.spare, ebpf.UpdateAny); err != nil {
 		return nil, fmt.Errorf("exchanging the totals map: %w", err)
@@ -72,8 +73,8 @@ func (d *doubleBuffer) Close() error {
 	return nil
 }
 
-// drain reads and empties a per-CPU hash at rest, calling visit with the values
-// of all CPUs for each key.
+// drain reads and empties a per-CPU hash that no program writes to. It calls visit
+// for each key, with the values of all CPUs.
 func drain[K, V any](m *ebpf.Map, cpus int, visit func(*K, []V)) error {
 	var cursor ebpf.MapBatchCursor
 	n := min(max(int(m.MaxEntries()), minBatch), batch)
@@ -93,17 +94,16 @@ func drain[K, V any](m *ebpf.Map, cpus int, visit func(*K, []V)) error {
 	}
 }
 
-// snapshot is what only grows in the kernel: the last values seen.
+// snapshot has the last values of counters that only grow in the kernel.
 type snapshot struct {
 	end      time.Time
-	overflow map[bpf.HostUsageKey]bpf.HostUsage
+	overflow map[bpf.CoreUsageKey]bpf.CoreUsage
 	losses   [lossKinds]uint64
-	cost
+	programStats
 }
 
-// debt is what requeued requests still have to give back: they were counted in
-// an earlier interval and their row is gone.
-type debt struct{ bytes, ops uint64 }
+// amount is an amount of I/O, of requeued requests.
+type amount struct{ bytes, ops uint64 }
 
 const (
 	lostRecords = iota
@@ -113,12 +113,12 @@ const (
 	lostWalks
 	lostBytes
 	notesWritten
-	stoodIn
+	covered
 	unseen
 	lossKinds
 )
 
-func keyOf(k *bpf.HostUsageKey) (key Key, requeued, failed bool) {
+func keyOf(k *bpf.CoreUsageKey) (key Key, requeued, failed bool) {
 	return Key{
 		Source: Source(k.Source), Op: Op(k.Op), Basis: Basis(k.Basis),
 		Meta: k.Flags&flagMeta != 0, App: k.Flags&flagApp != 0,
@@ -134,9 +134,9 @@ const (
 	flagError    = 8
 )
 
-// Read returns what happened since the call before, or since New.
+// Read returns what happened since the last call, or since New.
 func (t *Tracer) Read() (*Interval, error) {
-	t.restIdle()
+	t.suspendIdle()
 	start := t.last.end
 	if start.IsZero() {
 		start = t.start
@@ -146,7 +146,7 @@ func (t *Tracer) Read() (*Interval, error) {
 	if err != nil {
 		return nil, err
 	}
-	usage, err := t.usage.Swap() // from here on the old cache is at rest as well
+	usage, err := t.usage.Swap() // from here on nothing writes to the old cache either
 	if err != nil {
 		return nil, err
 	}
@@ -160,12 +160,12 @@ func (t *Tracer) Read() (*Interval, error) {
 		}
 		return r
 	}
-	book := func(k *bpf.HostUsageKey, bytes, ops uint64) {
+	book := func(k *bpf.CoreUsageKey, bytes, ops uint64) {
 		key, requeued, failed := keyOf(k)
 		switch {
 		case requeued:
-			d := t.debts[key]
-			t.debts[key] = debt{d.bytes + bytes, d.ops + ops}
+			d := t.requeued[key]
+			t.requeued[key] = amount{d.bytes + bytes, d.ops + ops}
 		case failed:
 			row(key).Errors += ops
 		default:
@@ -174,7 +174,7 @@ func (t *Tracer) Read() (*Interval, error) {
 			r.Ops += ops
 		}
 	}
-	err = drain(usage, t.usage.cpus, func(k *bpf.HostUsageKey, values []bpf.HostUsage) {
+	err = drain(usage, t.usage.cpus, func(k *bpf.CoreUsageKey, values []bpf.CoreUsage) {
 		var bytes, ops uint64
 		for i := range values {
 			bytes += values[i].Bytes
@@ -209,23 +209,23 @@ func (t *Tracer) Read() (*Interval, error) {
 			return nil, err
 		}
 	}
-	t.settle(rows)
+	t.subtractRequeued(rows)
 	iv.Rows = make([]Row, 0, len(rows))
 	for _, r := range rows {
 		if r.Ops != 0 || r.Bytes != 0 || r.Errors != 0 || len(r.Latency.Buckets) != 0 {
 			iv.Rows = append(iv.Rows, *r)
 		}
 	}
-	cost := t.readCost() // before the losses: no work that was stood in for is newer than its miss
+	stats := t.readProgramStats() // before the losses: a covered run must not be newer than its miss
 	if err := t.readLosses(iv); err != nil {
 		return nil, err
 	}
-	t.settleCost(iv, cost)
+	t.bookProgramStats(iv, stats)
 	t.last.end = iv.End
 	return iv, nil
 }
 
-// refresh brings what sources know of the host up to date.
+// refresh has sources look again at the devices of the host.
 func (t *Tracer) refresh() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -234,47 +234,49 @@ func (t *Tracer) refresh() {
 			continue
 		}
 		if err := o.refresh(); err != nil {
-			t.opt.Log.Debug("refreshing", "source", name, "error", err)
+			t.opt.Log.Debug("cannot look at devices", "source", name, "error", err)
 		}
 	}
 }
 
-// settle takes what was requeued from the rows it was counted under, or, where
-// those are of an earlier interval, from what the same device does next.
-func (t *Tracer) settle(rows map[Key]*Row) {
-	pay := func(r *Row, d debt) debt {
+// subtractRequeued subtracts requeued requests, which will be counted once more,
+// from the rows that they were counted in. Where such a row belongs to an earlier
+// interval, it subtracts them from what the same device does next.
+func (t *Tracer) subtractRequeued(rows map[Key]*Row) {
+	subtract := func(r *Row, d amount) amount {
 		bytes, ops := min(r.Bytes, d.bytes), min(r.Ops, d.ops)
 		r.Bytes -= bytes
 		r.Ops -= ops
-		return debt{d.bytes - bytes, d.ops - ops}
+		return amount{d.bytes - bytes, d.ops - ops}
 	}
-	for key, d := range t.debts {
+	for key, d := range t.requeued {
 		if r := rows[key]; r != nil {
-			d = pay(r, d)
+			d = subtract(r, d)
 		}
 		for k, r := range rows {
-			if d == (debt{}) {
+			if d == (amount{}) {
 				break
 			}
 			if k.Source == key.Source && k.Dev == key.Dev && k.Op == key.Op && k.App == key.App {
-				d = pay(r, d)
+				d = subtract(r, d)
 			}
 		}
-		if d == (debt{}) {
-			delete(t.debts, key)
+		if d == (amount{}) {
+			delete(t.requeued, key)
 		} else {
-			t.debts[key] = d
+			t.requeued[key] = d
 		}
 	}
 }
 
-// readOverflow books what did not fit into the totals map; that map only grows.
-func (t *Tracer) readOverflow(book func(*bpf.HostUsageKey, uint64, uint64)) error {
-	var key bpf.HostUsageKey
-	var values []bpf.HostUsage
-	it := t.host.shared[bpf.HostMapOverflow].Iterate()
+// readOverflow books what did not fit into the totals map. The counters of the
+// overflow map only grow.
+func (t *Tracer) readOverflow(book func(*bpf.CoreUsageKey, uint64, uint64)) error {
+	var key bpf.CoreUsageKey
+	var values []bpf.CoreUsage
+	it := t.core.shared[bpf.CoreMapOverflow].Iterate()
 	for it.Next(&key, &values) {
-		var now bpf.HostUsage
+		var now bpf.CoreUsage
 		for _, v := range values {
 			now.Bytes += v.Bytes
 			now.Ops += v.Ops
@@ -284,7 +286,7 @@ func (t *Tracer) readOverflow(book func(*bpf.HostUsageKey, uint64, uint64)) erro
 			continue
 		}
 		if t.last.overflow == nil {
-			t.last.overflow = map[bpf.HostUsageKey]bpf.HostUsage{}
+			t.last.overflow = map[bpf.CoreUsageKey]bpf.CoreUsage{}
 		}
 		t.last.overflow[key] = now
 		other := key
@@ -297,7 +299,7 @@ func (t *Tracer) readOverflow(book func(*bpf.HostUsageKey, uint64, uint64)) erro
 	return nil
 }
 
-func (t *Tracer) readLatency(caches []bpf.HostRowCache, row func(Key) *Row) error {
+func (t *Tracer) readLatency(caches []bpf.CoreRowCache, row func(Key) *Row) error {
 	m, err := t.latency.Swap()
 	if err != nil {
 		return err
@@ -308,7 +310,7 @@ func (t *Tracer) readLatency(caches []bpf.HostRowCache, row func(Key) *Row) erro
 		max    uint64
 	}
 	groups := map[Key]*group{}
-	book := func(k *bpf.HostLatencyKey, v *bpf.HostLatency) {
+	book := func(k *bpf.CoreLatencyKey, v *bpf.CoreLatency) {
 		if v.Count == 0 {
 			return
 		}
@@ -322,7 +324,7 @@ func (t *Tracer) readLatency(caches []bpf.HostRowCache, row func(Key) *Row) erro
 		g.sum += v.Sum
 		g.max = max(g.max, v.Max)
 	}
-	err = drain(m, t.latency.cpus, func(k *bpf.HostLatencyKey, values []bpf.HostLatency) {
+	err = drain(m, t.latency.cpus, func(k *bpf.CoreLatencyKey, values []bpf.CoreLatency) {
 		for i := range values {
 			book(k, &values[i])
 		}
@@ -347,25 +349,26 @@ func (t *Tracer) readLatency(caches []bpf.HostRowCache, row func(Key) *Row) erro
 	return nil
 }
 
-// nextCache has the programs use the other row cache, and returns the number of
-// the one they used. It is at rest after the next Swap.
+// nextCache has the programs use the other row cache and returns the number of the
+// one they used. After the next Swap nothing writes to that one.
 func (t *Tracer) nextCache() (uint32, error) {
 	old := t.generation
-	if err := t.host.shared[bpf.HostMapGeneration].Update(uint32(0), 1-old, ebpf.UpdateAny); err != nil {
+	if err := t.core.shared[bpf.CoreMapGeneration].Update(uint32(0), 1-old, ebpf.UpdateAny); err != nil {
 		return 0, fmt.Errorf("exchanging the row cache: %w", err)
 	}
 	t.generation = 1 - old
 	return old, nil
 }
 
-// takeCache reads and empties a row cache at rest, one element per CPU.
-func (t *Tracer) takeCache(generation uint32) ([]bpf.HostRowCache, error) {
-	m := t.host.shared[bpf.HostMapRowCaches]
+// takeCache reads and empties a row cache that no program writes to: one element
+// per CPU.
+func (t *Tracer) takeCache(generation uint32) ([]bpf.CoreRowCache, error) {
+	m := t.core.shared[bpf.CoreMapRowCaches]
 	if err := m.Lookup(generation, &t.caches); err != nil {
 		return nil, fmt.Errorf("reading the row cache: %w", err)
 	}
 	if t.noCaches == nil {
-		t.noCaches = make([]bpf.HostRowCache, t.usage.cpus)
+		t.noCaches = make([]bpf.CoreRowCache, t.usage.cpus)
 	}
 	if err := m.Update(generation, t.noCaches, ebpf.UpdateAny); err != nil {
 		return nil, fmt.Errorf("emptying the row cache: %w", err)
@@ -377,7 +380,7 @@ func (t *Tracer) readLosses(iv *Interval) error {
 	var now [lossKinds]uint64
 	for i := range now {
 		var values []uint64
-		if err := t.host.shared[bpf.HostMapLosses].Lookup(uint32(i), &values); err != nil {
+		if err := t.core.shared[bpf.CoreMapLosses].Lookup(uint32(i), &values); err != nil {
 			return fmt.Errorf("reading loss counters: %w", err)
 		}
 		for _, v := range values {
@@ -396,46 +399,59 @@ func (t *Tracer) readLosses(iv *Interval) error {
 	return nil
 }
 
-// cost is what our programs have cost so far and how often the kernel skipped one.
-type cost struct {
+// programStats has the time and runs of our programs, and how many runs the kernel
+// skipped.
+type programStats struct {
 	spent             time.Duration
 	runs              uint64
-	misses, latencies uint64 // of those that are for latencies alone, the second
+	misses, latencies uint64 // skipped runs; latencies: of programs that only measure latency
 }
 
-// readCost asks the kernel.
-func (t *Tracer) readCost() (c cost) {
+// readProgramStats asks the kernel about every attached program.
+func (t *Tracer) readProgramStats() (now programStats) {
 	for _, a := range t.attached() {
 		s, err := a.program.Stats()
 		if err != nil {
-			continue // before 5.12 there are no misses, before 5.1 nothing
+			continue // before 5.12 the kernel counts no skipped runs
 		}
-		c.spent += s.Runtime
-		c.runs += s.RunCount
+		now.spent += s.Runtime
+		now.runs += s.RunCount
 		switch {
 		case a.latency:
-			c.latencies += s.RecursionMisses
-		case !a.standIn:
-			c.misses += s.RecursionMisses
+			now.latencies += s.RecursionMisses
+		case !a.redundant:
+			now.misses += s.RecursionMisses
 		}
 	}
-	return c
+	return now
 }
 
-// settleCost books what is new of it, of misses those that nobody stood in for.
-func (t *Tracer) settleCost(iv *Interval, c cost) {
-	c.misses -= min(c.misses, t.last.losses[stoodIn])
-	c.latencies = max(c.latencies, t.last.losses[unseen]+t.unseen) // the kernel does not count all that it skips
-	// Programs that were closed took their figures with them.
-	if c.spent >= t.last.spent && c.runs >= t.last.runs {
-		iv.BPFNanos = uint64(c.spent - t.last.spent)
-		iv.BPFRuns = c.runs - t.last.runs
+// bookProgramStats adds to an interval what is new since the last one. Skipped
+// runs that a redundant hook covered are no misses.
+func (t *Tracer) bookProgramStats(iv *Interval, now programStats) {
+	now.misses -= min(now.misses, t.last.losses[covered])
+	now.latencies = max(now.latencies, t.last.losses[unseen]+t.unseen) // the kernel does not count all that it skips
+	// The counters of a program are gone once it is closed.
+	if now.spent >= t.last.spent && now.runs >= t.last.runs {
+		iv.BPFNanos = uint64(now.spent - t.last.spent)
+		iv.BPFRuns = now.runs - t.last.runs
 	}
-	if c.misses >= t.last.misses {
-		iv.Lost.Misses = c.misses - t.last.misses
+	if now.misses >= t.last.misses {
+		iv.Lost.Misses = now.misses - t.last.misses
 	}
-	if c.latencies >= t.last.latencies {
-		iv.Lost.Latencies += c.latencies - t.last.latencies
+	if now.latencies >= t.last.latencies {
+		iv.Lost.Latencies += now.latencies - t.last.latencies
 	}
-	t.last.cost = c
+	t.last.programStats = now
+}
+
+// bucketUpTo returns the largest latency in ns that a bucket of struct latency_key
+// holds: from 4 ns on there are four buckets for each power of two.
+func bucketUpTo(bucket uint32) uint64 {
+	if bucket < 8 {
+		// 0..3 are exact; 4..7 are not used: 4 ns is in bucket 8.
+		return uint64(bucket)
+	}
+	log, quarter := bucket>>2, uint64(bucket&3)
+	return 1<<log + (quarter+1)<<(log-2) - 1
 }

@@ -17,30 +17,30 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-// No program wakes the reader of records: it looks when an eighth of the ring
-// should be full, and within these bounds.
+// Programs do not wake the reader of records. It looks when an eighth of the ring
+// should be full, but not sooner or later than this.
 const (
 	recordsSoon = time.Millisecond
 	recordsLate = 50 * time.Millisecond
 )
 
-// recordsBurst is how many records a second may come in all of a sudden: a ring
-// too small for recordsLate of them is looked at more often, even while idle.
+// recordsBurst is how many records a second may suddenly come in. A ring that
+// cannot hold so many for recordsLate is read more often, even while idle.
 const recordsBurst = 1 << 20
 
 const (
-	recordSize = int(unsafe.Sizeof(bpf.HostIoRecord{}))
+	recordSize = int(unsafe.Sizeof(bpf.CoreIoRecord{}))
 	ringHeader = 8 // BPF_RINGBUF_HDR_SZ
 )
 
-// recordsBatch is how many records are handed over at once at most.
+// recordsBatch is the most records that Options.Records gets at once.
 const recordsBatch = 4096
 
-// pace says when to look for records again.
+// pace decides when the ring of records is read next.
 type pace struct {
 	ring int           // bytes
-	late time.Duration // at the latest
-	wait time.Duration // the last answer
+	late time.Duration // longest wait
+	wait time.Duration // the last wait
 }
 
 func newPace(ring int) *pace {
@@ -49,7 +49,7 @@ func newPace(ring int) *pace {
 	return &pace{ring: ring, late: late, wait: late}
 }
 
-// next takes how many records came in, and in which time.
+// next returns how long to wait, given how many records came in during which time.
 func (p *pace) next(records int, in time.Duration) time.Duration {
 	wait := p.late
 	if bytes := records * recordSize; bytes > 0 {
@@ -59,13 +59,13 @@ func (p *pace) next(records int, in time.Duration) time.Duration {
 			return 0
 		}
 	}
-	wait = min(wait, 2*p.wait) // the rate may have sunk for a moment alone
+	wait = min(wait, 2*p.wait) // the rate may have dropped only for a moment
 	p.wait = min(max(wait, recordsSoon), p.late)
 	return p.wait
 }
 
 func (t *Tracer) startReaders(ctx context.Context) error {
-	notices, err := ringbuf.NewReader(t.host.shared[bpf.HostMapNotices])
+	notices, err := ringbuf.NewReader(t.core.shared[bpf.CoreMapNotices])
 	if err != nil {
 		return fmt.Errorf("opening the ring of notices: %w", err)
 	}
@@ -74,7 +74,7 @@ func (t *Tracer) startReaders(ctx context.Context) error {
 	if t.opt.Records == nil {
 		return nil
 	}
-	records, err := ringbuf.NewReader(t.host.shared[bpf.HostMapRecords])
+	records, err := ringbuf.NewReader(t.core.shared[bpf.CoreMapRecords])
 	if err != nil {
 		return fmt.Errorf("opening the ring of records: %w", err)
 	}
@@ -87,8 +87,9 @@ func (t *Tracer) startReaders(ctx context.Context) error {
 	return nil
 }
 
-// bootTime returns when CLOCK_MONOTONIC, which records are stamped with, was 0.
-// That changes when the wall clock is set and with every suspend.
+// bootTime returns the wall-clock time at which CLOCK_MONOTONIC was 0: records have
+// times of that clock. It changes when the wall clock is set and with every suspend
+// of the machine.
 func bootTime() (time.Time, error) { return bootOf(monotonicTime, time.Now) }
 
 func monotonicTime() (time.Duration, error) {
@@ -99,14 +100,14 @@ func monotonicTime() (time.Duration, error) {
 	return time.Duration(ts.Nano()), nil
 }
 
-// Two clocks cannot be read at once. What we did not run for in between would be an
-// error in the time of every record.
+// Two clocks cannot be read at the same instant. A pause of this process between the
+// two readings would be an error in the time of every record.
 const (
 	clocksApart = time.Millisecond
 	clocksTries = 8
 )
 
-// bootOf returns when a clock was 0 by another one.
+// bootOf returns the time of the wall clock at which the other clock was 0.
 func bootOf(clock func() (time.Duration, error), wall func() time.Time) (boot time.Time, err error) {
 	least := time.Duration(math.MaxInt64)
 	for range clocksTries {
@@ -129,8 +130,8 @@ func bootOf(clock func() (time.Duration, error), wall func() time.Time) (boot ti
 	return boot, nil
 }
 
-// FlushRecords returns once every record that is in the ring now has been handed
-// to Options.Records.
+// FlushRecords returns after Options.Records got every record that is in the ring
+// now, or when the tracer is closed. The error is always nil.
 func (t *Tracer) FlushRecords() error {
 	if t.flush == nil {
 		return nil
@@ -159,13 +160,13 @@ const (
 
 func (t *Tracer) readNotices(r *ringbuf.Reader) {
 	var rec ringbuf.Record
-	head := int(unsafe.Offsetof(bpf.HostNotice{}.Text))
+	head := int(unsafe.Offsetof(bpf.CoreNotice{}.Text))
 	for {
 		if err := r.ReadInto(&rec); err != nil {
 			if errors.Is(err, ringbuf.ErrClosed) {
 				return
 			}
-			t.opt.Log.Warn("reading notices", "error", err)
+			t.opt.Log.Warn("cannot read events of cgroups and modules any more", "error", err)
 			return
 		}
 		b := rec.RawSample
@@ -200,13 +201,13 @@ func (t *Tracer) readNotices(r *ringbuf.Reader) {
 
 func (t *Tracer) readRecords(ctx context.Context, r *ringbuf.Reader) {
 	defer r.Close()
-	r.SetDeadline(time.Unix(0, 1)) // what is there, without waiting: poll would return for each single record
+	r.SetDeadline(time.Unix(0, 1)) // never wait: poll would return for each single record
 	drain := recordDrain{reader: r, out: make([]Record, 0, recordsBatch), hand: t.opt.Records}
 	t.drain(ctx, newPace(r.BufferSize()), drain.run)
 }
 
-// drain takes out records again and again. Should that fail, there are none any
-// more, and whoever asks for them is told so at once.
+// drain reads records until the end. After an error it reads no more, and every
+// flush returns at once.
 func (t *Tracer) drain(ctx context.Context, pace *pace, run func() (int, error)) {
 	last := time.Now()
 	timer := time.NewTimer(pace.wait)
@@ -221,7 +222,7 @@ func (t *Tracer) drain(ctx context.Context, pace *pace, run func() (int, error))
 		}
 		n, err := run()
 		if err != nil {
-			t.opt.Log.Warn("reading records", "error", err)
+			t.opt.Log.Warn("cannot read records any more", "error", err)
 			run = func() (int, error) { return 0, nil }
 		}
 		if flushed != nil {
@@ -233,7 +234,7 @@ func (t *Tracer) drain(ctx context.Context, pace *pace, run func() (int, error))
 	}
 }
 
-// recordDrain takes records out of the ring.
+// recordDrain reads records from the ring.
 type recordDrain struct {
 	reader *ringbuf.Reader
 	record ringbuf.Record
@@ -241,7 +242,7 @@ type recordDrain struct {
 	hand   func([]Record)
 }
 
-// run hands over what is in the ring now, and says how many records that were.
+// run passes on what is in the ring now and returns the number of records.
 func (d *recordDrain) run() (n int, err error) {
 	boot, err := bootTime()
 	if err != nil {
@@ -259,7 +260,7 @@ func (d *recordDrain) run() (n int, err error) {
 		// The ring's data is 8-byte aligned and the struct has no padding.
 		for sample := d.record.RawSample; len(sample) >= recordSize; sample = sample[recordSize:] {
 			n++
-			d.out = append(d.out, recordOf((*bpf.HostIoRecord)(unsafe.Pointer(&sample[0])), boot))
+			d.out = append(d.out, recordOf((*bpf.CoreIoRecord)(unsafe.Pointer(&sample[0])), boot))
 			if len(d.out) == cap(d.out) {
 				d.hand(d.out)
 				d.out = d.out[:0]
@@ -273,7 +274,7 @@ func (d *recordDrain) run() (n int, err error) {
 	return n, nil
 }
 
-func recordOf(raw *bpf.HostIoRecord, boot time.Time) Record {
+func recordOf(raw *bpf.CoreIoRecord, boot time.Time) Record {
 	key, _, failed := keyOf(&raw.Usage)
 	return Record{
 		Key: key, Time: boot.Add(time.Duration(raw.Time)), Latency: time.Duration(raw.Latency),
@@ -281,10 +282,10 @@ func recordOf(raw *bpf.HostIoRecord, boot time.Time) Record {
 	}
 }
 
-// takeBatches returns the records that wait for company in batches at rest, and
-// empties those.
+// takeBatches returns the records in batches that are not full yet, of a generation
+// that no program writes to, and empties the batches.
 func (t *Tracer) takeBatches(generation uint32) ([]Record, error) {
-	m := t.host.shared[bpf.HostMapBatches]
+	m := t.core.shared[bpf.CoreMapBatches]
 	if err := m.Lookup(generation, &t.batches); err != nil {
 		return nil, fmt.Errorf("reading batches of records: %w", err)
 	}

@@ -84,8 +84,8 @@ func TestBootOf(t *testing.T) {
 	}
 }
 
-// TestFlushAfterFailure: who waits for records does not wait for ever when they
-// cannot be read any more, and nobody asks for them again.
+// TestFlushAfterFailure: a flush returns even when records cannot be read any more,
+// and the ring is not read again.
 func TestFlushAfterFailure(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	tr := &Tracer{ctx: ctx, flush: make(chan chan struct{}), opt: Options{Log: slog.New(slog.DiscardHandler)}}

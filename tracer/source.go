@@ -13,9 +13,9 @@ import (
 	"github.com/cilium/ebpf/link"
 )
 
-// ErrAbsent is wrapped by the reason why a source cannot be traced here: the
-// kernel lacks its hooks, or its module is not loaded (yet).
-var ErrAbsent = errors.New("absent")
+// ErrAbsent is in the reason why a source cannot be traced here: the kernel
+// lacks its hooks, or its module is not loaded (yet).
+var ErrAbsent = errors.New("not offered by this kernel")
 
 // sources is the table of all sources: a new one is a line here, a file beside
 // this one and one in bpf/.
@@ -29,14 +29,14 @@ var sources = []descriptor{
 type descriptor struct {
 	id      Source
 	name    string
-	modules []string // kernel modules whose arrival makes the source possible
-	open    func(*host) (*object, error)
+	modules []string // once one of these kernel modules is loaded, the source can be traced
+	open    func(*core) (*object, error)
 
-	// plan is instead of open where the kernel may have it as a module. With
-	// future set, the module is not loaded and its file is read instead.
-	plan func(h *host, future bool) (*plan, error)
+	// plan replaces open for a source that may be a kernel module. With future
+	// set, the module is not loaded yet and its file is read instead.
+	plan func(h *core, future bool) (*plan, error)
 
-	idle func(*object) bool // nobody uses the module now; nil when that cannot be told
+	idle func(*object) bool // whether the module is unused now; nil when that cannot be told
 }
 
 // plan is what to load and attach for a source.
@@ -44,10 +44,10 @@ type plan struct {
 	spec    *ebpf.CollectionSpec
 	signals []signal
 	extra   ebpf.ProgramOptions
-	sums    typesSum // of the types it was made with
+	sums    typesSum // of the type information that the plan was made with
 }
 
-// SourceNames returns the names of all sources, for usage texts.
+// SourceNames returns the names of all sources, in the order of output.
 func SourceNames() []string {
 	names := make([]string, len(sources))
 	for i, d := range sources {
@@ -79,20 +79,25 @@ type hook struct {
 	target  string // "function", "tracepoint", or "group/event" for tracepoint
 	program string // a name constant of package bpf
 	entry   string // kretprobe: the program for the function's entry, attached as well
-	cost    string // what this choice costs in exactness; empty when nothing
-	beside  bool   // stands in for another one, and is not told of
-	active  int    // calls at once that a kretprobe can wait for; 0 is the kernel's default
+	active  int    // calls that a kretprobe can follow at once; 0 is the kernel's default
 	latency bool   // a run that the kernel skips loses a latency and nothing else
-	standIn bool   // does the work of skipped runs of another, and counts those: see stoodIn
+
+	limitation Limitation // of this choice; zero when it sees everything
+	// redundant hooks run behind another one at the same place and do the work of
+	// the runs that the kernel skipped there: see the covered counter.
+	redundant bool
+	unlisted  bool // sees what another hook may miss; Status.Hooks leaves it out
 }
 
 func (h hook) String() string { return h.kind.String() + "/" + h.target }
 
-// signal is something the kernel is to tell us, with the hooks that can do so,
-// the best one first.
+// signal is an event of the kernel that a source counts, with the hooks that
+// can see it: the best one first, then its fallbacks.
 type signal struct {
-	hooks    []hook
-	optional string // what is lost without it; empty when the source needs it
+	hooks []hook
+	// optional is the limitation of a source that does without the signal; zero
+	// when the source needs it.
+	optional Limitation
 }
 
 // attached is a signal's hook in place.
@@ -104,18 +109,18 @@ type attached struct {
 
 // object is a loaded BPF object: maps of its own and the hooks in place.
 type object struct {
-	maps  map[string]*ebpf.Map
-	hooks []attached
-	costs []string
-	sums  typesSum // of the modules' types that the programs were made for
+	maps        map[string]*ebpf.Map
+	hooks       []attached
+	limitations []Limitation
+	sums        typesSum // of the modules' types that the programs were made for
 
 	refresh func() error                    // called before totals are read; may be nil
-	unseen  func() (uint64, error)          // ends that were missed, uncounted; called before hooks go; may be nil
+	unseen  func() (uint64, error)          // counts the missed ends of requests, before hooks are detached; may be nil
 	watch   func(ctx context.Context) error // runs while the object is attached; may be nil
 
 	// See module.go.
-	resting   bool      // some hooks are detached for now
-	idleSince time.Time // nobody has used the module since; zero when somebody does
+	suspended bool      // some hooks are detached for now
+	idleSince time.Time // since when the module is unused; zero while it is in use
 }
 
 // Close detaches the hooks and frees the maps that are the object's own.
@@ -137,21 +142,21 @@ func (o *object) has(program string) bool {
 	return slices.ContainsFunc(o.hooks, func(a attached) bool { return a.hook.program == program })
 }
 
-func (o *object) addCost(cost string) {
-	if cost != "" && !slices.Contains(o.costs, cost) {
-		o.costs = append(o.costs, cost)
+func (o *object) addLimitation(l Limitation) {
+	if l != (Limitation{}) && !slices.Contains(o.limitations, l) {
+		o.limitations = append(o.limitations, l)
 	}
 }
 
-// load makes the object's maps, with the shared ones taken from the host, then
+// load makes the object's maps, except those that it shares with the core, then
 // for each signal loads and attaches the first hook that this kernel accepts.
-func (h *host) load(spec *ebpf.CollectionSpec, signals []signal, extra ebpf.ProgramOptions) (*object, error) {
-	return h.loadInto(nil, spec, signals, extra)
+func (c *core) load(spec *ebpf.CollectionSpec, signals []signal, extra ebpf.ProgramOptions) (*object, error) {
+	return c.loadInto(nil, spec, signals, extra)
 }
 
 // loadInto is load with the maps of an object that is there already.
-func (h *host) loadInto(into *object, spec *ebpf.CollectionSpec, signals []signal, extra ebpf.ProgramOptions) (*object, error) {
-	programs, maps, err := h.makeMaps(into, spec)
+func (c *core) loadInto(into *object, spec *ebpf.CollectionSpec, signals []signal, extra ebpf.ProgramOptions) (*object, error) {
+	programs, maps, err := c.makeMaps(into, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -161,14 +166,14 @@ func (h *host) loadInto(into *object, spec *ebpf.CollectionSpec, signals []signa
 		replace[name] = m
 	}
 	for _, s := range signals {
-		a, err := h.attachFirst(spec, programs, s, replace, extra)
+		a, err := c.attachFirst(spec, programs, s, replace, extra)
 		switch {
 		case err == nil:
 			o.hooks = append(o.hooks, a...)
-			o.addCost(a[0].cost)
-		case s.optional != "":
-			h.log.Debug("optional hook not attached", "hook", s.hooks[0].String(), "error", err)
-			o.addCost(s.optional)
+			o.addLimitation(a[0].limitation)
+		case s.optional != (Limitation{}):
+			c.log.Debug("optional hook not attached", "hook", s.hooks[0].String(), "error", err)
+			o.addLimitation(s.optional)
 		default:
 			o.Close()
 			return nil, err
@@ -177,18 +182,18 @@ func (h *host) loadInto(into *object, spec *ebpf.CollectionSpec, signals []signa
 	return o, nil
 }
 
-// makeMaps makes the maps of an object, or takes them from one that is there
-// already, and takes the programs out of spec: each is loaded by itself.
-func (h *host) makeMaps(into *object, spec *ebpf.CollectionSpec) (map[string]*ebpf.ProgramSpec, map[string]*ebpf.Map, error) {
-	if err := h.tune(spec); err != nil {
+// makeMaps makes the maps of an object, or takes them from an object that exists
+// already. It takes the programs out of spec: each is loaded by itself.
+func (c *core) makeMaps(into *object, spec *ebpf.CollectionSpec) (map[string]*ebpf.ProgramSpec, map[string]*ebpf.Map, error) {
+	if err := c.tune(spec); err != nil {
 		return nil, nil, err
 	}
 	programs := spec.Programs
 	spec.Programs = map[string]*ebpf.ProgramSpec{}
-	opts := ebpf.CollectionOptions{MapReplacements: h.sharedIn(spec), Cache: h.cache}
+	opts := ebpf.CollectionOptions{MapReplacements: c.sharedIn(spec), Cache: c.cache}
 	if into != nil {
 		for name, m := range into.maps {
-			if _, ok := h.shared[name]; !ok && !strings.HasPrefix(name, ".") {
+			if _, ok := c.shared[name]; !ok && !strings.HasPrefix(name, ".") {
 				opts.MapReplacements[name] = m
 			}
 		}
@@ -200,38 +205,38 @@ func (h *host) makeMaps(into *object, spec *ebpf.CollectionSpec) (map[string]*eb
 	return programs, coll.Maps, nil
 }
 
-func (h *host) attachFirst(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, s signal,
+func (c *core) attachFirst(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, s signal,
 	maps map[string]*ebpf.Map, extra ebpf.ProgramOptions,
 ) ([]attached, error) {
 	var errs []error
 	for _, hk := range s.hooks {
-		a, err := h.attachBoth(spec, programs, hk, maps, extra)
+		a, err := c.attachBoth(spec, programs, hk, maps, extra)
 		if err == nil {
 			return a, nil
 		}
-		h.log.Debug("hook refused", "hook", hk.String(), "error", verbose(err))
+		c.log.Debug("the kernel refused a hook", "hook", hk.String(), "error", verbose(err))
 		errs = append(errs, fmt.Errorf("%s: %w", hk, err))
 	}
 	return nil, errors.Join(errs...)
 }
 
-// attachBoth attaches a hook, and before it the program at the function's entry
-// that it depends on, where it has one.
-func (h *host) attachBoth(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
+// attachBoth attaches a hook. Where the hook depends on a program at the
+// function's entry, that one is attached first.
+func (c *core) attachBoth(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
 	maps map[string]*ebpf.Map, extra ebpf.ProgramOptions,
 ) ([]attached, error) {
 	if hk.entry == "" {
-		a, err := h.attach(spec, programs, hk, maps, extra)
+		a, err := c.attach(spec, programs, hk, maps, extra)
 		if err != nil {
 			return nil, err
 		}
 		return []attached{*a}, nil
 	}
-	entry, err := h.attach(spec, programs, hook{kind: kprobe, target: hk.target, program: hk.entry}, maps, extra)
+	entry, err := c.attach(spec, programs, hook{kind: kprobe, target: hk.target, program: hk.entry}, maps, extra)
 	if err != nil {
 		return nil, err
 	}
-	a, err := h.attach(spec, programs, hk, maps, extra)
+	a, err := c.attach(spec, programs, hk, maps, extra)
 	if err != nil {
 		entry.link.Close()
 		entry.program.Close()
@@ -240,13 +245,13 @@ func (h *host) attachBoth(spec *ebpf.CollectionSpec, programs map[string]*ebpf.P
 	return []attached{*a, *entry}, nil
 }
 
-func (h *host) attach(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
+func (c *core) attach(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
 	maps map[string]*ebpf.Map, extra ebpf.ProgramOptions,
 ) (*attached, error) {
-	if err := h.exists(hk); err != nil {
+	if err := c.exists(hk); err != nil {
 		return nil, err
 	}
-	p, err := h.loadProgram(spec, programs, hk, maps, extra)
+	p, err := c.loadProgram(spec, programs, hk, maps, extra)
 	if err != nil {
 		return nil, err
 	}
@@ -258,7 +263,7 @@ func (h *host) attach(spec *ebpf.CollectionSpec, programs map[string]*ebpf.Progr
 	return &attached{hook: hk, program: p, link: l}, nil
 }
 
-func (h *host) loadProgram(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
+func (c *core) loadProgram(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
 	maps map[string]*ebpf.Map, extra ebpf.ProgramOptions,
 ) (*ebpf.Program, error) {
 	prog, ok := programs[hk.program]
@@ -272,7 +277,7 @@ func (h *host) loadProgram(spec *ebpf.CollectionSpec, programs map[string]*ebpf.
 	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{
 		MapReplacements: maps,
 		Programs:        extra,
-		Cache:           h.cache,
+		Cache:           c.cache,
 	})
 	if err != nil {
 		return nil, err

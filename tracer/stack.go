@@ -15,10 +15,10 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-// stack tells the block programs of devices that need more than requests and
-// their pages: leaf devices without requests, and dm-crypt.
+// stack tells the block programs about devices for which requests and their pages
+// are not enough: leaf devices without requests, and dm-crypt.
 type stack struct {
-	host    *host
+	core    *core
 	block   *object
 	devices *Devices
 
@@ -26,17 +26,17 @@ type stack struct {
 	crypts bool
 }
 
-func newStack(h *host, block *object) *stack {
-	return &stack{host: h, block: block, devices: NewDevices(), leaves: map[Dev]bool{}}
+func newStack(c *core, block *object) *stack {
+	return &stack{core: c, block: block, devices: NewDevices(), leaves: map[Dev]bool{}}
 }
 
 func (s *stack) scan() error {
 	return errors.Join(s.scanLeaves(), s.scanCrypt())
 }
 
-// scanLeaves finds leaf devices that are driven by bios alone (zram, pmem, brd)
-// and attaches the hook for them once there is one: it runs for every bio of the
-// host, so that nobody should pay for it in vain.
+// scanLeaves finds leaf devices that take bios instead of requests (zram, pmem,
+// brd). It attaches their hook once the first one exists, not earlier: the hook
+// runs for every bio of the host.
 func (s *stack) scanLeaves() error {
 	found, err := s.devices.bioLeaves()
 	if err != nil {
@@ -59,7 +59,7 @@ func (s *stack) scanLeaves() error {
 	}
 	if len(found) > 0 && !s.block.has(bpf.BlockProgIotBioQueue) {
 		if err := s.attachBios(); err != nil {
-			s.block.addCost("devices without requests (zram, pmem, brd) are not counted: " + err.Error())
+			s.block.addLimitation(Limitation{Text: "devices without a request queue (zram, pmem, brd) are not counted: " + err.Error()})
 		}
 	}
 	s.leaves = found
@@ -67,25 +67,25 @@ func (s *stack) scanLeaves() error {
 }
 
 func (s *stack) attachBios() error {
-	if s.host.cache == nil {
-		if err := s.host.acquire(); err != nil {
+	if s.core.cache == nil {
+		if err := s.core.acquire(); err != nil {
 			return err
 		}
-		defer s.host.release()
+		defer s.core.release()
 	}
 	spec, err := bpf.LoadBlock()
 	if err != nil {
 		return err
 	}
-	if s.host.tracepointArgs("block_bio_queue") == 2 {
+	if s.core.tracepointArgs("block_bio_queue") == 2 {
 		if err := spec.Variables[bpf.BlockVarBioIsSecondArg].Set(true); err != nil {
 			return err
 		}
 	}
-	o, err := s.host.loadInto(s.block, spec, []signal{{hooks: []hook{
+	o, err := s.core.loadInto(s.block, spec, []signal{{hooks: []hook{
 		{
 			kind: rawTracepoint, target: "block_bio_queue", program: bpf.BlockProgIotBioQueue,
-			cost: "no latency of devices without requests (zram, pmem, brd)",
+			limitation: Limitation{Text: "devices without a request queue (zram, pmem, brd) have no latency"},
 		},
 	}}}, ebpf.ProgramOptions{})
 	if err != nil {
@@ -95,13 +95,13 @@ func (s *stack) attachBios() error {
 		m.Close()
 	}
 	s.block.hooks = append(s.block.hooks, o.hooks...)
-	for _, c := range o.costs {
-		s.block.addCost(c)
+	for _, l := range o.limitations {
+		s.block.addLimitation(l)
 	}
 	return nil
 }
 
-// bioLeaves returns the leaf devices that have no request queue of their own.
+// bioLeaves returns the leaf devices that have no request queue.
 func (d *Devices) bioLeaves() (map[Dev]bool, error) {
 	entries, err := os.ReadDir(filepath.Join(d.sys, "block"))
 	if err != nil {
@@ -110,8 +110,8 @@ func (d *Devices) bioLeaves() (map[Dev]bool, error) {
 	found := map[Dev]bool{}
 	for _, e := range entries {
 		dir := filepath.Join(d.sys, "block", e.Name())
-		// blk-mq shows its hardware queues; the head of an NVMe multipath has none
-		// either, but its paths are counted.
+		// A device of blk-mq shows its hardware queues here. The head of an NVMe
+		// multipath has none either, but its paths are counted.
 		if _, err := os.Stat(filepath.Join(dir, "mq")); !errors.Is(err, fs.ErrNotExist) || strings.HasPrefix(e.Name(), "nvme") {
 			continue
 		}
@@ -130,8 +130,9 @@ func (d *Devices) bioLeaves() (map[Dev]bool, error) {
 	return found, nil
 }
 
-// scanCrypt sets the address of dm-crypt's completion function once there may be
-// a crypt device, and anew when there are some again: the module may have moved.
+// scanCrypt sets the address of dm-crypt's completion function when the first
+// crypt device may exist. It does so once more when all were gone and another one
+// comes: the module may have been loaded at another address.
 func (s *stack) scanCrypt() error {
 	any, err := s.devices.haveCrypt()
 	if err != nil || any == s.crypts {
@@ -143,14 +144,18 @@ func (s *stack) scanCrypt() error {
 	}
 	addr, err := kernelSymbol("crypt_endio")
 	if err != nil {
-		s.block.addCost("writes to dm-crypt devices count for (kernel): " + err.Error())
+		l := Limitation{Text: "writes to dm-crypt devices count for (kernel): " + err.Error()}
+		if errors.Is(err, errHidden) {
+			l.Remedy = "CAP_SYSLOG, and kernel.kptr_restrict at 0 or 1"
+		}
+		s.block.addLimitation(l)
 		return nil
 	}
 	return s.block.maps[bpf.BlockMapCryptEnd].Update(uint32(0), addr, ebpf.UpdateAny)
 }
 
 func (d *Devices) haveCrypt() (bool, error) {
-	// Only cryptsetup says so in a device's uuid; any device-mapper device may be one.
+	// Any device-mapper device may be one: only cryptsetup says so in the uuid.
 	if _, err := os.Stat(filepath.Join(d.sys, "module", "dm_crypt")); err != nil {
 		return false, nil
 	}
@@ -158,7 +163,12 @@ func (d *Devices) haveCrypt() (bool, error) {
 	return len(devices) > 0, err
 }
 
-// kernelSymbol returns the address of a function, as /proc/kallsyms has it.
+// errHidden is the error of kernelSymbol where /proc/kallsyms shows only zeroes.
+var errHidden = errors.New("the kernel hides addresses")
+
+// kernelSymbol returns the address of a function from /proc/kallsyms. The error
+// wraps errHidden where this process may not see it (kallsyms_show_value in the
+// kernel).
 func kernelSymbol(name string) (uint64, error) {
 	f, err := os.Open("/proc/kallsyms")
 	if err != nil {
@@ -174,12 +184,12 @@ func kernelSymbol(name string) (uint64, error) {
 		}
 		n, err := strconv.ParseUint(addr, 16, 64)
 		if err != nil || n == 0 {
-			return 0, fmt.Errorf("the address of %s is hidden (kernel.kptr_restrict)", name)
+			return 0, fmt.Errorf("looking up function %q: %w", name, errHidden)
 		}
 		return n, nil
 	}
 	if err := sc.Err(); err != nil {
 		return 0, err
 	}
-	return 0, fmt.Errorf("no function %s", name)
+	return 0, fmt.Errorf("the kernel has no function %q", name)
 }

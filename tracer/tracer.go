@@ -1,10 +1,12 @@
 package tracer
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -15,19 +17,19 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-// Options tell what to trace and how. The zero value traces every source that
-// the host has, without latency.
+// Options say what to trace and how. The zero value traces every source of the
+// host, without latency.
 type Options struct {
 	Sources   []string // names; empty means all that the host has
 	Hierarchy int      // number of the cgroup hierarchy that names owners; 0 is cgroup2
-	ByProcess bool     // fill Key.PID; costs a note per dirtied page
+	ByProcess bool     // fill Key.PID; takes a note for each dirtied page
 	ByMount   bool     // fill Key.FSDev
 	Latency   bool
-	App       bool           // count system calls beside requests: rows with Key.App
+	App       bool           // count system calls as well: rows with Key.App
 	Records   func([]Record) // called with most I/Os, in batches, from one goroutine; the slice is reused
 
-	// LatencyOfRecords keeps latencies out of rows, which saves a quarter of what
-	// an I/O with a record costs: the records have them.
+	// LatencyOfRecords leaves latencies to the records: rows have none. It saves a
+	// quarter of the time that an I/O with a record takes.
 	LatencyOfRecords bool
 
 	CgroupCreated func(id uint64, path string) // called from one goroutine
@@ -37,9 +39,10 @@ type Options struct {
 	RecordRing uint32 // bytes, a power of two; 0 means 8 MiB
 	NoticeRing uint32 // bytes, a power of two; 0 means 1 MiB
 
-	// HoldLoops puts off until AskLoops what may leave a thread of this process
-	// waiting for a file server for ever. A program that changes all of its threads
-	// at once, such as their capabilities, would wait with it.
+	// HoldLoops puts off the questions about loop devices until AskLoops. Such a
+	// question can block a thread of this process for as long as a file server does
+	// not answer; a change of all threads at once, such as of their capabilities,
+	// would wait for that thread.
 	HoldLoops bool
 
 	Log *slog.Logger // nil discards
@@ -54,35 +57,41 @@ func (o *Options) wants(name string) bool {
 	return len(o.Sources) == 0 || slices.Contains(o.Sources, name)
 }
 
-// Status tells how a source is traced, or why it is not.
+// Status says how a source is traced, or why it is not.
 type Status struct {
-	Source   string
-	Attached bool
-	Hooks    []string
-	Waiting  bool     // it will be attached when its module is loaded
-	Reason   string   // why it is absent
-	Costs    []string // what the choice of hooks costs in exactness
+	Source      string
+	Attached    bool
+	Hooks       []string // as "kind/place", in the order in which they were attached
+	Waiting     bool     // it will be attached when its module is loaded
+	Reason      string   // why it is absent, in one line
+	Limitations []Limitation
+}
+
+// Limitation is something that the chosen hooks cannot see.
+type Limitation struct {
+	Text   string // what is missed or counted less exactly
+	Remedy string // what would lift it: kernel version or option, privilege, module; "" where nothing does
 }
 
 // Tracer is a set of attached programs.
 type Tracer struct {
 	opt   Options
-	host  *host
+	core  *core
 	start time.Time
 
-	mu      sync.Mutex // guards what modules coming and going change
+	mu      sync.Mutex // guards these three: modules come and go
 	objects map[string]*object
 	absent  map[string]error
-	waiting map[string]*prepared // sources whose module may come; nil where nothing could be prepared
+	waiting map[string]*prepared // sources whose module may be loaded later; nil where nothing could be prepared
 
 	usage, latency doubleBuffer
 	generation     uint32 // of the row cache that programs use
-	caches         []bpf.HostRowCache
-	noCaches       []bpf.HostRowCache // zeroes
+	caches         []bpf.CoreRowCache
+	noCaches       []bpf.CoreRowCache // zeroes
 	last           snapshot
-	debts          map[Key]debt
-	unseen         uint64 // ends of requests that were missed, as it showed at the end
-	batches        []bpf.HostRecordBatch
+	requeued       map[Key]amount
+	unseen         uint64 // missed ends of requests, found when the hooks were detached
+	batches        []bpf.CoreRecordBatch
 	flush          chan chan struct{} // asks for the records in the ring; nil unless somebody wants them
 
 	ctx     context.Context // done when the tracer is closed
@@ -91,9 +100,10 @@ type Tracer struct {
 	closers []func() error
 }
 
-// New loads and attaches. It fails when no source can be traced, or when one
-// that was named in Options.Sources cannot. One whose module is not loaded is
-// attached as soon as it is.
+// New loads and attaches. It fails when no source can be traced, or when a source
+// named in Options.Sources cannot be: with an *UnsupportedError where kernel or
+// privileges are the cause. A source whose module is not loaded is no failure: it
+// is attached as soon as the module is there.
 func New(opt Options) (*Tracer, error) {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
@@ -113,26 +123,26 @@ func New(opt Options) (*Tracer, error) {
 		}
 	}
 	if err := rlimit.RemoveMemlock(); err != nil { // needed until 5.11
-		opt.Log.Debug("memory lock limit not raised", "error", err)
+		opt.Log.Debug("cannot raise the limit of locked memory", "error", err)
 	}
 	theLoopDriver.hold(opt.HoldLoops)
-	h, err := newHost(opt)
+	c, err := newCore(opt)
 	if err != nil {
 		return nil, err
 	}
-	t := &Tracer{opt: opt, host: h, objects: map[string]*object{}, absent: map[string]error{}, waiting: map[string]*prepared{}, debts: map[Key]debt{}}
+	t := &Tracer{opt: opt, core: c, objects: map[string]*object{}, absent: map[string]error{}, waiting: map[string]*prepared{}, requeued: map[Key]amount{}}
 	t.ctx, t.stop = context.WithCancel(context.Background())
-	hostObject, err := h.open()
+	coreObject, err := c.open()
 	if err != nil {
 		t.stop()
 		return nil, explain(err)
 	}
-	t.objects["host"] = hostObject
+	t.objects["core"] = coreObject
 	if err := t.openAll(); err != nil {
 		t.Close()
 		return nil, err
 	}
-	h.release()
+	c.release()
 	if err := t.startReaders(t.ctx); err != nil {
 		t.Close()
 		return nil, err
@@ -141,22 +151,22 @@ func New(opt Options) (*Tracer, error) {
 	return t, nil
 }
 
-// AskLoops finds out which files loop devices are over, if Options.HoldLoops put
-// that off. It waits for those whose file system answers.
+// AskLoops asks which files loop devices are over, if Options.HoldLoops put that
+// off. It waits a moment for each answer; later answers arrive in the background.
 func (t *Tracer) AskLoops() {
 	theLoopDriver.hold(false)
 	t.refresh()
 }
 
 func (t *Tracer) openAll() error {
-	spec, err := bpf.LoadHost()
+	spec, err := bpf.LoadCore()
 	if err != nil {
-		return fmt.Errorf("reading the host object: %w", err)
+		return fmt.Errorf("reading the core object: %w", err)
 	}
-	if t.usage, err = newDoubleBuffer(spec.Maps[bpf.HostMapUsageA], t.host.shared[bpf.HostMapUsages], t.host.shared[bpf.HostMapUsageA]); err != nil {
+	if t.usage, err = newDoubleBuffer(spec.Maps[bpf.CoreMapUsageA], t.core.shared[bpf.CoreMapUsages], t.core.shared[bpf.CoreMapUsageA]); err != nil {
 		return err
 	}
-	if t.latency, err = newDoubleBuffer(spec.Maps[bpf.HostMapLatencyA], t.host.shared[bpf.HostMapLatencies], t.host.shared[bpf.HostMapLatencyA]); err != nil {
+	if t.latency, err = newDoubleBuffer(spec.Maps[bpf.CoreMapLatencyA], t.core.shared[bpf.CoreMapLatencies], t.core.shared[bpf.CoreMapLatencyA]); err != nil {
 		return err
 	}
 	t.closers = append(t.closers, t.usage.Close, t.latency.Close)
@@ -190,20 +200,20 @@ func (t *Tracer) openAll() error {
 		for name, err := range t.absent {
 			errs = append(errs, fmt.Errorf("source %q: %w", name, err))
 		}
-		return &UnsupportedError{What: "no source can be traced on this kernel", Hint: "iotrace-bpf check says why", Err: errors.Join(errs...)}
+		return &UnsupportedError{What: "no source can be traced on this kernel", Hint: "iotrace-bpf --verbose shows what was tried", Err: errors.Join(errs...)}
 	}
 	return nil
 }
 
 func (t *Tracer) openSource(d descriptor) error {
-	if err := t.host.acquire(); err != nil {
+	if err := t.core.acquire(); err != nil {
 		return fmt.Errorf("reading the kernel's types: %w", err)
 	}
-	o, err := t.host.openSource(d)
+	o, err := t.core.openSource(d)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err != nil {
-		t.opt.Log.Debug("source absent", "source", d.name, "error", err)
+		t.opt.Log.Debug("source cannot be traced", "source", d.name, "error", err)
 		t.absent[d.name] = err
 		return err
 	}
@@ -211,14 +221,14 @@ func (t *Tracer) openSource(d descriptor) error {
 	if o.watch != nil {
 		t.readers.Go(func() {
 			if err := o.watch(t.ctx); err != nil {
-				t.opt.Log.Debug("watching devices", "source", d.name, "error", err)
+				t.opt.Log.Debug("cannot watch devices", "source", d.name, "error", err)
 			}
 		})
 	}
 	return nil
 }
 
-// Status tells about every source that was asked for.
+// Status describes every source of Options.Sources.
 func (t *Tracer) Status() []Status {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -231,11 +241,11 @@ func (t *Tracer) Status() []Status {
 		if o := t.objects[d.name]; o != nil {
 			s.Attached = true
 			for _, a := range o.hooks {
-				if name := a.hook.String(); !a.beside && !slices.Contains(s.Hooks, name) { // some have two programs
+				if name := a.hook.String(); !a.unlisted && !slices.Contains(s.Hooks, name) { // some have two programs
 					s.Hooks = append(s.Hooks, name)
 				}
 			}
-			s.Costs = append(slices.Clone(o.costs), t.objects["host"].costs...)
+			s.Limitations = append(slices.Clone(o.limitations), t.objects["core"].limitations...)
 		} else if err := t.absent[d.name]; err != nil {
 			_, s.Waiting = t.waiting[d.name]
 			s.Reason = strings.ReplaceAll(err.Error(), "\n", "; ")
@@ -245,7 +255,7 @@ func (t *Tracer) Status() []Status {
 	return list
 }
 
-// Detach takes all hooks away, so that a last Read sees everything at rest.
+// Detach removes all hooks. A Read after it returns what was left.
 func (t *Tracer) Detach() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -253,7 +263,7 @@ func (t *Tracer) Detach() {
 		if o.unseen != nil && slices.ContainsFunc(o.hooks, func(a attached) bool { return a.link != nil }) {
 			n, err := o.unseen()
 			if err != nil {
-				t.opt.Log.Debug("looking for missed ends", "source", name, "error", err)
+				t.opt.Log.Debug("cannot count missed ends of requests", "source", name, "error", err)
 			}
 			t.unseen += n
 		}
@@ -263,7 +273,7 @@ func (t *Tracer) Detach() {
 	}
 }
 
-// Close detaches everything and frees the maps.
+// Close detaches all hooks and frees programs and maps.
 func (t *Tracer) Close() error {
 	t.Detach()
 	t.stop()
@@ -301,4 +311,25 @@ func (t *Tracer) attached() []attached {
 		list = append(list, o.hooks...)
 	}
 	return list
+}
+
+// Comm returns the name of a process that did I/O, also after its end; "" when it
+// is not known. It needs Options.ByProcess.
+func (t *Tracer) Comm(pid uint32) string {
+	var c bpf.CoreComm
+	if err := t.core.shared[bpf.CoreMapComms].Lookup(pid, &c); err == nil {
+		name := make([]byte, 0, len(c.Name))
+		for _, b := range c.Name {
+			if b == 0 {
+				break
+			}
+			name = append(name, byte(b))
+		}
+		return string(name)
+	}
+	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return ""
+	}
+	return string(bytes.TrimSuffix(name, []byte("\n")))
 }

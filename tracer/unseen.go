@@ -14,20 +14,20 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-// issuedBack is IOT_BACK of bpf/block.bpf.c: requeued, and not issued anew yet.
+// issuedBack is IOT_BACK of bpf/block.bpf.c: requeued, and not issued again yet.
 const issuedBack = 0x20
 
-// A request may end in the very moment in which we look, and its successor take
-// its place: what is believed was seen so often, so far apart, unchanged.
+// A request may end at the moment of a look, and another one take its place. So a
+// request counts only if this many looks, this far apart, saw it unchanged.
 const (
 	unseenLooks = 4
 	unseenPause = 5 * time.Millisecond
 )
 
-// unseenEnds returns how many requests are noted as under way at devices that have
-// nothing under way: their ends were not seen, which the kernel does not count
-// among the runs it skips. Programs count those themselves whose request is issued
-// anew; this is for the rest, while they are still attached.
+// unseenEnds returns how many requests are noted as in flight at devices that have
+// nothing in flight: the kernel skipped the programs at their ends without counting
+// it. The programs themselves notice a missed end when the request is issued again;
+// this is for the others. The programs must still be attached.
 func unseenEnds(inflight *ebpf.Map) (uint64, error) {
 	return neverEnded(
 		func() (issuedSet, error) { return issuedRequests(inflight) },
@@ -61,15 +61,15 @@ func neverEnded(noted func() (issuedSet, error), idle func(Dev) bool) (uint64, e
 	return uint64(len(left)), err
 }
 
-// issuedRequests returns the requests that are noted as under way. Flushes are
-// left out: the kernel does not count them as being in flight.
+// issuedRequests returns the requests that are noted as in flight. It leaves out
+// flushes: the kernel does not count them as in flight.
 func issuedRequests(inflight *ebpf.Map) (issuedSet, error) {
 	var cursor ebpf.MapBatchCursor
 	keys := make([]uint32, inflight.MaxEntries())
 	values := make([]bpf.BlockIssued, len(keys))
 	n, err := inflight.BatchLookup(&cursor, keys, values, nil)
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return nil, fmt.Errorf("reading which requests are under way: %w", err)
+		return nil, fmt.Errorf("reading which requests are in flight: %w", err)
 	}
 	found := issuedSet{}
 	for _, r := range values[:n] {
@@ -80,8 +80,8 @@ func issuedRequests(inflight *ebpf.Map) (issuedSet, error) {
 	return found, nil
 }
 
-// deviceIdle tells whether a device has no request in flight, by its own count
-// (Documentation/ABI/stable/sysfs-block), which it keeps while queue/iostats is on.
+// deviceIdle tells whether a device has no request in flight by its own count
+// (Documentation/ABI/stable/sysfs-block). It has one only while queue/iostats is on.
 func deviceIdle(sys string, dev Dev) bool {
 	dir := filepath.Join(sys, "dev", "block", dev.String())
 	counts, err := os.ReadFile(filepath.Join(dir, "queue", "iostats"))

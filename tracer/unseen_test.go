@@ -18,7 +18,7 @@ func issued(rq uint64, dev Dev, op Op, flags uint8) bpf.BlockIssued {
 }
 
 // TestNeverEnded: a request that is noted at every look, at a device that is idle at
-// every look, has ended unseen. Its tag issued anew is another request.
+// every look, has ended unseen. Its tag, issued again, is another request.
 func TestNeverEnded(t *testing.T) {
 	const idle, busy, calms = Dev(7 << 20), Dev(7<<20 | 1), Dev(7<<20 | 2)
 	look := 0

@@ -5,6 +5,8 @@ package tracer
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -37,8 +39,8 @@ const (
 	Discard  Op = 3
 	Flush    Op = 4 // block flush, NFS COMMIT, FUSE FSYNC: no bytes
 	Metadata Op = 5 // lookups, opens ...: no bytes
-	// Retransmit counts what had to be sent again: its operations are in none of
-	// the others, its bytes are those of whole messages.
+	// Retransmit counts messages that were sent once more. Its operations are not in
+	// the others, and its bytes are those of whole messages.
 	Retransmit Op = 6
 )
 
@@ -92,7 +94,7 @@ func (b Basis) String() string {
 const (
 	CgroupNone   uint64 = 0
 	CgroupKernel uint64 = ^uint64(0)
-	CgroupOther  uint64 = ^uint64(1) // could not be keyed: a map was full
+	CgroupOther  uint64 = ^uint64(1) // the owner had no room in a map
 )
 
 // Dev is a device number as the kernel keeps it: major << 20 | minor.
@@ -106,20 +108,21 @@ func (d Dev) Minor() uint32 { return uint32(d) & (1<<20 - 1) }
 
 func (d Dev) String() string { return fmt.Sprintf("%d:%d", d.Major(), d.Minor()) }
 
-// Key is what I/O is counted under.
+// Key identifies a row.
 type Key struct {
 	Source Source
 	Op     Op
 	Basis  Basis
-	Meta   bool   // marked by the file system as metadata or journal
-	App    bool   // application level, not the wire
+	Meta   bool   // the file system marked it as metadata or journal
+	App    bool   // application level instead of the wire level
 	Cgroup uint64 // kernfs id in the hierarchy of Options, or one of the Cgroup constants
 	Dev    Dev    // disk, or the superblock's device for network file systems
 	FSDev  Dev    // block only: the superblock's device, with Options.ByMount
 	PID    uint32 // tgid, with Options.ByProcess; 0 when unknown
 }
 
-// Bucket counts latencies of at most UpTo ns and above those of the bucket before.
+// Bucket counts latencies of at most UpTo ns that are above those of the bucket
+// before.
 type Bucket struct {
 	UpTo  uint64
 	Count uint64
@@ -137,29 +140,29 @@ type Row struct {
 	Key
 	Bytes   uint64
 	Ops     uint64
-	Errors  uint64 // of Ops, those that failed; needs Options.Latency
+	Errors  uint64 // failed ones among Ops; needs Options.Latency
 	Latency Latency
 }
 
-// Lost counts what could not be kept in an interval. Only Bytes takes anything
-// away from the totals.
+// Lost counts what is missing from an interval. Only Bytes and Misses are missing
+// from the totals.
 type Lost struct {
-	Records   uint64 // per-I/O records, ring full
-	Notices   uint64 // cgroup and module events, ring full
-	Latencies uint64 // completions whose issue was not seen, or that the kernel skipped, whether it counted them or not
+	Records   uint64 // records of single I/Os: the ring was full
+	Notices   uint64 // events of cgroups and modules: the ring was full
+	Latencies uint64 // requests without a latency: their issue or their completion was missed
 	Groups    uint64 // I/Os booked on CgroupOther
 	Walks     uint64 // requests with more owners than were looked at
 	Bytes     uint64 // bytes that could not be booked at all
-	Misses    uint64 // program runs that the kernel skipped (recursion), where more than a latency was lost
+	Misses    uint64 // skipped program runs (recursion) that lost more than a latency
 }
 
 // Interval is what happened between two calls of Tracer.Read.
 type Interval struct {
 	Start, End time.Time
 	Rows       []Row
-	Records    []Record // that Options.Records was not called with
+	Records    []Record // those that Options.Records did not get
 	Lost       Lost
-	Notes      uint64 // pages made dirty by another cgroup than their own
+	Notes      uint64 // pages that another cgroup than their owner made dirty
 	BPFNanos   uint64 // time spent in the programs; 0 unless kernel.bpf_stats_enabled
 	BPFRuns    uint64
 }
@@ -172,4 +175,15 @@ type Record struct {
 	Offset  uint64 // bytes
 	Bytes   uint64
 	Error   bool
+}
+
+// parseDev reads "major:minor".
+func parseDev(s string) (Dev, bool) {
+	major, minor, ok := strings.Cut(s, ":")
+	if !ok {
+		return 0, false
+	}
+	ma, err1 := strconv.ParseUint(major, 10, 12)
+	mi, err2 := strconv.ParseUint(minor, 10, 20)
+	return Dev(ma<<20 | mi), err1 == nil && err2 == nil
 }

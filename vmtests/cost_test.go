@@ -69,12 +69,12 @@ func blockCost(g *guest.Guest, disk guest.Disk) float64 {
 		func() { f.WriteBlocks(0, 1000*4096, 4096) })
 }
 
-// runsOf counts the runs of the programs that one of the prefixes names and that
-// stand in for no other.
+// runsOf counts the runs of the programs that one of the prefixes names, without
+// redundant ones.
 func runsOf(g *guest.Guest, prefixes ...string) (n int64) {
 	g.Helper()
 	for name, c := range programCosts(g) {
-		if !strings.HasSuffix(name, "_again") && slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) }) {
+		if !strings.HasSuffix(name, "_redundant") && slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(name, p) }) {
 			n += c.runs
 		}
 	}

@@ -636,7 +636,7 @@ func nfsModuleReloaded(g *guest.Guest) {
 			want += bytesC + int64(i)
 			g.Unmount(m.Target)
 			if i == 0 { // let it go to rest, so that the next mount has to wake it
-				g.Eventually("source at rest", func() bool { return strings.Contains(tr.Stderr(), "source rests") })
+				g.Eventually("source suspended", func() bool { return strings.Contains(tr.Stderr(), "source suspended") })
 			}
 		}
 		unloadNFS(g)
@@ -734,10 +734,10 @@ func nfsModuleByMount(g *guest.Guest) {
 		g.Errorf("probes were left behind:\n%s", left)
 	}
 	for _, line := range strings.Split(tr.Stderr(), "\n") {
-		if strings.Contains(line, `msg="source attached"`) || strings.Contains(line, "not attached early") {
+		if strings.Contains(line, `msg="source attached"`) || strings.Contains(line, "cannot attach a hook before its module") {
 			g.Log(line)
 		}
-		if strings.Contains(line, "programs=anew") {
+		if strings.Contains(line, "programs=late") {
 			g.Error("the programs were not prepared")
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -8,14 +9,15 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/iotrace-bpf/iotrace-bpf/attribute"
 	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
 
-// checkTimeout bounds how long the sockets may take to answer.
+// checkTimeout is how long check waits for the sockets to answer.
 const checkTimeout = 10 * time.Second
 
-// runCheck attaches everything, says what was chosen and why, and detaches.
+// runCheck attaches everything, says what it found and chose, and detaches.
 func runCheck(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	opt := newOptions()
 	if err := opt.parseSet(opt.checkFlags(), args); err != nil {
@@ -33,40 +35,74 @@ func runCheck(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	defer s.Close()
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	_ = s.resolver.WaitAnswered(ctx) // what has not answered by then is shown as such
+	_ = s.resolver.WaitAnswered(ctx) // a socket without an answer until then is shown as such
 
-	h := s.resolver.Hierarchy()
-	w := tabwriter.NewWriter(stdout, 0, 4, 2, ' ', 0)
-	fmt.Fprintf(w, "kernel\t%s\n", text.Safe(s.host.Kernel))
-	fmt.Fprintf(w, "cgroups\tversion %d, named by hierarchy %d at %s\n", h.Version, h.ID, text.Safe(h.Mount))
-	for _, st := range s.tracer.Status() {
+	found := findings{
+		kernel: s.host.Kernel, hierarchy: s.resolver.Hierarchy(),
+		sources: s.tracer.Status(), sockets: s.resolver.Endpoints(),
+	}
+	found.sources = append(found.sources, vxlanStatus(found.hierarchy.ID))
+	return found.write(stdout, opt.verbose)
+}
+
+// findings is what check found on this host.
+type findings struct {
+	kernel    string
+	hierarchy attribute.Hierarchy
+	sources   []tracer.Status
+	sockets   []attribute.Endpoint
+}
+
+// write prints one line for each finding, and one for each limitation. Sockets that
+// do not exist are left out unless verbose is set.
+func (f *findings) write(out io.Writer, verbose bool) error {
+	w := tabwriter.NewWriter(out, 0, 4, 2, ' ', 0)
+	fmt.Fprintf(w, "kernel\t%s\n", text.Safe(f.kernel))
+	fmt.Fprintf(w, "cgroups\tversion %d, named by hierarchy %d at %s\n",
+		f.hierarchy.Version, f.hierarchy.ID, cmp.Or(text.Safe(f.hierarchy.Mount), "(not mounted)"))
+	for _, st := range f.sources {
 		writeStatus(w, st)
 	}
-	writeStatus(w, vxlanStatus(h.ID))
-	for _, e := range s.resolver.Endpoints() {
-		fmt.Fprintf(w, "socket %s\t%s: %s", text.Safe(e.Socket), e.Runtime, e.State)
-		if e.Version != "" {
-			fmt.Fprintf(w, ", %s, %d containers", text.Safe(e.Version), e.Containers)
+	absent := 0
+	for _, e := range f.sockets {
+		if e.State == attribute.StateAbsent {
+			absent++
+			if !verbose {
+				continue
+			}
 		}
-		if e.Err != nil {
-			fmt.Fprintf(w, " (%s)", text.Safe(e.Err.Error()))
-		}
-		fmt.Fprintln(w)
+		writeSocket(w, e)
+	}
+	if absent > 0 && absent == len(f.sockets) && !verbose {
+		fmt.Fprintf(w, "sockets\tno container engine found, containers are shown by their ids (%s tried: -v lists them)\n", text.Plural(absent, "socket", "sockets"))
 	}
 	return w.Flush()
 }
 
 func writeStatus(w io.Writer, st tracer.Status) {
-	if st.Waiting {
-		fmt.Fprintf(w, "source %s\twaiting: %s; attached when it is\n", st.Source, text.Safe(st.Reason))
-		return
-	}
-	if !st.Attached {
+	switch {
+	case st.Waiting:
+		fmt.Fprintf(w, "source %s\twaiting: %s; traced as soon as it is loaded\n", st.Source, text.Safe(st.Reason))
+	case !st.Attached:
 		fmt.Fprintf(w, "source %s\tabsent: %s\n", st.Source, text.Safe(st.Reason))
-		return
+	default:
+		fmt.Fprintf(w, "source %s\t%s\n", st.Source, strings.Join(st.Hooks, ", "))
+		for _, l := range st.Limitations {
+			fmt.Fprintf(w, "\tlimitation: %s\n", text.Safe(l.Text))
+			if l.Remedy != "" {
+				fmt.Fprintf(w, "\t  lifted by: %s\n", l.Remedy)
+			}
+		}
 	}
-	fmt.Fprintf(w, "source %s\t%s\n", st.Source, strings.Join(st.Hooks, ", "))
-	for _, c := range st.Costs {
-		fmt.Fprintf(w, "\tcosts: %s\n", c)
+}
+
+func writeSocket(w io.Writer, e attribute.Endpoint) {
+	fmt.Fprintf(w, "socket %s\t%s: %s", text.Safe(e.Socket), e.Runtime, e.State)
+	if e.Version != "" {
+		fmt.Fprintf(w, ", %s, %s", text.Safe(e.Version), text.Plural(e.Containers, "container", "containers"))
 	}
+	if e.Err != nil {
+		fmt.Fprintf(w, " (%s)", text.Safe(e.Err.Error()))
+	}
+	fmt.Fprintln(w)
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
 
-// thisHost describes the machine that we run on.
+// thisHost describes this machine.
 func thisHost() output.Host {
 	var h output.Host
 	h.Name, _ = os.Hostname()
@@ -26,10 +26,10 @@ func thisHost() output.Host {
 	return h
 }
 
-// selfCost measures what this process costs.
+// selfCost measures the CPU time and memory of this process.
 type selfCost struct{ cpu uint64 }
 
-// read returns the cost since the call before.
+// read returns the CPU time since the last call, and the resident memory now.
 func (c *selfCost) read() output.Self {
 	var ru unix.Rusage
 	if err := unix.Getrusage(unix.RUSAGE_SELF, &ru); err != nil {
@@ -49,15 +49,16 @@ func (c *selfCost) read() output.Self {
 
 func selfPID() uint32 { return uint32(os.Getpid()) }
 
-// firstPIDs tells whether the kernel calls this process by the pid that we know,
-// which it does in the first pid namespace alone.
+// firstPIDs tells whether the BPF programs see the same pid of this process as the
+// process itself: only in the first pid namespace.
 func firstPIDs() bool {
 	const first = "pid:[4026531836]" // PROC_PID_INIT_INO, include/linux/proc_ns.h
 	name, err := os.Readlink("/proc/self/ns/pid")
 	return err == nil && name == first
 }
 
-// ownRows takes the rows of this process out and adds those of leaf devices up in self.
+// ownRows removes the rows of this process. It adds the bytes of leaf devices among
+// them to self.
 func (s *session) ownRows(rows []tracer.Row, self *output.Self) []tracer.Row {
 	return slices.DeleteFunc(rows, func(r tracer.Row) bool {
 		if r.PID != selfPID() {

@@ -4,14 +4,15 @@ import (
 	"cmp"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/iotrace-bpf/iotrace-bpf/attribute"
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
 
-// joiner makes samples of what the tracer counted and the resolver knows: the
-// only place where the two meet.
+// joiner makes samples from what the tracer counted and what the resolver knows:
+// the only place where the two meet.
 type joiner struct {
 	resolver *attribute.Resolver
 	devices  *tracer.Devices
@@ -19,7 +20,7 @@ type joiner struct {
 	mount    func(dev tracer.Dev, cgroup uint64) output.Mount
 }
 
-// sampleKey is what a sample is about; operations and bases are within it.
+// sampleKey identifies a sample, which has all operations and bases in it.
 type sampleKey struct {
 	source     tracer.Source
 	app        bool
@@ -103,8 +104,9 @@ func add(s *output.Sample, r *tracer.Row) {
 	}
 }
 
-// identity returns an empty sample of the key's owner, device and mount. seen
-// are the devices looked at already: a look costs some twenty system calls.
+// identity returns an empty sample with the key's owner, device and mount. seen has
+// the devices that were looked up already: each lookup takes some twenty system
+// calls.
 func (j *joiner) identity(k *tracer.Key, seen map[tracer.Dev]tracer.Device) output.Sample {
 	s := output.Sample{Source: output.Source(k.Source.String()), Level: output.LevelWire}
 	if k.App {
@@ -140,7 +142,7 @@ func (j *joiner) identity(k *tracer.Key, seen map[tracer.Dev]tracer.Device) outp
 	return s
 }
 
-// ownerKinds translates between the words of the two packages, which are the same.
+// ownerKinds translates between the two packages, which use the same words.
 var ownerKinds = map[attribute.Kind]output.OwnerKind{
 	attribute.KindContainer: output.OwnerContainer,
 	attribute.KindPod:       output.OwnerPod,
@@ -152,7 +154,7 @@ var ownerKinds = map[attribute.Kind]output.OwnerKind{
 	attribute.KindUnknown:   output.OwnerCgroup,
 }
 
-// name fills in the owner of a cgroup.
+// name sets the owner of a sample to that of a cgroup.
 func (j *joiner) name(s *output.Sample, cgroup uint64) {
 	o := j.resolver.Owner(cgroup)
 	s.Owner = ownerKinds[o.Kind]
@@ -165,9 +167,8 @@ func (j *joiner) name(s *output.Sample, cgroup uint64) {
 	s.Pod = output.Pod{Name: o.Pod, Namespace: o.Namespace, UID: o.PodUID}
 }
 
-// unnamed counts the cgroups that have I/O and no name: ids that no path is known
-// of, and containers and pods of which no runtime has told more than the id that
-// is in their path.
+// unnamed counts the cgroups with I/O and without a name: those whose path is not
+// known, and containers and pods that no runtime has named yet.
 func unnamed(samples []output.Sample) uint64 {
 	found := map[uint64]struct{}{}
 	for i := range samples {
@@ -186,7 +187,7 @@ func (j *joiner) events(iv *output.Interval, records []tracer.Record) {
 		return
 	}
 	seen := map[tracer.Dev]tracer.Device{}
-	known := map[sampleKey]*output.Sample{} // naming anew for each I/O would cost system calls
+	known := map[sampleKey]*output.Sample{} // naming each single I/O would take system calls
 	ios := make([]output.IO, len(records))
 	iv.Events = slices.Grow(iv.Events, len(records))
 	for i := range records {
@@ -211,5 +212,17 @@ func (j *joiner) events(iv *output.Interval, records []tracer.Record) {
 	}
 }
 
-// pidText is what a process is called whose name nobody knows.
+// sourceStatus describes a source in an interval.
+func sourceStatus(st tracer.Status) output.SourceStatus {
+	var limitations []string
+	for _, l := range st.Limitations {
+		limitations = append(limitations, l.Text)
+	}
+	return output.SourceStatus{
+		Source: output.Source(st.Source), Attached: st.Attached, Hook: strings.Join(st.Hooks, ", "),
+		Reason: st.Reason, Limitations: limitations,
+	}
+}
+
+// pidText names a process whose name is not known.
 func pidText(pid uint32) string { return "pid " + strconv.FormatUint(uint64(pid), 10) }

@@ -178,7 +178,7 @@ func TestSources(t *testing.T) {
 	names := tracer.SourceNames()
 	for _, o := range objects {
 		name := strings.TrimSuffix(filepath.Base(o), ".bpf.c")
-		if name == "host" { // what all sources need
+		if name == "core" { // what all sources need
 			continue
 		}
 		if name != "vxlan" && !slices.Contains(names, name) { // vxlan has events and no bytes

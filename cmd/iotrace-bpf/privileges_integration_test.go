@@ -20,13 +20,18 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
 )
 
-// shipped builds the program as `make build` does: without C, which is what
-// dropping privileges needs.
+// shipped builds the program as `make build` does: without C, which dropping
+// privileges needs.
 func shipped(t *testing.T) string {
+	t.Helper()
+	return built(t, "CGO_ENABLED=0")
+}
+
+func built(t *testing.T, env string) string {
 	t.Helper()
 	path := filepath.Join(openDir(t), "iotrace-bpf")
 	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", path, ".")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	cmd.Env = append(os.Environ(), env)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building: %v\n%s", err, out)
 	}
@@ -183,6 +188,17 @@ func TestPrivilegesDropped(t *testing.T) {
 			d.flush(t)
 			equalDiskstats(t, d, r.stop(t), before)
 		})
+	}
+}
+
+// TestPrivilegesKept: a program that was built with cgo cannot drop privileges. It
+// says so and traces.
+func TestPrivilegesKept(t *testing.T) {
+	for env, warns := range map[string]bool{"CGO_ENABLED=1": true, "CGO_ENABLED=0": false} {
+		got := finish(t, exec.Command(built(t, env), "--vxlan=false", "--source", "block", "0.1", "1"))
+		if got.code != exitOK || strings.Contains(got.stderr, "built with cgo") != warns {
+			t.Errorf("%s: exit code %d, want a warning: %v\n%s", env, got.code, warns, got.stderr)
+		}
 	}
 }
 

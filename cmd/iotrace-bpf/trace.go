@@ -10,7 +10,6 @@ import (
 	"runtime/debug"
 	"runtime/pprof"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/attribute"
@@ -68,9 +67,9 @@ func (s *session) runWith(ctx context.Context, main sink) error {
 	}
 	absent := slices.ContainsFunc(s.tracer.Status(), func(st tracer.Status) bool { return !st.Attached })
 	if err := dropPrivileges(s.opt.keptCapabilities(absent)); err != nil {
-		s.log.Debug("privileges stay", "error", err)
+		s.log.Warn("keeping privileges that are not needed any more", "error", err)
 	}
-	s.tracer.AskLoops() // now that no thread has to be waited for any more
+	s.tracer.AskLoops() // not earlier: dropPrivileges waits for every thread
 	if name := s.opt.readyFile; name != "" {
 		// A test that waits for the file may start containers that live too short to wait for.
 		asked, cancel := context.WithTimeout(ctx, readyNames)
@@ -173,7 +172,7 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 	s.joiner = joiner{resolver: s.resolver, devices: tracer.NewDevices(), comm: s.comm, mount: s.mount}
 	s.host = thisHost()
 	s.cost.read()
-	go giveBack()
+	go debug.FreeOSMemory() // tens of MiB of the kernel's types are not needed any more
 	if opt.vxlan {
 		s.vxlan.prepare(ctx, s)
 	}
@@ -292,10 +291,7 @@ func (s *session) interval() (*output.Interval, error) {
 		Self: self,
 	}
 	for _, st := range s.tracer.Status() {
-		iv.Sources = append(iv.Sources, output.SourceStatus{
-			Source: output.Source(st.Source), Attached: st.Attached, Hook: strings.Join(st.Hooks, ", "),
-			Reason: st.Reason, Limitations: st.Costs,
-		})
+		iv.Sources = append(iv.Sources, sourceStatus(st))
 	}
 	iv.Unresolved = unnamed(iv.Samples)
 	s.vxlan.into(iv)

@@ -136,15 +136,7 @@ func writeFinding(w io.Writer, f *vxlan.Finding) error {
 	return err
 }
 
-// counted returns "1 device", "2 devices".
-func counted(n int, one, many string) string {
-	if n == 1 {
-		return "1 " + one
-	}
-	return fmt.Sprintf("%d %s", n, many)
-}
-
-func devices(n int) string { return counted(n, "device", "devices") }
+func devices(n int) string { return text.Plural(n, "device", "devices") }
 
 // findingEvent makes an event of a verdict.
 func findingEvent(f *vxlan.Finding, action string, now time.Time) output.Event {
@@ -211,7 +203,7 @@ func vxlanList(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stderr
 
 func sayUnreadable(stderr io.Writer, n int) {
 	if n > 0 {
-		fmt.Fprintf(stderr, "iotrace-bpf: %s could not be read\n", counted(n, "network namespace", "network namespaces"))
+		fmt.Fprintf(stderr, "iotrace-bpf: %s could not be read\n", text.Plural(n, "network namespace", "network namespaces"))
 	}
 }
 

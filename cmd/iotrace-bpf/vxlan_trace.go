@@ -64,16 +64,13 @@ func (o *vxlanEvents) run(ctx context.Context, s *session) {
 		opt.names.Log = s.log
 	}
 	o.running.Go(func() {
-		// The kernel's types are read once more: collect the garbage of that early, not beside what is held now.
-		percent := debug.SetGCPercent(10)
 		w, err := newVXLANWatcher(opt)
-		debug.SetGCPercent(percent)
 		if err != nil {
 			o.failed(s, err)
 			return
 		}
 		defer w.Close()
-		giveBack()
+		debug.FreeOSMemory() // the kernel's types were read once more
 		o.mu.Lock()
 		o.watch, o.status = w, w.status()
 		o.mu.Unlock()

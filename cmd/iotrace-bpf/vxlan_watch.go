@@ -191,7 +191,11 @@ func vxlanStatus(hierarchy int) tracer.Status {
 		return tracer.Status{Source: "vxlan", Reason: err.Error()}
 	}
 	defer w.Close()
-	return tracer.Status{Source: "vxlan", Attached: true, Hooks: strings.Split(w.Hooks(), ", "), Costs: w.Limitations()}
+	st := tracer.Status{Source: "vxlan", Attached: true, Hooks: strings.Split(w.Hooks(), ", ")}
+	for _, limitation := range w.Limitations() {
+		st.Limitations = append(st.Limitations, tracer.Limitation{Text: limitation})
+	}
+	return st
 }
 
 func sayLimitations(stderr io.Writer, w *vxlan.Watcher) {
@@ -263,7 +267,7 @@ func vxlanWatch(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stder
 	lost := w.lost()
 	err = errors.Join(err, written, w.Close())
 	if lost > 0 {
-		fmt.Fprintf(stderr, "iotrace-bpf: %s lost\n", counted(int(lost), "event", "events"))
+		fmt.Fprintf(stderr, "iotrace-bpf: %s lost\n", text.Plural(lost, "event", "events"))
 	}
 	return err
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //go:build ignore
 /*
- * What every source needs to know of the host: who makes whose pages dirty,
- * which cgroups come and go, which modules appear.
+ * What every source needs: which cgroup makes pages dirty that belong to another
+ * one, and which cgroups and modules come and go.
  *
  * writeback_dirty_folio (writeback_dirty_page until 5.15) runs in the context of
- * whoever writes, for every file system. Nearly always that is the cgroup that
- * the folio is charged to, and nothing is done; else a note is left.
+ * the writer, for every file system. Nearly always the folio is charged to the
+ * writer's cgroup, and nothing is done; else a note is left.
  */
 #include "arch.h"
 #include "inode.h"
@@ -15,9 +15,9 @@
 const volatile bool note_inodes = false; /* a source wants the last dirtier of each inode */
 
 /*
- * Runs under the lock of the file's page cache, so one dirtier comes after the
- * other, and before the page is marked: a file found clean has no page but this
- * one to be written.
+ * Runs under the lock of the file's page cache, so never twice at once for a file,
+ * and before the page is marked as dirty: if the file is clean, this is its only
+ * page to be written.
  */
 static __always_inline void iot_note_inode(struct task_struct *task, bool user, struct address_space *mapping)
 {
@@ -30,7 +30,7 @@ static __always_inline void iot_note_inode(struct task_struct *task, bool user, 
 		return;
 	clean = iot_mapping_is_clean(mapping);
 	note = bpf_map_lookup_elem(&inode_notes, &key);
-	if (!user) { /* a loop device, say: its pages know better */
+	if (!user) { /* a loop device, say: its pages tell the owner */
 		if (note)
 			note->shared = 1;
 		return;
@@ -72,7 +72,7 @@ static __always_inline int iot_dirty(struct folio *folio, struct address_space *
 	key = (__u64)folio;
 	memcg = iot_word_memcg(iot_folio_owner_word(folio));
 	if (!by_process && memcg && FIELD(memcg, css.cgroup) == cgroup) {
-		if (iot_notes_live()) /* it may be somebody else's note */
+		if (iot_notes_live()) /* there may be a note of another writer */
 			bpf_map_delete_elem(&notes, &key);
 		return 0;
 	}
@@ -165,9 +165,9 @@ int iot_module_free(__u64 *ctx)
 }
 
 /*
- * From 7.1 on a memory cgroup that goes offline hands its pages to its parent,
- * by pointing its obj_cgroups there. Late writeback of a dead container would
- * be booked on its pod or on the root: so remember whose they were.
+ * Since 7.1 a memory cgroup that goes offline gives its pages to its parent: its
+ * obj_cgroups point there. Late writeback of a removed container would count for its
+ * pod or for the root, so remember the cgroup of each obj_cgroup.
  */
 struct mem_cgroup_per_node___7_1 {
 	struct obj_cgroup *objcg;
@@ -183,7 +183,7 @@ struct mem_cgroup___7_1 {
 
 const volatile __u32 nodes = 1;
 
-static __always_inline void iot_bury(__u64 objcg, __u64 cgroup)
+static __always_inline void iot_expire(__u64 objcg, __u64 cgroup)
 {
 	if (objcg)
 		bpf_map_update_elem(&dead_owners, &objcg, &cgroup, BPF_ANY);
@@ -204,8 +204,8 @@ static __always_inline int iot_offline(struct cgroup_subsys_state *css)
 				      (void *)memcg + bpf_core_field_offset(memcg->nodeinfo) + i * sizeof(node));
 		if (!node)
 			continue;
-		iot_bury((__u64)FIELD(node, objcg), cgroup);
-		iot_bury((__u64)FIELD(node, orig_objcg), cgroup);
+		iot_expire((__u64)FIELD(node, objcg), cgroup);
+		iot_expire((__u64)FIELD(node, orig_objcg), cgroup);
 	}
 	return 0;
 }

@@ -1,0 +1,331 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/features"
+
+	"github.com/iotrace-bpf/iotrace-bpf/bpf"
+)
+
+// sharedMaps are made once, by the core object, and handed to every source.
+var sharedMaps = []string{
+	bpf.CoreMapUsages, bpf.CoreMapUsageA, bpf.CoreMapLatencies, bpf.CoreMapLatencyA, bpf.CoreMapOverflow,
+	bpf.CoreMapRowCaches, bpf.CoreMapGeneration, bpf.CoreMapLosses, bpf.CoreMapRecords, bpf.CoreMapBatches, bpf.CoreMapNotices, bpf.CoreMapNotes, bpf.CoreMapNotesLive,
+	bpf.CoreMapDeadOwners, bpf.CoreMapLoopNotes, bpf.CoreMapComms, bpf.CoreMapInodeNotes,
+}
+
+// core is what all sources share: what this kernel offers, and the maps.
+type core struct {
+	opt      Options
+	log      *slog.Logger
+	cache    *btf.Cache
+	types    *btf.Spec // of vmlinux, decoded on demand
+	tracefs  string
+	haveLoop bool
+	preempts bool // the kernel preempts programs on tracepoints and skips others for it: since 7.0
+	shared   map[string]*ebpf.Map
+}
+
+func newCore(opt Options) (*core, error) {
+	c := &core{opt: opt, log: opt.Log, shared: map[string]*ebpf.Map{}}
+	if err := c.acquire(); err != nil {
+		return nil, &UnsupportedError{
+			What: "this kernel has no BTF type information",
+			Hint: "/sys/kernel/btf/vmlinux is missing: use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+			Err:  err,
+		}
+	}
+	for _, dir := range []string{"/sys/kernel/tracing", "/sys/kernel/debug/tracing"} {
+		if _, err := os.Stat(filepath.Join(dir, "events")); err == nil {
+			c.tracefs = dir
+			break
+		}
+	}
+	clearProbes(c.tracefs, "/proc")
+	c.haveLoop = features.HaveProgramHelper(ebpf.RawTracepoint, asm.FnLoop) == nil
+	if version, err := features.LinuxVersionCode(); err == nil {
+		c.preempts = version >= 7<<16
+	}
+	return c, nil
+}
+
+// acquire reads the kernel's types; release frees them once everything is loaded:
+// some tens of MiB.
+func (c *core) acquire() (err error) {
+	if c.cache != nil {
+		return nil
+	}
+	cache := btf.NewCache()
+	if c.types, err = cache.Kernel(); err != nil {
+		return err
+	}
+	c.cache = cache
+	return nil
+}
+
+func (c *core) release() { c.cache, c.types = nil, nil }
+
+// tune sets the constants that every object has.
+func (c *core) tune(spec *ebpf.CollectionSpec) error {
+	values := map[string]any{
+		bpf.CoreVarHierarchyId:    uint32(c.opt.Hierarchy),
+		bpf.CoreVarByProcess:      c.opt.ByProcess,
+		bpf.CoreVarByMount:        c.opt.ByMount,
+		bpf.CoreVarWithLatency:    c.opt.Latency,
+		bpf.CoreVarCountLatencies: c.opt.countsLatencies(),
+		bpf.CoreVarWithRecords:    c.opt.Records != nil,
+		bpf.CoreVarWithApp:        c.opt.App,
+		bpf.CoreVarHaveBpfLoop:    c.haveLoop,
+		// On cgroup v1 a bio's cgroup is in another hierarchy, with ids of its own.
+		bpf.CoreVarBlkcgUsable: c.opt.Hierarchy == 0,
+		bpf.CoreVarSelfPid:     uint32(os.Getpid()),
+	}
+	for name, value := range values {
+		v, ok := spec.Variables[name]
+		if !ok { // the object does not use it
+			continue
+		}
+		if err := v.Set(value); err != nil {
+			return fmt.Errorf("setting %q: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// size gives the shared maps the sizes that the options ask for.
+func (c *core) size(spec *ebpf.CollectionSpec) {
+	groups := c.opt.MaxGroups
+	for name, entries := range map[string]uint32{
+		bpf.CoreMapUsageA:   groups,
+		bpf.CoreMapLatencyA: latencyEntries(groups),
+		bpf.CoreMapRecords:  c.opt.RecordRing,
+		bpf.CoreMapNotices:  c.opt.NoticeRing,
+	} {
+		spec.Maps[name].MaxEntries = entries
+	}
+	// Only a template: since 5.10 (134fede4eecf) the inner hashes may have any size.
+	spec.Maps[bpf.CoreMapUsages].InnerMap.MaxEntries = 1
+	spec.Maps[bpf.CoreMapLatencies].InnerMap.MaxEntries = 1
+	if c.opt.Records == nil {
+		spec.Maps[bpf.CoreMapRecords].MaxEntries = uint32(os.Getpagesize())
+	}
+	if !c.opt.countsLatencies() {
+		spec.Maps[bpf.CoreMapLatencyA].MaxEntries = 1
+	}
+	if !c.opt.ByProcess {
+		spec.Maps[bpf.CoreMapComms].MaxEntries = 1
+	}
+}
+
+// maxLatencies bounds each of the two maps of latencies to some 60 MiB.
+const maxLatencies = 1 << 19
+
+// latencyEntries returns how many buckets of latencies are kept for so many
+// groups. What does not fit is counted as lost, and its bytes are not.
+func latencyEntries(groups uint32) uint32 { return min(groups*4, maxLatencies) }
+
+// sharedIn returns the shared maps that an object declares.
+func (c *core) sharedIn(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
+	maps := map[string]*ebpf.Map{}
+	for name, m := range c.shared {
+		if s := spec.Maps[name]; s != nil {
+			s.MaxEntries, s.Flags = m.MaxEntries(), m.Flags()
+			maps[name] = m
+		}
+	}
+	return maps
+}
+
+// exists checks cheaply that a hook's place exists, before its program is loaded.
+// It returns nil where only the attempt can tell.
+func (c *core) exists(hk hook) error {
+	switch hk.kind {
+	case rawTracepoint, btfTracepoint:
+		if c.haveTracepoint(hk.target) {
+			return nil
+		}
+		// Tracepoints of modules are not in vmlinux's types: only attaching can tell.
+		if c.tracefs == "" || hk.kind == rawTracepoint && c.inTracefs(hk.target) {
+			return nil
+		}
+		return fmt.Errorf("no tracepoint %q: %w", hk.target, ErrAbsent)
+	}
+	return nil
+}
+
+func (c *core) haveTracepoint(name string) bool {
+	var def *btf.Typedef
+	return c.types.TypeByName("btf_trace_"+name, &def) == nil
+}
+
+func (c *core) inTracefs(name string) bool {
+	found, err := filepath.Glob(filepath.Join(c.tracefs, "events", "*", name))
+	return err != nil || len(found) > 0
+}
+
+// tracepointArgs returns how many arguments a tracepoint of vmlinux passes; 0
+// when it is not known.
+func (c *core) tracepointArgs(name string) int {
+	var def *btf.Typedef
+	if err := c.types.TypeByName("btf_trace_"+name, &def); err != nil {
+		return 0
+	}
+	ptr, ok := def.Type.(*btf.Pointer)
+	if !ok {
+		return 0
+	}
+	proto, ok := ptr.Target.(*btf.FuncProto)
+	if !ok {
+		return 0
+	}
+	return len(proto.Params) - 1 // the first is the tracepoint's own data pointer
+}
+
+// haveFunc tells whether vmlinux has a function of that name.
+func (c *core) haveFunc(name string) bool {
+	var fn *btf.Func
+	return c.types.TypeByName(name, &fn) == nil
+}
+
+// numaNodes returns how many memory nodes are possible.
+func numaNodes() uint32 {
+	data, err := os.ReadFile("/sys/devices/system/node/possible")
+	if err != nil {
+		return 1
+	}
+	s := strings.TrimSpace(string(data))
+	if i := strings.LastIndexAny(s, "-,"); i >= 0 {
+		s = s[i+1:]
+	}
+	var last uint32
+	if _, err := fmt.Sscanf(s, "%d", &last); err != nil {
+		return 1
+	}
+	return last + 1
+}
+
+// open loads the core object: the shared maps, the dirtier notes, and the
+// events of cgroups and modules.
+func (c *core) open() (*object, error) {
+	spec, err := bpf.LoadCore()
+	if err != nil {
+		return nil, fmt.Errorf("reading the core object: %w", err)
+	}
+	c.size(spec)
+	if err := spec.Variables[bpf.CoreVarNodes].Set(numaNodes()); err != nil {
+		return nil, err
+	}
+	if err := spec.Variables[bpf.CoreVarNoteInodes].Set(c.opt.needsInodes()); err != nil {
+		return nil, err
+	}
+	signals := []signal{
+		{hooks: []hook{
+			{kind: rawTracepoint, target: "cgroup_mkdir", program: bpf.CoreProgIotCgroupMkdir},
+		}},
+		{hooks: []hook{
+			{kind: rawTracepoint, target: "cgroup_rmdir", program: bpf.CoreProgIotCgroupRmdir},
+		}},
+		{hooks: []hook{
+			{kind: rawTracepoint, target: "writeback_dirty_folio", program: bpf.CoreProgIotDirtyFolio},
+			{kind: rawTracepoint, target: "writeback_dirty_page", program: bpf.CoreProgIotDirtyPage},
+		}, optional: Limitation{
+			Text:   "a page that one cgroup cached and another one overwrites counts for the first one",
+			Remedy: "a kernel with the tracepoint writeback:writeback_dirty_folio (up to 5.15: writeback_dirty_page)",
+		}},
+		{hooks: []hook{
+			{kind: rawTracepoint, target: "module_load", program: bpf.CoreProgIotModuleLoad},
+		}, optional: modulesOptional},
+		{hooks: []hook{
+			{kind: rawTracepoint, target: "module_free", program: bpf.CoreProgIotModuleFree},
+		}, optional: modulesOptional},
+	}
+	if c.pagesHandedToParents() {
+		signals = append(signals, signal{hooks: []hook{
+			{kind: fentry, target: "mem_cgroup_css_offline", program: bpf.CoreProgIotMemcgOffline},
+			{kind: kprobe, target: "mem_cgroup_css_offline", program: bpf.CoreProgIotMemcgOfflineKprobe},
+		}, optional: Limitation{
+			Text:   "late writeback of a removed cgroup counts for its parent cgroup",
+			Remedy: needsFunctions,
+		}})
+	}
+	o, err := c.load(spec, signals, ebpf.ProgramOptions{})
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range sharedMaps {
+		if m := o.maps[name]; m != nil {
+			c.shared[name] = m
+		}
+	}
+	if !c.haveTracepoint("module_load") {
+		// A kernel without modules has none that could be loaded later.
+		o.limitations = slices.DeleteFunc(o.limitations, func(l Limitation) bool { return l == modulesOptional })
+	}
+	return o, nil
+}
+
+var modulesOptional = Limitation{
+	Text:   "a file system whose module is loaded later is not traced",
+	Remedy: "load the module (modprobe nfs, modprobe fuse), then start iotrace-bpf again",
+}
+
+// Kernel options that hooks on functions need: kprobes the first, fentry and
+// fexit the second.
+const (
+	needsKprobes   = "a kernel with CONFIG_KPROBE_EVENTS=y"
+	needsFunctions = "a kernel with CONFIG_KPROBE_EVENTS=y or CONFIG_FUNCTION_TRACER=y"
+)
+
+// pagesHandedToParents tells whether the kernel is 7.1 or like it: see
+// iot_offline in bpf/core.bpf.c.
+func (c *core) pagesHandedToParents() bool {
+	var st *btf.Struct
+	if err := c.types.TypeByName("mem_cgroup_per_node", &st); err != nil {
+		return false
+	}
+	for _, m := range st.Members {
+		if m.Name == "orig_objcg" {
+			return true
+		}
+	}
+	return false
+}
+
+// UnsupportedError says that this kernel, or the privileges of this process, do
+// not allow tracing.
+type UnsupportedError struct {
+	What string // one line
+	Hint string // what is missing
+	Err  error  // the cause; may be nil
+}
+
+func (e *UnsupportedError) Error() string { return e.What }
+
+func (e *UnsupportedError) Unwrap() error { return e.Err }
+
+func cutSlash(s string) (before, after string, found bool) { return strings.Cut(s, "/") }
+
+// explain says what the user can do about an error of the first object.
+func explain(err error) error {
+	if errors.Is(err, os.ErrPermission) {
+		return &UnsupportedError{
+			What: "no permission to trace",
+			Hint: "run as root or with CAP_BPF, CAP_PERFMON and CAP_DAC_READ_SEARCH (and CAP_SYS_ADMIN where kernel.perf_event_paranoid demands it)",
+			Err:  err,
+		}
+	}
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return &UnsupportedError{What: "this kernel cannot run the BPF programs of iotrace-bpf", Hint: "Linux 5.10 or newer is needed", Err: err}
+	}
+	return err
+}
