@@ -16,8 +16,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
 	"golang.org/x/sys/unix"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
 )
 
 const patience = 30 * time.Second

@@ -6,8 +6,9 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
 	"golang.org/x/sys/unix"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
 )
 
 // A mount that comes and goes while nobody asks is named afterwards: the kernel

@@ -11,8 +11,9 @@ import (
 	"time"
 
 	dcontainer "github.com/docker/docker/api/types/container"
-	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
 	"golang.org/x/sys/unix"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
 )
 
 // createMany makes containers that never run: an engine lists them like others.

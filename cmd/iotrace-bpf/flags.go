@@ -8,11 +8,12 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/pflag"
+
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic"
 	"github.com/iotrace-bpf/iotrace-bpf/output/terminal"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
-	"github.com/spf13/pflag"
 )
 
 // options are the values of the flags of every command but vxlan. The groups

@@ -13,10 +13,11 @@ import (
 	"os/signal"
 	"syscall"
 
+	"github.com/spf13/pflag"
+
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
-	"github.com/spf13/pflag"
 )
 
 // Exit codes, as the help has them.

@@ -11,11 +11,12 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"golang.org/x/term"
+
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/ndjson"
 	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer/vxlan"
-	"golang.org/x/term"
 )
 
 // exitLeaked is the exit code when a vxlan device keeps containers from starting.

@@ -193,7 +193,7 @@ func vxlanStatus(hierarchy int) tracer.Status {
 	defer w.Close()
 	st := tracer.Status{Source: "vxlan", Attached: true, Hooks: strings.Split(w.Hooks(), ", ")}
 	for _, limitation := range w.Limitations() {
-		st.Limitations = append(st.Limitations, tracer.Limitation{Text: limitation})
+		st.Limitations = append(st.Limitations, tracer.Limitation{Text: limitation, Remedy: vxlan.Remedy})
 	}
 	return st
 }

@@ -9,8 +9,9 @@ import (
 	"strings"
 
 	"github.com/elastic/go-elasticsearch/v9/esapi"
-	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/klauspost/compress/gzip"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
 // The client library's BulkIndexer is not used: it never retries an item that the

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/elastic/go-elasticsearch/v9/esapi"
+
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 

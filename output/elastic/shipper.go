@@ -20,6 +20,7 @@ import (
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/elastic/go-elasticsearch/v9/esapi"
+
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 

@@ -1,14 +1,14 @@
 package ndjson
 
 import (
-	"github.com/iotrace-bpf/iotrace-bpf/output"
-	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
-
 	stdjson "encoding/json"
 	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
 )
 
 // ecsTypes are the types that the Elastic Common Schema gives to the fields in

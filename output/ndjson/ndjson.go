@@ -15,9 +15,10 @@ import (
 	"unicode/utf16"
 	"unicode/utf8"
 
+	"github.com/segmentio/encoding/json"
+
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/text"
-	"github.com/segmentio/encoding/json"
 )
 
 // ecsVersion is the version of the Elastic Common Schema whose names are used.

@@ -2,10 +2,6 @@ package ndjson
 
 import (
 	"bytes"
-
-	"github.com/iotrace-bpf/iotrace-bpf/output"
-	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
-
 	stdjson "encoding/json"
 	"errors"
 	"fmt"
@@ -17,8 +13,11 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/iotrace-bpf/iotrace-bpf/output/schema"
 	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
+	"github.com/iotrace-bpf/iotrace-bpf/output/schema"
 )
 
 // schemas returns the compiled schema of every dataset.

@@ -16,12 +16,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
-
 	dto "github.com/prometheus/client_model/go"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
 // Options are the options of New. The zero value of a field is its default.

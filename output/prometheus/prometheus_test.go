@@ -16,12 +16,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/iotrace-bpf/iotrace-bpf/output"
-	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
-
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
 )
 
 func servePrometheus(t testing.TB, opt Options) *Exporter {

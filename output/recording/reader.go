@@ -9,9 +9,10 @@ import (
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
-	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
 // Header says what one file of a recording is and where it was made.

@@ -22,9 +22,10 @@ import (
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
+	"github.com/klauspost/compress/zstd"
+
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
-	"github.com/klauspost/compress/zstd"
 )
 
 var update = flag.Bool("update-recording", false, "overwrite testdata/v1.recording: only when the format is meant to change")

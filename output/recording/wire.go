@@ -12,6 +12,7 @@ import (
 	"unsafe"
 
 	"github.com/fxamacker/cbor/v2"
+
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 

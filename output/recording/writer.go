@@ -17,9 +17,10 @@ import (
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
-	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
 // The format of a recording.

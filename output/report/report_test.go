@@ -18,11 +18,12 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/html"
+
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
 	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
 	"github.com/iotrace-bpf/iotrace-bpf/output/text"
-	"golang.org/x/net/html"
 )
 
 var update = flag.Bool("update-report", false, "write testdata/report.golden.html")

@@ -13,11 +13,11 @@ import (
 	"time"
 	"unicode"
 
-	"github.com/iotrace-bpf/iotrace-bpf/output"
-	"github.com/iotrace-bpf/iotrace-bpf/output/text"
-
 	tea "charm.land/bubbletea/v2"
 	"golang.org/x/term"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 )
 
 // ScreenOptions are the options of RunScreen; all may be zero.

@@ -6,11 +6,11 @@ import (
 	"strings"
 	"time"
 
-	"github.com/iotrace-bpf/iotrace-bpf/output"
-	"github.com/iotrace-bpf/iotrace-bpf/output/text"
-
 	tea "charm.land/bubbletea/v2"
 	"github.com/charmbracelet/x/ansi"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 )
 
 // The width of sparklines in cells.

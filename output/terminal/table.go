@@ -11,9 +11,10 @@ import (
 	"time"
 
 	"github.com/charmbracelet/x/ansi"
+	"golang.org/x/term"
+
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/text"
-	"golang.org/x/term"
 )
 
 // TableOptions are the options of NewTable; all may be zero.

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/charmbracelet/x/ansi"
+
 	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
 	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 )

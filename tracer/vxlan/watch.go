@@ -121,7 +121,11 @@ func (w *Watcher) Hooks() string {
 	return strings.Join(list, ", ")
 }
 
-// Limitations returns what the chosen hooks cannot see, one text each.
+// Remedy is what lifts every limitation: the hooks on kernel functions see all.
+const Remedy = "a kernel with CONFIG_KPROBE_EVENTS=y or CONFIG_FUNCTION_TRACER=y that lets BPF use it"
+
+// Limitations returns what the chosen hooks cannot see, one text each. Remedy lifts
+// them.
 func (w *Watcher) Limitations() []string {
 	var list []string
 	hooked := false
