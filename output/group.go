@@ -102,15 +102,10 @@ type GroupOptions struct {
 	// neither a key nor a filter is about devices.
 	Stacked bool
 
-	Pins   []Pin  // groups that samples must belong to
+	// Pins are groups that samples must belong to. Unlike a Filter a pin is exact:
+	// two things with the same name have different IDs.
+	Pins   []KeyValue
 	Search string // lower-case text that one of the keys must contain
-}
-
-// Pin selects one group's value of a key. Unlike a Filter it is exact: two
-// things with the same name have different IDs.
-type Pin struct {
-	Key      Key
-	Text, ID string
 }
 
 // Usage is what a group did on one source, or on all of one level together.
@@ -406,9 +401,9 @@ func Group(iv *Interval, opt GroupOptions) *Summary {
 		stacked: make(map[string]*Row),
 		left:    Row{Label: TextFiltered, id: TextFiltered},
 	}
-	g.byOp = slices.Contains(opt.By, KeyOp) || slices.ContainsFunc(opt.Pins, func(p Pin) bool { return p.Key == KeyOp })
+	g.byOp = slices.Contains(opt.By, KeyOp) || slices.ContainsFunc(opt.Pins, func(p KeyValue) bool { return p.Key == KeyOp })
 	stacked := opt.Stacked || slices.Contains(opt.By, KeyDevice) ||
-		slices.ContainsFunc(opt.Pins, func(p Pin) bool { return p.Key == KeyDevice })
+		slices.ContainsFunc(opt.Pins, func(p KeyValue) bool { return p.Key == KeyDevice })
 	seen := make(map[Key]int)
 	for _, f := range opt.Filters {
 		i, ok := seen[f.Key]

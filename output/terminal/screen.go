@@ -101,7 +101,7 @@ var cycleOrder = []output.Key{output.KeyProject, output.KeyService, output.KeyCo
 // step is a view that the user drilled down from.
 type step struct {
 	by       []output.Key
-	pins     []output.Pin
+	pins     []output.KeyValue
 	search   string
 	selected string
 }
@@ -568,9 +568,7 @@ func (s *screen) drill() {
 		next = output.KeyMount // processes were not recorded
 	}
 	st := step{by: s.group.By, search: s.search, selected: row.Group()}
-	for _, k := range row.Keys {
-		st.pins = append(st.pins, output.Pin{Key: k.Key, Text: k.Text, ID: k.ID})
-	}
+	st.pins = slices.Clone(row.Keys)
 	s.path = append(s.path, st)
 	s.group.By = []output.Key{next}
 	s.search, s.selected, s.cursor, s.offset = "", "", 0, 0
