@@ -67,6 +67,10 @@ vulncheck: ## known vulnerabilities in what is linked in; needs vuln.go.dev
 unit: ## the tests that need neither root nor anything installed (the others include them)
 	$(GO) test ./...
 
+.PHONY: race
+race: ## tracer's unit tests with the race detector; needs root and gcc
+	$(SUDO) env "PATH=$$PATH" CGO_ENABLED=1 $(GO) test -race ./tracer/...
+
 .PHONY: integration
 integration: ## the tests on this machine: real engines, servers, disks; needs root (RERUN=3 reruns up to 3 failed tests)
 	vmtests/deps.sh test
@@ -126,6 +130,7 @@ fuzz: ## every fuzz test with many inputs (FUZZTIME=80000x)
 test: ## every test there is, of the kernel matrix the main scenarios
 	$(MAKE) generate-check
 	$(MAKE) lint
+	$(MAKE) race
 	$(MAKE) integration RERUN=3
 	$(MAKE) vmtest QUICK=1 RERUN=3
 	$(MAKE) fuzz FUZZTIME=40000x

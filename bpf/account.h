@@ -5,6 +5,9 @@
 
 #include "maps.h"
 
+/* In a section of its own: user space gives each program another value. */
+const volatile __u32 seat SEC(".rodata.seat") = IOT_SEATS;
+
 /*
  * Values are per CPU, but an interrupt on this CPU may run another program that
  * books on the same row between our load and our store. So additions are atomic.
@@ -105,6 +108,58 @@ static __always_inline __u32 iot_cache_slot(const __u64 *key, int words)
 	return (hash >> 40) & (IOT_CACHE_ROWS - 1);
 }
 
+/*
+ * Whether this program may change what the seats belong to; then it must call
+ * iot_rise. Else another program of this CPU is about to change it, and this one
+ * must do without: it books on the maps.
+ *
+ * All programs that share seats run on one CPU, so they see each other's loads and
+ * stores in the order of the code; atomic instructions, which take as long as half of
+ * a booking, are not needed. Two things put another program between any two of our
+ * instructions:
+ *
+ * - An interrupt. What runs there is done before we go on: its seat is 0 again, or was
+ *   1 because that program is below us as well. It may be the same program: then it
+ *   finds its own seat taken and leaves it alone. If it came before we took the seat,
+ *   it is done when we take it.
+ * - Preemption: programs at fentry since 5.12, at tracepoints since 7.0. What runs then
+ *   may stop anywhere too, and we go on in between. It is never the same program: such
+ *   kernels skip a program while another run of it is in progress on the CPU.
+ *
+ * A program takes its seat first and looks at the others afterwards. Of two that are at
+ * it at once, the one that took its seat last sees the other's: it cannot enter before
+ * the other has risen. Both may see each other, and then both do without. So at most
+ * one enters, and no seat stays taken. TestSeats in tracer tries all orders.
+ */
+static __always_inline bool iot_sit(volatile __u8 *seats)
+{
+	const volatile __u64 *words = (const volatile __u64 *)seats;
+	__u32 mine = seat;
+	__u64 taken = 0;
+	int i;
+
+	if (mine >= IOT_SEATS || seats[mine])
+		return false;
+	seats[mine] = 1;
+	barrier();
+	/* Each byte of the sum counts eight seats; so it never overflows. */
+#pragma unroll
+	for (i = 0; i < IOT_SEATS / 8; i++)
+		taken += words[i];
+	if (taken == 1ULL << (mine % 8 * 8)) {
+		barrier();
+		return true;
+	}
+	seats[mine] = 0;
+	return false;
+}
+
+static __always_inline void iot_rise(volatile __u8 *seats)
+{
+	barrier();
+	seats[seat & (IOT_SEATS - 1)] = 0;
+}
+
 #define IOT_USAGE_WORDS (sizeof(struct usage_key) / sizeof(__u64))
 #define IOT_LATENCY_WORDS (sizeof(struct latency_key) / sizeof(__u64))
 
@@ -114,12 +169,10 @@ static __always_inline void iot_account(const struct usage_key *key, __u64 bytes
 	struct row_cache *cache = iot_cache();
 	struct cached_usage *row;
 
-	if (!cache || cache->busy) {
+	if (!cache || !iot_sit(cache->seats)) {
 		iot_account_map(key, bytes, ops);
 		return;
 	}
-	cache->busy = 1;
-	barrier();
 	row = &cache->usage[iot_cache_slot((const __u64 *)key, IOT_USAGE_WORDS)];
 	if (iot_same_words((const __u64 *)&row->key, (const __u64 *)key, IOT_USAGE_WORDS)) {
 		row->value.bytes += bytes;
@@ -131,8 +184,7 @@ static __always_inline void iot_account(const struct usage_key *key, __u64 bytes
 		row->value.bytes = bytes;
 		row->value.ops = ops;
 	}
-	barrier();
-	cache->busy = 0;
+	iot_rise(cache->seats);
 }
 
 /* Index of the bucket of ns: four buckets for each power of two, see struct latency_key. */
@@ -192,12 +244,10 @@ static __always_inline void iot_latency(const struct usage_key *key, __u64 ns)
 		return;
 	k.usage.basis = 0;
 	k.bucket = iot_bucket(ns);
-	if (!cache || cache->busy) {
+	if (!cache || !iot_sit(cache->seats)) {
 		iot_latency_map(&k, 1, ns, ns);
 		return;
 	}
-	cache->busy = 1;
-	barrier();
 	row = &cache->latency[iot_cache_slot((const __u64 *)&k, IOT_LATENCY_WORDS)];
 	if (iot_same_words((const __u64 *)&row->key, (const __u64 *)&k, IOT_LATENCY_WORDS)) {
 		row->value.count++;
@@ -212,8 +262,7 @@ static __always_inline void iot_latency(const struct usage_key *key, __u64 ns)
 		row->value.sum = ns;
 		row->value.max = ns;
 	}
-	barrier();
-	cache->busy = 0;
+	iot_rise(cache->seats);
 }
 
 /*
@@ -225,21 +274,18 @@ static __always_inline void iot_record(const struct io_record *record)
 	__u32 zero = 0, *current = bpf_map_lookup_elem(&generation, &zero);
 	struct record_batch *b = current ? bpf_map_lookup_elem(&batches, current) : NULL;
 
-	if (!b || b->busy) {
+	if (!b || !iot_sit(b->seats)) {
 		if (bpf_ringbuf_output(&records, (void *)record, sizeof(*record), BPF_RB_NO_WAKEUP))
 			iot_lost(IOT_LOST_RECORDS, 1);
 		return;
 	}
-	b->busy = 1;
-	barrier();
 	b->records[b->n & (IOT_BATCH - 1)] = *record;
 	if (++b->n >= IOT_BATCH) {
 		if (bpf_ringbuf_output(&records, b->records, sizeof(b->records), BPF_RB_NO_WAKEUP))
 			iot_lost(IOT_LOST_RECORDS, IOT_BATCH);
 		b->n = 0;
 	}
-	barrier();
-	b->busy = 0;
+	iot_rise(b->seats);
 }
 
 #endif

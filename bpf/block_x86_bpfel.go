@@ -78,10 +78,9 @@ const (
 	BlockVarByProcess               = "by_process"
 	BlockVarCountLatencies          = "count_latencies"
 	BlockVarHasRedundant            = "has_redundant"
-	BlockVarHaveBpfLoop             = "have_bpf_loop"
 	BlockVarHierarchyId             = "hierarchy_id"
 	BlockVarRqIsSecondArg           = "rq_is_second_arg"
-	BlockVarSelfPid                 = "self_pid"
+	BlockVarSeat                    = "seat"
 	BlockVarWithApp                 = "with_app"
 	BlockVarWithLatency             = "with_latency"
 	BlockVarWithRecords             = "with_records"
@@ -178,10 +177,9 @@ type BlockVariableSpecs struct {
 	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
 	HasRedundant   *ebpf.VariableSpec `ebpf:"has_redundant"`
-	HaveBpfLoop    *ebpf.VariableSpec `ebpf:"have_bpf_loop"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
 	RqIsSecondArg  *ebpf.VariableSpec `ebpf:"rq_is_second_arg"`
-	SelfPid        *ebpf.VariableSpec `ebpf:"self_pid"`
+	Seat           *ebpf.VariableSpec `ebpf:"seat"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
 	WithRecords    *ebpf.VariableSpec `ebpf:"with_records"`
@@ -268,10 +266,9 @@ type BlockVariables struct {
 	ByProcess      *ebpf.Variable `ebpf:"by_process"`
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
 	HasRedundant   *ebpf.Variable `ebpf:"has_redundant"`
-	HaveBpfLoop    *ebpf.Variable `ebpf:"have_bpf_loop"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
 	RqIsSecondArg  *ebpf.Variable `ebpf:"rq_is_second_arg"`
-	SelfPid        *ebpf.Variable `ebpf:"self_pid"`
+	Seat           *ebpf.Variable `ebpf:"seat"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
 	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
 	WithRecords    *ebpf.Variable `ebpf:"with_records"`

@@ -101,18 +101,17 @@ int iot_dirty_page(__u64 *ctx)
 	return iot_dirty((struct folio *)ctx[0], (struct address_space *)ctx[1]);
 }
 
-/* Too large for the stack. */
+/* Too large for the stack. One for each kind: programs may be preempted. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, IOT_MODULE_FREED + 1);
 	__type(key, __u32);
 	__type(value, struct notice);
 } draft SEC(".maps");
 
 static __always_inline void iot_notify(__u32 kind, __u64 cgroup, const char *text)
 {
-	__u32 zero = 0;
-	struct notice *n = bpf_map_lookup_elem(&draft, &zero);
+	struct notice *n = bpf_map_lookup_elem(&draft, &kind);
 	long len;
 
 	if (!n)

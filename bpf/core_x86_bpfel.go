@@ -82,14 +82,14 @@ type CorePageNote struct {
 
 type CoreRecordBatch struct {
 	_       structs.HostLayout
-	Busy    uint64
+	Seats   [64]uint8
 	N       uint64
 	Records [16]CoreIoRecord
 }
 
 type CoreRowCache struct {
 	_     structs.HostLayout
-	Busy  uint64
+	Seats [64]uint8
 	Usage [256]struct {
 		_     structs.HostLayout
 		Key   CoreUsageKey
@@ -154,11 +154,9 @@ const (
 	CoreVarByMount                = "by_mount"
 	CoreVarByProcess              = "by_process"
 	CoreVarCountLatencies         = "count_latencies"
-	CoreVarHaveBpfLoop            = "have_bpf_loop"
 	CoreVarHierarchyId            = "hierarchy_id"
 	CoreVarNodes                  = "nodes"
 	CoreVarNoteInodes             = "note_inodes"
-	CoreVarSelfPid                = "self_pid"
 	CoreVarWithApp                = "with_app"
 	CoreVarWithLatency            = "with_latency"
 	CoreVarWithRecords            = "with_records"
@@ -248,11 +246,9 @@ type CoreVariableSpecs struct {
 	ByMount        *ebpf.VariableSpec `ebpf:"by_mount"`
 	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
-	HaveBpfLoop    *ebpf.VariableSpec `ebpf:"have_bpf_loop"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
 	Nodes          *ebpf.VariableSpec `ebpf:"nodes"`
 	NoteInodes     *ebpf.VariableSpec `ebpf:"note_inodes"`
-	SelfPid        *ebpf.VariableSpec `ebpf:"self_pid"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
 	WithRecords    *ebpf.VariableSpec `ebpf:"with_records"`
@@ -329,11 +325,9 @@ type CoreVariables struct {
 	ByMount        *ebpf.Variable `ebpf:"by_mount"`
 	ByProcess      *ebpf.Variable `ebpf:"by_process"`
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
-	HaveBpfLoop    *ebpf.Variable `ebpf:"have_bpf_loop"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
 	Nodes          *ebpf.Variable `ebpf:"nodes"`
 	NoteInodes     *ebpf.Variable `ebpf:"note_inodes"`
-	SelfPid        *ebpf.Variable `ebpf:"self_pid"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
 	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
 	WithRecords    *ebpf.Variable `ebpf:"with_records"`

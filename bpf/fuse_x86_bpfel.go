@@ -93,11 +93,10 @@ const (
 	FUSEVarByMount                    = "by_mount"
 	FUSEVarByProcess                  = "by_process"
 	FUSEVarCountLatencies             = "count_latencies"
-	FUSEVarHaveBpfLoop                = "have_bpf_loop"
 	FUSEVarHierarchyId                = "hierarchy_id"
 	FUSEVarLayout                     = "layout"
 	FUSEVarLayoutAssumed              = "layout_assumed"
-	FUSEVarSelfPid                    = "self_pid"
+	FUSEVarSeat                       = "seat"
 	FUSEVarSendsSeen                  = "sends_seen"
 	FUSEVarWithApp                    = "with_app"
 	FUSEVarWithLatency                = "with_latency"
@@ -205,11 +204,10 @@ type FUSEVariableSpecs struct {
 	ByMount        *ebpf.VariableSpec `ebpf:"by_mount"`
 	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
-	HaveBpfLoop    *ebpf.VariableSpec `ebpf:"have_bpf_loop"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
 	Layout         *ebpf.VariableSpec `ebpf:"layout"`
 	LayoutAssumed  *ebpf.VariableSpec `ebpf:"layout_assumed"`
-	SelfPid        *ebpf.VariableSpec `ebpf:"self_pid"`
+	Seat           *ebpf.VariableSpec `ebpf:"seat"`
 	SendsSeen      *ebpf.VariableSpec `ebpf:"sends_seen"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
@@ -293,11 +291,10 @@ type FUSEVariables struct {
 	ByMount        *ebpf.Variable `ebpf:"by_mount"`
 	ByProcess      *ebpf.Variable `ebpf:"by_process"`
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
-	HaveBpfLoop    *ebpf.Variable `ebpf:"have_bpf_loop"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
 	Layout         *ebpf.Variable `ebpf:"layout"`
 	LayoutAssumed  *ebpf.Variable `ebpf:"layout_assumed"`
-	SelfPid        *ebpf.Variable `ebpf:"self_pid"`
+	Seat           *ebpf.Variable `ebpf:"seat"`
 	SendsSeen      *ebpf.Variable `ebpf:"sends_seen"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
 	WithLatency    *ebpf.Variable `ebpf:"with_latency"`

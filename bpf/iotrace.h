@@ -83,10 +83,11 @@ struct latency {
 
 /*
  * A cache of rows in front of the maps: an array takes a third of the time of a hash.
- * Each CPU has its own. A row that another one displaces goes to the map. busy is set
- * while a program changes the cache: a program that interrupts it books on the maps.
+ * Each CPU has its own. A row that another one displaces goes to the map. Each program
+ * has a seat, which is 1 while the program may change the cache: see iot_sit.
  */
 #define IOT_CACHE_ROWS 256
+#define IOT_SEATS 64 /* one cache line; a program without a seat books on the maps */
 
 struct cached_usage {
 	struct usage_key key; /* source is 0 while unused */
@@ -99,7 +100,7 @@ struct cached_latency {
 };
 
 struct row_cache {
-	__u64 busy;
+	__u8 seats[IOT_SEATS];
 	struct cached_usage usage[IOT_CACHE_ROWS];
 	struct cached_latency latency[IOT_CACHE_ROWS];
 };
@@ -140,12 +141,12 @@ struct io_record {
 /*
  * Records go to the ring in batches of so many: the ring has one lock for all CPUs,
  * which would take as long as everything else. User space reads unfinished batches
- * with the totals. busy is as in struct row_cache.
+ * with the totals. seats is as in struct row_cache.
  */
 #define IOT_BATCH 16
 
 struct record_batch {
-	__u64 busy;
+	__u8 seats[IOT_SEATS];
 	__u64 n;
 	struct io_record records[IOT_BATCH];
 };

@@ -20,9 +20,7 @@ const volatile bool with_latency = false;
 const volatile bool count_latencies = false; /* in buckets; off where only records have latencies */
 const volatile bool with_records = false;
 const volatile bool with_app = false; /* count system calls as well as requests (IOT_APP) */
-const volatile bool have_bpf_loop = false;
 const volatile bool blkcg_usable = false; /* memory and io controllers share one hierarchy */
-const volatile __u32 self_pid = 0;
 
 /*
  * There are two maps of totals: programs write to the one in slot 0; user space puts

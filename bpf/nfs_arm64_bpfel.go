@@ -77,9 +77,8 @@ const (
 	NFSVarCountLatencies              = "count_latencies"
 	NFSVarFixedNfsPage                = "fixed_nfs_page"
 	NFSVarFromFunctions               = "from_functions"
-	NFSVarHaveBpfLoop                 = "have_bpf_loop"
 	NFSVarHierarchyId                 = "hierarchy_id"
-	NFSVarSelfPid                     = "self_pid"
+	NFSVarSeat                        = "seat"
 	NFSVarWithApp                     = "with_app"
 	NFSVarWithLatency                 = "with_latency"
 	NFSVarWithRecords                 = "with_records"
@@ -200,9 +199,8 @@ type NFSVariableSpecs struct {
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
 	FixedNfsPage   *ebpf.VariableSpec `ebpf:"fixed_nfs_page"`
 	FromFunctions  *ebpf.VariableSpec `ebpf:"from_functions"`
-	HaveBpfLoop    *ebpf.VariableSpec `ebpf:"have_bpf_loop"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
-	SelfPid        *ebpf.VariableSpec `ebpf:"self_pid"`
+	Seat           *ebpf.VariableSpec `ebpf:"seat"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
 	WithRecords    *ebpf.VariableSpec `ebpf:"with_records"`
@@ -291,9 +289,8 @@ type NFSVariables struct {
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
 	FixedNfsPage   *ebpf.Variable `ebpf:"fixed_nfs_page"`
 	FromFunctions  *ebpf.Variable `ebpf:"from_functions"`
-	HaveBpfLoop    *ebpf.Variable `ebpf:"have_bpf_loop"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
-	SelfPid        *ebpf.Variable `ebpf:"self_pid"`
+	Seat           *ebpf.Variable `ebpf:"seat"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
 	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
 	WithRecords    *ebpf.Variable `ebpf:"with_records"`

@@ -14,7 +14,7 @@ import (
 var requestsSkipped = Limitation{Text: "a request is not counted when the kernel skips the program that counts it"}
 
 // openBlock attaches the block source.
-func openBlock(c *core) (*object, error) {
+func openBlock(c *loader) (*object, error) {
 	spec, err := bpf.LoadBlock()
 	if err != nil {
 		return nil, fmt.Errorf("reading the block object: %w", err)
@@ -65,13 +65,13 @@ func openBlock(c *core) (*object, error) {
 		}
 	}
 	l := newLoops(o.maps[bpf.BlockMapLoopFiles], c.shared[bpf.CoreMapNotesLive])
-	s := newStack(c, o)
-	o.refresh = func() error { return errors.Join(l.scan(), s.scan()) }
+	s := newStack(c.core, o)
+	o.refresh = func(change func(func())) error { return errors.Join(l.scan(), s.scan(change)) }
 	o.watch = l.watch
 	if c.opt.Latency {
 		o.unseen = func() (uint64, error) { return unseenEnds(o.maps[bpf.BlockMapInflight]) }
 	}
-	if err := o.refresh(); err != nil {
+	if err := o.refresh(func(f func()) { f() }); err != nil {
 		o.Close()
 		return nil, err
 	}

@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
 	"github.com/cilium/ebpf/features"
 
@@ -28,23 +27,14 @@ var sharedMaps = []string{
 type core struct {
 	opt      Options
 	log      *slog.Logger
-	cache    *btf.Cache
-	types    *btf.Spec // of vmlinux, decoded on demand
 	tracefs  string
-	haveLoop bool
 	preempts bool // the kernel preempts programs on tracepoints and skips others for it: since 7.0
 	shared   map[string]*ebpf.Map
+	seats    seats
 }
 
-func newCore(opt Options) (*core, error) {
+func newCore(opt Options) *core {
 	c := &core{opt: opt, log: opt.Log, shared: map[string]*ebpf.Map{}}
-	if err := c.acquire(); err != nil {
-		return nil, &UnsupportedError{
-			What: "this kernel has no BTF type information",
-			Hint: "/sys/kernel/btf/vmlinux is missing: use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
-			Err:  err,
-		}
-	}
 	for _, dir := range []string{"/sys/kernel/tracing", "/sys/kernel/debug/tracing"} {
 		if _, err := os.Stat(filepath.Join(dir, "events")); err == nil {
 			c.tracefs = dir
@@ -52,28 +42,29 @@ func newCore(opt Options) (*core, error) {
 		}
 	}
 	clearProbes(c.tracefs, "/proc")
-	c.haveLoop = features.HaveProgramHelper(ebpf.RawTracepoint, asm.FnLoop) == nil
 	if version, err := features.LinuxVersionCode(); err == nil {
 		c.preempts = version >= 7<<16
 	}
-	return c, nil
+	return c
 }
 
-// acquire reads the kernel's types; release frees them once everything is loaded:
-// some tens of MiB.
-func (c *core) acquire() (err error) {
-	if c.cache != nil {
-		return nil
-	}
+// loader is what loads programs: the core with the kernel's types. Those take some
+// tens of MiB, so who loads makes a loader and keeps it no longer than that. Sources
+// may be loaded by several goroutines at once, each with a loader of its own.
+type loader struct {
+	*core
+	cache *btf.Cache
+	types *btf.Spec // of vmlinux, decoded on demand
+}
+
+func (c *core) loader() (*loader, error) {
 	cache := btf.NewCache()
-	if c.types, err = cache.Kernel(); err != nil {
-		return err
+	types, err := cache.Kernel()
+	if err != nil {
+		return nil, fmt.Errorf("reading the kernel's types: %w", err)
 	}
-	c.cache = cache
-	return nil
+	return &loader{core: c, cache: cache, types: types}, nil
 }
-
-func (c *core) release() { c.cache, c.types = nil, nil }
 
 // tune sets the constants that every object has.
 func (c *core) tune(spec *ebpf.CollectionSpec) error {
@@ -85,10 +76,8 @@ func (c *core) tune(spec *ebpf.CollectionSpec) error {
 		bpf.CoreVarCountLatencies: c.opt.countsLatencies(),
 		bpf.CoreVarWithRecords:    c.opt.Records != nil,
 		bpf.CoreVarWithApp:        c.opt.App,
-		bpf.CoreVarHaveBpfLoop:    c.haveLoop,
 		// On cgroup v1 a bio's cgroup is in another hierarchy, with ids of its own.
 		bpf.CoreVarBlkcgUsable: c.opt.Hierarchy == 0,
-		bpf.CoreVarSelfPid:     uint32(os.Getpid()),
 	}
 	for name, value := range values {
 		v, ok := spec.Variables[name]
@@ -148,7 +137,7 @@ func (c *core) sharedIn(spec *ebpf.CollectionSpec) map[string]*ebpf.Map {
 
 // exists checks cheaply that a hook's place exists, before its program is loaded.
 // It returns nil where only the attempt can tell.
-func (c *core) exists(hk hook) error {
+func (c *loader) exists(hk hook) error {
 	switch hk.kind {
 	case rawTracepoint, btfTracepoint:
 		if c.haveTracepoint(hk.target) {
@@ -163,7 +152,7 @@ func (c *core) exists(hk hook) error {
 	return nil
 }
 
-func (c *core) haveTracepoint(name string) bool {
+func (c *loader) haveTracepoint(name string) bool {
 	var def *btf.Typedef
 	return c.types.TypeByName("btf_trace_"+name, &def) == nil
 }
@@ -175,7 +164,7 @@ func (c *core) inTracefs(name string) bool {
 
 // tracepointArgs returns how many arguments a tracepoint of vmlinux passes; 0
 // when it is not known.
-func (c *core) tracepointArgs(name string) int {
+func (c *loader) tracepointArgs(name string) int {
 	var def *btf.Typedef
 	if err := c.types.TypeByName("btf_trace_"+name, &def); err != nil {
 		return 0
@@ -192,7 +181,7 @@ func (c *core) tracepointArgs(name string) int {
 }
 
 // haveFunc tells whether vmlinux has a function of that name.
-func (c *core) haveFunc(name string) bool {
+func (c *loader) haveFunc(name string) bool {
 	var fn *btf.Func
 	return c.types.TypeByName(name, &fn) == nil
 }
@@ -216,7 +205,7 @@ func numaNodes() uint32 {
 
 // open loads the core object: the shared maps, the dirtier notes, and the
 // events of cgroups and modules.
-func (c *core) open() (*object, error) {
+func (c *loader) open() (*object, error) {
 	spec, err := bpf.LoadCore()
 	if err != nil {
 		return nil, fmt.Errorf("reading the core object: %w", err)
@@ -288,7 +277,7 @@ const (
 
 // pagesHandedToParents tells whether the kernel is 7.1 or like it: see
 // iot_offline in bpf/core.bpf.c.
-func (c *core) pagesHandedToParents() bool {
+func (c *loader) pagesHandedToParents() bool {
 	var st *btf.Struct
 	if err := c.types.TypeByName("mem_cgroup_per_node", &st); err != nil {
 		return false

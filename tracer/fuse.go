@@ -16,7 +16,7 @@ import (
 )
 
 // planFUSE looks at this kernel's FUSE.
-func planFUSE(c *core, future bool) (*plan, error) {
+func planFUSE(c *loader, future bool) (*plan, error) {
 	kernel, err := c.findFUSE(future)
 	if err != nil {
 		return nil, err
@@ -45,7 +45,7 @@ type fuseKernel struct {
 
 // findFUSE looks for FUSE in the kernel and in its modules. The error wraps
 // ErrAbsent where this kernel has no FUSE that we can trace.
-func (c *core) findFUSE(future bool) (*fuseKernel, error) {
+func (c *loader) findFUSE(future bool) (*fuseKernel, error) {
 	k := &fuseKernel{types: c.types}
 	if !c.haveFunc("fuse_request_end") {
 		if _, err := os.Stat(sysfs + "/module/fuse"); err != nil && !future {
@@ -69,7 +69,7 @@ func (c *core) findFUSE(future bool) (*fuseKernel, error) {
 // assumeFUSE sets the layout of FUSE's structs for 5.10, the only kernel series
 // that we support whose modules have no type information. The programs check each
 // request against it.
-func (c *core) assumeFUSE(k *fuseKernel) error {
+func (c *loader) assumeFUSE(k *fuseKernel) error {
 	var uts unix.Utsname
 	if err := unix.Uname(&uts); err != nil {
 		return fmt.Errorf("asking for the kernel's release: %w", err)

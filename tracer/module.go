@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
@@ -77,6 +79,9 @@ const suspendAfter = 5 * time.Second
 func (t *Tracer) suspendIdle() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.detached {
+		return
+	}
 	for _, d := range sources {
 		o := t.objects[d.name]
 		if o == nil || d.idle == nil || o.suspended {
@@ -106,7 +111,7 @@ func (t *Tracer) suspendIdle() {
 func (t *Tracer) mounting(source string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if o := t.objects[source]; o != nil && o.suspended {
+	if o := t.objects[source]; o != nil && o.suspended && !t.detached {
 		t.resume(source, o)
 	}
 }
@@ -122,7 +127,7 @@ func (t *Tracer) resume(source string, o *object) {
 // await decides what happens to a source that could not be opened because of err.
 // Where its module is not loaded but may be later, it prepares the source for that
 // and returns true.
-func (t *Tracer) await(d descriptor, err error) bool {
+func (t *Tracer) await(l *loader, d descriptor, err error) bool {
 	var absent *notLoadedError
 	if !errors.As(err, &absent) || !t.objects["core"].has(bpf.CoreProgIotModuleLoad) {
 		return false
@@ -141,7 +146,7 @@ func (t *Tracer) await(d descriptor, err error) bool {
 	if slices.Contains(t.opt.Sources, d.name) {
 		t.opt.Log.Warn("source waits for its module to be loaded", "source", d.name, "module", absent.module)
 	}
-	p, perr := t.core.prepare(d)
+	p, perr := l.prepare(d)
 	if perr != nil {
 		// Its programs will be loaded after the module, which takes a moment.
 		t.opt.Log.Debug("cannot load programs before the module", "source", d.name, "error", perr)
@@ -165,23 +170,107 @@ func (t *Tracer) arrived(d descriptor, o *object) {
 	delete(t.absent, d.name)
 	delete(t.waiting, d.name)
 	t.objects[d.name] = o
+	if t.detached { // while it was loaded
+		for i := range o.hooks {
+			_ = o.hooks[i].detach()
+		}
+	}
 }
 
-// moduleLoaded attaches the sources that waited for the module.
-func (t *Tracer) moduleLoaded(name string) {
+// moduleEvent says that a module was loaded or unloaded.
+type moduleEvent struct {
+	name  string
+	freed bool
+	found bool // nobody said so: it is there
+}
+
+// moduleEvents is a queue: adding never waits.
+type moduleEvents struct {
+	mu   sync.Mutex
+	list []moduleEvent
+	more chan struct{} // has an element while the list may have one
+}
+
+func newModuleEvents() *moduleEvents { return &moduleEvents{more: make(chan struct{}, 1)} }
+
+func (q *moduleEvents) add(e moduleEvent) {
+	q.mu.Lock()
+	q.list = append(q.list, e)
+	q.mu.Unlock()
+	select {
+	case q.more <- struct{}{}:
+	default:
+	}
+}
+
+func (q *moduleEvents) take() []moduleEvent {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	list := q.list
+	q.list = nil
+	return list
+}
+
+// followModules attaches and removes sources as their modules come and go.
+func (t *Tracer) followModules(ctx context.Context) {
+	for {
+		select {
+		case <-t.modules.more:
+		case <-ctx.Done():
+			return
+		}
+		for _, e := range t.modules.take() {
+			if ctx.Err() != nil {
+				return
+			}
+			if e.freed {
+				t.moduleFreed(e.name)
+			} else {
+				t.moduleLoaded(e.name, e.found)
+			}
+		}
+	}
+}
+
+// lookForModules finds the modules that sources wait for and whose arrival nobody
+// told us: notices may be lost. A module that is on its way in or out is not there
+// yet, or not any more: its notice may still come.
+func (t *Tracer) lookForModules() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, d := range sources {
+		if _, waits := t.waiting[d.name]; !waits || t.detached {
+			continue
+		}
+		for _, m := range d.modules {
+			state, err := os.ReadFile(filepath.Join(t.sysfs, "module", m, "initstate"))
+			if err == nil && strings.TrimSpace(string(state)) == "live" {
+				t.modules.add(moduleEvent{name: m, found: true})
+			}
+		}
+	}
+}
+
+func (t *Tracer) moduleIsLoaded(name string) bool {
+	return isDir(filepath.Join(t.sysfs, "module", name))
+}
+
+// moduleLoaded attaches the sources that waited for the module. Where it was found
+// and not heard of, a source that could not be attached before is not tried again.
+func (t *Tracer) moduleLoaded(name string, found bool) {
 	for _, d := range sources {
 		if !t.opt.wants(d.name) || !slices.Contains(d.modules, name) {
 			continue
 		}
 		t.mu.Lock()
 		_, there := t.objects[d.name]
-		p := t.waiting[d.name]
-		gone := !isDir(filepath.Join(sysfs, "module", name)) // unloaded meanwhile: wait for the next time
+		p, waits := t.waiting[d.name]
+		gone := !t.moduleIsLoaded(name) || t.detached // unloaded meanwhile: wait for the next time
 		if !gone {
 			delete(t.waiting, d.name)
 		}
 		t.mu.Unlock()
-		if there || gone {
+		if there || gone || found && !waits {
 			continue
 		}
 		begin := time.Now()
@@ -189,15 +278,17 @@ func (t *Tracer) moduleLoaded(name string) {
 		how := "prepared"
 		if err != nil {
 			t.opt.Log.Debug("cannot attach the programs that were loaded before the module", "source", d.name, "error", err)
-			err = t.openSource(d)
 			how = "late"
+			var l *loader
+			if l, err = t.core.loader(); err == nil {
+				err = t.openSource(l, d)
+			}
 		}
 		if err != nil {
 			t.opt.Log.Warn("cannot trace a source although its module is loaded now", "source", d.name, "module", name, "error", err)
 		} else {
 			t.opt.Log.Log(t.ctx, t.arrivalLevel(d.name), "source attached", "source", d.name, "module", name, "programs", how, "took", time.Since(begin))
 		}
-		t.core.release()
 	}
 }
 
@@ -223,10 +314,11 @@ func (t *Tracer) attachPrepared(d descriptor, p *prepared) error {
 		return err
 	}
 	if len(late) > 0 {
-		if err := t.core.acquire(); err != nil {
+		l, err := t.core.loader()
+		if err != nil {
 			return errors.Join(err, o.Close())
 		}
-		if err := t.core.attachLate(d, o, late); err != nil {
+		if err := l.attachLate(d, o, late); err != nil {
 			return errors.Join(err, o.Close())
 		}
 	}

@@ -1,9 +1,18 @@
 package tracer
 
 import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"sync"
 	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
 )
 
 // sysModules makes a sysfs with modules: name to refcnt and holders.
@@ -103,4 +112,196 @@ func TestSuspendKeepsKprobes(t *testing.T) {
 			t.Errorf("%s pins its module: %v, want %v", kind, got, want)
 		}
 	}
+}
+
+// modular returns a tracer that waits for modules, and no programs. Each source of
+// these names has a module of its own name; open opens them.
+func modular(t *testing.T, open func(name string) (*object, error), names ...string) *Tracer {
+	t.Helper()
+	was := sources
+	t.Cleanup(func() { sources = was })
+	opt := Options{Log: slog.New(slog.DiscardHandler)}
+	tr := &Tracer{
+		opt: opt, core: &core{opt: opt, log: opt.Log}, sysfs: t.TempDir(), modules: newModuleEvents(),
+		objects: map[string]*object{"core": {}}, absent: map[string]error{}, waiting: map[string]*prepared{},
+	}
+	tr.ctx, tr.stop = context.WithCancel(context.Background())
+	sources = nil
+	for _, name := range names {
+		sources = append(sources, descriptor{name: name, modules: []string{name}, open: func(*loader) (*object, error) { return open(name) }})
+		tr.waiting[name], tr.absent[name] = nil, &notLoadedError{name}
+	}
+	tr.readers.Go(func() { tr.followModules(tr.ctx) })
+	t.Cleanup(func() {
+		if err := tr.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return tr
+}
+
+// insert shows a module in the sysfs of a tracer of modular.
+func insert(t *testing.T, tr *Tracer, module, state string) {
+	t.Helper()
+	dir := filepath.Join(tr.sysfs, "module", module)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "initstate"), []byte(state+"\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func noticeOf(kind uint32, text string) []byte {
+	b := make([]byte, 16, 16+len(text)+1)
+	binary.NativeEndian.PutUint32(b[8:], kind)
+	binary.NativeEndian.PutUint32(b[12:], uint32(len(text)+1))
+	return append(append(b, text...), 0)
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for begin := time.Now(); !ok(); time.Sleep(time.Millisecond) {
+		if time.Since(begin) > 30*time.Second {
+			t.Fatal("not within 30 s: " + what)
+		}
+	}
+}
+
+func attachedSources(tr *Tracer) (names []string) {
+	for _, s := range tr.Status() {
+		if s.Attached {
+			names = append(names, s.Source)
+		}
+	}
+	return names
+}
+
+// TestModuleUnheard: a module whose notice was lost is found when totals are read. A
+// source that could not be attached then is not tried again for each report.
+func TestModuleUnheard(t *testing.T) {
+	tries := make(chan string, 100)
+	tr := modular(t, func(name string) (*object, error) {
+		tries <- name
+		if name == "broken" {
+			return nil, errors.New("no")
+		}
+		return &object{}, nil
+	}, "here", "broken", "leaving", "never")
+	tr.lookForModules()
+	insert(t, tr, "here", "live")
+	insert(t, tr, "broken", "live")
+	insert(t, tr, "leaving", "going")
+	tr.lookForModules()
+	tr.lookForModules() // before the first is done
+	eventually(t, "the module is found", func() bool { return slices.Equal(attachedSources(tr), []string{"here"}) && !tr.waits("broken") })
+	tr.lookForModules()
+	tr.notice(noticeOf(noticeModuleLoaded, "here")) // heard after all
+	eventually(t, "all is done", func() bool { return len(tr.modules.more) == 0 })
+	if err := tr.Close(); err != nil {
+		t.Error(err)
+	}
+	close(tries)
+	var tried []string
+	for name := range tries {
+		tried = append(tried, name)
+	}
+	if slices.Sort(tried); !slices.Equal(tried, []string{"broken", "here"}) {
+		t.Errorf("tried %v", tried)
+	}
+}
+
+// TestNoticesWhileLoading: a source takes its time to load, and notices are read.
+func TestNoticesWhileLoading(t *testing.T) {
+	loading, loaded := make(chan struct{}), make(chan struct{})
+	tr := modular(t, func(string) (*object, error) {
+		close(loading)
+		<-loaded
+		return &object{}, nil
+	}, "slow")
+	finish := sync.OnceFunc(func() { close(loaded) })
+	defer finish()
+	var paths []string
+	tr.opt.CgroupCreated = func(_ uint64, path string) { paths = append(paths, path) }
+	resumed := &object{suspended: true}
+	tr.objects["other"] = resumed
+	// So does one that a device needs: see stack.attachBios.
+	refreshing := make(chan struct{})
+	tr.objects["device"] = &object{refresh: func(change func(func())) error {
+		close(refreshing)
+		<-loaded
+		change(func() { tr.objects["device"].addLimitation(Limitation{Text: "late"}) })
+		return nil
+	}}
+	insert(t, tr, "slow", "live")
+	read := make(chan struct{})
+	go func() {
+		defer close(read)
+		tr.notice(noticeOf(noticeModuleLoaded, "slow"))
+		<-loading
+		go tr.refresh()
+		<-refreshing
+		tr.notice(noticeOf(noticeCgroupCreated, "/new"))
+		tr.notice(noticeOf(noticeMounting, "other"))
+		tr.notice(noticeOf(noticeModuleFreed, "slow"))
+	}()
+	select {
+	case <-read:
+	case <-time.After(30 * time.Second):
+		t.Fatal("notices wait for a source that is being loaded")
+	}
+	if !slices.Equal(paths, []string{"/new"}) || resumed.suspended {
+		t.Errorf("cgroups %q; the other source is suspended: %v", paths, resumed.suspended)
+	}
+	if got := attachedSources(tr); got != nil {
+		t.Errorf("attached while it is being loaded: %v", got)
+	}
+	finish()
+	// In the order in which they came: loaded, then freed.
+	eventually(t, "the source waits again", func() bool { return tr.waits("slow") && len(tr.modules.more) == 0 })
+}
+
+// TestArrivedDetached: what was being loaded while everything was detached does not
+// stay attached.
+func TestArrivedDetached(t *testing.T) {
+	tr := modular(t, nil, "late")
+	tr.Detach()
+	l := &closeCounter{}
+	tr.mu.Lock()
+	tr.arrived(sources[0], &object{hooks: []attached{{link: l}}})
+	tr.objects["late"].hooks = nil // there is no program to close
+	tr.mu.Unlock()
+	if l.n != 1 {
+		t.Errorf("closed %d times", l.n)
+	}
+}
+
+type closeCounter struct{ n int }
+
+func (c *closeCounter) Close() error {
+	c.n++
+	return nil
+}
+
+// TestLoadersApart: loads at the same time do not share the kernel's types, which go
+// when a load is done.
+func TestLoadersApart(t *testing.T) {
+	c := &core{log: slog.New(slog.DiscardHandler)}
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			l, err := c.loader()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if !l.haveFunc("vfs_read") || l.tracepointArgs("block_rq_issue") == 0 {
+				t.Error("the kernel's types do not have what every kernel has")
+			}
+			if err := l.tune(&ebpf.CollectionSpec{}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
 }

@@ -148,7 +148,7 @@ const typesDir = sysfs + "/kernel/btf"
 // moduleTypes returns the type information of modules. With future set it reads
 // the files of modules that are not loaded. It leaves out modules without type
 // information: all of them before 5.11, and those that are built in.
-func (c *core) moduleTypes(future bool, modules ...string) ([]*btf.Spec, typesSum, error) {
+func (c *loader) moduleTypes(future bool, modules ...string) ([]*btf.Spec, typesSum, error) {
 	var specs []*btf.Spec
 	sums := typesSum{}
 	for _, m := range modules {

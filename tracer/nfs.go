@@ -12,7 +12,7 @@ import (
 )
 
 // planNFS looks at this kernel's NFS client.
-func planNFS(c *core, future bool) (*plan, error) {
+func planNFS(c *loader, future bool) (*plan, error) {
 	if _, err := os.Stat(sysfs + "/module/nfs"); err != nil && !future { // exists also when built in: nfs has parameters
 		return nil, &notLoadedError{"nfs"}
 	}
@@ -197,7 +197,7 @@ func haveType[T btf.Type](specs []*btf.Spec, name string) bool {
 
 // pagesNameOwners tells whether struct page has a plain pointer to its memory
 // cgroup. It has one before 5.11, the first kernel with type information for modules.
-func (c *core) pagesNameOwners() bool {
+func (c *loader) pagesNameOwners() bool {
 	var page *btf.Struct
 	if err := c.types.TypeByName("page", &page); err != nil {
 		return false

@@ -28,7 +28,7 @@ func (k hookKind) preparable() bool {
 }
 
 // openSource loads and attaches a source whose module is loaded, or that needs none.
-func (c *core) openSource(d descriptor) (*object, error) {
+func (c *loader) openSource(d descriptor) (*object, error) {
 	if d.open != nil {
 		return d.open(c)
 	}
@@ -45,7 +45,7 @@ func (c *core) openSource(d descriptor) (*object, error) {
 }
 
 // prepare loads the programs of a source whose module is not loaded yet.
-func (c *core) prepare(d descriptor) (*prepared, error) {
+func (c *loader) prepare(d descriptor) (*prepared, error) {
 	pl, err := d.plan(c, true)
 	if err != nil {
 		return nil, err
@@ -102,7 +102,7 @@ func (c *core) linkEarly(module string, way []attached) bool {
 }
 
 // loadWay loads a hook's program, and the one for its function's entry.
-func (c *core) loadWay(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
+func (c *loader) loadWay(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
 	maps map[string]*ebpf.Map, extra ebpf.ProgramOptions,
 ) ([]attached, error) {
 	prog, err := c.loadProgram(spec, programs, hk, maps, extra)
@@ -201,7 +201,7 @@ func (c *core) keepPrepared(d descriptor, o *object) *prepared {
 }
 
 // attachLate attaches to an object the signals that attach left.
-func (c *core) attachLate(d descriptor, o *object, late []signal) error {
+func (c *loader) attachLate(d descriptor, o *object, late []signal) error {
 	pl, err := d.plan(c, false)
 	if err != nil {
 		return err

@@ -137,6 +137,7 @@ const (
 // Read returns what happened since the last call, or since New.
 func (t *Tracer) Read() (*Interval, error) {
 	t.suspendIdle()
+	t.lookForModules()
 	start := t.last.end
 	if start.IsZero() {
 		start = t.start
@@ -227,13 +228,24 @@ func (t *Tracer) Read() (*Interval, error) {
 
 // refresh has sources look again at the devices of the host.
 func (t *Tracer) refresh() {
+	t.refreshing.Lock()
+	defer t.refreshing.Unlock()
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	for name, o := range t.objects {
+	objects := maps.Clone(t.objects)
+	if t.detached {
+		objects = nil
+	}
+	t.mu.Unlock() // a source may load programs, and notices are read meanwhile
+	change := func(f func()) {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		f()
+	}
+	for name, o := range objects {
 		if o.refresh == nil {
 			continue
 		}
-		if err := o.refresh(); err != nil {
+		if err := o.refresh(change); err != nil {
 			t.opt.Log.Debug("cannot look at devices", "source", name, "error", err)
 		}
 	}

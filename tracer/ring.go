@@ -71,6 +71,7 @@ func (t *Tracer) startReaders(ctx context.Context) error {
 	}
 	t.closers = append(t.closers, notices.Close)
 	t.readers.Go(func() { t.readNotices(notices) })
+	t.readers.Go(func() { t.followModules(ctx) })
 	if t.opt.Records == nil {
 		return nil
 	}
@@ -160,7 +161,6 @@ const (
 
 func (t *Tracer) readNotices(r *ringbuf.Reader) {
 	var rec ringbuf.Record
-	head := int(unsafe.Offsetof(bpf.CoreNotice{}.Text))
 	for {
 		if err := r.ReadInto(&rec); err != nil {
 			if errors.Is(err, ringbuf.ErrClosed) {
@@ -169,33 +169,39 @@ func (t *Tracer) readNotices(r *ringbuf.Reader) {
 			t.opt.Log.Warn("cannot read events of cgroups and modules any more", "error", err)
 			return
 		}
-		b := rec.RawSample
-		if len(b) < head {
-			continue
+		t.notice(rec.RawSample)
+	}
+}
+
+// notice handles a struct notice. It never loads a program, which may take seconds:
+// more notices than the ring holds may come in meanwhile.
+func (t *Tracer) notice(b []byte) {
+	head := int(unsafe.Offsetof(bpf.CoreNotice{}.Text))
+	if len(b) < head {
+		return
+	}
+	cgroup := binary.NativeEndian.Uint64(b[0:])
+	kind := binary.NativeEndian.Uint32(b[8:])
+	n := int(binary.NativeEndian.Uint32(b[12:]))
+	text := ""
+	if n > 0 && head+n <= len(b) {
+		text = string(b[head : head+n-1]) // without the NUL
+	}
+	switch kind {
+	case noticeCgroupCreated:
+		if t.opt.CgroupCreated != nil {
+			t.opt.CgroupCreated(cgroup, text)
 		}
-		cgroup := binary.NativeEndian.Uint64(b[0:])
-		kind := binary.NativeEndian.Uint32(b[8:])
-		n := int(binary.NativeEndian.Uint32(b[12:]))
-		text := ""
-		if n > 0 && head+n <= len(b) {
-			text = string(b[head : head+n-1]) // without the NUL
+	case noticeCgroupRemoved:
+		if t.opt.CgroupRemoved != nil {
+			t.opt.CgroupRemoved(cgroup, text)
 		}
-		switch kind {
-		case noticeCgroupCreated:
-			if t.opt.CgroupCreated != nil {
-				t.opt.CgroupCreated(cgroup, text)
-			}
-		case noticeCgroupRemoved:
-			if t.opt.CgroupRemoved != nil {
-				t.opt.CgroupRemoved(cgroup, text)
-			}
-		case noticeModuleLoaded:
-			t.moduleLoaded(text)
-		case noticeModuleFreed:
-			t.moduleFreed(text)
-		case noticeMounting:
-			t.mounting(text)
-		}
+	case noticeModuleLoaded:
+		t.modules.add(moduleEvent{name: text})
+	case noticeModuleFreed:
+		t.modules.add(moduleEvent{name: text, freed: true})
+	case noticeMounting:
+		t.mounting(text)
 	}
 }
 

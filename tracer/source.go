@@ -11,6 +11,8 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+
+	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
 // ErrAbsent is in the reason why a source cannot be traced here: the kernel
@@ -30,11 +32,11 @@ type descriptor struct {
 	id      Source
 	name    string
 	modules []string // once one of these kernel modules is loaded, the source can be traced
-	open    func(*core) (*object, error)
+	open    func(*loader) (*object, error)
 
 	// plan replaces open for a source that may be a kernel module. With future
 	// set, the module is not loaded yet and its file is read instead.
-	plan func(h *core, future bool) (*plan, error)
+	plan func(h *loader, future bool) (*plan, error)
 
 	idle func(*object) bool // whether the module is unused now; nil when that cannot be told
 }
@@ -114,7 +116,9 @@ type object struct {
 	limitations []Limitation
 	sums        typesSum // of the modules' types that the programs were made for
 
-	refresh func() error                    // called before totals are read; may be nil
+	// refresh is called before totals are read; may be nil. It changes the object's
+	// hooks and limitations only in functions that it passes to change.
+	refresh func(change func(func())) error
 	unseen  func() (uint64, error)          // counts the missed ends of requests, before hooks are detached; may be nil
 	watch   func(ctx context.Context) error // runs while the object is attached; may be nil
 
@@ -150,12 +154,12 @@ func (o *object) addLimitation(l Limitation) {
 
 // load makes the object's maps, except those that it shares with the core, then
 // for each signal loads and attaches the first hook that this kernel accepts.
-func (c *core) load(spec *ebpf.CollectionSpec, signals []signal, extra ebpf.ProgramOptions) (*object, error) {
+func (c *loader) load(spec *ebpf.CollectionSpec, signals []signal, extra ebpf.ProgramOptions) (*object, error) {
 	return c.loadInto(nil, spec, signals, extra)
 }
 
 // loadInto is load with the maps of an object that is there already.
-func (c *core) loadInto(into *object, spec *ebpf.CollectionSpec, signals []signal, extra ebpf.ProgramOptions) (*object, error) {
+func (c *loader) loadInto(into *object, spec *ebpf.CollectionSpec, signals []signal, extra ebpf.ProgramOptions) (*object, error) {
 	programs, maps, err := c.makeMaps(into, spec)
 	if err != nil {
 		return nil, err
@@ -184,7 +188,7 @@ func (c *core) loadInto(into *object, spec *ebpf.CollectionSpec, signals []signa
 
 // makeMaps makes the maps of an object, or takes them from an object that exists
 // already. It takes the programs out of spec: each is loaded by itself.
-func (c *core) makeMaps(into *object, spec *ebpf.CollectionSpec) (map[string]*ebpf.ProgramSpec, map[string]*ebpf.Map, error) {
+func (c *loader) makeMaps(into *object, spec *ebpf.CollectionSpec) (map[string]*ebpf.ProgramSpec, map[string]*ebpf.Map, error) {
 	if err := c.tune(spec); err != nil {
 		return nil, nil, err
 	}
@@ -205,7 +209,7 @@ func (c *core) makeMaps(into *object, spec *ebpf.CollectionSpec) (map[string]*eb
 	return programs, coll.Maps, nil
 }
 
-func (c *core) attachFirst(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, s signal,
+func (c *loader) attachFirst(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, s signal,
 	maps map[string]*ebpf.Map, extra ebpf.ProgramOptions,
 ) ([]attached, error) {
 	var errs []error
@@ -222,7 +226,7 @@ func (c *core) attachFirst(spec *ebpf.CollectionSpec, programs map[string]*ebpf.
 
 // attachBoth attaches a hook. Where the hook depends on a program at the
 // function's entry, that one is attached first.
-func (c *core) attachBoth(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
+func (c *loader) attachBoth(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
 	maps map[string]*ebpf.Map, extra ebpf.ProgramOptions,
 ) ([]attached, error) {
 	if hk.entry == "" {
@@ -245,7 +249,7 @@ func (c *core) attachBoth(spec *ebpf.CollectionSpec, programs map[string]*ebpf.P
 	return []attached{*a, *entry}, nil
 }
 
-func (c *core) attach(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
+func (c *loader) attach(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
 	maps map[string]*ebpf.Map, extra ebpf.ProgramOptions,
 ) (*attached, error) {
 	if err := c.exists(hk); err != nil {
@@ -263,7 +267,7 @@ func (c *core) attach(spec *ebpf.CollectionSpec, programs map[string]*ebpf.Progr
 	return &attached{hook: hk, program: p, link: l}, nil
 }
 
-func (c *core) loadProgram(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
+func (c *loader) loadProgram(spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, hk hook,
 	maps map[string]*ebpf.Map, extra ebpf.ProgramOptions,
 ) (*ebpf.Program, error) {
 	prog, ok := programs[hk.program]
@@ -273,6 +277,12 @@ func (c *core) loadProgram(spec *ebpf.CollectionSpec, programs map[string]*ebpf.
 	one := spec.Copy()
 	one.Programs = map[string]*ebpf.ProgramSpec{hk.program: prog.Copy()}
 	one.Programs[hk.program].AttachTo = hk.target
+	if books(prog) {
+		if err := one.Variables[bpf.BlockVarSeat].Set(c.seats.of(hk)); err != nil {
+			return nil, err
+		}
+		maps = withoutSeat(maps)
+	}
 	extra.LogDisabled = false
 	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{
 		MapReplacements: maps,

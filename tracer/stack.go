@@ -30,14 +30,14 @@ func newStack(c *core, block *object) *stack {
 	return &stack{core: c, block: block, devices: NewDevices(), leaves: map[Dev]bool{}}
 }
 
-func (s *stack) scan() error {
-	return errors.Join(s.scanLeaves(), s.scanCrypt())
+func (s *stack) scan(change func(func())) error {
+	return errors.Join(s.scanLeaves(change), s.scanCrypt(change))
 }
 
 // scanLeaves finds leaf devices that take bios instead of requests (zram, pmem,
 // brd). It attaches their hook once the first one exists, not earlier: the hook
 // runs for every bio of the host.
-func (s *stack) scanLeaves() error {
+func (s *stack) scanLeaves(change func(func())) error {
 	found, err := s.devices.bioLeaves()
 	if err != nil {
 		return fmt.Errorf("looking for devices without requests: %w", err)
@@ -58,31 +58,31 @@ func (s *stack) scanLeaves() error {
 		}
 	}
 	if len(found) > 0 && !s.block.has(bpf.BlockProgIotBioQueue) {
-		if err := s.attachBios(); err != nil {
-			s.block.addLimitation(Limitation{Text: "devices without a request queue (zram, pmem, brd) are not counted: " + err.Error()})
+		if err := s.attachBios(change); err != nil {
+			change(func() {
+				s.block.addLimitation(Limitation{Text: "devices without a request queue (zram, pmem, brd) are not counted: " + err.Error()})
+			})
 		}
 	}
 	s.leaves = found
 	return nil
 }
 
-func (s *stack) attachBios() error {
-	if s.core.cache == nil {
-		if err := s.core.acquire(); err != nil {
-			return err
-		}
-		defer s.core.release()
+func (s *stack) attachBios(change func(func())) error {
+	ld, err := s.core.loader()
+	if err != nil {
+		return err
 	}
 	spec, err := bpf.LoadBlock()
 	if err != nil {
 		return err
 	}
-	if s.core.tracepointArgs("block_bio_queue") == 2 {
+	if ld.tracepointArgs("block_bio_queue") == 2 {
 		if err := spec.Variables[bpf.BlockVarBioIsSecondArg].Set(true); err != nil {
 			return err
 		}
 	}
-	o, err := s.core.loadInto(s.block, spec, []signal{{hooks: []hook{
+	o, err := ld.loadInto(s.block, spec, []signal{{hooks: []hook{
 		{
 			kind: rawTracepoint, target: "block_bio_queue", program: bpf.BlockProgIotBioQueue,
 			limitation: Limitation{Text: "devices without a request queue (zram, pmem, brd) have no latency"},
@@ -94,10 +94,12 @@ func (s *stack) attachBios() error {
 	for _, m := range o.maps { // handles of the maps of s.block
 		m.Close()
 	}
-	s.block.hooks = append(s.block.hooks, o.hooks...)
-	for _, l := range o.limitations {
-		s.block.addLimitation(l)
-	}
+	change(func() {
+		s.block.hooks = append(s.block.hooks, o.hooks...)
+		for _, l := range o.limitations {
+			s.block.addLimitation(l)
+		}
+	})
 	return nil
 }
 
@@ -133,7 +135,7 @@ func (d *Devices) bioLeaves() (map[Dev]bool, error) {
 // scanCrypt sets the address of dm-crypt's completion function when the first
 // crypt device may exist. It does so once more when all were gone and another one
 // comes: the module may have been loaded at another address.
-func (s *stack) scanCrypt() error {
+func (s *stack) scanCrypt(change func(func())) error {
 	any, err := s.devices.haveCrypt()
 	if err != nil || any == s.crypts {
 		return err
@@ -148,7 +150,7 @@ func (s *stack) scanCrypt() error {
 		if errors.Is(err, errHidden) {
 			l.Remedy = "CAP_SYSLOG, and kernel.kptr_restrict at 0 or 1"
 		}
-		s.block.addLimitation(l)
+		change(func() { s.block.addLimitation(l) })
 		return nil
 	}
 	return s.block.maps[bpf.BlockMapCryptEnd].Update(uint32(0), addr, ebpf.UpdateAny)

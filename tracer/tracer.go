@@ -79,10 +79,15 @@ type Tracer struct {
 	core  *core
 	start time.Time
 
-	mu      sync.Mutex // guards these three: modules come and go
-	objects map[string]*object
-	absent  map[string]error
-	waiting map[string]*prepared // sources whose module may be loaded later; nil where nothing could be prepared
+	mu       sync.Mutex // guards these four, and the hooks and limitations of objects: modules and devices come and go
+	objects  map[string]*object
+	absent   map[string]error
+	waiting  map[string]*prepared // sources whose module may be loaded later; nil where nothing could be prepared
+	detached bool                 // nothing is attached any more
+
+	sysfs      string
+	modules    *moduleEvents
+	refreshing sync.Mutex // held while sources look at devices and may load programs; taken before mu
 
 	usage, latency doubleBuffer
 	generation     uint32 // of the row cache that programs use
@@ -126,23 +131,30 @@ func New(opt Options) (*Tracer, error) {
 		opt.Log.Debug("cannot raise the limit of locked memory", "error", err)
 	}
 	theLoopDriver.hold(opt.HoldLoops)
-	c, err := newCore(opt)
+	c := newCore(opt)
+	l, err := c.loader()
 	if err != nil {
-		return nil, err
+		return nil, &UnsupportedError{
+			What: "this kernel has no BTF type information",
+			Hint: "/sys/kernel/btf/vmlinux is missing: use a kernel built with CONFIG_DEBUG_INFO_BTF=y",
+			Err:  err,
+		}
 	}
-	t := &Tracer{opt: opt, core: c, objects: map[string]*object{}, absent: map[string]error{}, waiting: map[string]*prepared{}, requeued: map[Key]amount{}}
+	t := &Tracer{
+		opt: opt, core: c, sysfs: sysfs, modules: newModuleEvents(), requeued: map[Key]amount{},
+		objects: map[string]*object{}, absent: map[string]error{}, waiting: map[string]*prepared{},
+	}
 	t.ctx, t.stop = context.WithCancel(context.Background())
-	coreObject, err := c.open()
+	coreObject, err := l.open()
 	if err != nil {
 		t.stop()
 		return nil, explain(err)
 	}
 	t.objects["core"] = coreObject
-	if err := t.openAll(); err != nil {
+	if err := t.openAll(l); err != nil {
 		t.Close()
 		return nil, err
 	}
-	c.release()
 	if err := t.startReaders(t.ctx); err != nil {
 		t.Close()
 		return nil, err
@@ -158,7 +170,7 @@ func (t *Tracer) AskLoops() {
 	t.refresh()
 }
 
-func (t *Tracer) openAll() error {
+func (t *Tracer) openAll(l *loader) error {
 	spec, err := bpf.LoadCore()
 	if err != nil {
 		return fmt.Errorf("reading the core object: %w", err)
@@ -175,8 +187,8 @@ func (t *Tracer) openAll() error {
 		if !t.opt.wants(d.name) {
 			continue
 		}
-		if err := t.openSource(d); err != nil {
-			if t.await(d, err) {
+		if err := t.openSource(l, d); err != nil {
+			if t.await(l, d, err) {
 				continue
 			}
 			if slices.Contains(t.opt.Sources, d.name) && len(d.modules) == 0 || !errors.Is(err, ErrAbsent) && len(t.opt.Sources) > 0 {
@@ -205,11 +217,8 @@ func (t *Tracer) openAll() error {
 	return nil
 }
 
-func (t *Tracer) openSource(d descriptor) error {
-	if err := t.core.acquire(); err != nil {
-		return fmt.Errorf("reading the kernel's types: %w", err)
-	}
-	o, err := t.core.openSource(d)
+func (t *Tracer) openSource(l *loader, d descriptor) error {
+	o, err := l.openSource(d)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err != nil {
@@ -257,8 +266,11 @@ func (t *Tracer) Status() []Status {
 
 // Detach removes all hooks. A Read after it returns what was left.
 func (t *Tracer) Detach() {
+	t.refreshing.Lock()
+	defer t.refreshing.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.detached = true
 	for name, o := range t.objects {
 		if o.unseen != nil && slices.ContainsFunc(o.hooks, func(a attached) bool { return a.link != nil }) {
 			n, err := o.unseen()
