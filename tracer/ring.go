@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -70,7 +72,9 @@ func (t *Tracer) startReaders(ctx context.Context) error {
 		return fmt.Errorf("opening the ring of notices: %w", err)
 	}
 	t.closers = append(t.closers, notices.Close)
+	t.notices = notices
 	t.readers.Go(func() { t.readNotices(notices) })
+	t.readers.Go(t.followModules)
 	if t.opt.Records == nil {
 		return nil
 	}
@@ -158,11 +162,44 @@ const (
 	noticeMounting      = 5
 )
 
+// moduleNotice says that a module came or went, or that a source is mounted.
+type moduleNotice struct {
+	kind uint32
+	text string
+}
+
+// concernsSource tells whether text is the name of a source or of a source's module.
+func concernsSource(text string) bool {
+	return slices.ContainsFunc(sources, func(d descriptor) bool { return d.name == text || slices.Contains(d.modules, text) })
+}
+
+// flushNotices returns after every notice that is in the ring now was read.
+func (t *Tracer) flushNotices() {
+	done := make(chan struct{})
+	select {
+	case t.noticesFlush <- done:
+	case <-t.noticesEnd:
+		return
+	}
+	if err := t.notices.Flush(); err != nil {
+		return // closed
+	}
+	select {
+	case <-done:
+	case <-t.noticesEnd:
+	}
+}
+
 func (t *Tracer) readNotices(r *ringbuf.Reader) {
+	defer close(t.noticesEnd)
 	var rec ringbuf.Record
 	head := int(unsafe.Offsetof(bpf.CoreNotice{}.Text))
 	for {
 		if err := r.ReadInto(&rec); err != nil {
+			if errors.Is(err, ringbuf.ErrFlushed) {
+				close(<-t.noticesFlush)
+				continue
+			}
 			if errors.Is(err, ringbuf.ErrClosed) {
 				return
 			}
@@ -189,12 +226,35 @@ func (t *Tracer) readNotices(r *ringbuf.Reader) {
 			if t.opt.CgroupRemoved != nil {
 				t.opt.CgroupRemoved(cgroup, text)
 			}
-		case noticeModuleLoaded:
-			t.moduleLoaded(text)
-		case noticeModuleFreed:
-			t.moduleFreed(text)
-		case noticeMounting:
-			t.mounting(text)
+		case noticeModuleLoaded, noticeModuleFreed, noticeMounting:
+			if !concernsSource(text) {
+				continue
+			}
+			select {
+			case t.modules <- moduleNotice{kind, text}:
+			case <-t.ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+// followModules attaches sources when their modules come. That takes up to seconds, in
+// which the events of cgroups must be read, so it is a goroutine of its own.
+func (t *Tracer) followModules() {
+	for {
+		select {
+		case n := <-t.modules:
+			switch n.kind {
+			case noticeModuleLoaded:
+				t.moduleLoaded(n.text)
+			case noticeModuleFreed:
+				t.moduleFreed(n.text)
+			case noticeMounting:
+				t.mounting(n.text)
+			}
+		case <-t.ctx.Done():
+			return
 		}
 	}
 }
@@ -202,7 +262,7 @@ func (t *Tracer) readNotices(r *ringbuf.Reader) {
 func (t *Tracer) readRecords(ctx context.Context, r *ringbuf.Reader) {
 	defer r.Close()
 	r.SetDeadline(time.Unix(0, 1)) // never wait: poll would return for each single record
-	drain := recordDrain{reader: r, out: make([]Record, 0, recordsBatch), hand: t.opt.Records}
+	drain := recordDrain{reader: r, begun: &t.begun, out: make([]Record, 0, recordsBatch), hand: t.opt.Records}
 	t.drain(ctx, newPace(r.BufferSize()), drain.run)
 }
 
@@ -237,6 +297,7 @@ func (t *Tracer) drain(ctx context.Context, pace *pace, run func() (int, error))
 // recordDrain reads records from the ring.
 type recordDrain struct {
 	reader *ringbuf.Reader
+	begun  *atomic.Uint64 // Tracer.begun
 	record ringbuf.Record
 	out    []Record
 	hand   func([]Record)
@@ -248,6 +309,7 @@ func (d *recordDrain) run() (n int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	begun := d.begun.Load()
 	for bytes := d.reader.AvailableBytes(); bytes > 0; {
 		err := d.reader.ReadInto(&d.record)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -260,7 +322,11 @@ func (d *recordDrain) run() (n int, err error) {
 		// The ring's data is 8-byte aligned and the struct has no padding.
 		for sample := d.record.RawSample; len(sample) >= recordSize; sample = sample[recordSize:] {
 			n++
-			d.out = append(d.out, recordOf((*bpf.CoreIoRecord)(unsafe.Pointer(&sample[0])), boot))
+			raw := (*bpf.CoreIoRecord)(unsafe.Pointer(&sample[0]))
+			if !issuedSince(raw, begun) {
+				continue
+			}
+			d.out = append(d.out, recordOf(raw, boot))
 			if len(d.out) == cap(d.out) {
 				d.hand(d.out)
 				d.out = d.out[:0]
@@ -273,6 +339,10 @@ func (d *recordDrain) run() (n int, err error) {
 	}
 	return n, nil
 }
+
+// issuedSince tells whether an I/O was issued after Begin, whose time begun is: 0 means
+// that it was not called yet.
+func issuedSince(raw *bpf.CoreIoRecord, begun uint64) bool { return begun != 0 && raw.Time >= begun }
 
 func recordOf(raw *bpf.CoreIoRecord, boot time.Time) Record {
 	key, _, failed := keyOf(&raw.Usage)
@@ -294,14 +364,19 @@ func (t *Tracer) takeBatches(generation uint32) ([]Record, error) {
 		return nil, err
 	}
 	var list []Record
+	var n uint64
+	begun := t.begun.Load()
 	for i := range t.batches {
 		b := &t.batches[i]
 		for j := range b.Records[:min(b.N, uint64(len(b.Records)))] {
-			list = append(list, recordOf(&b.Records[j], boot))
+			if issuedSince(&b.Records[j], begun) {
+				list = append(list, recordOf(&b.Records[j], boot))
+			}
 		}
+		n += b.N
 		b.N = 0
 	}
-	if len(list) == 0 {
+	if n == 0 {
 		return nil, nil
 	}
 	if err := m.Update(generation, t.batches, ebpf.UpdateAny); err != nil {

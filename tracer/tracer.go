@@ -10,8 +10,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
+	"sync/atomic"
 
+	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
@@ -75,9 +76,8 @@ type Limitation struct {
 
 // Tracer is a set of attached programs.
 type Tracer struct {
-	opt   Options
-	core  *core
-	start time.Time
+	opt  Options
+	core *core
 
 	mu      sync.Mutex // guards these three: modules come and go
 	objects map[string]*object
@@ -93,6 +93,11 @@ type Tracer struct {
 	unseen         uint64 // missed ends of requests, found when the hooks were detached
 	batches        []bpf.CoreRecordBatch
 	flush          chan chan struct{} // asks for the records in the ring; nil unless somebody wants them
+	begun          atomic.Uint64      // CLOCK_MONOTONIC at Begin, ns; 0 before: older records are not handed out
+	notices        *ringbuf.Reader
+	noticesFlush   chan chan struct{} // asks for the notices in the ring
+	noticesEnd     chan struct{}      // closed when no notice is read any more
+	modules        chan moduleNotice
 
 	ctx     context.Context // done when the tracer is closed
 	stop    context.CancelFunc
@@ -103,7 +108,8 @@ type Tracer struct {
 // New loads and attaches. It fails when no source can be traced, or when a source
 // named in Options.Sources cannot be: with an *UnsupportedError where kernel or
 // privileges are the cause. A source whose module is not loaded is no failure: it
-// is attached as soon as the module is there.
+// is attached as soon as the module is there. The caller calls Begin before the
+// first Read.
 func New(opt Options) (*Tracer, error) {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
@@ -130,7 +136,10 @@ func New(opt Options) (*Tracer, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &Tracer{opt: opt, core: c, objects: map[string]*object{}, absent: map[string]error{}, waiting: map[string]*prepared{}, requeued: map[Key]amount{}}
+	t := &Tracer{
+		opt: opt, core: c, objects: map[string]*object{}, absent: map[string]error{}, waiting: map[string]*prepared{}, requeued: map[Key]amount{},
+		noticesFlush: make(chan chan struct{}, 1), noticesEnd: make(chan struct{}), modules: make(chan moduleNotice, 64),
+	}
 	t.ctx, t.stop = context.WithCancel(context.Background())
 	coreObject, err := c.open()
 	if err != nil {
@@ -147,7 +156,6 @@ func New(opt Options) (*Tracer, error) {
 		t.Close()
 		return nil, err
 	}
-	t.start = time.Now()
 	return t, nil
 }
 
@@ -255,18 +263,27 @@ func (t *Tracer) Status() []Status {
 	return list
 }
 
-// Detach removes all hooks. A Read after it returns what was left.
-func (t *Tracer) Detach() {
+// countUnseen counts the missed ends of requests that no program will notice any more.
+func (t *Tracer) countUnseen() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for name, o := range t.objects {
-		if o.unseen != nil && slices.ContainsFunc(o.hooks, func(a attached) bool { return a.link != nil }) {
-			n, err := o.unseen()
-			if err != nil {
-				t.opt.Log.Debug("cannot count missed ends of requests", "source", name, "error", err)
-			}
-			t.unseen += n
+		if o.unseen == nil {
+			continue
 		}
+		n, err := o.unseen()
+		if err != nil {
+			t.opt.Log.Debug("cannot count missed ends of requests", "source", name, "error", err)
+		}
+		t.unseen += n
+	}
+}
+
+// detach removes all hooks.
+func (t *Tracer) detach() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, o := range t.objects {
 		for i := range o.hooks {
 			_ = o.hooks[i].detach()
 		}
@@ -275,7 +292,7 @@ func (t *Tracer) Detach() {
 
 // Close detaches all hooks and frees programs and maps.
 func (t *Tracer) Close() error {
-	t.Detach()
+	t.detach()
 	t.stop()
 	var errs []error
 	for _, c := range t.closers {
