@@ -40,6 +40,7 @@ type FUSEOffsets struct {
 	IoBlocking uint16
 	Background uint16
 	Finished   uint16
+	ReqCreated uint16
 }
 
 // Names of all BPF objects in the ELF.
@@ -48,6 +49,7 @@ type FUSEOffsets struct {
 const (
 	FUSEMapAppCalls                   = "app_calls"
 	FUSEMapBatches                    = "batches"
+	FUSEMapBegunAt                    = "begun_at"
 	FUSEMapComms                      = "comms"
 	FUSEMapDaemons                    = "daemons"
 	FUSEMapDeadOwners                 = "dead_owners"
@@ -93,12 +95,12 @@ const (
 	FUSEVarByMount                    = "by_mount"
 	FUSEVarByProcess                  = "by_process"
 	FUSEVarCountLatencies             = "count_latencies"
+	FUSEVarFirstSent                  = "first_sent"
 	FUSEVarHaveBpfLoop                = "have_bpf_loop"
 	FUSEVarHierarchyId                = "hierarchy_id"
 	FUSEVarLayout                     = "layout"
 	FUSEVarLayoutAssumed              = "layout_assumed"
 	FUSEVarSelfPid                    = "self_pid"
-	FUSEVarSendsSeen                  = "sends_seen"
 	FUSEVarWithApp                    = "with_app"
 	FUSEVarWithLatency                = "with_latency"
 	FUSEVarWithRecords                = "with_records"
@@ -176,6 +178,7 @@ type FUSEProgramSpecs struct {
 type FUSEMapSpecs struct {
 	AppCalls   *ebpf.MapSpec `ebpf:"app_calls"`
 	Batches    *ebpf.MapSpec `ebpf:"batches"`
+	BegunAt    *ebpf.MapSpec `ebpf:"begun_at"`
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
 	Daemons    *ebpf.MapSpec `ebpf:"daemons"`
 	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
@@ -205,12 +208,12 @@ type FUSEVariableSpecs struct {
 	ByMount        *ebpf.VariableSpec `ebpf:"by_mount"`
 	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
+	FirstSent      *ebpf.VariableSpec `ebpf:"first_sent"`
 	HaveBpfLoop    *ebpf.VariableSpec `ebpf:"have_bpf_loop"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
 	Layout         *ebpf.VariableSpec `ebpf:"layout"`
 	LayoutAssumed  *ebpf.VariableSpec `ebpf:"layout_assumed"`
 	SelfPid        *ebpf.VariableSpec `ebpf:"self_pid"`
-	SendsSeen      *ebpf.VariableSpec `ebpf:"sends_seen"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
 	WithRecords    *ebpf.VariableSpec `ebpf:"with_records"`
@@ -238,6 +241,7 @@ func (o *FUSEObjects) Close() error {
 type FUSEMaps struct {
 	AppCalls   *ebpf.Map `ebpf:"app_calls"`
 	Batches    *ebpf.Map `ebpf:"batches"`
+	BegunAt    *ebpf.Map `ebpf:"begun_at"`
 	Comms      *ebpf.Map `ebpf:"comms"`
 	Daemons    *ebpf.Map `ebpf:"daemons"`
 	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
@@ -263,6 +267,7 @@ func (m *FUSEMaps) Close() error {
 	return _FUSEClose(
 		m.AppCalls,
 		m.Batches,
+		m.BegunAt,
 		m.Comms,
 		m.Daemons,
 		m.DeadOwners,
@@ -293,12 +298,12 @@ type FUSEVariables struct {
 	ByMount        *ebpf.Variable `ebpf:"by_mount"`
 	ByProcess      *ebpf.Variable `ebpf:"by_process"`
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
+	FirstSent      *ebpf.Variable `ebpf:"first_sent"`
 	HaveBpfLoop    *ebpf.Variable `ebpf:"have_bpf_loop"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
 	Layout         *ebpf.Variable `ebpf:"layout"`
 	LayoutAssumed  *ebpf.Variable `ebpf:"layout_assumed"`
 	SelfPid        *ebpf.Variable `ebpf:"self_pid"`
-	SendsSeen      *ebpf.Variable `ebpf:"sends_seen"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
 	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
 	WithRecords    *ebpf.Variable `ebpf:"with_records"`

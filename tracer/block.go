@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
@@ -56,14 +55,6 @@ func openBlock(c *core) (*object, error) {
 	o, err := c.load(spec, signals, ebpf.ProgramOptions{})
 	if err != nil {
 		return nil, err
-	}
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err == nil {
-		err = o.maps[bpf.BlockMapAttachedAt].Update(uint32(0), uint64(now.Nano()), ebpf.UpdateAny)
-		if err != nil {
-			o.Close()
-			return nil, fmt.Errorf("storing when the block source was attached: %w", err)
-		}
 	}
 	l := newLoops(o.maps[bpf.BlockMapLoopFiles], c.shared[bpf.CoreMapNotesLive])
 	s := newStack(c, o)

@@ -142,6 +142,9 @@ func (t *Tracer) Begin() error {
 		return fmt.Errorf("reading the clock: %w", err)
 	}
 	t.begun.Store(uint64(now))
+	if err := t.core.shared[bpf.CoreMapBegunAt].Update(uint32(0), uint64(now), ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("storing when the first interval began: %w", err)
+	}
 	if _, err := t.read(false); err != nil {
 		return err
 	}
