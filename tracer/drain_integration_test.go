@@ -311,3 +311,31 @@ func TestReadNamesFirst(t *testing.T) {
 		mu.Unlock()
 	}
 }
+
+// TestNoticesWhileLoading: while a source is attached to a module that came, which takes
+// up to seconds, Read does not wait for it and the events of cgroups are read.
+func TestNoticesWhileLoading(t *testing.T) {
+	hierarchy, mount := anyHierarchy(t)
+	created := make(chan string, 4096)
+	tr := open(t, Options{Hierarchy: hierarchy, CgroupCreated: func(_ uint64, path string) { created <- path }})
+	tr.mu.Lock() // following the module waits for it
+	tr.modules <- moduleNotice{noticeModuleFreed, "nfs"}
+	tr.modules <- moduleNotice{noticeModuleFreed, "nfs"}
+	dir, err := os.MkdirTemp(mount, "loading")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(dir)
+	tr.flushNotices()
+	tr.mu.Unlock()
+	for {
+		select {
+		case path := <-created:
+			if filepath.Base(path) == filepath.Base(dir) {
+				return
+			}
+		default:
+			t.Fatal("the cgroup's event was not read")
+		}
+	}
+}
