@@ -741,23 +741,6 @@ static __always_inline int iot_count(struct request *rq, __u8 flags, bool typed,
 	return 0;
 }
 
-/* When everything was attached (CLOCK_MONOTONIC, ns), set by user space; 0 until then. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} attached_at SEC(".maps");
-
-/* Whether a request was made after everything was attached. */
-static __always_inline bool iot_is_ours(__u64 start)
-{
-	__u32 zero = 0;
-	__u64 *at = bpf_map_lookup_elem(&attached_at, &zero);
-
-	return at && *at && start > *at;
-}
-
 /*
  * Books a request at its end, because no task waited for it yet when it was issued:
  * a kernel thread may issue it while its submitter still makes the chain of bios.

@@ -41,8 +41,8 @@ type BlockLoopFile struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	BlockMapAttachedAt              = "attached_at"
 	BlockMapBatches                 = "batches"
+	BlockMapBegunAt                 = "begun_at"
 	BlockMapBioLeaves               = "bio_leaves"
 	BlockMapComms                   = "comms"
 	BlockMapCryptEnd                = "crypt_end"
@@ -143,8 +143,8 @@ type BlockProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockMapSpecs struct {
-	AttachedAt *ebpf.MapSpec `ebpf:"attached_at"`
 	Batches    *ebpf.MapSpec `ebpf:"batches"`
+	BegunAt    *ebpf.MapSpec `ebpf:"begun_at"`
 	BioLeaves  *ebpf.MapSpec `ebpf:"bio_leaves"`
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
 	CryptEnd   *ebpf.MapSpec `ebpf:"crypt_end"`
@@ -205,8 +205,8 @@ func (o *BlockObjects) Close() error {
 //
 // It can be passed to LoadBlockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockMaps struct {
-	AttachedAt *ebpf.Map `ebpf:"attached_at"`
 	Batches    *ebpf.Map `ebpf:"batches"`
+	BegunAt    *ebpf.Map `ebpf:"begun_at"`
 	BioLeaves  *ebpf.Map `ebpf:"bio_leaves"`
 	Comms      *ebpf.Map `ebpf:"comms"`
 	CryptEnd   *ebpf.Map `ebpf:"crypt_end"`
@@ -231,8 +231,8 @@ type BlockMaps struct {
 
 func (m *BlockMaps) Close() error {
 	return _BlockClose(
-		m.AttachedAt,
 		m.Batches,
+		m.BegunAt,
 		m.BioLeaves,
 		m.Comms,
 		m.CryptEnd,

@@ -125,6 +125,7 @@ type CoreUsageKey struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	CoreMapBatches                = "batches"
+	CoreMapBegunAt                = "begun_at"
 	CoreMapComms                  = "comms"
 	CoreMapDeadOwners             = "dead_owners"
 	CoreMapDraft                  = "draft"
@@ -219,6 +220,7 @@ type CoreProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type CoreMapSpecs struct {
 	Batches    *ebpf.MapSpec `ebpf:"batches"`
+	BegunAt    *ebpf.MapSpec `ebpf:"begun_at"`
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
 	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
 	Draft      *ebpf.MapSpec `ebpf:"draft"`
@@ -275,6 +277,7 @@ func (o *CoreObjects) Close() error {
 // It can be passed to LoadCoreObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CoreMaps struct {
 	Batches    *ebpf.Map `ebpf:"batches"`
+	BegunAt    *ebpf.Map `ebpf:"begun_at"`
 	Comms      *ebpf.Map `ebpf:"comms"`
 	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
 	Draft      *ebpf.Map `ebpf:"draft"`
@@ -297,6 +300,7 @@ type CoreMaps struct {
 func (m *CoreMaps) Close() error {
 	return _CoreClose(
 		m.Batches,
+		m.BegunAt,
 		m.Comms,
 		m.DeadOwners,
 		m.Draft,

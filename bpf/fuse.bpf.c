@@ -51,22 +51,24 @@ struct offsets {
 	__u16 io_blocking;
 	__u16 background; /* bits of req_flags */
 	__u16 finished;
+	__u16 req_created; /* jiffies, in fuse_req; 0 before 6.14 */
 };
 
 const volatile struct offsets layout = {};
 const volatile bool layout_assumed = false; /* taken from the kernel's release instead of its types */
 
 /*
- * The hooks of ends are attached a while before those that see requests sent. What ends
- * before the first request was seen sent is neither counted nor lost: it was sent
- * before we attached.
+ * When the first request was seen sent, jiffies; 1 where requests do not say when they
+ * were made. The hooks of ends are attached a while before those that see requests sent.
+ * What ends before the first request was seen sent is neither counted nor lost: it was
+ * sent before we attached.
  */
-bool sends_seen = false;
+__u64 first_sent = 0;
 
 static __always_inline void iot_fuse_see_send(void)
 {
-	if (!sends_seen)
-		sends_seen = true;
+	if (!first_sent)
+		first_sent = layout.req_created ? bpf_jiffies64() : 1;
 }
 
 /* include/uapi/linux/fuse.h: the protocol, which does not change. */
@@ -709,15 +711,25 @@ __noinline int iot_fuse_finish(__u64 id, __u64 args, __s32 error)
 	return 0;
 }
 
+/*
+ * Whether a request was made before we saw the first one sent: it may have been sent
+ * before we attached, so its end without its beginning is no loss.
+ */
+static __always_inline bool iot_fuse_is_old(__u64 req)
+{
+	return layout.req_created && iot_word_at(req + layout.req_created) <= first_sent;
+}
+
 /* fuse_request_end: the daemon answered, or the request was aborted. */
 static __always_inline int iot_fuse_end(__u64 req, __u64 id)
 {
 	__u64 args = iot_word_at(req + layout.req_args);
 	__s32 error = iot_u32_at(req + layout.req_error);
 
-	if (!iot_fuse_finish(id, args, error) || !sends_seen)
+	if (!iot_fuse_finish(id, args, error) || !first_sent)
 		return 0;
-	iot_lost(IOT_LOST_LATENCIES, 1);
+	if (!iot_fuse_is_old(req))
+		iot_lost(IOT_LOST_LATENCIES, 1);
 	iot_fuse_begin(id, args, iot_fuse_dev(req), IOT_FUSE_LATE);
 	if (iot_fuse_finish(id, args, error)) /* there was no room to store it */
 		iot_fuse_book_unknown(args, iot_fuse_dev(req), error);

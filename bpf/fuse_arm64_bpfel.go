@@ -40,6 +40,7 @@ type FUSEOffsets struct {
 	IoBlocking uint16
 	Background uint16
 	Finished   uint16
+	ReqCreated uint16
 }
 
 // Names of all BPF objects in the ELF.
@@ -48,6 +49,7 @@ type FUSEOffsets struct {
 const (
 	FUSEMapAppCalls                   = "app_calls"
 	FUSEMapBatches                    = "batches"
+	FUSEMapBegunAt                    = "begun_at"
 	FUSEMapComms                      = "comms"
 	FUSEMapDaemons                    = "daemons"
 	FUSEMapDeadOwners                 = "dead_owners"
@@ -93,11 +95,11 @@ const (
 	FUSEVarByMount                    = "by_mount"
 	FUSEVarByProcess                  = "by_process"
 	FUSEVarCountLatencies             = "count_latencies"
+	FUSEVarFirstSent                  = "first_sent"
 	FUSEVarHierarchyId                = "hierarchy_id"
 	FUSEVarLayout                     = "layout"
 	FUSEVarLayoutAssumed              = "layout_assumed"
 	FUSEVarSeat                       = "seat"
-	FUSEVarSendsSeen                  = "sends_seen"
 	FUSEVarWithApp                    = "with_app"
 	FUSEVarWithLatency                = "with_latency"
 	FUSEVarWithRecords                = "with_records"
@@ -175,6 +177,7 @@ type FUSEProgramSpecs struct {
 type FUSEMapSpecs struct {
 	AppCalls   *ebpf.MapSpec `ebpf:"app_calls"`
 	Batches    *ebpf.MapSpec `ebpf:"batches"`
+	BegunAt    *ebpf.MapSpec `ebpf:"begun_at"`
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
 	Daemons    *ebpf.MapSpec `ebpf:"daemons"`
 	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
@@ -204,11 +207,11 @@ type FUSEVariableSpecs struct {
 	ByMount        *ebpf.VariableSpec `ebpf:"by_mount"`
 	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
+	FirstSent      *ebpf.VariableSpec `ebpf:"first_sent"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
 	Layout         *ebpf.VariableSpec `ebpf:"layout"`
 	LayoutAssumed  *ebpf.VariableSpec `ebpf:"layout_assumed"`
 	Seat           *ebpf.VariableSpec `ebpf:"seat"`
-	SendsSeen      *ebpf.VariableSpec `ebpf:"sends_seen"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
 	WithRecords    *ebpf.VariableSpec `ebpf:"with_records"`
@@ -236,6 +239,7 @@ func (o *FUSEObjects) Close() error {
 type FUSEMaps struct {
 	AppCalls   *ebpf.Map `ebpf:"app_calls"`
 	Batches    *ebpf.Map `ebpf:"batches"`
+	BegunAt    *ebpf.Map `ebpf:"begun_at"`
 	Comms      *ebpf.Map `ebpf:"comms"`
 	Daemons    *ebpf.Map `ebpf:"daemons"`
 	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
@@ -261,6 +265,7 @@ func (m *FUSEMaps) Close() error {
 	return _FUSEClose(
 		m.AppCalls,
 		m.Batches,
+		m.BegunAt,
 		m.Comms,
 		m.Daemons,
 		m.DeadOwners,
@@ -291,11 +296,11 @@ type FUSEVariables struct {
 	ByMount        *ebpf.Variable `ebpf:"by_mount"`
 	ByProcess      *ebpf.Variable `ebpf:"by_process"`
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
+	FirstSent      *ebpf.Variable `ebpf:"first_sent"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
 	Layout         *ebpf.Variable `ebpf:"layout"`
 	LayoutAssumed  *ebpf.Variable `ebpf:"layout_assumed"`
 	Seat           *ebpf.Variable `ebpf:"seat"`
-	SendsSeen      *ebpf.Variable `ebpf:"sends_seen"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
 	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
 	WithRecords    *ebpf.Variable `ebpf:"with_records"`

@@ -93,6 +93,14 @@ struct {
 	__type(value, __u64);
 } losses SEC(".maps");
 
+/* When the first interval began (CLOCK_MONOTONIC, ns), set by user space; 0 until then. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} begun_at SEC(".maps");
+
 /* Records on their way to the ring; by generation, as row_caches. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -153,6 +161,18 @@ static __always_inline void iot_lost(__u32 which, __u64 n)
 
 	if (count)
 		__sync_fetch_and_add(count, n); /* an interrupt may count here as well */
+}
+
+/*
+ * Whether a request was made after the first interval began. If not, it may have been
+ * sent before we attached: its end without its beginning is no loss.
+ */
+static __always_inline bool iot_is_ours(__u64 start)
+{
+	__u32 zero = 0;
+	__u64 *at = bpf_map_lookup_elem(&begun_at, &zero);
+
+	return at && *at && start > *at;
 }
 
 #endif

@@ -17,6 +17,7 @@ import (
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	NFSMapBatches                     = "batches"
+	NFSMapBegunAt                     = "begun_at"
 	NFSMapCalls                       = "calls"
 	NFSMapClients                     = "clients"
 	NFSMapComms                       = "comms"
@@ -165,6 +166,7 @@ type NFSProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type NFSMapSpecs struct {
 	Batches    *ebpf.MapSpec `ebpf:"batches"`
+	BegunAt    *ebpf.MapSpec `ebpf:"begun_at"`
 	Calls      *ebpf.MapSpec `ebpf:"calls"`
 	Clients    *ebpf.MapSpec `ebpf:"clients"`
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
@@ -227,6 +229,7 @@ func (o *NFSObjects) Close() error {
 // It can be passed to LoadNFSObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NFSMaps struct {
 	Batches    *ebpf.Map `ebpf:"batches"`
+	BegunAt    *ebpf.Map `ebpf:"begun_at"`
 	Calls      *ebpf.Map `ebpf:"calls"`
 	Clients    *ebpf.Map `ebpf:"clients"`
 	Comms      *ebpf.Map `ebpf:"comms"`
@@ -254,6 +257,7 @@ type NFSMaps struct {
 func (m *NFSMaps) Close() error {
 	return _NFSClose(
 		m.Batches,
+		m.BegunAt,
 		m.Calls,
 		m.Clients,
 		m.Comms,

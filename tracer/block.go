@@ -5,7 +5,6 @@ import (
 	"fmt"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
@@ -24,16 +23,24 @@ func openBlock(c *loader) (*object, error) {
 			return nil, err
 		}
 	}
-	signals := []signal{
-		{hooks: []hook{
-			{kind: btfTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssueBtf},
-			{kind: rawTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssue},
-		}},
-		{hooks: []hook{
+	// Ends come first: a request that is noted when it is issued, and whose end nobody
+	// sees yet, would count as lost when its tag is issued again.
+	var signals []signal
+	if c.opt.Latency {
+		signals = append(signals, signal{hooks: []hook{
+			{kind: btfTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqCompleteBtf, latency: true},
+			{kind: rawTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqComplete, latency: true},
+		}})
+	}
+	signals = append(signals,
+		signal{hooks: []hook{
 			{kind: btfTracepoint, target: "block_rq_requeue", program: bpf.BlockProgIotRqRequeueBtf},
 			{kind: rawTracepoint, target: "block_rq_requeue", program: bpf.BlockProgIotRqRequeue},
 		}},
-	}
+		signal{hooks: []hook{
+			{kind: btfTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssueBtf},
+			{kind: rawTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssue},
+		}})
 	// The redundant program looks at what is in flight, for each request. Before 7.0
 	// programs on tracepoints are not preempted: there it would find next to nothing.
 	if c.preempts {
@@ -45,24 +52,9 @@ func openBlock(c *loader) (*object, error) {
 			{kind: rawTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssueRedundant, redundant: true},
 		}, optional: requestsSkipped})
 	}
-	if c.opt.Latency {
-		// Last: a completion counts as lost when its issue was not seen.
-		signals = append(signals, signal{hooks: []hook{
-			{kind: btfTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqCompleteBtf, latency: true},
-			{kind: rawTracepoint, target: "block_rq_complete", program: bpf.BlockProgIotRqComplete, latency: true},
-		}})
-	}
 	o, err := c.load(spec, signals, ebpf.ProgramOptions{})
 	if err != nil {
 		return nil, err
-	}
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err == nil {
-		err = o.maps[bpf.BlockMapAttachedAt].Update(uint32(0), uint64(now.Nano()), ebpf.UpdateAny)
-		if err != nil {
-			o.Close()
-			return nil, fmt.Errorf("storing when the block source was attached: %w", err)
-		}
 	}
 	l := newLoops(o.maps[bpf.BlockMapLoopFiles], c.shared[bpf.CoreMapNotesLive])
 	s := newStack(c.core, o)

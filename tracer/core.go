@@ -20,7 +20,7 @@ import (
 var sharedMaps = []string{
 	bpf.CoreMapUsages, bpf.CoreMapUsageA, bpf.CoreMapLatencies, bpf.CoreMapLatencyA, bpf.CoreMapOverflow,
 	bpf.CoreMapRowCaches, bpf.CoreMapGeneration, bpf.CoreMapLosses, bpf.CoreMapRecords, bpf.CoreMapBatches, bpf.CoreMapNotices, bpf.CoreMapNotes, bpf.CoreMapNotesLive,
-	bpf.CoreMapDeadOwners, bpf.CoreMapLoopNotes, bpf.CoreMapComms, bpf.CoreMapInodeNotes,
+	bpf.CoreMapBegunAt, bpf.CoreMapDeadOwners, bpf.CoreMapLoopNotes, bpf.CoreMapComms, bpf.CoreMapInodeNotes,
 }
 
 // core is what all sources share: what this kernel offers, and the maps.

@@ -3,7 +3,12 @@
 package tracer
 
 import (
+	"fmt"
+	"os"
+	"path/filepath"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -29,6 +34,9 @@ func open(tb testing.TB, opt Options) *Tracer {
 			tb.Error(err)
 		}
 	})
+	if err := t.Begin(); err != nil {
+		tb.Fatal(err)
+	}
 	return t
 }
 
@@ -229,4 +237,77 @@ func cpuTime(tb testing.TB) time.Duration {
 		tb.Fatal(err)
 	}
 	return time.Duration(ru.Utime.Nano() + ru.Stime.Nano())
+}
+
+// anyHierarchy returns the number of a cgroup hierarchy and where it is mounted: that of
+// the memory controller on cgroup v1, else cgroup2.
+func anyHierarchy(t *testing.T) (id int, mount string) {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		f := strings.Fields(line)
+		switch {
+		case f[2] == "cgroup2" && mount == "":
+			mount = f[1]
+		case f[2] == "cgroup" && slices.Contains(strings.Split(f[3], ","), "memory"):
+			mount = f[1]
+			controllers, err := os.ReadFile("/proc/cgroups")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, rest, _ := strings.Cut(string(controllers), "\nmemory\t")
+			if _, err := fmt.Sscan(rest, &id); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if mount == "" {
+		t.Fatal("no cgroup hierarchy is mounted")
+	}
+	return id, mount
+}
+
+// TestReadNamesFirst: when Read returns, every cgroup that came before its interval ended
+// is known, however many events of cgroups wait.
+func TestReadNamesFirst(t *testing.T) {
+	const n = 200
+	hierarchy, mount := anyHierarchy(t)
+	parent, err := os.MkdirTemp(mount, "names")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.Remove(parent) })
+	var mu sync.Mutex
+	known := map[string]bool{}
+	tr := open(t, Options{Hierarchy: hierarchy, CgroupCreated: func(_ uint64, path string) {
+		time.Sleep(time.Millisecond) // a busy machine
+		mu.Lock()
+		defer mu.Unlock()
+		known[filepath.Base(path)] = true
+	}})
+	for round, read := range []func() (*Interval, error){tr.Read, tr.Read, tr.ReadLast} {
+		for i := range n {
+			dir := filepath.Join(parent, fmt.Sprintf("%d-%d", round, i))
+			if err := os.Mkdir(dir, 0o755); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Remove(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := read(); err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock()
+		for i := range n {
+			if name := fmt.Sprintf("%d-%d", round, i); !known[name] {
+				t.Errorf("cgroup %q is not known yet; %d are", name, len(known))
+				break
+			}
+		}
+		mu.Unlock()
+	}
 }

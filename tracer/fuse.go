@@ -116,6 +116,9 @@ func fuseLayout(types *btf.Spec) (bpf.FUSEOffsets, error) {
 	}
 	l.ReqArgs = get("fuse_req", "args")
 	l.ReqFlags = get("fuse_req", "flags")
+	if has("fuse_req", "create_time") {
+		l.ReqCreated = get("fuse_req", "create_time")
+	}
 	l.ReqError = get("fuse_req", "out", "h", "error")
 	if has("fuse_req", "chan") {
 		l.ReqLink = get("fuse_req", "chan")

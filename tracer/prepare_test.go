@@ -147,6 +147,6 @@ func TestDetachSuspended(t *testing.T) {
 		t.Fatal(err)
 	}
 	tr := &Tracer{objects: map[string]*object{"nfs": o}}
-	tr.Detach()
+	tr.detach()
 	o.Close()
 }

@@ -134,24 +134,62 @@ const (
 	flagError    = 8
 )
 
-// Read returns what happened since the last call, or since New.
+// Begin starts the first interval: what was counted before, while hooks were being
+// attached, is thrown away. It is called once, before the first Read.
+func (t *Tracer) Begin() error {
+	now, err := monotonicTime()
+	if err != nil {
+		return fmt.Errorf("reading the clock: %w", err)
+	}
+	t.begun.Store(uint64(now))
+	if err := t.core.shared[bpf.CoreMapBegunAt].Update(uint32(0), uint64(now), ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("storing when the first interval began: %w", err)
+	}
+	if _, err := t.read(false); err != nil {
+		return err
+	}
+	clear(t.requeued)
+	return nil
+}
+
+// Read returns what happened since the last call, or since Begin. Before it returns,
+// Options.CgroupCreated and CgroupRemoved got every event of that time.
 func (t *Tracer) Read() (*Interval, error) {
 	t.suspendIdle()
 	t.lookForModules()
-	start := t.last.end
-	if start.IsZero() {
-		start = t.start
-	}
 	t.refresh()
+	iv, err := t.read(false)
+	t.flushNotices()
+	return iv, err
+}
+
+// ReadLast is the last Read. It removes all hooks once the interval has ended, because
+// an interval in which some hooks are gone would miss I/O. Later calls of Read return
+// no rows.
+func (t *Tracer) ReadLast() (*Interval, error) {
+	t.refresh()
+	iv, err := t.read(true)
+	t.flushNotices()
+	t.detach()
+	if err == nil {
+		_, err = t.read(false) // what was counted since the end is in no interval
+	}
+	return iv, err
+}
+
+// read ends an interval and reads what was counted in it.
+func (t *Tracer) read(last bool) (*Interval, error) {
 	cache, err := t.nextCache()
 	if err != nil {
 		return nil, err
 	}
+	// The interval ends here, not after the swap: that one waits, for up to tens of
+	// milliseconds, for programs that run, while later ones use the next cache.
+	iv := &Interval{Start: t.last.end, End: time.Now()}
 	usage, err := t.usage.Swap() // from here on nothing writes to the old cache either
 	if err != nil {
 		return nil, err
 	}
-	iv := &Interval{Start: start, End: time.Now()}
 	rows := map[Key]*Row{}
 	row := func(k Key) *Row {
 		r := rows[k]
@@ -216,6 +254,9 @@ func (t *Tracer) Read() (*Interval, error) {
 		if r.Ops != 0 || r.Bytes != 0 || r.Errors != 0 || len(r.Latency.Buckets) != 0 {
 			iv.Rows = append(iv.Rows, *r)
 		}
+	}
+	if last {
+		t.countUnseen()
 	}
 	stats := t.readProgramStats() // before the losses: a covered run must not be newer than its miss
 	if err := t.readLosses(iv); err != nil {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -70,6 +71,7 @@ func (t *Tracer) startReaders(ctx context.Context) error {
 		return fmt.Errorf("opening the ring of notices: %w", err)
 	}
 	t.closers = append(t.closers, notices.Close)
+	t.notices = notices
 	t.readers.Go(func() { t.readNotices(notices) })
 	t.readers.Go(func() { t.followModules(ctx) })
 	if t.opt.Records == nil {
@@ -159,10 +161,32 @@ const (
 	noticeMounting      = 5
 )
 
+// flushNotices returns after every notice that is in the ring now was read.
+func (t *Tracer) flushNotices() {
+	done := make(chan struct{})
+	select {
+	case t.noticesFlush <- done:
+	case <-t.noticesEnd:
+		return
+	}
+	if err := t.notices.Flush(); err != nil {
+		return // closed
+	}
+	select {
+	case <-done:
+	case <-t.noticesEnd:
+	}
+}
+
 func (t *Tracer) readNotices(r *ringbuf.Reader) {
+	defer close(t.noticesEnd)
 	var rec ringbuf.Record
 	for {
 		if err := r.ReadInto(&rec); err != nil {
+			if errors.Is(err, ringbuf.ErrFlushed) {
+				close(<-t.noticesFlush)
+				continue
+			}
 			if errors.Is(err, ringbuf.ErrClosed) {
 				return
 			}
@@ -208,7 +232,7 @@ func (t *Tracer) notice(b []byte) {
 func (t *Tracer) readRecords(ctx context.Context, r *ringbuf.Reader) {
 	defer r.Close()
 	r.SetDeadline(time.Unix(0, 1)) // never wait: poll would return for each single record
-	drain := recordDrain{reader: r, out: make([]Record, 0, recordsBatch), hand: t.opt.Records}
+	drain := recordDrain{reader: r, begun: &t.begun, out: make([]Record, 0, recordsBatch), hand: t.opt.Records}
 	t.drain(ctx, newPace(r.BufferSize()), drain.run)
 }
 
@@ -243,6 +267,7 @@ func (t *Tracer) drain(ctx context.Context, pace *pace, run func() (int, error))
 // recordDrain reads records from the ring.
 type recordDrain struct {
 	reader *ringbuf.Reader
+	begun  *atomic.Uint64 // Tracer.begun
 	record ringbuf.Record
 	out    []Record
 	hand   func([]Record)
@@ -254,6 +279,7 @@ func (d *recordDrain) run() (n int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	begun := d.begun.Load()
 	for bytes := d.reader.AvailableBytes(); bytes > 0; {
 		err := d.reader.ReadInto(&d.record)
 		if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -266,7 +292,11 @@ func (d *recordDrain) run() (n int, err error) {
 		// The ring's data is 8-byte aligned and the struct has no padding.
 		for sample := d.record.RawSample; len(sample) >= recordSize; sample = sample[recordSize:] {
 			n++
-			d.out = append(d.out, recordOf((*bpf.CoreIoRecord)(unsafe.Pointer(&sample[0])), boot))
+			raw := (*bpf.CoreIoRecord)(unsafe.Pointer(&sample[0]))
+			if !issuedSince(raw, begun) {
+				continue
+			}
+			d.out = append(d.out, recordOf(raw, boot))
 			if len(d.out) == cap(d.out) {
 				d.hand(d.out)
 				d.out = d.out[:0]
@@ -279,6 +309,10 @@ func (d *recordDrain) run() (n int, err error) {
 	}
 	return n, nil
 }
+
+// issuedSince tells whether an I/O was issued after Begin, whose time begun is: 0 means
+// that it was not called yet.
+func issuedSince(raw *bpf.CoreIoRecord, begun uint64) bool { return begun != 0 && raw.Time >= begun }
 
 func recordOf(raw *bpf.CoreIoRecord, boot time.Time) Record {
 	key, _, failed := keyOf(&raw.Usage)
@@ -300,14 +334,19 @@ func (t *Tracer) takeBatches(generation uint32) ([]Record, error) {
 		return nil, err
 	}
 	var list []Record
+	var n uint64
+	begun := t.begun.Load()
 	for i := range t.batches {
 		b := &t.batches[i]
 		for j := range b.Records[:min(b.N, uint64(len(b.Records)))] {
-			list = append(list, recordOf(&b.Records[j], boot))
+			if issuedSince(&b.Records[j], begun) {
+				list = append(list, recordOf(&b.Records[j], boot))
+			}
 		}
+		n += b.N
 		b.N = 0
 	}
-	if len(list) == 0 {
+	if n == 0 {
 		return nil, nil
 	}
 	if err := m.Update(generation, t.batches, ebpf.UpdateAny); err != nil {

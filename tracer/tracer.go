@@ -10,8 +10,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"time"
+	"sync/atomic"
 
+	"github.com/cilium/ebpf/ringbuf"
 	"github.com/cilium/ebpf/rlimit"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
@@ -75,9 +76,8 @@ type Limitation struct {
 
 // Tracer is a set of attached programs.
 type Tracer struct {
-	opt   Options
-	core  *core
-	start time.Time
+	opt  Options
+	core *core
 
 	mu       sync.Mutex // guards these four, and the hooks and limitations of objects: modules and devices come and go
 	objects  map[string]*object
@@ -98,6 +98,10 @@ type Tracer struct {
 	unseen         uint64 // missed ends of requests, found when the hooks were detached
 	batches        []bpf.CoreRecordBatch
 	flush          chan chan struct{} // asks for the records in the ring; nil unless somebody wants them
+	begun          atomic.Uint64      // CLOCK_MONOTONIC at Begin, ns; 0 before: older records are not handed out
+	notices        *ringbuf.Reader
+	noticesFlush   chan chan struct{} // asks for the notices in the ring
+	noticesEnd     chan struct{}      // closed when no notice is read any more
 
 	ctx     context.Context // done when the tracer is closed
 	stop    context.CancelFunc
@@ -108,7 +112,8 @@ type Tracer struct {
 // New loads and attaches. It fails when no source can be traced, or when a source
 // named in Options.Sources cannot be: with an *UnsupportedError where kernel or
 // privileges are the cause. A source whose module is not loaded is no failure: it
-// is attached as soon as the module is there.
+// is attached as soon as the module is there. The caller calls Begin before the
+// first Read.
 func New(opt Options) (*Tracer, error) {
 	if opt.Log == nil {
 		opt.Log = slog.New(slog.DiscardHandler)
@@ -143,6 +148,7 @@ func New(opt Options) (*Tracer, error) {
 	t := &Tracer{
 		opt: opt, core: c, sysfs: sysfs, modules: newModuleEvents(), requeued: map[Key]amount{},
 		objects: map[string]*object{}, absent: map[string]error{}, waiting: map[string]*prepared{},
+		noticesFlush: make(chan chan struct{}, 1), noticesEnd: make(chan struct{}),
 	}
 	t.ctx, t.stop = context.WithCancel(context.Background())
 	coreObject, err := l.open()
@@ -159,7 +165,6 @@ func New(opt Options) (*Tracer, error) {
 		t.Close()
 		return nil, err
 	}
-	t.start = time.Now()
 	return t, nil
 }
 
@@ -264,21 +269,30 @@ func (t *Tracer) Status() []Status {
 	return list
 }
 
-// Detach removes all hooks. A Read after it returns what was left.
-func (t *Tracer) Detach() {
+// countUnseen counts the missed ends of requests that no program will notice any more.
+func (t *Tracer) countUnseen() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for name, o := range t.objects {
+		if o.unseen == nil {
+			continue
+		}
+		n, err := o.unseen()
+		if err != nil {
+			t.opt.Log.Debug("cannot count missed ends of requests", "source", name, "error", err)
+		}
+		t.unseen += n
+	}
+}
+
+// detach removes all hooks, and no further ones are attached.
+func (t *Tracer) detach() {
 	t.refreshing.Lock()
 	defer t.refreshing.Unlock()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.detached = true
-	for name, o := range t.objects {
-		if o.unseen != nil && slices.ContainsFunc(o.hooks, func(a attached) bool { return a.link != nil }) {
-			n, err := o.unseen()
-			if err != nil {
-				t.opt.Log.Debug("cannot count missed ends of requests", "source", name, "error", err)
-			}
-			t.unseen += n
-		}
+	for _, o := range t.objects {
 		for i := range o.hooks {
 			_ = o.hooks[i].detach()
 		}
@@ -287,7 +301,7 @@ func (t *Tracer) Detach() {
 
 // Close detaches all hooks and frees programs and maps.
 func (t *Tracer) Close() error {
-	t.Detach()
+	t.detach()
 	t.stop()
 	var errs []error
 	for _, c := range t.closers {

@@ -156,7 +156,8 @@ type Lost struct {
 	Misses    uint64 // skipped program runs (recursion) that lost more than a latency
 }
 
-// Interval is what happened between two calls of Tracer.Read.
+// Interval is what happened between two calls of Tracer.Read, or between Begin and
+// the first one.
 type Interval struct {
 	Start, End time.Time
 	Rows       []Row

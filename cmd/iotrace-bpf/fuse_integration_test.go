@@ -25,6 +25,7 @@ func TestFUSE(t *testing.T) {
 	t.Run("WriteBack", func(t *testing.T) { testFUSEProjects(t, engine, guest.FUSEOptions{Writeback: true}) })
 	t.Run("Unbuffered", func(t *testing.T) { testFUSEProjects(t, engine, guest.FUSEOptions{DirectIO: true}) })
 	t.Run("Bindfs", func(t *testing.T) { testBindfs(t, engine) })
+	t.Run("UnderWay", testFUSEUnderWay)
 }
 
 // mounted is a FUSE file system that containers use.
@@ -139,5 +140,62 @@ func testBindfs(t *testing.T, engine *enginetest.Engine) {
 	if got.write != 11*mib || got.read != 11*mib {
 		t.Errorf("container on bindfs: %+v, want 11 MiB written and read", got)
 		dump(t, docs)
+	}
+}
+
+// testFUSEUnderWay: a request that was sent before the tracer started, and is answered
+// long after, is not lost: its beginning never was ours.
+func testFUSEUnderWay(t *testing.T) {
+	serve := func() (dir string, daemon *exec.Cmd) {
+		from, dir := t.TempDir(), t.TempDir()
+		if err := os.WriteFile(filepath.Join(from, "f"), make([]byte, 4096), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		daemon = exec.Command("bindfs", "-f", from, dir)
+		if err := daemon.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			enginetest.Poll(t, 30*time.Second, "bindfs is unmounted", func() bool { return exec.Command("umount", dir).Run() == nil })
+			daemon.Wait()
+		})
+		enginetest.Poll(t, 30*time.Second, "bindfs is mounted", func() bool {
+			_, err := os.Stat(filepath.Join(dir, "f"))
+			return err == nil
+		})
+		return dir, daemon
+	}
+	slow, daemon := serve()
+	other, _ := serve()
+	control := t.TempDir()
+	mustRun(t, "mount", "-t", "fusectl", "none", control)
+	t.Cleanup(func() { mustRun(t, "umount", control) })
+	_, connection, _ := strings.Cut(deviceOf(t, slow), ":")
+	if err := daemon.Process.Signal(unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = daemon.Process.Signal(unix.SIGCONT) }) // before it is unmounted
+	reader := exec.Command("cat", filepath.Join(slow, "f"))
+	if err := reader.Start(); err != nil {
+		t.Fatal(err)
+	}
+	enginetest.Poll(t, 30*time.Second, "the request is under way", func() bool {
+		waiting, err := os.ReadFile(filepath.Join(control, connection, "waiting"))
+		return err == nil && strings.TrimSpace(string(waiting)) != "0"
+	})
+	r := trace(t, "--docker-host", "unix:///nonexistent/docker.sock", "--only-listed-sockets", "--by", "device", "--source", "fuse", "--interval", "200ms")
+	mustRun(t, "cat", filepath.Join(other, "f")) // a request that is seen sent
+	if err := daemon.Process.Signal(unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := reader.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	docs := r.stop(t)
+	if n := lost(docs, "latencies"); n != 0 {
+		t.Errorf("%d latencies lost", n)
+	}
+	if got := sum(docs, func(doc *tracedDoc) bool { return doc.Iotrace.Source == "fuse" }); got.read != 8192 {
+		t.Errorf("%d bytes read, want 8192", got.read)
 	}
 }

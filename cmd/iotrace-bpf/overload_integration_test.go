@@ -57,9 +57,9 @@ func newOwners(t testing.TB, d *disk, n, rounds int) *owners {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o := &owners{rounds: rounds}
+	var dirs []string
 	t.Cleanup(func() {
-		for _, dir := range append(o.cgroups, parent) {
+		for _, dir := range append(dirs, parent) {
 			enginetest.Poll(t, 20*time.Second, dir+" is empty", func() bool { return os.Remove(dir) == nil })
 		}
 	})
@@ -68,11 +68,21 @@ func newOwners(t testing.TB, d *disk, n, rounds int) *owners {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		o.cgroups = append(o.cgroups, dir)
+		dirs = append(dirs, dir)
+	}
+	return startOwners(t, bin, d, rounds, dirs)
+}
+
+// startOwners starts the process for cgroups that are there.
+func startOwners(t testing.TB, bin string, d *disk, rounds int, cgroups []string) *owners {
+	t.Helper()
+	o := &owners{cgroups: cgroups, rounds: rounds}
+	for _, dir := range cgroups {
 		o.ids = append(o.ids, strconv.FormatUint(inode(t, dir), 10))
 	}
 	o.cmd = exec.Command(bin, append([]string{d.dev, strconv.Itoa(rounds)}, o.cgroups...)...)
 	o.cmd.Stderr = os.Stderr
+	var err error
 	if o.in, err = o.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}
@@ -108,6 +118,15 @@ func (o *owners) expect(t testing.TB, want string) {
 func (o *owners) begin(t testing.TB) {
 	t.Helper()
 	if _, err := io.WriteString(o.in, "go\n"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// end ends the process, so that its cgroups can be removed.
+func (o *owners) end(t testing.TB) {
+	t.Helper()
+	o.in.Close()
+	if err := o.cmd.Wait(); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -160,8 +160,9 @@ func (d *disk) stat(t testing.TB) diskStat {
 // tracedDoc has the fields of an NDJSON line that the tests check.
 type tracedDoc struct {
 	Event struct {
-		Dataset string
-		Action  string
+		Dataset    string
+		Action     string
+		Start, End time.Time
 	}
 	Container struct {
 		ID, Name string
@@ -222,6 +223,22 @@ func trace(t testing.TB, args ...string) *traced {
 	ready := filepath.Join(t.TempDir(), "ready")
 	r := &traced{done: make(chan struct{})}
 	r.cmd = exec.Command(binary(t), append([]string{"--output", "ndjson", "--ready-file", ready}, args...)...)
+	r.start(t)
+	enginetest.Poll(t, 30*time.Second, "iotrace-bpf is attached", func() bool {
+		select {
+		case <-r.done:
+			t.Fatalf("iotrace-bpf ended early:\n%s", r.stderr.String())
+		default:
+		}
+		_, err := os.Stat(ready)
+		return err == nil
+	})
+	return r
+}
+
+// start starts the program and reads what it writes.
+func (r *traced) start(t testing.TB) {
+	t.Helper()
 	r.cmd.Stderr = &r.stderr
 	stdout, err := r.cmd.StdoutPipe()
 	if err != nil {
@@ -235,16 +252,6 @@ func trace(t testing.TB, args ...string) *traced {
 		r.read(bufio.NewReaderSize(stdout, 1<<20))
 	}()
 	t.Cleanup(func() { r.cmd.Process.Kill(); <-r.done; r.cmd.Wait() })
-	enginetest.Poll(t, 30*time.Second, "iotrace-bpf is attached", func() bool {
-		select {
-		case <-r.done:
-			t.Fatalf("iotrace-bpf ended early:\n%s", r.stderr.String())
-		default:
-		}
-		_, err := os.Stat(ready)
-		return err == nil
-	})
-	return r
 }
 
 // read reads every line and checks it against its schema.

@@ -70,14 +70,11 @@ func (s *session) runWith(ctx context.Context, main sink) error {
 		s.log.Warn("keeping privileges that are not needed any more", "error", err)
 	}
 	s.tracer.AskLoops() // not earlier: dropPrivileges waits for every thread
-	if name := s.opt.readyFile; name != "" {
+	if s.opt.readyFile != "" {
 		// A test that waits for the file may start containers that live too short to wait for.
 		asked, cancel := context.WithTimeout(ctx, readyNames)
 		_ = s.resolver.WaitAnswered(asked)
 		cancel()
-		if err := os.WriteFile(name, nil, 0o600); err != nil {
-			return errors.Join(fmt.Errorf("creating the ready file: %w", err), out.Close())
-		}
 	}
 	return errors.Join(s.run(ctx, out), out.Close())
 }
@@ -171,7 +168,6 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 	}
 	s.joiner = joiner{resolver: s.resolver, devices: tracer.NewDevices(), comm: s.comm, mount: s.mount}
 	s.host = thisHost()
-	s.cost.read()
 	go debug.FreeOSMemory() // tens of MiB of the kernel's types are not needed any more
 	if opt.vxlan {
 		s.vxlan.prepare(ctx, s)
@@ -194,14 +190,23 @@ func (s *session) Close() {
 	}
 }
 
-// run shows every interval until the end: by count, by duration or by the user.
-// What happened since the last full interval is shown as well.
+// run begins the first interval and shows every interval until the end: by count, by
+// duration or by the user. What happened since the last full interval is shown as well.
 func (s *session) run(ctx context.Context, out *sinks) error {
 	tick := time.NewTicker(s.opt.interval)
 	defer tick.Stop()
 	var end <-chan time.Time
 	if s.opt.duration > 0 {
 		end = time.After(s.opt.duration)
+	}
+	if err := s.tracer.Begin(); err != nil {
+		return err
+	}
+	s.cost.read() // the cost of the start is in no interval
+	if name := s.opt.readyFile; name != "" {
+		if err := os.WriteFile(name, nil, 0o600); err != nil {
+			return fmt.Errorf("creating the ready file: %w", err)
+		}
 	}
 	watch := time.After(vxlanStart)
 	var many <-chan struct{} // records enough for an interval of their own
@@ -224,18 +229,34 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 		case <-ctx.Done():
 			return s.last(out)
 		}
-		if err := s.show(out); err != nil {
+		read, err := s.tracer.Read()
+		if err != nil {
+			return err
+		}
+		if err := s.show(out, read); err != nil {
 			return err
 		}
 		s.vxlan.start()
 	}
 }
 
-// last detaches all hooks and shows what is left.
+// last detaches all hooks and shows the last interval, with all records that are left.
 func (s *session) last(out *sinks) error {
-	s.tracer.Detach()
+	read, err := s.tracer.ReadLast()
+	if err != nil {
+		return err
+	}
 	if s.records == nil {
-		return s.show(out)
+		return s.show(out, read)
+	}
+	show := func() error {
+		if read == nil { // shown already
+			if read, err = s.tracer.Read(); err != nil {
+				return err
+			}
+		}
+		defer func() { read = nil }()
+		return s.show(out, read)
 	}
 	flushed := make(chan error, 1)
 	go func() { flushed <- s.tracer.FlushRecords() }()
@@ -246,34 +267,27 @@ func (s *session) last(out *sinks) error {
 				return err
 			}
 			for more := true; more; more = s.records.left() {
-				if err := s.show(out); err != nil {
+				if err := show(); err != nil {
 					return err
 				}
 			}
 			return nil
 		case <-s.records.many:
-			if err := s.show(out); err != nil {
+			if err := show(); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// show reads the tracer once and writes what it counted to all outputs.
-func (s *session) show(out *sinks) error {
-	iv, err := s.interval()
-	if err != nil {
-		return err
-	}
+// show writes what the tracer counted to all outputs.
+func (s *session) show(out *sinks, read *tracer.Interval) error {
+	iv := s.interval(read)
 	return out.write(output.Group(iv, s.opt.group), iv)
 }
 
-// interval reads the tracer and joins what it counted with names.
-func (s *session) interval() (*output.Interval, error) {
-	read, err := s.tracer.Read()
-	if err != nil {
-		return nil, err
-	}
+// interval joins what the tracer counted with names.
+func (s *session) interval(read *tracer.Interval) *output.Interval {
 	self := s.cost.read()
 	self.BPFNanos = read.BPFNanos
 	if s.opt.excludeSelf {
@@ -302,7 +316,7 @@ func (s *session) interval() (*output.Interval, error) {
 		}
 		s.joiner.events(iv, records)
 	}
-	return iv, nil
+	return iv
 }
 
 // firstNames is how long the first interval waits for the runtimes to answer,
