@@ -265,7 +265,7 @@ func TestNoticesWhileLoading(t *testing.T) {
 // stay attached.
 func TestArrivedDetached(t *testing.T) {
 	tr := modular(t, nil, "late")
-	tr.Detach()
+	tr.detach()
 	l := &closeCounter{}
 	tr.mu.Lock()
 	tr.arrived(sources[0], &object{hooks: []attached{{link: l}}})
