@@ -35,9 +35,16 @@ const (
 	maxEvent  = 1 << 20  // bytes of one event
 )
 
+// machineDockerSockets are the usual sockets of the engine that serves the whole
+// machine. dockerd listens at the second one, which is the first wherever /var/run is a
+// link to /run: a socket is asked once.
+func machineDockerSockets() []string {
+	return []string{"/run/docker.sock", "/var/run/docker.sock"}
+}
+
 // dockerSockets are the usual sockets of Docker: the machine's, and each user's.
 func dockerSockets() []string {
-	return []string{"/run/docker.sock", "/run/user/*/docker.sock"}
+	return append(machineDockerSockets(), "/run/user/*/docker.sock")
 }
 
 // docker is a session with an engine that speaks Docker's API.

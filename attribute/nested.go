@@ -31,7 +31,7 @@ type nestedAsk struct {
 // at their usual places in its own file system.
 func nestedTable() []runtimeSpec {
 	return []runtimeSpec{
-		{runtimeDocker, apiDocker, nil, dockerSockets()[:1], openDocker},
+		{runtimeDocker, apiDocker, nil, machineDockerSockets()[:1], openDocker},
 		{runtimePodman, apiDocker, nil, podmanSockets()[:1], openDocker},
 		{runtimeCRI, apiCRI, nil, criSockets(), openCRI},
 		{runtimeContainerd, apiContainerd, nil, containerdSockets(), openContainerd},

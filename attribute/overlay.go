@@ -77,29 +77,45 @@ func NewOverlay(opts Options) *Overlay {
 		listed: opts.listedDocker(), timeout: cmp.Or(opts.CallTime, overlayTime), log: opts.Log, warned: map[string]string{},
 	}
 	if !opts.OnlyListedSockets {
-		o.usual = dockerSockets()[:1]
+		o.usual = machineDockerSockets()
 	}
 	return o
+}
+
+// passedOver is an engine that did not accept a connection.
+type passedOver struct {
+	socket string
+	err    error
 }
 
 // engine opens a session with the first engine that accepts a connection. Without
 // any socket the error is ErrNoEngine.
 func (o *Overlay) engine(ctx context.Context) (*docker, error) {
-	var failed []error
+	var failed []passedOver
+	tried := map[string]bool{} // a socket may have two paths
 	for i, socket := range append(slices.Clip(o.listed), o.usual...) {
+		real, _ := exists(socket)
+		if tried[real] {
+			continue
+		}
+		tried[real] = true
 		err := reachable(ctx, socket)
 		if err == nil {
 			o.warn(failed)
 			return newDocker(socket)
 		}
 		if i < len(o.listed) || !errors.Is(err, fs.ErrNotExist) {
-			failed = append(failed, fmt.Errorf("docker engine at %q: %w", socket, err))
+			failed = append(failed, passedOver{socket, fmt.Errorf("docker engine at %q: %w", socket, err)})
 		}
 	}
 	if failed == nil {
 		return nil, ErrNoEngine
 	}
-	return nil, errors.Join(failed...)
+	errs := make([]error, len(failed))
+	for i, f := range failed {
+		errs[i] = f.err
+	}
+	return nil, errors.Join(errs...)
 }
 
 func reachable(ctx context.Context, socket string) error {
@@ -109,13 +125,13 @@ func reachable(ctx context.Context, socket string) error {
 	return reach(ctx, socket)
 }
 
-// warn logs why listed engines are passed over for another one.
-func (o *Overlay) warn(failed []error) {
+// warn logs why engines are passed over for another one.
+func (o *Overlay) warn(failed []passedOver) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for i, err := range failed {
-		if text := err.Error(); o.warned[o.listed[i]] != text {
-			o.warned[o.listed[i]] = text
+	for _, f := range failed {
+		if text := f.err.Error(); o.warned[f.socket] != text {
+			o.warned[f.socket] = text
 			o.log.Warn("asking another Docker engine about networks", "error", text)
 		}
 	}

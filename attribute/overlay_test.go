@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -154,8 +156,44 @@ func TestOverlayPicksEngine(t *testing.T) {
 	if list, err := o.Networks(t.Context()); err != nil || len(list) != 1 {
 		t.Errorf("with DOCKER_HOST: %d networks, %v", len(list), err)
 	}
-	if len(NewOverlay(Options{}).usual) != 1 {
-		t.Error("the usual place is not asked")
+	// dockerd's own path is asked too: /var/run is not a link to /run everywhere.
+	if got := NewOverlay(Options{}).usual; !slices.Equal(got, []string{"/run/docker.sock", "/var/run/docker.sock"}) {
+		t.Errorf("the usual places are %q", got)
+	}
+}
+
+// An engine is found at the second of the usual places, and one that refuses at two
+// paths of the same socket is tried once.
+func TestOverlayUsualPlaces(t *testing.T) {
+	honest := hostile(t, "honest")
+	absent := filepath.Join(t.TempDir(), "absent")
+	o, log := overlayOf(t)
+	o.usual, o.timeout = []string{absent, honest}, patientCall
+	if list, err := o.Networks(t.Context()); err != nil || len(list) != 1 || log.Len() != 0 {
+		t.Errorf("at the second place: %d networks, %v, log %q", len(list), err, log)
+	}
+
+	plain := filepath.Join(t.TempDir(), "plain") // no socket: refused, not absent
+	if err := os.WriteFile(plain, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	link := plain + ".link"
+	if err := os.Symlink(plain, link); err != nil {
+		t.Fatal(err)
+	}
+	o.usual = []string{plain, link}
+	if _, err := o.Networks(t.Context()); err == nil || strings.Count(err.Error(), "docker engine at") != 1 {
+		t.Errorf("one socket at two paths: %v", err)
+	}
+	// Passed over for one that works: a warning, and no panic, though none is listed.
+	o.usual = []string{plain, honest}
+	for range 2 {
+		if list, err := o.Networks(t.Context()); err != nil || len(list) != 1 {
+			t.Errorf("behind one that refuses: %d networks, %v", len(list), err)
+		}
+	}
+	if n := strings.Count(log.String(), "level=WARN"); n != 1 {
+		t.Errorf("%d warnings: %s", n, log)
 	}
 }
 
