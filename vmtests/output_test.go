@@ -35,8 +35,9 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
 )
 
-// outputLine is the line of the matrix for everything below, unless another one is
-// selected: outputs do not depend on the kernel.
+// outputLine is the line of the matrix for everything below. Outputs do not depend on
+// the kernel, and each guest has a server of its own: several at once are too much for
+// a small machine. Where this line is not selected, the first one that is takes its place.
 const outputLine = "6.12"
 
 // TestOutput switches every output on at once. Two owners load an NFS server and a
@@ -63,8 +64,9 @@ func TestOutput(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, k := range kernels {
-		if *flagKernel == "" && k.Name != outputLine || len(s.expected(t, k)) == 0 {
+	only := max(0, slices.IndexFunc(kernels, func(k Kernel) bool { return k.Name == outputLine }))
+	for _, k := range kernels[only : only+1] {
+		if len(s.expected(t, k)) == 0 {
 			continue
 		}
 		t.Run(k.Name, func(t *testing.T) {
@@ -275,8 +277,12 @@ func outputEverything(g *guest.Guest) {
 	}
 	documents := o.tr.Stdout()
 	// The next run delivers the documents that this run left behind, even if it has
-	// none of its own.
-	documents += g.Tracer(append([]string{"--output", "ndjson", "--source", "block", "--filter", "device=none", "--interval", "1s", "--count", "2"}, spool...)...)
+	// none of its own. A slow server may leave some of that run, too.
+	for rest := true; rest; {
+		stdout, stderr := g.TracerOutputs(append([]string{"--output", "ndjson", "--source", "block", "--filter", "device=none", "--interval", "1s", "--count", "2"}, spool...)...)
+		documents += stdout
+		rest = strings.Contains(stderr, "does not have all documents yet")
+	}
 	for i := range truth.Rows {
 		row := &truth.Rows[i]
 		at := []string{"iotrace.source", row.Source, "iotrace.device.id", row.Device, "iotrace.cgroup.path", row.Cgroup}

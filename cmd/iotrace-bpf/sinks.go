@@ -114,7 +114,7 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 		if es, err = elastic.New(ctx, eo); err != nil {
 			return nil, err
 		}
-		s.others = append(s.others, &elasticsearchSink{es: es, opt: o.documents()})
+		s.others = append(s.others, &elasticsearchSink{es: es, opt: o.documents(), log: log})
 	}
 	if o.prometheus != "" {
 		po := prometheus.Options{Version: versionText(), Logger: log}
@@ -174,6 +174,7 @@ func (o *options) elasticsearchOptions(log *slog.Logger) (elastic.Options, error
 type elasticsearchSink struct {
 	es       *elastic.Shipper
 	opt      ndjson.Options
+	log      *slog.Logger
 	rejected uint64 // documents that Ship did not take
 }
 
@@ -211,7 +212,11 @@ const closeTime = 10 * time.Second
 func (s *elasticsearchSink) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
 	defer cancel()
-	return s.es.Close(ctx)
+	err := s.es.Close(ctx)
+	if n := s.es.Stats().Pending; n > 0 {
+		s.log.Warn("Elasticsearch does not have all documents yet: the next run with this spool delivers the rest", "documents", n)
+	}
+	return err
 }
 
 type prometheusSink struct{ *prometheus.Exporter }

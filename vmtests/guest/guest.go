@@ -41,13 +41,19 @@ func New(t *testing.T) *Guest { return &Guest{T: t, serial: int(scenarios.Add(1)
 // a failure ends the scenario and shows all of it.
 func (g *Guest) Exec(program string, args ...string) string {
 	g.Helper()
+	stdout, _ := g.exec(program, args...)
+	return stdout
+}
+
+func (g *Guest) exec(program string, args ...string) (stdout, stderr string) {
+	g.Helper()
 	var out, errs strings.Builder
 	cmd := exec.Command(program, args...)
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
 		g.Fatalf("%s %s: %v\n%s%s", program, strings.Join(args, " "), err, out.String(), errs.String())
 	}
-	return out.String()
+	return out.String(), errs.String()
 }
 
 // Try is Exec for programs that may fail.

@@ -94,7 +94,17 @@ func (g *Guest) Trace(args ...string) *Tracer {
 
 // Tracer runs iotrace-bpf with these arguments to its end and returns what it
 // printed on standard output; a failure ends the scenario.
-func (g *Guest) Tracer(args ...string) string { g.Helper(); return g.Exec(tracerFile(), args...) }
+func (g *Guest) Tracer(args ...string) string {
+	g.Helper()
+	stdout, _ := g.TracerOutputs(args...)
+	return stdout
+}
+
+// TracerOutputs is Tracer that also returns what was printed on standard error.
+func (g *Guest) TracerOutputs(args ...string) (stdout, stderr string) {
+	g.Helper()
+	return g.exec(tracerFile(), args...)
+}
 
 func (tr *Tracer) file(name string) string { return filepath.Join(tr.dir, name) }
 
