@@ -13,10 +13,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
-type BlockIssued struct {
-	_     structs.HostLayout
-	Rq    uint64
-	Usage struct {
+type BlockFlight struct {
+	_      structs.HostLayout
+	Id     uint64
+	Issued uint64
+	Usage  struct {
 		_      structs.HostLayout
 		Cgroup uint64
 		Dev    uint32
@@ -27,6 +28,15 @@ type BlockIssued struct {
 		Basis  uint8
 		Flags  uint8
 	}
+	Offset uint64
+	Word   uint64
+	Bytes  uint32
+	State  uint32
+}
+
+type BlockFlightSet struct {
+	_   structs.HostLayout
+	Way [4]BlockFlight
 }
 
 type BlockLoopFile struct {
@@ -47,8 +57,9 @@ const (
 	BlockMapComms                   = "comms"
 	BlockMapCryptEnd                = "crypt_end"
 	BlockMapDeadOwners              = "dead_owners"
+	BlockMapFlights                 = "flights"
 	BlockMapGeneration              = "generation"
-	BlockMapInflight                = "inflight"
+	BlockMapInodeNotes              = "inode_notes"
 	BlockMapLatencies               = "latencies"
 	BlockMapLatencyA                = "latency_a"
 	BlockMapLoopFiles               = "loop_files"
@@ -71,7 +82,6 @@ const (
 	BlockProgIotRqIssueRedundant    = "iot_rq_issue_redundant"
 	BlockProgIotRqIssueRedundantBtf = "iot_rq_issue_redundant_btf"
 	BlockProgIotRqRequeue           = "iot_rq_requeue"
-	BlockProgIotRqRequeueBtf        = "iot_rq_requeue_btf"
 	BlockVarBioIsSecondArg          = "bio_is_second_arg"
 	BlockVarBlkcgUsable             = "blkcg_usable"
 	BlockVarByMount                 = "by_mount"
@@ -79,6 +89,7 @@ const (
 	BlockVarCountLatencies          = "count_latencies"
 	BlockVarHasRedundant            = "has_redundant"
 	BlockVarHierarchyId             = "hierarchy_id"
+	BlockVarRequeued                = "requeued"
 	BlockVarRqIsSecondArg           = "rq_is_second_arg"
 	BlockVarSeat                    = "seat"
 	BlockVarWithApp                 = "with_app"
@@ -136,7 +147,6 @@ type BlockProgramSpecs struct {
 	IotRqIssueRedundant    *ebpf.ProgramSpec `ebpf:"iot_rq_issue_redundant"`
 	IotRqIssueRedundantBtf *ebpf.ProgramSpec `ebpf:"iot_rq_issue_redundant_btf"`
 	IotRqRequeue           *ebpf.ProgramSpec `ebpf:"iot_rq_requeue"`
-	IotRqRequeueBtf        *ebpf.ProgramSpec `ebpf:"iot_rq_requeue_btf"`
 }
 
 // BlockMapSpecs contains maps before they are loaded into the kernel.
@@ -149,8 +159,9 @@ type BlockMapSpecs struct {
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
 	CryptEnd   *ebpf.MapSpec `ebpf:"crypt_end"`
 	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
+	Flights    *ebpf.MapSpec `ebpf:"flights"`
 	Generation *ebpf.MapSpec `ebpf:"generation"`
-	Inflight   *ebpf.MapSpec `ebpf:"inflight"`
+	InodeNotes *ebpf.MapSpec `ebpf:"inode_notes"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
 	LatencyA   *ebpf.MapSpec `ebpf:"latency_a"`
 	LoopFiles  *ebpf.MapSpec `ebpf:"loop_files"`
@@ -178,6 +189,7 @@ type BlockVariableSpecs struct {
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
 	HasRedundant   *ebpf.VariableSpec `ebpf:"has_redundant"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
+	Requeued       *ebpf.VariableSpec `ebpf:"requeued"`
 	RqIsSecondArg  *ebpf.VariableSpec `ebpf:"rq_is_second_arg"`
 	Seat           *ebpf.VariableSpec `ebpf:"seat"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
@@ -211,8 +223,9 @@ type BlockMaps struct {
 	Comms      *ebpf.Map `ebpf:"comms"`
 	CryptEnd   *ebpf.Map `ebpf:"crypt_end"`
 	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
+	Flights    *ebpf.Map `ebpf:"flights"`
 	Generation *ebpf.Map `ebpf:"generation"`
-	Inflight   *ebpf.Map `ebpf:"inflight"`
+	InodeNotes *ebpf.Map `ebpf:"inode_notes"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
 	LatencyA   *ebpf.Map `ebpf:"latency_a"`
 	LoopFiles  *ebpf.Map `ebpf:"loop_files"`
@@ -237,8 +250,9 @@ func (m *BlockMaps) Close() error {
 		m.Comms,
 		m.CryptEnd,
 		m.DeadOwners,
+		m.Flights,
 		m.Generation,
-		m.Inflight,
+		m.InodeNotes,
 		m.Latencies,
 		m.LatencyA,
 		m.LoopFiles,
@@ -267,6 +281,7 @@ type BlockVariables struct {
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
 	HasRedundant   *ebpf.Variable `ebpf:"has_redundant"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
+	Requeued       *ebpf.Variable `ebpf:"requeued"`
 	RqIsSecondArg  *ebpf.Variable `ebpf:"rq_is_second_arg"`
 	Seat           *ebpf.Variable `ebpf:"seat"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
@@ -286,7 +301,6 @@ type BlockPrograms struct {
 	IotRqIssueRedundant    *ebpf.Program `ebpf:"iot_rq_issue_redundant"`
 	IotRqIssueRedundantBtf *ebpf.Program `ebpf:"iot_rq_issue_redundant_btf"`
 	IotRqRequeue           *ebpf.Program `ebpf:"iot_rq_requeue"`
-	IotRqRequeueBtf        *ebpf.Program `ebpf:"iot_rq_requeue_btf"`
 }
 
 func (p *BlockPrograms) Close() error {
@@ -299,7 +313,6 @@ func (p *BlockPrograms) Close() error {
 		p.IotRqIssueRedundant,
 		p.IotRqIssueRedundantBtf,
 		p.IotRqRequeue,
-		p.IotRqRequeueBtf,
 	)
 }
 

@@ -16,14 +16,15 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	NFSMapAppCalls                    = "app_calls"
 	NFSMapBatches                     = "batches"
 	NFSMapBegunAt                     = "begun_at"
-	NFSMapCalls                       = "calls"
 	NFSMapClients                     = "clients"
 	NFSMapComms                       = "comms"
 	NFSMapDeadOwners                  = "dead_owners"
+	NFSMapFlights                     = "flights"
 	NFSMapGeneration                  = "generation"
-	NFSMapInflight                    = "inflight"
+	NFSMapInodeNotes                  = "inode_notes"
 	NFSMapLatencies                   = "latencies"
 	NFSMapLatencyA                    = "latency_a"
 	NFSMapLoopNotes                   = "loop_notes"
@@ -35,10 +36,9 @@ const (
 	NFSMapRecords                     = "records"
 	NFSMapRowCaches                   = "row_caches"
 	NFSMapStarters                    = "starters"
-	NFSMapTold                        = "told"
 	NFSMapUsageA                      = "usage_a"
 	NFSMapUsages                      = "usages"
-	NFSMapWalk                        = "walk"
+	NFSMapWalks                       = "walks"
 	NFSMapWriters                     = "writers"
 	NFSProgIotAppEnterFile            = "iot_app_enter_file"
 	NFSProgIotAppEnterIocb            = "iot_app_enter_iocb"
@@ -80,6 +80,7 @@ const (
 	NFSVarFromFunctions               = "from_functions"
 	NFSVarHierarchyId                 = "hierarchy_id"
 	NFSVarSeat                        = "seat"
+	NFSVarTold                        = "told"
 	NFSVarWithApp                     = "with_app"
 	NFSVarWithLatency                 = "with_latency"
 	NFSVarWithRecords                 = "with_records"
@@ -165,14 +166,15 @@ type NFSProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NFSMapSpecs struct {
+	AppCalls   *ebpf.MapSpec `ebpf:"app_calls"`
 	Batches    *ebpf.MapSpec `ebpf:"batches"`
 	BegunAt    *ebpf.MapSpec `ebpf:"begun_at"`
-	Calls      *ebpf.MapSpec `ebpf:"calls"`
 	Clients    *ebpf.MapSpec `ebpf:"clients"`
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
 	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
+	Flights    *ebpf.MapSpec `ebpf:"flights"`
 	Generation *ebpf.MapSpec `ebpf:"generation"`
-	Inflight   *ebpf.MapSpec `ebpf:"inflight"`
+	InodeNotes *ebpf.MapSpec `ebpf:"inode_notes"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
 	LatencyA   *ebpf.MapSpec `ebpf:"latency_a"`
 	LoopNotes  *ebpf.MapSpec `ebpf:"loop_notes"`
@@ -184,10 +186,9 @@ type NFSMapSpecs struct {
 	Records    *ebpf.MapSpec `ebpf:"records"`
 	RowCaches  *ebpf.MapSpec `ebpf:"row_caches"`
 	Starters   *ebpf.MapSpec `ebpf:"starters"`
-	Told       *ebpf.MapSpec `ebpf:"told"`
 	UsageA     *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages     *ebpf.MapSpec `ebpf:"usages"`
-	Walk       *ebpf.MapSpec `ebpf:"walk"`
+	Walks      *ebpf.MapSpec `ebpf:"walks"`
 	Writers    *ebpf.MapSpec `ebpf:"writers"`
 }
 
@@ -203,6 +204,7 @@ type NFSVariableSpecs struct {
 	FromFunctions  *ebpf.VariableSpec `ebpf:"from_functions"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
 	Seat           *ebpf.VariableSpec `ebpf:"seat"`
+	Told           *ebpf.VariableSpec `ebpf:"told"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
 	WithRecords    *ebpf.VariableSpec `ebpf:"with_records"`
@@ -228,14 +230,15 @@ func (o *NFSObjects) Close() error {
 //
 // It can be passed to LoadNFSObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NFSMaps struct {
+	AppCalls   *ebpf.Map `ebpf:"app_calls"`
 	Batches    *ebpf.Map `ebpf:"batches"`
 	BegunAt    *ebpf.Map `ebpf:"begun_at"`
-	Calls      *ebpf.Map `ebpf:"calls"`
 	Clients    *ebpf.Map `ebpf:"clients"`
 	Comms      *ebpf.Map `ebpf:"comms"`
 	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
+	Flights    *ebpf.Map `ebpf:"flights"`
 	Generation *ebpf.Map `ebpf:"generation"`
-	Inflight   *ebpf.Map `ebpf:"inflight"`
+	InodeNotes *ebpf.Map `ebpf:"inode_notes"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
 	LatencyA   *ebpf.Map `ebpf:"latency_a"`
 	LoopNotes  *ebpf.Map `ebpf:"loop_notes"`
@@ -247,23 +250,23 @@ type NFSMaps struct {
 	Records    *ebpf.Map `ebpf:"records"`
 	RowCaches  *ebpf.Map `ebpf:"row_caches"`
 	Starters   *ebpf.Map `ebpf:"starters"`
-	Told       *ebpf.Map `ebpf:"told"`
 	UsageA     *ebpf.Map `ebpf:"usage_a"`
 	Usages     *ebpf.Map `ebpf:"usages"`
-	Walk       *ebpf.Map `ebpf:"walk"`
+	Walks      *ebpf.Map `ebpf:"walks"`
 	Writers    *ebpf.Map `ebpf:"writers"`
 }
 
 func (m *NFSMaps) Close() error {
 	return _NFSClose(
+		m.AppCalls,
 		m.Batches,
 		m.BegunAt,
-		m.Calls,
 		m.Clients,
 		m.Comms,
 		m.DeadOwners,
+		m.Flights,
 		m.Generation,
-		m.Inflight,
+		m.InodeNotes,
 		m.Latencies,
 		m.LatencyA,
 		m.LoopNotes,
@@ -275,10 +278,9 @@ func (m *NFSMaps) Close() error {
 		m.Records,
 		m.RowCaches,
 		m.Starters,
-		m.Told,
 		m.UsageA,
 		m.Usages,
-		m.Walk,
+		m.Walks,
 		m.Writers,
 	)
 }
@@ -295,6 +297,7 @@ type NFSVariables struct {
 	FromFunctions  *ebpf.Variable `ebpf:"from_functions"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
 	Seat           *ebpf.Variable `ebpf:"seat"`
+	Told           *ebpf.Variable `ebpf:"told"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
 	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
 	WithRecords    *ebpf.Variable `ebpf:"with_records"`

@@ -34,7 +34,6 @@ func openBlock(c *loader) (*object, error) {
 	}
 	signals = append(signals,
 		signal{hooks: []hook{
-			{kind: btfTracepoint, target: "block_rq_requeue", program: bpf.BlockProgIotRqRequeueBtf},
 			{kind: rawTracepoint, target: "block_rq_requeue", program: bpf.BlockProgIotRqRequeue},
 		}},
 		signal{hooks: []hook{
@@ -61,7 +60,7 @@ func openBlock(c *loader) (*object, error) {
 	o.refresh = func(change func(func())) error { return errors.Join(l.scan(), s.scan(change)) }
 	o.watch = l.watch
 	if c.opt.Latency {
-		o.unseen = func() (uint64, error) { return unseenEnds(o.maps[bpf.BlockMapInflight]) }
+		o.unseen = func() (uint64, error) { return unseenEnds(o.maps[bpf.BlockMapFlights]) }
 	}
 	if err := o.refresh(func(f func()) { f() }); err != nil {
 		o.Close()

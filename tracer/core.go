@@ -276,7 +276,7 @@ const (
 )
 
 // pagesHandedToParents tells whether the kernel is 7.1 or like it: see
-// iot_offline in bpf/core.bpf.c.
+// iot_offline in bpf/core/core.bpf.c.
 func (c *loader) pagesHandedToParents() bool {
 	var st *btf.Struct
 	if err := c.types.TypeByName("mem_cgroup_per_node", &st); err != nil {

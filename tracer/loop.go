@@ -28,7 +28,7 @@ type loops struct {
 	known map[Dev]bpf.BlockLoopFile
 }
 
-// loopNotesLive is IOT_LOOP_NOTES of bpf/owner.h.
+// loopNotesLive is IOT_LOOP_NOTES of bpf/core/note.h.
 const loopNotesLive = uint32(1)
 
 func newLoops(files, live *ebpf.Map) *loops {

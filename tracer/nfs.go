@@ -97,7 +97,7 @@ func nfsSignals(opt Options, module bool, types []*btf.Spec) []signal {
 		}},
 	)
 	if module {
-		// These see what the tracepoints do not: see iot_from_function in bpf/nfs.bpf.c.
+		// These see what the tracepoints do not: see iot_from_function in bpf/nfs/wire.h.
 		for _, h := range []hook{
 			{kind: kprobe, target: "nfs_readpage_result", program: bpf.NFSProgIotFunctionReadDone, unlisted: true},
 			{kind: kprobe, target: "nfs_initiate_read", program: bpf.NFSProgIotFunctionRead, unlisted: true},

@@ -102,9 +102,6 @@ type snapshot struct {
 	programStats
 }
 
-// amount is an amount of I/O, of requeued requests.
-type amount struct{ bytes, ops uint64 }
-
 const (
 	lostRecords = iota
 	lostNotices
@@ -118,20 +115,19 @@ const (
 	lossKinds
 )
 
-func keyOf(k *bpf.CoreUsageKey) (key Key, requeued, failed bool) {
+func keyOf(k *bpf.CoreUsageKey) (key Key, failed bool) {
 	return Key{
 		Source: Source(k.Source), Op: Op(k.Op), Basis: Basis(k.Basis),
 		Meta: k.Flags&flagMeta != 0, App: k.Flags&flagApp != 0,
 		Cgroup: k.Cgroup, Dev: Dev(k.Dev), FSDev: Dev(k.Fsdev), PID: k.Pid,
-	}, k.Flags&flagRequeued != 0, k.Flags&flagError != 0
+	}, k.Flags&flagError != 0
 }
 
-// enum iot_flag of bpf/iotrace.h
+// enum iot_flag of bpf/core/types.h
 const (
-	flagMeta     = 1
-	flagRequeued = 2
-	flagApp      = 4
-	flagError    = 8
+	flagMeta  = 1
+	flagApp   = 4
+	flagError = 8
 )
 
 // Begin starts the first interval: what was counted before, while hooks were being
@@ -145,11 +141,8 @@ func (t *Tracer) Begin() error {
 	if err := t.core.shared[bpf.CoreMapBegunAt].Update(uint32(0), uint64(now), ebpf.UpdateAny); err != nil {
 		return fmt.Errorf("storing when the first interval began: %w", err)
 	}
-	if _, err := t.read(false); err != nil {
-		return err
-	}
-	clear(t.requeued)
-	return nil
+	_, err = t.read(false)
+	return err
 }
 
 // Read returns what happened since the last call, or since Begin. Before it returns,
@@ -200,18 +193,14 @@ func (t *Tracer) read(last bool) (*Interval, error) {
 		return r
 	}
 	book := func(k *bpf.CoreUsageKey, bytes, ops uint64) {
-		key, requeued, failed := keyOf(k)
-		switch {
-		case requeued:
-			d := t.requeued[key]
-			t.requeued[key] = amount{d.bytes + bytes, d.ops + ops}
-		case failed:
-			row(key).Errors += ops
-		default:
-			r := row(key)
-			r.Bytes += bytes
-			r.Ops += ops
+		key, failed := keyOf(k)
+		r := row(key)
+		if failed {
+			r.Errors += ops
+			return
 		}
+		r.Bytes += bytes
+		r.Ops += ops
 	}
 	err = drain(usage, t.usage.cpus, func(k *bpf.CoreUsageKey, values []bpf.CoreUsage) {
 		var bytes, ops uint64
@@ -248,7 +237,6 @@ func (t *Tracer) read(last bool) (*Interval, error) {
 			return nil, err
 		}
 	}
-	t.subtractRequeued(rows)
 	iv.Rows = make([]Row, 0, len(rows))
 	for _, r := range rows {
 		if r.Ops != 0 || r.Bytes != 0 || r.Errors != 0 || len(r.Latency.Buckets) != 0 {
@@ -292,48 +280,13 @@ func (t *Tracer) refresh() {
 	}
 }
 
-// subtractRequeued subtracts requeued requests, which will be counted once more,
-// from the rows that they were counted in. Where such a row belongs to an earlier
-// interval, it subtracts them from what the same device does next.
-func (t *Tracer) subtractRequeued(rows map[Key]*Row) {
-	subtract := func(r *Row, d amount) amount {
-		bytes, ops := min(r.Bytes, d.bytes), min(r.Ops, d.ops)
-		r.Bytes -= bytes
-		r.Ops -= ops
-		return amount{d.bytes - bytes, d.ops - ops}
-	}
-	for key, d := range t.requeued {
-		if r := rows[key]; r != nil {
-			d = subtract(r, d)
-		}
-		for k, r := range rows {
-			if d == (amount{}) {
-				break
-			}
-			if k.Source == key.Source && k.Dev == key.Dev && k.Op == key.Op && k.App == key.App {
-				d = subtract(r, d)
-			}
-		}
-		if d == (amount{}) {
-			delete(t.requeued, key)
-		} else {
-			t.requeued[key] = d
-		}
-	}
-}
-
 // readOverflow books what did not fit into the totals map. The counters of the
 // overflow map only grow.
 func (t *Tracer) readOverflow(book func(*bpf.CoreUsageKey, uint64, uint64)) error {
 	var key bpf.CoreUsageKey
-	var values []bpf.CoreUsage
+	var now bpf.CoreUsage
 	it := t.core.shared[bpf.CoreMapOverflow].Iterate()
-	for it.Next(&key, &values) {
-		var now bpf.CoreUsage
-		for _, v := range values {
-			now.Bytes += v.Bytes
-			now.Ops += v.Ops
-		}
+	for it.Next(&key, &now) {
 		before := t.last.overflow[key]
 		if now == before {
 			continue
@@ -367,7 +320,7 @@ func (t *Tracer) readLatency(caches []bpf.CoreRowCache, row func(Key) *Row) erro
 		if v.Count == 0 {
 			return
 		}
-		key, _, _ := keyOf(&k.Usage)
+		key, _ := keyOf(&k.Usage)
 		g := groups[key]
 		if g == nil {
 			g = &group{counts: map[uint32]uint64{}}

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// bucketOf is iot_bucket of bpf/account.h in Go.
+// bucketOf is iot_bucket of bpf/core/account.h in Go.
 func bucketOf(ns uint64) uint32 {
 	if ns < 4 {
 		return uint32(ns)
@@ -39,39 +39,5 @@ func TestBuckets(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	for range 100_000 {
 		check(r.Uint64() >> r.UintN(60))
-	}
-}
-
-// TestSubtractRequeued: what was requeued is taken from its own row, else from the same
-// device's, else from what comes later; totals never go below zero.
-func TestSubtractRequeued(t *testing.T) {
-	key := func(cgroup uint64, op Op) Key {
-		return Key{Source: Block, Op: op, Cgroup: cgroup, Dev: dev(8, 0), Basis: ByPage}
-	}
-	tr := &Tracer{requeued: map[Key]amount{
-		key(1, Write): {bytes: 4096, ops: 1},
-		key(2, Write): {bytes: 8192, ops: 2},
-		key(3, Read):  {bytes: 512, ops: 1},
-	}}
-	rows := map[Key]*Row{
-		key(1, Write): {Key: key(1, Write), Bytes: 8192, Ops: 2},
-		key(4, Write): {Key: key(4, Write), Bytes: 65536, Ops: 4},
-	}
-	tr.subtractRequeued(rows)
-	var bytes, ops uint64
-	for _, r := range rows {
-		bytes += r.Bytes
-		ops += r.Ops
-	}
-	if bytes != 8192+65536-4096-8192 || ops != 6-3 {
-		t.Errorf("%d bytes in %d operations are left", bytes, ops)
-	}
-	if len(tr.requeued) != 1 || tr.requeued[key(3, Read)] != (amount{512, 1}) {
-		t.Errorf("requeued %+v, want the read's", tr.requeued)
-	}
-	later := map[Key]*Row{key(5, Read): {Key: key(5, Read), Bytes: 512, Ops: 1}}
-	tr.subtractRequeued(later)
-	if len(tr.requeued) != 0 || later[key(5, Read)].Bytes != 0 {
-		t.Errorf("requeued %+v, row %+v", tr.requeued, later[key(5, Read)])
 	}
 }

@@ -152,7 +152,7 @@ func (t *Tracer) FlushRecords() error {
 	return nil
 }
 
-// enum iot_notice_kind of bpf/iotrace.h
+// enum iot_notice_kind of bpf/core/types.h
 const (
 	noticeCgroupCreated = 1
 	noticeCgroupRemoved = 2
@@ -315,7 +315,7 @@ func (d *recordDrain) run() (n int, err error) {
 func issuedSince(raw *bpf.CoreIoRecord, begun uint64) bool { return begun != 0 && raw.Time >= begun }
 
 func recordOf(raw *bpf.CoreIoRecord, boot time.Time) Record {
-	key, _, failed := keyOf(&raw.Usage)
+	key, failed := keyOf(&raw.Usage)
 	return Record{
 		Key: key, Time: boot.Add(time.Duration(raw.Time)), Latency: time.Duration(raw.Latency),
 		Offset: raw.Offset, Bytes: raw.Bytes, Error: failed,

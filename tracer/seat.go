@@ -11,14 +11,14 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-// seatSection is the section of bpf/account.h with the number of a program's seat.
+// seatSection is the section of bpf/core/account.h with the number of a program's seat.
 const seatSection = ".rodata.seat"
 
-// maxSeats is IOT_SEATS of bpf/iotrace.h: who has this number has no seat.
+// maxSeats is IOT_SEATS of bpf/core/types.h: who has this number has no seat.
 const maxSeats = uint32(len(bpf.CoreRowCache{}.Seats))
 
 // seats gives each program that books a number of its own: two programs that run on
-// one CPU at the same time must not have the same. See iot_sit in bpf/account.h.
+// one CPU at the same time must not have the same. See iot_sit in bpf/core/account.h.
 type seats struct {
 	mu    sync.Mutex
 	taken map[string]uint32

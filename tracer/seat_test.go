@@ -9,7 +9,7 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-// A small model of the seats in bpf/account.h: two words of four seats. seatRun is a
+// A small model of the seats in bpf/core/account.h: two words of four seats. seatRun is a
 // run of a program, between two of its loads and stores.
 const (
 	modelWords = 2

@@ -197,7 +197,7 @@ func (c *loader) makeMaps(into *object, spec *ebpf.CollectionSpec) (map[string]*
 	opts := ebpf.CollectionOptions{MapReplacements: c.sharedIn(spec), Cache: c.cache}
 	if into != nil {
 		for name, m := range into.maps {
-			if _, ok := c.shared[name]; !ok && !strings.HasPrefix(name, ".") {
+			if _, ok := c.shared[name]; !ok && !strings.HasPrefix(name, ".rodata") {
 				opts.MapReplacements[name] = m
 			}
 		}

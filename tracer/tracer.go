@@ -94,7 +94,6 @@ type Tracer struct {
 	caches         []bpf.CoreRowCache
 	noCaches       []bpf.CoreRowCache // zeroes
 	last           snapshot
-	requeued       map[Key]amount
 	unseen         uint64 // missed ends of requests, found when the hooks were detached
 	batches        []bpf.CoreRecordBatch
 	flush          chan chan struct{} // asks for the records in the ring; nil unless somebody wants them
@@ -146,7 +145,7 @@ func New(opt Options) (*Tracer, error) {
 		}
 	}
 	t := &Tracer{
-		opt: opt, core: c, sysfs: sysfs, modules: newModuleEvents(), requeued: map[Key]amount{},
+		opt: opt, core: c, sysfs: sysfs, modules: newModuleEvents(),
 		objects: map[string]*object{}, absent: map[string]error{}, waiting: map[string]*prepared{},
 		noticesFlush: make(chan chan struct{}, 1), noticesEnd: make(chan struct{}),
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-// issuedBack is IOT_BACK of bpf/block.bpf.c: requeued, and not issued again yet.
-const issuedBack = 0x20
+// flightBack is IOT_BACK of bpf/core/types.h: requeued, and not issued again yet.
+const flightBack = 8
 
 // A request may end at the moment of a look, and another one take its place. So a
 // request counts only if this many looks, this far apart, saw it unchanged.
@@ -28,13 +28,13 @@ const (
 // nothing in flight: the kernel skipped the programs at their ends without counting
 // it. The programs themselves notice a missed end when the request is issued again;
 // this is for the others. The programs must still be attached.
-func unseenEnds(inflight *ebpf.Map) (uint64, error) {
+func unseenEnds(flights *ebpf.Map) (uint64, error) {
 	return neverEnded(
-		func() (issuedSet, error) { return issuedRequests(inflight) },
+		func() (issuedSet, error) { return issuedRequests(flights) },
 		func(dev Dev) bool { return deviceIdle(sysfs, dev) })
 }
 
-type issuedSet map[bpf.BlockIssued]struct{}
+type issuedSet map[bpf.BlockFlight]struct{}
 
 func neverEnded(noted func() (issuedSet, error), idle func(Dev) bool) (uint64, error) {
 	left, err := noted()
@@ -43,7 +43,7 @@ func neverEnded(noted func() (issuedSet, error), idle func(Dev) bool) (uint64, e
 			return 0, err
 		}
 		idles := map[Dev]bool{}
-		maps.DeleteFunc(left, func(r bpf.BlockIssued, _ struct{}) bool {
+		maps.DeleteFunc(left, func(r bpf.BlockFlight, _ struct{}) bool {
 			dev := Dev(r.Usage.Dev)
 			if _, asked := idles[dev]; !asked {
 				idles[dev] = idle(dev)
@@ -53,7 +53,7 @@ func neverEnded(noted func() (issuedSet, error), idle func(Dev) bool) (uint64, e
 		time.Sleep(unseenPause)
 		var now issuedSet
 		now, err = noted()
-		maps.DeleteFunc(left, func(r bpf.BlockIssued, _ struct{}) bool {
+		maps.DeleteFunc(left, func(r bpf.BlockFlight, _ struct{}) bool {
 			_, still := now[r]
 			return !still
 		})
@@ -63,18 +63,20 @@ func neverEnded(noted func() (issuedSet, error), idle func(Dev) bool) (uint64, e
 
 // issuedRequests returns the requests that are noted as in flight. It leaves out
 // flushes: the kernel does not count them as in flight.
-func issuedRequests(inflight *ebpf.Map) (issuedSet, error) {
+func issuedRequests(flights *ebpf.Map) (issuedSet, error) {
 	var cursor ebpf.MapBatchCursor
-	keys := make([]uint32, inflight.MaxEntries())
-	values := make([]bpf.BlockIssued, len(keys))
-	n, err := inflight.BatchLookup(&cursor, keys, values, nil)
+	keys := make([]uint32, flights.MaxEntries())
+	values := make([]bpf.BlockFlightSet, len(keys))
+	n, err := flights.BatchLookup(&cursor, keys, values, nil)
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return nil, fmt.Errorf("reading which requests are in flight: %w", err)
 	}
 	found := issuedSet{}
-	for _, r := range values[:n] {
-		if r.Rq != 0 && r.Usage.Flags&issuedBack == 0 && Op(r.Usage.Op) != Flush {
-			found[r] = struct{}{}
+	for _, set := range values[:n] {
+		for _, r := range set.Way {
+			if r.Id != 0 && r.State&flightBack == 0 && Op(r.Usage.Op) != Flush {
+				found[r] = struct{}{}
+			}
 		}
 	}
 	return found, nil

@@ -11,9 +11,9 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-func issued(rq uint64, dev Dev, op Op, flags uint8) bpf.BlockIssued {
-	r := bpf.BlockIssued{Rq: rq}
-	r.Usage.Dev, r.Usage.Op, r.Usage.Flags = uint32(dev), uint8(op), flags
+func issued(id uint64, dev Dev, op Op, state uint32) bpf.BlockFlight {
+	r := bpf.BlockFlight{Id: id, State: state}
+	r.Usage.Dev, r.Usage.Op = uint32(dev), uint8(op)
 	return r
 }
 
@@ -25,10 +25,10 @@ func TestNeverEnded(t *testing.T) {
 	noted := func() (issuedSet, error) {
 		look++
 		set := issuedSet{
-			issued(1, idle, Write, 0):              {},
-			issued(2, busy, Write, 0):              {},
-			issued(3, calms, Write, 0):             {},
-			issued(4, idle, Read, uint8(look)&0xf): {},
+			issued(1, idle, Write, 0):             {},
+			issued(2, busy, Write, 0):             {},
+			issued(3, calms, Write, 0):            {},
+			issued(4, idle, Read, uint32(look)&7): {},
 		}
 		if look < unseenLooks {
 			set[issued(5, idle, Write, 0)] = struct{}{}
@@ -55,17 +55,19 @@ func TestIssuedRequests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, err := ebpf.NewMap(spec.Maps[bpf.BlockMapInflight])
+	m, err := ebpf.NewMap(spec.Maps[bpf.BlockMapFlights])
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	under, last := issued(8, 1, Write, flagMeta), issued(9, 1, Read, 0)
-	for slot, r := range map[uint32]bpf.BlockIssued{
+	under, last := issued(8, 1, Write, 2), issued(9, 1, Read, 0)
+	for slot, r := range map[uint32]bpf.BlockFlight{
 		0: under, m.MaxEntries() - 1: last,
-		5: issued(0, 1, Write, 0), 6: issued(10, 1, Write, issuedBack), 7: issued(11, 1, Flush, 0),
+		5: issued(0, 1, Write, 0), 6: issued(10, 1, Write, flightBack), 7: issued(11, 1, Flush, 0),
 	} {
-		if err := m.Put(slot, r); err != nil {
+		var set bpf.BlockFlightSet
+		set.Way[int(slot)%len(set.Way)] = r
+		if err := m.Put(slot, set); err != nil {
 			t.Fatal(err)
 		}
 	}

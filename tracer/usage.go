@@ -13,7 +13,7 @@ import (
 // Source says where I/O was counted.
 type Source uint8
 
-// The sources, as enum iot_source in bpf/iotrace.h.
+// The sources, as enum iot_source in bpf/core/types.h.
 const (
 	Block Source = 1
 	NFS   Source = 2
@@ -32,7 +32,7 @@ func (s Source) String() string {
 // Op is a kind of operation.
 type Op uint8
 
-// The operations, as enum iot_op in bpf/iotrace.h.
+// The operations, as enum iot_op in bpf/core/types.h.
 const (
 	Read     Op = 1
 	Write    Op = 2
@@ -65,7 +65,7 @@ func (o Op) String() string {
 // Basis says how the owner was found.
 type Basis uint8
 
-// The bases in order of trust, as enum iot_basis in bpf/iotrace.h.
+// The bases in order of trust, as enum iot_basis in bpf/core/types.h.
 const (
 	ByNone    Basis = 0
 	ByDirtier Basis = 1

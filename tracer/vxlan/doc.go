@@ -10,7 +10,7 @@
 // device is leaked: it holds its name and its VNI, and every further start of a
 // container in that network fails with "file exists".
 //
-// Events come from programs in the kernel (Watcher, with bpf/vxlan.bpf.c), or
+// Events come from programs in the kernel (Watcher, with bpf/vxlan/vxlan.bpf.c), or
 // from rtnetlink notifications where the kernel allows no hooks. A Model keeps
 // the state of every device and Judge gives a verdict on each. An Observer watches for
 // long enough to be sure of the verdict, and deletes what is certainly leaked.

@@ -6,7 +6,8 @@
 #ifndef IOTRACE_MAPS_H
 #define IOTRACE_MAPS_H
 
-#include "iotrace.h"
+#include <stdbool.h>
+#include "types.h"
 #include "kernel.h"
 
 #define E2BIG 7
@@ -27,9 +28,12 @@ const volatile bool blkcg_usable = false; /* memory and io controllers share one
  * the other one there and then reads the first. The kernel's update of a map in a map
  * waits for an RCU grace period, so no program writes to the map that is read: nothing
  * is lost, and nothing is counted twice.
+ *
+ * Not per CPU: most updates hit row_caches, and few arrive here. Preallocated, because
+ * an allocation in an interrupt fails now and then.
  */
 struct usage_map {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 16384);
 	__type(key, struct usage_key);
 	__type(value, struct usage);
@@ -42,10 +46,7 @@ struct {
 	__array(values, struct usage_map);
 } usages SEC(".maps");
 
-/*
- * Not per CPU: most updates hit row_caches, and few arrive here. Preallocated, because
- * an allocation in an interrupt fails now and then.
- */
+/* Likewise. */
 struct latency_map {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 32768);
@@ -80,7 +81,7 @@ struct {
  * so that the totals of devices stay right. User space never empties it.
  */
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 4096);
 	__type(key, struct usage_key);
 	__type(value, struct usage);
@@ -122,22 +123,6 @@ struct {
 	__uint(max_entries, 1 << 20);
 	__type(value, struct notice);
 } notices SEC(".maps");
-
-/* The last cgroup that made a folio dirty, where that is not the folio's own owner. */
-struct note {
-	__u64 cgroup;
-	__u64 mapping; /* struct address_space *; mapping and index keep a reused folio from inheriting the note */
-	__u64 index;
-	__u32 pid;
-	__u32 pad;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 131072);
-	__type(key, __u64); /* struct folio * */
-	__type(value, struct note);
-} notes SEC(".maps");
 
 /* Removed owners: since 7.1 their obj_cgroup gives its pages to the parent (core.bpf.c). */
 struct {

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * What changed in the kernel between 5.10 and 7.x, one accessor for each change. Each
- * checks that the field or type exists instead of the kernel's version: distributions
- * backport. A flavour has the name of the last or first release with it.
+ * Pages, folios and the files that they belong to. What changed in the kernel between
+ * 5.10 and 7.x has one accessor for each change. Each checks that the field or type
+ * exists instead of the kernel's version: distributions backport. A flavour has the
+ * name of the last or first release with it.
  */
-#ifndef IOTRACE_COMPAT_H
-#define IOTRACE_COMPAT_H
+#ifndef IOTRACE_PAGE_H
+#define IOTRACE_PAGE_H
 
+#include "field.h"
 #include "kernel.h"
-#include <bpf/bpf_helpers.h>
-#include <bpf/bpf_core_read.h>
 
 #define IOT_PAGE_SHIFT 12 /* x86-64, and arm64 as distributions build it */
 
@@ -63,45 +63,7 @@ struct obj_cgroup___7_1 {
 	bool is_root;
 };
 
-/* The disk moved from the request to its queue in 5.17 (f3fa33acca9f, "block: remove the ->rq_disk field in struct request"). */
-struct request___5_16 {
-	struct gendisk *rq_disk;
-};
-
-/* A bio pointed to its disk until 5.11, then to a block_device (309dca309fc3, "block: store a block_device pointer in struct bio"). */
-struct bio___5_11 {
-	struct gendisk *bi_disk;
-};
-
-struct block_device___5_12 {
-	struct gendisk *bd_disk;
-};
-
-struct bio___5_12 {
-	struct block_device___5_12 *bi_bdev;
-};
-
 #pragma clang attribute pop
-
-/*
- * Reads one field. The pointer is evaluated first: else CO-RE would also relocate the
- * access to the member of our own struct that holds the pointer.
- */
-#define FIELD(ptr, field)                         \
-	({                                        \
-		typeof(ptr) __from = (ptr);       \
-		BPF_CORE_READ(__from, field);     \
-	})
-
-static __always_inline struct gendisk *iot_bio_disk(const struct bio *bio)
-{
-	const struct bio___5_11 *old = (const void *)bio;
-	const struct bio___5_12 *new = (const void *)bio;
-
-	if (bpf_core_field_exists(old->bi_disk))
-		return FIELD(old, bi_disk);
-	return BPF_CORE_READ(new, bi_bdev, bd_disk);
-}
 
 /* The folio of a page whose compound_head or compound_info is info. */
 static __always_inline struct folio *iot_head(const struct page *page, unsigned long info)
@@ -214,9 +176,40 @@ static __always_inline unsigned long iot_words_owner(const struct page_words *wo
 	return IOT_WORD(words, struct page___5_15, memcg_data);
 }
 
+#define IOT_FUSE_SUPER_MAGIC 0x65735546 /* include/uapi/linux/magic.h */
+
 static __always_inline __u64 iot_inode_number(const struct inode *inode)
 {
 	return FIELD(inode, i_ino);
+}
+
+static __always_inline __u32 iot_inode_dev(const struct inode *inode)
+{
+	return BPF_CORE_READ(inode, i_sb, s_dev);
+}
+
+static __always_inline __u32 iot_file_dev(const struct file *file)
+{
+	return BPF_CORE_READ(file, f_inode, i_sb, s_dev);
+}
+
+/*
+ * The inode that contains an address_space, without a read. For block devices and a
+ * few other oddities it is not the mapping's host, but never for FUSE.
+ */
+static __always_inline struct inode *iot_mapping_inode(const struct address_space *mapping)
+{
+	return (void *)mapping - bpf_core_field_offset(struct inode, i_data);
+}
+
+/*
+ * Whether no page of the file is dirty or being written. The page cache's xarray has
+ * its marks in xa_flags, above the six real flags (include/linux/xarray.h, since
+ * 4.20).
+ */
+static __always_inline bool iot_mapping_is_clean(const struct address_space *mapping)
+{
+	return !(FIELD(mapping, i_pages.xa_flags) >> 6);
 }
 
 #define IOT_OWNER_SLAB 1UL

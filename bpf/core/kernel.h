@@ -2,7 +2,8 @@
 /*
  * The kernel types and fields that the programs read. CO-RE finds the real offsets
  * when a program is loaded, so no vmlinux.h is needed, and a reader sees at once what
- * we depend on. Fields that changed between 5.10 and 7.x are in compat.h.
+ * we depend on. What changed between 5.10 and 7.x is in page.h, what only one
+ * source reads in its types.h.
  */
 #ifndef IOTRACE_KERNEL_H
 #define IOTRACE_KERNEL_H
@@ -60,21 +61,6 @@ struct task_struct {
 
 #define PF_KTHREAD 0x00200000
 
-/* waiting */
-
-struct swait_queue {
-	struct task_struct *task;
-	struct list_head task_list;
-};
-
-struct swait_queue_head {
-	struct list_head task_list;
-};
-
-struct completion {
-	struct swait_queue_head wait;
-};
-
 /* memory */
 
 struct mem_cgroup {
@@ -128,10 +114,6 @@ struct gendisk {
 	int first_minor;
 };
 
-struct request_queue {
-	struct gendisk *disk;
-};
-
 struct bvec_iter {
 	__u64 bi_sector;
 	unsigned int bi_size;
@@ -161,21 +143,6 @@ struct bio {
 	unsigned int bi_opf;
 	unsigned short bi_vcnt;
 	struct bio_vec *bi_io_vec;
-};
-
-enum mq_rq_state {
-	MQ_RQ_IDLE = 0, /* not (or no longer) with the driver */
-};
-
-struct request {
-	struct request_queue *q;
-	unsigned int cmd_flags;
-	unsigned int __data_len;
-	__u64 __sector;
-	struct bio *bio;
-	struct bio *biotail;
-	__u64 start_time_ns;
-	enum mq_rq_state state;
 };
 
 /* modules: the name alone; MODULE_NAME_LEN is 56 on 64 bit */

@@ -9,7 +9,6 @@
  * writer's cgroup, and nothing is done; else a note is left.
  */
 #include "arch.h"
-#include "inode.h"
 #include "owner.h"
 
 const volatile bool note_inodes = false; /* a source wants the last dirtier of each inode */
@@ -72,17 +71,14 @@ static __always_inline int iot_dirty(struct folio *folio, struct address_space *
 	key = (__u64)folio;
 	memcg = iot_word_memcg(iot_folio_owner_word(folio));
 	if (!by_process && memcg && FIELD(memcg, css.cgroup) == cgroup) {
-		if (iot_notes_live()) /* there may be a note of another writer */
+		if (iot_have_notes(IOT_FOLIO_NOTES)) /* there may be a note of another writer */
 			bpf_map_delete_elem(&notes, &key);
 		return 0;
 	}
 	note.cgroup = iot_cgroup_id(cgroup);
 	note.mapping = (__u64)mapping;
 	note.index = iot_folio_index(folio);
-	if (by_process) {
-		note.pid = FIELD(task, tgid);
-		iot_name_process(task, note.pid);
-	}
+	note.pid = iot_pid_of(task);
 	bpf_map_update_elem(&notes, &key, &note, BPF_ANY);
 	bpf_map_update_elem(&notes_live, &zero, &one, BPF_ANY);
 	iot_lost(IOT_NOTES_WRITTEN, 1);

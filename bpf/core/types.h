@@ -40,7 +40,6 @@ enum iot_basis {
 
 enum iot_flag {
 	IOT_META = 1, /* file-system metadata or journal (REQ_META) */
-	IOT_REQUEUED = 2, /* given back to the queue: must be subtracted */
 	IOT_APP = 4, /* application level: system calls, not the wire */
 	IOT_ERROR = 8, /* the request failed */
 };
@@ -105,6 +104,29 @@ struct row_cache {
 	struct cached_latency latency[IOT_CACHE_ROWS];
 };
 
+/*
+ * A request between its begin and its end: flight.h. It has the size of a cache line.
+ */
+struct flight {
+	__u64 id; /* the request's address in the kernel; 0: free */
+	__u64 issued; /* 0: not known */
+	struct usage_key usage; /* its row, or the first of its rows */
+	__u64 offset; /* bytes from the start of the device or file */
+	__u64 word; /* the source's own */
+	__u32 bytes; /* as asked for */
+	__u32 state; /* of enum iot_flight_state */
+};
+
+enum iot_flight_state {
+	IOT_RECORDED = 1, /* --events has it already */
+	IOT_SEVERAL = 2, /* it has several owners */
+	IOT_LATE = 4, /* block: its owner is looked for at its end, it is not booked yet */
+	IOT_BACK = 8, /* block: requeued, and not issued again yet */
+	IOT_SUBMITTED = 16, /* fuse: submitted, and not sent yet */
+	IOT_OVER = 32, /* nfs: ended, but the kernel may send it once more */
+	IOT_BY_FUNCTION = 64, /* nfs: booked by the function; its tracepoint must not book it again */
+};
+
 /* The backing file of a loop device. */
 struct loop_file {
 	__u64 ino;
@@ -124,7 +146,7 @@ struct file_page {
 #define IOT_ANY_PAGE (~0ULL)
 
 struct page_note {
-	__u64 owner; /* packed: owner.h */
+	__u64 owner; /* packed: cgroup.h */
 	__u32 pid;
 	__u32 pad;
 };

@@ -18,9 +18,9 @@
  * All of these are part of vmlinux: the vxlan module need not be loaded, and may be
  * loaded and unloaded at any time.
  */
-#include "iotrace.h"
-#include "compat.h"
-#include "arch.h"
+#include "core/types.h"
+#include "core/page.h"
+#include "core/arch.h"
 
 const volatile __u32 hierarchy_id = 0; /* the hierarchy that names cgroups: 0 is cgroup2 */
 

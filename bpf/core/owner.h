@@ -20,106 +20,15 @@
 #ifndef IOTRACE_OWNER_H
 #define IOTRACE_OWNER_H
 
-#include "compat.h"
-#include "maps.h"
+#include "note.h"
 
-#define IOT_ROOT_CGROUP 1ULL /* kernfs id of the root directory of every hierarchy */
 #define S_IFMT 00170000
 #define S_IFBLK 0060000
-
-struct owner {
-	__u64 cgroup; /* IOT_CGROUP_NONE until found */
-	__u32 pid;
-	__u32 fsdev;
-	__u8 basis;
-};
-
-/*
- * An owner in one word: with it the functions that find owners can be global. The
- * verifier looks at a global function once instead of once for each caller, and
- * loading takes a tenth of the time. The basis takes three bits from the upper half of
- * a kernfs id, a generation that never grows so large.
- */
-#define IOT_BASIS_SHIFT 61
-#define IOT_PACKED_CGROUP ((1ULL << IOT_BASIS_SHIFT) - 1)
-
-static __always_inline __u64 iot_pack(__u64 cgroup, __u64 basis)
-{
-	return (cgroup & IOT_PACKED_CGROUP) | basis << IOT_BASIS_SHIFT;
-}
-
-static __always_inline __u64 iot_packed_cgroup(__u64 packed)
-{
-	__u64 cgroup = packed & IOT_PACKED_CGROUP;
-
-	return cgroup == (IOT_CGROUP_KERNEL & IOT_PACKED_CGROUP) ? IOT_CGROUP_KERNEL : cgroup;
-}
-
-static __always_inline __u8 iot_packed_basis(__u64 packed)
-{
-	return packed >> IOT_BASIS_SHIFT;
-}
 
 enum pageflags {
 	PG_head = 16,
 	PG_swapbacked = 18,
 };
-
-/*
- * Whether there may be notes of a kind; before that, no program looks for one.
- * 0 is for notes, set with the first one; 1 for loop_notes, set by user space.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2);
-	__type(key, __u32);
-	__type(value, __u32);
-} notes_live SEC(".maps");
-
-#define IOT_FOLIO_NOTES 0
-#define IOT_LOOP_NOTES 1
-
-static __always_inline bool iot_have_notes(__u32 kind)
-{
-	__u32 *live = bpf_map_lookup_elem(&notes_live, &kind);
-
-	return live && *live;
-}
-
-static __always_inline bool iot_notes_live(void)
-{
-	return iot_have_notes(IOT_FOLIO_NOTES);
-}
-
-/*
- * Owners of pages of a loop device's backing file: those whose requests made its
- * kernel thread touch the page. On cgroup v1, and on v2 without the io controller,
- * the kernel charges these pages to the root.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 131072);
-	__type(key, struct file_page);
-	__type(value, struct page_note);
-} loop_notes SEC(".maps");
-
-static __always_inline struct cgroup *iot_task_cgroup(struct task_struct *task)
-{
-	struct css_set *set = FIELD(task, cgroups);
-	struct cgroup_subsys_state *css = NULL;
-
-	if (!hierarchy_id)
-		return FIELD(set, dfl_cgrp);
-	bpf_probe_read_kernel(&css, sizeof(css),
-			      (void *)set + bpf_core_field_offset(struct css_set, subsys) +
-			      bpf_core_enum_value(enum cgroup_subsys_id, memory_cgrp_id) * sizeof(css));
-	return FIELD(css, cgroup);
-}
-
-static __always_inline __u64 iot_cgroup_id(struct cgroup *cgroup)
-{
-	return BPF_CORE_READ(cgroup, kn, id);
-}
 
 /* The memory cgroup behind an owner word; NULL for slabs and uncharged pages. */
 static __always_inline struct mem_cgroup *iot_word_memcg(unsigned long word)
@@ -149,35 +58,6 @@ static __always_inline __u64 iot_word_owner(unsigned long word)
 	return memcg ? BPF_CORE_READ(memcg, css.cgroup, kn, id) : IOT_CGROUP_NONE;
 }
 
-static __always_inline bool iot_is_user_task(struct task_struct *task)
-{
-	return FIELD(task, tgid) && !(FIELD(task, flags) & PF_KTHREAD);
-}
-
-static __always_inline void iot_name_process(struct task_struct *task, __u32 pid)
-{
-	struct comm comm = {}, *old;
-
-	bpf_probe_read_kernel(&comm, sizeof(comm), &task->comm);
-	old = bpf_map_lookup_elem(&comms, &pid);
-	/* It may have executed something else since. */
-	if (!old || __builtin_memcmp(old, &comm, sizeof(comm)))
-		bpf_map_update_elem(&comms, &pid, &comm, BPF_ANY);
-}
-
-/* A task as owner; 0 for a kernel thread. */
-static __always_inline __u64 iot_owner_of_task(struct task_struct *task)
-{
-	if (!iot_is_user_task(task))
-		return 0;
-	return iot_pack(iot_cgroup_id(iot_task_cgroup(task)), IOT_TASK);
-}
-
-static __always_inline __u64 iot_owner_from_task(void)
-{
-	return iot_owner_of_task((void *)bpf_get_current_task());
-}
-
 static __always_inline __u64 iot_owner_from_bio(struct bio *bio)
 {
 	__u64 id;
@@ -186,17 +66,6 @@ static __always_inline __u64 iot_owner_from_bio(struct bio *bio)
 		return 0;
 	id = BPF_CORE_READ(bio, bi_blkg, blkcg, css.cgroup, kn, id);
 	return id > IOT_ROOT_CGROUP ? iot_pack(id, IOT_BIO) : 0;
-}
-
-/* The note on a folio, if it is about this very page of this very file. */
-static __always_inline struct note *iot_note_of(struct folio *folio, struct address_space *mapping)
-{
-	__u64 key = (__u64)folio;
-	struct note *note = bpf_map_lookup_elem(&notes, &key);
-
-	if (!note || note->mapping != (__u64)mapping || note->index != iot_folio_index(folio))
-		return NULL;
-	return note;
 }
 
 static __always_inline bool iot_is_shmem(struct folio *folio)
@@ -210,19 +79,6 @@ static __always_inline bool iot_is_shmem(struct folio *folio)
 
 #define IOT_FOR_WRITE 1U
 #define IOT_FOR_META 2U /* the request is marked as file-system metadata */
-
-static __always_inline struct page_note *iot_loop_note(struct folio *folio, struct address_space *mapping,
-						       bool any)
-{
-	struct inode *inode = FIELD(mapping, host);
-	struct file_page page = {
-		.ino = iot_inode_number(inode),
-		.index = any ? IOT_ANY_PAGE : iot_folio_index(folio),
-		.fsdev = BPF_CORE_READ(inode, i_sb, s_dev),
-	};
-
-	return bpf_map_lookup_elem(&loop_notes, &page);
-}
 
 /* The owner of one folio of a request, packed. bio is 0 where there is none. */
 __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
@@ -244,7 +100,7 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 			return loop->owner;
 	}
 	if (file) {
-		if ((flags & IOT_FOR_WRITE) && iot_notes_live()) {
+		if ((flags & IOT_FOR_WRITE) && iot_have_notes(IOT_FOLIO_NOTES)) {
 			note = iot_note_of(folio, mapping);
 			if (note)
 				return iot_pack(note->cgroup, IOT_DIRTIER);
@@ -298,7 +154,6 @@ __noinline __u32 iot_folio_pid(__u64 folio_addr, __u64 owner, __u32 flags)
 	struct task_struct *task;
 	struct page_note *loop;
 	struct note *note;
-	__u32 pid;
 
 	if (iot_mapping_is_file(mapping) && iot_have_notes(IOT_LOOP_NOTES)) {
 		loop = iot_loop_note(folio, mapping, false);
@@ -313,15 +168,7 @@ __noinline __u32 iot_folio_pid(__u64 folio_addr, __u64 owner, __u32 flags)
 	task = (void *)bpf_get_current_task();
 	if (!iot_is_user_task(task) || iot_cgroup_id(iot_task_cgroup(task)) != iot_packed_cgroup(owner))
 		return 0;
-	pid = FIELD(task, tgid);
-	iot_name_process(task, pid);
-	return pid;
-}
-
-static __always_inline void iot_unpack(struct owner *o, __u64 packed)
-{
-	o->cgroup = iot_packed_cgroup(packed);
-	o->basis = iot_packed_basis(packed);
+	return iot_pid_of(task);
 }
 
 /*
@@ -355,10 +202,8 @@ static __always_inline void iot_owner_without_pages(struct owner *o, struct bio 
 	if (!owner)
 		owner = iot_pack(IOT_CGROUP_KERNEL, IOT_NONE);
 	iot_unpack(o, owner);
-	if (by_process && iot_is_user_task(task)) {
-		o->pid = FIELD(task, tgid);
-		iot_name_process(task, o->pid);
-	}
+	if (by_process && iot_is_user_task(task))
+		o->pid = iot_pid_of(task);
 }
 
 #endif

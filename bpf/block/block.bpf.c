@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/*
+ * Source block: requests that the block layer hands to a driver.
+ *
+ * block_rq_issue counts bytes and operations under their owners; block_rq_requeue
+ * notes what the driver did not accept, so that it is not counted again and totals
+ * equal /proc/diskstats; block_rq_complete adds device latency and errors. All of them
+ * pass a request pointer, on every kernel since 5.10. Until 5.11 (a54895fa057c)
+ * block_rq_issue has a queue before it: user space sets rq_is_second_arg then.
+ *
+ * Each hook exists as raw tracepoint and as BTF-typed tracepoint, whose loads are
+ * cheaper. User space keeps the one that the kernel allows.
+ */
+#include "request.h"
+
+#define RQ_ARG ((struct request *)(rq_is_second_arg ? ctx[1] : ctx[0]))
+
+SEC("raw_tp/block_rq_issue")
+int iot_rq_issue(__u64 *ctx)
+{
+	return iot_issue(RQ_ARG, false, IOT_WALK_ISSUE);
+}
+
+SEC("tp_btf/block_rq_issue")
+int iot_rq_issue_btf(__u64 *ctx)
+{
+	return iot_issue(RQ_ARG, true, IOT_WALK_ISSUE);
+}
+
+SEC("raw_tp/block_rq_issue")
+int iot_rq_issue_redundant(__u64 *ctx)
+{
+	return iot_issue_redundant(RQ_ARG, false);
+}
+
+SEC("tp_btf/block_rq_issue")
+int iot_rq_issue_redundant_btf(__u64 *ctx)
+{
+	return iot_issue_redundant(RQ_ARG, true);
+}
+
+SEC("raw_tp/block_rq_requeue")
+int iot_rq_requeue(__u64 *ctx)
+{
+	return iot_requeue(RQ_ARG);
+}
+
+SEC("raw_tp/block_rq_complete")
+int iot_rq_complete(__u64 *ctx)
+{
+	return iot_complete((struct request *)ctx[0], ctx[1], ctx[2], false);
+}
+
+SEC("tp_btf/block_rq_complete")
+int iot_rq_complete_btf(__u64 *ctx)
+{
+	return iot_complete((struct request *)ctx[0], ctx[1], ctx[2], true);
+}
+
+SEC("raw_tp/block_bio_queue")
+int iot_bio_queue(__u64 *ctx)
+{
+	__u64 bio;
+
+	/*
+	 * Two loads that clang must not merge: it would add to ctx and load once, which
+	 * the verifier of 5.10 refuses. Only one of them may run: a program that loads a
+	 * second argument is refused by a tracepoint with one.
+	 */
+	if (bio_is_second_arg) {
+		bio = ctx[1];
+		asm volatile("/* second */" : "+r"(bio));
+	} else {
+		bio = ctx[0];
+		asm volatile("/* first */" : "+r"(bio));
+	}
+	return iot_bio((struct bio *)bio);
+}
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";

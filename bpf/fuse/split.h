@@ -1,0 +1,196 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * Writeback requests with pages of several owners. What the daemon took is known at
+ * the request's end only, so the parts are kept until then.
+ *
+ * The walk over the pages has its state here, so that a step needs only the request's
+ * id as argument: the verifier looks at such functions once.
+ */
+#ifndef IOTRACE_FUSE_SPLIT_H
+#define IOTRACE_FUSE_SPLIT_H
+
+#include "core/owner.h"
+#include "types.h"
+
+#define IOT_PAGE_SIZE (1U << IOT_PAGE_SHIFT)
+/*
+ * Three nested loops of this many rounds: at most 4,096 pages of a request are looked
+ * at, 16 MiB. The kernel's limit is 1 MiB unless fs.fuse.max_pages_limit (6.13) was
+ * raised. Plain loops over global functions are quick to verify and work without
+ * bpf_loop, which 5.10 refuses even where it does not run.
+ */
+#define IOT_TURNS 16
+#define IOT_PARTS 16 /* most owners of a request that are booked separately */
+
+struct part {
+	__u64 owner; /* packed */
+	__u32 pid;
+	__u32 bytes;
+};
+
+struct split {
+	struct part parts[IOT_PARTS]; /* those in use have bytes */
+	struct part run; /* adjacent pages of one owner, not among the parts yet */
+	struct part unknown; /* owner of the pages that left the page cache */
+	__u64 mapping;
+	__u64 offset; /* of the next byte */
+	__u64 folio; /* of the page before */
+	__u32 left; /* bytes still to come */
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64); /* as in flights */
+	__type(value, struct split);
+} splits SEC(".maps");
+
+static const struct split no_split;
+
+/*
+ * The folio of a file's page in the page cache; 0 when there is none. This walks down
+ * the xarray (include/linux/xarray.h, 4.20): an entry with the low bits 10 is a node,
+ * a small one of that kind a sibling's slot; an odd entry stands for an evicted page.
+ */
+__noinline __u64 iot_cached_folio(__u64 mapping_addr, __u64 index)
+{
+	struct address_space *mapping = (void *)mapping_addr;
+	__u64 entry = (__u64)FIELD(mapping, i_pages.xa_head), slots, slot;
+	struct xa_node *node;
+	__u8 shift = 0;
+	int i;
+
+	if ((entry & 3) != 2)
+		return index || (entry & 3) ? 0 : entry;
+	for (i = 0; i < 11; i++) { /* 64 bits of index, six to a level */
+		node = (void *)(entry - 2);
+		shift = FIELD(node, shift) & 63;
+		slot = index >> shift;
+		if (!i && slot > 63)
+			return 0; /* beyond the end */
+		slots = (__u64)node + bpf_core_field_offset(struct xa_node, slots);
+		entry = iot_word_at(slots + (slot & 63) * 8);
+		if ((entry & 3) == 2 && entry < 64 * 4)
+			entry = iot_word_at(slots + (entry >> 2) * 8);
+		if (!shift || (entry & 3) != 2)
+			break;
+	}
+	return entry & 3 ? 0 : entry;
+}
+
+/* Adds the run to the parts. */
+__noinline int iot_split_close(__u64 id)
+{
+	struct split *split = bpf_map_lookup_elem(&splits, &id);
+	struct part *part;
+	__u32 i;
+
+	if (!split || !split->run.bytes)
+		return 0;
+	for (i = 0; i < IOT_PARTS; i++) {
+		part = &split->parts[i];
+		if (!part->bytes || (part->owner == split->run.owner && part->pid == split->run.pid))
+			break;
+	}
+	if (i == IOT_PARTS) {
+		iot_lost(IOT_LOST_WALKS, 1);
+		i--;
+	}
+	part = &split->parts[i & (IOT_PARTS - 1)];
+	if (!part->bytes) {
+		part->owner = split->run.owner;
+		part->pid = split->run.pid;
+	}
+	part->bytes += split->run.bytes;
+	split->run.bytes = 0;
+	return 0;
+}
+
+/* Looks at the next page; 1 when there is none. */
+__noinline int iot_split_page(__u64 id)
+{
+	struct split *split = bpf_map_lookup_elem(&splits, &id);
+	__u64 owner, folio;
+	__u32 n, pid = 0;
+
+	if (!split || !split->left)
+		return 1;
+	n = IOT_PAGE_SIZE - (split->offset & (IOT_PAGE_SIZE - 1));
+	if (n > split->left)
+		n = split->left;
+	folio = iot_cached_folio(split->mapping, split->offset >> IOT_PAGE_SHIFT);
+	if (!folio || folio != split->folio) {
+		if (folio) {
+			owner = iot_folio_owner(folio, 0, IOT_FOR_WRITE);
+			if (by_process)
+				pid = iot_folio_pid(folio, owner, IOT_FOR_WRITE);
+		} else {
+			owner = split->unknown.owner;
+			pid = split->unknown.pid;
+		}
+		if (owner != split->run.owner || pid != split->run.pid) {
+			iot_split_close(id);
+			split->run.owner = owner;
+			split->run.pid = pid;
+		}
+		split->folio = folio;
+	}
+	split->run.bytes += n;
+	split->left -= n;
+	split->offset += n;
+	return 0;
+}
+
+/* Look at the next pages; 1 when there are no more. */
+__noinline int iot_split_some(__u64 id)
+{
+	int i;
+
+	for (i = 0; i < IOT_TURNS; i++)
+		if (iot_split_page(id))
+			return 1;
+	return 0;
+}
+
+__noinline int iot_split_more(__u64 id)
+{
+	int i;
+
+	for (i = 0; i < IOT_TURNS; i++)
+		if (iot_split_some(id))
+			return 1;
+	return 0;
+}
+
+/*
+ * Shares out size bytes of a file from offset on among the owners of its pages, which
+ * note may name where they left the page cache. Returns whether there are several;
+ * else run has the only one.
+ */
+static __always_inline bool iot_split_file(struct split *split, __u64 id, struct inode *inode, __u64 offset,
+					   __u32 size, const struct inode_note *note)
+{
+	int i;
+
+	if (note) {
+		split->unknown.owner = iot_pack(note->cgroup, IOT_DIRTIER);
+		split->unknown.pid = note->pid;
+	}
+	split->mapping = (__u64)inode + bpf_core_field_offset(struct inode, i_data);
+	split->offset = offset;
+	split->left = size;
+	for (i = 0; i < IOT_TURNS; i++)
+		if (iot_split_more(id))
+			break;
+	if (split->left) { /* the last owner seen gets the rest */
+		iot_lost(IOT_LOST_WALKS, 1);
+		split->run.bytes += split->left;
+	}
+	if (!split->parts[0].bytes)
+		return false;
+	iot_split_close(id);
+	return true;
+}
+
+#endif
