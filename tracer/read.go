@@ -25,7 +25,6 @@ const minBatch = 128
 type doubleBuffer struct {
 	outer        *ebpf.Map
 	inUse, spare *ebpf.Map
-	cpus         int
 	first        *ebpf.Map // owned by the object, which closes it
 }
 
@@ -38,19 +37,11 @@ func newDoubleBuffer(spec *ebpf.MapSpec, outer, first *ebpf.Map) (doubleBuffer, 
 	if err != nil {
 		return doubleBuffer{}, fmt.Errorf("making the second totals map: %w", err)
 	}
-	cpus, err := ebpf.PossibleCPU()
-	if err != nil {
-		spare.Close()
-		return doubleBuffer{}, err
-	}
 	if err := outer.Update(uint32(0), first, ebpf.UpdateAny); err != nil {
 		spare.Close()
 		return doubleBuffer{}, fmt.Errorf("setting the totals map: %w", err)
 	}
-	if first.Type() == ebpf.Hash {
-		cpus = 1 // one value for all
-	}
-	return doubleBuffer{outer: outer, inUse: first, spare: spare, first: first, cpus: cpus}, nil
+	return doubleBuffer{outer: outer, inUse: first, spare: spare, first: first}, nil
 }
 
 // Swap gives the programs the spare map and returns the one that they wrote to.
@@ -73,17 +64,16 @@ func (d *doubleBuffer) Close() error {
 	return nil
 }
 
-// drain reads and empties a per-CPU hash that no program writes to. It calls visit
-// for each key, with the values of all CPUs.
-func drain[K, V any](m *ebpf.Map, cpus int, visit func(*K, []V)) error {
+// drain reads and empties a hash that no program writes to.
+func drain[K, V any](m *ebpf.Map, visit func(*K, *V)) error {
 	var cursor ebpf.MapBatchCursor
 	n := min(max(int(m.MaxEntries()), minBatch), batch)
 	keys := make([]K, n)
-	values := make([]V, n*cpus)
+	values := make([]V, n)
 	for {
 		got, err := m.BatchLookupAndDelete(&cursor, keys, values, nil)
 		for i := range got {
-			visit(&keys[i], values[i*cpus:(i+1)*cpus])
+			visit(&keys[i], &values[i])
 		}
 		if errors.Is(err, ebpf.ErrKeyNotExist) {
 			return nil
@@ -202,14 +192,7 @@ func (t *Tracer) read(last bool) (*Interval, error) {
 		r.Bytes += bytes
 		r.Ops += ops
 	}
-	err = drain(usage, t.usage.cpus, func(k *bpf.CoreUsageKey, values []bpf.CoreUsage) {
-		var bytes, ops uint64
-		for i := range values {
-			bytes += values[i].Bytes
-			ops += values[i].Ops
-		}
-		book(k, bytes, ops)
-	})
+	err = drain(usage, func(k *bpf.CoreUsageKey, v *bpf.CoreUsage) { book(k, v.Bytes, v.Ops) })
 	if err != nil {
 		return nil, err
 	}
@@ -330,12 +313,7 @@ func (t *Tracer) readLatency(caches []bpf.CoreRowCache, row func(Key) *Row) erro
 		g.sum += v.Sum
 		g.max = max(g.max, v.Max)
 	}
-	err = drain(m, t.latency.cpus, func(k *bpf.CoreLatencyKey, values []bpf.CoreLatency) {
-		for i := range values {
-			book(k, &values[i])
-		}
-	})
-	if err != nil {
+	if err := drain(m, book); err != nil {
 		return err
 	}
 	for i := range caches {
@@ -374,7 +352,7 @@ func (t *Tracer) takeCache(generation uint32) ([]bpf.CoreRowCache, error) {
 		return nil, fmt.Errorf("reading the row cache: %w", err)
 	}
 	if t.noCaches == nil {
-		t.noCaches = make([]bpf.CoreRowCache, t.usage.cpus)
+		t.noCaches = make([]bpf.CoreRowCache, len(t.caches))
 	}
 	if err := m.Update(generation, t.noCaches, ebpf.UpdateAny); err != nil {
 		return nil, fmt.Errorf("emptying the row cache: %w", err)

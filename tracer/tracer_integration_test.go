@@ -106,7 +106,7 @@ func TestSeatsTaken(t *testing.T) {
 		{"none again", nil, true},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			caches := make([]bpf.CoreRowCache, tr.usage.cpus)
+			caches := make([]bpf.CoreRowCache, ebpf.MustPossibleCPU())
 			for i := range caches {
 				for _, n := range tc.taken {
 					caches[i].Seats[n] = 1
