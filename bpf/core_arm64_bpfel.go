@@ -18,14 +18,6 @@ type CoreComm struct {
 	Name [16]int8
 }
 
-type CoreFilePage struct {
-	_     structs.HostLayout
-	Ino   uint64
-	Index uint64
-	Fsdev uint32
-	Pad   uint32
-}
-
 type CoreInodeNote struct {
 	_      structs.HostLayout
 	Cgroup uint64
@@ -71,13 +63,6 @@ type CoreNotice struct {
 	Kind   uint32
 	Len    uint32
 	Text   [1024]int8
-}
-
-type CorePageNote struct {
-	_     structs.HostLayout
-	Owner uint64
-	Pid   uint32
-	Pad   uint32
 }
 
 type CoreRecordBatch struct {

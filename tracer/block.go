@@ -9,15 +9,13 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-// requestsSkipped is the limitation of a source without its redundant hooks.
-var requestsSkipped = Limitation{Text: "a request is not counted when the kernel skips the program that counts it"}
-
 // openBlock attaches the block source.
 func openBlock(c *loader) (*object, error) {
 	spec, err := bpf.LoadBlock()
 	if err != nil {
 		return nil, fmt.Errorf("reading the block object: %w", err)
 	}
+	notes := spec.Maps[bpf.BlockMapLoopNotes].InnerMap.Copy()
 	if c.tracepointArgs("block_rq_issue") == 2 {
 		if err := spec.Variables[bpf.BlockVarRqIsSecondArg].Set(true); err != nil {
 			return nil, err
@@ -40,22 +38,18 @@ func openBlock(c *loader) (*object, error) {
 			{kind: btfTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssueBtf},
 			{kind: rawTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssue},
 		}})
-	// The redundant program looks at what is in flight, for each request. Before 7.0
-	// programs on tracepoints are not preempted: there it would find next to nothing.
-	if c.preempts {
-		if err := spec.Variables[bpf.BlockVarHasRedundant].Set(true); err != nil {
-			return nil, err
-		}
-		signals = append(signals, signal{hooks: []hook{
-			{kind: btfTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssueRedundantBtf, redundant: true},
-			{kind: rawTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssueRedundant, redundant: true},
-		}, optional: requestsSkipped})
+	signals = append(signals, redundant(c.preempts(),
+		hook{kind: btfTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssueRedundantBtf},
+		hook{kind: rawTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssueRedundant},
+	)...)
+	if err := spec.Variables[bpf.BlockVarHasRedundant].Set(c.preempts()); err != nil {
+		return nil, err
 	}
 	o, err := c.load(spec, signals, ebpf.ProgramOptions{})
 	if err != nil {
 		return nil, err
 	}
-	l := newLoops(o.maps[bpf.BlockMapLoopFiles], c.shared[bpf.CoreMapNotesLive])
+	l := newLoops(o.maps[bpf.BlockMapLoopFiles], c.shared[bpf.CoreMapLoopNotes], notes)
 	s := newStack(c.core, o)
 	o.refresh = func(change func(func())) error { return errors.Join(l.scan(), s.scan(change)) }
 	o.watch = l.watch

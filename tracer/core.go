@@ -11,7 +11,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
-	"github.com/cilium/ebpf/features"
+	"golang.org/x/sys/unix"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
@@ -25,12 +25,11 @@ var sharedMaps = []string{
 
 // core is what all sources share: what this kernel offers, and the maps.
 type core struct {
-	opt      Options
-	log      *slog.Logger
-	tracefs  string
-	preempts bool // the kernel preempts programs on tracepoints and skips others for it: since 7.0
-	shared   map[string]*ebpf.Map
-	seats    seats
+	opt     Options
+	log     *slog.Logger
+	tracefs string
+	shared  map[string]*ebpf.Map
+	seats   seats
 }
 
 func newCore(opt Options) *core {
@@ -42,9 +41,6 @@ func newCore(opt Options) *core {
 		}
 	}
 	clearProbes(c.tracefs, "/proc")
-	if version, err := features.LinuxVersionCode(); err == nil {
-		c.preempts = version >= 7<<16
-	}
 	return c
 }
 
@@ -92,7 +88,7 @@ func (c *core) tune(spec *ebpf.CollectionSpec) error {
 }
 
 // size gives the shared maps the sizes that the options ask for.
-func (c *core) size(spec *ebpf.CollectionSpec) {
+func (c *loader) size(spec *ebpf.CollectionSpec) {
 	groups := c.opt.MaxGroups
 	for name, entries := range map[string]uint32{
 		bpf.CoreMapUsageA:   groups,
@@ -102,9 +98,14 @@ func (c *core) size(spec *ebpf.CollectionSpec) {
 	} {
 		spec.Maps[name].MaxEntries = entries
 	}
-	// Only a template: since 5.10 (134fede4eecf) the inner hashes may have any size.
-	spec.Maps[bpf.CoreMapUsages].InnerMap.MaxEntries = 1
-	spec.Maps[bpf.CoreMapLatencies].InnerMap.MaxEntries = 1
+	// Only templates: since 5.10 (134fede4eecf) the inner hashes may have any size.
+	for _, name := range []string{bpf.CoreMapUsages, bpf.CoreMapLatencies, bpf.CoreMapLoopNotes} {
+		spec.Maps[name].InnerMap.MaxEntries = 1
+	}
+	if c.allocates() {
+		spec.Maps[bpf.CoreMapLatencyA].Flags |= unix.BPF_F_NO_PREALLOC
+		spec.Maps[bpf.CoreMapLatencies].InnerMap.Flags |= unix.BPF_F_NO_PREALLOC
+	}
 	if c.opt.Records == nil {
 		spec.Maps[bpf.CoreMapRecords].MaxEntries = uint32(os.Getpagesize())
 	}
@@ -114,6 +115,29 @@ func (c *core) size(spec *ebpf.CollectionSpec) {
 	if !c.opt.ByProcess {
 		spec.Maps[bpf.CoreMapComms].MaxEntries = 1
 	}
+	if !c.pagesHandedToParents() {
+		spec.Maps[bpf.CoreMapDeadOwners].MaxEntries = 1
+	}
+	if !c.opt.needsInodes() {
+		spec.Maps[bpf.CoreMapInodeNotes].MaxEntries = 1
+	}
+}
+
+// preempts tells whether this kernel preempts programs on tracepoints, and skips others
+// meanwhile. It does where tracepoints read their list of programs under SRCU-fast
+// instead of with preemption disabled (a46023d5616e, in 7.0): no other code of the
+// kernel uses this guard.
+func (c *loader) preempts() bool {
+	var guard *btf.Typedef
+	return c.types.TypeByName("class_srcu_fast_notrace_t", &guard) == nil
+}
+
+// allocates tells whether programs may allocate the elements of maps anywhere: since
+// 6.1 the kernel has an allocator for that (7c8199e24fa0). A latency whose element it
+// could not allocate in an interrupt is counted as lost.
+func (c *loader) allocates() bool {
+	var st *btf.Struct
+	return c.types.TypeByName("bpf_mem_alloc", &st) == nil
 }
 
 // maxLatencies bounds each of the two maps of latencies to some 60 MiB.

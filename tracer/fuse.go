@@ -31,7 +31,7 @@ func planFUSE(c *loader, future bool) (*plan, error) {
 	if err := spec.Variables[bpf.FUSEVarLayoutAssumed].Set(kernel.assumed); err != nil {
 		return nil, fmt.Errorf("setting the layout: %w", err)
 	}
-	return &plan{spec, kernel.signals(c.opt.App, c.preempts), ebpf.ProgramOptions{}, kernel.sums}, nil
+	return &plan{spec, kernel.signals(c.opt.App, c.preempts()), ebpf.ProgramOptions{}, kernel.sums}, nil
 }
 
 // fuseKernel is what this kernel's FUSE is like.
@@ -270,7 +270,7 @@ func (k *fuseKernel) signals(app, preempts bool) []signal {
 		bpf.FUSEProgIotFuseBackgroundFentry, bpf.FUSEProgIotFuseBackgroundKprobe)}
 	var send signal
 	switch {
-	case k.has("btf_trace_fuse_request_send"):
+	case k.hasTracepoints():
 		send.hooks = []hook{{kind: rawTracepoint, target: "fuse_request_send", program: bpf.FUSEProgIotFuseRequestSend}}
 		end.hooks = []hook{{kind: rawTracepoint, target: "fuse_request_end", program: bpf.FUSEProgIotFuseRequestEnd}}
 		if preempts {
@@ -284,22 +284,31 @@ func (k *fuseKernel) signals(app, preempts bool) []signal {
 		send.hooks = probes("fuse_simple_request", bpf.FUSEProgIotFuseRequestFentry, bpf.FUSEProgIotFuseRequestKprobe)
 	}
 	// The end first: a request must not be sent and answered unseen while we attach.
-	signals := []signal{end, background, send}
-	if send.hooks[0].kind == rawTracepoint {
-		// Behind the first ones: programs run in the order in which they were attached.
-		redundant := func(tracepoint string, programs ...string) {
-			if !preempts {
-				programs = programs[:1]
-			}
-			for _, p := range programs {
-				signals = append(signals, signal{hooks: []hook{{kind: rawTracepoint, target: tracepoint, program: p, redundant: true}}, optional: requestsSkipped})
-			}
-		}
-		redundant("fuse_request_end", bpf.FUSEProgIotFuseRequestEndSecond, bpf.FUSEProgIotFuseRequestEndThird)
-		redundant("fuse_request_send", bpf.FUSEProgIotFuseRequestSendSecond, bpf.FUSEProgIotFuseRequestSendThird)
-	}
+	signals := append([]signal{end, background, send}, k.redundant(preempts)...)
 	if app {
 		signals = append(signals, k.appSignals()...)
+	}
+	return signals
+}
+
+// hasTracepoints tells whether tracepoints see requests: since 6.12.
+func (k *fuseKernel) hasTracepoints() bool { return k.has("btf_trace_fuse_request_send") }
+
+// redundant returns the second and third programs at the tracepoints. There is a third
+// one because the second can be skipped as well: it may be preempted itself, and while
+// this process reads maps kprobes are skipped too.
+func (k *fuseKernel) redundant(preempts bool) []signal {
+	if !k.hasTracepoints() {
+		return nil
+	}
+	var signals []signal
+	for _, h := range []hook{
+		{kind: rawTracepoint, target: "fuse_request_end", program: bpf.FUSEProgIotFuseRequestEndSecond},
+		{kind: rawTracepoint, target: "fuse_request_end", program: bpf.FUSEProgIotFuseRequestEndThird},
+		{kind: rawTracepoint, target: "fuse_request_send", program: bpf.FUSEProgIotFuseRequestSendSecond},
+		{kind: rawTracepoint, target: "fuse_request_send", program: bpf.FUSEProgIotFuseRequestSendThird},
+	} {
+		signals = append(signals, redundant(preempts, h)...)
 	}
 	return signals
 }

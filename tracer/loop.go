@@ -21,18 +21,33 @@ import (
 // the I/O of the loop driver's kernel thread counts for the user of the device.
 type loops struct {
 	files   *ebpf.Map
-	live    *ebpf.Map
+	outer   *ebpf.Map     // has room for the map of notes
+	notes   *ebpf.MapSpec // of that map; nil once it is there
 	devices *Devices
 
 	mu    sync.Mutex
 	known map[Dev]bpf.BlockLoopFile
 }
 
-// loopNotesLive is IOT_LOOP_NOTES of bpf/core/note.h.
-const loopNotesLive = uint32(1)
+func newLoops(files, outer *ebpf.Map, notes *ebpf.MapSpec) *loops {
+	return &loops{files: files, outer: outer, notes: notes, devices: NewDevices(), known: map[Dev]bpf.BlockLoopFile{}}
+}
 
-func newLoops(files, live *ebpf.Map) *loops {
-	return &loops{files: files, live: live, devices: NewDevices(), known: map[Dev]bpf.BlockLoopFile{}}
+// keepNotes makes the map of notes: see loop_notes in bpf/core/note.h.
+func (l *loops) keepNotes() error {
+	if l.notes == nil {
+		return nil
+	}
+	m, err := ebpf.NewMap(l.notes)
+	if err != nil {
+		return fmt.Errorf("making the map of loop devices' notes: %w", err)
+	}
+	defer m.Close() // outer keeps it
+	if err := l.outer.Update(uint32(0), m, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("storing the map of loop devices' notes: %w", err)
+	}
+	l.notes = nil
+	return nil
 }
 
 // scan brings the map up to date with the loop devices that exist.
@@ -83,8 +98,8 @@ func (l *loops) scan() error {
 			}
 		}
 	}
-	if len(found) > 0 && len(l.known) == 0 {
-		errs = append(errs, l.live.Update(loopNotesLive, uint32(1), ebpf.UpdateAny))
+	if len(found) > 0 {
+		errs = append(errs, l.keepNotes())
 	}
 	l.known = found
 	if err := errors.Join(errs...); err != nil {

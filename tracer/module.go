@@ -19,7 +19,9 @@ import (
 // A raw tracepoint's link holds a reference on the tracepoint's module: the module
 // cannot be unloaded meanwhile. Therefore a source is suspended while nobody uses
 // its module: its pinning links are closed, and its programs stay loaded. A kprobe,
-// which holds no reference, sees the next mount and resumes the source.
+// which holds no reference, sees the next mount and resumes the source. Until the
+// tracepoints are attached again, bridge hooks see requests: kprobes at the functions
+// that contain the tracepoints. Afterwards they would only cost time.
 
 // pins tells whether the module of the hook's place cannot be unloaded while there
 // is a link of this kind.
@@ -39,25 +41,22 @@ func (a *attached) detach() error {
 	return err
 }
 
-// suspend closes the links that pin modules.
-func (o *object) suspend() error {
-	var errs []error
+// dropBridges detaches the hooks that are not needed while all others are attached.
+func (o *object) dropBridges() {
 	for i := range o.hooks {
-		if o.hooks[i].kind.pins() {
-			errs = append(errs, o.hooks[i].detach())
+		if o.hooks[i].bridge {
+			_ = o.hooks[i].detach()
 		}
 	}
-	o.suspended = true
-	return errors.Join(errs...)
 }
 
-// resume attaches again what suspend has detached, in the same order: some programs
+// attachAll attaches the detached hooks that pick wants, in their order: some programs
 // must run behind others.
-func (o *object) resume() error {
+func (o *object) attachAll(pick func(hook) bool) error {
 	var errs []error
 	for i := range o.hooks {
 		a := &o.hooks[i]
-		if a.link != nil {
+		if a.link != nil || !pick(a.hook) {
 			continue
 		}
 		l, err := a.hook.link(a.program)
@@ -67,8 +66,29 @@ func (o *object) resume() error {
 		}
 		a.link = l
 	}
-	o.suspended, o.idleSince = false, time.Time{}
 	return errors.Join(errs...)
+}
+
+// suspend closes the links that pin modules.
+func (o *object) suspend() error {
+	errs := []error{o.attachAll(func(h hook) bool { return h.bridge })}
+	for i := range o.hooks {
+		if o.hooks[i].kind.pins() {
+			errs = append(errs, o.hooks[i].detach())
+		}
+	}
+	o.suspended = true
+	return errors.Join(errs...)
+}
+
+// resume attaches again what suspend has detached.
+func (o *object) resume() error {
+	err := o.attachAll(func(h hook) bool { return !h.bridge })
+	if err == nil {
+		o.dropBridges()
+	}
+	o.suspended, o.idleSince = false, time.Time{}
+	return err
 }
 
 // suspendAfter is how long a module must be unused before its source is suspended:
@@ -170,6 +190,7 @@ func (t *Tracer) arrived(d descriptor, o *object) {
 	delete(t.absent, d.name)
 	delete(t.waiting, d.name)
 	t.objects[d.name] = o
+	o.dropBridges()
 	if t.detached { // while it was loaded
 		for i := range o.hooks {
 			_ = o.hooks[i].detach()

@@ -39,41 +39,35 @@ func planNFS(c *loader, future bool) (*plan, error) {
 	if err := spec.Variables[bpf.NFSVarFromFunctions].Set(module); err != nil {
 		return nil, err
 	}
-	return &plan{spec, nfsSignals(c.opt, module, all), ebpf.ProgramOptions{ExtraRelocationTargets: types}, sums}, nil
+	return &plan{spec, nfsSignals(c.opt, c.preempts(), module, all), ebpf.ProgramOptions{ExtraRelocationTargets: types}, sums}, nil
 }
 
 // nfsSignals lists the hooks. Hooks that see ends come before those that see
 // beginnings: no request may begin and end unseen while we attach.
-func nfsSignals(opt Options, module bool, types []*btf.Spec) []signal {
+func nfsSignals(opt Options, preempts, module bool, types []*btf.Spec) []signal {
 	raw := func(target, program string) []hook {
 		return []hook{{kind: rawTracepoint, target: target, program: program}}
 	}
-	// A second program on the same tracepoint does the work of the first one's skipped
-	// runs. It must be attached after the first: programs run in that order.
-	redundant := func(target, program string) signal {
-		return signal{hooks: raw(target, program), optional: requestsSkipped}
+	var signals []signal
+	// add adds a tracepoint with its program and the redundant one.
+	add := func(target, program, second string, optional Limitation) {
+		signals = append(signals, signal{hooks: raw(target, program), optional: optional})
+		signals = append(signals, redundant(preempts, raw(target, second)...)...)
 	}
-	signals := []signal{
-		{hooks: raw("nfs_refresh_inode_enter", bpf.NFSProgIotRefreshInode), optional: Limitation{
-			Text: "metadata operations are not split by mount", Remedy: "a kernel with the tracepoint nfs:nfs_refresh_inode_enter",
-		}},
-		{hooks: raw("rpc_task_begin", bpf.NFSProgIotRpcTaskBegin), optional: Limitation{
-			Text: "asynchronous metadata operations are unattributed", Remedy: "a kernel with the tracepoint sunrpc:rpc_task_begin",
-		}},
-		redundant("rpc_task_begin", bpf.NFSProgIotRpcTaskBeginRedundant),
-		{hooks: raw("rpc_stats_latency", bpf.NFSProgIotRpcStats), optional: Limitation{
-			Text: "metadata operations and retransmissions are not counted", Remedy: "a kernel with the tracepoint sunrpc:rpc_stats_latency",
-		}},
-		redundant("rpc_stats_latency", bpf.NFSProgIotRpcStatsRedundant),
-		{hooks: raw("nfs_readpage_done", bpf.NFSProgIotReadpageDone)},
-		redundant("nfs_readpage_done", bpf.NFSProgIotReadpageDoneRedundant),
-	}
+	needed := Limitation{}
+	signals = append(signals, signal{hooks: raw("nfs_refresh_inode_enter", bpf.NFSProgIotRefreshInode), optional: Limitation{
+		Text: "metadata operations are not split by mount", Remedy: "a kernel with the tracepoint nfs:nfs_refresh_inode_enter",
+	}})
+	add("rpc_task_begin", bpf.NFSProgIotRpcTaskBegin, bpf.NFSProgIotRpcTaskBeginRedundant, Limitation{
+		Text: "asynchronous metadata operations are unattributed", Remedy: "a kernel with the tracepoint sunrpc:rpc_task_begin",
+	})
+	add("rpc_stats_latency", bpf.NFSProgIotRpcStats, bpf.NFSProgIotRpcStatsRedundant, Limitation{
+		Text: "metadata operations and retransmissions are not counted", Remedy: "a kernel with the tracepoint sunrpc:rpc_stats_latency",
+	})
+	add("nfs_readpage_done", bpf.NFSProgIotReadpageDone, bpf.NFSProgIotReadpageDoneRedundant, needed)
 	if opt.Latency {
-		signals = append(signals,
-			signal{hooks: raw("nfs_writeback_done", bpf.NFSProgIotWritebackDone)},
-			redundant("nfs_writeback_done", bpf.NFSProgIotWritebackDoneRedundant),
-			signal{hooks: raw("nfs_commit_done", bpf.NFSProgIotCommitDone)},
-			redundant("nfs_commit_done", bpf.NFSProgIotCommitDoneRedundant))
+		add("nfs_writeback_done", bpf.NFSProgIotWritebackDone, bpf.NFSProgIotWritebackDoneRedundant, needed)
+		add("nfs_commit_done", bpf.NFSProgIotCommitDone, bpf.NFSProgIotCommitDoneRedundant, needed)
 	}
 	if opt.App {
 		signals = append(signals, nfsAppSignals(types)...)
@@ -99,23 +93,20 @@ func nfsSignals(opt Options, module bool, types []*btf.Spec) []signal {
 	if module {
 		// These see what the tracepoints do not: see iot_from_function in bpf/nfs/wire.h.
 		for _, h := range []hook{
-			{kind: kprobe, target: "nfs_readpage_result", program: bpf.NFSProgIotFunctionReadDone, unlisted: true},
-			{kind: kprobe, target: "nfs_initiate_read", program: bpf.NFSProgIotFunctionRead, unlisted: true},
-			{kind: kprobe, target: "nfs_initiate_write", program: bpf.NFSProgIotFunctionWrite, unlisted: true},
-			{kind: kprobe, target: "nfs_initiate_commit", program: bpf.NFSProgIotFunctionCommit, unlisted: true},
+			{kind: kprobe, target: "nfs_readpage_result", program: bpf.NFSProgIotFunctionReadDone, bridge: true},
+			{kind: kprobe, target: "nfs_initiate_read", program: bpf.NFSProgIotFunctionRead, bridge: true},
+			{kind: kprobe, target: "nfs_initiate_write", program: bpf.NFSProgIotFunctionWrite, bridge: true},
+			{kind: kprobe, target: "nfs_initiate_commit", program: bpf.NFSProgIotFunctionCommit, bridge: true},
 		} {
 			signals = append(signals, signal{hooks: []hook{h}, optional: Limitation{
 				Text: "requests to NFS servers may be missed right after the module is loaded", Remedy: needsKprobes,
 			}})
 		}
 	}
+	add("nfs_initiate_read", bpf.NFSProgIotInitiateRead, bpf.NFSProgIotInitiateReadRedundant, needed)
+	add("nfs_initiate_write", bpf.NFSProgIotInitiateWrite, bpf.NFSProgIotInitiateWriteRedundant, needed)
+	add("nfs_initiate_commit", bpf.NFSProgIotInitiateCommit, bpf.NFSProgIotInitiateCommitRedundant, needed)
 	return append(signals,
-		signal{hooks: raw("nfs_initiate_read", bpf.NFSProgIotInitiateRead)},
-		redundant("nfs_initiate_read", bpf.NFSProgIotInitiateReadRedundant),
-		signal{hooks: raw("nfs_initiate_write", bpf.NFSProgIotInitiateWrite)},
-		redundant("nfs_initiate_write", bpf.NFSProgIotInitiateWriteRedundant),
-		signal{hooks: raw("nfs_initiate_commit", bpf.NFSProgIotInitiateCommit)},
-		redundant("nfs_initiate_commit", bpf.NFSProgIotInitiateCommitRedundant),
 		signal{hooks: []hook{
 			{kind: kprobe, target: nfsMountFunction, program: bpf.NFSProgIotGetTree},
 		}, optional: Limitation{

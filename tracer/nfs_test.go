@@ -19,7 +19,7 @@ func targets(signals []signal) []string {
 // attached one by one: what notes a request's end is there before what notes its
 // beginning, and what names owners before what asks for them.
 func TestNFSSignalOrder(t *testing.T) {
-	got := targets(nfsSignals(Options{Latency: true}, false, nil))
+	got := targets(nfsSignals(Options{Latency: true}, true, false, nil))
 	for _, order := range [][2]string{
 		{"nfs_readpage_done", "nfs_initiate_read"},
 		{"nfs_writeback_done", "nfs_initiate_write"},
@@ -35,10 +35,31 @@ func TestNFSSignalOrder(t *testing.T) {
 	}
 }
 
+// TestNFSRedundant holds that redundant programs are attached only where the kernel can
+// skip the first one, and each behind it.
+func TestNFSRedundant(t *testing.T) {
+	for _, preempts := range []bool{false, true} {
+		seen, second := map[string]bool{}, 0
+		for _, s := range nfsSignals(Options{Latency: true}, preempts, true, nil) {
+			h := s.hooks[0]
+			if h.redundant {
+				second++
+				if !seen[h.target] {
+					t.Errorf("%q: the redundant program is attached first", h.target)
+				}
+			}
+			seen[h.target] = true
+		}
+		if want := map[bool]int{true: 8}[preempts]; second != want {
+			t.Errorf("%d redundant programs, want %d", second, want)
+		}
+	}
+}
+
 // TestNFSLatencyOff holds that without latencies no hook is attached for them. Reads
 // are counted when they come back in any case.
 func TestNFSLatencyOff(t *testing.T) {
-	got := targets(nfsSignals(Options{}, false, nil))
+	got := targets(nfsSignals(Options{}, true, false, nil))
 	for _, name := range []string{"nfs_writeback_done", "nfs_commit_done"} {
 		if slices.Contains(got, name) {
 			t.Errorf("%q is attached without latency", name)
@@ -57,7 +78,7 @@ func TestNFSPrograms(t *testing.T) {
 		t.Fatal(err)
 	}
 	used := map[string]bool{bpf.NFSProgIotAppSplice: true, bpf.NFSProgIotAppEnterFile: true} // only where the module has the function
-	for _, s := range nfsSignals(Options{Latency: true, App: true}, true, nil) {
+	for _, s := range nfsSignals(Options{Latency: true, App: true}, true, true, nil) {
 		for _, h := range s.hooks {
 			for _, name := range []string{h.program, h.entry} {
 				if name == "" {

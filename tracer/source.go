@@ -88,7 +88,9 @@ type hook struct {
 	// redundant hooks run behind another one at the same place and do the work of
 	// the runs that the kernel skipped there: see the covered counter.
 	redundant bool
-	unlisted  bool // sees what another hook may miss; Status.Hooks leaves it out
+	// bridge hooks stand in for tracepoints of a module while those are not attached:
+	// see module.go. Status.Hooks leaves them out.
+	bridge bool
 }
 
 func (h hook) String() string { return h.kind.String() + "/" + h.target }
@@ -100,6 +102,20 @@ type signal struct {
 	// optional is the limitation of a source that does without the signal; zero
 	// when the source needs it.
 	optional Limitation
+}
+
+// redundant returns the signal of a program that does the work of those that the kernel
+// skipped at the same tracepoint: see bpf/core/redundant.h. There is none where the
+// kernel skips no program: see preempts. It must be attached behind the first program,
+// because the kernel runs them in that order.
+func redundant(preempts bool, hooks ...hook) []signal {
+	if !preempts {
+		return nil
+	}
+	for i := range hooks {
+		hooks[i].redundant = true
+	}
+	return []signal{{hooks: hooks, optional: Limitation{Text: "a request is not counted when the kernel skips the program that counts it"}}}
 }
 
 // attached is a signal's hook in place.
@@ -191,6 +207,9 @@ func (c *loader) loadInto(into *object, spec *ebpf.CollectionSpec, signals []sig
 func (c *loader) makeMaps(into *object, spec *ebpf.CollectionSpec) (map[string]*ebpf.ProgramSpec, map[string]*ebpf.Map, error) {
 	if err := c.tune(spec); err != nil {
 		return nil, nil, err
+	}
+	if m := spec.Maps[bpf.FUSEMapAppCalls]; m != nil && !c.opt.App {
+		m.MaxEntries = 1
 	}
 	programs := spec.Programs
 	spec.Programs = map[string]*ebpf.ProgramSpec{}

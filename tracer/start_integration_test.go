@@ -65,7 +65,10 @@ func TestVerified(t *testing.T) {
 		{Latency: true},
 		{Latency: true, ByProcess: true, ByMount: true, App: true, Records: func([]Record) {}},
 	} {
-		tr := open(t, opt)
+		tr, err := New(opt)
+		if err != nil {
+			t.Fatal(err)
+		}
 		for _, a := range tr.attached() {
 			info, err := a.program.Info()
 			if err != nil {

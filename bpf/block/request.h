@@ -187,7 +187,7 @@ static __always_inline int iot_issue(struct request *rq, bool typed, __u32 walk)
 	 */
 	if (f && with_latency)
 		iot_lost(IOT_UNSEEN, 1);
-	if (iot_have_notes(IOT_LOOP_NOTES) && bpf_map_lookup_elem(&loop_files, &usage->dev)) {
+	if (iot_loop_notes() && bpf_map_lookup_elem(&loop_files, &usage->dev)) {
 		r.is_loop = true;
 		r.start = FIELD(rq, __sector) << 9;
 	}

@@ -6,7 +6,7 @@
 #include "core/note.h"
 #include "types.h"
 
-/* Loop devices over files on block devices of this host; user space fills it and sets notes_live. */
+/* Loop devices over files on block devices of this host; user space fills it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 1024);
@@ -77,11 +77,14 @@ __noinline int iot_note_page(__u64 ino, __u64 index, __u64 fsdev_pid, __u64 owne
 {
 	struct file_page page = { .ino = ino, .index = index, .fsdev = fsdev_pid >> 32 };
 	struct page_note note = { .owner = owner, .pid = fsdev_pid }, *old;
+	void *map = iot_loop_notes();
 
+	if (!map)
+		return 0;
 	/* An update of an LRU hash takes several times as long as a lookup. */
-	old = bpf_map_lookup_elem(&loop_notes, &page);
+	old = bpf_map_lookup_elem(map, &page);
 	if (!old || old->owner != owner || old->pid != note.pid)
-		bpf_map_update_elem(&loop_notes, &page, &note, BPF_ANY);
+		bpf_map_update_elem(map, &page, &note, BPF_ANY);
 	return 0;
 }
 

@@ -114,9 +114,9 @@ static __always_inline bool iot_walk_vec(struct walk *w)
 /* Whether a folio surely belongs to the owner of the run: charged to the same, and without a note. */
 static __always_inline bool iot_walk_same(const struct walk *w, __u64 folio, unsigned long word)
 {
-	if (by_process || !word || word != w->word || iot_have_notes(IOT_LOOP_NOTES))
+	if (by_process || !word || word != w->word || iot_loop_notes())
 		return false;
-	return !iot_have_notes(IOT_FOLIO_NOTES) || !bpf_map_lookup_elem(&notes, &folio);
+	return !iot_have_notes() || !bpf_map_lookup_elem(&notes, &folio);
 }
 
 /* Finds the owner of the next folio, and begins a run if it is another one. */

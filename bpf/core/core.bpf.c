@@ -71,7 +71,7 @@ static __always_inline int iot_dirty(struct folio *folio, struct address_space *
 	key = (__u64)folio;
 	memcg = iot_word_memcg(iot_folio_owner_word(folio));
 	if (!by_process && memcg && FIELD(memcg, css.cgroup) == cgroup) {
-		if (iot_have_notes(IOT_FOLIO_NOTES)) /* there may be a note of another writer */
+		if (iot_have_notes()) /* there may be a note of another writer */
 			bpf_map_delete_elem(&notes, &key);
 		return 0;
 	}

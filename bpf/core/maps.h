@@ -46,7 +46,10 @@ struct {
 	__array(values, struct usage_map);
 } usages SEC(".maps");
 
-/* Likewise. */
+/*
+ * Likewise, but where the kernel can allocate elements anywhere, user space has it
+ * allocate those of latencies as they come: few hosts need many.
+ */
 struct latency_map {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 32768);

@@ -28,14 +28,30 @@ struct {
 /*
  * Owners of pages of a loop device's backing file: those whose requests made its
  * kernel thread touch the page. On cgroup v1, and on v2 without the io controller,
- * the kernel charges these pages to the root.
+ * the kernel charges these pages to the root. The map of notes takes 13 MiB: user space
+ * makes it when there is a loop device over a file on a disk.
  */
-struct {
+struct loop_note_map {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 131072);
-	__type(key, struct file_page);
-	__type(value, struct page_note);
+	__uint(key_size, sizeof(struct file_page)); /* by size: an object that has no note has no such type */
+	__uint(value_size, sizeof(struct page_note));
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct loop_note_map);
 } loop_notes SEC(".maps");
+
+/* The map of loop devices' notes; NULL where there is none. */
+static __always_inline void *iot_loop_notes(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&loop_notes, &zero);
+}
 
 /* Who made the pages of an inode dirty, for file systems whose requests do not lead to their pages. */
 struct inode_note {
@@ -51,23 +67,17 @@ struct {
 	__type(value, struct inode_note);
 } inode_notes SEC(".maps");
 
-/*
- * Whether there may be notes of a kind; before that, no program looks for one.
- * 0 is for notes, set with the first one; 1 for loop_notes, set by user space.
- */
+/* Whether there may be notes of folios: set with the first one. Before that, no program looks for one. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2);
+	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, __u32);
 } notes_live SEC(".maps");
 
-#define IOT_FOLIO_NOTES 0
-#define IOT_LOOP_NOTES 1
-
-static __always_inline bool iot_have_notes(__u32 kind)
+static __always_inline bool iot_have_notes(void)
 {
-	__u32 *live = bpf_map_lookup_elem(&notes_live, &kind);
+	__u32 zero = 0, *live = bpf_map_lookup_elem(&notes_live, &zero);
 
 	return live && *live;
 }
@@ -83,7 +93,7 @@ static __always_inline struct note *iot_note_of(struct folio *folio, struct addr
 	return note;
 }
 
-static __always_inline struct page_note *iot_loop_note(struct folio *folio, struct address_space *mapping,
+static __always_inline struct page_note *iot_loop_note(void *map, struct folio *folio, struct address_space *mapping,
 						       bool any)
 {
 	struct inode *inode = FIELD(mapping, host);
@@ -93,7 +103,7 @@ static __always_inline struct page_note *iot_loop_note(struct folio *folio, stru
 		.fsdev = BPF_CORE_READ(inode, i_sb, s_dev),
 	};
 
-	return bpf_map_lookup_elem(&loop_notes, &page);
+	return bpf_map_lookup_elem(map, &page);
 }
 
 static __always_inline bool iot_inode_is_fuse(const struct inode *inode)

@@ -89,18 +89,18 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 	bool file = iot_mapping_is_file(mapping);
 	bool meta = flags & IOT_FOR_META;
 	unsigned short mode = 0;
-	bool loops = file && iot_have_notes(IOT_LOOP_NOTES);
+	void *loops = file ? iot_loop_notes() : NULL;
 	struct page_note *loop;
 	struct note *note;
 	__u64 owner, id;
 
 	if (loops) {
-		loop = iot_loop_note(folio, mapping, false);
+		loop = iot_loop_note(loops, folio, mapping, false);
 		if (loop)
 			return loop->owner;
 	}
 	if (file) {
-		if ((flags & IOT_FOR_WRITE) && iot_have_notes(IOT_FOLIO_NOTES)) {
+		if ((flags & IOT_FOR_WRITE) && iot_have_notes()) {
 			note = iot_note_of(folio, mapping);
 			if (note)
 				return iot_pack(note->cgroup, IOT_DIRTIER);
@@ -123,7 +123,7 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 		if (meta)
 			return iot_pack(IOT_CGROUP_KERNEL, IOT_PAGE);
 		if (loops) { /* readahead: a page that was not asked for */
-			loop = iot_loop_note(folio, mapping, true);
+			loop = iot_loop_note(loops, folio, mapping, true);
 			if (loop)
 				return loop->owner;
 		}
@@ -151,12 +151,13 @@ __noinline __u32 iot_folio_pid(__u64 folio_addr, __u64 owner, __u32 flags)
 {
 	struct folio *folio = (void *)folio_addr;
 	struct address_space *mapping = iot_folio_mapping(folio);
+	void *loops = iot_mapping_is_file(mapping) ? iot_loop_notes() : NULL;
 	struct task_struct *task;
 	struct page_note *loop;
 	struct note *note;
 
-	if (iot_mapping_is_file(mapping) && iot_have_notes(IOT_LOOP_NOTES)) {
-		loop = iot_loop_note(folio, mapping, false);
+	if (loops) {
+		loop = iot_loop_note(loops, folio, mapping, false);
 		if (loop)
 			return loop->pid;
 	}

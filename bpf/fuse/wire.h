@@ -99,7 +99,6 @@ __noinline int iot_fuse_own_writeback(__u64 id, __u64 args)
 enum {
 	IOT_FUSE_CALLER = 1, /* the current task asks */
 	IOT_FUSE_SUBMIT = 2, /* not sent yet */
-	IOT_FUSE_LATE = 4, /* ended, but never seen before */
 };
 
 /* The owner of a request that is no writeback, packed. */
@@ -139,7 +138,7 @@ __noinline int iot_fuse_begin(__u64 id, __u64 args, __u32 dev, __u32 how)
 		iot_own(&usage, owner, iot_packed_basis(owner) == IOT_TASK ?
 			iot_pid_of((void *)bpf_get_current_task()) : 0);
 	}
-	f = io_begin(id, &usage, how & IOT_FUSE_LATE ? 0 : bpf_ktime_get_ns(), in.offset);
+	f = io_begin(id, &usage, bpf_ktime_get_ns(), in.offset);
 	if (!f)
 		return 0;
 	f->bytes = in.size;
@@ -299,6 +298,27 @@ static __always_inline bool iot_fuse_is_old(__u64 req)
 	return layout.req_created && iot_word_at(req + layout.req_created) <= first_sent;
 }
 
+/*
+ * Books a request that ended and was never seen before. Its pages may still tell the
+ * owner of one piece of data; a delayed write, which may have several, has none.
+ */
+__noinline int iot_fuse_book_late(__u64 args, __u32 dev, __s32 error)
+{
+	__u32 opcode = iot_u32_at(args + layout.opcode);
+	struct usage_key usage = { .source = IOT_FUSE, .op = iot_fuse_op(opcode), .dev = dev };
+	__u64 in = iot_word_at(args + layout.in_value);
+
+	if (opcode != IOT_FUSE_WRITE ||
+	    !(iot_u32_at(in + offsetof(struct fuse_io_in, flags)) & IOT_FUSE_WRITE_CACHE))
+		iot_own(&usage, iot_fuse_owner(&usage, args, false), 0);
+	iot_account(&usage, error ? 0 : iot_fuse_done(args, opcode), 1);
+	if (iot_fuse_failed(usage.op, error)) {
+		usage.flags |= IOT_ERROR;
+		iot_account(&usage, 0, 1);
+	}
+	return 0;
+}
+
 /* The daemon answered, or the request was aborted. */
 static __always_inline int iot_fuse_end(__u64 req, __u64 id)
 {
@@ -309,8 +329,7 @@ static __always_inline int iot_fuse_end(__u64 req, __u64 id)
 		return 0;
 	if (!iot_fuse_is_old(req))
 		iot_lost(IOT_LOST_LATENCIES, 1);
-	iot_fuse_begin(id, args, iot_fuse_dev(req), IOT_FUSE_LATE);
-	return iot_fuse_finish(id, args, error);
+	return iot_fuse_book_late(args, iot_fuse_dev(req), error);
 }
 
 /* The kernel may call the function once more for a request that has ended. */

@@ -100,6 +100,8 @@ __noinline int iot_rpc_done(__u64 task_addr, __u64 ns)
 	if (FIELD((struct rpc_clnt *)client, cl_prog) != IOT_NFS_PROGRAM)
 		return 0;
 	f = iot_rpc_flight(task);
+	if (f)
+		f->state &= ~IOT_BY_FUNCTION; /* its tracepoint, which came too late, must not find another one's */
 	data = iot_is_data(task, f);
 	if (data && again <= 0)
 		return 0;

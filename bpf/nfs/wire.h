@@ -268,7 +268,7 @@ __noinline int iot_pgio_done(__u64 id, __u64 bytes, __u32 failed)
 	io_end(f, &f->usage, now - f->issued, bytes, failed);
 	f->issued = now;
 	f->offset += bytes;
-	f->state |= IOT_OVER;
+	f->state = (f->state | IOT_OVER) & ~IOT_BY_FUNCTION;
 	return 0;
 }
 

@@ -37,7 +37,8 @@ const volatile __u32 hierarchy_id = 0; /* the hierarchy that names cgroups: 0 is
 
 #define IOT_NAME_MAX 16 /* IFNAMSIZ and TASK_COMM_LEN */
 #define IOT_REQUEST_MAX 1024
-#define IOT_WALK_MAX 512 /* most vxlan devices of a namespace that are searched for a VNI */
+/* Two nested loops of this many rounds: 529 vxlan devices of a namespace are searched for a VNI. */
+#define IOT_WALK_ROUNDS 23
 
 enum iot_device_action {
 	IOT_DEVICE_CREATED = 1,
@@ -495,19 +496,22 @@ struct attribute {
 	__u16 type;
 };
 
-/* Finds an attribute in [at, end) of the request; 0 when there is none. */
-static __always_inline __u32 iot_attribute(const void *request, __u32 at, __u32 end, __u16 type, __u32 *len)
+/*
+ * Finds an attribute in [at, end) of the request; 0 when there is none, else where it
+ * begins, and its length in the upper half. Global, as the loops below are: the
+ * verifier looks at such a function once.
+ */
+__noinline __u64 iot_attribute(__u64 request, __u32 at, __u32 end, __u32 type)
 {
-	struct attribute a;
+	struct attribute a = {};
 	int i;
 
 	for (i = 0; i < ATTRIBUTES_MAX; i++) {
-		if (at + NLA_HEADER > end || bpf_probe_read_kernel(&a, sizeof(a), request + at) || a.len < NLA_HEADER)
+		if (at + NLA_HEADER > end || bpf_probe_read_kernel(&a, sizeof(a), (void *)request + at) ||
+		    a.len < NLA_HEADER)
 			return 0;
-		if ((a.type & NLA_TYPE_MASK) == type) {
-			*len = a.len - NLA_HEADER;
-			return at + NLA_HEADER;
-		}
+		if ((a.type & NLA_TYPE_MASK) == type)
+			return (__u64)(a.len - NLA_HEADER) << 32 | (at + NLA_HEADER);
 		at += (a.len + 3) & ~3;
 	}
 	return 0;
@@ -515,19 +519,56 @@ static __always_inline __u32 iot_attribute(const void *request, __u32 at, __u32 
 
 static __always_inline __u32 iot_requested_vni(const void *request, __u32 end)
 {
-	__u32 at, len = 0, vni = 0;
+	__u64 in = (__u64)(end - REQUEST_HEADERS) << 32 | REQUEST_HEADERS;
+	__u32 vni = 0;
 
-	at = iot_attribute(request, REQUEST_HEADERS, end, IFLA_LINKINFO, &len);
-	if (!at)
+	in = iot_attribute((__u64)request, in, (__u32)in + (in >> 32), IFLA_LINKINFO);
+	if (in)
+		in = iot_attribute((__u64)request, in, (__u32)in + (in >> 32), IFLA_INFO_DATA);
+	if (in)
+		in = iot_attribute((__u64)request, in, (__u32)in + (in >> 32), IFLA_VXLAN_ID);
+	if (in >> 32 < sizeof(vni))
 		return 0;
-	at = iot_attribute(request, at, at + len, IFLA_INFO_DATA, &len);
-	if (!at)
-		return 0;
-	at = iot_attribute(request, at, at + len, IFLA_VXLAN_ID, &len);
-	if (!at || len < sizeof(vni))
-		return 0;
-	bpf_probe_read_kernel(&vni, sizeof(vni), request + at);
+	bpf_probe_read_kernel(&vni, sizeof(vni), (const void *)request + (__u32)in);
 	return vni;
+}
+
+/* The device of an element of the list of vxlan devices. */
+static __always_inline const struct net_device *iot_listed(__u64 at, void **vxlan)
+{
+	__u64 next_offset = VXLAN_NEXT, dev_offset = VXLAN_DEV;
+
+	if (bpf_core_type_exists(struct vxlan_dev)) {
+		next_offset = bpf_core_field_offset(struct vxlan_dev, next);
+		dev_offset = bpf_core_field_offset(struct vxlan_dev, dev);
+	}
+	*vxlan = (void *)at - next_offset;
+	return iot_read_pointer(*vxlan + dev_offset);
+}
+
+#define IOT_FOUND 1ULL
+
+/* The element if its device has the VNI, with IOT_FOUND set; else the next one, 0 at the end. */
+__noinline __u64 iot_holder_step(__u64 at, __u64 head, __u32 vni)
+{
+	const struct net_device *dev;
+	void *vxlan;
+
+	if (at == head)
+		return 0;
+	dev = iot_listed(at, &vxlan);
+	if (iot_vxlan_vni(vxlan) == vni && dev && iot_is_vxlan(dev))
+		return at | IOT_FOUND;
+	return (__u64)iot_read_pointer((void *)at);
+}
+
+__noinline __u64 iot_holder_steps(__u64 at, __u64 head, __u32 vni)
+{
+	int i;
+
+	for (i = 0; i < IOT_WALK_ROUNDS && at && !(at & IOT_FOUND); i++)
+		at = iot_holder_step(at, head, vni);
+	return at;
 }
 
 /*
@@ -536,8 +577,8 @@ static __always_inline __u32 iot_requested_vni(const void *request, __u32 end)
  */
 static __always_inline void iot_find_holder(struct iface *holder, struct net *net, __u32 vni)
 {
-	__u64 next_offset = VXLAN_NEXT, dev_offset = VXLAN_DEV, *id_at;
-	void *data, *head, *at;
+	__u64 *id_at, at;
+	void *data, *head, *vxlan;
 	__u32 zero = 0, id = 0;
 	int i;
 
@@ -547,28 +588,14 @@ static __always_inline void iot_find_holder(struct iface *holder, struct net *ne
 	data = iot_read_pointer((void *)FIELD(net, gen) + (__u64)id * sizeof(void *));
 	if (!data)
 		return;
-	if (bpf_core_type_exists(struct vxlan_dev)) {
-		next_offset = bpf_core_field_offset(struct vxlan_dev, next);
-		dev_offset = bpf_core_field_offset(struct vxlan_dev, dev);
-	}
 	head = data; /* vxlan_list is the first member of struct vxlan_net */
 	if (bpf_core_type_exists(struct vxlan_net))
 		head = data + bpf_core_field_offset(struct vxlan_net, vxlan_list);
-	at = iot_read_pointer(head);
-	for (i = 0; i < IOT_WALK_MAX; i++) {
-		const struct net_device *dev;
-		void *vxlan;
-
-		if (!at || at == head)
-			return;
-		vxlan = at - next_offset;
-		dev = iot_read_pointer(vxlan + dev_offset);
-		if (iot_vxlan_vni(vxlan) == vni && dev && iot_is_vxlan(dev)) {
-			iot_describe(holder, dev);
-			return;
-		}
-		at = iot_read_pointer(at);
-	}
+	at = (__u64)iot_read_pointer(head);
+	for (i = 0; i < IOT_WALK_ROUNDS && at && !(at & IOT_FOUND); i++)
+		at = iot_holder_steps(at, (__u64)head, vni);
+	if (at & IOT_FOUND)
+		iot_describe(holder, iot_listed(at & ~IOT_FOUND, &vxlan));
 }
 
 static __always_inline struct refusal *iot_new_refusal(__u32 action)
