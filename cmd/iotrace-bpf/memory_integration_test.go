@@ -1,0 +1,89 @@
+//go:build integration
+
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
+)
+
+// memoryCgroup is a new memory cgroup with a limit, of either version.
+type memoryCgroup struct {
+	dir   string
+	limit string // name of the file
+	peak  string
+}
+
+func newMemoryCgroup(t *testing.T, limit int64) memoryCgroup {
+	t.Helper()
+	g := memoryCgroup{limit: "memory.limit_in_bytes", peak: "memory.max_usage_in_bytes"}
+	root := "/sys/fs/cgroup/memory"
+	if _, err := os.Stat(root); err != nil {
+		root, g.limit, g.peak = "/sys/fs/cgroup", "memory.max", "memory.peak"
+		if err := os.WriteFile(filepath.Join(root, "cgroup.subtree_control"), []byte("+memory"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir, err := os.MkdirTemp(root, "iotrace-memory-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.dir = dir
+	t.Cleanup(func() {
+		enginetest.Poll(t, 20*time.Second, dir+" is empty", func() bool { return os.Remove(dir) == nil })
+	})
+	if err := os.WriteFile(filepath.Join(dir, g.limit), []byte(strconv.FormatInt(limit, 10)), 0); err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// peakMiB is the most memory that its processes used at once, the kernel's included.
+func (g memoryCgroup) peakMiB(t *testing.T) int64 {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(g.dir, g.peak))
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n >> 20
+}
+
+// TestMemoryLimit runs the program in a memory cgroup with the limit that README and the
+// unit name. The kernel kills what does not fit: maps, programs and what the verifier
+// needs count as well as the program's own memory.
+func TestMemoryLimit(t *testing.T) {
+	bin := binary(t)
+	for _, tc := range []struct {
+		name  string
+		limit int64 // MiB
+		args  []string
+	}{
+		{"default", 64, nil},
+		{"record", 80, []string{"--record", filepath.Join(t.TempDir(), "recording")}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			g := newMemoryCgroup(t, tc.limit<<20)
+			// The shell enters the cgroup before the program begins: nothing of it is counted elsewhere.
+			args := append([]string{"-c", `echo $$ > "$1/cgroup.procs" && shift && exec "$@"`, "sh", g.dir, bin, "--output", "ndjson"}, tc.args...)
+			out, err := exec.Command("/bin/sh", append(args, "1", "5")...).Output()
+			if err != nil {
+				t.Fatalf("with %d MiB: %v", tc.limit, err)
+			}
+			if n := strings.Count(string(out), `"iotrace.status"`); n < 5 {
+				t.Errorf("%d status documents, want 5:\n%.500s", n, out)
+			}
+			t.Logf("peak %d MiB of %d", g.peakMiB(t), tc.limit)
+		})
+	}
+}
