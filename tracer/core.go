@@ -31,6 +31,7 @@ type core struct {
 	preempts bool // the kernel preempts programs on tracepoints and skips others for it: since 7.0
 	shared   map[string]*ebpf.Map
 	seats    seats
+	devices  *Devices // of the block source; nil without it
 }
 
 func newCore(opt Options) *core {
