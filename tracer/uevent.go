@@ -186,8 +186,8 @@ func (w *deviceWatch) receive(fd int) (about bool) {
 			w.loopChanged("")
 			about = true
 			continue
-		case err != nil:
-			return true
+		case err != nil: // most likely it is being closed
+			return about
 		}
 		if sender, ok := from.(*unix.SockaddrNetlink); !ok || sender.Pid != 0 {
 			continue // not the kernel's
