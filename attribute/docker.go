@@ -13,12 +13,14 @@ import (
 	"path"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
 	dcontainer "github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/events"
 	"github.com/docker/docker/api/types/filters"
+	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/client"
 )
 
@@ -52,6 +54,7 @@ type docker struct {
 	client  *client.Client
 	socket  string // "" when the engine is not behind a unix socket
 	runtime string
+	asking  atomic.Bool // a question about the swarm is under way
 }
 
 // openDocker opens a session with the engine at a path or at a remote address such as
@@ -207,6 +210,15 @@ func (d *docker) follow(ctx context.Context, f *feed) error {
 	list := func() {
 		listers.Go(func() { lists <- d.list(ctx, f.now()) })
 	}
+	askSwarm := func() {
+		if d.runtime != runtimePodman && d.asking.CompareAndSwap(false, true) {
+			listers.Go(func() {
+				defer d.asking.Store(false)
+				d.askSwarm(ctx, f)
+			})
+		}
+	}
+	askSwarm()
 	list()
 	listing := true
 	first := true
@@ -221,6 +233,9 @@ func (d *docker) follow(ctx context.Context, f *feed) error {
 		select {
 		case m := <-messages:
 			flood.take(ctx)
+			if m.Type == events.NetworkEventType {
+				askSwarm() // joining a swarm makes the networks ingress and docker_gwbridge
+			}
 			d.event(f, work, m)
 		case err := <-errs:
 			if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
@@ -288,10 +303,45 @@ func (d *docker) hello(ctx context.Context, f *feed) (string, error) {
 }
 
 func (d *docker) ping(ctx context.Context, f *feed) error {
+	_, err := d.pingSwarm(ctx, f)
+	return err
+}
+
+// pingSwarm pings the engine. Since API 1.42 the answer says whether it is a node of a
+// swarm.
+func (d *docker) pingSwarm(ctx context.Context, f *feed) (said bool, err error) {
 	ctx, cancel := f.call(ctx)
 	defer cancel()
-	_, err := d.client.Ping(ctx)
-	return err
+	answer, err := d.client.Ping(ctx)
+	if err != nil || answer.SwarmStatus == nil {
+		return false, err
+	}
+	f.node(answer.SwarmStatus.NodeState)
+	return true, nil
+}
+
+// askSwarm asks the engine whether it is a node of a swarm. An engine that does not answer
+// is asked again after the next network that it makes, and when it is reached again.
+func (d *docker) askSwarm(ctx context.Context, f *feed) {
+	said, err := d.pingSwarm(ctx, f)
+	if err == nil && !said {
+		ctx, cancel := f.call(ctx)
+		defer cancel()
+		info, infoErr := d.client.Info(ctx)
+		if err = infoErr; err == nil {
+			f.node(info.Swarm.LocalNodeState)
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		f.log.Debug("not known whether the engine is in a swarm", "socket", shown(f.socket), "error", clip(garbled(err).Error(), maxText))
+	}
+}
+
+// node takes the state of an engine as a node of a swarm. One that is joining counts.
+func (f *feed) node(state swarm.LocalNodeState) {
+	if f.inSwarm != nil && state != "" && state != swarm.LocalNodeStateInactive {
+		f.inSwarm()
+	}
 }
 
 // events opens the stream of events. The client waits for the header of the answer: this
@@ -302,6 +352,7 @@ func (d *docker) events(ctx context.Context, f *feed) (<-chan events.Message, <-
 	want := filters.NewArgs(
 		filters.Arg("type", string(events.ContainerEventType)),
 		filters.Arg("type", string(events.PluginEventType)),
+		filters.Arg("type", string(events.NetworkEventType)),
 	)
 	// Without a filter, health checks alone make hundreds of events per second on a large
 	// host.

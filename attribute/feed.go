@@ -26,6 +26,7 @@ type feed struct {
 	wanted   chan string     // ids that were seen as cgroups and have no name
 	ready    func()          // called when the runtime has begun to answer
 	nudge    func(id string) // asks the other runtimes about a container
+	inSwarm  func()          // called when the engine is a node of a swarm; may be nil
 
 	mu       sync.Mutex
 	endpoint Endpoint

@@ -258,6 +258,18 @@ func (r *Resolver) bare(p *place) bool {
 // or failed once. It returns the error of ctx when that ends first.
 func (r *Resolver) WaitAnswered(ctx context.Context) error { return r.runtimes.waitAnswered(ctx) }
 
+// WaitSwarm waits until a Docker engine of this machine is a node of a swarm: engines are
+// asked when they are reached, when they make a network, and every ten seconds. It returns
+// the error of ctx when that ends first.
+func (r *Resolver) WaitSwarm(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-r.runtimes.swarm:
+		return nil
+	}
+}
+
 // Endpoints returns every socket that is or could be asked for names, with its state. A
 // socket that does not exist has StateAbsent.
 func (r *Resolver) Endpoints() []Endpoint { return r.runtimes.endpoints() }

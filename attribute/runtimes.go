@@ -113,13 +113,16 @@ type runtimes struct {
 	feeds map[string]*feed // by runtime and socket
 	seen  map[string]time.Time
 	first chan struct{} // closed after the first search for sockets
+
+	swarm   chan struct{} // closed once an engine is a node of a swarm
+	isSwarm sync.Once
 }
 
 func newRuntimes(opts Options, g *registry, t *tree) *runtimes {
 	rs := &runtimes{
 		table: runtimeTable(opts), registry: g, tree: t, procRoot: opts.ProcRoot, callTime: cmp.Or(opts.CallTime, callTime),
 		log: opts.Log, now: opts.now,
-		feeds: map[string]*feed{}, seen: map[string]time.Time{}, first: make(chan struct{}),
+		feeds: map[string]*feed{}, seen: map[string]time.Time{}, first: make(chan struct{}), swarm: make(chan struct{}),
 	}
 	if !opts.OnlyListedSockets {
 		rs.inner = make(chan nestedAsk, 64)
@@ -189,6 +192,10 @@ func (rs *runtimes) add(spec *runtimeSpec, socket, inside string) *feed {
 		limit: callLimit{rs.callTime, rs.callTime}, log: rs.log, now: rs.now,
 		wanted: make(chan string, maxWanted), tried: make(chan struct{}), ready: rs.askAgain,
 		endpoint: Endpoint{Socket: shown(socket), Runtime: spec.name, State: StateConnecting},
+	}
+	if inside == "" && !strings.HasPrefix(socket, "/run/user/") {
+		// The overlay devices of other engines are not in the host's network namespace.
+		f.inSwarm = func() { rs.isSwarm.Do(func() { close(rs.swarm) }) }
 	}
 	switch {
 	case inside != "":

@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -49,14 +50,27 @@ func openBlock(c *loader) (*object, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := newLoops(o.maps[bpf.BlockMapLoopFiles], c.shared[bpf.CoreMapLoopNotes], notes)
-	s := newStack(c.core, o)
-	o.refresh = func(change func(func())) error { return errors.Join(l.scan(), s.scan(change)) }
-	o.watch = l.watch
+	w := openDeviceWatch()
+	if w.deaf != nil {
+		c.log.Debug("looking at all devices before each interval", "error", w.deaf)
+	}
+	c.devices = watchedDevices(w)
+	w.loopChanged = c.devices.loopChanged
+	l := newLoops(o.maps[bpf.BlockMapLoopFiles], c.shared[bpf.CoreMapLoopNotes], notes, c.devices)
+	s := newStack(c.core, o, c.devices)
+	o.refresh = func(change func(func())) error {
+		w.poll()
+		return errors.Join(l.scan(), s.scan(change))
+	}
+	o.watch = func(ctx context.Context) error {
+		defer w.Close()
+		return w.follow(ctx, l.scan)
+	}
 	if c.opt.Latency {
 		o.unseen = func() (uint64, error) { return unseenEnds(o.maps[bpf.BlockMapFlights]) }
 	}
 	if err := o.refresh(func(f func()) { f() }); err != nil {
+		w.Close()
 		o.Close()
 		return nil, err
 	}

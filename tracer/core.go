@@ -30,6 +30,7 @@ type core struct {
 	tracefs string
 	shared  map[string]*ebpf.Map
 	seats   seats
+	devices *Devices // of the block source; nil without it
 }
 
 func newCore(opt Options) *core {

@@ -20,19 +20,23 @@ type Device struct {
 }
 
 // Devices reads the block devices of this host from sysfs. Devices come, go and
-// change their stacking at any time, so each call of Device looks once more, with a
-// few system calls.
+// change their stacking at any time. With a watch, a device is looked at again after a
+// change; without one, at each call of Device, with some thirty system calls.
 type Devices struct {
 	sys, dev, proc string      // roots of sysfs, devtmpfs and procfs
 	driver         *loopDriver // knows the files of loop devices
 
-	mu   sync.Mutex
-	last map[Dev]Device // the last answers, for devices that are gone
+	mu    sync.Mutex
+	look  lookout
+	fresh map[Dev]bool   // devices whose last answer still holds
+	last  map[Dev]Device // the last answers, for devices that are gone
 }
 
-// NewDevices returns the devices of this host.
-func NewDevices() *Devices {
-	return &Devices{sys: "/sys", dev: "/dev", proc: "/proc", driver: theLoopDriver, last: map[Dev]Device{}}
+// NewDevices returns the devices of this host. Nothing watches them: see Tracer.Devices.
+func NewDevices() *Devices { return watchedDevices(nil) }
+
+func watchedDevices(w *deviceWatch) *Devices {
+	return &Devices{sys: "/sys", dev: "/dev", proc: "/proc", driver: theLoopDriver, look: lookout{watch: w}, last: map[Dev]Device{}}
 }
 
 // maxGoneDevices bounds the memory for devices that are gone.
@@ -42,6 +46,12 @@ const maxGoneDevices = 4096
 func (d *Devices) Device(dev Dev) Device {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.look.due() {
+		d.fresh = map[Dev]bool{}
+	}
+	if d.fresh[dev] {
+		return d.last[dev]
+	}
 	dir, err := filepath.EvalSymlinks(filepath.Join(d.sys, "dev", "block", dev.String()))
 	if err != nil {
 		if known, ok := d.last[dev]; ok {
@@ -51,8 +61,9 @@ func (d *Devices) Device(dev Dev) Device {
 	}
 	found := Device{Dev: dev, Name: strings.ReplaceAll(filepath.Base(dir), "!", "/")}
 	slaves, _ := os.ReadDir(filepath.Join(dir, "slaves"))
-	found.Stacked = len(slaves) > 0 || d.loopOverLocal(found.Name)
-	if known, ok := d.last[dev]; ok && !found.Stacked && known.Stacked && known.Name == found.Name {
+	stacked, known := d.loopOverLocal(found.Name)
+	found.Stacked = len(slaves) > 0 || stacked
+	if before, ok := d.last[dev]; ok && !found.Stacked && before.Stacked && before.Name == found.Name {
 		if _, err := os.Stat(filepath.Join(dir, "loop")); errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(found.Name, "loop") {
 			// Detached after its I/O was counted: then it was stacked.
 			found.Stacked = true
@@ -60,21 +71,34 @@ func (d *Devices) Device(dev Dev) Device {
 	}
 	if len(d.last) >= maxGoneDevices {
 		clear(d.last)
+		clear(d.fresh)
 	}
 	d.last[dev] = found
+	d.fresh[dev] = known
 	return found
 }
 
 // loopOverLocal tells whether a device is a loop device whose backing file is on
 // a block device of this host. A file in memory or on a network file system
-// leaves the loop device a leaf.
-func (d *Devices) loopOverLocal(name string) bool {
+// leaves the loop device a leaf. known is false while its file is not known.
+func (d *Devices) loopOverLocal(name string) (local, known bool) {
 	file, err := d.loopFile(name)
-	if err != nil {
-		// Its backing file, if it has one, is not known: do not risk counting it twice.
-		return !errors.Is(err, errLoopDetached)
+	if errors.Is(err, errLoopDetached) {
+		return false, true
 	}
-	return file.fs.Major() != 0 || d.anonymousIsLocal(file.fs)
+	if err != nil {
+		return true, false // do not risk counting it twice
+	}
+	return file.fs.Major() != 0 || d.anonymousIsLocal(file.fs), true
+}
+
+// loopChanged notes that a loop device may have another file; "" stands for each of them.
+func (d *Devices) loopChanged(name string) {
+	if name == "" {
+		d.driver.forgetAll()
+		return
+	}
+	d.driver.forget(filepath.Join(d.sys, "block", name))
 }
 
 // loopFile returns the file of a loop device: see loopDriver.file.

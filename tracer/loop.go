@@ -1,18 +1,14 @@
 package tracer
 
 import (
-	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/cilium/ebpf"
-	"golang.org/x/sys/unix"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
@@ -26,11 +22,12 @@ type loops struct {
 	devices *Devices
 
 	mu    sync.Mutex
+	look  lookout
 	known map[Dev]bpf.BlockLoopFile
 }
 
-func newLoops(files, outer *ebpf.Map, notes *ebpf.MapSpec) *loops {
-	return &loops{files: files, outer: outer, notes: notes, devices: NewDevices(), known: map[Dev]bpf.BlockLoopFile{}}
+func newLoops(files, outer *ebpf.Map, notes *ebpf.MapSpec, devices *Devices) *loops {
+	return &loops{files: files, outer: outer, notes: notes, devices: devices, look: devices.look, known: map[Dev]bpf.BlockLoopFile{}}
 }
 
 // keepNotes makes the map of notes: see loop_notes in bpf/core/note.h.
@@ -50,14 +47,28 @@ func (l *loops) keepNotes() error {
 	return nil
 }
 
-// scan brings the map up to date with the loop devices that exist.
+// scan brings the map up to date with the loop devices that exist, if they may have
+// changed since the last scan.
 func (l *loops) scan() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if !l.look.due() {
+		return nil
+	}
+	whole, err := l.update()
+	if err != nil || !whole {
+		l.look.again()
+	}
+	return err
+}
+
+// update looks at all loop devices. whole is false when the file of one is not known.
+func (l *loops) update() (whole bool, err error) {
 	dirs, err := filepath.Glob(filepath.Join(l.devices.sys, "block", "loop*", "loop"))
 	if err != nil {
-		return err
+		return false, err
 	}
+	whole = true
 	found := map[Dev]bpf.BlockLoopFile{}
 	var types map[Dev]string
 	for _, dir := range dirs {
@@ -71,6 +82,7 @@ func (l *loops) scan() error {
 		}
 		file, err := l.devices.loopFile(filepath.Base(filepath.Dir(dir)))
 		if err != nil || file.guessed {
+			whole = whole && (err == nil || errors.Is(err, errLoopDetached))
 			continue
 		}
 		if file.fs.Major() == 0 {
@@ -103,45 +115,7 @@ func (l *loops) scan() error {
 	}
 	l.known = found
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("storing the files of loop devices: %w", err)
+		return false, fmt.Errorf("storing the files of loop devices: %w", err)
 	}
-	return nil
-}
-
-// watch scans whenever the kernel announces that a loop device changed. In a network
-// namespace other than the first there are no announcements: there only the scan
-// before each interval finds changes.
-func (l *loops) watch(ctx context.Context) error {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
-		return err
-	}
-	// Announcements are rare: the end of ctx must be noticed between them.
-	wait := unix.NsecToTimeval(int64(500 * time.Millisecond))
-	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
-		return err
-	}
-	buf := make([]byte, 8192)
-	for ctx.Err() == nil {
-		n, _, err := unix.Recvfrom(fd, buf, 0)
-		if err != nil {
-			if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOBUFS) {
-				continue
-			}
-			return err
-		}
-		if _, name, ok := bytes.Cut(buf[:n], []byte("/block/loop")); ok {
-			name, _, _ = bytes.Cut(name, []byte{0})
-			// Before 5.15 a new attachment of the same path looks like the old one.
-			l.devices.driver.forget(filepath.Join(l.devices.sys, "block", "loop"+string(name)))
-			if err := l.scan(); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return whole, nil
 }

@@ -128,11 +128,24 @@ func (q *loopQuestion) wait(d time.Duration) bool {
 	}
 }
 
-// forget drops the answer for a device, which may be stale. A question without an
-// answer stays open.
+// forget drops the answer for a device, which may be stale: before 5.15 a new attachment
+// of the same path looks like the old one. A question without an answer stays open.
 func (l *loopDriver) forget(dir string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.drop(dir)
+}
+
+// forgetAll drops the answers for all devices.
+func (l *loopDriver) forgetAll() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for dir := range l.asked {
+		l.drop(dir)
+	}
+}
+
+func (l *loopDriver) drop(dir string) {
 	if q := l.asked[dir]; q != nil && q.wait(0) {
 		delete(l.asked, dir)
 	}

@@ -22,16 +22,25 @@ type stack struct {
 	block   *object
 	devices *Devices
 
+	look   lookout
 	leaves map[Dev]bool
 	crypts bool
 }
 
-func newStack(c *core, block *object) *stack {
-	return &stack{core: c, block: block, devices: NewDevices(), leaves: map[Dev]bool{}}
+func newStack(c *core, block *object, devices *Devices) *stack {
+	return &stack{core: c, block: block, devices: devices, look: devices.look, leaves: map[Dev]bool{}}
 }
 
+// scan looks at all devices if they may have changed since the last scan.
 func (s *stack) scan(change func(func())) error {
-	return errors.Join(s.scanLeaves(change), s.scanCrypt(change))
+	if !s.look.due() {
+		return nil
+	}
+	err := errors.Join(s.scanLeaves(change), s.scanCrypt(change))
+	if err != nil {
+		s.look.again()
+	}
+	return err
 }
 
 // scanLeaves finds leaf devices that take bios instead of requests (zram, pmem,

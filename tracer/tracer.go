@@ -167,6 +167,15 @@ func New(opt Options) (*Tracer, error) {
 	return t, nil
 }
 
+// Devices returns the block devices of this host. While the block source is attached,
+// they are looked at again only after a change.
+func (t *Tracer) Devices() *Devices {
+	if t.core.devices != nil {
+		return t.core.devices
+	}
+	return NewDevices()
+}
+
 // AskLoops asks which files loop devices are over, if Options.HoldLoops put that
 // off. It waits a moment for each answer; later answers arrive in the background.
 func (t *Tracer) AskLoops() {

@@ -45,6 +45,7 @@ func TestBlock(t *testing.T) {
 			{name: "md_raid1", run: blockMDRaid1},
 			{name: "loop", run: blockLoop},
 			{name: "zram", run: blockZram},
+			{name: "devices_change", run: blockDevicesChange},
 			{name: "many_groups", run: blockManyGroups},
 		},
 	}.test(t)
@@ -683,6 +684,88 @@ func blockZram(g *guest.Guest) {
 	t.Equal("a wrote to zram", t.wrote(z, a), 307*4096)
 	t.Equal("a read from zram", t.read(z, a), 101*4096)
 	t.Equal("b wrote to the disk", t.wrote(d, b), 103*4096)
+}
+
+// blockDevicesChange: devices come and change while the tracer runs. It looks at them only
+// after it noticed a change, so it must notice each: a zram device that is set up, a loop
+// device that gets another file, a dm device that gets another table, a crypt device.
+func blockDevicesChange(g *guest.Guest) {
+	d, v := g.NVMe(), g.Virtio()
+	dir := mountScratch(g, d, "ext4")
+	image := filepath.Join(dir, "image")
+	memory := g.TempDir()
+	g.Mount("tmpfs", "none", memory, "")
+	for _, file := range []string{image, filepath.Join(memory, "image")} {
+		g.Exec("fallocate", "-l", "64M", file)
+	}
+	g.Modprobe("zram", "loop", "dm_mod", "dm-zero")
+	z := g.Disk("zram0")
+	g.Sync()
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	t := traceBlock(g, d, v)
+	intervals := func(n int) {
+		g.Helper()
+		count := func() (n int) {
+			for _, doc := range t.tr.Now().Docs {
+				if doc.String("event.dataset") == "iotrace.status" {
+					n++
+				}
+			}
+			return n
+		}
+		before := count()
+		g.Eventually("more intervals", func() bool { return count() >= before+n })
+	}
+	write := func(c *guest.Cgroup, to guest.Disk, bytes int64) {
+		g.Helper()
+		f := c.Process().Open(to.Path(), os.O_RDWR|guest.Direct)
+		f.WriteBlocks(0, bytes, 4096)
+		f.Close()
+	}
+	intervals(3) // the start is over
+
+	g.WriteFile("/sys/block/zram0/disksize", "67108864")
+	g.Cleanup(func() { g.WriteFile("/sys/block/zram0/reset", "1") })
+	intervals(2)
+	write(a, z, 307*4096)
+
+	loop := strings.TrimSpace(g.Exec("losetup", "-f", "--show", image))
+	g.Cleanup(func() { _, _ = g.Try("losetup", "-d", loop) })
+	l := g.Disk(filepath.Base(loop))
+	intervals(2)
+	write(b, l, 1009*4096)
+	g.Sync()
+	intervals(2) // the rows are of this file
+	g.Exec("losetup", "-d", loop)
+	g.Exec("losetup", loop, filepath.Join(memory, "image"))
+	intervals(2)
+	write(b, l, 503*4096)
+
+	x := g.DM("change", fmt.Sprintf("0 65536 linear %s 0", v.Path()))
+	intervals(2)
+	write(a, x, 211*4096)
+	g.Exec("dmsetup", "reload", "change", "--table", "0 65536 zero")
+	g.Exec("dmsetup", "suspend", "--noudevsync", "change")
+	g.Exec("dmsetup", "resume", "--noudevsync", "change")
+	intervals(2)
+	write(a, x, 97*4096)
+
+	g.Modprobe("dm-crypt")
+	y := g.DM("arrives", fmt.Sprintf("0 65536 crypt aes-xts-plain64 %s 0 %s 0", strings.Repeat("0123456789abcdef", 8), v.Path()))
+	intervals(2)
+	write(b, y, 401*4096)
+	t.stop()
+
+	leaf := func(dev guest.Disk, c *guest.Cgroup) int64 {
+		return t.Sum("iotrace.write.bytes", "iotrace.cgroup.path", c.Path(), "iotrace.device.id", dev.ID(), "iotrace.device.stacked", "")
+	}
+	t.Equal("a wrote to zram", leaf(z, a), 307*4096)
+	t.Equal("b wrote to the loop device over memory", leaf(l, b), 503*4096)
+	t.Equal("b wrote to the loop device", t.wrote(l, b), (1009+503)*4096)
+	t.Within("b wrote to the disk below the loop device", t.wrote(d, b), 1009*4096, 100)
+	t.Equal("a wrote to the disk below the dm device", t.wrote(v, a), 211*4096)
+	t.Equal("a wrote to the dm device without one", leaf(x, a), 97*4096)
+	t.Equal("b wrote to the disk below the crypt device", t.wrote(v, b), 401*4096)
 }
 
 // blockManyGroups: with room for few groups, all others still count, as (other).

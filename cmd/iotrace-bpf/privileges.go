@@ -10,7 +10,7 @@ import (
 )
 
 // keptCapabilities returns the capabilities that a run may still need after
-// everything is attached.
+// everything is attached. With --vxlan, a swarm may come at any later time.
 func (o *options) keptCapabilities(sourceAbsent bool) []uint {
 	kept := []uint{
 		unix.CAP_BPF, unix.CAP_PERFMON, // sources whose module is loaded later; before 5.19 also reading maps
@@ -19,7 +19,12 @@ func (o *options) keptCapabilities(sourceAbsent bool) []uint {
 		unix.CAP_SYS_PTRACE,      // mounts and descriptors of other users' processes
 	}
 	if o.vxlan {
-		kept = append(kept, unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_SYSLOG) // namespaces, their devices, kernel symbols
+		kept = append(kept,
+			unix.CAP_SYS_ADMIN,     // entering network namespaces
+			unix.CAP_NET_ADMIN,     // a receive buffer large enough for all notifications
+			unix.CAP_NET_BROADCAST, // notifications of all namespaces (NETLINK_LISTEN_ALL_NSID)
+			unix.CAP_SYSLOG,        // addresses of kernel symbols
+		)
 	} else if sourceAbsent {
 		kept = append(kept, unix.CAP_SYS_ADMIN) // type information, by BTF id, of a module that is loaded later
 	}

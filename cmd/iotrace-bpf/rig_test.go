@@ -201,6 +201,11 @@ type tracedDoc struct {
 			Read  uint64 `json:"read_bytes"`
 			Write uint64 `json:"write_bytes"`
 		}
+		Sources map[string]struct {
+			Attached bool
+			Reason   string
+		}
+		VXLAN        struct{ Network struct{ Name string } }
 		Unattributed struct{ Bytes uint64 }
 		Unresolved   struct{ Cgroups uint64 }
 	}

@@ -166,7 +166,7 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 	if err := s.resolver.Walk(); err != nil {
 		s.log.Warn("walking the cgroups", "error", err)
 	}
-	s.joiner = joiner{resolver: s.resolver, devices: tracer.NewDevices(), comm: s.comm, mount: s.mount}
+	s.joiner = joiner{resolver: s.resolver, devices: s.tracer.Devices(), comm: s.comm, mount: s.mount}
 	s.host = thisHost()
 	go debug.FreeOSMemory() // tens of MiB of the kernel's types are not needed any more
 	if opt.vxlan {

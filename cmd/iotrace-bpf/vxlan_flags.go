@@ -176,7 +176,7 @@ func runVXLANWith(ctx context.Context, args []string, stdin io.Reader, stdout, s
 	f.sayWarnings(stderr)
 	err := run(ctx, o, stdin, stdout, stderr)
 	if errors.Is(err, os.ErrPermission) {
-		return &exitError{exitUnsupported, fmt.Errorf("%w (CAP_NET_ADMIN and CAP_SYS_ADMIN are needed)", err)}
+		return &exitError{exitUnsupported, fmt.Errorf("%w (CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_BROADCAST are needed)", err)}
 	}
 	return err
 }

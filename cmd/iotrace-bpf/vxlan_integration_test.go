@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -32,6 +33,20 @@ type swarmHost struct {
 }
 
 func startSwarm(t *testing.T) *swarmHost {
+	t.Helper()
+	s := startSwarmless(t)
+	s.init()
+	return s
+}
+
+// init makes the engine a swarm of one node.
+func (s *swarmHost) init() {
+	s.t.Helper()
+	s.docker("swarm", "init", "--advertise-addr", "192.0.2.1")
+}
+
+// startSwarmless starts the engine, in no swarm yet.
+func startSwarmless(t *testing.T) *swarmHost {
 	t.Helper()
 	s := &swarmHost{vxlanHost: newVXLANHost(t), lines: make(lineWriter, 4096)}
 	dir, err := os.MkdirTemp("", "swarm") // not t.TempDir: the path of a socket must be short
@@ -102,8 +117,18 @@ func startSwarm(t *testing.T) *swarmHost {
 		t.Fatal(err)
 	}
 	s.docker("load", "--input", archive)
-	s.docker("swarm", "init", "--advertise-addr", "192.0.2.1")
 	return s
+}
+
+// trace starts the program as root runs it by default, with the engine's host as its own:
+// process 1 of a new pid namespace is in the host's network namespace there.
+func (s *swarmHost) trace(flags ...string) *traced {
+	s.t.Helper()
+	script := fmt.Sprintf("exec 9</proc/%d/fd/%d && mount --make-rprivate / && mount -t proc none /proc && exec nsenter --net=/proc/self/fd/9 \"$@\"", os.Getpid(), int(s.ns))
+	args := append([]string{"-c", script, "sh", shipped(s.t), "--docker-host", "unix://" + s.socket, "--only-listed-sockets", "--interval", "200ms"}, flags...)
+	cmd := exec.Command("sh", args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS}
+	return startNDJSON(s.t, cmd)
 }
 
 // remove unmounts what the engine left behind and removes its folder.
@@ -390,5 +415,75 @@ func TestVXLANWithSwarm(t *testing.T) {
 	defer in.Close()
 	if _, err := in.LinkByName("vx-00abcd-other"); err != nil {
 		t.Errorf("the device elsewhere: %v", err)
+	}
+}
+
+// TestOverlayWatchNeedsSwarm: a run with no flags for it watches overlay devices as soon as
+// an engine is in a swarm, and not before. It has given up most privileges by then, and
+// still hears what happens in all network namespaces, also where only rtnetlink tells it.
+func TestOverlayWatchNeedsSwarm(t *testing.T) {
+	s := startSwarmless(t)
+	r := s.trace("--source", "block")
+	source := func() (attached bool, reason string) {
+		for _, d := range r.seen() {
+			if v, ok := d.Iotrace.Sources["vxlan"]; ok {
+				attached, reason = v.Attached, v.Reason
+			}
+		}
+		return attached, reason
+	}
+	enginetest.Poll(t, time.Minute, "the watch waits for a swarm", func() bool {
+		_, reason := source()
+		return strings.Contains(reason, "swarm")
+	})
+	s.docker("network", "create", "no-overlay") // the engine is asked once more
+	before := len(r.seen())
+	enginetest.Poll(t, time.Minute, "ten more documents", func() bool { return len(r.seen()) >= before+10 })
+	if attached, reason := source(); attached || !strings.Contains(reason, "swarm") {
+		t.Fatalf("without a swarm: attached %v, %q", attached, reason)
+	}
+	s.init()
+	enginetest.Poll(t, time.Minute, "the watch is attached", func() bool {
+		attached, _ := source()
+		return attached
+	})
+	s.docker("network", "create", "--driver", "overlay", "fvov")
+	s.service("web", "fvov")
+	s.running("web")
+	s.stop("web")
+	for _, action := range []string{"created", "moved", "up", "down", "deleted"} {
+		enginetest.Poll(t, time.Minute, "event "+action, func() bool {
+			return slices.ContainsFunc(r.seen(), func(d tracedDoc) bool {
+				return d.Event.Dataset == "iotrace.vxlan" && d.Event.Action == action && d.Iotrace.VXLAN.Network.Name == "fvov"
+			})
+		})
+	}
+	r.stop(t)
+	if said := r.stderr.String(); strings.Contains(said, "not watched") {
+		t.Errorf("it said %s", said)
+	}
+}
+
+// TestOverlayWatchForbidden: where a swarm is and the watch cannot run, one line says so,
+// and tracing goes on.
+func TestOverlayWatchForbidden(t *testing.T) {
+	s := startSwarm(t)
+	cmd := asNobody(exec.Command(shipped(t), "--docker-host", "unix://"+s.socket, "--only-listed-sockets", "--source", "block", "--interval", "200ms"),
+		unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_DAC_READ_SEARCH, unix.CAP_DAC_OVERRIDE)
+	r := startNDJSON(t, cmd)
+	reason := ""
+	enginetest.Poll(t, time.Minute, "the watch has failed", func() bool {
+		for _, d := range r.seen() {
+			if v, ok := d.Iotrace.Sources["vxlan"]; ok {
+				reason = v.Reason
+			}
+		}
+		return reason != "" && !strings.Contains(reason, "swarm")
+	})
+	before := len(r.seen())
+	enginetest.Poll(t, time.Minute, "it traces", func() bool { return len(r.seen()) > before })
+	r.stop(t)
+	if said := r.stderr.String(); strings.Count(said, "overlay network devices are not watched") != 1 || !strings.Contains(said, "CAP_NET_BROADCAST") {
+		t.Errorf("it said %s", said)
 	}
 }

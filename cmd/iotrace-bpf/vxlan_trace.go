@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"runtime/debug"
 	"sync"
@@ -12,9 +14,10 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/tracer/vxlan"
 )
 
-// vxlanEvents watches vxlan devices beside the I/O. It starts in the background after
-// the first interval: its start takes as much CPU time as that of all sources, and it
-// then finds by a scan what it missed. If it cannot start, tracing goes on without it.
+// vxlanEvents watches vxlan devices beside the I/O. It waits in the background, after the
+// first interval, for an engine in swarm mode: its start takes as much CPU time as that of
+// all sources. It then finds by a scan what it missed. If it cannot start, tracing goes on
+// without it.
 type vxlanEvents struct {
 	begin   func() // starts the watch; nil when it has started or is not wanted
 	cancel  context.CancelFunc
@@ -38,7 +41,7 @@ const vxlanStart = 300 * time.Millisecond
 // prepare makes the watch ready for start.
 func (o *vxlanEvents) prepare(ctx context.Context, s *session) {
 	ctx, o.cancel = context.WithCancel(ctx)
-	o.status = output.SourceStatus{Source: "vxlan", Reason: "starting"}
+	o.status = output.SourceStatus{Source: "vxlan", Reason: "no Docker engine in swarm mode was found yet"}
 	o.begin = func() { o.run(ctx, s) }
 }
 
@@ -64,6 +67,9 @@ func (o *vxlanEvents) run(ctx context.Context, s *session) {
 		opt.names.Log = s.log
 	}
 	o.running.Go(func() {
+		if s.resolver.WaitSwarm(ctx) != nil {
+			return
+		}
 		w, err := newVXLANWatcher(opt)
 		if err != nil {
 			o.failed(s, err)
@@ -84,8 +90,13 @@ func (o *vxlanEvents) run(ctx context.Context, s *session) {
 	})
 }
 
+// failed says that devices are not watched, on a host where they should be.
 func (o *vxlanEvents) failed(s *session, err error) {
-	s.log.Debug("not watching vxlan devices", "error", err)
+	hint := "--vxlan=false turns the watch off"
+	if errors.Is(err, fs.ErrPermission) {
+		hint = "run it as root, or with CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_BROADCAST and CAP_SYSLOG as well; " + hint
+	}
+	s.log.Warn("overlay network devices are not watched", "error", err, "hint", hint)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.status = output.SourceStatus{Source: "vxlan", Reason: err.Error()}
