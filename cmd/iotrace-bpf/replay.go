@@ -39,7 +39,9 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 		if merge {
 			return usagef("the screen shows a recording interval by interval: for longer ones add --no-tui")
 		}
-		return terminal.RunScreen(ctx, nil, terminal.ScreenOptions{Group: opt.group, Replay: rec.Timeline(), Output: f})
+		so := opt.screenOptions(rec.Header().Host, fs.Arg(0), f)
+		so.Replay, so.Recording = rec.Timeline(), ""
+		return terminal.RunScreen(ctx, nil, so)
 	}
 	main := opt.printer(stdout)
 	if opt.report != "" && opt.output == "" {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -114,7 +115,7 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 		if es, err = elastic.New(ctx, eo); err != nil {
 			return nil, err
 		}
-		s.others = append(s.others, &elasticsearchSink{es: es, opt: o.documents()})
+		s.others = append(s.others, &elasticsearchSink{es: es, opt: o.documents(), log: log})
 	}
 	if o.prometheus != "" {
 		po := prometheus.Options{Version: versionText(), Logger: log}
@@ -126,7 +127,11 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 			return nil, err
 		}
 		s.others = append(s.others, prometheusSink{p})
-		log.Info("serving metrics", "address", p.Addr())
+		level := slog.LevelInfo
+		if _, port, err := net.SplitHostPort(p.Addr()); err == nil && !strings.HasSuffix(o.prometheus, port) {
+			level = slog.LevelWarn // the system has chosen the port: nobody can know it
+		}
+		log.Log(ctx, level, "serving metrics", "address", p.Addr())
 	}
 	if o.record != "" {
 		r, err := recording.Create(o.record, recording.Options{
@@ -157,7 +162,7 @@ func (o *options) printer(stdout io.Writer) sink {
 	if o.output == "ndjson" {
 		return ndjson.New(stdout, o.documents())
 	}
-	return terminal.NewTable(stdout, terminal.TableOptions{Sort: o.group.Sort})
+	return terminal.NewTable(stdout, terminal.TableOptions{Group: o.group, Accumulate: o.accumulate, InPlace: o.inPlace})
 }
 
 // elasticsearchOptions reads the credentials from files or the environment.
@@ -173,6 +178,7 @@ func (o *options) elasticsearchOptions(log *slog.Logger) (elastic.Options, error
 // elasticsearchSink ships what NDJSON would print.
 type elasticsearchSink struct {
 	es       *elastic.Shipper
+	log      *slog.Logger
 	opt      ndjson.Options
 	rejected uint64 // documents that Ship did not take
 }
@@ -211,6 +217,10 @@ const closeTime = 10 * time.Second
 func (s *elasticsearchSink) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
 	defer cancel()
+	waiting := time.AfterFunc(time.Second, func() {
+		s.log.Warn("waiting for Elasticsearch to take the last documents, up to "+closeTime.String(), "documents", s.es.Stats().Pending)
+	})
+	defer waiting.Stop()
 	return s.es.Close(ctx)
 }
 
@@ -245,14 +255,19 @@ func newReportSink(o *options, host output.Host, origin string) (*reportSink, er
 	if err != nil {
 		return nil, err
 	}
+	return &reportSink{file: f, report: report.New(o.reportOptions(o.group, host, origin))}, nil
+}
+
+// reportOptions says what a page shows of a host.
+func (o *options) reportOptions(group output.GroupOptions, host output.Host, origin string) report.Options {
 	title := "I/O report"
 	if host.Name != "" {
 		title += " of " + host.Name
 	}
-	return &reportSink{file: f, report: report.New(report.Options{
-		Title: title, By: o.group.By, Filters: o.group.Filters, CgroupDepth: o.group.CgroupDepth, Top: o.group.Top,
+	return report.Options{
+		Title: title, By: group.By, Filters: group.Filters, CgroupDepth: group.CgroupDepth, Top: o.top,
 		Tool: versionText(), Origin: origin, Location: time.Local, Now: time.Now(),
-	})}, nil
+	}
 }
 
 func (s *reportSink) Write(_ *output.Summary, iv *output.Interval) error {
