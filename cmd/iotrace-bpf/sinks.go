@@ -266,9 +266,24 @@ func (o *options) reportOptions(group output.GroupOptions, host output.Host, ori
 	}
 	return report.Options{
 		Title: title, By: group.By, Filters: group.Filters, CgroupDepth: group.CgroupDepth, Top: o.top,
-		Tool: versionText(), Origin: origin, Location: time.Local, Now: time.Now(),
+		Tool: versionText(), Origin: origin, Location: time.Local, Now: time.Now(), Command: commandLine(),
 	}
 }
+
+// commandLine is how this program was called, as a shell takes it.
+func commandLine() string {
+	words := []string{"iotrace-bpf"}
+	for _, a := range os.Args[1:] {
+		if strings.ContainsFunc(a, func(r rune) bool { return !strings.ContainsRune(plainWord, r) }) || a == "" {
+			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+		}
+		words = append(words, a)
+	}
+	return strings.Join(words, " ")
+}
+
+// plainWord are the characters that mean nothing to a shell.
+const plainWord = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=+,./:@%"
 
 func (s *reportSink) Write(_ *output.Summary, iv *output.Interval) error {
 	s.report.Add(iv)
@@ -276,6 +291,7 @@ func (s *reportSink) Write(_ *output.Summary, iv *output.Interval) error {
 }
 
 func (s *reportSink) Close() error {
+	s.report.Made(time.Now())
 	_, err := s.report.WriteTo(s.file)
 	if err := errors.Join(err, s.file.Close()); err != nil {
 		return fmt.Errorf("writing the report: %w", err)
