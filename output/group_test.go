@@ -175,6 +175,7 @@ func TestGroupFilters(t *testing.T) {
 	}{
 		{[]string{"project=shop"}, []string{"shop-db-1|3145728|94371840", "shop-web-1|20971520|41943040"}},
 		{[]string{"project=shop", "project=blog", "service=web"}, []string{"shop-web-1|20971520|41943040", "blog-web-1|1000|12582912"}},
+		{[]string{"project=SHOP", "service=*/WEB"}, []string{"shop-web-1|20971520|41943040"}},
 		{[]string{"service=shop/*", "source=nfs"}, []string{"shop-web-1|20971520|41943040"}},
 		{[]string{"op=write", "container=blog*"}, []string{"blog-web-1|0|12582912"}},
 		{[]string{"op=discard"}, []string{"scratch|0|0"}},
