@@ -294,7 +294,7 @@ func TestReportHostileInBrowser(t *testing.T) {
 	got := do(t, b, chromedp.Evaluate[state](`({
 		Pwned: "pwned" in window,
 		Script: document.scripts.length,
-		Foreign: document.querySelectorAll("img, image, iframe, object, embed, a, form, input, foreignObject, use, animate, set, audio, video, base, link:not([rel=icon])").length,
+		Foreign: document.querySelectorAll("img, image, iframe, object, embed, a:not([href^='#']), form, input, foreignObject, use, animate, set, audio, video, base, link:not([rel=icon])").length,
 		Handlers: [...document.querySelectorAll("*")].filter(e => [...e.attributes].some(a => /^on|^style$/i.test(a.name))).length,
 		Bidi: (document.body.innerText.match(/[\u200e\u200f\u202a-\u202e\u2066-\u2069]/g) || []).length,
 		Wide: document.documentElement.scrollWidth > document.documentElement.clientWidth,
