@@ -265,6 +265,12 @@ func (r *Row) ID() string {
 // interval. It is binary data; ID is the form for documents.
 func (r *Row) Group() string { return r.id }
 
+// Idle returns the row of the same group without any usage.
+func (r *Row) Idle() Row { return Row{Keys: r.Keys, Groups: r.Groups, id: r.id, common: r.common} }
+
+// IsIdle reports whether the group did nothing.
+func (r *Row) IsIdle() bool { return len(r.Sources) == 0 }
+
 // Text returns the row's key values in one line; it is not safe for a terminal.
 func (r *Row) Text() string {
 	if r.Label != "" {

@@ -107,10 +107,10 @@ func TestGroupKeys(t *testing.T) {
 		{"image", []string{
 			"registry.example/db:1.2|3145728|94371840", "registry.example/web:1.2|20972520|54525952",
 			"(kernel)|0|524288", "postfix.service|0|307200", "(unattributed)|4096|16384", "debian:12|0|8192"}},
-		{"device", []string{"sda|3150824|95227904", "0:52|20971520|41943040", "0:53|0|12582912"}},
+		{"device", []string{"sda|3150824|95227904", "nas1:/export/shop|20971520|41943040", "backup@vault:/|0|12582912"}},
 		{"mount", []string{
 			"/dev/sda1 on /|3146728|94687232", "nas1:/export/shop volume shopdata|20971520|41943040", "backup@vault:/ on /mnt/vault|0|12582912",
-			"sda (no mount)|4096|540672"}},
+			"sda (mount unknown)|4096|540672"}},
 		{"nfs-server", []string{"(not nfs)|3150824|107810816", "nas1|20971520|41943040"}},
 		{"source", []string{"block|3150824|95227904", "nfs|20971520|41943040", "fuse|0|12582912"}},
 		{"op", []string{"write|0|149753856", "read|24122344|0", "discard|0|0", "flush|0|0", "metadata|0|0"}},
@@ -175,6 +175,7 @@ func TestGroupFilters(t *testing.T) {
 	}{
 		{[]string{"project=shop"}, []string{"shop-db-1|3145728|94371840", "shop-web-1|20971520|41943040"}},
 		{[]string{"project=shop", "project=blog", "service=web"}, []string{"shop-web-1|20971520|41943040", "blog-web-1|1000|12582912"}},
+		{[]string{"project=SHOP", "service=*/WEB"}, []string{"shop-web-1|20971520|41943040"}},
 		{[]string{"service=shop/*", "source=nfs"}, []string{"shop-web-1|20971520|41943040"}},
 		{[]string{"op=write", "container=blog*"}, []string{"blog-web-1|0|12582912"}},
 		{[]string{"op=discard"}, []string{"scratch|0|0"}},

@@ -141,7 +141,11 @@ func cgroupText(c *Cgroup) string {
 	if c.Path != "" {
 		return c.Path
 	}
-	return "cgroup " + strconv.FormatUint(c.ID, 10)
+	if c.ID == 0 {
+		return "unknown cgroup"
+	}
+	// Its name went with it, before anybody could read it.
+	return "gone before start (cgroup " + strconv.FormatUint(c.ID, 10) + ")"
 }
 
 // ownerValue names the owner itself: the container, else the pod, else the
@@ -251,7 +255,7 @@ func MountText(s *Sample) string {
 	text := m.Source
 	switch {
 	case text == "" && m.Point == "" && m.Volume == "":
-		return DeviceText(&s.Device) + " (no mount)"
+		return DeviceText(&s.Device) + " (mount unknown)"
 	case text == "":
 		text = m.FSType
 	}
@@ -285,7 +289,15 @@ func truncateCgroup(p string, depth int) string {
 func (g *grouper) value(s *Sample, k Key, op Op) (text, id string) {
 	switch k {
 	case KeyDevice:
-		return DeviceText(&s.Device), s.Device.ID + "\x00" + s.Device.Name
+		text = DeviceText(&s.Device)
+		if m := s.Mount.Source; s.Device.Name == "" && m != "" {
+			// The device of NFS and FUSE is a number that says nothing. A mount has several
+			// points, and FUSE a source of one word where the file system gives it none.
+			if text = m; !strings.ContainsAny(m, "/:") {
+				text = MountText(s)
+			}
+		}
+		return text, s.Device.ID + "\x00" + s.Device.Name
 	case KeyMount:
 		return MountText(s), s.Mount.Source + "\x00" + s.Mount.FSType + "\x00" + s.Mount.Volume + "\x00" + s.Device.ID
 	case KeyNFSServer:
@@ -366,10 +378,17 @@ type Filter struct {
 // String returns the filter as ParseFilter reads it.
 func (f Filter) String() string { return string(f.Key) + "=" + f.Pattern }
 
+// ExactFilter returns a filter for the text of a group.
+func ExactFilter(v KeyValue) Filter {
+	escaped := strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`).Replace(v.Text)
+	return Filter{Key: v.Key, Pattern: escaped}
+}
+
 // ParseFilter reads KEY=GLOB, where KEY is one that ParseKey takes. In the
 // pattern * stands for any text, including slashes, ? for one character, [a-z]
-// for one of a range; \ takes the next character literally. An unknown key, a
-// broken pattern, and a pattern for op that matches no operation are errors.
+// for one of a range; \ takes the next character literally. Upper and lower case
+// are the same. An unknown key, a broken pattern, and a pattern for op that matches
+// no operation are errors.
 func ParseFilter(s string) (Filter, error) {
 	// Label names with "=" cannot be filtered by; they are not worth a syntax.
 	key, pattern, ok := strings.Cut(s, "=")
@@ -384,7 +403,7 @@ func ParseFilter(s string) (Filter, error) {
 		return Filter{}, fmt.Errorf("filter %q: pattern %q is not a valid glob: a [ has no ], or it ends in \\", s, pattern)
 	}
 	known := KeyValues(k)
-	if known != nil && !slices.ContainsFunc(known, func(v string) bool { return MatchGlob(pattern, v) }) {
+	if known != nil && !slices.ContainsFunc(known, func(v string) bool { return matchFold(pattern, v) }) {
 		return Filter{}, fmt.Errorf("filter %q matches nothing: %w", s, &UnknownError{What: string(k), Word: pattern, Known: known})
 	}
 	return Filter{Key: k, Pattern: pattern}, nil
@@ -411,6 +430,12 @@ func KeyValues(k Key) []string {
 // are not separators.
 var noSlashes = strings.NewReplacer("/", "\x00")
 
+// matchFold is MatchGlob for filters: upper and lower case are the same, as they are in
+// the search of the screen.
+func matchFold(pattern, text string) bool {
+	return MatchGlob(strings.ToLower(pattern), strings.ToLower(text))
+}
+
 // MatchGlob reports whether text matches a pattern of ParseFilter. A broken
 // pattern matches nothing.
 func MatchGlob(pattern, text string) bool {
@@ -423,7 +448,7 @@ func MatchGlob(pattern, text string) bool {
 // pid of a process.
 func (g *grouper) matches(f Filter, s *Sample, op Op) bool {
 	text, _ := g.value(s, f.Key, op)
-	if MatchGlob(f.Pattern, text) {
+	if matchFold(f.Pattern, text) {
 		return true
 	}
 	var names [4]string
@@ -454,7 +479,7 @@ func (g *grouper) matches(f Filter, s *Sample, op Op) bool {
 		names = [4]string{s.Mount.Source, s.Mount.Point, s.Mount.Volume}
 	}
 	for _, n := range names {
-		if n != "" && MatchGlob(f.Pattern, n) {
+		if n != "" && matchFold(f.Pattern, n) {
 			return true
 		}
 	}

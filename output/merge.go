@@ -93,18 +93,22 @@ func (m *Merger) add(samples []Sample) {
 			m.now.Samples = append(m.now.Samples, *s)
 			continue
 		}
-		t := &m.now.Samples[at]
-		if t.Container.Labels == nil {
-			t.Container.Labels = s.Container.Labels
-		}
-		for _, op := range Ops {
-			t.Amount(op).Add(s.Amount(op))
-		}
-		t.MetaReadBytes += s.MetaReadBytes
-		t.MetaWriteBytes += s.MetaWriteBytes
-		t.Retransmits += s.Retransmits
-		t.Basis.Add(&s.Basis)
+		m.now.Samples[at].add(s)
 	}
+}
+
+// add adds the amounts of o, a sample of the same identity.
+func (s *Sample) add(o *Sample) {
+	if s.Container.Labels == nil {
+		s.Container.Labels = o.Container.Labels
+	}
+	for _, op := range Ops {
+		s.Amount(op).Add(o.Amount(op))
+	}
+	s.MetaReadBytes += o.MetaReadBytes
+	s.MetaWriteBytes += o.MetaWriteBytes
+	s.Retransmits += o.Retransmits
+	s.Basis.Add(&o.Basis)
 }
 
 // Flush returns the unfinished interval, or nil, and begins a new one.

@@ -512,6 +512,8 @@ func outputReplay(o *outputGuest, recording string, truth outputTruth) {
 	s.has(truth.Rows[0].Name, "cron.service")
 	s.load = nil
 	s.typed("b")
+	s.has("group by")
+	s.keys("Down", "Enter") // the one after container
 	s.has("PAUSED", "PROCESS")
 	s.keys("q")
 	s.restored()
@@ -546,7 +548,7 @@ func outputLiveScreen(o *outputGuest, container string, load func()) {
 		return strings.Contains(screen, "all > container cron.service") && strings.Contains(screen, "PROCESS")
 	})
 	s.typed("?")
-	s.has("any key closes this")
+	s.has("the marked row consists of")
 	s.typed("xq")
 	s.restored()
 	s.load = nil

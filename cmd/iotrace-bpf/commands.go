@@ -51,13 +51,15 @@ see, asks the container engines for their versions, and detaches.
 			name:    "replay",
 			summary: "Shows a recording, on any machine and with other keys and filters than live",
 			usage:   []string{"replay [FLAGS] FILE [INTERVAL [COUNT]]"},
-			about: `FILE was made with iotrace-bpf --record FILE. With an INTERVAL the recorded
-intervals are joined into longer ones. A recording holds the names and labels of
-every container: treat it as confidential.
+			about: `FILE was made with iotrace-bpf --record FILE; - is standard input. A full FILE
+became FILE.1 and that one FILE.2: the replay begins with the oldest of them and
+ends with FILE. With an INTERVAL the recorded intervals are joined into longer
+ones. Where a recording is damaged, what is before and after is shown. It holds
+the names and labels of every container: treat it as confidential.
 `,
 			examples: []string{
 				"iotrace-bpf replay FILE --by container --filter project=shop",
-				"iotrace-bpf replay FILE --by project --output table 10m",
+				"ssh HOST cat FILE | iotrace-bpf replay - --by project",
 			},
 			files: true,
 			flags: func() *flagSet { return newOptions().replayFlags() },

@@ -44,6 +44,8 @@ type options struct {
 	namespace    string
 	exportLabels []string
 	noScreen     bool
+	inPlace      bool
+	accumulate   bool
 	screen       bool // the interactive screen is the output
 
 	elasticsearch  []string
@@ -183,7 +185,9 @@ func (o *options) selfFlags(fs *pflag.FlagSet) {
 
 func (o *options) outputFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.output, "output", "", "`FORMAT` of standard output: table or ndjson (default: the live screen on a terminal, else table)")
-	fs.BoolVar(&o.noScreen, "no-tui", false, "print plain tables even on a terminal")
+	fs.BoolVar(&o.noScreen, "no-tui", false, "print plain tables, one below the other, even on a terminal")
+	fs.BoolVar(&o.inPlace, "in-place", false, "with plain tables on a terminal: each one replaces the one before")
+	fs.BoolVar(&o.accumulate, "accumulate", false, "show bytes and requests since the start instead of rates")
 	fs.BoolVar(&o.events, "events", false, "with --output ndjson: a document for each request instead of totals")
 	o.namespaceFlag(fs)
 	fs.StringArrayVar(&o.exportLabels, "export-label", nil, "copy the container label `KEY` into documents; may be repeated")
@@ -398,6 +402,7 @@ func (o *options) checkTogether() error {
 		f.needs(len(o.elasticsearch) > 0, "--elasticsearch", ofServer...),
 		f.needs(documents, "--output ndjson or --elasticsearch", "data-stream-namespace", "export-label"),
 		f.needs(o.record != "", "--record", "record-size"),
+		f.needs(o.output != "ndjson", "the table or the screen", "in-place", "accumulate"),
 		f.needs(o.events, "--events", "event-buffer"),
 	} {
 		if err != nil {

@@ -18,6 +18,7 @@ type joiner struct {
 	devices  *tracer.Devices
 	comm     func(pid uint32) string
 	mount    func(dev tracer.Dev, cgroup uint64) output.Mount
+	byMount  bool // mounts are asked for
 }
 
 // sampleKey identifies a sample, which has all operations and bases in it.
@@ -133,8 +134,13 @@ func (j *joiner) identity(k *tracer.Key, seen map[tracer.Dev]tracer.Device) outp
 			seen[k.Dev] = d
 		}
 		s.Device.Name, s.Device.Stacked = d.Name, d.Stacked
-		if k.FSDev != 0 {
+		switch {
+		case k.FSDev != 0:
 			s.Mount = j.mount(k.FSDev, k.Cgroup)
+		case j.byMount:
+			// Direct I/O names no file system. Where one is mounted on the very device of the
+			// request, the device has no partitions in use: it is the only one.
+			s.Mount = j.mount(k.Dev, k.Cgroup)
 		}
 	} else {
 		s.Mount = j.mount(k.Dev, k.Cgroup)

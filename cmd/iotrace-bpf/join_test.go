@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -92,5 +93,47 @@ func BenchmarkJoin(b *testing.B) {
 	for b.Loop() {
 		iv := &output.Interval{Samples: j.samples(rows)}
 		output.Group(iv, output.GroupOptions{By: by})
+	}
+}
+
+// TestMountOfDirectIO: a request that names no file system has the mount on its device.
+func TestMountOfDirectIO(t *testing.T) {
+	j, _ := manyRows(t, 1)
+	j.byMount = true
+	j.mount = func(dev tracer.Dev, _ uint64) output.Mount {
+		return map[tracer.Dev]output.Mount{7<<20 | 1: {Source: "/dev/loop1", Point: "/srv"}, 8<<20 | 1: {Source: "/dev/sda1", Point: "/"}}[dev]
+	}
+	for _, tt := range []struct {
+		dev, fsdev tracer.Dev
+		want       string
+	}{
+		{7<<20 | 1, 0, "/dev/loop1 on /srv"},
+		{8 << 20, 8<<20 | 1, "/dev/sda1 on /"},
+		{8 << 20, 0, "8:0 (mount unknown)"},
+	} {
+		s := j.identity(&tracer.Key{Source: tracer.Block, Cgroup: 2, Dev: tt.dev, FSDev: tt.fsdev}, map[tracer.Dev]tracer.Device{8 << 20: {}})
+		s.Device.Name = ""
+		if got := output.MountText(&s); got != tt.want {
+			t.Errorf("device %v, file system %v: %q, want %q", tt.dev, tt.fsdev, got, tt.want)
+		}
+	}
+}
+
+// TestCountsApp: an empty table is an error that says why.
+func TestCountsApp(t *testing.T) {
+	block := tracer.Status{Source: "block", Attached: true}
+	absent := tracer.Status{Source: "nfs", Reason: "no module"}
+	fuse := tracer.Status{Source: "fuse", Attached: true}
+	if err := countsApp([]tracer.Status{block, absent, fuse}); err != nil {
+		t.Errorf("with FUSE: %v", err)
+	}
+	err := countsApp([]tracer.Status{block, absent})
+	if err == nil {
+		t.Fatal("no error without a source that can count")
+	}
+	for _, want := range []string{"block counts requests", "nfs is absent: no module", "--level both"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%q does not say %q", err, want)
+		}
 	}
 }

@@ -39,11 +39,15 @@ func TestPictures(t *testing.T) {
 	if err := os.WriteFile(screen, []byte(screenPage(replayScreen(t, dir, program, recording))), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	picture(t, "file://"+screen, filepath.Join(docs, "screen.png"), "pre", 1200, 900)
+	picture(t, "file://"+screen, filepath.Join(docs, "screen.png"), "pre", 1300, 900)
 
-	report := filepath.Join(dir, "report.html")
-	replay := exec.Command(program, "replay", filepath.Base(recording), "--by", "project", "--report", report)
-	replay.Dir = docs // the page names the file as it was given
+	// The page shows the command line: no names of this machine.
+	if err := os.Symlink(recording, filepath.Join(dir, filepath.Base(recording))); err != nil {
+		t.Fatal(err)
+	}
+	report := filepath.Join(dir, "ticket.html")
+	replay := exec.Command(program, "replay", filepath.Base(recording), "--by", "project", "--report", filepath.Base(report))
+	replay.Dir = dir
 	if out, err := replay.CombinedOutput(); err != nil {
 		t.Fatalf("replay: %v\n%s", err, out)
 	}
@@ -64,7 +68,7 @@ func replayScreen(t *testing.T, dir, program, recording string) string {
 		}
 		return string(out)
 	}
-	tmux("new-session", "-d", "-x", "104", "-y", "18", program, "replay", recording, "--by", "project")
+	tmux("new-session", "-d", "-x", "120", "-y", "18", program, "replay", recording, "--by", "project")
 	t.Cleanup(func() { exec.Command("tmux", "-S", filepath.Join(dir, "s"), "kill-server").Run() })
 	wait := func(text string) {
 		t.Helper()
@@ -83,20 +87,41 @@ func replayScreen(t *testing.T, dir, program, recording string) string {
 		tmux("send-keys", "]")
 		wait(" " + strconv.Itoa(n) + "/57")
 	}
+	tmux("send-keys", "g")
+	for end := time.Now().Add(time.Minute); !markedFirst(tmux("capture-pane", "-p")); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the first row is not marked:\n%s", tmux("capture-pane", "-p"))
+		}
+	}
 	return tmux("capture-pane", "-p", "-e")
+}
+
+// markedFirst tells whether the mark is on the first row, below five lines of head.
+func markedFirst(screen string) bool {
+	lines := strings.Split(screen, "\n")
+	return len(lines) > 5 && strings.HasSuffix(strings.TrimRight(lines[5], " "), " <")
 }
 
 // screenPage is a page that looks like a terminal with this text. The library knows
 // no reversed colours, so the marked row gets colours of its own, and the sequences
 // that would end them at once go.
 func screenPage(text string) string {
-	text = strings.NewReplacer("\x1b[39m", "", "\x1b[49m", "", "\x1b[0;7m", "\x1b[0;30;47m", "\x1b[7m", "\x1b[30;47m").Replace(text)
+	lines := strings.Split(text, "\n")
+	for i, l := range lines {
+		if strings.Contains(l, "\x1b[7m") || strings.Contains(l, "\x1b[0;7m") {
+			lines[i] = strings.NewReplacer("\x1b[39m", "", "\x1b[49m", "", "\x1b[0;7m", "\x1b[0;30;47m", "\x1b[7m", "\x1b[30;47m").Replace(l)
+		}
+	}
+	text = strings.Join(lines, "\n")
 	return `<!doctype html><meta charset="utf-8"><title>iotrace-bpf</title><style>
 body { margin: 0; background: #fff }
 pre { display: inline-block; margin: 0; padding: 14px 18px; border-radius: 8px; background: #11161d; color: #d3dae3;
 	font: 15px/19px "DejaVu Sans Mono", monospace }
 .term-fg1 { font-weight: bold; color: #fff }
 .term-fg2 { color: #8b97a5 }
+.term-fg31 { color: #ff7b72 }
+.term-fg35 { color: #d2a8ff }
+.term-fg36 { color: #56d4dd }
 .term-fg30 { color: #11161d }
 .term-bg47 { background: #e6b450 }
 </style><pre>` + terminal.Render([]byte(strings.TrimRight(text, "\n"))) + `</pre>`

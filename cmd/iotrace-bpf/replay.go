@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"slices"
 	"time"
+
+	"golang.org/x/term"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
@@ -21,13 +24,13 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 		return err
 	}
 	if fs.NArg() == 0 {
-		return usagef("replay needs a recording: iotrace-bpf replay FILE")
+		return usagef("replay needs a recording: iotrace-bpf replay FILE, or - for standard input")
 	}
 	if err := opt.positional(fs.Args()[1:]); err != nil {
 		return err
 	}
 	merge := opt.interval > 0
-	rec, err := recording.Open(fs.Arg(0))
+	rec, err := openRecording(fs.Arg(0))
 	if err != nil {
 		return err
 	}
@@ -39,7 +42,9 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 		if merge {
 			return usagef("the screen shows a recording interval by interval: for longer ones add --no-tui")
 		}
-		return terminal.RunScreen(ctx, nil, terminal.ScreenOptions{Group: opt.group, Replay: rec.Timeline(), Output: f})
+		so := opt.screenOptions(rec.Header().Host, fs.Arg(0), f)
+		so.Replay, so.Recording = rec.Timeline(), ""
+		return terminal.RunScreen(ctx, nil, so)
 	}
 	main := opt.printer(stdout)
 	if opt.report != "" && opt.output == "" {
@@ -55,6 +60,26 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 		r.merger = output.NewMerger(opt.interval)
 	}
 	return r.replay(ctx, rec)
+}
+
+// openRecording opens a file and those that it became when it was full, a pipe, or
+// standard input.
+func openRecording(name string) (*recording.Reader, error) {
+	if name == "-" {
+		if term.IsTerminal(int(os.Stdin.Fd())) {
+			return nil, usagef("replay - reads a recording from standard input, which is the terminal: redirect it, or name a file")
+		}
+		return recording.OpenPipe(os.Stdin, "standard input")
+	}
+	if fi, err := os.Stat(name); err == nil && fi.Mode()&os.ModeNamedPipe != 0 {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		return recording.OpenPipe(f, name)
+	}
+	return recording.Open(name)
 }
 
 // narrow removes from an interval what a live run with these flags would not have
@@ -94,18 +119,18 @@ type replayer struct {
 // replay writes every interval. Damage in the file is an error at the end; what
 // can be read before and after it is shown.
 func (r *replayer) replay(ctx context.Context, rec *recording.Reader) error {
-	var damaged error
+	var damaged damages
 	for ctx.Err() == nil && !r.enough() {
 		iv, err := rec.Next()
 		var damage *recording.DamageError
 		switch {
 		case errors.Is(err, io.EOF):
-			return errors.Join(damaged, r.flush())
+			return errors.Join(damaged.err(), r.flush())
 		case errors.As(err, &damage):
-			if errors.Is(damaged, err) {
-				return errors.Join(damaged, r.flush())
+			if damaged.last == damage {
+				return errors.Join(damaged.err(), r.flush())
 			}
-			damaged = errors.Join(damaged, err)
+			damaged.add(damage)
 			for _, k := range r.out.others {
 				if page, ok := k.(*reportSink); ok {
 					page.report.Damage(err)
@@ -113,7 +138,7 @@ func (r *replayer) replay(ctx context.Context, rec *recording.Reader) error {
 			}
 			continue
 		case err != nil:
-			return errors.Join(damaged, r.flush(), err)
+			return errors.Join(damaged.err(), r.flush(), err)
 		}
 		if r.start.IsZero() {
 			r.start = iv.Start
@@ -128,7 +153,32 @@ func (r *replayer) replay(ctx context.Context, rec *recording.Reader) error {
 			return err
 		}
 	}
-	return errors.Join(damaged, r.flush())
+	return errors.Join(damaged.err(), r.flush())
+}
+
+// damages are the damaged places of a recording. There may be many: one line has to do.
+type damages struct {
+	first, last *recording.DamageError
+	n, lost     int
+}
+
+func (d *damages) add(e *recording.DamageError) {
+	if d.n == 0 {
+		d.first = e
+	}
+	d.last = e
+	d.n++
+	d.lost += e.Lost
+}
+
+func (d *damages) err() error {
+	switch d.n {
+	case 0:
+		return nil
+	case 1:
+		return d.first
+	}
+	return fmt.Errorf("%w (and %d more places, %d intervals lost in all)", d.first, d.n-1, d.lost)
 }
 
 func (r *replayer) enough() bool { return r.opt.count > 0 && r.n >= r.opt.count }

@@ -3,10 +3,14 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
@@ -141,5 +145,79 @@ func TestReplayUsage(t *testing.T) {
 		if code := run(t.Context(), append([]string{"replay", "--output", "ndjson"}, tt.args...), &stdout, &stderr); code != tt.code || !strings.Contains(stderr.String(), tt.want) {
 			t.Errorf("%q: exit code %d, %q; want %d, %q", tt.args, code, stderr.String(), tt.code, tt.want)
 		}
+	}
+}
+
+// TestReplayPipe: standard input and a named pipe are replayed as the file is.
+func TestReplayPipe(t *testing.T) {
+	file := incident(t, 5)
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	replayed := func(name string) string {
+		t.Helper()
+		var stdout, stderr bytes.Buffer
+		if code := run(t.Context(), []string{"replay", name, "--by", "source"}, &stdout, &stderr); code != exitOK {
+			t.Fatalf("%s: exit code %d: %s", name, code, stderr.String())
+		}
+		return stdout.String()
+	}
+	want := replayed(file)
+	if !strings.Contains(want, "summary of ") || strings.Count(want, "TOTAL ") != 6 {
+		t.Fatalf("the file gives\n%s", want)
+	}
+
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan error, 1)
+	go func() { written <- os.WriteFile(fifo, content, 0) }()
+	if got := replayed(fifo); got != want {
+		t.Errorf("a named pipe gives\n%s", got)
+	}
+	if err := <-written; err != nil {
+		t.Error(err)
+	}
+
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, err := w.Write(content); written <- errors.Join(err, w.Close()) }()
+	stdin := os.Stdin
+	os.Stdin = r
+	defer func() { os.Stdin = stdin; r.Close() }()
+	if got := replayed("-"); got != want {
+		t.Errorf("standard input gives\n%s", got)
+	}
+	if err := <-written; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestReplayDamaged: two damaged places are one line at the end, and the rest is shown.
+func TestReplayDamaged(t *testing.T) {
+	file := incident(t, 30)
+	content, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []int{3, 2} { // a third, a half
+		at := len(content) / part
+		content[at] ^= 0xff
+		content[at+1] ^= 0xff
+	}
+	if err := os.WriteFile(file, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr bytes.Buffer
+	code := run(t.Context(), []string{"replay", file, "--by", "source"}, &stdout, &stderr)
+	if n := strings.Count(stdout.String(), "TOTAL ") - 1; code != exitFailed || n < 26 {
+		t.Errorf("exit code %d, %d of 30 intervals are shown", code, n)
+	}
+	if got := stderr.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "is damaged at byte") || !strings.Contains(got, "more places") {
+		t.Errorf("says %q", got)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"strings"
 	"sync"
@@ -126,7 +127,11 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 			return nil, err
 		}
 		s.others = append(s.others, prometheusSink{p})
-		log.Info("serving metrics", "address", p.Addr())
+		level := slog.LevelInfo
+		if _, port, err := net.SplitHostPort(p.Addr()); err == nil && !strings.HasSuffix(o.prometheus, port) {
+			level = slog.LevelWarn // the system has chosen the port: nobody can know it
+		}
+		log.Log(ctx, level, "serving metrics", "address", p.Addr())
 	}
 	if o.record != "" {
 		r, err := recording.Create(o.record, recording.Options{
@@ -157,7 +162,7 @@ func (o *options) printer(stdout io.Writer) sink {
 	if o.output == "ndjson" {
 		return ndjson.New(stdout, o.documents())
 	}
-	return terminal.NewTable(stdout, terminal.TableOptions{Sort: o.group.Sort})
+	return terminal.NewTable(stdout, terminal.TableOptions{Group: o.group, Accumulate: o.accumulate, InPlace: o.inPlace})
 }
 
 // elasticsearchOptions reads the credentials from files or the environment.
@@ -212,6 +217,10 @@ const closeTime = 10 * time.Second
 func (s *elasticsearchSink) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
 	defer cancel()
+	waiting := time.AfterFunc(time.Second, func() {
+		s.log.Warn("waiting for Elasticsearch to take the last documents, up to "+closeTime.String(), "documents", s.es.Stats().Pending)
+	})
+	defer waiting.Stop()
 	err := s.es.Close(ctx)
 	if n := s.es.Stats().Pending; n > 0 {
 		s.log.Warn("Elasticsearch does not have all documents yet: the next run with this spool delivers the rest", "documents", n)
@@ -250,15 +259,35 @@ func newReportSink(o *options, host output.Host, origin string) (*reportSink, er
 	if err != nil {
 		return nil, err
 	}
+	return &reportSink{file: f, report: report.New(o.reportOptions(o.group, host, origin))}, nil
+}
+
+// reportOptions says what a page shows of a host.
+func (o *options) reportOptions(group output.GroupOptions, host output.Host, origin string) report.Options {
 	title := "I/O report"
 	if host.Name != "" {
 		title += " of " + host.Name
 	}
-	return &reportSink{file: f, report: report.New(report.Options{
-		Title: title, By: o.group.By, Filters: o.group.Filters, CgroupDepth: o.group.CgroupDepth, Top: o.group.Top,
-		Tool: versionText(), Origin: origin, Location: time.Local, Now: time.Now(),
-	})}, nil
+	return report.Options{
+		Title: title, By: group.By, Filters: group.Filters, CgroupDepth: group.CgroupDepth, Top: o.top,
+		Tool: versionText(), Origin: origin, Location: time.Local, Now: time.Now(), Command: commandLine(),
+	}
 }
+
+// commandLine is how this program was called, as a shell takes it.
+func commandLine() string {
+	words := []string{"iotrace-bpf"}
+	for _, a := range os.Args[1:] {
+		if strings.ContainsFunc(a, func(r rune) bool { return !strings.ContainsRune(plainWord, r) }) || a == "" {
+			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
+		}
+		words = append(words, a)
+	}
+	return strings.Join(words, " ")
+}
+
+// plainWord are the characters that mean nothing to a shell.
+const plainWord = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=+,./:@%"
 
 func (s *reportSink) Write(_ *output.Summary, iv *output.Interval) error {
 	s.report.Add(iv)
@@ -266,6 +295,7 @@ func (s *reportSink) Write(_ *output.Summary, iv *output.Interval) error {
 }
 
 func (s *reportSink) Close() error {
+	s.report.Made(time.Now())
 	_, err := s.report.WriteTo(s.file)
 	if err := errors.Join(err, s.file.Close()); err != nil {
 		return fmt.Errorf("writing the report: %w", err)

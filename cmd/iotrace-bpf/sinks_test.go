@@ -242,3 +242,70 @@ func TestClosedOutputEndsTheRest(t *testing.T) {
 		t.Errorf("page of %d bytes, %v", len(b), err)
 	}
 }
+
+// TestPortIsNamed: where the system chooses the port of /metrics, the operator is told
+// which one it is; a port that was asked for needs no message.
+func TestPortIsNamed(t *testing.T) {
+	for _, address := range []string{"0", "127.0.0.1:0"} {
+		var said bytes.Buffer
+		o := &options{prometheus: address}
+		s, err := o.openSinks(t.Context(), &fakeSink{}, output.Host{}, "live", slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelWarn})))
+		if err != nil {
+			t.Fatal(err)
+		}
+		addr := s.others[0].(prometheusSink).Addr()
+		if !strings.Contains(said.String(), addr) {
+			t.Errorf("%s: says %q, not %s", address, said.String(), addr)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		said.Reset()
+		o.prometheus = addr
+		if s, err = o.openSinks(t.Context(), &fakeSink{}, output.Host{}, "live", slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelWarn}))); err != nil {
+			t.Fatal(err)
+		}
+		if said.Len() > 0 {
+			t.Errorf("%s: says %q", addr, said.String())
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestRecordSwitch: what the screen records between two key presses is a recording of
+// just those intervals.
+func TestRecordSwitch(t *testing.T) {
+	t.Chdir(t.TempDir())
+	s := &recordSwitch{opt: newOptions()}
+	write := func(n int) {
+		t.Helper()
+		for range n {
+			if err := s.Write(nil, &output.Interval{Start: time.Now(), End: time.Now()}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write(2)
+	name, err := s.Switch(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(3)
+	if stopped, err := s.Switch(false); err != nil || stopped != name {
+		t.Fatalf("stopped %q, %v", stopped, err)
+	}
+	write(2)
+	r, err := recording.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if r.Len() != 3 {
+		t.Errorf("%d intervals are recorded, want 3", r.Len())
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}

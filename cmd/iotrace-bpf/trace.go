@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"runtime/pprof"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/attribute"
@@ -60,11 +61,12 @@ func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 }
 
 // runWith writes to main and to the other outputs until the end.
-func (s *session) runWith(ctx context.Context, main sink) error {
+func (s *session) runWith(ctx context.Context, main sink, others ...sink) error {
 	out, err := s.opt.openSinks(ctx, main, s.host, "live", s.log)
 	if err != nil {
 		return err
 	}
+	out.others = append(out.others, others...)
 	absent := slices.ContainsFunc(s.tracer.Status(), func(st tracer.Status) bool { return !st.Attached })
 	if err := dropPrivileges(s.opt.keptCapabilities(absent)); err != nil {
 		s.log.Warn("keeping privileges that are not needed any more", "error", err)
@@ -85,8 +87,11 @@ func (s *session) runScreen(ctx context.Context, stdout *os.File, messages <-cha
 	defer cancel()
 	show := &screenSink{intervals: make(chan *output.Interval), gone: ctx.Done()}
 	ended := make(chan error, 1)
-	go func() { ended <- s.runWith(ctx, show) }()
-	err := terminal.RunScreen(ctx, show.intervals, terminal.ScreenOptions{Group: s.opt.group, Notices: messages, Output: stdout})
+	record := &recordSwitch{opt: s.opt, host: s.host}
+	go func() { ended <- s.runWith(ctx, show, record) }()
+	opt := s.opt.screenOptions(s.host, "live", stdout)
+	opt.Notices, opt.Record = messages, s.opt.recordFrom(record)
+	err := terminal.RunScreen(ctx, show.intervals, opt)
 	cancel()
 	return errors.Join(err, <-ended)
 }
@@ -163,16 +168,41 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 	if s.tracer, err = tracer.New(topt); err != nil {
 		return nil, err
 	}
+	if opt.group.Level == output.LevelApp {
+		if err := countsApp(s.tracer.Status()); err != nil {
+			return nil, err
+		}
+	}
 	if err := s.resolver.Walk(); err != nil {
 		s.log.Warn("walking the cgroups", "error", err)
 	}
-	s.joiner = joiner{resolver: s.resolver, devices: s.tracer.Devices(), comm: s.comm, mount: s.mount}
+	s.joiner = joiner{resolver: s.resolver, devices: s.tracer.Devices(), comm: s.comm, mount: s.mount, byMount: topt.ByMount}
 	s.host = thisHost()
 	go debug.FreeOSMemory() // tens of MiB of the kernel's types are not needed any more
 	if opt.vxlan {
 		s.vxlan.prepare(ctx, s)
 	}
 	return s, nil
+}
+
+// countsApp returns an error if no source counts what programs read and write: a table
+// would stay empty.
+func countsApp(status []tracer.Status) error {
+	var why []string
+	for _, st := range status {
+		missing := slices.IndexFunc(st.Limitations, func(l tracer.Limitation) bool { return strings.Contains(l.Text, "--level app") })
+		switch {
+		case st.Source == tracer.Block.String():
+			why = append(why, "block counts requests to devices only")
+		case !st.Attached:
+			why = append(why, st.Source+" is absent: "+st.Reason)
+		case missing >= 0:
+			why = append(why, st.Source+": "+st.Limitations[missing].Text)
+		default:
+			return nil
+		}
+	}
+	return &exitError{exitUnsupported, errors.New("--level app: no source can count what programs read and write here (" + strings.Join(why, "; ") + "). Leave it out, or use --level both")}
 }
 
 func (s *session) Close() {

@@ -1,6 +1,8 @@
 package recording
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -94,18 +96,13 @@ func (r *Reader) Adjust(f func(*output.Interval)) { r.adjust = f }
 // those of the file system. Damage after the header is no error here: Next reports it
 // where it is.
 func Open(path string) (*Reader, error) {
-	zdec, err := zstd.NewReader(nil,
-		zstd.WithDecoderConcurrency(1),
-		zstd.WithDecoderMaxMemory(maxPlain),
-		zstd.WithDecoderMaxWindow(maxPlain),
-		zstd.WithDecodeAllCapLimit(true))
+	r, err := newReader()
 	if err != nil {
 		return nil, fmt.Errorf("recording %q: %w", path, err)
 	}
-	r := &Reader{zdec: zdec}
 	parts, err := partPaths(path)
 	if err != nil {
-		zdec.Close()
+		r.Close()
 		return nil, fmt.Errorf("recording %q: %w", path, err)
 	}
 	// The youngest first: it says whether this is a recording, and of which host.
@@ -137,6 +134,18 @@ func Open(path string) (*Reader, error) {
 	return r, nil
 }
 
+func newReader() (*Reader, error) {
+	zdec, err := zstd.NewReader(nil,
+		zstd.WithDecoderConcurrency(1),
+		zstd.WithDecoderMaxMemory(maxPlain),
+		zstd.WithDecoderMaxWindow(maxPlain),
+		zstd.WithDecodeAllCapLimit(true))
+	if err != nil {
+		return nil, err
+	}
+	return &Reader{zdec: zdec}, nil
+}
+
 // sameMachine compares machine ids, or names if one of them has no id. The kernel may
 // differ: it may have been upgraded in between.
 func sameMachine(a, b output.Host) bool {
@@ -164,15 +173,60 @@ func (r *Reader) openPart(path string) (Header, error) {
 		f.Close()
 		return fail(err)
 	}
+	return r.addPart(f, path)
+}
+
+// addPart adds an open file and reads its header. It closes f if that fails.
+func (r *Reader) addPart(f *os.File, path string) (Header, error) {
 	h, err := r.header(f)
 	if err != nil {
 		f.Close()
-		return fail(err)
+		return Header{}, fmt.Errorf("recording %q: %w", path, err)
 	}
 	h.Path = path
 	r.parts = append(r.parts, partFile{path: path, file: f})
 	r.headers = append(r.headers, h)
 	return h, nil
+}
+
+// maxPipe is how much OpenPipe copies.
+const maxPipe = 8 << 30
+
+// OpenPipe opens a recording that comes from a pipe. It reads all of it into a temporary
+// file that has no name, because an index needs random access. name is for messages.
+// Errors are those of Open and those of reading the pipe; more than 8 GiB are one.
+func OpenPipe(in io.Reader, name string) (_ *Reader, err error) {
+	fail := func(err error) (*Reader, error) { return nil, fmt.Errorf("recording %q: %w", name, err) }
+	f, err := os.CreateTemp("", "iotrace-bpf-replay-")
+	if err != nil {
+		return fail(err)
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		f.Close()
+		return fail(err)
+	}
+	n, err := io.Copy(f, io.LimitReader(in, maxPipe+1))
+	if err == nil && n > maxPipe {
+		err = errors.New("more than 8 GiB come from the pipe: save it as a file first")
+	}
+	if err != nil {
+		f.Close()
+		return fail(err)
+	}
+	r, err := newReader()
+	if err != nil {
+		f.Close()
+		return fail(err)
+	}
+	if _, err := r.addPart(f, name); err != nil {
+		r.Close()
+		return nil, err
+	}
+	if err := r.scan(0); err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
 }
 
 // header reads the first frame of f.
@@ -227,7 +281,15 @@ func (r *Reader) scan(part int) error {
 		}
 		if errors.Is(err, ErrTruncated) || errors.Is(err, ErrCorrupt) {
 			r.damage = append(r.damage, &DamageError{Path: p.path, Offset: off, Read: len(r.index), Err: err})
-			return nil
+			next, err := resume(p.file, off+1, size)
+			if err != nil {
+				return fmt.Errorf("recording %q: %w", p.path, err)
+			}
+			if next < 0 || len(r.damage) > maxDamage {
+				return nil
+			}
+			off = next
+			continue
 		}
 		if err != nil {
 			return fmt.Errorf("recording %q: %w", p.path, err)
@@ -245,6 +307,41 @@ func (r *Reader) scan(part int) error {
 		off = body + int64(e.Size)
 	}
 	return nil
+}
+
+// resume returns the offset of the first interval at or after off that is whole in the
+// index, or -1.
+func resume(f io.ReaderAt, off, size int64) (int64, error) {
+	const window = 1 << 20
+	magic := binary.LittleEndian.AppendUint32(nil, skipID)
+	buf := make([]byte, window+len(magic)-1)
+	for off < size {
+		n, err := f.ReadAt(buf, off)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return 0, err
+		}
+		for i := 0; ; i++ {
+			at := bytes.Index(buf[i:n], magic)
+			if at < 0 {
+				break
+			}
+			i += at
+			// The four bytes occur in names and in compressed data as well.
+			e, body, err := readEntry(f, off+int64(i))
+			if err == nil && e.Kind == kindInterval && body+int64(e.Size) <= size && zstdAt(f, body) {
+				return off + int64(i), nil
+			}
+		}
+		off += window
+	}
+	return -1, nil
+}
+
+// zstdAt reports whether a zstd frame begins at off: RFC 8878, section 3.1.1.
+func zstdAt(f io.ReaderAt, off int64) bool {
+	var b [4]byte
+	_, err := f.ReadAt(b[:], off)
+	return err == nil && binary.LittleEndian.Uint32(b[:]) == 0xFD2FB528
 }
 
 // Headers returns the header of every file, oldest first.
@@ -284,7 +381,7 @@ func (r *Reader) Seek(i int) error {
 
 // Next returns the next interval, or io.EOF after the last. Where the recording is
 // damaged it returns a *DamageError once; the call after that goes on after the damage,
-// at the next key frame or the next file. The caller may modify the interval except for
+// at the next interval whose names are known. The caller may modify the interval except for
 // its label maps, which intervals share.
 func (r *Reader) Next() (*output.Interval, error) {
 	if r.reported < len(r.damage) && r.damage[r.reported].Read <= r.pos {
@@ -303,7 +400,11 @@ func (r *Reader) Next() (*output.Interval, error) {
 	}
 	iv, err := r.tables.interval(w)
 	if err != nil {
-		return nil, r.skip(r.pos, fmt.Errorf("%w: %v", ErrCorrupt, err))
+		r.tables.err = nil
+		if !errors.Is(err, ErrCorrupt) {
+			err = fmt.Errorf("%w: %v", ErrCorrupt, err)
+		}
+		return nil, r.skip(r.pos, err)
 	}
 	r.pos++
 	if r.adjust != nil {
@@ -320,24 +421,37 @@ func (r *Reader) reach(i int) error {
 	}
 	for r.at < i {
 		if _, err := r.decode(r.at); err != nil {
-			return r.skip(r.at, err)
+			if errors.Is(err, errNames) {
+				return r.skip(r.at, err)
+			}
+			r.gap() // reported when it is its turn
 		}
 	}
 	return nil
 }
 
-// skip reports interval i as damaged and moves to the first key frame after it and
-// after r.pos.
+// gap goes on after the interval that could not be read.
+func (r *Reader) gap() {
+	r.tables.gap = true
+	r.at++
+}
+
+// skip reports interval i as damaged and moves to the next one: to the first key frame
+// after it and after r.pos if no names are known until there.
 func (r *Reader) skip(i int, err error) error {
-	r.tables = nil
 	if !errors.Is(err, ErrTruncated) && !errors.Is(err, ErrCorrupt) {
 		// An error of the disk, not of the file: later intervals may be readable.
 		err = fmt.Errorf("%w: %v", ErrCorrupt, err)
 	}
 	e := &r.index[i]
 	next := max(i, r.pos) + 1
-	for next < len(r.index) && int(r.index[next].group) != next {
-		next++
+	if errors.Is(err, errNames) {
+		r.tables = nil
+		for next < len(r.index) && int(r.index[next].group) != next {
+			next++
+		}
+	} else if r.at == i {
+		r.gap()
 	}
 	d := &DamageError{Path: r.parts[e.part].path, Offset: e.off, Read: r.pos, Lost: next - r.pos, Err: err}
 	r.pos = next
@@ -360,7 +474,9 @@ func (r *Reader) decode(i int) (*wireInterval, error) {
 		return nil, fmt.Errorf("index and interval differ in time: %w", ErrCorrupt)
 	}
 	if i == r.at {
-		if err := r.tables.learn(&w); err != nil {
+		if err := r.tables.learn(&w); errors.Is(err, ErrCorrupt) {
+			return nil, err
+		} else if err != nil {
 			return nil, fmt.Errorf("%w: %v", ErrCorrupt, err)
 		}
 		r.at++

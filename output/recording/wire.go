@@ -53,7 +53,14 @@ type wireInterval struct {
 	Events wireEvents `cbor:"23,keyasint"`
 
 	Retransmits []uint64 `cbor:"24,keyasint,omitempty"` // as MetaRead
+
+	// The sizes of the tables of strings, label sets, identities and bounds before this
+	// interval, and Start of the key frame. The first recordings have none.
+	Base []uint64 `cbor:"25,keyasint,omitempty"`
 }
+
+// baseWidth is the length of wireInterval.Base.
+const baseWidth = 5
 
 // wireAmounts holds the rows whose Amount is not all zero.
 type wireAmounts struct {
@@ -127,8 +134,9 @@ type encoder struct {
 	labels  map[string]uint64 // by the packed pairs
 	idents  map[string]uint64 // by the packed numbers
 	bounds  map[uint64]uint64
-	text    int // bytes of strings
-	pairs   int // of labels
+	text    int   // bytes of strings
+	pairs   int   // of labels
+	began   int64 // Start of the key frame
 
 	w    *wireInterval
 	left uint64 // events left out of the last interval
@@ -174,6 +182,10 @@ func (e *encoder) interval(iv *output.Interval) (*wireInterval, error) {
 	end := start + max(0, int64(iv.End.Sub(iv.Start)))
 	w := &wireInterval{Start: start, End: end, Unresolved: iv.Unresolved, Samples: uint64(len(iv.Samples))}
 	e.w = w
+	if len(e.strings) == 1 {
+		e.began = start
+	}
+	w.Base = []uint64{uint64(len(e.strings)), uint64(len(e.labels)) + 1, uint64(len(e.idents)), uint64(len(e.bounds)), uint64(e.began)}
 	clear(e.sets)
 
 	events := iv.Events
@@ -461,10 +473,77 @@ type nameTables struct {
 	text    int
 	pairs   int
 	err     error // the first index beyond its table
+
+	began uint64      // Start of the key frame, where the recording says so
+	gap   bool        // an interval of the group could not be read
+	holes [4][][2]int // numbers of strings, label sets, identities and bounds that it defined
 }
 
 func newNameTables() *nameTables {
 	return &nameTables{strings: []string{""}, labels: []map[string]string{nil}}
+}
+
+// errNames: the names of an interval were defined in one that cannot be read. Those of
+// the following ones are not known either, until the next key frame.
+var errNames = fmt.Errorf("the names of this interval were in a damaged one: %w", ErrCorrupt)
+
+// errName is errNames for an interval of which only some names are missing.
+var errName = fmt.Errorf("a name in this interval was in a damaged one: %w", ErrCorrupt)
+
+// pad makes the tables as large as they were when w was written. What damaged intervals
+// defined becomes holes.
+func (t *nameTables) pad(w *wireInterval) error {
+	if len(w.Base) < baseWidth {
+		if t.gap {
+			return errNames
+		}
+		return nil
+	}
+	if began := w.Base[4]; began != t.began {
+		if began != uint64(w.Start) {
+			return errNames
+		}
+		*t = *newNameTables()
+		t.began = began
+	}
+	have := [4]int{len(t.strings), len(t.labels), len(t.idents), len(t.bounds)}
+	most := [4]uint64{maxElements, maxIdents, maxIdents, maxElements}
+	for i, n := range have {
+		switch base := w.Base[i]; {
+		case base > most[i] || base < uint64(n):
+			return errNames
+		case base > uint64(n):
+			t.holes[i] = append(t.holes[i], [2]int{n, int(base)})
+		}
+	}
+	t.strings = append(t.strings, make([]string, int(w.Base[0])-have[0])...)
+	t.labels = append(t.labels, make([]map[string]string, int(w.Base[1])-have[1])...)
+	t.idents = append(t.idents, make([]output.Sample, int(w.Base[2])-have[2])...)
+	t.bounds = append(t.bounds, make([]uint64, int(w.Base[3])-have[3])...)
+	return nil
+}
+
+// The tables in nameTables.holes.
+const (
+	holeString = iota
+	holeLabels
+	holeIdent
+	holeBound
+)
+
+// known fails if entry n of a table is in a hole.
+func (t *nameTables) known(table int, n uint64) {
+	for _, h := range t.holes[table] {
+		if n >= uint64(h[0]) && n < uint64(h[1]) && t.err == nil {
+			t.err = errName
+		}
+	}
+}
+
+// undo forgets what an interval defined that could not be learned.
+func (t *nameTables) undo(strings, labels, idents, bounds int) {
+	t.strings, t.labels, t.idents, t.bounds = t.strings[:strings], t.labels[:labels], t.idents[:idents], t.bounds[:bounds]
+	t.err = nil
 }
 
 // fail keeps the first error. What is decoded after it is not used.
@@ -479,6 +558,7 @@ func (t *nameTables) str(n uint64) string {
 		t.fail("string %d of %d", n, len(t.strings))
 		return ""
 	}
+	t.known(holeString, n)
 	return t.strings[n]
 }
 
@@ -489,8 +569,21 @@ func (t *nameTables) u32(n uint64) uint32 {
 	return uint32(n)
 }
 
-// learn adds to the tables what w defines, and builds no samples.
+// learn adds to the tables what w defines, and builds no samples. After an error the
+// tables lack all of it.
 func (t *nameTables) learn(w *wireInterval) error {
+	if err := t.pad(w); err != nil {
+		return err
+	}
+	strings, labels, idents, bounds := len(t.strings), len(t.labels), len(t.idents), len(t.bounds)
+	err := t.define(w)
+	if err != nil {
+		t.undo(strings, labels, idents, bounds)
+	}
+	return err
+}
+
+func (t *nameTables) define(w *wireInterval) error {
 	for _, s := range w.Strings {
 		t.text += len(s)
 		t.strings = append(t.strings, string(s))
@@ -536,6 +629,7 @@ func (t *nameTables) learn(w *wireInterval) error {
 func (t *nameTables) ident(c []uint64) output.Sample {
 	var labels map[string]string
 	if c[12] < uint64(len(t.labels)) {
+		t.known(holeLabels, c[12])
 		labels = t.labels[c[12]]
 	} else {
 		t.fail("label set %d of %d", c[12], len(t.labels))
@@ -597,6 +691,7 @@ func (t *nameTables) interval(w *wireInterval) (*output.Interval, error) {
 		if h >= uint64(len(t.idents)) {
 			return nil, fmt.Errorf("identity %d of %d in row %d", h, len(t.idents), i)
 		}
+		t.known(holeIdent, h)
 	}
 	t.column("metadata read", w.MetaRead, n)
 	t.column("retransmits", w.Retransmits, n)
@@ -698,6 +793,7 @@ func (t *nameTables) amounts(from *wireAmounts, rows []*output.Sample, to func(*
 		if b >= uint64(len(t.bounds)) {
 			return fmt.Errorf("latency bound %d of %d", b, len(t.bounds))
 		}
+		t.known(holeBound, b)
 		if from.Count[i] == 0 {
 			return fmt.Errorf("latency bucket with a count of 0")
 		}

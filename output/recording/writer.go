@@ -47,12 +47,14 @@ import (
 //
 // Names, labels and whole identities are written once; later intervals refer to
 // them by number, until the next key frame (at least every keyEvery intervals).
+// Each interval says how many there were before it, so that damage to one hides
+// only the others that use a name which it brought.
 // Amounts are columns, not rows. BenchmarkRecordSize shows what that saves.
 const (
 	fileFormat = "iotrace-bpf recording"
 	version    = 1
 	skipID     = 0x184D2A5D // one of the sixteen skippable magics of RFC 8878
-	keyEvery   = 128
+	keyEvery   = 32
 
 	kindHeader   = 1
 	kindInterval = 2
@@ -72,6 +74,7 @@ const (
 	maxIndex    = 1 << 22           // intervals of a recording in all its files
 	maxParts    = 9999              // highest number n of FILE.n
 	maxString   = 64 << 10          // bytes of one name; longer ones are cut
+	maxDamage   = 1000              // places of damage in a recording to read on behind
 	minBytes    = 128 << 10         // smallest Options.MaxBytes
 )
 

@@ -34,7 +34,9 @@ type page struct {
 	CSS      template.CSS
 	Policy   string
 	Facts    []fact
-	Verdict  []string
+	Verdict  []headline
+	Peaks    plainTable
+	Servers  plainTable
 	Notices  []notice
 	Tiles    []fact
 	Charts   []*chart
@@ -53,6 +55,9 @@ type page struct {
 	Tool     string
 	Empty    bool
 }
+
+// headline answers one question about the run.
+type headline struct{ Question, Answer string }
 
 // fact is a name and its value.
 type fact struct{ Name, Value, Hint string }
@@ -203,8 +208,13 @@ func (r *Report) page() *page {
 	p.Notices = r.notices()
 	p.Charts = r.charts()
 	for i, v := range r.views {
+		if i > 0 && !r.process && slices.Equal(v.by, []output.Key{output.KeyProcess}) {
+			continue // they were not recorded
+		}
 		p.Tables = append(p.Tables, r.table(i, v, total))
 	}
+	p.Peaks = r.peaks()
+	p.Servers = r.serverTable()
 	p.Latency = r.latency(total)
 	p.Slow = r.slowest()
 	p.Basis = r.basisTable()
@@ -278,6 +288,9 @@ func (r *Report) facts() []fact {
 	if !r.opt.Now.IsZero() {
 		f = append(f, fact{Name: "Report created", Value: r.when(r.opt.Now)})
 	}
+	if r.opt.Command != "" {
+		f = append(f, fact{Name: "Made with", Value: text.Fit(r.opt.Command, nameFull)})
+	}
 	return f
 }
 
@@ -305,29 +318,138 @@ func errorsOf(u *output.Usage) (n uint64) {
 	return n
 }
 
-// verdict says in a sentence or two what the charts show.
-func (r *Report) verdict(total *output.Usage) []string {
-	v := r.views[0]
-	rows, _, _ := v.top(r.opt.Top)
-	if len(rows) == 0 || total.Bytes() == 0 {
-		return []string{"No bytes were read or written during this time."}
+// verdict answers who writes, who reads and who is slow, a sentence each.
+func (r *Report) verdict(total *output.Usage) []headline {
+	if total.Bytes() == 0 {
+		return []headline{{"", "No bytes were read or written during this time."}}
 	}
-	var out []string
-	g := rows[0]
-	peak, at := r.peak(g.bins)
-	out = append(out, fmt.Sprintf("%s did %s of the I/O: %s read, %s written, with a peak of %s at %s.",
-		safeText(g.text), text.Percent(float64(g.usage.Bytes()), float64(total.Bytes())),
-		spaced(text.Size(g.usage.Read.Bytes)), spaced(text.Size(g.usage.Write.Bytes)), rateText(peak), r.when(at)))
-	if len(rows) > 1 && rows[1].usage.Bytes() > 0 {
-		out = append(out, fmt.Sprintf("Next is %s with %s.", safeText(rows[1].text), text.Percent(float64(rows[1].usage.Bytes()), float64(total.Bytes()))))
+	rows := r.views[0].sorted()
+	rows = slices.DeleteFunc(rows, func(g *group) bool { return g.stacked })
+	var out []headline
+	for _, d := range []struct {
+		question, verb string
+		op             output.Op
+		of             func(readWrite) uint64
+	}{
+		{"Who writes?", "wrote", output.OpWrite, func(b readWrite) uint64 { return b.write }},
+		{"Who reads?", "read", output.OpRead, func(b readWrite) uint64 { return b.read }},
+	} {
+		all := total.Amount(d.op).Bytes
+		if all == 0 {
+			out = append(out, headline{d.question, "Nobody."})
+			continue
+		}
+		byOp := slices.Clone(rows)
+		slices.SortStableFunc(byOp, func(a, b *group) int {
+			return cmp.Compare(b.usage.Amount(d.op).Bytes, a.usage.Amount(d.op).Bytes)
+		})
+		g := byOp[0]
+		peak, at := r.peakOf(g.bins, d.of)
+		bytes := g.usage.Amount(d.op).Bytes
+		answer := fmt.Sprintf("%s %s %s, %s of all, at most %s at %s.", safeText(g.text), d.verb, spaced(text.Size(bytes)),
+			text.Percent(float64(bytes), float64(all)), rateText(peak), r.when(at))
+		if len(byOp) > 1 && byOp[1].usage.Amount(d.op).Bytes > 0 {
+			next := byOp[1]
+			answer += fmt.Sprintf(" Next is %s with %s.", safeText(next.text), text.Percent(float64(next.usage.Amount(d.op).Bytes), float64(all)))
+		}
+		out = append(out, headline{d.question, answer})
 	}
-	return out
+	return append(out, headline{"Who is slow?", r.slowest99(rows, total)})
+}
+
+// slowEnough is the least number of requests of which a 99th percentile says something.
+const slowEnough = 100
+
+// slowest99 names the group whose requests take longest.
+func (r *Report) slowest99(rows []*group, total *output.Usage) string {
+	var worst *group
+	var most uint64
+	measured := false
+	for _, g := range rows {
+		l := g.usage.Latency()
+		n := l.Count()
+		measured = measured || n > 0
+		if q := l.Quantile(0.99); n >= slowEnough && q > most {
+			worst, most = g, q
+		}
+	}
+	all := total.Latency()
+	switch {
+	case !measured:
+		return "Latencies were not measured."
+	case worst == nil:
+		return fmt.Sprintf("Nobody made %d requests. Of all requests, 99 of 100 took at most %s.", slowEnough, spaced(text.Nanos(all.Quantile(0.99))))
+	}
+	l := worst.usage.Latency()
+	return fmt.Sprintf("%s: 99 of 100 requests took at most %s, the longest %s. Of all requests, 99 of 100 took at most %s.",
+		safeText(worst.text), spaced(text.Nanos(most)), spaced(text.Nanos(l.Max)), spaced(text.Nanos(all.Quantile(0.99))))
+}
+
+// maxPeaks is how many peaks the page lists.
+const maxPeaks = 10
+
+// peaks lists the steps of the charts with the highest rates, and who did most then.
+func (r *Report) peaks() plainTable {
+	t := plainTable{Columns: []string{"Time", "Read", "Written", "Slowest of 100", "Most of it"}}
+	order := make([]int, len(r.bins))
+	for i := range order {
+		order[i] = i
+	}
+	rate := func(i int) float64 { return float64(r.bins[i].total.Bytes()) / text.Seconds(r.bins[i].covered) }
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(rate(b), rate(a)) })
+	rows := r.views[0].sorted()
+	for _, i := range order[:min(len(order), maxPeaks)] {
+		b := &r.bins[i]
+		if b.total.Bytes() == 0 {
+			break
+		}
+		who, most := "", uint64(0)
+		for _, g := range rows {
+			if !g.stacked && i < len(g.bins) && g.bins[i].read+g.bins[i].write > most {
+				who, most = g.text, g.bins[i].read+g.bins[i].write
+			}
+		}
+		lat := b.total.Latency()
+		t.Rows = append(t.Rows, []string{
+			r.when(b.start), rateCell(float64(b.total.Read.Bytes) / text.Seconds(b.covered)), rateCell(float64(b.total.Write.Bytes) / text.Seconds(b.covered)),
+			nanosCell(lat.Quantile(0.99)), safeText(who) + ", " + text.Percent(float64(most), float64(b.total.Bytes())),
+		})
+	}
+	return t
+}
+
+// serverTable is what the people of an NFS server ask first.
+func (r *Report) serverTable() plainTable {
+	t := plainTable{Columns: []string{"Server", "Most of it by", "Read", "Written", "Requests", "Sent again", "Failed", "Reads, p99", "Writes, p99"}, Numbers: 7}
+	users := r.users.sorted()
+	for _, g := range r.servers.sorted() {
+		if len(g.id) < 2 || g.stacked {
+			continue // not NFS: the id of the server, after its length, is empty
+		}
+		who := ""
+		for _, u := range users {
+			if strings.HasPrefix(u.id, g.id) { // ids of several keys follow one another
+				who = strings.TrimPrefix(u.text, g.text+", ") + ", " + text.Percent(float64(u.usage.Bytes()), float64(g.usage.Bytes()))
+				break
+			}
+		}
+		u := &g.usage
+		t.Rows = append(t.Rows, []string{
+			safeText(g.text), safeText(who), sizeCell(u.Read.Bytes), sizeCell(u.Write.Bytes), countCell(u.Ops()), countCell(u.Retransmits), countCell(errorsOf(u)),
+			nanosCell(u.Read.Latency.Quantile(0.99)), nanosCell(u.Write.Latency.Quantile(0.99)),
+		})
+	}
+	return t
 }
 
 // peak returns the highest rate of a group in bytes per second, and its time.
 func (r *Report) peak(bins []readWrite) (rate float64, at time.Time) {
+	return r.peakOf(bins, func(b readWrite) uint64 { return b.read + b.write })
+}
+
+func (r *Report) peakOf(bins []readWrite, of func(readWrite) uint64) (rate float64, at time.Time) {
 	for i, b := range bins {
-		if v := float64(b.read+b.write) / text.Seconds(r.bins[i].covered); v > rate {
+		if v := float64(of(b)) / text.Seconds(r.bins[i].covered); v > rate {
 			rate, at = v, r.bins[i].start
 		}
 	}
@@ -545,7 +667,7 @@ func (r *Report) table(i int, v *view, total *output.Usage) table {
 			row.Errors = strconv.FormatUint(e, 10)
 		}
 		if t.Latency {
-			row.ReadQ, row.WriteQ = quantiles(&u.Read.Latency), quantiles(&u.Write.Latency)
+			row.ReadQ, row.WriteQ = short(&u.Read.Latency), short(&u.Write.Latency)
 		}
 		switch {
 		case g.stacked:
@@ -598,6 +720,11 @@ func nanosCell(ns uint64) string {
 // quantiles returns p50, p95, p99 and the maximum.
 func quantiles(l *output.Latency) []string {
 	return []string{nanosCell(l.Quantile(0.5)), nanosCell(l.Quantile(0.95)), nanosCell(l.Quantile(0.99)), nanosCell(l.Max)}
+}
+
+// short returns p50, p99 and the maximum.
+func short(l *output.Latency) []string {
+	return []string{nanosCell(l.Quantile(0.5)), nanosCell(l.Quantile(0.99)), nanosCell(l.Max)}
 }
 
 // latency is the table of quantiles by source and operation.

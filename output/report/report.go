@@ -34,8 +34,9 @@ const (
 type Options struct {
 	Title string // "" means "I/O report"
 	// By, Filters and CgroupDepth are those of output.GroupOptions. By is the
-	// grouping of the charts and the first table; empty means by project. There
-	// are always tables by project, service, container, device and mount.
+	// grouping of the charts and the first table; empty means by project. There are
+	// always tables by project, service, container, device and mount, one by process
+	// if processes were recorded, and one of NFS servers if there are any.
 	By          []output.Key
 	Filters     []output.Filter
 	CgroupDepth int
@@ -47,7 +48,9 @@ type Options struct {
 	Origin string
 	// Location is the time zone of the page; nil means UTC.
 	Location *time.Location
-	// Now is the time at which the report is created; zero leaves it out.
+	// Command is the command line that made the page; "" leaves it out.
+	Command string
+	// Now is the time at which the report is created; zero leaves it out. See Made.
 	Now time.Time
 }
 
@@ -59,6 +62,8 @@ type Options struct {
 type Report struct {
 	opt   Options
 	views []*view
+	// NFS servers, and which containers use them. They have no table of their own kind.
+	servers, users *view
 
 	bins []timeBin
 	per  int // intervals in a full bin
@@ -66,7 +71,7 @@ type Report struct {
 	// What was added since the last flush, one sample per identity.
 	merged  map[ident]*output.Sample
 	passing *output.Summary // empty; used to filter single requests
-	process bool            // a key or a filter needs processes
+	process bool            // processes were recorded
 	last    time.Time
 	shift   time.Duration // how far the clock was set back
 
@@ -179,19 +184,24 @@ func New(opt Options) *Report {
 		sourceUse: map[output.Source]*sourceSeries{},
 	}
 	r.addView(opt.By)
-	for _, k := range []output.Key{output.KeyProject, output.KeyService, output.KeyContainer, output.KeyDevice, output.KeyMount} {
+	for _, k := range []output.Key{output.KeyProject, output.KeyService, output.KeyContainer, output.KeyProcess, output.KeyDevice, output.KeyMount} {
 		if !slices.Equal(opt.By, []output.Key{k}) {
 			r.addView([]output.Key{k})
 		}
 	}
+	r.servers, r.users = newView([]output.Key{output.KeyNFSServer}), newView([]output.Key{output.KeyNFSServer, output.KeyContainer})
 	r.passing = output.Group(&output.Interval{}, output.GroupOptions{Filters: opt.Filters, CgroupDepth: opt.CgroupDepth})
-	r.process = slices.Contains(opt.By, output.KeyProcess) || slices.ContainsFunc(opt.Filters, func(f output.Filter) bool { return f.Key == output.KeyProcess })
 	return r
 }
 
-func (r *Report) addView(by []output.Key) {
-	r.views = append(r.views, &view{by: by, stacked: slices.Contains(by, output.KeyDevice), groups: map[string]*group{}})
+func (r *Report) addView(by []output.Key) { r.views = append(r.views, newView(by)) }
+
+func newView(by []output.Key) *view {
+	return &view{by: by, stacked: slices.Contains(by, output.KeyDevice), groups: map[string]*group{}}
 }
+
+// Made sets the time at which the page is made.
+func (r *Report) Made(at time.Time) { r.opt.Now = at }
 
 // Damage makes the page say that a part of the recording could not be read. err is
 // a *recording.DamageError of recording.Reader.Next.
@@ -296,7 +306,7 @@ func (r *Report) halve() {
 		}
 		return nw
 	}
-	for _, v := range r.views {
+	for _, v := range append(slices.Clone(r.views), r.servers, r.users) {
 		for _, g := range v.groups {
 			g.bins = remap(g.bins)
 		}
@@ -352,9 +362,8 @@ func (r *Report) merge(s *output.Sample) {
 		id: c.ID, name: c.Name, runtime: c.Runtime, image: c.Image, tag: c.ImageTag, parent: c.Parent,
 		pod: s.Pod, cgroup: s.Cgroup, device: s.Device, mount: s.Mount,
 	}
-	if r.process {
-		k.process = s.Process
-	}
+	k.process = s.Process
+	r.process = r.process || s.Process != output.Process{}
 	m := r.merged[k]
 	if m == nil {
 		m = new(output.Sample)
@@ -411,7 +420,7 @@ func (r *Report) flush() {
 	}
 	clear(r.merged)
 	bin := len(r.bins) - 1
-	for i, v := range r.views {
+	for i, v := range append(slices.Clone(r.views), r.servers, r.users) {
 		summary := output.Group(iv, output.GroupOptions{By: v.by, Filters: r.opt.Filters, CgroupDepth: r.opt.CgroupDepth})
 		for j := range summary.Rows {
 			v.add(&summary.Rows[j], bin, false)

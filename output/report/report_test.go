@@ -434,6 +434,9 @@ func TestReportBounded(t *testing.T) {
 	}
 }
 
+// place is a link to a place on the page itself.
+var place = regexp.MustCompile(`^#[a-z0-9]+$`)
+
 // TestReportHostile parses the page as a browser does and looks for anything that
 // does not come from the template.
 func TestReportHostile(t *testing.T) {
@@ -459,7 +462,7 @@ func TestReportHostile(t *testing.T) {
 			elements[n.Data]++
 			for _, a := range n.Attr {
 				switch k := strings.ToLower(a.Key); {
-				case strings.HasPrefix(k, "on"), k == "src", k == "srcset", k == "style", k == "action", k == "srcdoc", strings.HasSuffix(k, "href") && a.Val != "data:,":
+				case strings.HasPrefix(k, "on"), k == "src", k == "srcset", k == "style", k == "action", k == "srcdoc", strings.HasSuffix(k, "href") && a.Val != "data:," && !place.MatchString(a.Val):
 					t.Errorf("<%s %s=%.60q>", n.Data, k, a.Val)
 				case k == "fill" && strings.Contains(a.Val, "url(") && !strings.HasPrefix(a.Val, "url(#"):
 					t.Errorf("<%s %s=%.60q>", n.Data, k, a.Val)
@@ -479,7 +482,7 @@ func TestReportHostile(t *testing.T) {
 		}
 	}
 	walk(doc)
-	own := strings.Fields("html head meta link title style body header h1 dl div dt dd bdi p main ul li section h2 h3 figure figcaption svg defs pattern rect line text path table thead tbody tr th td span footer code")
+	own := strings.Fields("html head meta link title style body header h1 dl div dt dd bdi p main ul li section h2 h3 figure figcaption svg defs pattern rect line text path table thead tbody tr th td span footer code nav a")
 	for _, e := range own {
 		delete(elements, e)
 	}
@@ -816,5 +819,38 @@ func BenchmarkReportWrite(b *testing.B) {
 			b.Fatal(err)
 		}
 		b.ReportMetric(float64(n), "B/page")
+	}
+}
+
+// TestReportHeadlines: the page says who writes, who reads, who is slow, when it was
+// worst, and what each NFS server was asked.
+func TestReportHeadlines(t *testing.T) {
+	r := New(Options{Command: "iotrace-bpf --report x.html 1 60"})
+	for range 3 {
+		r.Add(outputtest.Shop())
+	}
+	r.flush()
+	v := r.verdict(r.total())
+	var got []string
+	for _, h := range v {
+		got = append(got, h.Question+" "+h.Answer)
+	}
+	all := strings.Join(got, "\n")
+	for _, want := range []string{
+		"Who writes? shop wrote 390 MiB, 91.0 % of all", "Next is blog with 8.4 %.",
+		"Who reads? shop read 69.0 MiB, 100.0 % of all", "Who is slow? ",
+	} {
+		if !strings.Contains(all, want) {
+			t.Errorf("the headlines do not say %q:\n%s", want, all)
+		}
+	}
+	page := string(bytesOf(t, r))
+	for _, want := range []string{"iotrace-bpf --report x.html 1 60", "By process", "postgres[4321]", `id="servers"`, "nas1", "shop-web-1, 100.0 %", `id="peaks"`} {
+		if !strings.Contains(page, want) {
+			t.Errorf("the page does not have %q", want)
+		}
+	}
+	if p := string(bytesOf(t, New(Options{}))); strings.Contains(p, `id="servers"`) || strings.Contains(p, "By process") {
+		t.Error("an empty page has tables")
 	}
 }

@@ -3,6 +3,7 @@ package terminal
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,113 +24,206 @@ const (
 	minKeyWidthMulti = 10 // of each of several
 )
 
-// cellStyle is the meaning of a piece of text; look gives its colours.
-type cellStyle int
+// measure says what the numbers of a table are: rates, or totals.
+type measure struct {
+	level  output.Level
+	d      time.Duration // that the amounts are from
+	totals bool          // amounts instead of rates
+	all    uint64        // bytes that shares are of
+	peaks  *output.Peaks // not nil: a column for the highest rates
+	sort   output.Sort
+}
 
-const (
-	styleNone cellStyle = iota
-	styleHead
-	styleTotal
-	styleDim
-	styleAlert
-	styleMarked
-)
+// bytes writes an amount, or the rate of it. Requests without bytes show as 0.
+func (m *measure) bytes(a *output.Amount) string {
+	switch {
+	case a.Bytes == 0 && a.Ops > 0:
+		return "0"
+	case a.Bytes == 0:
+		return text.None
+	case m.totals:
+		return text.Bytes(float64(a.Bytes))
+	}
+	return text.PerSecond(a.Bytes, m.d)
+}
+
+func (m *measure) ops(n uint64) string {
+	if m.totals && n > 0 {
+		return text.Count(float64(n))
+	}
+	return text.OpsPerSecond(n, m.d)
+}
+
+// share writes the part of all bytes: a scale that is the same for each row.
+func (m *measure) share(bytes uint64) string {
+	switch p := 100 * float64(bytes) / float64(max(m.all, 1)); {
+	case bytes == 0:
+		return text.None
+	case p < 0.1:
+		return "<0.1%"
+	case p >= 99.95:
+		return "100%"
+	default:
+		return strconv.FormatFloat(p, 'f', 1, 64) + "%"
+	}
+}
+
+// unit names what bytes and operations are in.
+func (m *measure) unit() string {
+	if m.totals {
+		return "bytes"
+	}
+	return "bytes/s"
+}
 
 // column is one column of numbers.
 type column struct {
-	group    string // heading over this and its neighbours of the same group
-	head     string
-	sort     string   // its name in --sort; "" if it cannot be sorted by
-	sorts    []string // names of the group in --sort
-	priority int      // the highest is dropped first if there is no room; 0 never is
-	value    func(r *output.Row, d time.Duration) string
+	group string // heading over this and its neighbours of the same group
+	head  string
+	sorts []string // values of --sort that this column shows
+	by    []string // values of --sort that the group shows
+	drop  int      // the highest is dropped first if there is no room; 0 never is
+	style cellStyle
+	value func(r *output.Row) string
 }
+
+// The order in which columns are dropped.
+const (
+	dropNever = iota
+	dropTotal
+	dropApp
+	dropMeta
+	dropPeak
+	dropShare
+	dropLatency
+	dropOps
+)
 
 // layout remembers what must not change from frame to frame. The zero value is
 // ready to use.
 type layout struct {
-	sources   []output.Source // seen so far
+	sources   []output.Source // that had I/O so far
 	latency   bool            // any latency was seen
+	meta      bool            // metadata was more than a tenth of a row
 	keyWidths []int           // widest text seen in each key column
 }
 
-// update remembers the sources and keys of a summary.
+// update remembers the sources and keys of a summary. Sources without reads and
+// writes get no columns: their room goes to the others.
 func (l *layout) update(summary *output.Summary) {
-	for _, s := range summary.Sources {
-		if !slices.Contains(l.sources, s) {
-			l.sources = append(l.sources, s)
+	for i := range summary.Total.Sources {
+		s := &summary.Total.Sources[i]
+		if (s.Read.Ops+s.Write.Ops > 0 || s.Bytes() > 0) && !slices.Contains(l.sources, s.Source) {
+			l.sources = append(l.sources, s.Source)
 		}
 	}
 	slices.SortFunc(l.sources, output.CompareSources)
 	for _, u := range []*output.Usage{&summary.Total.Total, &summary.Total.App} {
 		l.latency = l.latency || len(u.Read.Latency.Buckets)+len(u.Write.Latency.Buckets) > 0
 	}
+	for i := range summary.Rows {
+		r := &summary.Rows[i]
+		// All of (kernel) is metadata.
+		if u := r.At(summary.Level); 10*metaBytes(u) > u.Bytes() && r.Identity().Owner.Workload() {
+			l.meta = true
+		}
+	}
 	if len(l.keyWidths) != len(summary.By) {
 		l.keyWidths = make([]int, len(summary.By))
 		for i, k := range summary.By {
 			l.keyWidths[i] = ansi.StringWidth(text.Safe(string(k)))
 		}
+		l.keyWidths[0] = max(l.keyWidths[0], len("bytes/s"))
 	}
 }
 
-// columns returns the columns of numbers that a level has.
-func (l *layout) columns(level output.Level) []column {
+func metaBytes(u *output.Usage) uint64 { return u.MetaReadBytes + u.MetaWriteBytes }
+
+// columns returns the columns of numbers. With joined set, one pair of columns is for
+// all sources together.
+func (l *layout) columns(m *measure, joined bool) []column {
 	var cols []column
-	pair := func(name string, priority int, read, write string, sorts []string, get func(*output.Row) *output.Usage) {
-		cell := func(op output.Op) func(*output.Row, time.Duration) string {
-			return func(r *output.Row, d time.Duration) string {
+	pair := func(name string, drop int, by []string, get func(*output.Row) *output.Usage) {
+		cell := func(op output.Op) func(*output.Row) string {
+			return func(r *output.Row) string {
 				u := get(r)
 				if u == nil {
 					return text.None
 				}
-				return rate(u.Amount(op), d)
+				return m.bytes(u.Amount(op))
 			}
 		}
-		cols = append(cols, column{name, "READ", read, sorts, priority, cell(output.OpRead)},
-			column{name, "WRITE", write, sorts, priority, cell(output.OpWrite)})
+		var read, write []string
+		if drop == dropNever { // not of another level
+			read, write = []string{"read"}, []string{"write"}
+		}
+		cols = append(cols, column{name, "READ", read, by, drop, styleRead, cell(output.OpRead)},
+			column{name, "WRITE", write, by, drop, styleWrite, cell(output.OpWrite)})
 	}
-	main := func(r *output.Row) *output.Usage { return &r.Total }
+	main := func(r *output.Row) *output.Usage { return r.At(m.level) }
 	sourceLevel := output.LevelWire
-	if level == output.LevelApp {
-		main = func(r *output.Row) *output.Usage { return &r.App }
+	if m.level == output.LevelApp {
 		sourceLevel = output.LevelApp
 	}
-	switch len(l.sources) {
-	case 0:
-		pair("", 0, "read", "write", nil, main)
-	case 1:
-		name := string(l.sources[0])
-		pair(strings.ToUpper(name), 0, "read", "write", []string{name, "total"}, main)
+	one := func(group, head, sort string, drop int, value func(*output.Row) string) {
+		c := column{group: group, head: head, drop: drop, value: value}
+		if sort != "" {
+			c.sorts = []string{sort}
+		}
+		if m.sort.ColumnName() == sort {
+			c.drop = dropNever
+		}
+		cols = append(cols, c)
+	}
+	total := func(r *output.Row) string {
+		u := main(r)
+		return m.bytes(&output.Amount{Bytes: u.Bytes(), Ops: u.Read.Ops + u.Write.Ops})
+	}
+	switch {
+	case len(l.sources) == 0:
+		pair("", dropNever, nil, main)
+	case len(l.sources) == 1:
+		pair(strings.ToUpper(string(l.sources[0])), dropNever, []string{string(l.sources[0])}, main)
+	case joined:
+		pair("", dropNever, nil, main)
+		if s := output.Source(m.sort.ColumnName()); slices.Contains(l.sources, s) {
+			one("", strings.ToUpper(string(s)), string(s), dropNever, func(r *output.Row) string {
+				u := r.Source(s, sourceLevel)
+				if u == nil {
+					return text.None
+				}
+				return m.bytes(&output.Amount{Bytes: u.Bytes(), Ops: u.Read.Ops + u.Write.Ops})
+			})
+		}
 	default:
 		for _, s := range l.sources {
-			pair(strings.ToUpper(string(s)), 1, "", "", []string{string(s)}, func(r *output.Row) *output.Usage { return r.Source(s, sourceLevel) })
+			pair(strings.ToUpper(string(s)), dropNever, []string{string(s)}, func(r *output.Row) *output.Usage { return r.Source(s, sourceLevel) })
 		}
-		cols = append(cols, column{"", "TOTAL", "total", nil, 0, func(r *output.Row, d time.Duration) string {
-			u := main(r)
-			return rate(&output.Amount{Bytes: u.Bytes(), Ops: u.Read.Ops + u.Write.Ops}, d)
-		}})
 	}
-	if level == output.LevelBoth {
-		pair("APP", 2, "", "", nil, func(r *output.Row) *output.Usage { return &r.App })
+	one("", "TOTAL", "total", dropTotal, total)
+	one("", "SHARE", "", dropShare, func(r *output.Row) string { return m.share(main(r).Bytes()) })
+	if m.peaks != nil {
+		one("", "PEAK/s", "", dropPeak, func(r *output.Row) string {
+			if v := m.peaks.Of(r); v > 0 {
+				return text.Bytes(v)
+			}
+			return text.None
+		})
 	}
-	cols = append(cols, column{"", "OPS", "ops", nil, 3, func(r *output.Row, d time.Duration) string {
-		return text.OpsPerSecond(main(r).Ops(), d)
-	}})
+	if l.meta {
+		one("", "META", "", dropMeta, func(r *output.Row) string { return m.bytes(&output.Amount{Bytes: metaBytes(main(r))}) })
+	}
+	if m.level == output.LevelBoth {
+		pair("APP", dropApp, nil, func(r *output.Row) *output.Usage { return &r.App })
+	}
+	one("", "OPS", "ops", dropOps, func(r *output.Row) string { return m.ops(main(r).Ops()) })
 	if l.latency {
-		cols = append(cols, column{"", "P99", "latency", nil, 4, func(r *output.Row, _ time.Duration) string {
+		one("", "P99", "latency", dropLatency, func(r *output.Row) string {
 			lat := main(r).Latency()
 			return text.Nanos(lat.Quantile(0.99))
-		}})
+		})
 	}
 	return cols
-}
-
-// rate writes bytes per second. Requests without bytes show as 0.
-func rate(a *output.Amount, d time.Duration) string {
-	if a.Bytes == 0 && a.Ops > 0 {
-		return "0"
-	}
-	return text.PerSecond(a.Bytes, d)
 }
 
 // grid is a layout for one frame of a given width.
@@ -139,28 +233,33 @@ type grid struct {
 	gap  int   // cells before a group of columns
 }
 
+// wideWidth is the width from which on each row has its latency.
+const wideWidth = 98
+
+// noLimit is the width of lines that go to a file or a pipe.
+const noLimit = 1 << 20
+
 // fit chooses columns and widths for rows and remembers the widths.
-func (l *layout) fit(summary *output.Summary, rows [][]string, rest *output.Row, width int) grid {
+func (l *layout) fit(m *measure, summary *output.Summary, rows [][]string, rest *output.Row, width int) grid {
 	for _, r := range rows {
 		for i, text := range r {
 			l.keyWidths[i] = max(l.keyWidths[i], ansi.StringWidth(text))
 		}
 	}
-	g := grid{cols: l.columns(summary.Level)}
 	least := minKeyWidth
 	if n := len(summary.By); n > 1 {
 		least = n*minKeyWidthMulti + n - 1
 	}
-	for width-g.numbers() < least {
-		// Columns of one priority are dropped together.
-		worst := 0
-		for _, c := range g.cols {
-			worst = max(worst, c.priority)
-		}
-		if worst == 0 {
-			break
-		}
-		g.cols = slices.DeleteFunc(g.cols, func(c column) bool { return c.priority == worst })
+	// One pair of columns for all sources is worse than a pair for each, and better than
+	// none of a source. On wide terminals latencies come before pairs.
+	first := dropLatency
+	if width >= wideWidth {
+		first = dropOps
+	}
+	g := grid{cols: l.columns(m, false)}
+	if !g.narrow(width, least, first) {
+		g.cols = l.columns(m, true)
+		g.narrow(width, least, dropNever+1)
 	}
 	if g.gap = 1; width-g.numbers() >= least+8 {
 		g.gap = 2
@@ -174,6 +273,23 @@ func (l *layout) fit(summary *output.Summary, rows [][]string, rest *output.Row,
 		}
 	}
 	return g
+}
+
+// narrow drops columns until the keys have the least width, but none that is dropped
+// later than limit. It reports whether that was enough.
+func (g *grid) narrow(width, least, limit int) bool {
+	for width-g.numbers() < least {
+		worst := 0
+		for _, c := range g.cols {
+			worst = max(worst, c.drop)
+		}
+		if worst < limit {
+			return false
+		}
+		// Columns that are dropped at the same time are one.
+		g.cols = slices.DeleteFunc(g.cols, func(c column) bool { return c.drop == worst })
+	}
+	return true
 }
 
 // numbers returns how many cells the columns of numbers take, gaps included.
@@ -261,32 +377,32 @@ func keyCells(rows []output.Row) [][]string {
 	return cells
 }
 
-// heads returns the two lines above the rows. The column that rows are sorted by
-// is marked.
-func (g *grid) heads(by []output.Key, sort output.Sort) (groups, heads string) {
+// heads returns the two lines above the rows: groups and units, and the columns. What
+// rows are sorted by is marked.
+func (g *grid) heads(by []output.Key, m *measure) (groups, heads string) {
 	var a, b strings.Builder
 	mark := "v"
-	if sort.Reverse != (sort.ColumnName() == "name") {
+	if m.sort.Reverse != (m.sort.ColumnName() == "name") {
 		mark = "^"
 	}
 	keys := make([]string, len(by))
 	for i, k := range by {
 		keys[i] = strings.ToUpper(text.Safe(string(k)))
-		if i == 0 && sort.ColumnName() == "name" {
+		if i == 0 && m.sort.ColumnName() == "name" {
 			keys[i] += mark
 		}
 	}
 	b.WriteString(g.keyText(keys))
-	a.WriteString(strings.Repeat(" ", g.keysWidth()))
+	a.WriteString(text.PadRight(cutText(m.unit(), g.keysWidth()), g.keysWidth()))
 	for i := 0; i < len(g.cols); {
 		name, span := g.cols[i].group, 0
-		if slices.Contains(g.cols[i].sorts, sort.ColumnName()) {
+		if name != "" && slices.Contains(g.cols[i].by, m.sort.ColumnName()) {
 			name += mark
 		}
 		for first := i; i < len(g.cols) && (i == first || name != "" && g.cols[i].group == g.cols[first].group); i++ {
 			c := &g.cols[i]
 			head := c.head
-			if c.sort != "" && c.sort == sort.ColumnName() {
+			if slices.Contains(c.sorts, m.sort.ColumnName()) {
 				head += mark
 			}
 			span += text.NumberWidth + g.gapBefore(i)
@@ -297,6 +413,23 @@ func (g *grid) heads(by []output.Key, sort output.Sort) (groups, heads string) {
 	return strings.TrimRight(a.String(), " "), strings.TrimRight(b.String(), " ")
 }
 
+// columnAt returns what a click on the heading at cell x sorts by, or "".
+func (g *grid) columnAt(x int) string {
+	at := g.keysWidth()
+	if x < at {
+		return "name"
+	}
+	for i := range g.cols {
+		if at += g.gapBefore(i) + text.NumberWidth; x < at {
+			if len(g.cols[i].sorts) > 0 {
+				return g.cols[i].sorts[0]
+			}
+			return ""
+		}
+	}
+	return ""
+}
+
 func (g *grid) keysWidth() int { return sumOf(g.keys) + len(g.keys) - 1 }
 
 func (g *grid) keyText(cells []string) string {
@@ -305,31 +438,43 @@ func (g *grid) keyText(cells []string) string {
 		if i > 0 {
 			b.WriteByte(' ')
 		}
-		b.WriteString(text.PadRight(cutText(cell, g.keys[i]), g.keys[i]))
+		b.WriteString(text.PadRight(cutMiddle(cell, g.keys[i]), g.keys[i]))
 	}
 	return b.String()
 }
 
-// cutText shortens safe text to width cells.
-func cutText(s string, width int) string {
-	if ansi.StringWidth(s) <= width {
-		return s
+// slowNanos is the latency from which on it is shown as slow.
+const slowNanos = 100_000_000
+
+// row returns a row as a line without trailing spaces. Its numbers have colours unless
+// style says how the whole line looks.
+func (g *grid) row(r *output.Row, cells []string, style cellStyle) line {
+	name := g.keyText(cells)
+	if r.Label != "" {
+		name = text.PadRight(cutText(sumText(r), g.keysWidth()), g.keysWidth())
 	}
-	return ansi.Truncate(s, width, "…")
+	out := line{{name, style}}
+	for i, c := range g.cols {
+		value := c.value(r)
+		look := style
+		switch {
+		case style != styleNone:
+		case value == text.None:
+			look = styleDim
+		case c.head == "P99" && slow(value):
+			look = styleSlow
+		default:
+			look = c.style
+		}
+		out = append(out, piece{strings.Repeat(" ", g.gapBefore(i)) + text.PadLeft(value, text.NumberWidth), look})
+	}
+	return out.trim()
 }
 
-// line returns a row as a line without trailing spaces.
-func (g *grid) line(r *output.Row, cells []string, d time.Duration) string {
-	var b strings.Builder
-	if r.Label != "" {
-		b.WriteString(text.PadRight(cutText(sumText(r), g.keysWidth()), g.keysWidth()))
-	} else {
-		b.WriteString(g.keyText(cells))
-	}
-	for i, c := range g.cols {
-		b.WriteString(strings.Repeat(" ", g.gapBefore(i)) + text.PadLeft(c.value(r, d), text.NumberWidth))
-	}
-	return strings.TrimRight(b.String(), " ")
+// slow reports whether a latency as text.Nanos writes it is at least slowNanos.
+func slow(latency string) bool {
+	d, err := time.ParseDuration(latency)
+	return err == nil && d.Nanoseconds() >= slowNanos
 }
 
 func sumText(r *output.Row) string {
@@ -339,33 +484,37 @@ func sumText(r *output.Row) string {
 	return r.Label
 }
 
-// footer says how far the numbers can be trusted: bytes without an owner, losses,
-// missing names, and the overhead of the tracer. alert is set if anything was
-// lost. The parts are short, so that they can be wrapped.
+// footer says how far the numbers can be trusted: losses, bytes without an owner,
+// missing names. alert is set if anything was lost. The parts are short, so that they
+// can be wrapped.
 func footer(iv *output.Interval, summary *output.Summary) (parts []string, alert bool) {
-	d := iv.End.Sub(iv.Start)
-	if summary.Level != output.LevelApp {
-		unattributed := iv.Unattributed()
-		parts = append(parts, "unattributed "+text.Percent(float64(unattributed), float64(summary.Total.Total.Bytes())))
-	}
 	if lost := lostText(&iv.Lost); lost == "" {
 		parts = append(parts, "nothing lost")
 	} else {
 		alert = true
 		parts = append(parts, "LOST "+lost)
 	}
+	if summary.Level != output.LevelApp {
+		unattributed := iv.Unattributed()
+		parts = append(parts, "unattributed "+text.Percent(float64(unattributed), float64(summary.Total.Total.Bytes())))
+	}
 	if iv.Unresolved > 0 {
 		parts = append(parts, text.Plural(iv.Unresolved, "cgroup without a name", "cgroups without a name"))
 	}
-	overhead := "overhead: CPU " + text.Percent(float64(iv.Self.CPUNanos), float64(d))
+	return parts, alert
+}
+
+// overhead says what the tracer itself needed in d.
+func overhead(iv *output.Interval, d time.Duration) string {
+	s := "overhead: CPU " + text.Percent(float64(iv.Self.CPUNanos), float64(d))
 	if iv.Self.BPFNanos > 0 {
-		overhead += ", BPF " + text.Percent(float64(iv.Self.BPFNanos), float64(d))
+		s += ", BPF " + text.Percent(float64(iv.Self.BPFNanos), float64(d))
 	}
-	overhead += ", " + text.Size(iv.Self.RSSBytes)
+	s += ", " + text.Size(iv.Self.RSSBytes)
 	if own := iv.Self.ReadBytes + iv.Self.WriteBytes; own > 0 {
-		overhead += ", " + text.Size(own) + " I/O not shown"
+		s += ", " + text.Size(own) + " I/O not shown"
 	}
-	return append(parts, overhead), alert
+	return s
 }
 
 // lostText names all losses. It is empty if there are none.

@@ -1,8 +1,8 @@
 package terminal
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -25,6 +25,17 @@ type ScreenOptions struct {
 	// Group is how rows are grouped at first: by project if By is empty. Top is
 	// ignored, because the user can scroll to all rows.
 	Group output.GroupOptions
+	// Accumulate makes the screen show totals since the start at first.
+	Accumulate bool
+	// Labels are the container labels that the details of a row may show.
+	Labels []string
+	// Record starts a recording, or stops it, and returns the name of its file. Report
+	// writes a page about the intervals of a timeline and returns the name of its file.
+	// Where they are nil, the screen offers neither.
+	Record func(start bool) (file string, err error)
+	Report func(Timeline, output.GroupOptions) (file string, err error)
+	// Recording is the file of a recording that runs already, or "".
+	Recording string
 	// Replay is what the screen plays; nil means to show received intervals.
 	Replay Timeline
 	// Notices are lines to show among the events, or nil. Nothing else may write
@@ -40,7 +51,8 @@ type ScreenOptions struct {
 // RunScreen shows intervals on an interactive screen. It returns nil when the user
 // quits, intervals is closed, ctx ends, or the process gets SIGINT, SIGTERM,
 // SIGHUP or SIGQUIT. A panic of the screen is returned as an error. In all cases
-// the terminal is restored, and the last state stays on it as a plain table.
+// the terminal is restored, and a table stays on it: a summary of the live run, or
+// what a replay showed last.
 //
 // RunScreen receives nothing from intervals after it has returned.
 func RunScreen(ctx context.Context, intervals <-chan *output.Interval, opt ScreenOptions) error {
@@ -70,13 +82,41 @@ func RunScreen(ctx context.Context, intervals <-chan *output.Interval, opt Scree
 	if err != nil {
 		return fmt.Errorf("screen: %w", err)
 	}
+	v := s.last()
+	if v == nil {
+		return nil
+	}
+	t := NewTable(opt.Output, TableOptions{Location: opt.Location})
+	v.summary.Rows, v.summary.Rest = output.Fold(v.summary.Rows, v.summary.Rest, 20)
+	return t.write(v)
+}
+
+// last returns the table that stays on the terminal, or nil if there was nothing.
+func (s *screen) last() *view {
 	if s.summary == nil {
 		return nil
 	}
-	last := NewTable(opt.Output, TableOptions{Append: true, Location: opt.Location, Sort: s.group.Sort})
-	summary := *s.summary
-	summary.Rows, summary.Rest = output.Fold(summary.Rows, summary.Rest, 20)
-	return errors.Join(last.Write(&summary, s.iv), last.Close())
+	opt := s.options()
+	if s.live == nil {
+		return &view{
+			summary: output.Group(s.iv, opt), iv: s.iv, closing: true,
+			measure: measure{level: s.summary.Level, d: s.iv.End.Sub(s.iv.Start), sort: opt.Sort},
+			title:   s.iv.End.In(s.opt.Location).Format("15:04:05") + "  " + seconds(s.iv.End.Sub(s.iv.Start)),
+		}
+	}
+	first, end := s.src.Bounds()
+	var peaks output.Peaks
+	for i := first; i < end; i++ {
+		if iv, err := s.src.Frame(i); err == nil {
+			peaks.Add(output.Group(iv, opt), iv.End.Sub(iv.Start))
+		}
+	}
+	v := closing(s.run.upTo(end-1, &s.live.before, s.src), &peaks, opt, s.opt.Location)
+	if first > 0 { // older intervals are in the sum, but their rates are gone
+		start, _ := s.src.Span(first)
+		v.title += ", peaks since " + start.In(s.opt.Location).Format("15:04:05")
+	}
+	return v
 }
 
 // Interactive reports whether a screen can be shown: in and out are a terminal
@@ -92,11 +132,40 @@ func Interactive(in, out *os.File, env func(string) string) bool {
 	return term.IsTerminal(int(in.Fd())) && term.IsTerminal(int(out.Fd()))
 }
 
-// drillOrder is the order of keys when the user drills down.
-var drillOrder = []output.Key{output.KeyProject, output.KeyService, output.KeyContainer, output.KeyProcess, output.KeyMount}
+// below says what rows of a key consist of. Drilling down goes to the first key that
+// the path does not have yet.
+var below = map[output.Key][]output.Key{
+	output.KeyHost:      {output.KeyProject, output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyDevice},
+	output.KeyNamespace: {output.KeyPod, output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyDevice},
+	output.KeyProject:   {output.KeyService, output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyDevice},
+	output.KeyNFSServer: {output.KeyMount, output.KeyContainer, output.KeyProcess},
+	output.KeyMount:     {output.KeyContainer, output.KeyProcess, output.KeyDevice},
+	output.KeyDevice:    {output.KeyContainer, output.KeyProcess, output.KeyMount},
+	output.KeyProcess:   {output.KeyMount, output.KeyDevice},
+}
 
-// cycleOrder is the order of keys that b and B step through.
-var cycleOrder = []output.Key{output.KeyProject, output.KeyService, output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyDevice, output.KeyImage, output.KeyNFSServer, output.KeyPod, output.KeyNamespace, output.KeyCgroup, output.KeySource, output.KeyOp}
+// belowOthers is below for the keys that are not in it.
+var belowOthers = []output.Key{output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyDevice}
+
+// menuKeys are the keys of the menu of b.
+var menuKeys = []output.Key{output.KeyProject, output.KeyService, output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyDevice,
+	output.KeyNFSServer, output.KeyImage, output.KeyPod, output.KeyNamespace, output.KeyCgroup, output.KeyOuter, output.KeySource, output.KeyOp, output.KeyHost}
+
+// span is the time that the numbers are about.
+type span int
+
+const (
+	spanLast span = iota // rates of the last interval
+	span10s              // average rates
+	span60s
+	spanRun    // average rates since the start
+	spanTotals // amounts since the start
+)
+
+var spans = []struct {
+	name   string
+	length time.Duration
+}{{"last interval", 0}, {"average of 10 s", 10 * time.Second}, {"average of 60 s", time.Minute}, {"average since the start", 0}, {"totals since the start", 0}}
 
 // step is a view that the user drilled down from.
 type step struct {
@@ -133,12 +202,20 @@ type screen struct {
 	group   output.GroupOptions
 	path    []step
 	search  string
-	editing bool
+	editing bool // the search
+	jumping bool // the time to go to
+	jump    string
 
-	iv        *output.Interval
-	summary   *output.Summary
+	iv        *output.Interval // the one at pos
+	span      span
+	before    span             // of the time before a was pressed
+	view      *output.Interval // that the summary is of: iv, or a sum up to iv
+	covered   time.Duration    // by view
+	summary   *output.Summary  // idle rows included
 	cells     [][]string
+	active    map[string]bool // rows that did something in iv, by id
 	layout    layout
+	run       runSum
 	history   history
 	events    []event
 	noted     map[int]bool // intervals of a recording whose events are in events
@@ -149,10 +226,27 @@ type screen struct {
 	offset    int    // first row on the screen
 	page      int    // how many rows were drawn last
 
-	help     bool
-	noEvents bool
-	note     string // message that stays until the next key press
+	pane      pane // instead of the rows
+	menu      menu
+	scroll    int // first line of the pane
+	recording string
+	noEvents  bool
+	note      string // message that stays until the next key press
+
+	// What was drawn where, for the mouse.
+	headY, rowY int
+	grid        grid
 }
+
+// pane is what is shown instead of the rows.
+type pane int
+
+const (
+	paneRows pane = iota
+	paneHelp
+	paneDetails
+	paneMenu
+)
 
 func newScreen(ctx context.Context, intervals <-chan *output.Interval, opt ScreenOptions) *screen {
 	s := &screen{ctx: ctx, opt: opt, intervals: intervals, pos: -1, follow: true, speed: 2, group: opt.Group,
@@ -162,8 +256,12 @@ func newScreen(ctx context.Context, intervals <-chan *output.Interval, opt Scree
 	if len(s.group.By) == 0 {
 		s.group.By = []output.Key{output.KeyProject}
 	}
+	s.recording = opt.Recording
+	if opt.Accumulate {
+		s.span = spanTotals
+	}
 	if opt.Replay != nil {
-		s.src = opt.Replay
+		s.src = &cachedFrames{opt.Replay, make(map[int]*output.Interval)}
 	} else {
 		s.live = &liveFrames{}
 		s.src = s.live
@@ -274,6 +372,11 @@ func (s *screen) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 		if s.editing {
 			s.typed(msg.Content)
 		}
+	case tea.MouseWheelMsg:
+		s.wheel(msg.Mouse())
+	case tea.MouseClickMsg:
+		s.note = ""
+		s.click(msg.Mouse())
 	case tea.KeyPressMsg:
 		s.note = ""
 		return s, s.key(msg)
@@ -346,11 +449,10 @@ func (s *screen) regroup() {
 		return
 	}
 	opt := s.options()
-	s.summary = output.Group(s.iv, opt)
-	s.layout.update(s.summary)
-	s.cells = keyCells(s.summary.Rows)
+	now := output.Group(s.iv, opt)
+	d := s.iv.End.Sub(s.iv.Start)
 	s.history.forget(s.pos)
-	s.history.put(s.pos, s.summary, s.iv.End.Sub(s.iv.Start))
+	s.history.put(s.pos, now, d)
 	first, _ := s.src.Bounds()
 	for i := max(first, s.pos-historyLen+1); i < s.pos; i++ {
 		if s.history.points[i] != nil {
@@ -365,6 +467,29 @@ func (s *screen) regroup() {
 		}
 		s.history.put(i, output.Group(iv, opt), iv.End.Sub(iv.Start))
 	}
+	s.active = make(map[string]bool, len(now.Rows))
+	for i := range now.Rows {
+		s.active[now.Rows[i].Group()] = true
+	}
+	s.view, s.covered, s.summary = s.iv, d, now
+	if s.span != spanLast {
+		sum := s.sum(s.span)
+		s.view, s.covered = sum.Interval(), sum.Covered()
+		s.summary = output.Group(s.view, opt)
+	}
+	// Rows that do nothing now stay where the operator can see and mark them.
+	s.summary.Rows = append(s.summary.Rows, s.history.idle(s.pos, s.summary)...)
+	if opt.Sort.ColumnName() == "name" {
+		slices.SortStableFunc(s.summary.Rows, func(a, b output.Row) int {
+			order := cmp.Or(cmp.Compare(a.Text(), b.Text()), cmp.Compare(a.Group(), b.Group()))
+			if opt.Sort.Reverse {
+				return -order
+			}
+			return order
+		})
+	}
+	s.layout.update(s.summary)
+	s.cells = keyCells(s.summary.Rows)
 	// The mark stays on its row when rows change places.
 	if i := slices.IndexFunc(s.summary.Rows, func(r output.Row) bool { return r.Group() == s.selected }); i >= 0 {
 		s.cursor = i
@@ -372,16 +497,53 @@ func (s *screen) regroup() {
 	s.move(0)
 }
 
-// move moves the mark n rows down.
+// sum returns the sum of the intervals that sp is about.
+func (s *screen) sum(sp span) *output.Sum {
+	if sp == spanRun || sp == spanTotals {
+		before := &output.Sum{}
+		if s.live != nil {
+			before = &s.live.before
+		}
+		return s.run.upTo(s.pos, before, s.src)
+	}
+	first, _ := s.src.Bounds()
+	// Half an interval more: on a busy machine intervals are never quite as long as asked for.
+	from := s.iv.End.Add(-spans[sp].length - s.iv.End.Sub(s.iv.Start)/2)
+	i := s.pos
+	for i > first {
+		if start, _ := s.src.Span(i - 1); start.Before(from) {
+			break
+		}
+		i--
+	}
+	sum := &output.Sum{}
+	for ; i <= s.pos; i++ {
+		if iv, err := s.src.Frame(i); err == nil {
+			sum.Add(iv)
+		}
+	}
+	if sum.Len() == 0 {
+		sum.Add(s.iv)
+	}
+	return sum
+}
+
+// move moves the mark n rows down. The mark is always on a row and stays with it.
 func (s *screen) move(n int) {
 	if s.summary == nil || len(s.summary.Rows) == 0 {
 		s.cursor, s.offset = 0, 0
 		return
 	}
 	s.cursor = min(max(s.cursor+n, 0), len(s.summary.Rows)-1)
-	if n != 0 {
-		s.selected = s.summary.Rows[s.cursor].Group()
+	s.selected = s.summary.Rows[s.cursor].Group()
+}
+
+// marked returns the marked row, or nil if there is none.
+func (s *screen) marked() *output.Row {
+	if s.summary == nil || s.cursor >= len(s.summary.Rows) {
+		return nil
 	}
+	return &s.summary.Rows[s.cursor]
 }
 
 // noteEvents adds the events of interval i: overlay devices, losses, and sources
@@ -433,16 +595,19 @@ func (s *screen) key(msg tea.KeyPressMsg) tea.Cmd {
 	if name == "ctrl+c" {
 		return tea.Quit
 	}
-	if s.editing {
+	switch {
+	case s.editing:
 		s.edit(name, msg.Text)
 		return nil
-	}
-	if s.help {
-		s.help = false
-		if name == "q" {
-			return tea.Quit
-		}
+	case s.jumping:
+		return s.editJump(name, msg.Text)
+	case s.pane == paneMenu:
+		s.menuKey(name, msg.Text)
 		return nil
+	case s.pane == paneHelp || s.pane == paneDetails:
+		if done, cmd := s.paneKey(name); done {
+			return cmd
+		}
 	}
 	switch name {
 	case "q":
@@ -450,7 +615,13 @@ func (s *screen) key(msg tea.KeyPressMsg) tea.Cmd {
 	case "ctrl+z":
 		return tea.Suspend
 	case "?", "h", "f1":
-		s.help = true
+		s.open(paneHelp)
+	case "d":
+		if s.marked() == nil {
+			s.note = "no row is marked"
+			break
+		}
+		s.open(paneDetails)
 	case "up", "k":
 		s.move(-1)
 	case "down", "j":
@@ -476,18 +647,20 @@ func (s *screen) key(msg tea.KeyPressMsg) tea.Cmd {
 		}
 	case "/":
 		s.editing = true
+	case "@":
+		s.jumping, s.jump = true, ""
 	case "e":
 		s.noEvents = !s.noEvents
+	case "a":
+		s.accumulate()
 	case "b":
-		s.cycleKey(1)
-	case "B":
-		s.cycleKey(-1)
+		s.keyMenu()
+	case "i":
+		s.spanMenu()
+	case "s":
+		s.sortMenu()
 	case "v":
 		s.cycleLevel()
-	case "s":
-		s.cycleSort(1)
-	case "S":
-		s.cycleSort(-1)
 	case "t":
 		s.sortBy("total")
 	case "r":
@@ -500,10 +673,42 @@ func (s *screen) key(msg tea.KeyPressMsg) tea.Cmd {
 		s.sortBy("latency")
 	case "n":
 		s.sortBy("name")
+	case "R":
+		s.record()
+	case "W":
+		s.report()
 	default:
 		return s.timeKey(name)
 	}
 	return nil
+}
+
+func (s *screen) open(p pane) { s.pane, s.scroll = p, 0 }
+
+// paneKey handles the keys of help and details. The keys of the time are left to the
+// rows: done is false for them.
+func (s *screen) paneKey(name string) (done bool, cmd tea.Cmd) {
+	switch name {
+	case "q":
+		return true, tea.Quit
+	case "up", "k":
+		s.scroll--
+	case "down", "j":
+		s.scroll++
+	case "pgup", "ctrl+b":
+		s.scroll -= max(s.page, 1)
+	case "pgdown", "ctrl+f":
+		s.scroll += max(s.page, 1)
+	case "g":
+		s.scroll = 0
+	case "G":
+		s.scroll = 1 << 20
+	case "space", " ", "left", "right", "[", "]", "home", "end", "+", "-", "=", "ctrl+z", "a", "R", "W":
+		return s.pane == paneHelp, nil
+	default:
+		s.pane = paneRows
+	}
+	return true, nil
 }
 
 // timeKey handles the keys that move through time.
@@ -548,24 +753,17 @@ func (s *screen) timeKey(name string) tea.Cmd {
 	return s.tick()
 }
 
-// drill shows what the marked row consists of, by the next key of drillOrder.
+// drill shows what the marked row consists of.
 func (s *screen) drill() {
-	if s.summary == nil || s.cursor >= len(s.summary.Rows) {
+	row := s.marked()
+	if row == nil {
+		s.note = "no row is marked"
 		return
 	}
-	row := &s.summary.Rows[s.cursor]
-	last := s.group.By[len(s.group.By)-1]
-	i := slices.Index(drillOrder, last)
-	if i == len(drillOrder)-1 {
-		s.note = "there is nothing below a mount"
+	next, ok := s.next()
+	if !ok {
+		s.note = "there is nothing below this row: d shows its details, b groups by something else"
 		return
-	}
-	next := output.KeyContainer
-	if i >= 0 {
-		next = drillOrder[i+1]
-	}
-	if next == output.KeyProcess && !slices.ContainsFunc(s.iv.Samples, func(x output.Sample) bool { return x.Process != output.Process{} }) {
-		next = output.KeyMount // processes were not recorded
 	}
 	st := step{by: s.group.By, search: s.search, selected: row.Group()}
 	st.pins = slices.Clone(row.Keys)
@@ -573,6 +771,30 @@ func (s *screen) drill() {
 	s.group.By = []output.Key{next}
 	s.search, s.selected, s.cursor, s.offset = "", "", 0, 0
 	s.reset()
+}
+
+// next returns the key to drill down to.
+func (s *screen) next() (output.Key, bool) {
+	used := slices.Clone(s.group.By)
+	for _, st := range s.path {
+		used = append(used, st.by...)
+	}
+	order, ok := below[s.group.By[len(s.group.By)-1]]
+	if !ok {
+		order = belowOthers
+	}
+	for _, k := range order {
+		if slices.Contains(used, k) || k == output.KeyProcess && !s.processes() {
+			continue
+		}
+		return k, true
+	}
+	return "", false
+}
+
+// processes reports whether processes were recorded.
+func (s *screen) processes() bool {
+	return slices.ContainsFunc(s.view.Samples, func(x output.Sample) bool { return x.Process != output.Process{} })
 }
 
 // back undoes the last drill.
@@ -586,14 +808,14 @@ func (s *screen) back() {
 	s.reset()
 }
 
-func (s *screen) cycleKey(n int) {
-	i := slices.Index(cycleOrder, s.group.By[0])
-	if i < 0 && n < 0 {
-		i = 0
+// accumulate shows totals since the start, or what was shown before them.
+func (s *screen) accumulate() {
+	if s.span == spanTotals {
+		s.span = s.before
+	} else {
+		s.before, s.span = s.span, spanTotals
 	}
-	s.group.By = []output.Key{cycleOrder[(i+n+len(cycleOrder))%len(cycleOrder)]}
-	s.selected, s.cursor, s.offset = "", 0, 0
-	s.reset()
+	s.regroup()
 }
 
 func (s *screen) cycleLevel() {
@@ -616,14 +838,41 @@ func (s *screen) sortBy(column string) {
 	s.regroup()
 }
 
-func (s *screen) cycleSort(n int) {
-	columns := slices.DeleteFunc(output.SortColumns(), func(c string) bool {
-		source := slices.Contains(output.Sources, output.Source(c))
-		return source && !slices.Contains(s.layout.sources, output.Source(c))
-	})
-	i := slices.Index(columns, s.group.Sort.ColumnName())
-	s.group.Sort = output.Sort{Column: columns[(i+n+len(columns))%len(columns)]}
-	s.regroup()
+// record starts or stops a recording.
+func (s *screen) record() {
+	if s.opt.Record == nil {
+		s.note = "a recording cannot be started here"
+		return
+	}
+	start := s.recording == ""
+	file, err := s.opt.Record(start)
+	switch {
+	case err != nil:
+		s.note = text.Safe(err.Error())
+	case start:
+		s.recording = file
+		s.note = "recording to " + text.Safe(file) + " from now on; R stops it"
+	default:
+		s.recording = ""
+		s.note = "recorded " + text.Safe(file)
+	}
+}
+
+// report writes a page about the intervals that are kept.
+func (s *screen) report() {
+	if s.opt.Report == nil || s.iv == nil {
+		s.note = "a report cannot be written here"
+		return
+	}
+	file, err := s.opt.Report(s.src, s.options())
+	if err != nil {
+		s.note = text.Safe(err.Error())
+		return
+	}
+	first, end := s.src.Bounds()
+	from, _ := s.src.Span(first)
+	_, to := s.src.Span(end - 1)
+	s.note = "wrote " + text.Safe(file) + ", " + from.In(s.opt.Location).Format("15:04:05") + " to " + to.In(s.opt.Location).Format("15:04:05")
 }
 
 // edit changes the search. It does not use the text input of the bubbles library,

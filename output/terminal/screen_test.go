@@ -52,7 +52,7 @@ func press(s *screen, names ...string) (cmd tea.Cmd) {
 func shown(s *screen) string {
 	var b strings.Builder
 	for _, l := range s.lines() {
-		b.WriteString(l.text + "\n")
+		b.WriteString(l.trim().plain() + "\n")
 	}
 	return b.String()
 }
@@ -102,21 +102,28 @@ func TestScreenGolden(t *testing.T) {
 		{"80x24", 80, 24, nil},
 		{"wide", 130, 24, []string{"down", "enter"}},
 		{"paused", 100, 20, []string{"space", "[", "n"}},
-		{"narrow", 40, 12, []string{"b", "b"}},
-		{"help", 80, 30, []string{"?"}},
+		{"narrow", 40, 12, by("container")},
 		{"filter", 100, 18, []string{"/op=write sh"}},
-		{"device", 100, 22, []string{"b", "b", "b", "b", "b", "w"}},
+		{"device", 100, 22, append(by("device"), "w")},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := liveScreen(t, tt.width, tt.height, ScreenOptions{}, ivs...)
 			press(s, tt.keys...)
-			lines := s.lines()
-			if len(lines) > tt.height && tt.name != "help" {
+			if lines := s.lines(); len(lines) > tt.height {
 				t.Errorf("%d lines on a screen of %d", len(lines), tt.height)
 			}
 			outputtest.Golden(t, "screen-"+tt.name+".txt", []byte(shown(s)))
 		})
 	}
+}
+
+// by returns the keys that group by a key through the menu.
+func by(key output.Key) []string {
+	keys := []string{"b", "home"}
+	for range slices.Index(menuKeys, key) {
+		keys = append(keys, "down")
+	}
+	return append(keys, "enter")
 }
 
 // TestScreenDrill goes all the way down and back.
@@ -142,10 +149,13 @@ func TestScreenDrill(t *testing.T) {
 	press(s, "enter")
 	at("process", output.KeyMount, "/dev/sda1 on /")
 	press(s, "enter")
-	at("nothing below", output.KeyMount, "/dev/sda1 on /")
-	if !strings.Contains(shown(s), "nothing below a mount") {
+	at("mount", output.KeyDevice, "sda")
+	press(s, "enter")
+	at("nothing below", output.KeyDevice, "sda")
+	if !strings.Contains(shown(s), "nothing below this row") {
 		t.Error("no word on why nothing happened")
 	}
+	press(s, "backspace")
 	if got := s.pathText(); got != "all > project shop > service shop/db > container shop-db-1 > process postgres[4321]" {
 		t.Errorf("path is %q", got)
 	}
@@ -193,17 +203,23 @@ func TestScreenSort(t *testing.T) {
 	first("o", "shop")
 	first("p", "blog") // as slow as shop at the 99th percentile, first by name
 	first("t", "shop")
-	seen := make(map[string]bool)
-	for range len(output.SortColumns()) {
-		seen[s.group.Sort.ColumnName()] = true
-		press(s, "s")
-	}
-	if len(seen) != len(output.SortColumns()) || s.group.Sort.ColumnName() != "total" {
-		t.Errorf("s goes through %v and ends at %q", seen, s.group.Sort.ColumnName())
-	}
-	press(s, "S")
-	if got := s.group.Sort.ColumnName(); got != "fuse" {
-		t.Errorf("S goes to %q", got)
+	// Whatever is sorted by is marked, at every width.
+	for _, width := range []int{60, 80, 120, 200} {
+		s.Update(tea.WindowSizeMsg{Width: width, Height: 30})
+		for i, column := range output.SortColumns() {
+			press(s, "s", "home")
+			for range i {
+				press(s, "down")
+			}
+			press(s, "enter")
+			if s.group.Sort.ColumnName() != column {
+				t.Fatalf("the menu sorts by %q, want %q", s.group.Sort.ColumnName(), column)
+			}
+			lines := strings.Split(shown(s), "\n")
+			if heads := lines[s.headY] + lines[s.headY+1]; !strings.ContainsAny(heads, "v^") {
+				t.Errorf("%d cells wide, sorted by %s: no mark in %q", width, column, heads)
+			}
+		}
 	}
 }
 
@@ -323,24 +339,29 @@ func TestScreenKeeps(t *testing.T) {
 	checkLines(t, s)
 }
 
-// TestScreenSpark: bars show the rates over time, and nothing for unknown intervals.
+// TestScreenSpark: bars show the rates over time on the scale that is asked for, and
+// nothing for unknown intervals.
 func TestScreenSpark(t *testing.T) {
 	h := history{points: make(map[int]*point)}
 	for i := range 8 {
-		h.points[112+i] = &point{rows: map[string]uint64{"a": uint64(i) * 10}, seconds: 1}
+		h.points[112+i] = &point{rows: map[string]moment{"a": {read: uint64(i) * 10}}, seconds: 1}
 	}
-	a := func(p *point) uint64 { return p.rows["a"] }
-	if got := h.spark(119, historyLen, a); got != strings.Repeat(" ", 113)+"▂▃▄▅▆▇█" {
-		t.Errorf("got %q", got)
-	}
-	if got := h.spark(119, 30, a); got != strings.Repeat(" ", 28)+"▃█" {
-		t.Errorf("by four: got %q", got)
-	}
-	if got := h.spark(119, 10, func(*point) uint64 { return 0 }); got != strings.Repeat(" ", 10) {
-		t.Errorf("of nothing: got %q", got)
-	}
-	if got := h.spark(3, 10, a); got != strings.Repeat(" ", 10) {
-		t.Errorf("before the beginning: got %q", got)
+	a := func(p *point) uint64 { return p.rows["a"].bytes() }
+	for _, tt := range []struct {
+		i, width int
+		of       func(*point) uint64
+		most     float64
+		want     string
+	}{
+		{119, historyLen, a, 70, strings.Repeat(" ", 113) + "▂▃▄▅▆▇█"},
+		{119, historyLen, a, 70000, strings.Repeat(" ", 113) + "▁▁▁▁▁▁▁"},
+		{119, 30, a, 55, strings.Repeat(" ", 28) + "▃█"},
+		{119, 10, func(*point) uint64 { return 0 }, 70, strings.Repeat(" ", 10)},
+		{3, 10, a, 70, strings.Repeat(" ", 10)},
+	} {
+		if got := spark(h.rates(tt.i, tt.width, tt.of), tt.most); got != tt.want {
+			t.Errorf("%d cells up to %d: got %q, want %q", tt.width, tt.i, got, tt.want)
+		}
 	}
 }
 
@@ -371,7 +392,8 @@ func TestScreenEvents(t *testing.T) {
 // for every size.
 func TestScreenAnything(t *testing.T) {
 	all := []string{"enter", "esc", "backspace", "up", "down", "left", "right", "home", "end", "pgdown", "pgup", "space", "ctrl+u", "ctrl+w",
-		"/", "s", "S", "t", "r", "w", "o", "p", "n", "b", "B", "v", "e", "g", "G", "?", "[", "]", "+", "-", "x", "op=read", "漢"}
+		"/", "s", "t", "r", "w", "o", "p", "n", "b", "v", "e", "g", "G", "?", "[", "]", "+", "-", "x", "op=read", "漢",
+		"a", "i", "d", "@", "05:06:09", "R", "W", "click", "wheel"}
 	for seed := range uint64(60) {
 		rng := rand.New(rand.NewPCG(seed, 9))
 		s := liveScreen(t, 20+rng.IntN(150), 4+rng.IntN(50), ScreenOptions{})
@@ -390,10 +412,17 @@ func TestScreenAnything(t *testing.T) {
 			}
 			key := all[rng.IntN(len(all))]
 			pressed = append(pressed, key)
-			press(s, key)
+			switch key {
+			case "click":
+				s.Update(tea.MouseClickMsg{X: rng.IntN(100), Y: rng.IntN(40), Button: tea.MouseLeft})
+			case "wheel":
+				s.Update(tea.MouseWheelMsg{Button: []tea.MouseButton{tea.MouseWheelUp, tea.MouseWheelDown}[rng.IntN(2)]})
+			default:
+				press(s, key)
+			}
 			checkLines(t, s)
 			if s.summary != nil {
-				outputtest.CheckTotals(t, s.summary, s.iv, output.GroupOptions{Level: s.summary.Level})
+				outputtest.CheckTotals(t, s.summary, s.view, output.GroupOptions{Level: s.summary.Level})
 			}
 			if t.Failed() {
 				t.Fatalf("seed %d, %dx%d, after %q:\n%s", seed, s.width, s.height, pressed, shown(s))

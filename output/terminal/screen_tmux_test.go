@@ -48,7 +48,7 @@ func child(mode, path string) error {
 	case "hostile":
 		next = func(int) *output.Interval { return outputtest.Hostile() }
 	case "table":
-		table := NewTable(os.Stdout, TableOptions{Location: time.UTC})
+		table := NewTable(os.Stdout, TableOptions{Location: time.UTC, InPlace: true})
 		for n := 0; ; n++ { // until the terminal is closed, or interrupts it
 			iv := later(n)
 			if err := table.Write(output.Group(iv, output.GroupOptions{By: []output.Key{output.KeyProject}}), iv); err != nil {
@@ -259,7 +259,7 @@ func TestTmuxScreen(t *testing.T) {
 	term.keys("Enter")
 	term.has("container shop-web-1", "PROCESS")
 	term.keys("Enter")
-	term.has("MOUNT", "nas1:/export/shop")
+	term.has("MOUNT", "nas1:/exp", "shopdata")
 	term.keys("BSpace", "BSpace", "BSpace", "BSpace")
 	term.has("PROJECT", "postfix.service")
 
@@ -292,9 +292,36 @@ func TestTmuxScreen(t *testing.T) {
 	term.wait("live again", func(s string) bool { return strings.Contains(s, "LIVE") && clock(s) > clock(paused) })
 
 	term.typed("?")
-	term.has("project > service > container", "any key closes this")
-	term.typed("x")
-	term.has("LIVE")
+	term.has("ROWS", "what the marked row consists of")
+	term.keys("Escape")
+	term.has("LIVE", "WRITEv")
+
+	// Totals since the start, and back.
+	term.typed("a")
+	term.has("TOTALS of")
+	term.typed("a")
+	term.has("last 2.0 s")
+	// Details of the marked row.
+	term.typed("d")
+	term.has("owner", "esc closes")
+	term.keys("Escape")
+	// The mouse: the rows begin below five lines of head.
+	term.wait("the rows", func(s string) bool { return strings.Contains(s, "TOTAL ") })
+	mark := func(screen string) int {
+		for i, l := range strings.Split(screen, "\n") {
+			if strings.HasSuffix(strings.TrimRight(l, " "), " <") {
+				return i
+			}
+		}
+		return -1
+	}
+	was := mark(term.tmux("capture-pane", "-p"))
+	row := 7
+	if was == row {
+		row = 8
+	}
+	term.typed(fmt.Sprintf("\x1b[<0;3;%dM\x1b[<0;3;%dm", row+1, row+1)) // as xterm reports a click: SGR, from 1 on
+	term.wait("the mark where the mouse was", func(s string) bool { return mark(s) == row })
 
 	// The screen follows the terminal's size, in both directions.
 	for _, size := range [][2]int{{60, 20}, {140, 40}, {30, 8}, {100, 30}} {
@@ -307,8 +334,8 @@ func TestTmuxScreen(t *testing.T) {
 
 	term.typed("q")
 	left := term.restored(0)
-	// The last numbers stay as a table.
-	if !strings.Contains(left, "requests on the wire, per second") || !strings.Contains(left, "TOTAL") || strings.Contains(left, "q quit") {
+	// A summary of the run stays.
+	if !strings.Contains(left, "summary of ") || !strings.Contains(left, "PEAK/s") || !strings.Contains(left, "TOTAL") || strings.Contains(left, "q quit") {
 		t.Errorf("what is left on the terminal:\n%s", left)
 	}
 }
@@ -416,6 +443,8 @@ func TestTmuxReplay(t *testing.T) {
 	term.keys("End")
 	term.has("05:07:05", "30/30")
 	term.typed("b")
+	term.has("group by")
+	term.keys("Down", "Enter")
 	term.has("SERVICE", "shop/db") // sliced by another key, at the same time
 	term.keys("Home")
 	term.typed("+++++")
@@ -431,7 +460,7 @@ func TestTmuxInteractive(t *testing.T) {
 	term.has("interactive: true false false false false")
 }
 
-// TestTmuxTable: without the screen each table replaces the one before.
+// TestTmuxTable: with InPlace each table replaces the one before.
 func TestTmuxTable(t *testing.T) {
 	term := newTerminal(t, 100, 30)
 	term.start("table", "")

@@ -19,25 +19,27 @@ import (
 
 // TableOptions are the options of NewTable; all may be zero.
 type TableOptions struct {
-	// Sort is the column to mark in the heading. Rows must already be sorted by it.
-	Sort output.Sort
-	// Width is the most terminal cells in a line. 0 means the width of the
-	// terminal; if the output is not a terminal, $COLUMNS or else 80.
+	// Group is how the rows that are written are grouped.
+	Group output.GroupOptions
+	// Accumulate makes each table show bytes and operations since the start instead
+	// of the rates of its interval.
+	Accumulate bool
+	// InPlace makes each table replace the one before if the output is a terminal.
+	InPlace bool
+	// Width is the most terminal cells in a line. 0 means the width of the terminal; if
+	// the output is not a terminal, $COLUMNS, or else nothing is cut.
 	Width int
-	// Append writes each table below the last one even on a terminal.
-	Append bool
 	// Location is the time zone of the times shown; nil is the local one.
 	Location *time.Location
 	// Env looks up NO_COLOR, TERM and COLUMNS; nil is os.Getenv.
 	Env func(string) string
 }
 
-// paneEvents is how many events stay below the table on a terminal.
+// paneEvents is how many events stay below a table that is replaced.
 const paneEvents = 5
 
-// Table writes intervals as tables. On a terminal each table replaces the one
-// before; elsewhere it follows below. Rates are bytes per second in binary units.
-// A Table is not safe for concurrent use.
+// Table writes intervals as tables, one below the other or in place. Rates are bytes
+// per second in binary units. A Table is not safe for concurrent use.
 type Table struct {
 	w      io.Writer
 	opt    TableOptions
@@ -47,7 +49,10 @@ type Table struct {
 	inPlace bool
 	color   bool
 	drawn   []int    // widths of the lines on the terminal, which the next table replaces
-	events  []string // the last ones, for a terminal
+	events  []string // the last ones, for tables in place
+
+	sum   output.Sum // the whole run
+	peaks output.Peaks
 }
 
 // NewTable returns a Table that writes to w.
@@ -72,17 +77,17 @@ func NewTable(w io.Writer, opt TableOptions) *Table {
 func (t *Table) detect() {
 	_, _, terminal := t.size()
 	dumb := t.opt.Env("TERM") == "dumb"
-	t.inPlace = terminal && !dumb && !t.opt.Append
+	t.inPlace = terminal && !dumb && t.opt.InPlace
 	t.color = terminal && !dumb && t.opt.Env("NO_COLOR") == ""
 }
 
-// defaultWidth is the width of lines if there is no terminal to ask.
+// defaultWidth is the width of a screen before its size is known.
 const defaultWidth = 80
 
 func (t *Table) dimensions() (width, height int) {
 	width, height, ok := t.size()
 	if !ok {
-		width, height = defaultWidth, 0
+		width, height = noLimit, 0
 		if n, err := strconv.Atoi(t.opt.Env("COLUMNS")); err == nil && n > 0 {
 			width = n
 		}
@@ -96,42 +101,75 @@ func (t *Table) dimensions() (width, height int) {
 	return max(width, 20), height
 }
 
-// look returns the escape sequences of a style; nil means none.
-func (s cellStyle) look() ansi.Style {
-	switch s {
-	case styleHead, styleTotal:
-		return ansi.NewStyle().Bold()
-	case styleDim:
-		return ansi.NewStyle().Faint()
-	case styleAlert:
-		return ansi.NewStyle().Bold().ForegroundColor(ansi.Red)
-	case styleMarked:
-		return ansi.NewStyle().Reverse(true)
-	}
-	return nil
-}
-
-type styledLine struct {
-	text  string
-	style cellStyle
-}
-
 // Write shows the interval iv, of which summary holds the rows. If the reader of
 // a pipe has gone, the error is syscall.EPIPE for errors.Is.
 func (t *Table) Write(summary *output.Summary, iv *output.Interval) error {
+	d := iv.End.Sub(iv.Start)
+	t.sum.Add(iv)
+	whole := summary
+	if t.opt.Group.Top > 0 { // the peak of a row may be when it is not among the top ones
+		all := t.opt.Group
+		all.Top = 0
+		whole = output.Group(iv, all)
+	}
+	t.peaks.Add(whole, d)
+	v := view{summary: summary, iv: iv, events: t.eventLines(iv)}
+	v.measure = measure{level: summary.Level, d: d, sort: t.opt.Group.Sort}
+	v.title = fmt.Sprintf("%s  %s", t.clock(iv.End), seconds(d))
+	if t.opt.Accumulate {
+		v.summary, v.iv = output.Group(t.sum.Interval(), t.opt.Group), t.sum.Interval()
+		v.measure.d, v.measure.totals = t.sum.Covered(), true
+		v.title = fmt.Sprintf("%s  totals of %s since %s", t.clock(iv.End), seconds(t.sum.Covered()), t.clock(v.iv.Start))
+	}
+	return t.write(&v)
+}
+
+// Close writes a closing summary of the run, unless it would repeat the only table.
+func (t *Table) Close() error {
+	if t.sum.Len() < 2 {
+		return nil
+	}
+	t.drawn = nil // it goes below the last table
+	t.layout.keyWidths = nil
+	return t.write(closing(&t.sum, &t.peaks, t.opt.Group, t.opt.Location))
+}
+
+// closing returns the summary of a whole run: totals, shares, highest rates.
+func closing(sum *output.Sum, peaks *output.Peaks, group output.GroupOptions, location *time.Location) *view {
+	iv := sum.Interval()
+	clock := func(at time.Time) string { return at.In(location).Format("15:04:05") }
+	return &view{
+		summary: output.Group(iv, group), iv: iv, closing: true,
+		measure: measure{level: group.Level, d: sum.Covered(), totals: true, sort: group.Sort, peaks: peaks},
+		title:   fmt.Sprintf("summary of %s to %s, %s", clock(iv.Start), clock(iv.End), seconds(sum.Covered())),
+	}
+}
+
+func (t *Table) clock(at time.Time) string { return at.In(t.opt.Location).Format("15:04:05") }
+
+func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', 1, 64) + " s" }
+
+// view is one table to draw.
+type view struct {
+	title   string
+	summary *output.Summary
+	iv      *output.Interval // that the summary is of
+	measure measure
+	events  []string
+	closing bool
+}
+
+func (t *Table) write(v *view) error {
 	width, height := t.dimensions()
-	lines := t.frame(summary, iv, width, height)
+	lines := t.frame(v, width, height)
 	var b bytes.Buffer
 	if up := t.rowsDrawn(width); t.inPlace && up > 0 {
 		b.WriteString("\r" + ansi.CursorUp(up))
 	}
 	t.drawn = t.drawn[:0]
 	for _, l := range lines {
-		t.drawn = append(t.drawn, ansi.StringWidth(l.text))
-		if look := l.style.look(); t.color && look != nil && l.text != "" {
-			l.text = look.Styled(l.text)
-		}
-		b.WriteString(l.text)
+		t.drawn = append(t.drawn, l.width())
+		b.WriteString(l.render(t.color))
 		if t.inPlace {
 			b.WriteString(ansi.EraseLineRight)
 		}
@@ -155,15 +193,13 @@ func (t *Table) rowsDrawn(width int) (rows int) {
 	return rows
 }
 
-// Close does nothing: the last table stays on the terminal.
-func (t *Table) Close() error { return nil }
-
 // frame returns the lines of one table. If height is not 0, there are fewer lines
 // than that, and rows without room are summed up.
-func (t *Table) frame(summary *output.Summary, iv *output.Interval, width, height int) []styledLine {
-	foot, alert := footer(iv, summary)
-	footLines := wrap(foot, width)
-	events := t.eventLines(iv)
+func (t *Table) frame(v *view, width, height int) []line {
+	summary := v.summary
+	foot, alert := footer(v.iv, summary)
+	footLines := wrap(append(foot, overhead(v.iv, v.measure.d)), width)
+	events := v.events
 	t.layout.update(summary)
 
 	rows, rest, stacked := summary.Rows, summary.Rest, summary.Stacked
@@ -187,22 +223,17 @@ func (t *Table) frame(summary *output.Summary, iv *output.Interval, width, heigh
 	}
 
 	cells, stackedCells := keyCells(rows), keyCells(stacked)
-	g := t.layout.fit(summary, append(cells[:len(cells):len(cells)], stackedCells...), rest, width)
-	d := iv.End.Sub(iv.Start)
-	title := []string{iv.End.In(t.opt.Location).Format("15:04:05"), strconv.FormatFloat(d.Seconds(), 'f', 1, 64) + " s"}
-	if iv.Host.Name != "" {
-		title = append(title, text.Safe(iv.Host.Name))
+	m := v.measure
+	m.all = summary.Total.At(m.level).Bytes()
+	g := t.layout.fit(&m, summary, append(cells[:len(cells):len(cells)], stackedCells...), rest, width)
+	title := []string{v.title}
+	if v.iv.Host.Name != "" {
+		title = append(title, text.Safe(v.iv.Host.Name))
 	}
 	title = append(title, levelTitle(summary.Level))
-	groups, heads := g.heads(summary.By, t.opt.Sort)
-	lines := []styledLine{
-		{cutText(strings.Join(title, "  "), width), styleDim},
-		{cutText(groups, width), styleHead},
-		{cutText(heads, width), styleHead},
-	}
-	add := func(r *output.Row, cells []string, s cellStyle) {
-		lines = append(lines, styledLine{cutText(g.line(r, cells, d), width), s})
-	}
+	groups, heads := g.heads(summary.By, &m)
+	lines := []line{styled(strings.Join(title, "  "), styleDim), styled(groups, styleHead), styled(heads, styleHead)}
+	add := func(r *output.Row, cells []string, s cellStyle) { lines = append(lines, g.row(r, cells, s)) }
 	for i := range rows {
 		style := styleNone
 		if strings.HasPrefix(cells[i][0], "(") {
@@ -217,8 +248,11 @@ func (t *Table) frame(summary *output.Summary, iv *output.Interval, width, heigh
 		add(summary.Filtered, nil, styleDim)
 	}
 	add(&summary.Total, nil, styleTotal)
+	if len(rows) == 0 && summary.Filtered != nil {
+		lines = append(lines, styled("nothing matches the filter in this time", styleAlert))
+	}
 	if len(stacked) > 0 {
-		lines = append(lines, styledLine{cutText("stacked on the devices above, not in the total:", width), styleDim})
+		lines = append(lines, styled("stacked on the devices above, not in the total:", styleDim))
 		for i := range stacked {
 			add(&stacked[i], stackedCells[i], styleDim)
 		}
@@ -228,21 +262,24 @@ func (t *Table) frame(summary *output.Summary, iv *output.Interval, width, heigh
 		style = styleAlert
 	}
 	for _, l := range footLines {
-		lines = append(lines, styledLine{l, style})
+		lines = append(lines, styled(l, style))
 	}
 	if len(events) > 0 {
-		lines = append(lines, styledLine{"EVENTS", styleHead})
+		lines = append(lines, styled("EVENTS", styleHead))
 		for _, e := range events {
 			for _, l := range t.eventText(e, width) {
-				lines = append(lines, styledLine{l, styleNone})
+				lines = append(lines, styled(l, styleNone))
 			}
 		}
 	}
-	if !t.inPlace {
-		lines = append(lines, styledLine{})
+	if !t.inPlace && !v.closing {
+		lines = append(lines, line{})
 	}
 	if height > 0 && len(lines) >= height {
 		lines = lines[:max(height-1, 1)]
+	}
+	for i := range lines {
+		lines[i] = lines[i].cut(width)
 	}
 	return lines
 }
@@ -250,15 +287,15 @@ func (t *Table) frame(summary *output.Summary, iv *output.Interval, width, heigh
 func levelTitle(l output.Level) string {
 	switch l {
 	case output.LevelApp:
-		return "read and written by programs, per second"
+		return "read and written by programs"
 	case output.LevelBoth:
-		return "requests on the wire, and reads and writes by programs (APP), per second"
+		return "requests on the wire, and reads and writes by programs (APP)"
 	}
-	return "requests on the wire, per second"
+	return "requests on the wire"
 }
 
-// eventText returns the lines of an event: one on a terminal, where it may be cut,
-// and the whole text elsewhere, where it may be the only record of the event.
+// eventText returns the lines of an event: one where tables are replaced, which may be
+// cut, and the whole text elsewhere, where it may be the only record of the event.
 func (t *Table) eventText(e string, width int) []string {
 	const indent = "         "
 	if t.inPlace || width <= 2*len(indent) {
@@ -274,8 +311,8 @@ func (t *Table) eventText(e string, width int) []string {
 	return lines
 }
 
-// eventLines returns the events to show with iv: on a terminal the last few,
-// elsewhere those of iv.
+// eventLines returns the events to show with iv: the last few where tables are
+// replaced, else those of iv.
 func (t *Table) eventLines(iv *output.Interval) []string {
 	var lines []string
 	for i := range iv.Events {

@@ -55,7 +55,7 @@ func TestTableGolden(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var b bytes.Buffer
-			table := NewTable(&b, TableOptions{Width: tt.width, Location: time.UTC, Env: noEnv, Sort: tt.opt.Sort})
+			table := NewTable(&b, TableOptions{Width: tt.width, Location: time.UTC, Env: noEnv, Group: tt.opt})
 			if err := table.Write(output.Group(tt.iv, tt.opt), tt.iv); err != nil {
 				t.Fatal(err)
 			}
@@ -111,14 +111,14 @@ func TestTableEnv(t *testing.T) {
 		color    bool
 		width    int
 	}{
-		{nil, TableOptions{}, true, true, true, 100},
-		{map[string]string{"NO_COLOR": "1"}, TableOptions{}, true, true, false, 100},
-		{map[string]string{"TERM": "dumb"}, TableOptions{}, true, false, false, 100},
-		{nil, TableOptions{Append: true}, true, false, true, 100},
-		{nil, TableOptions{Width: 60}, true, true, true, 60},
-		{nil, TableOptions{}, false, false, false, 80},
+		{nil, TableOptions{InPlace: true}, true, true, true, 100},
+		{map[string]string{"NO_COLOR": "1"}, TableOptions{InPlace: true}, true, true, false, 100},
+		{map[string]string{"TERM": "dumb"}, TableOptions{InPlace: true}, true, false, false, 100},
+		{nil, TableOptions{}, true, false, true, 100},
+		{nil, TableOptions{Width: 60, InPlace: true}, true, true, true, 60},
+		{nil, TableOptions{InPlace: true}, false, false, false, noLimit},
 		{map[string]string{"COLUMNS": "120"}, TableOptions{}, false, false, false, 120},
-		{map[string]string{"COLUMNS": "-3"}, TableOptions{}, false, false, false, 80},
+		{map[string]string{"COLUMNS": "-3"}, TableOptions{}, false, false, false, noLimit},
 	} {
 		var b bytes.Buffer
 		tt.opt.Env = func(k string) string { return tt.env[k] }
@@ -153,16 +153,16 @@ func TestTableHeight(t *testing.T) {
 		table := tableOf(&bytes.Buffer{}, 100)
 		table.inPlace = true
 		summary := output.Group(iv, output.GroupOptions{By: outputtest.Keys(t, "container")})
-		lines := table.frame(summary, iv, 100, height)
+		lines := table.frame(&view{summary: summary, iv: iv, measure: measure{d: iv.End.Sub(iv.Start)}}, 100, height)
 		if len(lines) >= height {
 			t.Errorf("%d lines on a terminal of %d", len(lines), height)
 		}
 		var rest, shown int
 		for _, l := range lines {
-			if _, n, ok := strings.Cut(l.text, "(rest) of "); ok {
+			if _, n, ok := strings.Cut(l.plain(), "(rest) of "); ok {
 				rest, _ = strconv.Atoi(strings.Fields(n)[0])
 			}
-			if strings.HasSuffix(l.text, "900us") || strings.HasSuffix(l.text, "4.00ms") || strings.HasSuffix(l.text, "3.00ms") {
+			if strings.HasSuffix(l.plain(), "900us") || strings.HasSuffix(l.plain(), "4.00ms") || strings.HasSuffix(l.plain(), "3.00ms") {
 				shown++
 			}
 		}
@@ -176,6 +176,7 @@ func TestTableHeight(t *testing.T) {
 func TestTableRedraw(t *testing.T) {
 	var b bytes.Buffer
 	table := tableOf(&b, 0)
+	table.opt.InPlace = true
 	width := 90
 	table.size = func() (int, int, bool) { return width, 40, true }
 	table.detect()
@@ -225,7 +226,7 @@ func TestTableSteady(t *testing.T) {
 	}
 }
 
-// TestTableEvents: on a terminal the last events stay, elsewhere each is written
+// TestTableEvents: where tables are replaced, the last events stay, elsewhere each is written
 // once.
 func TestTableEvents(t *testing.T) {
 	var b bytes.Buffer
@@ -240,6 +241,7 @@ func TestTableEvents(t *testing.T) {
 		t.Errorf("%d events in 7 tables", n)
 	}
 	table.size = func() (int, int, bool) { return 100, 50, true }
+	table.opt.InPlace = true
 	table.detect()
 	for range 7 {
 		b.Reset()
@@ -307,5 +309,62 @@ func TestTableClosedPipe(t *testing.T) {
 		if err := NewTable(w, TableOptions{}).Write(summary, iv); !errors.Is(err, want) {
 			t.Errorf("got %v, want %v", err, want)
 		}
+	}
+}
+
+// TestTableWhole: to a file nothing is cut and no column is left out.
+func TestTableWhole(t *testing.T) {
+	iv := outputtest.Shop()
+	long := strings.Repeat("a-long-name-", 30)
+	iv.Samples[0].Container.Name = long
+	var b bytes.Buffer
+	table := NewTable(&b, TableOptions{Location: time.UTC, Env: noEnv})
+	if err := table.Write(output.Group(iv, output.GroupOptions{Level: output.LevelBoth, By: outputtest.Keys(t, "container,mount,device,process")}), iv); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{long, "BLOCK", "NFS", "FUSE", "APP", "TOTALv", "SHARE", "OPS", "P99", "volume shopdata"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("a file does not get %q:\n%s", want, b.String())
+		}
+	}
+	if strings.Contains(b.String(), "…") {
+		t.Errorf("something was cut:\n%s", b.String())
+	}
+}
+
+// TestTableSummary: the end of a run is a summary of all its intervals, and a run of
+// one table has none.
+func TestTableSummary(t *testing.T) {
+	opt := output.GroupOptions{By: outputtest.Keys(t, "project"), Top: 2}
+	for _, accumulate := range []bool{false, true} {
+		var b bytes.Buffer
+		table := NewTable(&b, TableOptions{Location: time.UTC, Env: noEnv, Group: opt, Accumulate: accumulate})
+		for n := range 20 {
+			iv := incidentAt(n)
+			if err := table.Write(output.Group(iv, opt), iv); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := b.Len()
+		if err := table.Close(); err != nil {
+			t.Fatal(err)
+		}
+		name := "table-summary.txt"
+		if accumulate {
+			name = "table-accumulated.txt"
+			outputtest.Golden(t, name, []byte(b.String()[strings.LastIndex(b.String()[:before-2], "\n\n")+2:]))
+			continue
+		}
+		outputtest.Golden(t, name, b.Bytes()[before:])
+	}
+	var b bytes.Buffer
+	table := tableOf(&b, 80)
+	iv := outputtest.Shop()
+	if err := table.Write(output.Group(iv, output.GroupOptions{}), iv); err != nil {
+		t.Fatal(err)
+	}
+	before := b.Len()
+	if err := table.Close(); err != nil || b.Len() != before {
+		t.Errorf("after one table: %v, %q", err, b.String()[before:])
 	}
 }
