@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"strconv"
 	"strings"
 	"sync"
@@ -44,8 +43,9 @@ type tree struct {
 	base    string // path of the cgroup at root, "/" unless only a part is mounted
 	keep    time.Duration
 	now     func() time.Time
-	mountFD int  // of root, to open handles; -1 without
-	kernfs  bool // root is a cgroup file system, not a copy of one
+	mountFD int    // of root, to open handles; -1 without
+	kernfs  bool   // root is a cgroup file system, not a copy of one
+	owner   uint32 // uid of root: what others own was delegated
 	isBare  func(*place) bool
 
 	mu      sync.Mutex
@@ -71,6 +71,7 @@ func newTree(root, base string, keep time.Duration, now func() time.Time) *tree 
 	if root == "" {
 		return t
 	}
+	t.owner = ownerOf(root)
 	var st unix.Statfs_t
 	if unix.Statfs(root, &st) == nil {
 		t.kernfs = st.Type == unix.CGROUP_SUPER_MAGIC || st.Type == unix.CGROUP2_SUPER_MAGIC
@@ -113,6 +114,9 @@ func (t *tree) open(id uint64) (string, error) {
 	}
 	defer unix.Close(fd)
 	name, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+	if errors.Is(err, unix.ENAMETOOLONG) {
+		name, err = longPath(fd)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -133,6 +137,9 @@ func (t *tree) absolute(rel string) string {
 	}
 	return rel
 }
+
+// below returns the path below root of a path from the root of the hierarchy.
+func (t *tree) below(p string) string { return strings.TrimPrefix(p, strings.TrimSuffix(t.base, "/")) }
 
 // created adds a cgroup from a kernel event. The event cuts off or omits a very long
 // path, so the kernel is asked for it while the cgroup exists. If it is gone already, the
@@ -184,7 +191,10 @@ func (t *tree) put(id uint64, p string) *cgroup {
 	if c := t.byID[id]; c != nil && c.path == p {
 		return c
 	}
-	pl := parsePath(p)
+	pl := parsePath(p, nil)
+	if pl.kind != KindUnit && pl.kind != KindSession && pl.kind != KindCgroup {
+		pl = parsePath(p, t.delegated)
+	}
 	c := &cgroup{id: id, path: p, place: &pl}
 	t.byID[id] = c
 	delete(t.missing, id)
@@ -324,8 +334,7 @@ func (t *tree) check(n int) {
 			_, err = t.open(id)
 		} else {
 			var st unix.Stat_t
-			rel := strings.TrimPrefix(c.path, t.base)
-			err = unix.Stat(path.Join(t.root, rel), &st)
+			st, err = statBelow(t.root, t.below(c.path))
 			if err == nil && st.Ino != id {
 				err = unix.ESTALE
 			}
@@ -353,7 +362,7 @@ func (w *walk) next(found func(id uint64, rel string)) (bool, error) {
 	}
 	rel := w.todo[len(w.todo)-1]
 	w.todo = w.todo[:len(w.todo)-1]
-	fd, err := unix.Open(w.root+rel, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := w.open(rel)
 	if rel == "" && errors.Is(err, unix.ELOOP) || rel == "" && errors.Is(err, unix.ENOTDIR) {
 		fd, err = unix.Open(w.root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	}
@@ -381,6 +390,21 @@ func (w *walk) next(found func(id uint64, rel string)) (bool, error) {
 		}
 		w.entries(fd, rel, w.buf[:n], found)
 	}
+}
+
+// open opens a directory to read it. A path longer than the kernel takes is opened in
+// steps.
+func (w *walk) open(rel string) (int, error) {
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	if len(w.root)+len(rel) <= maxPath {
+		return unix.Open(w.root+rel, flags, 0)
+	}
+	fd, err := openBelow(w.root, rel)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fd)
+	return unix.Openat(fd, ".", flags, 0)
 }
 
 // entries reads linux_dirent64 records (getdents64(2)). The inode number of a cgroup
@@ -421,10 +445,16 @@ func (t *tree) process(c *cgroup) (pid int, err error) {
 	if t.root == "" {
 		return 0, errNoMount
 	}
-	f, err := os.Open(path.Join(t.root, strings.TrimPrefix(c.path, t.base), "cgroup.procs"))
+	dir, err := openBelow(t.root, t.below(c.path))
 	if err != nil {
 		return 0, err
 	}
+	fd, err := unix.Openat(dir, "cgroup.procs", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	unix.Close(dir)
+	if err != nil {
+		return 0, &os.PathError{Op: "open", Path: clip(c.path, maxText) + "/cgroup.procs", Err: err}
+	}
+	f := os.NewFile(uintptr(fd), "cgroup.procs")
 	defer f.Close()
 	_, err = fmt.Fscan(f, &pid)
 	if err == nil && pid == 0 {

@@ -45,7 +45,7 @@ func openContainerd(socket string) (session, error) {
 func (s *containerdSession) close() error { return s.conn.Close() }
 
 func (s *containerdSession) follow(ctx context.Context, f *feed) error {
-	if err := reach(ctx, s.socket); err != nil {
+	if err := f.reach(ctx); err != nil {
 		return err
 	}
 	version, err := s.hello(ctx, f)
@@ -222,7 +222,7 @@ func containerdContainer(namespace string, m *containersapi.Container) container
 	if c.name == "" && !isHex(m.ID, 64) {
 		c.name = m.ID
 	}
-	c.image, c.tag = splitImage(m.Image)
+	c.setImage(m.Image)
 	var spec struct {
 		Linux  struct{ CgroupsPath string }
 		Mounts []struct{ Destination, Type, Source string }
