@@ -71,7 +71,7 @@ func newTree(root, base string, keep time.Duration, now func() time.Time) *tree 
 	if root == "" {
 		return t
 	}
-	t.owner = ownerOf(root)
+	t.owner = uidOf(root)
 	var st unix.Statfs_t
 	if unix.Statfs(root, &st) == nil {
 		t.kernfs = st.Type == unix.CGROUP_SUPER_MAGIC || st.Type == unix.CGROUP2_SUPER_MAGIC
@@ -192,7 +192,7 @@ func (t *tree) put(id uint64, p string) *cgroup {
 		return c
 	}
 	pl := parsePath(p, nil)
-	if pl.kind != KindUnit && pl.kind != KindSession && pl.kind != KindCgroup {
+	if pl.kind != KindCgroup && pl.kind != KindSession && (pl.kind != KindUnit || !inSlices(p, pl.unit)) {
 		pl = parsePath(p, t.delegated)
 	}
 	c := &cgroup{id: id, path: p, place: &pl}

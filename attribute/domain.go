@@ -86,8 +86,23 @@ func (t *tree) delegated(p string) string {
 	return ""
 }
 
-// ownerOf returns the uid that owns a directory.
-func ownerOf(dir string) uint32 {
+// inSlices tells whether a path leads to a unit through slices only: what systemd makes,
+// and nobody else may.
+func inSlices(path, unit string) bool {
+	unit = unit[strings.LastIndexByte(unit, '/')+1:]
+	for seg := range strings.SplitSeq(path, "/") {
+		switch {
+		case seg == unit:
+			return true
+		case seg != "" && !strings.HasSuffix(seg, ".slice") && managedUser(seg) == "":
+			return false
+		}
+	}
+	return false
+}
+
+// uidOf returns the uid that owns a directory.
+func uidOf(dir string) uint32 {
 	var st unix.Stat_t
 	if unix.Stat(dir, &st) != nil {
 		return 0

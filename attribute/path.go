@@ -92,6 +92,7 @@ type pathParser struct {
 
 	slice, unit, manager string
 	session              bool
+	unitDomain           domain
 }
 
 // enter sets the domain of what is below a segment. path ends with that segment.
@@ -347,7 +348,10 @@ func (p *pathParser) noteUnit(seg string) {
 	default:
 		return
 	}
-	p.unit = seg
+	p.unit, p.unitDomain = seg, domain{}
+	if p.manager == "" {
+		p.unitDomain = p.domain
+	}
 	p.session = strings.HasPrefix(seg, "session-") && strings.HasSuffix(seg, ".scope") && strings.HasPrefix(p.prev, "user-")
 }
 
@@ -372,7 +376,7 @@ func (p *pathParser) place() place {
 	case p.session:
 		return place{kind: KindSession, unit: p.unit}
 	case p.unit != "":
-		return place{kind: KindUnit, unit: p.unitName()}
+		return place{kind: KindUnit, unit: p.unitName(), domain: p.unitDomain}
 	case p.slice != "":
 		return place{kind: KindUnit, unit: p.slice}
 	}

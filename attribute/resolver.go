@@ -271,7 +271,7 @@ func (r *Resolver) inherit(o Owner, d domain) Owner {
 	}
 	if o.Unit != "" {
 		o.Project, o.ProjectRule = o.Unit, RuleUnit
-		if d.container() {
+		if d.container() || o.Kind == KindUnit {
 			o.ProjectNamedBy = o.NamedBy
 		}
 	}
