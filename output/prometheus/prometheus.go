@@ -285,7 +285,7 @@ func (p *Exporter) Observe(iv *output.Interval) {
 // a bound on their number are not labels: such owners share a series by kind.
 func keyOf(s *output.Sample) usageKey {
 	k := usageKey{
-		source: labelValue(string(s.Source)), owner: labelValue(string(s.Owner)), project: labelValue(s.Project), service: labelValue(s.Service),
+		source: labelValue(string(s.Source)), owner: labelValue(string(s.Owner)), project: labelValue(output.ProjectText(s)), service: labelValue(s.Service),
 		namespace: labelValue(s.Pod.Namespace), pod: labelValue(s.Pod.Name), container: labelValue(output.ContainerText(&s.Container)), unit: labelValue(s.Unit),
 	}
 	if s.Owner == output.OwnerSession {
@@ -391,7 +391,7 @@ func (u *seriesUsage) add(s *output.Sample) {
 func (p *Exporter) noteInfo(s *output.Sample, now time.Time) {
 	if c := &s.Container; c.ID != "" && s.Owner == output.OwnerContainer {
 		note(p.containers, containerInfo{labelValue(c.ID), labelValue(output.ContainerText(c)), labelValue(c.Runtime), labelValue(c.Image), labelValue(c.ImageTag),
-			labelValue(s.Pod.Namespace), labelValue(s.Pod.Name), labelValue(s.Project), labelValue(s.Service)}, now, p.opt.IdleTime)
+			labelValue(s.Pod.Namespace), labelValue(s.Pod.Name), labelValue(output.ProjectText(s)), labelValue(s.Service)}, now, p.opt.IdleTime)
 	}
 	if m := &s.Mount; s.Source != output.SourceBlock {
 		note(p.mounts, mountInfo{labelValue(mountLabel(s)), labelValue(m.FSType), labelValue(m.Volume), labelValue(m.Driver), labelValue(m.NFSServer)}, now, p.opt.IdleTime)
