@@ -16,6 +16,9 @@ const (
 	runtimeNspawn     = "systemd-nspawn"
 	runtimeLibvirtLXC = "libvirt-lxc"
 	runtimeQEMU       = "libvirt-qemu"
+	runtimeProxmox    = "proxmox-qemu"
+	runtimeSlurm      = "slurm"
+	runtimeKata       = "kata"
 	runtimeGarden     = "garden"
 	runtimeNomad      = "nomad"
 	runtimeFargate    = "ecs-fargate"
@@ -216,7 +219,34 @@ func (p *pathParser) named(name string, scope bool) (place, bool) {
 	if m, ok := machine(name, scope); ok {
 		return m, true
 	}
+	if m, ok := p.virtual(name, scope); ok {
+		return m, true
+	}
 	return p.orchestrated(name)
+}
+
+// virtual recognises virtual machines that systemd-machined does not know.
+func (p *pathParser) virtual(name string, scope bool) (place, bool) {
+	switch {
+	case scope && p.prev == "qemu.slice" && isDigits(name):
+		return place{kind: KindMachine, runtime: runtimeProxmox, id: name, named: true}, true
+	case strings.HasSuffix(name, ".libvirt-qemu"): // cgroup v1 without systemd: /machine/NAME.libvirt-qemu
+		vm := strings.TrimSuffix(name, ".libvirt-qemu")
+		if rest, ok := strings.CutPrefix(vm, "qemu-"); ok {
+			if number, named, ok := strings.Cut(rest, "-"); ok && isDigits(number) && named != "" {
+				vm = named
+			}
+		}
+		if vm != "" && (p.prev == "machine" || p.prev == "qemu") {
+			return place{kind: KindMachine, runtime: runtimeQEMU, id: vm, named: true}, true
+		}
+	case strings.HasPrefix(name, "kata_") && isHex(name[len("kata_"):], 64):
+		return place{kind: KindPod, runtime: runtimeKata, sandbox: name[len("kata_"):]}, true
+	case p.prev == "kata_overhead" && isHex(name, 64):
+		// The hypervisor of a sandbox and its shim, where they are not in the pod's cgroup.
+		return place{kind: KindPod, runtime: runtimeKata, sandbox: name}, true
+	}
+	return place{}, false
 }
 
 func (p *pathParser) lxc(name string) (place, bool) {
@@ -271,12 +301,23 @@ func (p *pathParser) orchestrated(name string) (place, bool) {
 			return place{kind: KindContainer, runtime: runtimeFargate, id: name, named: true, task: p.prev}, true
 		}
 	}
+	if job, ok := strings.CutPrefix(name, "job_"); ok && isDigits(job) && p.ofSlurm() {
+		return place{kind: KindContainer, runtime: runtimeSlurm, id: name, named: true}, true
+	}
 	if p.before == "nomad" || p.before == "nomad.slice" {
 		if len(name) > 37 && name[36] == '.' && isGUID(name[:36], 12) {
 			return place{kind: KindContainer, runtime: runtimeNomad, id: name, named: true, task: name[37:]}, true
 		}
 	}
 	return place{}, false
+}
+
+// ofSlurm tells whether the segment before is one that Slurm keeps its jobs in:
+// [NODE_]slurmstepd.scope (plugin cgroup/v2), slurm[_NODE]/uid_N (cgroup/v1).
+func (p *pathParser) ofSlurm() bool {
+	scope := p.prev == "slurmstepd.scope" || strings.HasSuffix(p.prev, "_slurmstepd.scope")
+	uid, ok := strings.CutPrefix(p.prev, "uid_")
+	return scope || ok && isDigits(uid) && (p.before == "slurm" || strings.HasPrefix(p.before, "slurm_"))
 }
 
 // bareRuntime returns the runtime of a directory whose name is just 64 hex digits.

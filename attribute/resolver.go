@@ -1,11 +1,11 @@
 package attribute
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"time"
 )
@@ -43,7 +43,8 @@ type Options struct {
 	CallTime     time.Duration // limit of the first call to a runtime, longer after each timeout; 0 means 3 s
 	Log          *slog.Logger  // messages; nil discards them
 
-	now func() time.Time // for tests
+	now  func() time.Time // for tests
+	root string           // directory with /etc and /var of this machine, for tests; "" means /
 }
 
 // Resolver names the owners of cgroup ids. Its methods may be called from any goroutine.
@@ -54,6 +55,7 @@ type Resolver struct {
 	tree      *tree
 	registry  *registry
 	mounts    *mounts
+	machines  *machines
 	runtimes  *runtimes
 	log       *slog.Logger
 
@@ -96,6 +98,7 @@ func NewResolver(opts Options) (*Resolver, error) {
 	}
 	r.tree.isBare = r.bare
 	r.mounts = newMounts(opts.ProcRoot, r.registry, r.tree, opts.now)
+	r.machines = newMachines(cmp.Or(opts.root, "/"), opts.now)
 	r.runtimes = newRuntimes(opts, r.registry, r.tree, h)
 	return r, nil
 }
@@ -118,6 +121,7 @@ func (r *Resolver) Start(ctx context.Context) {
 	}
 	ctx, r.cancel = context.WithCancel(ctx)
 	r.done.Go(func() { r.runtimes.run(ctx) })
+	go r.machines.run(ctx) // Close does not wait for it: a file system may hang
 	r.done.Go(func() {
 		tick := time.NewTicker(checkEvery)
 		defer tick.Stop()
@@ -171,7 +175,7 @@ func (r *Resolver) Owner(id uint64) Owner {
 		o.OuterName = r.nameOf(p.outer, p.outermost)
 	}
 	if p.named {
-		nameByPath(&o, p)
+		r.nameByPath(&o, p)
 		return r.inherit(o, d)
 	}
 	m := r.registry.find(p, c.path)
@@ -216,13 +220,17 @@ func (r *Resolver) nameOf(id, key string) string {
 }
 
 // nameByPath fills in an owner that is named by its path alone.
-func nameByPath(o *Owner, p *place) {
+func (r *Resolver) nameByPath(o *Owner, p *place) {
 	o.ContainerName = p.id
 	switch p.runtime {
-	case runtimeLXC:
-		// LXD and Incus write project_instance; an instance has no underscore.
-		if i := strings.LastIndexByte(p.id, '_'); i > 0 {
-			o.Project, o.ProjectRule, o.ContainerName = p.id[:i], RuleLXD, p.id[i+1:]
+	case runtimeLXC, runtimeProxmox:
+		if p.domain != (domain{}) {
+			break // its files are not those of this machine
+		}
+		f := r.machines.get(p.runtime, p.id)
+		o.ContainerName = cmp.Or(f.name, p.id)
+		if f.project != "" {
+			o.Project, o.ProjectRule = f.project, RuleLXD
 		}
 	case runtimeNomad:
 		o.Service = p.task

@@ -11,7 +11,10 @@ import (
 func TestOwnerJoinsWhatRuntimesTold(t *testing.T) {
 	root := t.TempDir()
 	mkdir(t, root, "system.slice/web.service") // whose owner says who makes cgroups in it
-	r := newTestResolver(t, Options{CgroupRoot: root, ProjectLabel: "team"})
+	files := t.TempDir()
+	mkdir(t, files, "var/lib/incus/containers/dev_web1")
+	r := newTestResolver(t, Options{CgroupRoot: root, ProjectLabel: "team", root: files})
+	r.machines.look(machineKey{runtimeLXC, "dev_web1"})
 	tell := func(c container) { c.from = "test"; r.registry.put(c) }
 	tell(container{id: idA, name: "shop-db-1", runtime: "docker", image: "pg", tag: "16",
 		labels: map[string]string{"com.docker.compose.project": "shop", "com.docker.compose.service": "db"}})

@@ -508,14 +508,19 @@ VirtualEthernet=no
 	}
 }
 
-// runtimeLXC is plain LXC, with the names that LXD and Incus give: project_instance.
+// runtimeLXC is plain LXC. One container has a name with an underscore, the other one the
+// name project_instance and the directory that Incus gives it.
 func runtimeLXC(g *guest.Guest) {
 	loads := two(0, func(name string) map[string]string {
 		return map[string]string{
-			"container.name": "web1", "container.runtime": "lxc", "iotrace.owner": "container",
-			"iotrace.project.name": name, "iotrace.project.rule": "lxd", "iotrace.cgroup.path": "~/lxc.payload." + name + "_web1",
+			"container.name": name + "_web1", "container.runtime": "lxc", "iotrace.owner": "container",
+			"iotrace.project.name": "", "iotrace.cgroup.path": "~/lxc.payload." + name + "_web1",
 		}
 	})
+	maps.Copy(loads[1].row, map[string]string{"container.name": "web1", "iotrace.project.name": "bank", "iotrace.project.rule": "lxd"})
+	if err := os.MkdirAll("/var/lib/incus/containers/bank_web1", 0o711); err != nil {
+		g.Fatal(err)
+	}
 	t := traceRuntimes(g, loads...)
 	for _, w := range loads {
 		name, dir := w.name+"_web1", g.TempDir()
