@@ -29,6 +29,12 @@ const (
 	stepDirs     = 256                   // directories read in one step
 )
 
+// miss is an id that could not be resolved.
+type miss struct {
+	until time.Time // when to ask again
+	gone  bool      // the kernel has no such cgroup any more
+}
+
 // cgroup is one known cgroup. Only goneAt ever changes.
 type cgroup struct {
 	id     uint64
@@ -52,7 +58,7 @@ type tree struct {
 	handles bool // ids can be opened: needs CAP_DAC_READ_SEARCH
 	byID    map[uint64]*cgroup
 	gone    *list.List // of *cgroup, the longest removed first
-	missing map[uint64]time.Time
+	missing map[uint64]miss
 	walk    *walk // the shared walk in progress, where ids cannot be opened
 	stepAt  time.Time
 	bare    uint64 // containers dropped before a runtime named them
@@ -66,7 +72,7 @@ func newTree(root, base string, keep time.Duration, now func() time.Time) *tree 
 		root: root, base: base, keep: keep, now: now, mountFD: -1,
 		byID:    map[uint64]*cgroup{},
 		gone:    list.New(),
-		missing: map[uint64]time.Time{},
+		missing: map[uint64]miss{},
 	}
 	if root == "" {
 		return t
@@ -232,11 +238,13 @@ func (t *tree) get(id uint64) (cgroup, bool) {
 		return cgroup{}, false
 	}
 	now := t.now()
-	if until, ok := t.missing[id]; ok && now.Before(until) {
+	if m, ok := t.missing[id]; ok && now.Before(m.until) {
 		return cgroup{}, false
 	}
+	gone := false
 	if t.handles {
 		p, err := t.open(id)
+		gone = errors.Is(err, unix.ESTALE)
 		if err == nil {
 			t.looked++
 			return *t.put(id, p), true
@@ -255,9 +263,17 @@ func (t *tree) get(id uint64) (cgroup, bool) {
 		clear(t.missing)
 	}
 	if t.handles {
-		t.missing[id] = now.Add(retryMissing)
+		t.missing[id] = miss{now.Add(retryMissing), gone}
 	}
 	return cgroup{}, false
+}
+
+// isGone tells whether the kernel said about an unresolved id that it has no such cgroup
+// any more: it was removed before anybody read its name.
+func (t *tree) isGone(id uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.missing[id].gone
 }
 
 // step walks a part of the tree. Where ids cannot be opened, an unknown id must not cost a

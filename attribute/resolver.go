@@ -162,7 +162,7 @@ func (r *Resolver) CgroupRemoved(id uint64, path string) { r.tree.removed(id, pa
 func (r *Resolver) Owner(id uint64) Owner {
 	c, ok := r.tree.get(id)
 	if !ok {
-		return Owner{Cgroup: id}
+		return Owner{Cgroup: id, Gone: r.tree.isGone(id)}
 	}
 	p := c.place
 	o := Owner{
