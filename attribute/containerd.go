@@ -24,7 +24,7 @@ const containerdPoll = time.Minute // events report what comes in between
 
 // containerdSockets are where containerd listens for ctr and nerdctl.
 func containerdSockets() []string {
-	return []string{"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/var/snap/microk8s/common/run/containerd.sock"}
+	return []string{"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/run/k0s/containerd.sock", "/var/snap/microk8s/common/run/containerd.sock"}
 }
 
 // containerdSession is a session with containerd itself. It knows the containers of ctr

@@ -24,7 +24,7 @@ const (
 // criSockets are the sockets where runtimes listen for the kubelet.
 func criSockets() []string {
 	return []string{
-		"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/var/snap/microk8s/common/run/containerd.sock",
+		"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/run/k0s/containerd.sock", "/var/snap/microk8s/common/run/containerd.sock",
 		"/run/crio/crio.sock", "/run/cri-dockerd.sock",
 	}
 }

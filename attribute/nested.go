@@ -167,9 +167,9 @@ func dialSocket(ctx context.Context, socket string) (net.Conn, error) {
 	return d.DialContext(ctx, "unix", path)
 }
 
-// over tells whether the container of a nested socket is gone.
+// over tells whether the process is gone in whose root a socket is.
 func (f *feed) over() bool {
-	if !f.inner {
+	if !isPath(f.socket) || !strings.Contains(f.socket, "//") {
 		return false
 	}
 	_, done, err := socketPath(f.socket)

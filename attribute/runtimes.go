@@ -141,6 +141,7 @@ func (rs *runtimes) run(ctx context.Context) {
 	defer sessions.Wait()
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
+	var discovered time.Time
 	for first := true; ; first = false {
 		for i := range rs.table {
 			spec := &rs.table[i]
@@ -149,6 +150,15 @@ func (rs *runtimes) run(ctx context.Context) {
 					sessions.Go(func() { rs.keep(ctx, spec, f) })
 				}
 			}
+		}
+		if now := rs.now(); rs.inner != nil && now.Sub(discovered) >= discoverEvery {
+			discovered = now
+			rs.discover(func(api, socket string) {
+				spec := rs.spec(api)
+				if f := rs.add(spec, socket, domain{}); f != nil {
+					sessions.Go(func() { rs.keep(ctx, spec, f) })
+				}
+			})
 		}
 		if first {
 			close(rs.first)
