@@ -162,8 +162,8 @@ func (rs *runtimes) discover(found func(api, socket string)) {
 			b, _ := os.ReadFile(filepath.Join(rs.procRoot, strconv.Itoa(up), "comm"))
 			d.parent = strings.TrimSuffix(string(b), "\n")
 		}
-		ns, err := os.Readlink(filepath.Join(dir, "ns/mnt"))
-		if err != nil || ns != mine {
+		// Without CAP_SYS_PTRACE neither the namespace nor the root of others can be read.
+		if ns, err := os.Readlink(filepath.Join(dir, "ns/mnt")); err == nil && ns != mine {
 			d.root = filepath.Join(dir, "root")
 		}
 		apis, sockets := ask(&d)
