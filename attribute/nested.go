@@ -81,6 +81,11 @@ func (rs *runtimes) nested(ask *nestedAsk, found func(spec *runtimeSpec, socket 
 	if top == 0 {
 		return fmt.Errorf("no process of container %q: %w", clip(ask.around.path, 64), fs.ErrNotExist)
 	}
+	// Who may make cgroups may make one with a container's name without a container. What
+	// listens in the machine's own root does not speak for it.
+	if rs.sameRoot(top, 1) {
+		return fmt.Errorf("container %q has the root directory of the machine: %w", clip(ask.around.path, 64), fs.ErrNotExist)
+	}
 	table := nestedTable()
 	for i := range table {
 		for _, p := range table[i].usual {
@@ -92,6 +97,17 @@ func (rs *runtimes) nested(ask *nestedAsk, found func(spec *runtimeSpec, socket 
 		}
 	}
 	return nil
+}
+
+// sameRoot tells whether two processes have the same root directory.
+func (rs *runtimes) sameRoot(a, b int) bool {
+	var st [2]unix.Stat_t
+	for i, pid := range []int{a, b} {
+		if unix.Stat(filepath.Join(rs.procRoot, strconv.Itoa(pid), "root"), &st[i]) != nil {
+			return false
+		}
+	}
+	return st[0].Dev == st[1].Dev && st[0].Ino == st[1].Ino
 }
 
 // runsIn tells whether a process is in a container, or in one inside it. Helpers do not

@@ -177,4 +177,15 @@ func TestNestedFindsTheInit(t *testing.T) {
 	if want := filepath.Join(proc, "30/root") + "//run/docker.sock"; err != nil || len(found) != 1 || found[0] != want {
 		t.Errorf("found %q, %v; want %q", found, err, want)
 	}
+
+	// A cgroup with the name of a container, whose processes are in no container: they see
+	// the machine's own engine, which does not speak for it.
+	mkdir(t, proc, "1")
+	if err := os.Symlink("../30/root", filepath.Join(proc, "1/root")); err != nil {
+		t.Fatal(err)
+	}
+	found = nil
+	if err := r.runtimes.nested(&nestedAsk{domain{}.inside("web1"), c}, func(_ *runtimeSpec, socket string) { found = append(found, socket) }); !errors.Is(err, fs.ErrNotExist) || len(found) > 0 {
+		t.Errorf("in the machine's root: found %q, %v", found, err)
+	}
 }

@@ -214,7 +214,7 @@ func (rs *runtimes) add(spec *runtimeSpec, socket string, inside domain) *feed {
 	}
 	switch {
 	case inside.container():
-		f.most, f.endpoint.Inside = nestedMost, inside.path
+		f.most, f.endpoint.Inside = nestedMost, inside.path[strings.LastIndexByte(inside.path, '/')+1:]
 	case uid != "":
 		f.byUser(uid)
 	}

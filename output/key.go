@@ -166,6 +166,16 @@ func mark(s *Sample, by string) string {
 	return " (" + by + ")"
 }
 
+// ContainerName is ContainerText with a mark if the name is not the word of the machine's
+// runtimes.
+func ContainerName(s *Sample) string {
+	text := ContainerText(&s.Container)
+	if text == "" {
+		return ""
+	}
+	return text + mark(s, s.NamedBy)
+}
+
 // userOf returns "user UID" of Sample.NamedBy, "" if that is no user's domain.
 func userOf(by string) string {
 	uid, ok := strings.CutPrefix(by, "user ")
@@ -203,7 +213,7 @@ func ownerValue(s *Sample, missing Key) (text, id string) {
 	}
 	switch {
 	case s.Container.ID != "" || s.Container.Name != "":
-		text = ContainerText(&s.Container) + mark(s, s.NamedBy)
+		text = ContainerName(s)
 		switch {
 		case s.Owner == OwnerHelper:
 			// The runtime's own monitor is not the workload and has its own row.
