@@ -41,6 +41,9 @@ func (d domain) container() bool { return d.path != "" && d.user == "" }
 // String returns the domain as outputs show it: "" for the machine, "user 1000",
 // "container ID", "container ID/ID" for a container in it, "user 1000 container ID".
 func (d domain) String() string {
+	if d.path == "" {
+		return ""
+	}
 	var parts []string
 	for i, part := range strings.Split(d.path, "//") {
 		if i > 0 {

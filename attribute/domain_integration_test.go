@@ -276,3 +276,72 @@ func TestSiblingEngine(t *testing.T) {
 		t.Errorf("got %+v", o)
 	}
 }
+
+// A socket of root in a directory of a user may be another one at any moment: it names the
+// user's containers only. So does one at which a user listens, wherever it is.
+func TestSocketsOfUsers(t *testing.T) {
+	dir, err := os.MkdirTemp("", "s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir()})
+	says := func(socket string) string {
+		t.Helper()
+		f := r.runtimes.add(&runtimeSpec{name: runtimeDocker}, socket, domain{})
+		if err := f.reach(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return f.domain.String() + f.endpoint.User
+	}
+	if got := says(listen(t, filepath.Join(dir, "root/d.sock"))); got != "" {
+		t.Errorf("root's own: %q", got)
+	}
+	theirs := listen(t, filepath.Join(dir, "theirs/below/d.sock"))
+	if err := os.Chown(filepath.Join(dir, "theirs"), attacker, attacker); err != nil {
+		t.Fatal(err)
+	}
+	if got := says(theirs); got != "user 12341234" {
+		t.Errorf("in a user's directory: %q", got)
+	}
+	open := listen(t, filepath.Join(dir, "open/d.sock"))
+	if err := os.Chmod(filepath.Join(dir, "open"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if got := says(open); got != "user unknown?" {
+		t.Errorf("in a directory of everybody: %q", got)
+	}
+	p := enginetest.StartRootlessPodman(t, attacker)
+	link := filepath.Join(dir, "root/link.sock")
+	if err := os.Symlink(p.Socket, link); err != nil {
+		t.Fatal(err)
+	}
+	if got := says(link); got != "user 12341234" {
+		t.Errorf("a user's engine behind a link of root: %q", got)
+	}
+}
+
+// A user who leads many links to places of his own uses up nobody's endpoints but his.
+func TestUsersDoNotUseUpEndpoints(t *testing.T) {
+	dir, err := os.MkdirTemp("", "s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chown(dir, attacker, attacker); err != nil {
+		t.Fatal(err)
+	}
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir()})
+	added := 0
+	for i := range 3 * maxEndpoints {
+		if r.runtimes.add(&runtimeSpec{name: runtimeDocker}, fmt.Sprintf("%s/%d.sock", dir, i), domain{}) != nil {
+			added++
+		}
+	}
+	if added != maxEndpoints {
+		t.Errorf("%d endpoints of users, want %d", added, maxEndpoints)
+	}
+	if r.runtimes.add(&runtimeSpec{name: runtimeDocker}, "/run/docker.sock", domain{}) == nil {
+		t.Error("no place for the machine's engine")
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
@@ -72,21 +73,45 @@ func (f *feed) key(id string) string {
 	return f.domain.key(id)
 }
 
-// reach connects to the runtime's socket and hangs up. Who listens there decides whose
-// containers the runtime may name.
+// reach connects to the runtime's socket and hangs up. Who listens there, and who may put
+// another socket in its place, decides whose containers the runtime may name.
 func (f *feed) reach(ctx context.Context) error {
 	uid, err := reach(ctx, f.socket)
 	if err != nil || f.inner {
 		return err
 	}
+	user := holder(f.socket)
+	if user == "" && !trusted(uid) {
+		user = strconv.Itoa(uid)
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.domain, f.most, f.endpoint.User = domain{}, maxContainers, ""
-	// Who runs the tracer controls what it shows.
-	if uid != 0 && uid != os.Geteuid() {
-		f.byUser(strconv.Itoa(uid))
+	if user != "" {
+		f.byUser(user)
 	}
 	return nil
+}
+
+// trusted tells whether a user may speak for the machine: root, and who runs the tracer and
+// so controls what it shows.
+func trusted(uid int) bool { return uid == 0 || uid == os.Geteuid() }
+
+// holder returns the user who may replace a socket, because a directory on the way to it is
+// that user's; "" if that is nobody but root.
+func holder(socket string) string {
+	for dir := filepath.Dir(filepath.Clean(socket)); dir != "/" && dir != "."; dir = filepath.Dir(dir) {
+		var st unix.Stat_t
+		switch err := unix.Lstat(dir, &st); {
+		case err != nil:
+			return unknownUser
+		case !trusted(int(st.Uid)):
+			return strconv.Itoa(int(st.Uid))
+		case st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Mode&0o002 != 0 && st.Mode&unix.S_ISVTX == 0:
+			return unknownUser
+		}
+	}
+	return ""
 }
 
 // byUser makes the feed that of a user. The lock is held.

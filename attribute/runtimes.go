@@ -190,19 +190,27 @@ func (rs *runtimes) add(spec *runtimeSpec, socket string, inside domain) *feed {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	key := cmp.Or(spec.api, spec.name) + " " + socket
+	if rs.feeds[key] != nil {
+		return nil
+	}
 	// Containers and users must not use up the endpoints of the host.
 	uid := socketUser(socket)
+	if who := holder(socket); uid == "" && who != unknownUser && isPath(socket) && !inside.container() {
+		uid = who
+	}
 	limit := maxEndpoints
 	if inside.container() {
 		limit = maxNested
 	}
 	same := 0
 	for _, f := range rs.feeds {
+		f.mu.Lock()
 		if f.inner == inside.container() && (f.endpoint.User != "") == (uid != "") {
 			same++
 		}
+		f.mu.Unlock()
 	}
-	if rs.feeds[key] != nil || same >= limit {
+	if same >= limit {
 		return nil
 	}
 	f := &feed{
