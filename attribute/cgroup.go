@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path"
 	"strconv"
 	"strings"
 	"sync"
@@ -30,6 +29,12 @@ const (
 	stepDirs     = 256                   // directories read in one step
 )
 
+// miss is an id that could not be resolved.
+type miss struct {
+	until time.Time // when to ask again
+	gone  bool      // the kernel has no such cgroup any more
+}
+
 // cgroup is one known cgroup. Only goneAt ever changes.
 type cgroup struct {
 	id     uint64
@@ -44,15 +49,16 @@ type tree struct {
 	base    string // path of the cgroup at root, "/" unless only a part is mounted
 	keep    time.Duration
 	now     func() time.Time
-	mountFD int  // of root, to open handles; -1 without
-	kernfs  bool // root is a cgroup file system, not a copy of one
+	mountFD int    // of root, to open handles; -1 without
+	kernfs  bool   // root is a cgroup file system, not a copy of one
+	owner   uint32 // uid of root: what others own was delegated
 	isBare  func(*place) bool
 
 	mu      sync.Mutex
 	handles bool // ids can be opened: needs CAP_DAC_READ_SEARCH
 	byID    map[uint64]*cgroup
 	gone    *list.List // of *cgroup, the longest removed first
-	missing map[uint64]time.Time
+	missing map[uint64]miss
 	walk    *walk // the shared walk in progress, where ids cannot be opened
 	stepAt  time.Time
 	bare    uint64 // containers dropped before a runtime named them
@@ -66,11 +72,12 @@ func newTree(root, base string, keep time.Duration, now func() time.Time) *tree 
 		root: root, base: base, keep: keep, now: now, mountFD: -1,
 		byID:    map[uint64]*cgroup{},
 		gone:    list.New(),
-		missing: map[uint64]time.Time{},
+		missing: map[uint64]miss{},
 	}
 	if root == "" {
 		return t
 	}
+	t.owner = uidOf(root)
 	var st unix.Statfs_t
 	if unix.Statfs(root, &st) == nil {
 		t.kernfs = st.Type == unix.CGROUP_SUPER_MAGIC || st.Type == unix.CGROUP2_SUPER_MAGIC
@@ -113,6 +120,9 @@ func (t *tree) open(id uint64) (string, error) {
 	}
 	defer unix.Close(fd)
 	name, err := os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+	if errors.Is(err, unix.ENAMETOOLONG) {
+		name, err = longPath(fd)
+	}
 	if err != nil {
 		return "", err
 	}
@@ -133,6 +143,9 @@ func (t *tree) absolute(rel string) string {
 	}
 	return rel
 }
+
+// below returns the path below root of a path from the root of the hierarchy.
+func (t *tree) below(p string) string { return strings.TrimPrefix(p, strings.TrimSuffix(t.base, "/")) }
 
 // created adds a cgroup from a kernel event. The event cuts off or omits a very long
 // path, so the kernel is asked for it while the cgroup exists. If it is gone already, the
@@ -184,7 +197,10 @@ func (t *tree) put(id uint64, p string) *cgroup {
 	if c := t.byID[id]; c != nil && c.path == p {
 		return c
 	}
-	pl := parsePath(p)
+	pl := parsePath(p, nil)
+	if pl.kind != KindCgroup && pl.kind != KindSession && (pl.kind != KindUnit || !inSlices(p, pl.unit)) {
+		pl = parsePath(p, t.delegated)
+	}
 	c := &cgroup{id: id, path: p, place: &pl}
 	t.byID[id] = c
 	delete(t.missing, id)
@@ -222,11 +238,13 @@ func (t *tree) get(id uint64) (cgroup, bool) {
 		return cgroup{}, false
 	}
 	now := t.now()
-	if until, ok := t.missing[id]; ok && now.Before(until) {
+	if m, ok := t.missing[id]; ok && now.Before(m.until) {
 		return cgroup{}, false
 	}
+	gone := false
 	if t.handles {
 		p, err := t.open(id)
+		gone = errors.Is(err, unix.ESTALE)
 		if err == nil {
 			t.looked++
 			return *t.put(id, p), true
@@ -245,9 +263,17 @@ func (t *tree) get(id uint64) (cgroup, bool) {
 		clear(t.missing)
 	}
 	if t.handles {
-		t.missing[id] = now.Add(retryMissing)
+		t.missing[id] = miss{now.Add(retryMissing), gone}
 	}
 	return cgroup{}, false
+}
+
+// isGone tells whether the kernel said about an unresolved id that it has no such cgroup
+// any more: it was removed before anybody read its name.
+func (t *tree) isGone(id uint64) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.missing[id].gone
 }
 
 // step walks a part of the tree. Where ids cannot be opened, an unknown id must not cost a
@@ -324,8 +350,7 @@ func (t *tree) check(n int) {
 			_, err = t.open(id)
 		} else {
 			var st unix.Stat_t
-			rel := strings.TrimPrefix(c.path, t.base)
-			err = unix.Stat(path.Join(t.root, rel), &st)
+			st, err = statBelow(t.root, t.below(c.path))
 			if err == nil && st.Ino != id {
 				err = unix.ESTALE
 			}
@@ -353,7 +378,7 @@ func (w *walk) next(found func(id uint64, rel string)) (bool, error) {
 	}
 	rel := w.todo[len(w.todo)-1]
 	w.todo = w.todo[:len(w.todo)-1]
-	fd, err := unix.Open(w.root+rel, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	fd, err := w.open(rel)
 	if rel == "" && errors.Is(err, unix.ELOOP) || rel == "" && errors.Is(err, unix.ENOTDIR) {
 		fd, err = unix.Open(w.root, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	}
@@ -381,6 +406,21 @@ func (w *walk) next(found func(id uint64, rel string)) (bool, error) {
 		}
 		w.entries(fd, rel, w.buf[:n], found)
 	}
+}
+
+// open opens a directory to read it. A path longer than the kernel takes is opened in
+// steps.
+func (w *walk) open(rel string) (int, error) {
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	if len(w.root)+len(rel) <= maxPath {
+		return unix.Open(w.root+rel, flags, 0)
+	}
+	fd, err := openBelow(w.root, rel)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fd)
+	return unix.Openat(fd, ".", flags, 0)
 }
 
 // entries reads linux_dirent64 records (getdents64(2)). The inode number of a cgroup
@@ -421,10 +461,16 @@ func (t *tree) process(c *cgroup) (pid int, err error) {
 	if t.root == "" {
 		return 0, errNoMount
 	}
-	f, err := os.Open(path.Join(t.root, strings.TrimPrefix(c.path, t.base), "cgroup.procs"))
+	dir, err := openBelow(t.root, t.below(c.path))
 	if err != nil {
 		return 0, err
 	}
+	fd, err := unix.Openat(dir, "cgroup.procs", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	unix.Close(dir)
+	if err != nil {
+		return 0, &os.PathError{Op: "open", Path: clip(c.path, maxText) + "/cgroup.procs", Err: err}
+	}
+	f := os.NewFile(uintptr(fd), "cgroup.procs")
 	defer f.Close()
 	_, err = fmt.Fscan(f, &pid)
 	if err == nil && pid == 0 {

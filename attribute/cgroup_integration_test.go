@@ -5,7 +5,9 @@ package attribute
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -60,7 +62,7 @@ func TestRealCgroups(t *testing.T) {
 				t.Errorf("removed: %+v", o)
 			}
 			other := newTestResolver(t, opts)
-			if o := other.Owner(id); o.Kind != KindUnknown {
+			if o := other.Owner(id); o.Kind != KindUnknown || !o.Gone {
 				t.Errorf("removed before we looked: %+v", o)
 			}
 			if err := other.Walk(); err != nil {
@@ -119,5 +121,77 @@ func TestRealMounts(t *testing.T) {
 	}
 	if r.mounts.reads != reads+1 {
 		t.Errorf("the table was read %d times for one change", r.mounts.reads-reads)
+	}
+}
+
+// A path longer than one system call takes has its name all the same: by its id, by the
+// walk, and by an event that does not hold it.
+func TestRealCgroupOfLongPath(t *testing.T) {
+	for name, opts := range hierarchies(t) {
+		t.Run(name, func(t *testing.T) {
+			r := newTestResolver(t, opts)
+			root := r.Hierarchy().Mount
+			top := filepath.Join(root, fmt.Sprintf("iotrace-long-%d", os.Getpid()))
+			path, fds := strings.TrimPrefix(top, root), []int{}
+			mkdir(t, top)
+			t.Cleanup(func() {
+				if out, err := exec.Command("find", top, "-depth", "-type", "d", "-execdir", "rmdir", "{}", ";").CombinedOutput(); err != nil {
+					t.Errorf("removing the cgroups: %v, %s", err, out)
+				}
+			})
+			// One directory after the other: mkdir(2) does not take the whole path.
+			at, err := unix.Open(top, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fds = append(fds, at)
+			defer func() {
+				for _, fd := range fds {
+					unix.Close(fd)
+				}
+			}()
+			var st unix.Stat_t
+			for _, part := range append(slices.Repeat([]string{strings.Repeat("x", 200)}, 25), idA, "below") {
+				if err := unix.Mkdirat(at, part, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if at, err = unix.Openat(at, part, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+					t.Fatal(err)
+				}
+				fds = append(fds, at)
+				path += "/" + part
+			}
+			if err := unix.Fstat(at, &st); err != nil {
+				t.Fatal(err)
+			}
+			id := st.Ino
+			check := func(how string, r *Resolver) {
+				t.Helper()
+				if o := r.Owner(id); o.Path != path || o.ContainerID != idA || o.NamedBy != "" {
+					t.Errorf("%s: %+v", how, o)
+				}
+			}
+			check("by its id", r)
+			walked := newTestResolver(t, opts)
+			if err := walked.Walk(); err != nil {
+				t.Fatal(err)
+			}
+			before := walked.Stats().Lookups
+			if check("by the walk", walked); walked.Stats().Lookups != before {
+				t.Error("the walk did not come to it")
+			}
+			event := newTestResolver(t, opts)
+			event.CgroupCreated(id, "") // the kernel's buffer has 1024 bytes
+			check("by its event", event)
+			// Its processes are found.
+			c, _ := r.tree.get(id)
+			if err := os.WriteFile(fmt.Sprintf("/proc/self/fd/%d/cgroup.procs", at), []byte("0"), 0); err != nil {
+				t.Fatal(err)
+			}
+			defer os.WriteFile(filepath.Join(root, "cgroup.procs"), []byte(fmt.Sprint(os.Getpid())), 0)
+			if pid, err := r.tree.process(&c); err != nil || pid != os.Getpid() {
+				t.Errorf("process %d, %v", pid, err)
+			}
+		})
 	}
 }

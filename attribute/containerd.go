@@ -24,7 +24,7 @@ const containerdPoll = time.Minute // events report what comes in between
 
 // containerdSockets are where containerd listens for ctr and nerdctl.
 func containerdSockets() []string {
-	return []string{"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/var/snap/microk8s/common/run/containerd.sock"}
+	return []string{"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/run/k0s/containerd.sock", "/var/snap/microk8s/common/run/containerd.sock"}
 }
 
 // containerdSession is a session with containerd itself. It knows the containers of ctr
@@ -45,7 +45,7 @@ func openContainerd(socket string) (session, error) {
 func (s *containerdSession) close() error { return s.conn.Close() }
 
 func (s *containerdSession) follow(ctx context.Context, f *feed) error {
-	if err := reach(ctx, s.socket); err != nil {
+	if err := f.reach(ctx); err != nil {
 		return err
 	}
 	version, err := s.hello(ctx, f)
@@ -222,7 +222,7 @@ func containerdContainer(namespace string, m *containersapi.Container) container
 	if c.name == "" && !isHex(m.ID, 64) {
 		c.name = m.ID
 	}
-	c.image, c.tag = splitImage(m.Image)
+	c.setImage(m.Image)
 	var spec struct {
 		Linux  struct{ CgroupsPath string }
 		Mounts []struct{ Destination, Type, Source string }

@@ -24,7 +24,7 @@ const (
 // criSockets are the sockets where runtimes listen for the kubelet.
 func criSockets() []string {
 	return []string{
-		"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/var/snap/microk8s/common/run/containerd.sock",
+		"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/run/k0s/containerd.sock", "/var/snap/microk8s/common/run/containerd.sock",
 		"/run/crio/crio.sock", "/run/cri-dockerd.sock",
 	}
 }
@@ -83,7 +83,7 @@ func rpcError(what string, err error) error {
 func (s *criSession) close() error { return s.conn.Close() }
 
 func (s *criSession) follow(ctx context.Context, f *feed) error {
-	if err := reach(ctx, s.socket); err != nil {
+	if err := f.reach(ctx); err != nil {
 		return err
 	}
 	version, err := s.hello(ctx, f)
@@ -256,7 +256,7 @@ func (s *criSession) container(l *cri.Container, box *cri.PodSandbox) container 
 	if ref == "" {
 		ref = image.GetImage()
 	}
-	c.image, c.tag = splitImage(ref)
+	c.setImage(ref)
 	return c
 }
 

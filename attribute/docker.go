@@ -179,7 +179,7 @@ func (d *docker) close() error { return d.client.Close() }
 
 func (d *docker) follow(ctx context.Context, f *feed) error {
 	if d.socket != "" {
-		if err := reach(ctx, d.socket); err != nil {
+		if err := f.reach(ctx); err != nil {
 			return err
 		}
 	}
@@ -252,6 +252,11 @@ func (d *docker) follow(ctx context.Context, f *feed) error {
 				return l.err
 			default:
 				f.sync(l.all, l.began)
+				for i := range l.all {
+					if c := &l.all[i]; isImageID(c.image) && !f.registry.namesImage(c.key) {
+						work.add(c.id, f.now()) // its name went to another image, but it keeps its own
+					}
+				}
 			}
 			if first {
 				first = false
@@ -389,7 +394,7 @@ func (d *docker) list(ctx context.Context, now time.Time) listing {
 	for i := range all {
 		s := &all[i]
 		c := container{id: s.ID, runtime: d.runtime, labels: s.Labels, volumes: dockerVolumes(s.Mounts)}
-		c.image, c.tag = splitImage(s.Image)
+		c.setImage(s.Image)
 		if len(s.Names) > 0 {
 			c.name = strings.TrimPrefix(ownName(s.Names), "/")
 		}
@@ -411,7 +416,7 @@ func (d *docker) list(ctx context.Context, now time.Time) listing {
 
 func pluginContainer(id, name, ref string) container {
 	c := container{id: id, name: name, runtime: runtimePlugin}
-	c.image, c.tag = splitImage(ref)
+	c.setImage(ref)
 	return c
 }
 
@@ -455,10 +460,13 @@ func (d *docker) inspect(ctx context.Context, f *feed, id string) (container, er
 	c := container{runtime: d.runtime, volumes: dockerVolumes(in.Mounts)}
 	if in.ContainerJSONBase != nil {
 		c.id, c.name = in.ID, strings.TrimPrefix(in.Name, "/")
+		if in.State != nil && in.State.Pid > 0 {
+			c.cgroupPath = f.cgroupOf(in.State.Pid, in.ID)
+		}
 	}
 	if in.Config != nil {
 		c.labels = in.Config.Labels
-		c.image, c.tag = splitImage(in.Config.Image)
+		c.setImage(in.Config.Image)
 	}
 	if d.runtime == runtimePodman {
 		one := []container{c}
@@ -508,7 +516,7 @@ var engineAttributes = [...]string{"name", "image", "exitCode", "containerExitCo
 func (d *docker) partial(m events.Message) container {
 	labels := maps.Clone(m.Actor.Attributes)
 	c := container{id: m.Actor.ID, name: strings.TrimPrefix(labels["name"], "/"), runtime: d.runtime, partial: true}
-	c.image, c.tag = splitImage(labels["image"])
+	c.setImage(labels["image"])
 	for _, k := range engineAttributes {
 		delete(labels, k)
 	}

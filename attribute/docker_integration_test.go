@@ -409,7 +409,7 @@ func TestDockerEventsSince(t *testing.T) {
 	e := enginetest.Start(t)
 	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerSockets: []string{e.Socket}, OnlyListedSockets: true})
 	spec := &runtimeSpec{name: runtimeDocker, open: openDocker}
-	f := r.runtimes.add(spec, e.Socket, "")
+	f := r.runtimes.add(spec, e.Socket, domain{})
 	listen := func(until func() bool) {
 		t.Helper()
 		ctx, cancel := context.WithCancel(context.Background())

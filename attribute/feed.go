@@ -6,10 +6,15 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
+	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // feed takes what a session learns.
@@ -17,9 +22,10 @@ type feed struct {
 	registry *registry
 	from     string // name of the endpoint: API and socket
 	socket   string
-	inside   string // id of the container that the runtime runs in, "" for the host
+	inner    bool // the runtime runs in a container
 	rank     int
-	most     int    // containers that it may report
+	most     int // containers that it may report
+	cgroupOf func(pid int, id string) string
 	since    string // time at which the stream of events continues after a break
 	log      *slog.Logger
 	now      func() time.Time
@@ -29,6 +35,7 @@ type feed struct {
 	inSwarm  func()          // called when the engine is a node of a swarm; may be nil
 
 	mu       sync.Mutex
+	domain   domain // where its word counts
 	endpoint Endpoint
 	limit    callLimit
 	answered bool          // since the last connection
@@ -38,16 +45,22 @@ type feed struct {
 
 func (f *feed) put(c container) { f.registry.put(f.own(c)) }
 
-// own marks a record as this feed's. Records of an engine inside a container are kept
-// apart from all others: it knows only its own containers, and paths in its own file
-// system.
+// own marks a record as this feed's. Records of an engine of a user or inside a container
+// are kept apart from all others: it knows only its own containers, and inside a container
+// paths in its own file system.
 func (f *feed) own(c container) container {
-	c.from, c.rank, c.most, c.toldAt = f.from, f.rank, f.most, f.now()
+	c.from, c.rank, c.toldAt = f.from, f.rank, f.now()
 	if c.key == "" {
 		c.key = c.id
 	}
-	if f.inside != "" {
-		c.inside, c.key, c.cgroupPath = f.inside, f.key(c.key), ""
+	f.mu.Lock()
+	c.domain, c.most = f.domain, f.most
+	f.mu.Unlock()
+	c.key = c.domain.key(c.key)
+	if c.domain != (domain{}) {
+		c.cgroupPath = ""
+	}
+	if f.inner {
 		for i := range c.volumes {
 			c.volumes[i].source = ""
 		}
@@ -56,10 +69,55 @@ func (f *feed) own(c container) container {
 }
 
 func (f *feed) key(id string) string {
-	if f.inside != "" {
-		return f.inside + "/" + id
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.domain.key(id)
+}
+
+// reach connects to the runtime's socket and hangs up. Who listens there, and who may put
+// another socket in its place, decides whose containers the runtime may name.
+func (f *feed) reach(ctx context.Context) error {
+	uid, err := reach(ctx, f.socket)
+	if err != nil || f.inner {
+		return err
 	}
-	return id
+	user := holder(f.socket)
+	if user == "" && !trusted(uid) {
+		user = strconv.Itoa(uid)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.domain, f.most, f.endpoint.User = domain{}, maxContainers, ""
+	if user != "" {
+		f.byUser(user)
+	}
+	return nil
+}
+
+// trusted tells whether a user may speak for the machine: root, and who runs the tracer and
+// so controls what it shows.
+func trusted(uid int) bool { return uid == 0 || uid == os.Geteuid() }
+
+// holder returns the user who may replace a socket, because a directory on the way to it is
+// that user's; "" if that is nobody but root.
+func holder(socket string) string {
+	for dir := filepath.Dir(filepath.Clean(socket)); dir != "/" && dir != "."; dir = filepath.Dir(dir) {
+		var st unix.Stat_t
+		switch err := unix.Lstat(dir, &st); {
+		case err != nil:
+			return unknownUser
+		case !trusted(int(st.Uid)):
+			return strconv.Itoa(int(st.Uid))
+		case st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Mode&0o002 != 0 && st.Mode&unix.S_ISVTX == 0:
+			return unknownUser
+		}
+	}
+	return ""
+}
+
+// byUser makes the feed that of a user. The lock is held.
+func (f *feed) byUser(uid string) {
+	f.domain, f.most, f.endpoint.User = domain{}.of(uid), nestedMost, uid
 }
 
 func (f *feed) sync(all []container, began time.Time) {
@@ -128,28 +186,58 @@ var (
 	errHanging   = errors.New("no answer in time")
 )
 
-// reach connects to a unix socket and hangs up. Its errors are exact where those of a
-// client are not.
-func reach(ctx context.Context, socket string) error {
+// reach connects to a unix socket and hangs up. It returns the uid of the process that
+// listens there (SO_PEERCRED in unix(7)). Its errors are exact where those of a client are
+// not.
+func reach(ctx context.Context, socket string) (uid int, err error) {
 	path, done, err := socketPath(socket)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer done()
 	st, err := os.Stat(path)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if st.Mode()&fs.ModeSocket == 0 {
-		return fmt.Errorf("%q: %w", socket, errNotSocket)
+		return 0, fmt.Errorf("%q: %w", socket, errNotSocket)
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTime)
 	defer cancel()
 	c, err := dialSocket(ctx, socket)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	return c.Close()
+	defer c.Close()
+	uid, err = peer(c)
+	if err != nil {
+		return 0, fmt.Errorf("asking who listens at %q: %w", socket, err)
+	}
+	return uid, nil
+}
+
+// peer returns the uid of the process that made a connection's other end, or that listens
+// there.
+func peer(c net.Conn) (uid int, err error) {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return 0, fmt.Errorf("unexpected connection %T", c)
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var optErr error
+	if err := raw.Control(func(fd uintptr) {
+		cred, optErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return 0, err
+	}
+	if optErr != nil {
+		return 0, optErr
+	}
+	return int(cred.Uid), nil
 }
 
 // callTime is how long one call to a runtime may take, at first and at most: engines are

@@ -600,7 +600,7 @@ func TestAnswerAfterRemoval(t *testing.T) {
 	t.Cleanup(func() { server.Close() })
 
 	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), DockerSockets: []string{socket}, OnlyListedSockets: true})
-	f := r.runtimes.add(&runtimeSpec{name: runtimeDocker}, socket, "")
+	f := r.runtimes.add(&runtimeSpec{name: runtimeDocker}, socket, domain{})
 	s, err := openDocker(socket)
 	if err != nil {
 		t.Fatal(err)

@@ -42,6 +42,8 @@ type Mount struct {
 	Driver string // of the volume
 
 	NFSServer, NFSExport, NFSVersion string
+	NFSAddress                       string // IP address of the server, from the mount options
+	NFSPort                          uint16 // 0 when the options do not say it: 2049
 	FUSESubtype                      string // sshfs, glusterfs ...
 }
 
@@ -310,10 +312,15 @@ func (e mounted) mount() Mount {
 			if v, ok := strings.CutPrefix(opt, "vers="); ok {
 				m.NFSVersion = v
 			}
-			if v, ok := strings.CutPrefix(opt, "addr="); ok && m.NFSServer == "" {
-				m.NFSServer = v
+			if v, ok := strings.CutPrefix(opt, "addr="); ok {
+				m.NFSAddress = v
+			}
+			if v, ok := strings.CutPrefix(opt, "port="); ok {
+				port, _ := strconv.ParseUint(v, 10, 16) // the kernel wrote it
+				m.NFSPort = uint16(port)
 			}
 		}
+		m.NFSServer = cmp.Or(m.NFSServer, m.NFSAddress)
 	case strings.HasPrefix(e.fstype, "fuse."):
 		m.FUSESubtype = strings.TrimPrefix(e.fstype, "fuse.")
 	case strings.HasPrefix(e.fstype, "fuseblk."):

@@ -2,6 +2,7 @@ package attribute
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -45,10 +46,10 @@ func TestMountOfTheHost(t *testing.T) {
 	r, _, _ := mountHost(t)
 	for dev, want := range map[string]Mount{
 		"254:0": {Source: "/dev/vda", Point: "/", FSType: "ext4"},
-		"0:50":  {Source: "nas.example:/exports/data", Point: "/mnt/data", FSType: "nfs4", NFSServer: "nas.example", NFSExport: "/exports/data", NFSVersion: "4.2"},
-		"0:51":  {Source: "[2001:db8::1]:/exports/v6", Point: "/mnt/v6", FSType: "nfs", NFSServer: "2001:db8::1", NFSExport: "/exports/v6", NFSVersion: "3"},
+		"0:50":  {Source: "nas.example:/exports/data", Point: "/mnt/data", FSType: "nfs4", NFSServer: "nas.example", NFSExport: "/exports/data", NFSVersion: "4.2", NFSAddress: "192.0.2.9"},
+		"0:51":  {Source: "[2001:db8::1]:/exports/v6", Point: "/mnt/v6", FSType: "nfs", NFSServer: "2001:db8::1", NFSExport: "/exports/v6", NFSVersion: "3", NFSAddress: "2001:db8::1"},
 		"0:52": {Source: ":/exports/shared", Point: "/var/lib/docker/volumes/shared/_data", FSType: "nfs4", Volume: "shared",
-			NFSServer: "192.0.2.9", NFSExport: "/exports/shared", NFSVersion: "4.1"},
+			NFSServer: "192.0.2.9", NFSExport: "/exports/shared", NFSVersion: "4.1", NFSAddress: "192.0.2.9"},
 		"0:53": {Source: "ann@host:/srv", Point: "/mnt/ssh", FSType: "fuse.sshfs", FUSESubtype: "sshfs"},
 		"0:54": {Source: "/dev/sdb", Point: "/var/lib/kubelet/pods/" + uidP + "/volumes/kubernetes.io~csi/pvc-7/mount", FSType: "ext4", Volume: "pvc-7", Driver: "kubernetes.io~csi"},
 		"0:55": {Source: "gl\tuster:/v", Point: "/mnt/with space\nline", FSType: "fuse.glusterfs", FUSESubtype: "glusterfs"},
@@ -91,7 +92,7 @@ func TestMountOfAContainer(t *testing.T) {
 
 	for dev, want := range map[string]Mount{
 		"0:52": {Source: ":/exports/shared", Point: "/data", FSType: "nfs4", Volume: "shared", Driver: "local",
-			NFSServer: "192.0.2.9", NFSExport: "/exports/shared", NFSVersion: "4.1"},
+			NFSServer: "192.0.2.9", NFSExport: "/exports/shared", NFSVersion: "4.1", NFSAddress: "192.0.2.9"},
 		"0:53": {Source: "ann@host:/srv", Point: "/ssh", FSType: "fuse.sshfs", FUSESubtype: "sshfs"},
 		// Two volumes on it, and no telling them apart.
 		"254:0": {Source: "/dev/vda", Point: "/one|/two", FSType: "ext4", Volume: "one|two", Driver: "local"},
@@ -141,7 +142,7 @@ func TestVolumesOfOneSuperblock(t *testing.T) {
 		id := mkdir(t, root, "docker", name)
 		r.CgroupCreated(id, "/docker/"+name)
 		r.registry.put(container{id: name, from: "test", volumes: tt.volumes})
-		tt.want.FSType, tt.want.Driver, tt.want.NFSServer, tt.want.NFSVersion = "nfs4", "local", "nas", "4.2"
+		tt.want.FSType, tt.want.Driver, tt.want.NFSServer, tt.want.NFSVersion, tt.want.NFSAddress = "nfs4", "local", "nas", "4.2", "192.0.2.9"
 		if got, ok := r.Mount("0:71", id); !ok || got != tt.want {
 			t.Errorf("volumes %+v\n got %+v, %v\nwant %+v", tt.volumes, got, ok, tt.want)
 		}
@@ -177,7 +178,7 @@ func TestMountThatIsNoMore(t *testing.T) {
 	changed("70 27 0:80 /job /var/lib/docker/volumes/job/_data rw - nfs4 nas:/exports/job rw,vers=4.2,addr=192.0.2.9\n")
 	changed("")
 	r.CgroupRemoved(id, "")
-	want := Mount{Source: "nas:/exports/job", Point: "/out", FSType: "nfs4", Volume: "job", Driver: "local", NFSServer: "nas", NFSExport: "/exports/job", NFSVersion: "4.2"}
+	want := Mount{Source: "nas:/exports/job", Point: "/out", FSType: "nfs4", Volume: "job", Driver: "local", NFSServer: "nas", NFSExport: "/exports/job", NFSVersion: "4.2", NFSAddress: "192.0.2.9"}
 	if got, ok := r.Mount("0:80", id); !ok || got != want {
 		t.Errorf("got %+v, %v\nwant %+v", got, ok, want)
 	}
@@ -259,7 +260,7 @@ func TestMountsThatShareADevice(t *testing.T) {
 	r.registry.put(container{id: idC, from: "test", volumes: []volume{v("shop", "/s"), v("bank", "/b")}})
 	r.registry.put(container{id: idD, from: "test", volumes: []volume{{source: "/mnt/in/x", destination: "/x"}, {source: "/mnt/in/y", destination: "/y"}}})
 	nfs := func(source, export, point, volume string) Mount {
-		m := Mount{Source: source, Point: point, FSType: "nfs4", Volume: volume, NFSServer: "192.0.2.9", NFSExport: export, NFSVersion: "4.2"}
+		m := Mount{Source: source, Point: point, FSType: "nfs4", Volume: volume, NFSServer: "192.0.2.9", NFSExport: export, NFSVersion: "4.2", NFSAddress: "192.0.2.9"}
 		if strings.HasPrefix(volume, "bank") || volume == "shop" {
 			m.Driver = "local"
 		}
@@ -277,8 +278,8 @@ func TestMountsThatShareADevice(t *testing.T) {
 		{"one, in two places", twice, "0:57", nfs(":/vol/bank/in", "/vol/bank/in", "/x|/y", "/x|/y")},
 		{"no container", other, "0:57", nfs(":/vol/", "/vol/", "", "")},
 		{"nobody", 0, "0:57", nfs(":/vol/", "/vol/", "", "")},
-		{"one within the other", 0, "0:58", Mount{Source: "nas.example:/whole", FSType: "nfs", NFSServer: "nas.example", NFSExport: "/whole", NFSVersion: "3"}},
-		{"a bind alone", 0, "0:50", Mount{Source: "nas.example:/exports/data", Point: "/mnt/data", FSType: "nfs4", NFSServer: "nas.example", NFSExport: "/exports/data", NFSVersion: "4.2"}},
+		{"one within the other", 0, "0:58", Mount{Source: "nas.example:/whole", FSType: "nfs", NFSServer: "nas.example", NFSExport: "/whole", NFSVersion: "3", NFSAddress: "192.0.2.9"}},
+		{"a bind alone", 0, "0:50", Mount{Source: "nas.example:/exports/data", Point: "/mnt/data", FSType: "nfs4", NFSServer: "nas.example", NFSExport: "/exports/data", NFSVersion: "4.2", NFSAddress: "192.0.2.9"}},
 	} {
 		if got, ok := r.Mount(tc.dev, tc.cgroup); !ok || got != tc.want {
 			t.Errorf("%s\n got %+v, %v\nwant %+v", tc.name, got, ok, tc.want)
@@ -362,5 +363,36 @@ func TestMountCost(t *testing.T) {
 	}
 	if m := r.mounts; m.reads != 1 || m.cost >= stall {
 		t.Errorf("read %d times, at a cost of %v of which %v were waiting", m.reads, m.cost, stall)
+	}
+}
+
+// TestNFSServersBehindTunnels has the lines of mounts of EFS with TLS and of an ssh tunnel: one
+// address for all, and a port for each.
+func TestNFSServersBehindTunnels(t *testing.T) {
+	proc := t.TempDir()
+	mkdir(t, proc, "1")
+	const options = ",namlen=255,hard,noresvport,proto=tcp,port=%d,timeo=600,retrans=2,sec=sys,clientaddr=127.0.0.1,local_lock=none,addr=127.0.0.1\n"
+	table := "27 1 8:1 / / rw - ext4 /dev/sda1 rw\n" +
+		fmt.Sprintf("80 27 0:80 / /mnt/efs1 rw,relatime shared:40 - nfs4 127.0.0.1:/ rw,vers=4.1,rsize=1048576,wsize=1048576"+options, 20117) +
+		fmt.Sprintf("81 27 0:81 / /mnt/efs2 rw,relatime shared:41 - nfs4 127.0.0.1:/ rw,vers=4.1,rsize=1048576,wsize=1048576"+options, 20118) +
+		"82 27 0:82 / /mnt/v3 rw,relatime - nfs nas:/v3 rw,vers=3,rsize=1048576,namlen=255,hard,proto=tcp,timeo=600,retrans=2,sec=sys," +
+		"mountaddr=192.0.2.9,mountvers=3,mountport=20048,mountproto=udp,local_lock=none,addr=192.0.2.9\n" +
+		"83 27 0:83 / /mnt/v6 rw,relatime - nfs4 [::1]:/x rw,vers=4.2,proto=tcp6,port=12049,clientaddr=::1,addr=::1\n"
+	if err := os.WriteFile(filepath.Join(proc, "1/mountinfo"), []byte(table), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), ProcRoot: proc})
+	type server struct {
+		name, address string
+		port          uint16
+	}
+	for dev, want := range map[string]server{
+		"0:80": {"127.0.0.1", "127.0.0.1", 20117}, "0:81": {"127.0.0.1", "127.0.0.1", 20118},
+		"0:82": {"nas", "192.0.2.9", 0}, "0:83": {"::1", "::1", 12049},
+	} {
+		m, ok := r.Mount(dev, 0)
+		if got := (server{m.NFSServer, m.NFSAddress, m.NFSPort}); !ok || got != want {
+			t.Errorf("%s: got %+v, want %+v", dev, got, want)
+		}
 	}
 }

@@ -23,7 +23,7 @@ const (
 
 // nestedAsk is a container inside a container that no runtime has named.
 type nestedAsk struct {
-	parent string // id of the container around it
+	around domain // inside of the container around it; zero if its ancestors must tell
 	cgroup cgroup
 }
 
@@ -40,27 +40,37 @@ func nestedTable() []runtimeSpec {
 
 // inside starts a search for the engine in the container around a container. It never
 // waits.
-func (rs *runtimes) inside(parent string, c cgroup) {
-	if rs.inner == nil || !c.goneAt.IsZero() || !rs.fresh("inside "+parent) {
+func (rs *runtimes) inside(around domain, c cgroup) {
+	rs.ask("inside "+around.path, nestedAsk{around, c})
+}
+
+// ask asks a question about a cgroup that was not asked recently.
+func (rs *runtimes) ask(what string, ask nestedAsk) {
+	if rs.inner == nil || !ask.cgroup.goneAt.IsZero() || !rs.fresh(what) {
 		return
 	}
 	select {
-	case rs.inner <- nestedAsk{parent, c}:
+	case rs.inner <- ask:
 	default:
 	}
 }
 
 // nested calls found with the sockets of engines in the container around ask.cgroup.
-func (rs *runtimes) nested(ask nestedAsk, found func(spec *runtimeSpec, socket string)) error {
+func (rs *runtimes) nested(ask *nestedAsk, found func(spec *runtimeSpec, socket string)) error {
 	pid, err := rs.tree.process(&ask.cgroup)
 	if err != nil {
 		return err
+	}
+	if ask.around == (domain{}) {
+		if pid, ask.around, err = rs.adopt(&ask.cgroup, pid); err != nil {
+			return err
+		}
 	}
 	// The topmost process in the parent is its init: it has the parent's file system and
 	// lives as long as the parent.
 	top := 0
 	for range maxAncestry {
-		if pid <= 1 || !rs.runsIn(pid, ask.parent) {
+		if pid <= 1 || !rs.runsIn(pid, ask.around) {
 			break
 		}
 		top = pid
@@ -69,7 +79,12 @@ func (rs *runtimes) nested(ask nestedAsk, found func(spec *runtimeSpec, socket s
 		}
 	}
 	if top == 0 {
-		return fmt.Errorf("no process of container %q: %w", clip(ask.parent, 64), fs.ErrNotExist)
+		return fmt.Errorf("no process of container %q: %w", clip(ask.around.path, 64), fs.ErrNotExist)
+	}
+	// Who may make cgroups may make one with a container's name without a container. What
+	// listens in the machine's own root does not speak for it.
+	if rs.sameRoot(top, 1) {
+		return fmt.Errorf("container %q has the root directory of the machine: %w", clip(ask.around.path, 64), fs.ErrNotExist)
 	}
 	table := nestedTable()
 	for i := range table {
@@ -84,21 +99,38 @@ func (rs *runtimes) nested(ask nestedAsk, found func(spec *runtimeSpec, socket s
 	return nil
 }
 
-// runsIn tells whether a process is in a container, or in one inside it. Helpers do not
-// count, although their paths contain the container's name.
-func (rs *runtimes) runsIn(pid int, container string) bool {
-	b, err := os.ReadFile(filepath.Join(rs.procRoot, strconv.Itoa(pid), "cgroup"))
-	if err != nil {
-		return false
-	}
-	for line := range strings.Lines(string(b)) {
-		_, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ":")
-		_, path, _ := strings.Cut(rest, ":")
-		if p := parsePath(path); p.id == container || p.parent == container && p.kind != KindHelper {
-			return true
+// sameRoot tells whether two processes have the same root directory.
+func (rs *runtimes) sameRoot(a, b int) bool {
+	var st [2]unix.Stat_t
+	for i, pid := range []int{a, b} {
+		if unix.Stat(filepath.Join(rs.procRoot, strconv.Itoa(pid), "root"), &st[i]) != nil {
+			return false
 		}
 	}
-	return false
+	return st[0].Dev == st[1].Dev && st[0].Ino == st[1].Ino
+}
+
+// runsIn tells whether a process is in a container, or in one inside it. Helpers do not
+// count, although their paths contain the container's name.
+func (rs *runtimes) runsIn(pid int, around domain) bool {
+	p := parsePath(rs.pathOf(pid), rs.tree.delegated)
+	return p.kind != KindHelper && (p.key() == around.path || p.domain == around)
+}
+
+// pathOf returns the cgroup of a process, from the root of the hierarchy that names owners;
+// "" when it is not known. Of a copy of a tree it is the first path that is not the root.
+func (rs *runtimes) pathOf(pid int) string {
+	b, err := os.ReadFile(filepath.Join(rs.procRoot, strconv.Itoa(pid), "cgroup"))
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(b)) {
+		number, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), ":")
+		if _, path, ok := strings.Cut(rest, ":"); ok && (number == strconv.Itoa(rs.hierarchy) || rs.hierarchy < 0 && path != "/") {
+			return path
+		}
+	}
+	return ""
 }
 
 func (rs *runtimes) parentOf(pid int) (int, error) {
@@ -151,9 +183,9 @@ func dialSocket(ctx context.Context, socket string) (net.Conn, error) {
 	return d.DialContext(ctx, "unix", path)
 }
 
-// over tells whether the container of a nested socket is gone.
+// over tells whether the process is gone in whose root a socket is.
 func (f *feed) over() bool {
-	if f.inside == "" {
+	if !isPath(f.socket) || !strings.Contains(f.socket, "//") {
 		return false
 	}
 	_, done, err := socketPath(f.socket)

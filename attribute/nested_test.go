@@ -8,14 +8,15 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
 // An engine inside a container can name its own containers and nothing else.
 func TestNestedEngineNamesOnlyItsOwn(t *testing.T) {
 	r := newTestResolver(t, Options{CgroupRoot: t.TempDir()})
-	host := r.runtimes.add(&runtimeSpec{name: runtimeDocker}, "/run/docker.sock", "")
-	inner := r.runtimes.add(&runtimeSpec{name: runtimeDocker}, "/proc/9/root//run/docker.sock", idA)
+	host := r.runtimes.add(&runtimeSpec{name: runtimeDocker}, "/run/docker.sock", domain{})
+	inner := r.runtimes.add(&runtimeSpec{name: runtimeDocker}, "/proc/9/root//run/docker.sock", domain{}.inside(idA))
 	host.put(container{id: idA, name: "outer", runtime: runtimeDocker})
 	host.put(container{id: idB, name: "honest", runtime: runtimeDocker, labels: map[string]string{"io.kubernetes.pod.uid": uidP, "io.kubernetes.pod.name": "honest"}})
 	lie := container{id: idB, name: "lie", runtime: runtimeDocker, cgroupPath: "/system.slice",
@@ -52,8 +53,8 @@ func TestNestedEngineNamesOnlyItsOwn(t *testing.T) {
 // A user's own engine cannot rename the containers of the machine's.
 func TestUserEngineRenamesNobody(t *testing.T) {
 	r := newTestResolver(t, Options{CgroupRoot: t.TempDir()})
-	user := r.runtimes.add(&runtimeSpec{name: runtimeDocker}, "/run/user/1000/docker.sock", "")
-	host := r.runtimes.add(&runtimeSpec{name: runtimeDocker}, "/run/docker.sock", "")
+	user := r.runtimes.add(&runtimeSpec{name: runtimeDocker}, "/run/user/1000/docker.sock", domain{})
+	host := r.runtimes.add(&runtimeSpec{name: runtimeDocker}, "/run/docker.sock", domain{})
 	user.put(container{id: idA, name: "lie"}) // it may come first
 	host.put(container{id: idA, name: "honest"})
 	user.put(container{id: idA, name: "lie"})
@@ -61,10 +62,24 @@ func TestUserEngineRenamesNobody(t *testing.T) {
 	if c := r.registry.get(idA); c.name != "honest" || !c.goneAt.IsZero() {
 		t.Errorf("got %+v", c)
 	}
+	for path, want := range map[string]string{
+		"/docker/" + idA:                                                        "honest",
+		"/system.slice/docker-" + idA + ".scope":                                "honest",
+		userU + "/docker-" + idA + ".scope":                                     "lie",
+		userU + "/docker-" + idA + ".scope/docker/" + idA:                       "", // in his container
+		strings.ReplaceAll(userU, "1000", "1001") + "/docker-" + idA + ".scope": "", // another user's
+	} {
+		id := uint64(len(path)) << 32
+		r.CgroupCreated(id, path)
+		if o := r.Owner(id); o.ContainerName != want {
+			t.Errorf("%s is named %q, want %q", path, o.ContainerName, want)
+		}
+		r.CgroupRemoved(id, path)
+	}
 	for i := range nestedMost + 100 {
 		user.put(container{id: fmt.Sprint(i)})
 	}
-	if n, refused := r.registry.counts(); n != nestedMost+1 || refused != 100 {
+	if n, refused := r.registry.counts(); n != nestedMost+1 || refused != 101 {
 		t.Errorf("%d records, %d refused", n, refused)
 	}
 }
@@ -73,14 +88,14 @@ func TestNestedEnginesAreBounded(t *testing.T) {
 	r := newTestResolver(t, Options{CgroupRoot: t.TempDir()})
 	added := 0
 	for i := range 10 * maxNested {
-		if r.runtimes.add(&runtimeSpec{name: runtimeDocker}, fmt.Sprintf("/proc/%d/root//run/docker.sock", i), idA) != nil {
+		if r.runtimes.add(&runtimeSpec{name: runtimeDocker}, fmt.Sprintf("/proc/%d/root//run/docker.sock", i), domain{}.inside(idA)) != nil {
 			added++
 		}
 	}
 	if added != maxNested {
 		t.Errorf("%d were added", added)
 	}
-	if r.runtimes.add(&runtimeSpec{name: runtimeDocker}, "/run/docker.sock", "") == nil {
+	if r.runtimes.add(&runtimeSpec{name: runtimeDocker}, "/run/docker.sock", domain{}) == nil {
 		t.Error("no place left for the host's engine")
 	}
 }
@@ -158,8 +173,19 @@ func TestNestedFindsTheInit(t *testing.T) {
 	}
 	c, _ := r.tree.get(id)
 	var found []string
-	err := r.runtimes.nested(nestedAsk{"web1", c}, func(_ *runtimeSpec, socket string) { found = append(found, socket) })
+	err := r.runtimes.nested(&nestedAsk{domain{}.inside("web1"), c}, func(_ *runtimeSpec, socket string) { found = append(found, socket) })
 	if want := filepath.Join(proc, "30/root") + "//run/docker.sock"; err != nil || len(found) != 1 || found[0] != want {
 		t.Errorf("found %q, %v; want %q", found, err, want)
+	}
+
+	// A cgroup with the name of a container, whose processes are in no container: they see
+	// the machine's own engine, which does not speak for it.
+	mkdir(t, proc, "1")
+	if err := os.Symlink("../30/root", filepath.Join(proc, "1/root")); err != nil {
+		t.Fatal(err)
+	}
+	found = nil
+	if err := r.runtimes.nested(&nestedAsk{domain{}.inside("web1"), c}, func(_ *runtimeSpec, socket string) { found = append(found, socket) }); !errors.Is(err, fs.ErrNotExist) || len(found) > 0 {
+		t.Errorf("in the machine's root: found %q, %v", found, err)
 	}
 }

@@ -122,7 +122,8 @@ func reachable(ctx context.Context, socket string) error {
 	if !isPath(socket) {
 		return nil
 	}
-	return reach(ctx, socket)
+	_, err := reach(ctx, socket)
+	return err
 }
 
 // warn logs why engines are passed over for another one.

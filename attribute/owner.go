@@ -30,6 +30,7 @@ type Owner struct {
 	OuterName     string // name of that container
 	Image         string // without tag and digest
 	ImageTag      string
+	ImageDigest   string            // if the image was named by its digest: sha256:...
 	Labels        map[string]string // read-only
 	Unit          string            // systemd unit
 
@@ -38,6 +39,12 @@ type Owner struct {
 	Project     string
 	ProjectRule string // the rule that named the project: a Rule constant
 	Service     string
+
+	// NamedBy says whose word these names are: "" for the runtimes and the systemd of this
+	// machine, "user 1000" for a user's own, "container ID" for a runtime inside a
+	// container. Equal names by others mean other things.
+	NamedBy        string
+	ProjectNamedBy string // the same for Project, which may be that of the container around
 
 	Gone bool // the cgroup was removed; its late I/O still arrives
 }

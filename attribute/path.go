@@ -16,6 +16,9 @@ const (
 	runtimeNspawn     = "systemd-nspawn"
 	runtimeLibvirtLXC = "libvirt-lxc"
 	runtimeQEMU       = "libvirt-qemu"
+	runtimeProxmox    = "proxmox-qemu"
+	runtimeSlurm      = "slurm"
+	runtimeKata       = "kata"
 	runtimeGarden     = "garden"
 	runtimeNomad      = "nomad"
 	runtimeFargate    = "ecs-fargate"
@@ -39,12 +42,24 @@ type place struct {
 	// named says that the id is a name that a person chose: it is unique only in its
 	// runtime, and no API can be asked about it.
 	named bool
+
+	// domain says whose word counts here. Who may make a cgroup may give it any name, so
+	// a name is believed only from those to whom this part of the tree belongs.
+	domain domain
+	// outermost is the key of the container outer.
+	outermost string
 }
+
+// key returns the key of the place's container in the registry.
+func (p *place) key() string { return p.domain.key(p.id) }
 
 // parsePath reads a cgroup path, from the root of its hierarchy. It goes through the
 // segments from the left, and the last match wins: of nested containers the inner one is
 // the owner and the outer one its parent. It leaves empty what the path does not say.
-func parsePath(path string) place {
+//
+// delegated returns the user to whom a cgroup was delegated (see tree.delegated). Without
+// it (nil) only the path says so.
+func parsePath(path string, delegated func(path string) string) place {
 	p := pathParser{podAt: -2, matchAt: -2}
 	path = strings.TrimSuffix(path, " (deleted)")
 	for rest := path; rest != ""; {
@@ -53,7 +68,11 @@ func parsePath(path string) place {
 		if seg == "" || seg == "." || seg == ".." {
 			continue
 		}
+		matched := p.matchAt
 		p.segment(seg)
+		if rest != "" {
+			p.enter(seg, path[:len(path)-len(rest)-1], p.matchAt != matched, delegated)
+		}
 	}
 	return p.place()
 }
@@ -70,8 +89,41 @@ type pathParser struct {
 	podAt    int
 	podOwner string // container around that pod segment
 
+	domain    domain // of the current segment
+	podDomain domain // of the last pod segment
+	outermost string // key of the outer container
+
 	slice, unit, manager string
 	session              bool
+	unitDomain           domain
+}
+
+// enter sets the domain of what is below a segment. path ends with that segment.
+func (p *pathParser) enter(seg, path string, matched bool, delegated func(string) string) {
+	switch {
+	case matched && (p.match.kind == KindContainer || p.match.kind == KindMachine):
+		p.domain = p.match.domain.inside(p.match.id)
+	case matched || p.domain.user != "":
+		// A helper has nothing below it. What a user makes belongs to him at any depth.
+	default:
+		user := managedUser(seg)
+		if user == "" && delegated != nil && p.domain == (domain{}) {
+			user = delegated(path)
+		}
+		if user != "" && user != "0" {
+			p.domain = p.domain.of(user)
+		}
+	}
+}
+
+// managedUser returns the uid in user@UID.service, below which a user's own systemd makes
+// cgroups, or "".
+func managedUser(seg string) string {
+	uid, ok := strings.CutPrefix(seg, "user@")
+	if uid, unit := strings.CutSuffix(uid, ".service"); ok && unit && isDigits(uid) {
+		return uid
+	}
+	return ""
 }
 
 func (p *pathParser) segment(seg string) {
@@ -101,7 +153,7 @@ func (p *pathParser) single(seg string) {
 // classify updates the match if the segment is one.
 func (p *pathParser) classify(seg string) {
 	if uid := podUID(seg); uid != "" {
-		p.pod, p.podAt, p.podOwner = uid, p.n, ""
+		p.pod, p.podAt, p.podOwner, p.podDomain = uid, p.n, "", p.domain
 		if p.matched {
 			p.podOwner = p.match.id
 		}
@@ -133,7 +185,7 @@ func (p *pathParser) named(name string, scope bool) (place, bool) {
 		case "libpod", "libpod-payload":
 			m := place{kind: KindContainer, runtime: runtimePodman, id: id}
 			if prefix == "libpod-payload" {
-				m.unit = p.unit // quadlet: the container is this service
+				m.unit = p.unitName() // quadlet: the container is this service
 			}
 			return m, true
 		case "runc":
@@ -167,7 +219,34 @@ func (p *pathParser) named(name string, scope bool) (place, bool) {
 	if m, ok := machine(name, scope); ok {
 		return m, true
 	}
+	if m, ok := p.virtual(name, scope); ok {
+		return m, true
+	}
 	return p.orchestrated(name)
+}
+
+// virtual recognises virtual machines that systemd-machined does not know.
+func (p *pathParser) virtual(name string, scope bool) (place, bool) {
+	switch {
+	case scope && p.prev == "qemu.slice" && isDigits(name):
+		return place{kind: KindMachine, runtime: runtimeProxmox, id: name, named: true}, true
+	case strings.HasSuffix(name, ".libvirt-qemu"): // cgroup v1 without systemd: /machine/NAME.libvirt-qemu
+		vm := strings.TrimSuffix(name, ".libvirt-qemu")
+		if rest, ok := strings.CutPrefix(vm, "qemu-"); ok {
+			if number, named, ok := strings.Cut(rest, "-"); ok && isDigits(number) && named != "" {
+				vm = named
+			}
+		}
+		if vm != "" && (p.prev == "machine" || p.prev == "qemu") {
+			return place{kind: KindMachine, runtime: runtimeQEMU, id: vm, named: true}, true
+		}
+	case strings.HasPrefix(name, "kata_") && isHex(name[len("kata_"):], 64):
+		return place{kind: KindPod, runtime: runtimeKata, sandbox: name[len("kata_"):]}, true
+	case p.prev == "kata_overhead" && isHex(name, 64):
+		// The hypervisor of a sandbox and its shim, where they are not in the pod's cgroup.
+		return place{kind: KindPod, runtime: runtimeKata, sandbox: name}, true
+	}
+	return place{}, false
 }
 
 func (p *pathParser) lxc(name string) (place, bool) {
@@ -222,12 +301,23 @@ func (p *pathParser) orchestrated(name string) (place, bool) {
 			return place{kind: KindContainer, runtime: runtimeFargate, id: name, named: true, task: p.prev}, true
 		}
 	}
+	if job, ok := strings.CutPrefix(name, "job_"); ok && isDigits(job) && p.ofSlurm() {
+		return place{kind: KindContainer, runtime: runtimeSlurm, id: name, named: true}, true
+	}
 	if p.before == "nomad" || p.before == "nomad.slice" {
 		if len(name) > 37 && name[36] == '.' && isGUID(name[:36], 12) {
 			return place{kind: KindContainer, runtime: runtimeNomad, id: name, named: true, task: name[37:]}, true
 		}
 	}
 	return place{}, false
+}
+
+// ofSlurm tells whether the segment before is one that Slurm keeps its jobs in:
+// [NODE_]slurmstepd.scope (plugin cgroup/v2), slurm[_NODE]/uid_N (cgroup/v1).
+func (p *pathParser) ofSlurm() bool {
+	scope := p.prev == "slurmstepd.scope" || strings.HasSuffix(p.prev, "_slurmstepd.scope")
+	uid, ok := strings.CutPrefix(p.prev, "uid_")
+	return scope || ok && isDigits(uid) && (p.before == "slurm" || strings.HasPrefix(p.before, "slurm_"))
 }
 
 // bareRuntime returns the runtime of a directory whose name is just 64 hex digits.
@@ -247,6 +337,7 @@ func (p *pathParser) bareRuntime() string {
 }
 
 func (p *pathParser) take(m place) {
+	m.domain = p.domain
 	if m.task == "" {
 		m.task = p.match.task
 	}
@@ -258,7 +349,7 @@ func (p *pathParser) take(m place) {
 		}
 	}
 	if m.kind == KindHelper && p.matched && p.match.runtime == runtimeNspawn && m.runtime == runtimeNspawn {
-		m.parent = p.match.parent // the supervisor is beside the payload, not inside
+		m.parent, m.domain = p.match.parent, p.match.domain // the supervisor is beside the payload, not inside
 	}
 	if p.podAt == p.n-1 {
 		m.podUID = p.pod
@@ -267,16 +358,21 @@ func (p *pathParser) take(m place) {
 		}
 	}
 	if m.parent != "" {
-		m.outer = p.outer
+		m.outer, m.outermost = p.outer, p.outermost
 	}
 	if p.outer == "" {
-		p.outer = m.id
+		p.outer, p.outermost = m.id, m.key()
 	}
 	p.match, p.matched, p.matchAt = m, true, p.n
 }
 
-// noteUnit keeps the systemd unit of a path without a container so far.
+// noteUnit keeps the systemd unit of a path without a container so far: the first one, as
+// what is below a unit is made by its processes under any name. The units of a user are
+// below the one of his manager.
 func (p *pathParser) noteUnit(seg string) {
+	if p.unit != "" && p.unit != p.manager {
+		return
+	}
 	dot := strings.LastIndexByte(seg, '.')
 	if dot <= 0 {
 		return
@@ -293,7 +389,10 @@ func (p *pathParser) noteUnit(seg string) {
 	default:
 		return
 	}
-	p.unit = seg
+	p.unit, p.unitDomain = seg, domain{}
+	if p.manager == "" {
+		p.unitDomain = p.domain
+	}
 	p.session = strings.HasPrefix(seg, "session-") && strings.HasSuffix(seg, ".scope") && strings.HasPrefix(p.prev, "user-")
 }
 
@@ -302,12 +401,12 @@ func (p *pathParser) place() place {
 		return p.match
 	}
 	if p.pod != "" && (!p.matched || p.podAt > p.matchAt) {
-		m := place{kind: KindPod, podUID: p.pod, parent: p.podOwner}
+		m := place{kind: KindPod, podUID: p.pod, parent: p.podOwner, domain: p.podDomain}
 		if p.matched {
 			m.parentPod = p.match.podUID
 		}
 		if m.parent != "" {
-			m.outer = p.outer
+			m.outer, m.outermost = p.outer, p.outermost
 		}
 		return m
 	}
@@ -317,15 +416,21 @@ func (p *pathParser) place() place {
 	switch {
 	case p.session:
 		return place{kind: KindSession, unit: p.unit}
-	case p.manager != "" && p.unit != p.manager && p.unit != "":
-		// Each user's manager may have a unit of that name.
-		return place{kind: KindUnit, unit: p.manager + "/" + p.unit}
 	case p.unit != "":
-		return place{kind: KindUnit, unit: p.unit}
+		return place{kind: KindUnit, unit: p.unitName(), domain: p.unitDomain}
 	case p.slice != "":
 		return place{kind: KindUnit, unit: p.slice}
 	}
 	return place{kind: KindCgroup}
+}
+
+// unitName returns the unit, of a user with his manager: each user may have a unit of that
+// name.
+func (p *pathParser) unitName() string {
+	if p.manager != "" && p.unit != p.manager && p.unit != "" {
+		return p.manager + "/" + p.unit
+	}
+	return p.unit
 }
 
 // podUID returns the uid in the name of a kubelet's pod directory, with dashes, or "".

@@ -166,7 +166,9 @@ func TestParsePath(t *testing.T) {
 		if row.want.outer == "" {
 			row.want.outer = row.want.parent // unless containers nest deeper
 		}
-		if got := parsePath(fillPath(row.path)); got != row.want {
+		got := parsePath(fillPath(row.path), nil)
+		got.domain, got.outermost = domain{}, "" // TestDomains
+		if got != row.want {
 			t.Errorf("row %d: parsePath(%q)\n got %+v\nwant %+v", i, row.path, got, row.want)
 		}
 	}
@@ -181,7 +183,7 @@ func FuzzParsePath(f *testing.F) {
 	f.Add("/" + strings.Repeat("pod", 2000))
 	f.Add(`/machine.slice/machine-\x2d\x.scope`)
 	f.Fuzz(func(t *testing.T, path string) {
-		got := parsePath(path)
+		got := parsePath(path, nil)
 		switch got.kind {
 		case KindContainer, KindMachine:
 			if got.id == "" {
@@ -202,14 +204,14 @@ func FuzzParsePath(f *testing.F) {
 		if got.kind != KindContainer && got.kind != KindMachine && got.id != "" {
 			t.Errorf("%q: %s with id %q", path, got.kind, got.id)
 		}
-		if again := parsePath(path + "//../"); !strings.HasSuffix(path, " (deleted)") && again != got {
+		if again := parsePath(path+"//../", nil); !strings.HasSuffix(path, " (deleted)") && again != got {
 			t.Errorf("%q: empty segments change %+v into %+v", path, got, again)
 		}
 		// Whatever a container makes below itself stays its own.
 		// (A directory "lxc" in it is where a nested LXC keeps its own.)
 		last := strings.TrimRight(path, "/.")
 		if got.kind == KindContainer && !strings.HasSuffix(path, " (deleted)") && !strings.HasPrefix(last[strings.LastIndexByte(last, '/')+1:], "lxc") {
-			if below := parsePath(path + "/zz.service"); below.id != got.id || below.parent != got.parent {
+			if below := parsePath(path+"/zz.service", nil); below.id != got.id || below.parent != got.parent {
 				t.Errorf("%q: a child directory changes %+v into %+v", path, got, below)
 			}
 		}
@@ -220,6 +222,6 @@ func BenchmarkParsePath(b *testing.B) {
 	paths := []string{fillPath(pathRows[2].path), fillPath(pathRows[23].path), fillPath(pathRows[36].path), "/system.slice/ssh.service"}
 	b.ReportAllocs()
 	for i := range b.N {
-		parsePath(paths[i%len(paths)])
+		parsePath(paths[i%len(paths)], nil)
 	}
 }

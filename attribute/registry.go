@@ -27,6 +27,7 @@ type container struct {
 	key        string // in the registry: the id, unless that is not unique
 	id, name   string
 	image, tag string
+	digest     string // of the image, if it was named by that
 	runtime    string
 	kind       Kind
 	labels     map[string]string
@@ -36,7 +37,7 @@ type container struct {
 
 	podName string // of a pod that has no name in labels
 
-	inside  string // container that the runtime runs in
+	domain  domain // of the runtime: where its word counts
 	from    string // the endpoint that reported it
 	most    int    // limit of the records of that endpoint
 	toldAt  time.Time
@@ -145,8 +146,8 @@ func (g *registry) rename(from, id, name string) {
 	}
 }
 
-// find returns the record of a cgroup: by the id in its path, else by a runtime's record
-// with this cgroup path or one above it.
+// find returns the record of a cgroup: by the id in its path, from a runtime of the same
+// domain, else by a record of the machine's runtimes with this cgroup path or one above it.
 func (g *registry) find(p *place, path string) *container {
 	g.mu.RLock()
 	defer g.mu.RUnlock()
@@ -154,26 +155,40 @@ func (g *registry) find(p *place, path string) *container {
 		return nil
 	}
 	if p.id != "" {
-		if p.parent != "" {
-			if c := g.byID[p.parent+"/"+p.id]; c != nil {
-				return c
-			}
+		if c := g.byID[p.key()]; c != nil {
+			return c
 		}
-		return g.byID[p.id]
+		if p.domain == (domain{}) {
+			return nil
+		}
+		// The machine's runtime may have put it here: docker run --cgroup-parent.
+		if c := g.placed(path); c != nil && c.id == p.id {
+			return c
+		}
+		return nil
 	}
 	if p.sandbox != "" {
-		if c := g.byID[p.sandbox]; c != nil {
+		if c := g.byID[p.domain.key(p.sandbox)]; c != nil {
 			return c
 		}
 	}
-	if p.kind != KindPod && len(g.byPath) > 0 {
-		for up := path; len(up) > 1; up = up[:strings.LastIndexByte(up, '/')] {
-			if c := g.byPath[up]; c != nil {
-				return c
-			}
-			if strings.LastIndexByte(up, '/') <= 0 {
-				break
-			}
+	if p.kind != KindPod && p.domain == (domain{}) {
+		return g.placed(path)
+	}
+	return nil
+}
+
+// placed returns the record with a cgroup path or one above it. The lock is held.
+func (g *registry) placed(path string) *container {
+	if len(g.byPath) == 0 {
+		return nil
+	}
+	for up := path; len(up) > 1; up = up[:strings.LastIndexByte(up, '/')] {
+		if c := g.byPath[up]; c != nil {
+			return c
+		}
+		if strings.LastIndexByte(up, '/') <= 0 {
+			break
 		}
 	}
 	return nil
@@ -188,22 +203,20 @@ func (g *registry) get(id string) *container {
 	return g.byID[id]
 }
 
-// pod returns a record of a pod. With a container around it (parent), only the runtime
-// inside that container is asked.
-func (g *registry) pod(parent, uid string) *container {
+// namesImage tells whether the record has a name of its image.
+func (g *registry) namesImage(key string) bool {
+	c := g.get(key)
+	return c != nil && !isImageID(c.image)
+}
+
+// pod returns a record of a pod of a domain.
+func (g *registry) pod(d domain, uid string) *container {
 	if uid == "" {
 		return nil
 	}
 	g.mu.RLock()
 	defer g.mu.RUnlock()
-	return g.pods[podKey(parent, uid)]
-}
-
-func podKey(inside, uid string) string {
-	if inside == "" || uid == "" {
-		return uid
-	}
-	return inside + "/" + uid
+	return g.pods[d.key(uid)]
 }
 
 // prepare names the container and bounds its text. It needs no lock.
@@ -242,6 +255,9 @@ func (g *registry) store(c *container) {
 	if old != nil {
 		// Among equal ranks the first endpoint wins: otherwise the name would alternate.
 		other := old.rank > c.rank || old.rank == c.rank && old.from != c.from
+		if old.from == c.from {
+			c.keepOf(old)
+		}
 		if old.goneAt.IsZero() && (other || c.partial && !old.partial) || c.partial && !old.partial && old.from == c.from {
 			if old.from == c.from {
 				g.revive(old)
@@ -255,6 +271,18 @@ func (g *registry) store(c *container) {
 	g.replace(old, c)
 }
 
+// keepOf keeps what an endpoint said before and no longer says.
+func (c *container) keepOf(old *container) {
+	if c.cgroupPath == "" {
+		c.cgroupPath = old.cgroupPath // only the answer about a single container has it
+	}
+	// The list of an engine shows only the id of an image whose name was given to another
+	// one, by a build or a pull.
+	if isImageID(c.image) && old.image != "" && !isImageID(old.image) {
+		c.image, c.tag, c.digest = old.image, old.tag, old.digest
+	}
+}
+
 func (g *registry) replace(old, c *container) {
 	if old != nil {
 		g.forget(old)
@@ -264,7 +292,7 @@ func (g *registry) replace(old, c *container) {
 	if c.cgroupPath != "" {
 		g.byPath[c.cgroupPath] = c
 	}
-	if uid := podKey(c.inside, c.naming.podUID); uid != "" {
+	if uid := c.domain.key(c.naming.podUID); uid != "" {
 		// The sandbox has the labels of the pod itself: it is the best record.
 		if have := g.pods[uid]; have == nil || have.rank <= c.rank && (c.kind == KindPod || have.kind != KindPod) {
 			g.pods[uid] = c
@@ -305,7 +333,7 @@ func (g *registry) forget(c *container) {
 	if g.byPath[c.cgroupPath] == c {
 		delete(g.byPath, c.cgroupPath)
 	}
-	if uid := podKey(c.inside, c.naming.podUID); g.pods[uid] == c {
+	if uid := c.domain.key(c.naming.podUID); g.pods[uid] == c {
 		delete(g.pods, uid)
 	}
 }
@@ -345,22 +373,31 @@ func clipLabels(labels map[string]string) map[string]string {
 	return kept
 }
 
-// splitImage splits an image reference into name and tag. An image id, or a text that is
-// not a reference, is returned as the name.
-func splitImage(ref string) (name, tag string) {
-	if strings.HasPrefix(ref, "sha256:") {
-		return ref, ""
+// setImage sets the image by its reference. A text that is not a reference is the name.
+func (c *container) setImage(ref string) { c.image, c.tag, c.digest = splitImage(ref) }
+
+// splitImage splits an image reference into name, tag and digest. An image id, or a text
+// that is not a reference, is returned as the name.
+func splitImage(ref string) (name, tag, digest string) {
+	if isImageID(ref) {
+		return ref, "", ""
 	}
 	r, err := reference.Parse(clip(ref, maxText))
 	if err != nil {
-		return ref, ""
+		return ref, "", ""
 	}
 	named, ok := r.(reference.Named)
 	if !ok {
-		return ref, ""
+		return ref, "", ""
 	}
 	if tagged, ok := r.(reference.Tagged); ok {
 		tag = tagged.Tag()
 	}
-	return named.Name(), tag
+	if digested, ok := r.(reference.Digested); ok {
+		digest = digested.Digest().String()
+	}
+	return named.Name(), tag, digest
 }
+
+// isImageID tells whether an image is named by its id only.
+func isImageID(ref string) bool { return strings.HasPrefix(ref, "sha256:") || isHex(ref, 64) }

@@ -1,11 +1,11 @@
 package attribute
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"time"
 )
@@ -43,7 +43,8 @@ type Options struct {
 	CallTime     time.Duration // limit of the first call to a runtime, longer after each timeout; 0 means 3 s
 	Log          *slog.Logger  // messages; nil discards them
 
-	now func() time.Time // for tests
+	now  func() time.Time // for tests
+	root string           // directory with /etc and /var of this machine, for tests; "" means /
 }
 
 // Resolver names the owners of cgroup ids. Its methods may be called from any goroutine.
@@ -54,6 +55,7 @@ type Resolver struct {
 	tree      *tree
 	registry  *registry
 	mounts    *mounts
+	machines  *machines
 	runtimes  *runtimes
 	log       *slog.Logger
 
@@ -96,7 +98,8 @@ func NewResolver(opts Options) (*Resolver, error) {
 	}
 	r.tree.isBare = r.bare
 	r.mounts = newMounts(opts.ProcRoot, r.registry, r.tree, opts.now)
-	r.runtimes = newRuntimes(opts, r.registry, r.tree)
+	r.machines = newMachines(cmp.Or(opts.root, "/"), opts.now)
+	r.runtimes = newRuntimes(opts, r.registry, r.tree, h)
 	return r, nil
 }
 
@@ -118,6 +121,7 @@ func (r *Resolver) Start(ctx context.Context) {
 	}
 	ctx, r.cancel = context.WithCancel(ctx)
 	r.done.Go(func() { r.runtimes.run(ctx) })
+	go r.machines.run(ctx) // Close does not wait for it: a file system may hang
 	r.done.Go(func() {
 		tick := time.NewTicker(checkEvery)
 		defer tick.Stop()
@@ -158,7 +162,7 @@ func (r *Resolver) CgroupRemoved(id uint64, path string) { r.tree.removed(id, pa
 func (r *Resolver) Owner(id uint64) Owner {
 	c, ok := r.tree.get(id)
 	if !ok {
-		return Owner{Cgroup: id}
+		return Owner{Cgroup: id, Gone: r.tree.isGone(id)}
 	}
 	p := c.place
 	o := Owner{
@@ -166,23 +170,33 @@ func (r *Resolver) Owner(id uint64) Owner {
 		Runtime: p.runtime, ContainerID: p.id, Parent: p.parent,
 		Outer: p.outer, Unit: p.unit, PodUID: p.podUID,
 	}
+	d := p.domain
 	if p.outer != "" {
-		if m := r.registry.get(p.outer); m != nil {
-			o.OuterName = m.name
-		} else if !isHex(p.outer, 64) {
-			o.OuterName = p.outer // not a hash: a name that a person chose
-		}
+		o.OuterName = r.nameOf(p.outer, p.outermost)
 	}
 	if p.named {
-		nameByPath(&o, p)
-		return r.inherit(o)
+		r.nameByPath(&o, p)
+		return r.inherit(o, d)
 	}
-	if m := r.registry.find(p, c.path); m != nil {
+	m := r.registry.find(p, c.path)
+	if m == nil && d != (domain{}) && r.registry.get(p.id) != nil {
+		r.runtimes.wanted(p.id) // its engine says where it is: perhaps here
+	}
+	switch {
+	case m == nil && d.container():
+		r.runtimes.inside(d, c)
+	case m == nil && d == (domain{}) && p.id != "":
+		if s, ok := r.runtimes.sibling(c); ok {
+			d = s.around
+			m = r.registry.get(d.key(p.id))
+			o.Parent, o.Outer, o.OuterName = s.parent, s.outer, r.nameOf(s.outer, s.outermost)
+		}
+	}
+	if m != nil {
 		describe(&o, m)
-	} else if p.parent != "" {
-		r.runtimes.inside(p.parent, c)
+		d = m.domain
 	}
-	if pod := r.registry.pod(p.parent, o.PodUID); pod != nil {
+	if pod := r.registry.pod(d, o.PodUID); pod != nil {
 		o.Pod, o.Namespace = pod.naming.pod, pod.naming.namespace
 		if o.Project == "" {
 			o.Project, o.ProjectRule = pod.naming.project, pod.naming.rule
@@ -191,17 +205,32 @@ func (r *Resolver) Owner(id uint64) Owner {
 	if o.ContainerID != "" && o.Runtime == "" && o.PodUID == "" {
 		r.runtimes.wanted(o.ContainerID)
 	}
-	return r.inherit(o)
+	return r.inherit(o, d)
+}
+
+// nameOf returns the name of a container that others run in, "" when it is not known.
+func (r *Resolver) nameOf(id, key string) string {
+	if m := r.registry.get(key); m != nil {
+		return m.name
+	}
+	if !isHex(id, 64) {
+		return id // not a hash: a name that a person chose
+	}
+	return ""
 }
 
 // nameByPath fills in an owner that is named by its path alone.
-func nameByPath(o *Owner, p *place) {
+func (r *Resolver) nameByPath(o *Owner, p *place) {
 	o.ContainerName = p.id
 	switch p.runtime {
-	case runtimeLXC:
-		// LXD and Incus write project_instance; an instance has no underscore.
-		if i := strings.LastIndexByte(p.id, '_'); i > 0 {
-			o.Project, o.ProjectRule, o.ContainerName = p.id[:i], RuleLXD, p.id[i+1:]
+	case runtimeLXC, runtimeProxmox:
+		if p.domain != (domain{}) {
+			break // its files are not those of this machine
+		}
+		f := r.machines.get(p.runtime, p.id)
+		o.ContainerName = cmp.Or(f.name, p.id)
+		if f.project != "" {
+			o.Project, o.ProjectRule = f.project, RuleLXD
 		}
 	case runtimeNomad:
 		o.Service = p.task
@@ -221,30 +250,38 @@ func describe(o *Owner, m *container) {
 	if m.runtime != "" {
 		o.Runtime = m.runtime
 	}
-	o.ContainerName, o.Image, o.ImageTag, o.Labels = m.name, m.image, m.tag, m.labels
+	o.ContainerName, o.Image, o.ImageTag, o.ImageDigest, o.Labels = m.name, m.image, m.tag, m.digest, m.labels
 	n := &m.naming
 	o.Project, o.ProjectRule, o.Service = n.project, n.rule, n.service
 	o.Pod, o.Namespace = n.pod, n.namespace
 	if o.PodUID == "" {
 		o.PodUID = n.podUID
 	}
-	if o.Unit == "" {
+	if o.Unit == "" && n.unit != "" {
 		o.Unit = n.unit
+		if m.domain.user != "" {
+			o.Unit = "user@" + m.domain.user + ".service/" + n.unit // of his own manager
+		}
 	}
 }
 
-// inherit names the project of an owner that has none: by the container around it, else by
-// its systemd unit.
-func (r *Resolver) inherit(o Owner) Owner {
+// inherit notes who named an owner, and names the project of one that has none: by the
+// container around it, else by its systemd unit.
+func (r *Resolver) inherit(o Owner, d domain) Owner {
+	o.NamedBy = d.String()
 	if o.Project != "" {
+		o.ProjectNamedBy = o.NamedBy
 		return o
 	}
-	if parent := r.registry.get(o.Parent); parent != nil && parent.naming.project != "" {
-		o.Project, o.ProjectRule = parent.naming.project, RuleParent
+	if parent := r.registry.get(d.path); d.container() && parent != nil && parent.naming.project != "" {
+		o.Project, o.ProjectRule, o.ProjectNamedBy = parent.naming.project, RuleParent, parent.domain.String()
 		return o
 	}
 	if o.Unit != "" {
 		o.Project, o.ProjectRule = o.Unit, RuleUnit
+		if d.container() || o.Kind == KindUnit {
+			o.ProjectNamedBy = o.NamedBy
+		}
 	}
 	return o
 }

@@ -9,11 +9,19 @@ import (
 )
 
 func TestOwnerJoinsWhatRuntimesTold(t *testing.T) {
-	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), ProjectLabel: "team"})
+	root := t.TempDir()
+	mkdir(t, root, "system.slice/web.service") // whose owner says who makes cgroups in it
+	files := t.TempDir()
+	mkdir(t, files, "var/lib/incus/containers/dev_web1")
+	r := newTestResolver(t, Options{CgroupRoot: root, ProjectLabel: "team", root: files})
+	r.machines.look(machineKey{runtimeLXC, "dev_web1"})
 	tell := func(c container) { c.from = "test"; r.registry.put(c) }
 	tell(container{id: idA, name: "shop-db-1", runtime: "docker", image: "pg", tag: "16",
 		labels: map[string]string{"com.docker.compose.project": "shop", "com.docker.compose.service": "db"}})
-	tell(container{id: idB, name: "inner", runtime: "docker"})
+	inA, inLXC := domain{}.inside(idA), domain{}.inside("dev_web1")
+	tell(container{key: inA.key(idB), id: idB, domain: inA, name: "inner", runtime: "docker"})
+	tell(container{key: inLXC.key(idA), id: idA, domain: inLXC, name: "shop-db-1", runtime: "docker",
+		labels: map[string]string{"com.docker.compose.project": "shop"}})
 	tell(container{id: "test1", runtime: "containerd", cgroupPath: "/default/test1", labels: map[string]string{"team": "blue"}})
 	tell(container{id: strings.Repeat("c", 64), runtime: "containerd", labels: map[string]string{
 		"io.kubernetes.pod.name": "db-0", "io.kubernetes.pod.namespace": "prod", "io.kubernetes.pod.uid": uidP, "io.cri-containerd.kind": "sandbox"}})
@@ -26,9 +34,9 @@ func TestOwnerJoinsWhatRuntimesTold(t *testing.T) {
 		{"/docker/" + idA, Owner{Kind: KindContainer, Runtime: "docker", ContainerID: idA, ContainerName: "shop-db-1", Image: "pg", ImageTag: "16",
 			Project: "shop", ProjectRule: RuleCompose, Service: "db"}},
 		{"/docker/" + idA + "/docker/" + idB, Owner{Kind: KindContainer, Runtime: "docker", ContainerID: idB, ContainerName: "inner", Parent: idA, Outer: idA, OuterName: "shop-db-1",
-			Project: "shop", ProjectRule: RuleParent}},
+			Project: "shop", ProjectRule: RuleParent, NamedBy: "container " + idA}},
 		{"/docker/" + idA + "/buildkit/" + stepK, Owner{Kind: KindContainer, Runtime: "buildkit", ContainerID: stepK, Parent: idA, Outer: idA, OuterName: "shop-db-1",
-			Project: "shop", ProjectRule: RuleParent}},
+			Project: "shop", ProjectRule: RuleParent, NamedBy: "container " + idA}},
 		{"/default/test1", Owner{Kind: KindContainer, Runtime: "containerd", ContainerID: "test1", Project: "blue", ProjectRule: RuleLabel}},
 		{"/default/test1/below/it", Owner{Kind: KindContainer, Runtime: "containerd", ContainerID: "test1", Project: "blue", ProjectRule: RuleLabel}},
 		{"/default/test12", Owner{Kind: KindCgroup}},
@@ -37,7 +45,8 @@ func TestOwnerJoinsWhatRuntimesTold(t *testing.T) {
 			PodUID: uidP, Pod: "db-0", Namespace: "prod", Project: "prod", ProjectRule: RuleKubernetes}},
 		{pod + "/crio-conmon-" + idA + ".scope", Owner{Kind: KindHelper, Runtime: "cri-o", PodUID: uidP, Pod: "db-0", Namespace: "prod", Project: "prod", ProjectRule: RuleKubernetes}},
 		{"/lxc.payload.dev_web1/docker/" + idA + "/docker/" + strings.Repeat("f", 64), Owner{Kind: KindContainer, Runtime: "docker", ContainerID: strings.Repeat("f", 64),
-			Parent: idA, Outer: "dev_web1", OuterName: "dev_web1", Project: "shop", ProjectRule: RuleParent}},
+			Parent: idA, Outer: "dev_web1", OuterName: "dev_web1", Project: "shop", ProjectRule: RuleParent,
+			NamedBy: "container dev_web1/" + idA, ProjectNamedBy: "container dev_web1"}},
 		{"/lxc.payload.dev_web1", Owner{Kind: KindContainer, Runtime: "lxc", ContainerID: "dev_web1", ContainerName: "web1", Project: "dev", ProjectRule: RuleLXD}},
 		{`/machine.slice/machine-qemu\x2d3\x2dvm1.scope`, Owner{Kind: KindMachine, Runtime: "libvirt-qemu", ContainerID: "vm1", ContainerName: "vm1"}},
 		{"/system.slice/web.service/libpod-payload-" + strings.Repeat("e", 64), Owner{Kind: KindContainer, Runtime: "podman", ContainerID: strings.Repeat("e", 64),
@@ -152,19 +161,19 @@ func TestTextIsBounded(t *testing.T) {
 }
 
 func TestSplitImage(t *testing.T) {
-	for _, tt := range []struct{ ref, name, tag string }{
-		{"busybox", "busybox", ""},
-		{"busybox:1.36", "busybox", "1.36"},
-		{"registry.example:5000/team/app:v1", "registry.example:5000/team/app", "v1"},
-		{"registry.example:5000/team/app", "registry.example:5000/team/app", ""},
-		{"app:v1@sha256:" + idA, "app", "v1"},
-		{"app@sha256:" + idA, "app", ""},
-		{"sha256:" + idA, "sha256:" + idA, ""},
-		{"UPPER case!", "UPPER case!", ""},
-		{"", "", ""},
+	for _, tt := range []struct{ ref, name, tag, digest string }{
+		{"busybox", "busybox", "", ""},
+		{"busybox:1.36", "busybox", "1.36", ""},
+		{"registry.example:5000/team/app:v1", "registry.example:5000/team/app", "v1", ""},
+		{"registry.example:5000/team/app", "registry.example:5000/team/app", "", ""},
+		{"app:v1@sha256:" + idA, "app", "v1", "sha256:" + idA},
+		{"app@sha256:" + idA, "app", "", "sha256:" + idA},
+		{"sha256:" + idA, "sha256:" + idA, "", ""},
+		{"UPPER case!", "UPPER case!", "", ""},
+		{"", "", "", ""},
 	} {
-		if name, tag := splitImage(tt.ref); name != tt.name || tag != tt.tag {
-			t.Errorf("splitImage(%q) = %q, %q; want %q, %q", tt.ref, name, tag, tt.name, tt.tag)
+		if name, tag, digest := splitImage(tt.ref); name != tt.name || tag != tt.tag || digest != tt.digest {
+			t.Errorf("splitImage(%q) = %q, %q, %q; want %q, %q, %q", tt.ref, name, tag, digest, tt.name, tt.tag, tt.digest)
 		}
 	}
 }

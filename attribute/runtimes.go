@@ -92,6 +92,8 @@ const (
 type Endpoint struct {
 	Socket     string
 	Runtime    string
+	User       string // uid, if a user runs it: it names only his containers
+	Inside     string // id of the container that it runs in: it names only those in there
 	State      State
 	Version    string // its own name and version, "" until it answers; untrusted text
 	Containers int    // number that it reported
@@ -100,29 +102,35 @@ type Endpoint struct {
 
 // runtimes keeps a session with every runtime whose socket exists.
 type runtimes struct {
-	table    []runtimeSpec
-	registry *registry
-	tree     *tree
-	procRoot string
-	callTime time.Duration
-	log      *slog.Logger
-	now      func() time.Time
-	inner    chan nestedAsk // nil when engines inside containers are not asked
+	table     []runtimeSpec
+	registry  *registry
+	tree      *tree
+	procRoot  string
+	hierarchy int // number in /proc/PID/cgroup, -1 if that does not count
+	callTime  time.Duration
+	log       *slog.Logger
+	now       func() time.Time
+	inner     chan nestedAsk // nil when engines inside containers are not asked
 
-	mu    sync.Mutex
-	feeds map[string]*feed // by runtime and socket
-	seen  map[string]time.Time
-	first chan struct{} // closed after the first search for sockets
+	mu       sync.Mutex
+	feeds    map[string]*feed // by runtime and socket
+	seen     map[string]time.Time
+	siblings map[uint64]sibling // by cgroup
+	first    chan struct{}      // closed after the first search for sockets
 
 	swarm   chan struct{} // closed once an engine is a node of a swarm
 	isSwarm sync.Once
 }
 
-func newRuntimes(opts Options, g *registry, t *tree) *runtimes {
+func newRuntimes(opts Options, g *registry, t *tree, h Hierarchy) *runtimes {
+	if opts.CgroupRoot != "" && !t.kernfs {
+		h.ID = -1
+	}
 	rs := &runtimes{
-		table: runtimeTable(opts), registry: g, tree: t, procRoot: opts.ProcRoot, callTime: cmp.Or(opts.CallTime, callTime),
+		hierarchy: h.ID,
+		table:     runtimeTable(opts), registry: g, tree: t, procRoot: opts.ProcRoot, callTime: cmp.Or(opts.CallTime, callTime),
 		log: opts.Log, now: opts.now,
-		feeds: map[string]*feed{}, seen: map[string]time.Time{}, first: make(chan struct{}), swarm: make(chan struct{}),
+		feeds: map[string]*feed{}, seen: map[string]time.Time{}, siblings: map[uint64]sibling{}, first: make(chan struct{}), swarm: make(chan struct{}),
 	}
 	if !opts.OnlyListedSockets {
 		rs.inner = make(chan nestedAsk, 64)
@@ -136,14 +144,24 @@ func (rs *runtimes) run(ctx context.Context) {
 	defer sessions.Wait()
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
+	var discovered time.Time
 	for first := true; ; first = false {
 		for i := range rs.table {
 			spec := &rs.table[i]
 			for _, socket := range spec.present() {
-				if f := rs.add(spec, socket, ""); f != nil {
+				if f := rs.add(spec, socket, domain{}); f != nil {
 					sessions.Go(func() { rs.keep(ctx, spec, f) })
 				}
 			}
+		}
+		if now := rs.now(); rs.inner != nil && now.Sub(discovered) >= discoverEvery {
+			discovered = now
+			rs.discover(func(api, socket string) {
+				spec := rs.spec(api)
+				if f := rs.add(spec, socket, domain{}); f != nil {
+					sessions.Go(func() { rs.keep(ctx, spec, f) })
+				}
+			})
 		}
 		if first {
 			close(rs.first)
@@ -156,52 +174,67 @@ func (rs *runtimes) run(ctx context.Context) {
 		case ask := <-rs.inner:
 			// In the background: the file system of a container may be slow.
 			sessions.Go(func() {
-				err := rs.nested(ask, func(spec *runtimeSpec, socket string) {
-					if f := rs.add(spec, socket, ask.parent); f != nil {
+				err := rs.nested(&ask, func(spec *runtimeSpec, socket string) {
+					if f := rs.add(spec, socket, ask.around); f != nil {
 						sessions.Go(func() { rs.keep(ctx, spec, f) })
 					}
 				})
 				if err != nil {
-					rs.log.Debug("no engine found in a container", "container", ask.parent, "error", err)
+					rs.log.Debug("no engine found in a container", "container", ask.around.path, "error", err)
 				}
 			})
 		}
 	}
 }
 
-// add returns a new feed for a socket, or nil when it has one or there are too many.
-func (rs *runtimes) add(spec *runtimeSpec, socket, inside string) *feed {
+// add returns a new feed for a socket, or nil when it has one or there are too many. The
+// domain is that of the container that the runtime runs in.
+func (rs *runtimes) add(spec *runtimeSpec, socket string, inside domain) *feed {
 	rs.mu.Lock()
 	defer rs.mu.Unlock()
 	key := cmp.Or(spec.api, spec.name) + " " + socket
+	if rs.feeds[key] != nil {
+		return nil
+	}
+	// Containers and users must not use up the endpoints of the host.
+	uid := socketUser(socket)
+	if who := holder(socket); uid == "" && who != unknownUser && isPath(socket) && !inside.container() {
+		uid = who
+	}
 	limit := maxEndpoints
-	if inside != "" {
-		limit = maxNested // containers must not use up the endpoints of the host
+	if inside.container() {
+		limit = maxNested
 	}
 	same := 0
 	for _, f := range rs.feeds {
-		if (f.inside != "") == (inside != "") {
+		f.mu.Lock()
+		if f.inner == inside.container() && (f.endpoint.User != "") == (uid != "") {
 			same++
 		}
+		f.mu.Unlock()
 	}
-	if rs.feeds[key] != nil || same >= limit {
+	if same >= limit {
 		return nil
 	}
 	f := &feed{
-		registry: rs.registry, from: key, socket: socket, inside: inside, rank: rankRuntime, most: maxContainers,
-		limit: callLimit{rs.callTime, rs.callTime}, log: rs.log, now: rs.now,
+		registry: rs.registry, from: key, socket: socket, inner: inside.container(), domain: inside, rank: rankRuntime, most: maxContainers,
+		cgroupOf: rs.cgroupOf,
+		limit:    callLimit{rs.callTime, rs.callTime}, log: rs.log, now: rs.now,
 		wanted: make(chan string, maxWanted), tried: make(chan struct{}), ready: rs.askAgain,
 		endpoint: Endpoint{Socket: shown(socket), Runtime: spec.name, State: StateConnecting},
 	}
-	if inside == "" && !strings.HasPrefix(socket, "/run/user/") {
+	if !inside.container() && uid == "" {
 		// The overlay devices of other engines are not in the host's network namespace.
 		f.inSwarm = func() { rs.isSwarm.Do(func() { close(rs.swarm) }) }
 	}
 	switch {
-	case inside != "":
-		f.most = nestedMost
-	case strings.HasPrefix(socket, "/run/user/"):
-		f.rank, f.most = rankUser, nestedMost
+	case inside.container():
+		f.most, f.endpoint.Inside = nestedMost, inside.path[strings.LastIndexByte(inside.path, '/')+1:]
+	case uid != "":
+		f.byUser(uid)
+	}
+	switch {
+	case inside.container():
 	case spec.name == runtimeCRI:
 		f.rank = rankCRI
 	case spec.name == runtimeContainerd:
@@ -210,6 +243,26 @@ func (rs *runtimes) add(spec *runtimeSpec, socket, inside string) *feed {
 	f.nudge = func(id string) { rs.spread(id, f) }
 	rs.feeds[key] = f
 	return f
+}
+
+// socketUser returns the uid of a socket in a user's own directory (XDG_RUNTIME_DIR), or
+// "".
+func socketUser(socket string) string {
+	rest, ok := strings.CutPrefix(socket, "/run/user/")
+	if uid, _, in := strings.Cut(rest, "/"); ok && in && isDigits(uid) && uid != "0" {
+		return uid
+	}
+	return ""
+}
+
+// cgroupOf returns the cgroup of a process, from the root of the hierarchy that names
+// owners. It returns "" unless the id is in it: the runtime may count pids otherwise.
+func (rs *runtimes) cgroupOf(pid int, id string) string {
+	p := rs.pathOf(pid)
+	if id == "" || !strings.Contains(p, id) {
+		return ""
+	}
+	return p
 }
 
 // shown returns a socket as it is shown to users.
@@ -221,11 +274,9 @@ func shown(socket string) string {
 }
 
 // Of several records of one id the highest rank wins: the creator of a container knows
-// more about it than its runtime, and a user's engine must not rename the containers of
-// others.
+// more about it than its runtime.
 const (
-	rankUser = iota
-	rankContainerd
+	rankContainerd = iota
 	rankRuntime
 	rankCRI
 )

@@ -59,7 +59,7 @@ func TestListedSockets(t *testing.T) {
 		}
 	}
 	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), OnlyListedSockets: true})
-	if r.runtimes.inside(idA, cgroup{}); r.runtimes.inner != nil {
+	if r.runtimes.inside(domain{}.inside(idA), cgroup{}); r.runtimes.inner != nil {
 		t.Error("engines inside containers are asked")
 	}
 }

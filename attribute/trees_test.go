@@ -36,7 +36,7 @@ func TestTrees(t *testing.T) {
 				mkdir(t, root, f[0])
 				want[f[0]] = f[1:]
 			}
-			r := newTestResolver(t, Options{CgroupRoot: root})
+			r := newTestResolver(t, Options{CgroupRoot: root, root: t.TempDir()})
 			if err := r.Walk(); err != nil {
 				t.Fatal(err)
 			}

@@ -510,6 +510,7 @@ func (g *grouper) summary(used []Source) *Summary {
 	summary := &Summary{By: g.opt.By, Level: g.opt.Level, Sources: used}
 	summary.Total = Row{Label: textTotal}
 	summary.Rows = g.sorted(g.leaf)
+	tellServersApart(summary.Rows)
 	for i := range summary.Rows {
 		summary.Total.addRow(&summary.Rows[i])
 	}
@@ -573,6 +574,35 @@ func Fold(rows []Row, rest *Row, room int) ([]Row, *Row) {
 	}
 	sum.finish()
 	return rows[:n], sum
+}
+
+// tellServersApart adds the address to NFS servers of one name, such as the nodes of a
+// cluster.
+func tellServersApart(rows []Row) {
+	ids := map[string]string{}
+	twice := map[string]bool{}
+	for i := range rows {
+		for _, k := range rows[i].Keys {
+			if k.Key != KeyNFSServer {
+				continue
+			}
+			if id, seen := ids[k.Text]; seen && id != k.ID {
+				twice[k.Text] = true
+			}
+			ids[k.Text] = k.ID
+		}
+	}
+	if len(twice) == 0 {
+		return
+	}
+	for i := range rows {
+		for j := range rows[i].Keys {
+			k := &rows[i].Keys[j]
+			if _, address, ok := strings.Cut(k.ID, "\x00"); ok && address != "" && k.Key == KeyNFSServer && twice[k.Text] {
+				k.Text += " (" + address + ")"
+			}
+		}
+	}
 }
 
 func (g *grouper) sorted(m map[string]*Row) []Row {

@@ -456,3 +456,109 @@ func TestOuter(t *testing.T) {
 		}
 	}
 }
+
+// TestNamedBy: equal names by the machine, a user and a runtime inside a container are
+// three rows, each of which says whose it is.
+func TestNamedBy(t *testing.T) {
+	id := strings.Repeat("a", 64)
+	say := func(by, outer, outerName string, n uint64) output.Sample {
+		return output.Sample{Source: output.SourceBlock, Level: output.LevelWire, Owner: output.OwnerContainer,
+			Project: "shop", ProjectRule: "compose", Service: "db", NamedBy: by, ProjectNamedBy: by,
+			Container: output.Container{ID: id, Name: "shop-db-1", Image: "pg", ImageTag: "16", Outer: outer, OuterName: outerName, Labels: map[string]string{"team": "blue"}},
+			Pod:       output.Pod{Name: "db-0", Namespace: "prod", UID: "1"}, Write: output.Amount{Bytes: n, Ops: 1}}
+	}
+	iv := &output.Interval{Samples: []output.Sample{
+		say("", "", "", 4000),
+		say("user 1000", "", "", 300),
+		say("user 1000 container "+id, id, "", 1),
+		say("container "+id, id, "ci", 20),
+	}}
+	iv.Samples[3].Container.ID = strings.Repeat("b", 64)
+	for key, want := range map[string][]string{
+		"project":    {"shop|0|4000", "shop (user 1000)|0|300", "shop (in ci)|0|20", "shop (user 1000)|0|1"},
+		"service":    {"shop/db|0|4000", "shop/db (user 1000)|0|300", "shop/db (in ci)|0|20", "shop/db (user 1000)|0|1"},
+		"container":  {"shop-db-1|0|4000", "shop-db-1 (user 1000)|0|300", "shop-db-1 (in ci)|0|20", "shop-db-1 (user 1000)|0|1"},
+		"image":      {"pg:16|0|4000", "pg:16 (user 1000)|0|300", "pg:16 (in ci)|0|20", "pg:16 (user 1000)|0|1"},
+		"pod":        {"prod/db-0|0|4000", "prod/db-0 (user 1000)|0|300", "prod/db-0 (in ci)|0|20", "prod/db-0 (user 1000)|0|1"},
+		"namespace":  {"prod|0|4000", "prod (user 1000)|0|300", "prod (in ci)|0|20", "prod (user 1000)|0|1"},
+		"label:team": {"blue|0|4000", "blue (user 1000)|0|300", "blue (in ci)|0|20", "blue (user 1000)|0|1"},
+		// The container of the machine and what runs in it, and the user's under the same id.
+		"outer": {"shop-db-1|0|4020", "shop-db-1 (user 1000)|0|301"},
+	} {
+		got := outputtest.RowTexts(output.Group(iv, output.GroupOptions{By: outputtest.Keys(t, key)}).Rows)
+		if key == "outer" {
+			slices.Sort(got)
+			slices.Sort(want)
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%s: got %q\nwant %q", key, got, want)
+		}
+	}
+	// A filter names all of them, or one.
+	for pattern, bytes := range map[string]uint64{"project=shop": 4321, "project=shop (user*": 301, "namespace=prod": 4321, "label:team=blue": 4321, "container=shop-db-1": 4321} {
+		f, err := output.ParseFilter(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := output.Group(iv, output.GroupOptions{By: outputtest.Keys(t, "source"), Filters: []output.Filter{f}})
+		if len(s.Rows) != 1 || s.Rows[0].Total.Bytes() != bytes {
+			t.Errorf("%s: %v", pattern, outputtest.RowTexts(s.Rows))
+		}
+	}
+	// What the rows have in common is what one of them says.
+	if id := output.Group(iv, output.GroupOptions{By: outputtest.Keys(t, "source")}).Rows[0].Identity(); id.Project != "" || id.NamedBy != "" {
+		t.Errorf("in common: %+v", id)
+	}
+}
+
+// TestNFSServers: servers behind tunnels differ in their port, nodes of one name in their
+// address.
+func TestNFSServers(t *testing.T) {
+	on := func(server, address string, port uint16, n uint64) output.Sample {
+		return output.Sample{Source: output.SourceNFS, Level: output.LevelWire, Owner: output.OwnerUnit, Unit: "a.service",
+			Mount: output.Mount{NFSServer: server, NFSAddress: address, NFSPort: port}, Write: output.Amount{Bytes: n, Ops: 1}}
+	}
+	iv := &output.Interval{Samples: []output.Sample{
+		on("127.0.0.1", "127.0.0.1", 20117, 700), on("127.0.0.1", "127.0.0.1", 20118, 600), on("::1", "::1", 20117, 500),
+		on("filer", "10.0.0.1", 0, 400), on("filer", "10.0.0.2", 2049, 300), on("nas", "10.0.0.3", 2049, 200), on("old", "", 0, 100),
+	}}
+	want := []string{"127.0.0.1:20117|0|700", "127.0.0.1:20118|0|600", "[::1]:20117|0|500", "filer (10.0.0.1)|0|400", "filer (10.0.0.2)|0|300", "nas|0|200", "old|0|100"}
+	if got := outputtest.RowTexts(output.Group(iv, output.GroupOptions{By: outputtest.Keys(t, "nfs-server")}).Rows); !slices.Equal(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
+	}
+	f, err := output.ParseFilter("nfs-server=filer")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := output.Group(iv, output.GroupOptions{By: outputtest.Keys(t, "source"), Filters: []output.Filter{f}}); s.Rows[0].Total.Bytes() != 700 {
+		t.Errorf("filter: %v", outputtest.RowTexts(s.Rows))
+	}
+}
+
+// TestImageDigest: an image that was pulled by its digest is shown by it.
+func TestImageDigest(t *testing.T) {
+	var iv output.Interval
+	for i, c := range []output.Container{
+		{ID: "a", Image: "app", Digest: "sha256:" + strings.Repeat("ab", 32)}, {ID: "b", Image: "app", Digest: "sha256:" + strings.Repeat("cd", 32)},
+		{ID: "c", Image: "app", ImageTag: "v1", Digest: "sha256:" + strings.Repeat("ef", 32)}, {ID: "d", Image: "app"},
+	} {
+		iv.Samples = append(iv.Samples, output.Sample{Source: output.SourceBlock, Owner: output.OwnerContainer, Container: c, Write: output.Amount{Bytes: uint64(400 - 100*i), Ops: 1}})
+	}
+	iv.Samples[3].Write.Bytes = 1
+	want := []string{"app@sha256:abababababab|0|400", "app@sha256:cdcdcdcdcdcd|0|300", "app:v1|0|200", "app|0|1"}
+	if got := outputtest.RowTexts(output.Group(&iv, output.GroupOptions{By: outputtest.Keys(t, "image")}).Rows); !slices.Equal(got, want) {
+		t.Errorf("got %q\nwant %q", got, want)
+	}
+}
+
+// TestGoneCgroup: a cgroup without a path says why it has none.
+func TestGoneCgroup(t *testing.T) {
+	s := output.Sample{Owner: output.OwnerCgroup, Cgroup: output.Cgroup{ID: 12345}}
+	if got := output.OwnerText(&s); got != "cgroup 12345" {
+		t.Errorf("got %q", got)
+	}
+	s.Cgroup.Gone = true
+	if got := output.OwnerText(&s); got != "cgroup 12345 (removed before its name was read)" {
+		t.Errorf("got %q", got)
+	}
+}

@@ -8,8 +8,10 @@ type Identity struct {
 	ProjectRule string
 	Service     string
 	Unit        string
+	// See Sample.
+	NamedBy, ProjectNamedBy string
 	// Container is complete if the group is one container. If it is several, only
-	// Image, ImageTag and Runtime can be set: those that they share.
+	// Image, ImageTag, Digest and Runtime can be set: those that they share.
 	Container Container
 	Pod       Pod
 	Cgroup    Cgroup
@@ -36,6 +38,7 @@ const (
 	fieldDevice
 	fieldMount
 	fieldServer
+	fieldNamedBy
 
 	allFields fieldSet = 1<<iota - 1
 )
@@ -52,19 +55,20 @@ func differing(a, b *Sample, known fieldSet) fieldSet {
 		return known
 	}
 	note(fieldOwner, a.Owner == b.Owner)
-	note(fieldProject, a.Project == b.Project && a.ProjectRule == b.ProjectRule)
+	note(fieldProject, a.Project == b.Project && a.ProjectRule == b.ProjectRule && a.ProjectNamedBy == b.ProjectNamedBy)
 	note(fieldService, a.Service == b.Service)
+	note(fieldNamedBy, a.NamedBy == b.NamedBy)
 	note(fieldUnit, a.Unit == b.Unit)
 	note(fieldContainer, a.Container.ID == b.Container.ID && a.Container.Name == b.Container.Name)
 	note(fieldRuntime, a.Container.Runtime == b.Container.Runtime)
-	note(fieldImage, a.Container.Image == b.Container.Image && a.Container.ImageTag == b.Container.ImageTag)
+	note(fieldImage, a.Container.Image == b.Container.Image && a.Container.ImageTag == b.Container.ImageTag && a.Container.Digest == b.Container.Digest)
 	note(fieldPod, a.Pod == b.Pod)
 	note(fieldNamespace, a.Pod.Namespace == b.Pod.Namespace)
 	note(fieldCgroup, a.Cgroup == b.Cgroup)
 	note(fieldProcess, a.Process == b.Process)
 	note(fieldDevice, a.Device == b.Device)
 	note(fieldMount, a.Mount == b.Mount)
-	note(fieldServer, a.Mount.NFSServer == b.Mount.NFSServer)
+	note(fieldServer, a.Mount.NFSServer == b.Mount.NFSServer && a.Mount.NFSAddress == b.Mount.NFSAddress && a.Mount.NFSPort == b.Mount.NFSPort)
 	return d | known
 }
 
@@ -116,11 +120,14 @@ func identityOf(s *Sample, differs fieldSet) Identity {
 		id.Owner = s.Owner
 	}
 	if same(fieldProject) {
-		id.Project, id.ProjectRule = s.Project, s.ProjectRule
+		id.Project, id.ProjectRule, id.ProjectNamedBy = s.Project, s.ProjectRule, s.ProjectNamedBy
 	}
 	// The same service name in two projects means two services.
 	if same(fieldService | fieldProject) {
 		id.Service = s.Service
+	}
+	if same(fieldNamedBy) {
+		id.NamedBy = s.NamedBy
 	}
 	if same(fieldUnit) {
 		id.Unit = s.Unit
@@ -133,7 +140,7 @@ func identityOf(s *Sample, differs fieldSet) Identity {
 			id.Container.Runtime = s.Container.Runtime
 		}
 		if same(fieldImage) {
-			id.Container.Image, id.Container.ImageTag = s.Container.Image, s.Container.ImageTag
+			id.Container.Image, id.Container.ImageTag, id.Container.Digest = s.Container.Image, s.Container.ImageTag, s.Container.Digest
 		}
 	}
 	switch {
@@ -155,7 +162,7 @@ func identityOf(s *Sample, differs fieldSet) Identity {
 	case same(fieldMount):
 		id.Mount = s.Mount
 	case same(fieldServer):
-		id.Mount.NFSServer = s.Mount.NFSServer
+		id.Mount.NFSServer, id.Mount.NFSAddress, id.Mount.NFSPort = s.Mount.NFSServer, s.Mount.NFSAddress, s.Mount.NFSPort
 	}
 	return id
 }

@@ -2,6 +2,7 @@ package output
 
 import (
 	"fmt"
+	"net"
 	"path"
 	"slices"
 	"strconv"
@@ -144,8 +145,64 @@ func cgroupText(c *Cgroup) string {
 	if c.ID == 0 {
 		return "unknown cgroup"
 	}
-	// Its name went with it, before anybody could read it.
-	return "gone before start (cgroup " + strconv.FormatUint(c.ID, 10) + ")"
+	text := "cgroup " + strconv.FormatUint(c.ID, 10)
+	if c.Gone {
+		text += " (removed before its name was read)"
+	}
+	return text
+}
+
+// mark returns what a name has behind it if it is not the word of the machine's runtimes:
+// " (user 1000)", " (in ci-1)". Nobody may take the row for another one of that name.
+func mark(s *Sample, by string) string {
+	c := &s.Container
+	switch {
+	case by == "":
+		return ""
+	case userOf(by) != "":
+		return " (" + userOf(by) + ")"
+	case c.OuterName != "":
+		return " (in " + c.OuterName + ")"
+	case c.Outer != "":
+		return " (in " + ShortID(c.Outer) + ")"
+	}
+	return " (" + by + ")"
+}
+
+// ContainerName is ContainerText with a mark if the name is not the word of the machine's
+// runtimes.
+func ContainerName(s *Sample) string {
+	text := ContainerText(&s.Container)
+	if text == "" {
+		return ""
+	}
+	return text + mark(s, s.NamedBy)
+}
+
+// userOf returns "user UID" of Sample.NamedBy, "" if that is no user's domain.
+func userOf(by string) string {
+	uid, ok := strings.CutPrefix(by, "user ")
+	if !ok {
+		return ""
+	}
+	uid, _, _ = strings.Cut(uid, " ")
+	return "user " + uid
+}
+
+// ProjectText names a project, with a mark if it is not the word of the machine's runtimes.
+func ProjectText(s *Sample) string {
+	if s.Project == "" {
+		return ""
+	}
+	return s.Project + mark(s, s.ProjectNamedBy)
+}
+
+// by returns the part of a row's id that keeps equal names by others apart.
+func by(who string) string {
+	if who == "" {
+		return ""
+	}
+	return "\x00by " + who
 }
 
 // ownerValue names the owner itself: the container, else the pod, else the
@@ -159,7 +216,7 @@ func ownerValue(s *Sample, missing Key) (text, id string) {
 	}
 	switch {
 	case s.Container.ID != "" || s.Container.Name != "":
-		text = ContainerText(&s.Container)
+		text = ContainerName(s)
 		switch {
 		case s.Owner == OwnerHelper:
 			// The runtime's own monitor is not the workload and has its own row.
@@ -171,13 +228,13 @@ func ownerValue(s *Sample, missing Key) (text, id string) {
 		if id == "" {
 			id = s.Container.Name
 		}
-		return text, "container\x00" + string(s.Owner) + "\x00" + id
+		return text, "container\x00" + string(s.Owner) + "\x00" + id + by(s.NamedBy)
 	case s.Pod.Name != "":
-		text = podText(&s.Pod) + " (pod)"
-		return text, "pod\x00" + s.Pod.UID + "\x00" + podText(&s.Pod)
+		text = podText(&s.Pod) + mark(s, s.NamedBy) + " (pod)"
+		return text, "pod\x00" + s.Pod.UID + "\x00" + podText(&s.Pod) + by(s.NamedBy)
 	case s.Unit != "":
 		// Several users' systemd managers may have a unit of the same name.
-		return s.Unit, "unit\x00" + s.Unit + "\x00" + path.Dir(s.Cgroup.Path)
+		return s.Unit + mark(s, s.NamedBy), "unit\x00" + s.Unit + "\x00" + path.Dir(s.Cgroup.Path)
 	}
 	return cgroupText(&s.Cgroup), "cgroup\x00" + cgroupID(&s.Cgroup)
 }
@@ -218,10 +275,26 @@ func serviceText(s *Sample) string {
 }
 
 func imageText(c *Container) string {
-	if c.ImageTag == "" {
-		return c.Image
+	text := c.Image
+	switch algorithm, digest, _ := strings.Cut(c.Digest, ":"); {
+	case c.ImageTag != "":
+		text += ":" + c.ImageTag
+	case digest != "":
+		text += "@" + algorithm + ":" + ShortID(digest)
 	}
-	return c.Image + ":" + c.ImageTag
+	return text
+}
+
+// nfsPort is the port of NFS servers (RFC 7530, section 3.1).
+const nfsPort = 2049
+
+// serverText names an NFS server, with its port if that is not the usual one: several
+// servers behind tunnels have one name.
+func serverText(m *Mount) string {
+	if m.NFSPort == 0 || m.NFSPort == nfsPort {
+		return m.NFSServer
+	}
+	return net.JoinHostPort(m.NFSServer, strconv.Itoa(int(m.NFSPort)))
 }
 
 // ProcessText names a process as name[pid].
@@ -304,7 +377,7 @@ func (g *grouper) value(s *Sample, k Key, op Op) (text, id string) {
 		if s.Mount.NFSServer == "" {
 			return "(not nfs)", ""
 		}
-		return s.Mount.NFSServer, "\x01" + s.Mount.NFSServer
+		return serverText(&s.Mount), "\x01" + serverText(&s.Mount) + "\x00" + s.Mount.NFSAddress
 	case KeyHost:
 		if g.host.Name == "" {
 			return "(unnamed host)", g.host.ID
@@ -325,28 +398,30 @@ func (g *grouper) value(s *Sample, k Key, op Op) (text, id string) {
 		// Nested containers count for the outermost one and share its row.
 		if c := &s.Container; c.Outer != "" {
 			outer := Container{ID: c.Outer, Name: c.OuterName}
-			return ContainerText(&outer), "container\x00" + string(OwnerContainer) + "\x00" + c.Outer
+			user := userOf(s.NamedBy) // the outermost one is a user's, or the machine's
+			return ContainerText(&outer) + mark(s, user), "container\x00" + string(OwnerContainer) + "\x00" + c.Outer + by(user)
 		}
 		return ownerValue(s, "")
 	case KeyProject:
 		if s.Project != "" {
-			return s.Project, "project\x00" + s.Project
+			return ProjectText(s), "project\x00" + s.Project + by(s.ProjectNamedBy)
 		}
 	case KeyService:
 		if s.Service != "" {
-			return serviceText(s), "service\x00" + s.Project + "\x00" + s.Service
+			return serviceText(s) + mark(s, s.NamedBy), "service\x00" + s.Project + "\x00" + s.Service + by(s.NamedBy)
 		}
 	case KeyImage:
 		if s.Container.Image != "" {
-			return imageText(&s.Container), "image\x00" + s.Container.Image + "\x00" + s.Container.ImageTag
+			c := &s.Container
+			return imageText(c) + mark(s, s.NamedBy), "image\x00" + c.Image + "\x00" + c.ImageTag + "\x00" + c.Digest + by(s.NamedBy)
 		}
 	case KeyPod:
 		if s.Pod.Name != "" {
-			return podText(&s.Pod), "pod\x00" + s.Pod.UID + "\x00" + podText(&s.Pod)
+			return podText(&s.Pod) + mark(s, s.NamedBy), "pod\x00" + s.Pod.UID + "\x00" + podText(&s.Pod) + by(s.NamedBy)
 		}
 	case KeyNamespace:
 		if s.Pod.Namespace != "" {
-			return s.Pod.Namespace, "namespace\x00" + s.Pod.Namespace
+			return s.Pod.Namespace + mark(s, s.NamedBy), "namespace\x00" + s.Pod.Namespace + by(s.NamedBy)
 		}
 	case KeyCgroup:
 		if g.opt.CgroupDepth > 0 && s.Cgroup.Path != "" {
@@ -360,9 +435,9 @@ func (g *grouper) value(s *Sample, k Key, op Op) (text, id string) {
 		if name, ok := k.Label(); ok {
 			if v, ok := s.Container.Labels[name]; ok {
 				if v == "" {
-					return "(empty)", "label\x00"
+					return "(empty)" + mark(s, s.NamedBy), "label\x00" + by(s.NamedBy)
 				}
-				return v, "label\x00" + v
+				return v + mark(s, s.NamedBy), "label\x00" + v + by(s.NamedBy)
 			}
 		}
 	}
@@ -463,12 +538,18 @@ func (g *grouper) matches(f Filter, s *Sample, op Op) bool {
 		} else if c.ID != "" {
 			names = [4]string{c.ID, ShortID(c.ID), c.Name}
 		}
+	case KeyProject:
+		names[0] = s.Project
 	case KeyService:
-		names[0] = s.Service
+		names = [4]string{s.Service, serviceText(s)}
 	case KeyImage:
-		names[0] = s.Container.Image
+		names = [4]string{s.Container.Image, imageText(&s.Container)}
 	case KeyPod:
-		names[0] = s.Pod.Name
+		names = [4]string{s.Pod.Name, podText(&s.Pod)}
+	case KeyNamespace:
+		names[0] = s.Pod.Namespace
+	case KeyNFSServer:
+		names = [4]string{s.Mount.NFSServer, s.Mount.NFSAddress}
 	case KeyCgroup:
 		names = [4]string{s.Cgroup.Path, strconv.FormatUint(s.Cgroup.ID, 10)}
 	case KeyProcess:
@@ -477,6 +558,9 @@ func (g *grouper) matches(f Filter, s *Sample, op Op) bool {
 		names = [4]string{s.Device.ID, "/dev/" + s.Device.Name}
 	case KeyMount:
 		names = [4]string{s.Mount.Source, s.Mount.Point, s.Mount.Volume}
+	}
+	if name, ok := f.Key.Label(); ok {
+		names[0] = s.Container.Labels[name]
 	}
 	for _, n := range names {
 		if n != "" && matchFold(f.Pattern, n) {

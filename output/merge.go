@@ -28,7 +28,9 @@ type sampleKey struct {
 	level                         Level
 	owner                         OwnerKind
 	project, rule, service, unit  string
+	by, projectBy                 string
 	id, name, runtime, image, tag string
+	digest                        string
 	parent, outer, outerName      string
 	pod                           Pod
 	cgroup                        Cgroup
@@ -40,7 +42,8 @@ type sampleKey struct {
 func keyOfSample(s *Sample) sampleKey {
 	c := &s.Container
 	return sampleKey{
-		s.Source, s.Level, s.Owner, s.Project, s.ProjectRule, s.Service, s.Unit, c.ID, c.Name, c.Runtime, c.Image, c.ImageTag,
+		s.Source, s.Level, s.Owner, s.Project, s.ProjectRule, s.Service, s.Unit, s.NamedBy, s.ProjectNamedBy,
+		c.ID, c.Name, c.Runtime, c.Image, c.ImageTag, c.Digest,
 		c.Parent, c.Outer, c.OuterName, s.Pod, s.Cgroup, s.Process, s.Device, s.Mount,
 	}
 }

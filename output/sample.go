@@ -51,6 +51,7 @@ type Container struct {
 	Runtime  string // docker, podman, containerd, cri-o ...
 	Image    string // without tag
 	ImageTag string
+	Digest   string            // of the image (sha256:...), if it was named by that
 	Labels   map[string]string // all that the runtime has; only some may leave the host
 	Parent   string            // id of the container around this one, if it is nested
 
@@ -66,6 +67,7 @@ type Pod struct {
 type Cgroup struct {
 	ID   uint64 // kernfs id: inode number of the directory
 	Path string // from the root of the hierarchy; "" when not known
+	Gone bool   // it was removed before its path was known
 }
 
 // Process is a user process; PID is the tgid.
@@ -90,6 +92,8 @@ type Mount struct {
 	Driver string // driver of that volume
 
 	NFSServer, NFSExport, NFSVersion string
+	NFSAddress                       string // IP address of the server
+	NFSPort                          uint16 // 0 is the usual one, 2049
 	FUSESubtype                      string
 	FUSEDaemonPID                    uint32
 }
@@ -130,14 +134,18 @@ type Sample struct {
 
 	Project     string
 	ProjectRule string // the rule that named the project
-	Service     string
-	Unit        string // systemd unit, if the owner is one
-	Container   Container
-	Pod         Pod
-	Cgroup      Cgroup
-	Process     Process
-	Device      Device
-	Mount       Mount
+	// NamedBy says whose word the owner's names are: "" for the runtimes and the systemd
+	// of the machine, "user 1000", "container ID" for a runtime inside a container. The
+	// same names by others mean other things. The name of a project may be of another one.
+	NamedBy, ProjectNamedBy string
+	Service                 string
+	Unit                    string // systemd unit, if the owner is one
+	Container               Container
+	Pod                     Pod
+	Cgroup                  Cgroup
+	Process                 Process
+	Device                  Device
+	Mount                   Mount
 
 	Read, Write, Discard Amount
 	Flush                Amount // block flushes, NFS COMMITs, FUSE fsyncs: no bytes

@@ -371,6 +371,16 @@ func (s session) cgroup() string {
 	return fmt.Sprintf("~/user.slice/user-%d.slice/user@%[1]d.service/", user)
 }
 
+// row adds to a row that the names are the user's word.
+func (s session) row(fields func(string) map[string]string) func(string) map[string]string {
+	return func(name string) map[string]string {
+		row := fields(name)
+		row["iotrace.named_by"] = fmt.Sprintf("user %d", user)
+		row["iotrace.project.named_by"] = row["iotrace.named_by"]
+		return row
+	}
+}
+
 // runtimePodmanRootless is a user's Podman: no daemon, a user namespace, cgroups
 // of the user's own systemd, and a socket below /run/user.
 func runtimePodmanRootless(g *guest.Guest) {
@@ -382,13 +392,13 @@ func runtimePodmanRootless(g *guest.Guest) {
 	s.must("systemctl", "--user", "start", "podman.socket")
 	g.Cleanup(func() { _, _ = s.try(append(podman, "rm", "--all", "--force", "--time", "0")...) })
 
-	loads := two(user, composeRow("podman", s.cgroup(), "docker.io/library/busybox"))
+	loads := two(user, s.row(composeRow("podman", s.cgroup(), "docker.io/library/busybox")))
 	t := traceRuntimes(g, loads...)
 	for _, w := range loads {
 		s.must(append(append(podman, "run", "--detach", "--network", "none"), composeRun(w)...)...)
 	}
 	t.finish()
-	checkSays(g, s.runtime()+"/podman/podman.sock", `podman: ok, Podman Engine \S+, API \S+, 2 containers$`)
+	checkSays(g, s.runtime()+"/podman/podman.sock", `podman: ok, Podman Engine \S+, API \S+, 2 containers of user 1000$`)
 }
 
 // runtimeDockerRootless is a user's dockerd, in namespaces of rootlesskit.
@@ -413,14 +423,14 @@ func runtimeDockerRootless(g *guest.Guest) {
 		g.Fatalf("docker says %q", info)
 	}
 	s.must("docker", "load", "--input", s.image(enginetest.Image))
-	loads := two(user, composeRow("docker", s.cgroup(), "busybox"))
+	loads := two(user, s.row(composeRow("docker", s.cgroup(), "busybox")))
 	t := traceRuntimes(g, loads...)
 	for _, w := range loads {
 		s.must(append([]string{"docker", "run", "--detach", "--network", "none"}, composeRun(w)...)...)
 		g.Cleanup(func() { _, _ = s.try("docker", "rm", "--force", w.name+"-web-1") })
 	}
 	t.finish()
-	checkSays(g, s.runtime()+"/docker.sock", `docker: ok, \S.*, API 1\.\d+, 2 containers$`)
+	checkSays(g, s.runtime()+"/docker.sock", `docker: ok, \S.*, API 1\.\d+, 2 containers of user 1000$`)
 }
 
 // tree unpacks busybox as the root of a container.
@@ -498,14 +508,19 @@ VirtualEthernet=no
 	}
 }
 
-// runtimeLXC is plain LXC, with the names that LXD and Incus give: project_instance.
+// runtimeLXC is plain LXC. One container has a name with an underscore, the other one the
+// name project_instance and the directory that Incus gives it.
 func runtimeLXC(g *guest.Guest) {
 	loads := two(0, func(name string) map[string]string {
 		return map[string]string{
-			"container.name": "web1", "container.runtime": "lxc", "iotrace.owner": "container",
-			"iotrace.project.name": name, "iotrace.project.rule": "lxd", "iotrace.cgroup.path": "~/lxc.payload." + name + "_web1",
+			"container.name": name + "_web1", "container.runtime": "lxc", "iotrace.owner": "container",
+			"iotrace.project.name": "", "iotrace.cgroup.path": "~/lxc.payload." + name + "_web1",
 		}
 	})
+	maps.Copy(loads[1].row, map[string]string{"container.name": "web1", "iotrace.project.name": "bank", "iotrace.project.rule": "lxd"})
+	if err := os.MkdirAll("/var/lib/incus/containers/bank_web1", 0o711); err != nil {
+		g.Fatal(err)
+	}
 	t := traceRuntimes(g, loads...)
 	for _, w := range loads {
 		name, dir := w.name+"_web1", g.TempDir()

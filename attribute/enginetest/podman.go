@@ -18,19 +18,34 @@ type Podman struct {
 	Socket string // path of its unix socket, with Docker's API and its own
 
 	dir string
+	uid uint32 // of its user
 }
 
 // StartPodman runs a podman service with Image in it until the test ends.
 func StartPodman(t testing.TB) *Podman {
 	t.Helper()
+	return startPodman(t, 0)
+}
+
+// StartRootlessPodman does the same as a user, in a user namespace of his.
+func StartRootlessPodman(t testing.TB, uid uint32) *Podman {
+	t.Helper()
+	return startPodman(t, uid)
+}
+
+func startPodman(t testing.TB, uid uint32) *Podman {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "podman")
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &Podman{Socket: filepath.Join(dir, "podman.sock"), dir: dir}
+	if err := os.Chown(dir, int(uid), int(uid)); err != nil {
+		t.Fatal(err)
+	}
+	p := &Podman{Socket: filepath.Join(dir, "podman.sock"), dir: dir, uid: uid}
 	// The limits of the test itself may not be raised everywhere.
 	conf := "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\n"
-	if err := os.WriteFile(filepath.Join(dir, "containers.conf"), []byte(conf), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "containers.conf"), []byte(conf), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	log, err := os.Create(filepath.Join(dir, "log"))
@@ -39,7 +54,7 @@ func StartPodman(t testing.TB) *Podman {
 	}
 	cmd := p.Command("system", "service", "--time=0", "unix://"+p.Socket)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	cmd.SysProcAttr.Pdeathsig, cmd.SysProcAttr.Setpgid = syscall.SIGTERM, true
 	if err := cmd.Start(); err != nil {
 		t.Fatalf("starting podman: %v", err)
 	}
@@ -84,11 +99,21 @@ func StartPodman(t testing.TB) *Podman {
 
 // Command returns a podman command on this service's containers.
 func (p *Podman) Command(args ...string) *exec.Cmd {
+	driver := "overlay"
+	if p.uid != 0 {
+		driver = "vfs"
+	}
 	cmd := exec.Command("podman", append([]string{
 		"--root", filepath.Join(p.dir, "root"), "--runroot", filepath.Join(p.dir, "run"), "--tmpdir", filepath.Join(p.dir, "tmp"),
-		"--cgroup-manager", "cgroupfs", "--events-backend", "file", "--storage-driver", "overlay", "--runtime", "runc",
+		"--cgroup-manager", "cgroupfs", "--events-backend", "file", "--storage-driver", driver, "--runtime", "runc",
 	}, args...)...)
 	cmd.Env = append(os.Environ(), "CONTAINERS_CONF="+filepath.Join(p.dir, "containers.conf"))
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
+	if p.uid != 0 {
+		cmd.Dir = p.dir
+		cmd.Env = append(cmd.Env, "HOME="+p.dir, "XDG_RUNTIME_DIR="+p.dir, "DBUS_SESSION_BUS_ADDRESS=")
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: p.uid, Gid: p.uid}
+	}
 	return cmd
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/attribute"
+	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
@@ -100,6 +101,12 @@ func writeSocket(w io.Writer, e attribute.Endpoint) {
 	fmt.Fprintf(w, "socket %s\t%s: %s", text.Safe(e.Socket), e.Runtime, e.State)
 	if e.Version != "" {
 		fmt.Fprintf(w, ", %s, %s", text.Safe(e.Version), text.Plural(e.Containers, "container", "containers"))
+		switch {
+		case e.User != "":
+			fmt.Fprintf(w, " of user %s", text.Safe(e.User))
+		case e.Inside != "":
+			fmt.Fprintf(w, " inside container %s", text.Safe(output.ShortID(e.Inside)))
+		}
 	}
 	if e.Err != nil {
 		fmt.Fprintf(w, " (%s)", text.Safe(e.Err.Error()))

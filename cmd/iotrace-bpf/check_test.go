@@ -28,6 +28,8 @@ func TestFindings(t *testing.T) {
 			{Socket: "/run/podman/podman.sock", Runtime: "podman", State: attribute.StateOK, Version: "4.3", Containers: 2},
 			{Socket: "/run/crio/crio.sock", Runtime: "cri", State: attribute.StateAbsent, Err: fs.ErrNotExist},
 			{Socket: "/run/user/1000/docker.sock", Runtime: "docker", State: attribute.StateForbidden, Err: errors.New("permission denied")},
+			{Socket: "/run/user/1001/docker.sock", Runtime: "docker", State: attribute.StateOK, Version: "28.0", Containers: 2, User: "1001"},
+			{Socket: "/proc/7/root/run/d.sock", Runtime: "docker", State: attribute.StateOK, Version: "27.0", Containers: 1, Inside: strings.Repeat("a", 64)},
 		},
 	}
 	none := findings{kernel: "5.10.0", hierarchy: attribute.Hierarchy{Version: 1, ID: 4}, sockets: []attribute.Endpoint{
@@ -52,6 +54,8 @@ source vxlan                       absent: no\x1b permission
 socket /run/docker.sock            docker: ok, 20.10, 1 container
 socket /run/podman/podman.sock     podman: ok, 4.3, 2 containers
 socket /run/user/1000/docker.sock  docker: forbidden (permission denied)
+socket /run/user/1001/docker.sock  docker: ok, 28.0, 2 containers of user 1001
+socket /proc/7/root/run/d.sock     docker: ok, 27.0, 1 container inside container aaaaaaaaaaaa
 `},
 		{"no socket", none, false, `
 kernel   5.10.0

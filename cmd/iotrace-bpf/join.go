@@ -164,11 +164,12 @@ var ownerKinds = map[attribute.Kind]output.OwnerKind{
 func (j *joiner) name(s *output.Sample, cgroup uint64) {
 	o := j.resolver.Owner(cgroup)
 	s.Owner = ownerKinds[o.Kind]
-	s.Cgroup = output.Cgroup{ID: cgroup, Path: o.Path}
+	s.Cgroup = output.Cgroup{ID: cgroup, Path: o.Path, Gone: o.Gone && o.Path == ""}
+	s.NamedBy, s.ProjectNamedBy = o.NamedBy, o.ProjectNamedBy
 	s.Project, s.ProjectRule, s.Service, s.Unit = o.Project, o.ProjectRule, o.Service, o.Unit
 	s.Container = output.Container{
 		ID: o.ContainerID, Name: o.ContainerName, Runtime: o.Runtime,
-		Image: o.Image, ImageTag: o.ImageTag, Labels: o.Labels, Parent: o.Parent, Outer: o.Outer, OuterName: o.OuterName,
+		Image: o.Image, ImageTag: o.ImageTag, Digest: o.ImageDigest, Labels: o.Labels, Parent: o.Parent, Outer: o.Outer, OuterName: o.OuterName,
 	}
 	s.Pod = output.Pod{Name: o.Pod, Namespace: o.Namespace, UID: o.PodUID}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -135,5 +136,34 @@ func TestCountsApp(t *testing.T) {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q does not say %q", err, want)
 		}
+	}
+}
+
+// TestNamedByInSamples: a sample says whose word its names are, and of a cgroup that is
+// gone that it is.
+func TestNamedByInSamples(t *testing.T) {
+	j, _ := manyRows(t, 0)
+	var rows []tracer.Row
+	for id, path := range map[uint64]string{
+		100: "/system.slice/docker-" + strings.Repeat("a", 64) + ".scope",
+		101: "/user.slice/user-1000.slice/user@1000.service/docker-" + strings.Repeat("a", 64) + ".scope",
+	} {
+		j.resolver.CgroupCreated(id, path)
+		rows = append(rows, tracer.Row{Key: tracer.Key{Source: tracer.Block, Op: tracer.Write, Cgroup: id, Dev: 7 << 20}, Bytes: 4096, Ops: 1})
+	}
+	samples := j.samples(rows)
+	if len(samples) != 2 || samples[0].NamedBy != "" || samples[1].NamedBy != "user 1000" {
+		t.Fatalf("%+v", samples)
+	}
+	by, err := output.ParseKeys("container")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, r := range output.Group(&output.Interval{Samples: samples}, output.GroupOptions{By: by}).Rows {
+		names = append(names, r.Text())
+	}
+	if want := []string{"aaaaaaaaaaaa", "aaaaaaaaaaaa (user 1000)"}; !slices.Equal(names, want) {
+		t.Errorf("rows %q, want %q", names, want)
 	}
 }

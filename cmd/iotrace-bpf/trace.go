@@ -414,7 +414,7 @@ func (s *session) mount(dev tracer.Dev, cgroup uint64) output.Mount {
 	}
 	return output.Mount{
 		Source: m.Source, Point: m.Point, FSType: m.FSType, Volume: m.Volume, Driver: m.Driver,
-		NFSServer: m.NFSServer, NFSExport: m.NFSExport, NFSVersion: m.NFSVersion, FUSESubtype: m.FUSESubtype,
+		NFSServer: m.NFSServer, NFSExport: m.NFSExport, NFSVersion: m.NFSVersion, NFSAddress: m.NFSAddress, NFSPort: m.NFSPort, FUSESubtype: m.FUSESubtype,
 		FUSEDaemonPID: s.daemons[dev],
 	}
 }

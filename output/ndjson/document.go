@@ -63,6 +63,11 @@ type docContainer struct {
 type docImage struct {
 	Name string   `json:"name,omitempty"`
 	Tag  []string `json:"tag,omitempty"`
+	Hash *docHash `json:"hash,omitempty"`
+}
+
+type docHash struct {
+	All []string `json:"all"`
 }
 
 type docOrchestrator struct {
@@ -89,6 +94,7 @@ type docFields struct {
 	Level        string               `json:"level,omitempty"`
 	Group        *docGroup            `json:"group,omitempty"`
 	Owner        string               `json:"owner,omitempty"`
+	NamedBy      string               `json:"named_by,omitempty"`
 	Project      *docProject          `json:"project,omitempty"`
 	Service      *docNamed            `json:"service,omitempty"`
 	Unit         *docNamed            `json:"unit,omitempty"`
@@ -122,8 +128,9 @@ type docGroup struct {
 }
 
 type docProject struct {
-	Name string `json:"name"`
-	Rule string `json:"rule,omitempty"`
+	Name    string `json:"name"`
+	Rule    string `json:"rule,omitempty"`
+	NamedBy string `json:"named_by,omitempty"`
 }
 
 type docNamed struct {
@@ -133,6 +140,7 @@ type docNamed struct {
 type docCgroup struct {
 	ID   string `json:"id,omitempty"`
 	Path string `json:"path,omitempty"`
+	Gone bool   `json:"gone,omitempty"`
 }
 
 type docDevice struct {
@@ -153,6 +161,8 @@ type docNFS struct {
 	Server  string `json:"server,omitempty"`
 	Export  string `json:"export,omitempty"`
 	Version string `json:"version,omitempty"`
+	Address string `json:"address,omitempty"`
+	Port    int64  `json:"port,omitempty"`
 }
 
 type docFUSE struct {

@@ -358,9 +358,9 @@ func (e *encoder) latency(i int, l *output.Latency) *docLatency {
 // identity sets the fields that say whose I/O it is and on which device or mount.
 func (e *encoder) identity(id *output.Identity) {
 	d, f := &e.doc, &e.doc.Iotrace
-	f.Owner = string(id.Owner)
+	f.Owner, f.NamedBy = string(id.Owner), id.NamedBy
 	if id.Project != "" {
-		e.project = docProject{id.Project, id.ProjectRule}
+		e.project = docProject{id.Project, id.ProjectRule, id.ProjectNamedBy}
 		f.Project = &e.project
 	}
 	if id.Service != "" {
@@ -372,7 +372,7 @@ func (e *encoder) identity(id *output.Identity) {
 		f.Unit = &e.unit
 	}
 	if id.Cgroup != (output.Cgroup{}) {
-		e.cgroup = docCgroup{idText(id.Cgroup.ID), id.Cgroup.Path}
+		e.cgroup = docCgroup{idText(id.Cgroup.ID), id.Cgroup.Path, id.Cgroup.Gone}
 		f.Cgroup = &e.cgroup
 	}
 	if id.Device != (output.Device{}) {
@@ -407,7 +407,7 @@ func (e *encoder) mountOf(m *output.Mount) {
 		e.mount = mount
 		f.Mount = &e.mount
 	}
-	nfs := docNFS{m.NFSServer, m.NFSExport, m.NFSVersion}
+	nfs := docNFS{m.NFSServer, m.NFSExport, m.NFSVersion, m.NFSAddress, int64(m.NFSPort)}
 	if nfs != (docNFS{}) {
 		e.nfs = nfs
 		f.NFS = &e.nfs
@@ -431,6 +431,9 @@ func (e *encoder) containerOf(c *output.Container) {
 		e.image = docImage{Name: c.Image, Tag: e.image.Tag[:0]}
 		if c.ImageTag != "" {
 			e.image.Tag = append(e.image.Tag, c.ImageTag)
+		}
+		if c.Digest != "" {
+			e.image.Hash = &docHash{All: []string{c.Digest}}
 		}
 		e.container.Image = &e.image
 	}

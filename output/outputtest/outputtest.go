@@ -226,13 +226,13 @@ func Hostile() *output.Interval {
 	for i, n := range HostileNames {
 		s := WithIO(ComposeContainer("p", "s", "eeee5555000"+string(rune('a'+i%26))), output.SourceNFS, nfsData, mountNFS, uint64(i+1)*4096, 4096)
 		s.Project, s.Service, s.ProjectRule, s.Unit = n, n, n, n
-		s.Container.Name, s.Container.Image, s.Container.ImageTag, s.Container.Runtime = n, n, n, n
+		s.Container.Name, s.Container.Image, s.Container.ImageTag, s.Container.Digest, s.Container.Runtime = n, n, n, n, n
 		s.Container.Labels = map[string]string{n: n, "com.docker.compose.project": n, "x." + n: n, "x_" + n: "second"}
 		s.Pod = output.Pod{Name: n, Namespace: n, UID: n}
 		s.Cgroup = output.Cgroup{ID: uint64(i) << 40, Path: "/" + n}
 		s.Process = output.Process{PID: uint32(i + 1), Name: n}
 		s.Device.Name, s.Device.ID = n, n
-		s.Mount = output.Mount{Source: n, Point: n, FSType: n, Volume: n, Driver: n, NFSServer: n, NFSExport: n, NFSVersion: n, FUSESubtype: n, FUSEDaemonPID: uint32(i)}
+		s.Mount = output.Mount{Source: n, Point: n, FSType: n, Volume: n, Driver: n, NFSServer: n, NFSExport: n, NFSVersion: n, NFSAddress: n, FUSESubtype: n, FUSEDaemonPID: uint32(i)}
 		iv.Samples = append(iv.Samples, s)
 		owner := s
 		iv.Events = append(iv.Events,
@@ -548,7 +548,7 @@ func Fill(v reflect.Value, n *uint64) {
 		v.SetString(fmt.Sprintf("text %d", *n))
 	case reflect.Bool:
 		v.SetBool(true)
-	case reflect.Uint32, reflect.Uint64:
+	case reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		v.SetUint(*n)
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))

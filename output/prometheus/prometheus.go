@@ -285,8 +285,8 @@ func (p *Exporter) Observe(iv *output.Interval) {
 // a bound on their number are not labels: such owners share a series by kind.
 func keyOf(s *output.Sample) usageKey {
 	k := usageKey{
-		source: labelValue(string(s.Source)), owner: labelValue(string(s.Owner)), project: labelValue(s.Project), service: labelValue(s.Service),
-		namespace: labelValue(s.Pod.Namespace), pod: labelValue(s.Pod.Name), container: labelValue(output.ContainerText(&s.Container)), unit: labelValue(s.Unit),
+		source: labelValue(string(s.Source)), owner: labelValue(string(s.Owner)), project: labelValue(output.ProjectText(s)), service: labelValue(s.Service),
+		namespace: labelValue(s.Pod.Namespace), pod: labelValue(s.Pod.Name), container: labelValue(output.ContainerName(s)), unit: labelValue(s.Unit),
 	}
 	if s.Owner == output.OwnerSession {
 		k.unit = "" // a new one for every login
@@ -390,8 +390,8 @@ func (u *seriesUsage) add(s *output.Sample) {
 // counters.
 func (p *Exporter) noteInfo(s *output.Sample, now time.Time) {
 	if c := &s.Container; c.ID != "" && s.Owner == output.OwnerContainer {
-		note(p.containers, containerInfo{labelValue(c.ID), labelValue(output.ContainerText(c)), labelValue(c.Runtime), labelValue(c.Image), labelValue(c.ImageTag),
-			labelValue(s.Pod.Namespace), labelValue(s.Pod.Name), labelValue(s.Project), labelValue(s.Service)}, now, p.opt.IdleTime)
+		note(p.containers, containerInfo{labelValue(c.ID), labelValue(output.ContainerName(s)), labelValue(c.Runtime), labelValue(c.Image), labelValue(c.ImageTag),
+			labelValue(s.Pod.Namespace), labelValue(s.Pod.Name), labelValue(output.ProjectText(s)), labelValue(s.Service)}, now, p.opt.IdleTime)
 	}
 	if m := &s.Mount; s.Source != output.SourceBlock {
 		note(p.mounts, mountInfo{labelValue(mountLabel(s)), labelValue(m.FSType), labelValue(m.Volume), labelValue(m.Driver), labelValue(m.NFSServer)}, now, p.opt.IdleTime)

@@ -95,7 +95,8 @@ type wireEvents struct {
 
 // How many numbers an identity, a vxlan event and a source have.
 const (
-	identWidth    = 36
+	identWidth    = 42
+	oldIdentWidth = 36 // without who named it, digest, address and port of the server, gone
 	minIdentWidth = 34 // in the first recordings
 	vxlanWidth    = 17
 	srcWidth      = 5
@@ -360,7 +361,8 @@ func (e *encoder) ident(s *output.Sample) uint64 {
 		e.str(s.Device.ID), e.str(s.Device.Name), bit(s.Device.Stacked),
 		e.str(m.Source), e.str(m.Point), e.str(m.FSType), e.str(m.Volume), e.str(m.Driver),
 		e.str(m.NFSServer), e.str(m.NFSExport), e.str(m.NFSVersion), e.str(m.FUSESubtype), uint64(m.FUSEDaemonPID),
-		e.str(c.Outer), e.str(c.OuterName))
+		e.str(c.Outer), e.str(c.OuterName),
+		e.str(s.NamedBy), e.str(s.ProjectNamedBy), e.str(c.Digest), e.str(m.NFSAddress), uint64(m.NFSPort), bit(s.Cgroup.Gone))
 	key := packInts(e.key[:0], e.row)
 	e.key = key
 	n, ok := e.idents[string(key)]
@@ -635,10 +637,10 @@ func (t *nameTables) ident(c []uint64) output.Sample {
 		t.fail("label set %d of %d", c[12], len(t.labels))
 	}
 	var outer [2]string
-	if len(c) >= identWidth {
+	if len(c) >= oldIdentWidth {
 		outer = [2]string{t.str(c[34]), t.str(c[35])}
 	}
-	return output.Sample{
+	s := output.Sample{
 		Source: output.Source(t.str(c[0])), Level: output.Level(t.str(c[1])), Owner: output.OwnerKind(t.str(c[2])),
 		Project: t.str(c[3]), ProjectRule: t.str(c[4]), Service: t.str(c[5]), Unit: t.str(c[6]),
 		Container: output.Container{
@@ -655,6 +657,15 @@ func (t *nameTables) ident(c []uint64) output.Sample {
 			FUSESubtype: t.str(c[32]), FUSEDaemonPID: t.u32(c[33]),
 		},
 	}
+	if len(c) >= identWidth {
+		s.NamedBy, s.ProjectNamedBy, s.Container.Digest = t.str(c[36]), t.str(c[37]), t.str(c[38])
+		s.Mount.NFSAddress, s.Cgroup.Gone = t.str(c[39]), c[41] != 0
+		if c[40] > 1<<16-1 {
+			t.fail("port %d", c[40])
+		}
+		s.Mount.NFSPort = uint16(c[40])
+	}
+	return s
 }
 
 // column fails unless c has n numbers, or was left out.

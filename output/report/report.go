@@ -151,6 +151,7 @@ type ident struct {
 	level                                 output.Level
 	owner                                 output.OwnerKind
 	project, rule, service, unit          string
+	by, projectBy, digest                 string
 	id, name, runtime, image, tag, parent string
 	pod                                   output.Pod
 	cgroup                                output.Cgroup
@@ -358,6 +359,7 @@ func (r *Report) merge(s *output.Sample) {
 	c := &s.Container
 	k := ident{
 		source: s.Source, level: s.Level, owner: s.Owner,
+		by: s.NamedBy, projectBy: s.ProjectNamedBy, digest: c.Digest,
 		project: s.Project, rule: s.ProjectRule, service: s.Service, unit: s.Unit,
 		id: c.ID, name: c.Name, runtime: c.Runtime, image: c.Image, tag: c.ImageTag, parent: c.Parent,
 		pod: s.Pod, cgroup: s.Cgroup, device: s.Device, mount: s.Mount,
