@@ -58,6 +58,11 @@ func runtimeTable(opts Options) []runtimeSpec {
 		{runtimeCRI, apiCRI, opts.listed(nil, "option", opts.CRISockets, false), criSockets(), openCRI},
 		{runtimeContainerd, apiContainerd, opts.listed(nil, "option", opts.ContainerdSockets, false), containerdSockets(), openContainerd},
 	}
+	if opts.HostRoot != "" {
+		for i := range table {
+			table[i].usual = append(onHost(opts.HostRoot, table[i].usual), table[i].usual...)
+		}
+	}
 	if opts.OnlyListedSockets {
 		for i := range table {
 			table[i].usual = nil
@@ -193,7 +198,7 @@ func (rs *runtimes) add(spec *runtimeSpec, socket, inside string) *feed {
 	switch {
 	case inside != "":
 		f.most = nestedMost
-	case strings.HasPrefix(socket, "/run/user/"):
+	case strings.HasPrefix(pathInRoot(socket), "/run/user/"):
 		f.rank, f.most = rankUser, nestedMost
 	case spec.name == runtimeCRI:
 		f.rank = rankCRI

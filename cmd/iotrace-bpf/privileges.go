@@ -19,7 +19,8 @@ func (o *options) keptCapabilities(sourceAbsent bool) []uint {
 		unix.CAP_SYS_PTRACE,      // mounts and descriptors of other users' processes
 	}
 	if o.vxlan {
-		kept = append(kept, unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_SYSLOG) // namespaces, their devices, kernel symbols
+		// namespaces, their devices, kernel symbols; rtnetlink events of all namespaces
+		kept = append(kept, unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_SYSLOG, unix.CAP_NET_BROADCAST)
 	} else if sourceAbsent {
 		kept = append(kept, unix.CAP_SYS_ADMIN) // type information, by BTF id, of a module that is loaded later
 	}

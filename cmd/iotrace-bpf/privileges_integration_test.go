@@ -156,7 +156,7 @@ func TestPrivilegesDropped(t *testing.T) {
 		want  uint64
 	}{
 		{[]string{"--vxlan=false", "--source", "block"}, base},
-		{[]string{"--source", "block"}, base | bit(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_SYSLOG)},
+		{[]string{"--source", "block"}, base | bit(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_SYSLOG, unix.CAP_NET_BROADCAST)},
 	} {
 		t.Run(strings.Join(c.flags[:1], " "), func(t *testing.T) {
 			d := newDisk(t, 64)

@@ -121,7 +121,11 @@ func (o *vxlanOptions) scan() vxlan.ScanOptions {
 
 // names says where to ask for names, and where to log what cannot be asked.
 func (o *vxlanOptions) names(log *slog.Logger) attribute.Options {
-	return attribute.Options{DockerSockets: o.docker, OnlyListedSockets: o.onlyListed, Log: log}
+	opts := attribute.Options{DockerSockets: o.docker, OnlyListedSockets: o.onlyListed, Log: log}
+	if v, err := viewHost(""); err == nil {
+		opts = v.attributeOptions(opts)
+	}
+	return opts
 }
 
 // vxlanLog writes warnings to standard error.
@@ -176,7 +180,7 @@ func runVXLANWith(ctx context.Context, args []string, stdin io.Reader, stdout, s
 	f.sayWarnings(stderr)
 	err := run(ctx, o, stdin, stdout, stderr)
 	if errors.Is(err, os.ErrPermission) {
-		return &exitError{exitUnsupported, fmt.Errorf("%w (CAP_NET_ADMIN and CAP_SYS_ADMIN are needed)", err)}
+		return &exitError{exitUnsupported, fmt.Errorf("%w (CAP_NET_ADMIN, CAP_SYS_ADMIN and CAP_NET_BROADCAST are needed)", err)}
 	}
 	return err
 }
