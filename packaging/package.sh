@@ -5,7 +5,8 @@
 #
 #   package.sh VERSION [DIRECTORY]     VERSION as git describe --tags --always prints it
 #
-# ARCHS and FORMATS in the environment make fewer of them.
+# ARCHS and FORMATS in the environment make fewer of them. With FORMATS empty there are
+# tarballs alone.
 set -eu
 umask 022
 cd "$(dirname "$0")/.."
@@ -13,7 +14,7 @@ version=${1:?usage: package.sh VERSION [DIRECTORY]}
 out=${2:-build/package}
 go=${GO:-go}
 archs=${ARCHS:-amd64 arm64}
-formats=${FORMATS:-deb rpm}
+formats=${FORMATS-deb rpm}
 nfpm=github.com/goreleaser/nfpm/v2/cmd/nfpm@v2.43.0
 sbom=github.com/CycloneDX/cyclonedx-gomod/cmd/cyclonedx-gomod@v1.9.0
 
@@ -91,8 +92,10 @@ cp -R output/intake "$share/intake"
 cp -R output/elastic/component output/elastic/index output/elastic/lifecycle output/elastic/kibana.ndjson "$share/elastic/"
 find "$share" -name '*.go' -delete
 
-GOBIN=$stage/tools $go install -trimpath "$nfpm"
-GOBIN=$stage/tools $go install -trimpath "$sbom"
+if [ -n "$formats" ]; then
+	GOBIN=$stage/tools $go install -trimpath "$nfpm"
+	GOBIN=$stage/tools $go install -trimpath "$sbom"
+fi
 
 for PACKAGE_ARCH in $archs; do
 	STAGE=$stage/$PACKAGE_ARCH
@@ -119,6 +122,7 @@ for PACKAGE_ARCH in $archs; do
 	tar -C "$stage/tar-$PACKAGE_ARCH" --sort=name --owner=0 --group=0 --numeric-owner --format=gnu --mtime="@$SOURCE_DATE_EPOCH" -cf - "$name" |
 		gzip -9n >"$out/$name.tar.gz"
 
+	[ -n "$formats" ] || continue
 	"$stage/tools/cyclonedx-gomod" bin -json -noserial -version "$version" -output "$stage/sbom.json" "$STAGE/usr/bin/iotrace-bpf" >&2
 	sed -E "s/^(    \"timestamp\": \").*\"/\1$(date -u -d "@$SOURCE_DATE_EPOCH" +%Y-%m-%dT%H:%M:%SZ)\"/" "$stage/sbom.json" >"$out/$name.cdx.json"
 done

@@ -34,6 +34,7 @@ type hostView struct {
 	root string          // where the host's file system is seen; "" is our own root
 	proc bool            // root/proc is the host's: its process 1 is the host's init
 	own  map[string]bool // namespaces that are not the host's, by their names in /proc/PID/ns
+	net  bool            // whether the network namespace is known to be the host's or not
 	tree bool            // the root directory is on another file system than the host's
 }
 
@@ -63,10 +64,9 @@ func viewHost(hostRoot string) (*hostView, error) {
 	v.proc = hostProc(v.path("/proc"))
 	if v.proc {
 		v.tree = rootDevice(v.path("/proc/1/mountinfo")) != rootDevice("/proc/self/mountinfo")
-		first := namespace(v.path("/proc/1/ns/net"))
-		if mine := namespace("/proc/self/ns/net"); first != 0 && mine != 0 && mine != first {
-			v.own["net"] = true
-		}
+		first, mine := namespace(v.path("/proc/1/ns/net")), namespace("/proc/self/ns/net")
+		v.net = first != 0 && mine != 0
+		v.own["net"] = v.net && mine != first
 	}
 	return v, nil
 }
@@ -257,8 +257,9 @@ func (v *hostView) sights(h attribute.Hierarchy, nameKnown, vxlan bool) []sight 
 	switch {
 	case v.own["net"]:
 		net.cost, net.cure = "overlay devices of the host are not watched without CAP_SYS_ADMIN and CAP_SYS_PTRACE; --prometheus PORT is served inside of the container", "docker run --network=host"
-	case !v.proc:
-		net.found = "not known without the host's /proc"
+	case !v.net:
+		net.found = "not known: process 1 may not be looked at"
+		net.cure = "docker run --pid=host --cap-add SYS_PTRACE --security-opt apparmor=unconfined"
 	}
 	add(net)
 

@@ -164,6 +164,7 @@ type tracedDoc struct {
 		Action     string
 		Start, End time.Time
 	}
+	Host      struct{ Name, ID string }
 	Container struct {
 		ID, Name string
 		Image    struct {
@@ -203,6 +204,7 @@ type tracedDoc struct {
 		}
 		Unattributed struct{ Bytes uint64 }
 		Unresolved   struct{ Cgroups uint64 }
+		Sources      map[string]struct{ Limitations []string }
 	}
 }
 
