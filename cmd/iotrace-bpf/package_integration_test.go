@@ -130,7 +130,7 @@ reset-failed iotrace-bpf.service
 func rpmRoot(t *testing.T) string {
 	t.Helper()
 	root := t.TempDir()
-	for _, d := range []string{"bin", "usr/bin", "run/systemd/system", "var/lib/rpm", "tmp", "etc"} {
+	for _, d := range []string{"bin", "usr/bin", "run/systemd/system", "var/lib/rpm", "tmp", "etc", "dev"} {
 		if err := os.MkdirAll(filepath.Join(root, d), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -140,7 +140,7 @@ func rpmRoot(t *testing.T) string {
 		t.Fatal(err)
 	}
 	for name, body := range map[string][]byte{
-		"bin/sh": busybox, "bin/systemctl": []byte("#!/bin/sh\necho \"$@\" >>/calls\n"),
+		"bin/sh": busybox, "bin/systemctl": []byte("#!/bin/sh\necho \"$@\" >>/calls\n"), "dev/null": nil,
 	} {
 		if err := os.WriteFile(filepath.Join(root, name), body, 0o755); err != nil {
 			t.Fatal(err)
