@@ -86,7 +86,7 @@ gzip -9n <CHANGELOG.md >"$doc/changelog.gz"
 	cat bpf/LICENSE
 } >"$doc/copyright"
 licences | gzip -9n >"$doc/third-party-licences.gz"
-cp packaging/ship.conf "$doc/examples/"
+cp packaging/ship.conf packaging/prometheus.conf "$doc/examples/"
 cp -R output/grafana output/schema "$share/"
 cp -R output/intake "$share/intake"
 cp packaging/prometheus-rules.yaml "$share/"

@@ -109,7 +109,7 @@ func TestDeployedVariables(t *testing.T) {
 	if err := o.parse(nil); err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range []string{"iotrace-bpf.service", "iotrace-bpf.default", "ship.conf", "swarm/stack.yml", "kubernetes/daemonset.yaml"} {
+	for _, file := range []string{"iotrace-bpf.service", "iotrace-bpf.default", "ship.conf", "prometheus.conf", "swarm/stack.yml", "kubernetes/daemonset.yaml"} {
 		text, err := os.ReadFile(filepath.Join(tree, "packaging", file))
 		if err != nil {
 			t.Fatal(err)

@@ -238,7 +238,7 @@ func TestNothingListens(t *testing.T) {
 // TestUnit holds the systemd unit to what systemd says of its hardening.
 func TestUnit(t *testing.T) {
 	unit := filepath.Join("..", "..", "packaging", "iotrace-bpf.service")
-	out := mustRun(t, "systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=25", unit)
+	out := mustRun(t, "systemd-analyze", "security", "--offline=true", "--no-pager", "--threshold=20", unit)
 	if !strings.Contains(out, "OK") {
 		t.Errorf("systemd-analyze says:\n%s", out)
 	}
