@@ -11,7 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
 )
@@ -200,57 +199,4 @@ func field(status, name string) string {
 		return f[0]
 	}
 	return ""
-}
-
-// runtimeImage is the program in a container of Docker, with what the README's line
-// gives it: process 1 and no mount of the host. Docker gives it a cgroup namespace of its
-// own. Its rows are those of the tracer on the host.
-func runtimeImage(g *guest.Guest) {
-	startDocker(g)
-	dir := g.TempDir()
-	g.Exec("install", "-D", g.Tool(), filepath.Join(dir, "root/usr/bin/iotrace-bpf"))
-	g.Exec("tar", "-C", filepath.Join(dir, "root"), "-cf", filepath.Join(dir, "root.tar"), "usr")
-	g.Exec("docker", "import", "--change", `ENTRYPOINT ["/usr/bin/iotrace-bpf"]`, filepath.Join(dir, "root.tar"), "iotrace-bpf:test")
-	image := filepath.Join(dir, "busybox.tar")
-	g.WriteFile(image, string(enginetest.ImageArchive(g, enginetest.Image)))
-	g.Exec("docker", "load", "--input", image)
-	loads := two(0, composeRow("docker", "~/system.slice/docker-", "busybox"))
-	t := traceRuntimes(g, loads...)
-
-	out := g.TempDir()
-	g.Exec("docker", "run", "--detach", "--name", "agent", "--privileged", "--pid", "host", "--network", "none", "--volume", out+":/out",
-		"iotrace-bpf:test", "--source", "block", "--vxlan=false", "--by", "cgroup,device", "--output", "ndjson", "--ready-file", "/out/ready")
-	g.Cleanup(func() { _, _ = g.Try("docker", "rm", "--force", "agent") })
-	g.Eventually("the container traces", func() bool { _, err := os.Stat(filepath.Join(out, "ready")); return err == nil })
-	for _, w := range loads {
-		g.Exec("docker", append([]string{"run", "--detach", "--network", "none"}, composeRun(w)...)...)
-		g.Cleanup(func() { _, _ = g.Try("docker", "rm", "--force", w.name+"-web-1") })
-	}
-	t.finish()
-	g.Exec("docker", "stop", "--time", "60", "agent")
-	rows, err := guest.ParseOutput([]byte(g.Exec("sh", "-c", "docker logs agent 2>"+filepath.Join(out, "stderr"))))
-	if err != nil {
-		g.Fatal(err)
-	}
-	if text := g.ReadFile(filepath.Join(out, "stderr")); text != "" {
-		g.Errorf("standard error of the container:\n%s", text)
-	}
-	written := map[string]int64{}
-	for _, d := range rows.Where("iotrace.source", "block", "iotrace.device.id", t.data.ID()) {
-		n := d.Int("iotrace.write.bytes") - d.Int("iotrace.write.meta_bytes")
-		for _, w := range loads {
-			if w.says(d) {
-				written[w.name] += n
-				n = 0
-			}
-		}
-		if n != 0 || d.String("host.name") != strings.TrimSpace(g.Exec("hostname")) || d.String("host.id") != strings.TrimSpace(g.ReadFile("/etc/machine-id")) {
-			g.Errorf("a row without its owner or its host: %v", d)
-		}
-	}
-	for _, w := range loads {
-		if written[w.name] != w.bytes() {
-			g.Errorf("%s wrote %d bytes, in the container's rows are %d", w.name, w.bytes(), written[w.name])
-		}
-	}
 }

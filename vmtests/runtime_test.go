@@ -39,7 +39,6 @@ func TestRuntimes(t *testing.T) {
 			{name: "nspawn", run: runtimeNspawn, smoke: true},
 			{name: "lxc", run: runtimeLXC, smoke: true},
 			{name: "package", run: runtimePackage, smoke: true},
-			{name: "image", run: runtimeImage},
 		},
 	}
 	if k, err := selected(); err == nil && !guest.Inside() && !*flagSupport &&
