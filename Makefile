@@ -38,6 +38,14 @@ man: ## make the manual page, build/iotrace-bpf.1, with the flags that help show
 	$(GO) run ./cmd/iotrace-bpf help flags > build/flags.txt
 	awk -f packaging/manual.awk build/flags.txt packaging/iotrace-bpf.1.in > build/iotrace-bpf.1
 
+.PHONY: package
+package: ## make what a release has, in build/package: deb, rpm, tarballs, SBOM, checksums
+	packaging/package.sh "$(VERSION)" build/package
+
+.PHONY: image
+image: ## make the container image iotrace-bpf:VERSION, with the docker command (IMAGE=name)
+	packaging/image.sh "$(VERSION)" $(IMAGE)
+
 .PHONY: pictures
 pictures: ## make the pictures in docs from a replay of docs/incident.rec
 	vmtests/deps.sh test

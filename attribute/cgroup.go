@@ -52,6 +52,7 @@ type tree struct {
 	mountFD int    // of root, to open handles; -1 without
 	kernfs  bool   // root is a cgroup file system, not a copy of one
 	owner   uint32 // uid of root: what others own was delegated
+	name    string // of root as the kernel names it below mountFD
 	isBare  func(*place) bool
 
 	mu      sync.Mutex
@@ -90,6 +91,10 @@ func newTree(root, base string, keep time.Duration, now func() time.Time) *tree 
 		return t
 	}
 	t.mountFD = fd
+	// Under /proc/1/root, the kernel names it as process 1 does.
+	if t.name, err = os.Readlink("/proc/self/fd/" + strconv.Itoa(fd)); err != nil {
+		t.name = root
+	}
 	if handle, _, err := unix.NameToHandleAt(fd, "", unix.AT_EMPTY_PATH); err == nil && handle.Type() == kernfsHandle && handle.Size() == 8 {
 		_, err = t.open(binary.NativeEndian.Uint64(handle.Bytes()))
 		t.handles = err == nil
@@ -126,7 +131,7 @@ func (t *tree) open(id uint64) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	rel, ok := strings.CutPrefix(name, strings.TrimSuffix(t.root, "/"))
+	rel, ok := strings.CutPrefix(name, strings.TrimSuffix(t.name, "/"))
 	if !ok || rel != "" && rel[0] != '/' {
 		return "", fmt.Errorf("cgroup %d is at %q, not below %q: %w", id, name, t.root, fs.ErrNotExist)
 	}

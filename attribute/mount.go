@@ -59,6 +59,7 @@ type mounts struct {
 	watch  int    // fd of a mount table, to poll for changes; -1 without
 	name   string // of that table
 	closed bool
+	none   bool // the tables that can be read are not this host's: see Options.NoHostProc
 	dirty  bool
 	loaded time.Time
 	host   table
@@ -412,6 +413,9 @@ func threadTime() time.Duration {
 // open opens the host's table. Not as an os.File: the kernel reports a change once, and
 // Go's poller would consume it.
 func (m *mounts) open() bool {
+	if m.none {
+		return false
+	}
 	for _, pid := range []string{"1", "self"} {
 		name := filepath.Join(m.procRoot, pid, "mountinfo")
 		if fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil {
@@ -433,6 +437,9 @@ func (m *mounts) ownTable(c *cgroup) table {
 	}
 	o := &ownTable{read: m.now()}
 	m.own[c.id] = o
+	if m.none {
+		return table{}
+	}
 	pid, err := m.tree.process(c)
 	if err != nil {
 		return table{}

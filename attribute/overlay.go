@@ -78,6 +78,9 @@ func NewOverlay(opts Options) *Overlay {
 	}
 	if !opts.OnlyListedSockets {
 		o.usual = machineDockerSockets()
+		if opts.HostRoot != "" {
+			o.usual = append(onHost(opts.HostRoot, o.usual), o.usual...)
+		}
 	}
 	return o
 }

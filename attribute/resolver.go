@@ -25,6 +25,13 @@ const (
 type Options struct {
 	CgroupRoot string // "" finds it in /proc/self/mountinfo
 	ProcRoot   string // "" means /proc
+	// HostRoot is the directory under which the host's file system is seen, from inside of
+	// a container: the usual sockets and the cgroups are looked for there first. "" means
+	// that it is our own root.
+	HostRoot string
+	// NoHostProc says that ProcRoot is that of a container: its process 1 is not the
+	// host's, so neither its mounts nor its processes name anything.
+	NoHostProc bool
 
 	// Sockets to ask besides those found at the usual places (Docker, rootless Docker,
 	// Podman, containerd, CRI-O ...): each is a path or unix:///PATH, for Docker also
@@ -87,7 +94,7 @@ func NewResolver(opts Options) (*Resolver, error) {
 	h := Hierarchy{Version: 2, Mount: opts.CgroupRoot, Root: "/"}
 	if opts.CgroupRoot == "" {
 		var err error
-		if h, err = FindHierarchy(opts.ProcRoot); err != nil {
+		if h, err = findHierarchy(opts.ProcRoot, opts.HostRoot); err != nil {
 			return nil, err
 		}
 	}
@@ -98,7 +105,8 @@ func NewResolver(opts Options) (*Resolver, error) {
 	}
 	r.tree.isBare = r.bare
 	r.mounts = newMounts(opts.ProcRoot, r.registry, r.tree, opts.now)
-	r.machines = newMachines(cmp.Or(opts.root, "/"), opts.now)
+	r.machines = newMachines(cmp.Or(opts.root, opts.HostRoot, "/"), opts.now)
+	r.mounts.none = opts.NoHostProc
 	r.runtimes = newRuntimes(opts, r.registry, r.tree, h)
 	return r, nil
 }

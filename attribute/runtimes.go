@@ -58,6 +58,11 @@ func runtimeTable(opts Options) []runtimeSpec {
 		{runtimeCRI, apiCRI, opts.listed(nil, "option", opts.CRISockets, false), criSockets(), openCRI},
 		{runtimeContainerd, apiContainerd, opts.listed(nil, "option", opts.ContainerdSockets, false), containerdSockets(), openContainerd},
 	}
+	if opts.HostRoot != "" {
+		for i := range table {
+			table[i].usual = append(onHost(opts.HostRoot, table[i].usual), table[i].usual...)
+		}
+	}
 	if opts.OnlyListedSockets {
 		for i := range table {
 			table[i].usual = nil
@@ -197,7 +202,7 @@ func (rs *runtimes) add(spec *runtimeSpec, socket string, inside domain) *feed {
 		return nil
 	}
 	// Containers and users must not use up the endpoints of the host.
-	uid := socketUser(socket)
+	uid := socketUser(pathInRoot(socket))
 	if who := holder(socket); uid == "" && who != unknownUser && isPath(socket) && !inside.container() {
 		uid = who
 	}

@@ -78,6 +78,15 @@ func exists(socket string) (string, bool) {
 	if !isPath(socket) {
 		return socket, true
 	}
+	if strings.Contains(socket, "//") { // links in another root lead nowhere in ours
+		path, done, err := socketPath(socket)
+		if err != nil {
+			return socket, !errors.Is(err, fs.ErrNotExist)
+		}
+		defer done()
+		_, err = os.Stat(path)
+		return socket, !errors.Is(err, fs.ErrNotExist)
+	}
 	if _, err := os.Stat(socket); errors.Is(err, fs.ErrNotExist) {
 		return socket, false
 	}
@@ -87,15 +96,55 @@ func exists(socket string) (string, bool) {
 	return socket, true
 }
 
-// present returns the sockets of a runtime that exist: the listed ones first.
+// present returns the sockets of a runtime that exist: the listed ones first. One that
+// has several paths is returned once.
 func (s *runtimeSpec) present() []string {
 	var found []string
+	var files []os.FileInfo
 	for _, socket := range s.places() {
-		if socket, ok := exists(socket); ok {
-			found = append(found, socket)
+		socket, ok := exists(socket)
+		if !ok {
+			continue
 		}
+		if file, err := statSocket(socket); err == nil {
+			if slices.ContainsFunc(files, func(f os.FileInfo) bool { return os.SameFile(f, file) }) {
+				continue
+			}
+			files = append(files, file)
+		}
+		found = append(found, socket)
 	}
 	return found
+}
+
+// statSocket describes the file of a socket.
+func statSocket(socket string) (os.FileInfo, error) {
+	if !isPath(socket) {
+		return nil, fmt.Errorf("%q is no file: %w", socket, errors.ErrUnsupported)
+	}
+	path, done, err := socketPath(socket)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	return os.Stat(path)
+}
+
+// onHost returns paths as paths below the root of the host.
+func onHost(root string, paths []string) []string {
+	below := make([]string, len(paths))
+	for i, p := range paths {
+		below[i] = inRoot(strings.TrimSuffix(root, "/"), p)
+	}
+	return below
+}
+
+// pathInRoot returns the path of a socket within the root that it was looked up in.
+func pathInRoot(socket string) string {
+	if _, path, ok := strings.Cut(socket, "//"); ok {
+		return "/" + path
+	}
+	return socket
 }
 
 // absent returns the sockets of a runtime that do not exist, by option or at a fixed
@@ -122,7 +171,13 @@ func (s *runtimeSpec) absent() []string {
 func (s *runtimeSpec) places() []string {
 	all := slices.Clone(s.listed)
 	for _, pattern := range s.usual {
-		paths, _ := filepath.Glob(pattern) // the patterns are ours: none is malformed
+		root, _, below := strings.Cut(pattern, "//")
+		paths, _ := filepath.Glob(filepath.Clean(pattern)) // the patterns are ours: none is malformed
+		if below {
+			for i, p := range paths {
+				paths[i] = inRoot(root, strings.TrimPrefix(p, root))
+			}
+		}
 		all = append(all, paths...)
 	}
 	return all

@@ -35,7 +35,7 @@ type core struct {
 
 func newCore(opt Options) *core {
 	c := &core{opt: opt, log: opt.Log, shared: map[string]*ebpf.Map{}}
-	for _, dir := range []string{"/sys/kernel/tracing", "/sys/kernel/debug/tracing"} {
+	for _, dir := range []string{onHost("/sys/kernel/tracing"), onHost("/sys/kernel/debug/tracing")} {
 		if _, err := os.Stat(filepath.Join(dir, "events")); err == nil {
 			c.tracefs = dir
 			break

@@ -36,7 +36,7 @@ type Devices struct {
 func NewDevices() *Devices { return watchedDevices(nil) }
 
 func watchedDevices(w *deviceWatch) *Devices {
-	return &Devices{sys: "/sys", dev: "/dev", proc: "/proc", driver: theLoopDriver, look: lookout{watch: w}, last: map[Dev]Device{}}
+	return &Devices{sys: "/sys", dev: onHost("/dev"), proc: onHost("/proc"), driver: theLoopDriver, look: lookout{watch: w}, last: map[Dev]Device{}}
 }
 
 // maxGoneDevices bounds the memory for devices that are gone.
@@ -120,7 +120,7 @@ func (d *Devices) anonymousIsLocal(dev Dev) bool {
 // fileSystems returns the type of every file system that is mounted here.
 func (d *Devices) fileSystems() map[Dev]string {
 	types := map[Dev]string{}
-	f, err := os.Open(filepath.Join(d.proc, "self", "mountinfo"))
+	f, err := os.Open(filepath.Join(d.proc, mountsPID(), "mountinfo"))
 	if err != nil {
 		return types
 	}

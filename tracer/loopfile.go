@@ -165,7 +165,7 @@ func askLoop(node, backing string) (loopFile, error) {
 		}
 	}
 	var st unix.Stat_t
-	if err := unix.Stat(backing, &st); err != nil {
+	if err := unix.Stat(onHost(backing), &st); err != nil {
 		return loopFile{}, err
 	}
 	return loopFile{fs: Dev(unix.Major(st.Dev)<<20 | unix.Minor(st.Dev)), guessed: true}, nil

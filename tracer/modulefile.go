@@ -37,7 +37,7 @@ func moduleTree() (string, error) {
 	if err := unix.Uname(&uts); err != nil {
 		return "", fmt.Errorf("asking for the kernel's release: %w", err)
 	}
-	return filepath.Join("/lib/modules", unix.ByteSliceToString(uts.Release[:])), nil
+	return filepath.Join(onHost("/lib/modules"), unix.ByteSliceToString(uts.Release[:])), nil
 }
 
 // moduleFile finds a module's file in a tree, by the list that modprobe uses
@@ -57,6 +57,8 @@ func moduleFile(tree, name string) (string, error) {
 		}
 		if !path.IsAbs(file) { // some installers write absolute paths
 			file = filepath.Join(tree, file)
+		} else {
+			file = onHost(file)
 		}
 		return file, nil
 	}

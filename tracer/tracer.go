@@ -361,7 +361,7 @@ func (t *Tracer) Comm(pid uint32) string {
 		}
 		return string(name)
 	}
-	name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	name, err := os.ReadFile(commFile(pid))
 	if err != nil {
 		return ""
 	}

@@ -45,7 +45,7 @@ debian)
 		# programs of the tests on this machine: engines, file systems, servers, browsers
 		packages="$packages bpftool strace systemd busybox-static containerd runc podman conmon catatonit crun netavark aardvark-dns \
 			iptables procps psmisc bindfs sshfs openssh-server cryptsetup-bin dmsetup jq tmux unzip ca-certificates \
-			prometheus maven openjdk-17-jre-headless chromium fonts-dejavu-core fonts-noto-core fish zsh"
+			rpm cpio prometheus maven openjdk-17-jre-headless chromium fonts-dejavu-core fonts-noto-core fish zsh"
 		# virtiofsd: part of QEMU's package up to Debian 12, its own package since then
 		packages="$packages qemu-system-common"
 		if apt-cache show virtiofsd >/dev/null 2>&1; then packages="$packages virtiofsd"; fi

@@ -93,7 +93,7 @@ func images() map[string]vm.Image {
 		"runtimes": {Name: "runtimes", Suite: imageSuite, Packages: []string{
 			"bash", "coreutils", "util-linux", "mount", "grep", "sed", "procps", "kmod", "iproute2", "netbase", "libc-bin", "e2fsprogs",
 			"systemd", "systemd-sysv", "systemd-container", "dbus", "dbus-user-session", "libpam-systemd",
-			"docker.io", "containerd", "runc", "crun", "podman", "conmon", "catatonit", "uidmap", "slirp4netns", "rootlesskit", "lxc", "apparmor", "iptables", "busybox-static", "tar",
+			"docker.io", "containerd", "runc", "crun", "podman", "conmon", "catatonit", "uidmap", "slirp4netns", "rootlesskit", "lxc", "apparmor", "iptables", "busybox-static", "tar", "dpkg", "diffutils",
 		}, Files: runtimes, FreeMiB: 512},
 	}
 }

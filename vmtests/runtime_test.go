@@ -17,13 +17,14 @@ import (
 
 	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
+	"github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
 )
 
 // TestRuntimes runs every container runtime that Debian packages, on a machine like
 // those of users: systemd is PID 1 and owns a pure cgroup v2 tree. Two workloads of
 // two owners write known bytes, and the rows must carry their names.
 func TestRuntimes(t *testing.T) {
-	suite{
+	s := suite{
 		image:    "runtimes",
 		line:     "6.12",
 		memory:   2048,
@@ -37,8 +38,14 @@ func TestRuntimes(t *testing.T) {
 			{name: "docker_rootless", run: runtimeDockerRootless},
 			{name: "nspawn", run: runtimeNspawn, smoke: true},
 			{name: "lxc", run: runtimeLXC, smoke: true},
+			{name: "package", run: runtimePackage, smoke: true},
 		},
-	}.test(t)
+	}
+	if k, err := selected(); err == nil && !guest.Inside() && !*flagSupport &&
+		slices.ContainsFunc(k, func(k Kernel) bool { return k.Name == s.line && slices.Contains(s.expected(t, k), "package") }) {
+		s.shares = []vm.Share{packageShare(t)}
+	}
+	s.test(t)
 }
 
 // TestRuntimeVerdict proves for that guest what TestVerdict proves for all others: a

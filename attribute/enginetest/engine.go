@@ -37,8 +37,9 @@ const (
 type Engine struct {
 	Socket string // path of its unix socket
 
-	dir string
-	log *os.File
+	program []string // dockerd, and what starts it
+	dir     string
+	log     *os.File
 
 	mu  sync.Mutex
 	cmd *exec.Cmd
@@ -47,6 +48,11 @@ type Engine struct {
 // Start runs a dockerd with Image in it until the test ends. Containers have no
 // network but their loopback.
 func Start(t testing.TB) *Engine {
+	t.Helper()
+	return start(t, "dockerd")
+}
+
+func start(t testing.TB, program ...string) *Engine {
 	t.Helper()
 	// Not t.TempDir: the path of a unix socket must be short, and what is mounted
 	// below must be unmounted before it is removed.
@@ -58,7 +64,7 @@ func Start(t testing.TB) *Engine {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &Engine{Socket: filepath.Join(dir, "docker.sock"), dir: dir, log: log}
+	e := &Engine{Socket: filepath.Join(dir, "docker.sock"), program: program, dir: dir, log: log}
 	t.Cleanup(func() {
 		e.cleanup(t)
 		log.Close()
@@ -71,7 +77,7 @@ func Start(t testing.TB) *Engine {
 // Boot starts the daemon, again after Halt, and waits until it answers.
 func (e *Engine) Boot(t testing.TB) {
 	t.Helper()
-	cmd := exec.Command("dockerd",
+	cmd := e.daemon(
 		"--host", "unix://"+e.Socket,
 		"--data-root", filepath.Join(e.dir, "data"),
 		"--exec-root", filepath.Join(e.dir, "exec"),

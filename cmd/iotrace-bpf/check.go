@@ -43,6 +43,9 @@ func runCheck(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		sources: s.tracer.Status(), sockets: s.resolver.Endpoints(),
 	}
 	found.sources = append(found.sources, vxlanStatus(found.hierarchy.ID))
+	if opt.view.contained() {
+		found.container = append(s.sights, noEngine(found.sockets))
+	}
 	return found.write(stdout, opt.verbose)
 }
 
@@ -52,6 +55,7 @@ type findings struct {
 	hierarchy attribute.Hierarchy
 	sources   []tracer.Status
 	sockets   []attribute.Endpoint
+	container []sight // nil outside of a container
 }
 
 // write prints one line for each finding, and one for each limitation. Sockets that
@@ -63,6 +67,13 @@ func (f *findings) write(out io.Writer, verbose bool) error {
 		f.hierarchy.Version, f.hierarchy.ID, cmp.Or(text.Safe(f.hierarchy.Mount), "(not mounted)"))
 	for _, st := range f.sources {
 		writeStatus(w, st)
+	}
+	first := "container"
+	for _, s := range f.container {
+		for _, line := range s.lines() {
+			fmt.Fprintf(w, "%s\t%s\n", first, line)
+			first = ""
+		}
 	}
 	absent := 0
 	for _, e := range f.sockets {

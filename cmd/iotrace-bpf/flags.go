@@ -69,6 +69,11 @@ type options struct {
 	onlyListedSockets bool
 	projectLabel      string
 
+	// the host, from inside of a container
+	hostRoot string
+	hostName string
+	view     *hostView // nil until it was looked at
+
 	// limits
 	maxGroups   uint32
 	eventBuffer int64 // bytes
@@ -103,6 +108,7 @@ func (o *options) traceFlags() *flagSet {
 	f.group("Recording", o.recordFlags)
 	f.group("Report", o.reportFlags)
 	f.group("Names of containers", o.socketFlags, o.projectFlags)
+	f.group("In a container", o.hostFlags)
 	f.group("Limits", o.limitFlags)
 	f.general(o.verboseFlags, o.versionFlags, o.testFlags)
 	return f
@@ -131,6 +137,7 @@ func (o *options) checkFlags() *flagSet {
 	f := newFlagSet("check")
 	f.group("What to check", o.sourceFlags, o.latencyFlags, o.levelFlags)
 	f.group("Names of containers", o.socketFlags)
+	f.group("In a container", o.hostFlags)
 	f.general(o.verboseFlags)
 	return f
 }
@@ -244,6 +251,12 @@ func (o *options) socketFlags(fs *pflag.FlagSet) {
 
 func (o *options) projectFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.projectLabel, "project-label", "", "the container label `KEY` names the project, before any other rule")
+}
+
+func (o *options) hostFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.hostRoot, "host-root", "", "the host's file system is mounted at `DIR`: look there for /proc, cgroups, sockets, /etc, /dev and /lib/modules "+
+		"(default: the root of process 1 where --pid=host shows it)")
+	fs.StringVar(&o.hostName, "host-name", "", "`NAME` of the host in documents, recordings and reports (default: the host's own)")
 }
 
 func (o *options) limitFlags(fs *pflag.FlagSet) {

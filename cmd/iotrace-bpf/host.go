@@ -1,30 +1,15 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
-
-// thisHost describes this machine.
-func thisHost() output.Host {
-	var h output.Host
-	h.Name, _ = os.Hostname()
-	id, _ := os.ReadFile("/etc/machine-id")
-	h.ID = strings.TrimSpace(string(id))
-	var uts unix.Utsname
-	if unix.Uname(&uts) == nil {
-		h.Kernel = string(bytes.TrimRight(uts.Release[:], "\x00"))
-	}
-	return h
-}
 
 // selfCost measures the CPU time and memory of this process.
 type selfCost struct{ cpu uint64 }
@@ -52,9 +37,7 @@ func selfPID() uint32 { return uint32(os.Getpid()) }
 // firstPIDs tells whether the BPF programs see the same pid of this process as the
 // process itself: only in the first pid namespace.
 func firstPIDs() bool {
-	const first = "pid:[4026531836]" // PROC_PID_INIT_INO, include/linux/proc_ns.h
-	name, err := os.Readlink("/proc/self/ns/pid")
-	return err == nil && name == first
+	return namespace("/proc/self/ns/pid") == firstNamespaces["pid"]
 }
 
 // ownRows removes the rows of this process. It adds the bytes of leaf devices among

@@ -164,6 +164,7 @@ type tracedDoc struct {
 		Action     string
 		Start, End time.Time
 	}
+	Host      struct{ Name, ID string }
 	Container struct {
 		ID, Name string
 		Image    struct {
@@ -202,8 +203,9 @@ type tracedDoc struct {
 			Write uint64 `json:"write_bytes"`
 		}
 		Sources map[string]struct {
-			Attached bool
-			Reason   string
+			Attached    bool
+			Reason      string
+			Limitations []string
 		}
 		VXLAN        struct{ Network struct{ Name string } }
 		Unattributed struct{ Bytes uint64 }

@@ -107,10 +107,14 @@ func (o *options) logger(stderr io.Writer) *slog.Logger {
 
 // names says where to ask for names, and where to log what cannot be asked.
 func (o *options) names(log *slog.Logger) attribute.Options {
-	return attribute.Options{
+	opts := attribute.Options{
 		DockerSockets: o.dockerHosts, CRISockets: o.criSockets, ContainerdSockets: o.containerdSockets,
 		OnlyListedSockets: o.onlyListedSockets, ProjectLabel: o.projectLabel, CallTime: o.callTime, Log: log,
 	}
+	if o.view != nil {
+		opts = o.view.attributeOptions(opts)
+	}
+	return opts
 }
 
 // session is a tracer with names.
@@ -122,6 +126,7 @@ type session struct {
 	joiner   joiner
 	daemons  map[tracer.Dev]uint32 // of FUSE file systems
 	host     output.Host
+	sights   []sight // what a container shows of the host; nil outside of one
 	cost     selfCost
 	asked    map[uint64]bool // containers whose name was waited for once
 	records  *recordBuffer   // nil without --events
@@ -135,6 +140,10 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 	if opt.excludeSelf && !firstPIDs() {
 		return nil, &exitError{exitUnsupported, errors.New("--exclude-self: in a pid namespace of its own, this program cannot tell which I/O is its own")}
 	}
+	if opt.view, err = viewHost(opt.hostRoot); err != nil {
+		return nil, err
+	}
+	tracer.SetHostRoot(opt.view.root, opt.view.proc)
 	s := &session{opt: opt, log: opt.logger(stderr), asked: map[uint64]bool{}}
 	defer func() {
 		if err != nil {
@@ -177,7 +186,7 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 		s.log.Warn("walking the cgroups", "error", err)
 	}
 	s.joiner = joiner{resolver: s.resolver, devices: s.tracer.Devices(), comm: s.comm, mount: s.mount, byMount: topt.ByMount}
-	s.host = thisHost()
+	s.lookAtHost()
 	go debug.FreeOSMemory() // tens of MiB of the kernel's types are not needed any more
 	if opt.vxlan {
 		s.vxlan.prepare(ctx, s)
@@ -203,6 +212,20 @@ func countsApp(status []tracer.Status) error {
 		}
 	}
 	return &exitError{exitUnsupported, errors.New("--level app: no source can count what programs read and write here (" + strings.Join(why, "; ") + "). Leave it out, or use --level both")}
+}
+
+// lookAtHost says which host this is, and warns of what a container hides.
+func (s *session) lookAtHost() {
+	view := s.opt.view
+	var known bool
+	s.host, known = view.describe(s.opt.hostName)
+	if !view.contained() {
+		return
+	}
+	s.sights = view.sights(s.resolver.Hierarchy(), known, s.opt.vxlan)
+	for _, l := range limitations(s.sights) {
+		s.log.Warn("in this container: "+l.Text, "lifted by", l.Remedy)
+	}
 }
 
 func (s *session) Close() {
@@ -335,7 +358,13 @@ func (s *session) interval(read *tracer.Interval) *output.Interval {
 		Self: self,
 	}
 	for _, st := range s.tracer.Status() {
-		iv.Sources = append(iv.Sources, sourceStatus(st))
+		status := sourceStatus(st)
+		if st.Attached {
+			for _, l := range limitations(s.sights) {
+				status.Limitations = append(status.Limitations, l.Text)
+			}
+		}
+		iv.Sources = append(iv.Sources, status)
 	}
 	iv.Unresolved = unnamed(iv.Samples)
 	s.vxlan.into(iv)

@@ -121,7 +121,11 @@ func (o *vxlanOptions) scan() vxlan.ScanOptions {
 
 // names says where to ask for names, and where to log what cannot be asked.
 func (o *vxlanOptions) names(log *slog.Logger) attribute.Options {
-	return attribute.Options{DockerSockets: o.docker, OnlyListedSockets: o.onlyListed, Log: log}
+	opts := attribute.Options{DockerSockets: o.docker, OnlyListedSockets: o.onlyListed, Log: log}
+	if v, err := viewHost(""); err == nil {
+		opts = v.attributeOptions(opts)
+	}
+	return opts
 }
 
 // vxlanLog writes warnings to standard error.
