@@ -58,7 +58,7 @@ func TestSwarm(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), OnlyListedSockets: true})
 			socket := nodeEngine(t, tt.header, tt.info)
-			f := r.runtimes.add(&runtimeSpec{name: runtimeDocker}, socket, tt.inside)
+			f := r.runtimes.add(&runtimeSpec{name: runtimeDocker}, socket, domain{path: tt.inside})
 			d, err := newDocker(socket)
 			if err != nil {
 				t.Fatal(err)

@@ -167,7 +167,7 @@ func TestModules(t *testing.T) {
 // TestSources: a source has the same name everywhere.
 func TestSources(t *testing.T) {
 	root := filepath.Join("..", "..")
-	objects, err := filepath.Glob(filepath.Join(root, "bpf", "*.bpf.c"))
+	objects, err := filepath.Glob(filepath.Join(root, "bpf", "*", "*.bpf.c"))
 	if err != nil || len(objects) == 0 {
 		t.Fatalf("%v, %v", objects, err)
 	}
@@ -194,8 +194,8 @@ func TestSources(t *testing.T) {
 		}
 	}
 	for _, name := range names {
-		if !slices.Contains(objects, filepath.Join(root, "bpf", name+".bpf.c")) {
-			t.Errorf("source %s has no bpf/%s.bpf.c", name, name)
+		if !slices.Contains(objects, filepath.Join(root, "bpf", name, name+".bpf.c")) {
+			t.Errorf("source %s has no bpf/%s/%s.bpf.c", name, name, name)
 		}
 	}
 }
