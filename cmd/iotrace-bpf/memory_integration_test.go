@@ -59,8 +59,7 @@ func (g memoryCgroup) peakMiB(t *testing.T) int64 {
 	return n >> 20
 }
 
-// TestMemoryLimit runs the program in a memory cgroup with the limit that README and the
-// unit name. The kernel kills what does not fit: maps, programs and what the verifier
+// TestMemoryLimit runs the program in a memory cgroup with the limit that README names. The kernel kills what does not fit: maps, programs and what the verifier
 // needs count as well as the program's own memory.
 func TestMemoryLimit(t *testing.T) {
 	bin := binary(t)
