@@ -15,7 +15,6 @@ type sibling struct {
 	around        domain
 	parent, outer string // ids of the container around it, and of the outermost one
 	outermost     string // key of the latter
-	known         bool
 }
 
 // sibling returns the container around a cgroup that no runtime of the machine names. It

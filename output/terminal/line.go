@@ -90,11 +90,6 @@ func (l line) cut(width int) line {
 	return out
 }
 
-// in returns the line in one style, whatever its pieces had.
-func (l line) in(style cellStyle) line {
-	return line{{l.plain(), style}}
-}
-
 // trim removes the spaces at the end.
 func (l line) trim() line {
 	for len(l) > 0 {
