@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -71,6 +72,7 @@ func startPodman(t testing.TB, uid uint32) *Podman {
 			cmd.Process.Kill()
 			<-exited
 		}
+		p.endRest()
 		if t.Failed() {
 			b, _ := os.ReadFile(log.Name())
 			t.Logf("end of podman's log:\n%s", b[max(0, len(b)-8<<10):])
@@ -95,6 +97,24 @@ func startPodman(t testing.TB, uid uint32) *Podman {
 	load.Stdin = bytes.NewReader(ImageArchive(t, "docker.io/library/"+Image))
 	output(t, load)
 	return p
+}
+
+// endRest ends what a service leaves behind that runs as a user: its second process in
+// the user namespace, and those that hold the namespace for later commands. All of them
+// work in the service's directory.
+func (p *Podman) endRest() {
+	if p.uid == 0 {
+		return
+	}
+	links, _ := filepath.Glob("/proc/[0-9]*/cwd")
+	for _, link := range links {
+		if dir, err := os.Readlink(link); err != nil || dir != p.dir {
+			continue
+		}
+		if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(link))); err == nil {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
 }
 
 // Command returns a podman command on this service's containers.
