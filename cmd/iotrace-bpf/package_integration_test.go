@@ -67,7 +67,7 @@ func TestPackages(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(unpacked, "rpm"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	mustRun(t, "sh", "-c", fmt.Sprintf("cd %q && rpm2cpio %q | cpio --quiet -idm", filepath.Join(unpacked, "rpm"), filepath.Join(dir, rpm)))
+	mustRun(t, "sh", "-c", fmt.Sprintf("cd %q && rpm2cpio %q | cpio --quiet --no-absolute-filenames -idm", filepath.Join(unpacked, "rpm"), filepath.Join(dir, rpm)))
 	mustRun(t, "tar", "-C", unpacked, "-xf", filepath.Join(dir, tarball))
 	program := map[string]string{
 		"deb": "deb/usr/bin/iotrace-bpf", "rpm": "rpm/usr/bin/iotrace-bpf", "tarball": strings.TrimSuffix(tarball, ".tar.gz") + "/iotrace-bpf",

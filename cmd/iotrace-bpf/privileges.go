@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"unsafe"
 
@@ -42,6 +43,12 @@ func dropPrivileges(kept []uint) error {
 	var caps [2]unix.CapUserData
 	if err := unix.Capget(&header, &caps[0]); err != nil {
 		return fmt.Errorf("reading capabilities: %w", err)
+	}
+	permitted := func(c uint) bool { return caps[c/32].Permitted&(1<<(c%32)) != 0 }
+	if slices.Contains(kept, unix.CAP_BPF) && !permitted(unix.CAP_BPF) {
+		// An engine that does not know CAP_BPF (Docker 20.10) gave CAP_SYS_ADMIN in its
+		// place: maps and programs that are made later need it.
+		kept = append(slices.Clone(kept), unix.CAP_SYS_ADMIN)
 	}
 	var mask [2]uint32
 	for _, c := range kept {
