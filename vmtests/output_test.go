@@ -86,6 +86,9 @@ func TestOutput(t *testing.T) {
 // server is.
 const outputWord = "iotrace.host"
 
+// outputMount is what the guest mounts of its NFS server.
+const outputMount = "127.0.0.1:/"
+
 // Paths of the host's server that are not Elasticsearch's.
 const (
 	outputKeep   = "/-/keep/"
@@ -151,7 +154,7 @@ type outputRow struct {
 	Name      string // its value
 	Source    string
 	Device    string // major:minor
-	Shown     string // the device's name, as tables have it
+	Shown     string // the device, as tables have it: a disk's name, what is mounted of a server
 	Read      int64
 	Written   int64
 	Container string // id, "" for a unit
@@ -189,9 +192,9 @@ func outputEverything(g *guest.Guest) {
 	shopOnDisk := ps.Open(d.Path(), os.O_RDWR|guest.Direct)
 	cronOnDisk := pc.Open(d.Path(), os.O_RDWR|guest.Direct)
 	truth := outputTruth{Namespace: "vm", Rows: []outputRow{
-		{Cgroup: shop.Path(), Label: "container", Name: id[:12], Container: id, Source: "nfs", Device: m.ID(), Shown: m.ID()},
+		{Cgroup: shop.Path(), Label: "container", Name: id[:12], Container: id, Source: "nfs", Device: m.ID(), Shown: outputMount},
 		{Cgroup: shop.Path(), Label: "container", Name: id[:12], Container: id, Source: "block", Device: d.ID(), Shown: d.Name},
-		{Cgroup: cron.Path(), Label: "unit", Name: "cron.service", Source: "nfs", Device: m.ID(), Shown: m.ID()},
+		{Cgroup: cron.Path(), Label: "unit", Name: "cron.service", Source: "nfs", Device: m.ID(), Shown: outputMount},
 		{Cgroup: cron.Path(), Label: "unit", Name: "cron.service", Source: "block", Device: d.ID(), Shown: d.Name},
 	}}
 	shopNFS, shopBlock, cronNFS, cronBlock := &truth.Rows[0], &truth.Rows[1], &truth.Rows[2], &truth.Rows[3]
