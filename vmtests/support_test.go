@@ -175,7 +175,7 @@ func TestSourcesAreTested(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files, err := filepath.Glob("../bpf/*.bpf.c")
+	files, err := filepath.Glob("../bpf/*/*.bpf.c")
 	if err != nil || len(files) == 0 {
 		t.Fatalf("no BPF programs: %v", err)
 	}
@@ -185,7 +185,7 @@ func TestSourcesAreTested(t *testing.T) {
 			continue // what all sources share
 		}
 		if _, err := os.Stat(source + "_test.go"); err != nil {
-			t.Errorf("bpf/%s.bpf.c has no %s_test.go here", source, source)
+			t.Errorf("%s has no %s_test.go here", f, source)
 		}
 		if !strings.Contains(string(text), "\n## "+source+"\n") {
 			t.Errorf("%s has no section %q", supportFile, source)
