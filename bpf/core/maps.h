@@ -10,9 +10,6 @@
 #include "types.h"
 #include "kernel.h"
 
-#define E2BIG 7
-#define EEXIST 17
-
 /* Tunables; user space sets them before load. */
 const volatile __u32 hierarchy_id = 0; /* the hierarchy that names cgroups: 0 is cgroup2 */
 const volatile bool by_process = false; /* key by pid */
