@@ -719,7 +719,7 @@ int iot_netns_return(void *ctx)
 SEC("fexit/rtnl_newlink")
 int iot_newlink_fexit(__u64 *ctx)
 {
-	return iot_newlink((const void *)ctx[0], (const void *)ctx[1], ctx[3]);
+	return iot_newlink((const void *)iot_arg(ctx, 0), (const void *)iot_arg(ctx, 1), ctx[3]);
 }
 
 SEC("kprobe/rtnl_newlink")
