@@ -14,6 +14,7 @@
 #include "request.h"
 
 #define RQ_ARG ((struct request *)(rq_is_second_arg ? ctx[1] : ctx[0]))
+#define TYPED(rq) (CAN_CAST ? CAST(struct request, rq) : (rq))
 
 SEC("raw_tp/block_rq_issue")
 int iot_rq_issue(__u64 *ctx)
@@ -24,7 +25,7 @@ int iot_rq_issue(__u64 *ctx)
 SEC("tp_btf/block_rq_issue")
 int iot_rq_issue_btf(__u64 *ctx)
 {
-	return iot_issue(RQ_ARG, true, IOT_WALK_ISSUE);
+	return iot_issue(TYPED(RQ_ARG), true, IOT_WALK_ISSUE);
 }
 
 SEC("raw_tp/block_rq_issue")
@@ -36,7 +37,7 @@ int iot_rq_issue_redundant(__u64 *ctx)
 SEC("tp_btf/block_rq_issue")
 int iot_rq_issue_redundant_btf(__u64 *ctx)
 {
-	return iot_issue_redundant(RQ_ARG, true);
+	return iot_issue_redundant(TYPED(RQ_ARG), true);
 }
 
 SEC("raw_tp/block_rq_requeue")
@@ -54,7 +55,7 @@ int iot_rq_complete(__u64 *ctx)
 SEC("tp_btf/block_rq_complete")
 int iot_rq_complete_btf(__u64 *ctx)
 {
-	return iot_complete((struct request *)ctx[0], ctx[1], ctx[2], true);
+	return iot_complete(TYPED((struct request *)ctx[0]), ctx[1], ctx[2], true);
 }
 
 SEC("raw_tp/block_bio_queue")

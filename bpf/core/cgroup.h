@@ -112,20 +112,17 @@ static __always_inline __u64 iot_owner_of_task(struct task_struct *task)
 	return iot_pack(iot_cgroup_id(iot_task_cgroup(task)), IOT_TASK);
 }
 
-/*
- * The current task as owner; 0 for a kernel thread. Since 5.11 the kernel gives programs
- * a pointer with a type, through which plain loads are allowed: a third of the time.
- */
+/* The current task as owner; 0 for a kernel thread. Plain loads take a third of the time. */
 static __always_inline __u64 iot_owner_from_task(void)
 {
+	struct task_struct *task = (void *)bpf_get_current_task();
 	struct cgroup_subsys_state *css;
-	struct task_struct *task;
 	struct cgroup *cgroup;
 	struct css_set *set;
 
-	if (!bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_get_current_task_btf))
-		return iot_owner_of_task((void *)bpf_get_current_task());
-	task = bpf_get_current_task_btf();
+	if (!CAN_CAST)
+		return iot_owner_of_task(task);
+	task = CAST(struct task_struct, task);
 	if (!task->tgid || task->flags & PF_KTHREAD)
 		return 0;
 	set = task->cgroups;

@@ -18,6 +18,17 @@
 		BPF_CORE_READ(__from, field);     \
 	})
 
+extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak; /* since 6.2 (a35b9af4ec2c) */
+
+/*
+ * A pointer of a type of vmlinux, through which plain loads are allowed, wherever the
+ * kernel can make one. Where the kernel itself made the pointer it trusts it: since 6.3
+ * (6fcd486b3a0a) the verifier then searches all of the kernel's types for each pointer
+ * that is loaded through it, some milliseconds each. This one it does not trust.
+ */
+#define CAN_CAST (!!bpf_rdonly_cast)
+#define CAST(type, ptr) ((type *)bpf_rdonly_cast((const void *)(ptr), bpf_core_type_id_kernel(type)))
+
 static __always_inline __u64 iot_word_at(__u64 addr)
 {
 	__u64 word = 0;
