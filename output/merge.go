@@ -70,6 +70,7 @@ func (m *Merger) Add(iv *Interval) (done *Interval) {
 	n.Self.ReadBytes += iv.Self.ReadBytes
 	n.Self.WriteBytes += iv.Self.WriteBytes
 	n.Self.RSSBytes = max(n.Self.RSSBytes, iv.Self.RSSBytes)
+	n.Self.MapBytes = max(n.Self.MapBytes, iv.Self.MapBytes)
 	n.Sources = iv.Sources
 	n.Events = append(n.Events, iv.Events...)
 	m.add(iv.Samples)

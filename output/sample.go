@@ -230,7 +230,8 @@ func (l *Lost) Words() []string {
 type Self struct {
 	BPFNanos uint64 // needs kernel.bpf_stats_enabled=1; 0 otherwise
 	CPUNanos uint64 // user and system time of this process
-	RSSBytes uint64
+	RSSBytes uint64 // resident memory of this process
+	MapBytes uint64 // kernel memory of its BPF maps
 	// What this process read and wrote itself if the samples do not include it
 	// (--exclude-self); 0 otherwise.
 	ReadBytes, WriteBytes uint64

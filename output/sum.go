@@ -42,6 +42,7 @@ func (s *Sum) Add(iv *Interval) {
 	t.Self.ReadBytes += iv.Self.ReadBytes
 	t.Self.WriteBytes += iv.Self.WriteBytes
 	t.Self.RSSBytes = max(t.Self.RSSBytes, iv.Self.RSSBytes)
+	t.Self.MapBytes = max(t.Self.MapBytes, iv.Self.MapBytes)
 	for i := range iv.Samples {
 		s.sample(&iv.Samples[i])
 	}

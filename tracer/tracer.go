@@ -105,6 +105,7 @@ type Tracer struct {
 	ctx     context.Context // done when the tracer is closed
 	stop    context.CancelFunc
 	readers sync.WaitGroup
+	memory  mapMemory
 	closers []func() error
 }
 

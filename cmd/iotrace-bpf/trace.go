@@ -343,6 +343,7 @@ func (s *session) show(out *sinks, read *tracer.Interval) error {
 func (s *session) interval(read *tracer.Interval) *output.Interval {
 	self := s.cost.read()
 	self.BPFNanos = read.BPFNanos
+	self.MapBytes = s.tracer.MapBytes()
 	if s.opt.excludeSelf {
 		read.Rows = s.ownRows(read.Rows, &self)
 	}

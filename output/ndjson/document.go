@@ -253,6 +253,7 @@ type docSelf struct {
 	BPFNanos int64 `json:"bpf_ns"`
 	CPUNanos int64 `json:"cpu_ns"`
 	RSSBytes int64 `json:"rss_bytes"`
+	MapBytes int64 `json:"map_bytes"`
 
 	ReadBytes  int64 `json:"read_bytes,omitempty"`
 	WriteBytes int64 `json:"write_bytes,omitempty"`

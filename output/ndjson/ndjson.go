@@ -565,7 +565,7 @@ func (e *encoder) status() {
 	f.Unattributed = &docBytes{long(iv.Unattributed())}
 	f.Unresolved = &docUnresolved{long(iv.Unresolved)}
 	self := &iv.Self
-	f.Self = &docSelf{long(self.BPFNanos), long(self.CPUNanos), long(self.RSSBytes), long(self.ReadBytes), long(self.WriteBytes)}
+	f.Self = &docSelf{long(self.BPFNanos), long(self.CPUNanos), long(self.RSSBytes), long(self.MapBytes), long(self.ReadBytes), long(self.WriteBytes)}
 }
 
 func (e *encoder) event(ev *output.Event) {

@@ -184,7 +184,7 @@ func TestDocumentsFields(t *testing.T) {
 			for path, want := range map[string]string{
 				"event.kind": "state", "data_stream.type": "logs", "iotrace.sources.nfs": "map[attached:true hook:raw_tp/nfs_initiate_write limitations:[no retransmissions]]",
 				"iotrace.unattributed.bytes": "20480", "iotrace.unresolved.cgroups": "2", "iotrace.total.write.bytes": "149753856",
-				"iotrace.self": "map[bpf_ns:3000000 cpu_ns:11000000 rss_bytes:42991616]", "iotrace.lost.records": "0",
+				"iotrace.self": "map[bpf_ns:3000000 cpu_ns:11000000 map_bytes:17825792 rss_bytes:42991616]", "iotrace.lost.records": "0",
 			} {
 				if got := fmt.Sprint(docField(d, path)); got != want {
 					t.Errorf("%s is %s, want %s", path, got, want)

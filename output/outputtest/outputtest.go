@@ -197,7 +197,7 @@ func Shop() *output.Interval {
 			{Source: output.SourceNFS, Attached: true, Hook: "raw_tp/nfs_initiate_write", Limitations: []string{"no retransmissions"}},
 			{Source: output.SourceFUSE, Attached: true, Hook: "fentry/fuse_send_one"},
 		},
-		Self: output.Self{BPFNanos: 3_000_000, CPUNanos: 11_000_000, RSSBytes: 41 * MiB},
+		Self: output.Self{BPFNanos: 3_000_000, CPUNanos: 11_000_000, RSSBytes: 41 * MiB, MapBytes: 17 * MiB},
 		Events: []output.Event{
 			{Time: end.Add(-time.Second), Dataset: output.DatasetVXLAN, Action: "create_failed", VXLAN: &output.VXLAN{Device: "vx-001002-abcde", Ifindex: 17,
 				VNI: 4098, NetNS: 4026531840, Process: output.Process{PID: 901, Name: "dockerd"}, Network: "shop_default", NetworkID: "abcdefghijkl",

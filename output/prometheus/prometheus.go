@@ -278,6 +278,7 @@ func (p *Exporter) Observe(iv *output.Interval) {
 	p.self.BPFNanos += iv.Self.BPFNanos
 	p.self.CPUNanos += iv.Self.CPUNanos
 	p.self.RSSBytes = iv.Self.RSSBytes
+	p.self.MapBytes = iv.Self.MapBytes
 	p.last = &output.Interval{Start: iv.Start, End: iv.End, Host: iv.Host, Sources: slices.Clone(iv.Sources), Unresolved: iv.Unresolved}
 }
 
@@ -535,6 +536,7 @@ var (
 	descBPF         = newDesc("iotrace_self_bpf_seconds_total", "Time spent in the BPF programs of the tracer; 0 unless the sysctl kernel.bpf_stats_enabled is 1.")
 	descCPU         = newDesc("iotrace_self_cpu_seconds_total", "CPU time of the tracer.")
 	descRSS         = newDesc("iotrace_self_resident_bytes", "Resident memory of the tracer.")
+	descMaps        = newDesc("iotrace_self_map_bytes", "Kernel memory of the BPF maps of the tracer.")
 	descIntervals   = newDesc("iotrace_intervals_total", "Intervals counted.")
 	descLast        = newDesc("iotrace_last_interval_timestamp_seconds", "End of the last counted interval, as Unix time.")
 	descSeries      = newDesc("iotrace_series", "Label sets with counters of their own.")
@@ -557,7 +559,7 @@ func (p *Exporter) Describe(ch chan<- *prometheus.Desc) {
 			ch <- m
 		}
 	}
-	for _, d := range []*prometheus.Desc{descContainer, descMount, descSource, descLost, descLostBytes, descUnresolved, descBPF, descCPU, descRSS, descIntervals, descLast,
+	for _, d := range []*prometheus.Desc{descContainer, descMount, descSource, descLost, descLostBytes, descUnresolved, descBPF, descCPU, descRSS, descMaps, descIntervals, descLast,
 		descSeries, descSeriesLimit, descOverflow, descVXLAN, descLeaked, descBuild, descHost, descES, descESPending, descESSpool, descESFailing} {
 		ch <- d
 	}
@@ -678,6 +680,7 @@ func (p *Exporter) collectHealth(l *metricList) {
 	l.counter(descBPF, float64(p.self.BPFNanos)/1e9, p.started)
 	l.counter(descCPU, float64(p.self.CPUNanos)/1e9, p.started)
 	l.gauge(descRSS, float64(p.self.RSSBytes))
+	l.gauge(descMaps, float64(p.self.MapBytes))
 	l.counter(descIntervals, float64(p.intervals), p.started)
 	l.counter(descOverflow, float64(p.overflow), p.started)
 	l.gauge(descSeries, float64(len(p.usage)))

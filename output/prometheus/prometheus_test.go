@@ -344,7 +344,7 @@ func TestPrometheusHealth(t *testing.T) {
 		t.Error("there is a time before the first interval")
 	}
 	for range 2 {
-		p.Observe(&output.Interval{End: time.UnixMilli(1700000000500), Unresolved: 4, Lost: output.Lost{Records: 1, Bytes: 10, Misses: 3}, Self: output.Self{CPUNanos: 5e8, BPFNanos: 1e9, RSSBytes: 77},
+		p.Observe(&output.Interval{End: time.UnixMilli(1700000000500), Unresolved: 4, Lost: output.Lost{Records: 1, Bytes: 10, Misses: 3}, Self: output.Self{CPUNanos: 5e8, BPFNanos: 1e9, RSSBytes: 77, MapBytes: 78},
 			Sources: []output.SourceStatus{{Source: output.SourceNFS, Attached: true}, {Source: output.SourceFUSE}}, Events: []output.Event{{Action: "leaked", VXLAN: &output.VXLAN{}}, {IO: &output.IO{}}}})
 	}
 	f := p.families(t, "")
@@ -363,7 +363,7 @@ func TestPrometheusHealth(t *testing.T) {
 		labels []string
 	}{
 		{2, "iotrace_lost_total", []string{"records"}}, {6, "iotrace_lost_total", []string{"misses"}}, {20, "iotrace_lost_bytes_total", nil},
-		{1, "iotrace_self_cpu_seconds_total", nil}, {2, "iotrace_self_bpf_seconds_total", nil}, {77, "iotrace_self_resident_bytes", nil},
+		{1, "iotrace_self_cpu_seconds_total", nil}, {2, "iotrace_self_bpf_seconds_total", nil}, {77, "iotrace_self_resident_bytes", nil}, {78, "iotrace_self_map_bytes", nil},
 		{4, "iotrace_unresolved_cgroups", nil}, {1700000000.5, "iotrace_last_interval_timestamp_seconds", nil}, {2, "iotrace_intervals_total", nil},
 		{1, "iotrace_source_attached", []string{"nfs"}}, {0, "iotrace_source_attached", []string{"fuse"}}, {2, "iotrace_vxlan_events_total", []string{"leaked"}},
 		{5, "iotrace_elasticsearch_documents_total", []string{"delivered"}}, {2, "iotrace_elasticsearch_documents_total", []string{"dropped"}},

@@ -226,7 +226,11 @@ func (r *Report) page() *page {
 		if b := r.self.BPFNanos; b != 0 {
 			p.Self += fmt.Sprintf(" in user space, %s in its BPF programs", text.Percent(float64(b), float64(r.covered)))
 		}
-		p.Self += fmt.Sprintf(", and at most %s of memory.", spaced(text.Size(r.self.RSSBytes)))
+		p.Self += fmt.Sprintf(", and at most %s of memory", spaced(text.Size(r.self.RSSBytes)))
+		if b := r.self.MapBytes; b != 0 {
+			p.Self += fmt.Sprintf(" and %s for BPF maps in the kernel", spaced(text.Size(b)))
+		}
+		p.Self += "."
 	}
 	return p
 }

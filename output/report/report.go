@@ -87,7 +87,7 @@ type Report struct {
 	lostFirst  time.Time
 	lostLast   time.Time
 	unresolved uint64
-	self       output.Self // sums; RSSBytes is the largest
+	self       output.Self // sums; RSSBytes and MapBytes are the largest
 	unattr     uint64
 	basis      output.BasisBytes
 	damage     []string
@@ -348,6 +348,7 @@ func (r *Report) addMeta(iv *output.Interval) {
 	r.self.BPFNanos += iv.Self.BPFNanos
 	r.self.CPUNanos += iv.Self.CPUNanos
 	r.self.RSSBytes = max(r.self.RSSBytes, iv.Self.RSSBytes)
+	r.self.MapBytes = max(r.self.MapBytes, iv.Self.MapBytes)
 	r.unattr += iv.Unattributed()
 }
 

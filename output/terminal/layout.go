@@ -511,6 +511,9 @@ func overhead(iv *output.Interval, d time.Duration) string {
 		s += ", BPF " + text.Percent(float64(iv.Self.BPFNanos), float64(d))
 	}
 	s += ", " + text.Size(iv.Self.RSSBytes)
+	if iv.Self.MapBytes > 0 {
+		s += " and " + text.Size(iv.Self.MapBytes) + " in BPF maps"
+	}
 	if own := iv.Self.ReadBytes + iv.Self.WriteBytes; own > 0 {
 		s += ", " + text.Size(own) + " I/O not shown"
 	}
