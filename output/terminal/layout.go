@@ -512,7 +512,7 @@ func overhead(iv *output.Interval, d time.Duration) string {
 	}
 	s += ", " + text.Size(iv.Self.RSSBytes)
 	if iv.Self.MapBytes > 0 {
-		s += " and " + text.Size(iv.Self.MapBytes) + " in BPF maps"
+		s += " + " + text.Size(iv.Self.MapBytes) + " maps"
 	}
 	if own := iv.Self.ReadBytes + iv.Self.WriteBytes; own > 0 {
 		s += ", " + text.Size(own) + " I/O not shown"
