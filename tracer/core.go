@@ -29,6 +29,7 @@ type core struct {
 	log     *slog.Logger
 	tracefs string
 	shared  map[string]*ebpf.Map
+	totals  map[string]*ebpf.MapSpec // of the two maps that are read and exchanged
 	seats   seats
 	devices *Devices // of the block source; nil without it
 }
@@ -241,6 +242,10 @@ func (c *loader) open() (*object, error) {
 	}
 	if err := spec.Variables[bpf.CoreVarNoteInodes].Set(c.opt.needsInodes()); err != nil {
 		return nil, err
+	}
+	c.totals = map[string]*ebpf.MapSpec{}
+	for _, name := range []string{bpf.CoreMapUsageA, bpf.CoreMapLatencyA} {
+		c.totals[name] = spec.Maps[name].Copy()
 	}
 	signals := []signal{
 		{hooks: []hook{

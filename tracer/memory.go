@@ -1,6 +1,8 @@
 package tracer
 
 import (
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,25 +26,26 @@ type mapMemory struct {
 // from the sizes of keys and values. It is up to 30 seconds old.
 func (t *Tracer) MapBytes() uint64 {
 	t.mu.Lock()
-	seen := map[*ebpf.Map]bool{}
+	var list []*ebpf.Map
 	for _, o := range t.objects {
-		for _, m := range o.maps {
-			seen[m] = true
-		}
-	}
-	for _, m := range t.core.shared {
-		seen[m] = true
+		list = slices.AppendSeq(list, maps.Values(o.maps))
 	}
 	t.mu.Unlock()
 	c := &t.memory
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.maps == len(seen) && time.Since(c.at) < mapMemoryAge {
+	if c.maps == len(list) && time.Since(c.at) < mapMemoryAge {
 		return c.bytes
 	}
-	c.bytes, c.maps, c.at = 0, len(seen), time.Now()
-	for m := range seen {
-		if info, err := m.Info(); err == nil {
+	c.bytes, c.maps, c.at = 0, len(list), time.Now()
+	seen := map[ebpf.MapID]bool{}
+	for _, m := range list {
+		info, err := m.Info()
+		if err != nil {
+			continue
+		}
+		if id, ok := info.ID(); ok && !seen[id] { // shared maps are in every object
+			seen[id] = true
 			bytes, _ := info.Memlock()
 			c.bytes += bytes
 		}

@@ -97,33 +97,75 @@ const suspendAfter = 5 * time.Second
 
 // suspendIdle suspends the sources whose modules have been unused for a while.
 func (t *Tracer) suspendIdle() {
+	for _, d := range sources {
+		if o := t.unused(d); o != nil && t.loadBridges(d, o) {
+			t.suspend(d, o)
+		}
+	}
+}
+
+// unused returns the object of a source whose module has been unused for a while; nil
+// if it is not, or is suspended already.
+func (t *Tracer) unused(d descriptor) *object {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.detached {
+	o := t.objects[d.name]
+	if t.detached || o == nil || d.idle == nil || o.suspended {
+		return nil
+	}
+	if !d.idle(o) {
+		o.idleSince = time.Time{}
+		return nil
+	}
+	if o.idleSince.IsZero() {
+		o.idleSince = time.Now()
+	}
+	if time.Since(o.idleSince) < suspendAfter {
+		return nil
+	}
+	return o
+}
+
+// loadBridges loads and attaches the hooks that a suspended source needs, the first
+// time. It returns false where that failed: the source must not be suspended then.
+func (t *Tracer) loadBridges(d descriptor, o *object) bool {
+	t.refreshing.Lock() // before t.mu, which nobody must hold for as long as loading takes
+	defer t.refreshing.Unlock()
+	if len(o.bridges) == 0 {
+		return true
+	}
+	l, err := t.core.loader()
+	if err != nil {
+		return false
+	}
+	more, err := l.loadLate(d, o, o.bridges)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err != nil {
+		t.opt.Log.Debug("cannot load the hooks that a suspended source needs", "source", d.name, "error", err)
+		return false
+	}
+	o.bridges = nil
+	if t.detached || t.objects[d.name] != o { // while they were loaded
+		_ = more.Close()
+		return false
+	}
+	_ = o.take(more)
+	return true
+}
+
+func (t *Tracer) suspend(d descriptor, o *object) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.detached || t.objects[d.name] != o || !d.idle(o) { // meanwhile
 		return
 	}
-	for _, d := range sources {
-		o := t.objects[d.name]
-		if o == nil || d.idle == nil || o.suspended {
-			continue
-		}
-		if !d.idle(o) {
-			o.idleSince = time.Time{}
-			continue
-		}
-		if o.idleSince.IsZero() {
-			o.idleSince = time.Now()
-		}
-		if time.Since(o.idleSince) < suspendAfter {
-			continue
-		}
-		if err := o.suspend(); err != nil {
-			t.opt.Log.Warn("cannot suspend a source: its module cannot be unloaded", "source", d.name, "error", err)
-		}
-		t.opt.Log.Debug("source suspended: its module is unused", "source", d.name)
-		if !d.idle(o) { // a mount came meanwhile
-			t.resume(d.name, o)
-		}
+	if err := o.suspend(); err != nil {
+		t.opt.Log.Warn("cannot suspend a source: its module cannot be unloaded", "source", d.name, "error", err)
+	}
+	t.opt.Log.Debug("source suspended: its module is unused", "source", d.name)
+	if !d.idle(o) { // a mount came meanwhile
+		t.resume(d.name, o)
 	}
 }
 

@@ -36,11 +36,12 @@ func (c *loader) openSource(d descriptor) (*object, error) {
 	if err != nil {
 		return nil, err
 	}
-	o, err := c.load(pl.spec, pl.signals, pl.extra)
+	now, bridges := pl.split()
+	o, err := c.load(pl.spec, now, pl.extra)
 	if err != nil {
 		return nil, err
 	}
-	o.sums = pl.sums
+	o.sums, o.bridges = pl.sums, bridges
 	return o, nil
 }
 
@@ -202,14 +203,24 @@ func (c *core) keepPrepared(d descriptor, o *object) *prepared {
 
 // attachLate attaches to an object the signals that attach left.
 func (c *loader) attachLate(d descriptor, o *object, late []signal) error {
+	more, err := c.loadLate(d, o, late)
+	if err != nil {
+		return err
+	}
+	return o.take(more)
+}
+
+// loadLate loads and attaches signals of a source with the maps of its object.
+func (c *loader) loadLate(d descriptor, o *object, late []signal) (*object, error) {
 	pl, err := d.plan(c, false)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	more, err := c.loadInto(o, pl.spec, late, pl.extra)
-	if err != nil {
-		return err
-	}
+	return c.loadInto(o, pl.spec, late, pl.extra)
+}
+
+// take adds hooks that were loaded with the object's own maps.
+func (o *object) take(more *object) error {
 	o.hooks = append(o.hooks, more.hooks...)
 	for _, l := range more.limitations {
 		o.addLimitation(l)

@@ -49,6 +49,18 @@ type plan struct {
 	sums    typesSum // of the type information that the plan was made with
 }
 
+// split separates the bridge hooks: while the module is in use nobody needs them.
+func (p *plan) split() (now, bridges []signal) {
+	for _, s := range p.signals {
+		if s.hooks[0].bridge {
+			bridges = append(bridges, s)
+		} else {
+			now = append(now, s)
+		}
+	}
+	return now, bridges
+}
+
 // SourceNames returns the names of all sources, in the order of output.
 func SourceNames() []string {
 	names := make([]string, len(sources))
@@ -131,6 +143,7 @@ type object struct {
 	hooks       []attached
 	limitations []Limitation
 	sums        typesSum // of the modules' types that the programs were made for
+	bridges     []signal // not loaded yet: nothing was suspended
 
 	// refresh is called before totals are read; may be nil. It changes the object's
 	// hooks and limitations only in functions that it passes to change.
@@ -274,15 +287,18 @@ func (c *loader) attach(spec *ebpf.CollectionSpec, programs map[string]*ebpf.Pro
 	if err := c.exists(hk); err != nil {
 		return nil, err
 	}
+	start := time.Now()
 	p, err := c.loadProgram(spec, programs, hk, maps, extra)
 	if err != nil {
 		return nil, err
 	}
+	loaded := time.Now()
 	l, err := hk.link(p)
 	if err != nil {
 		p.Close()
 		return nil, err
 	}
+	c.log.Debug("attached", "hook", hk.String(), "load", loaded.Sub(start), "attach", time.Since(loaded))
 	return &attached{hook: hk, program: p, link: l}, nil
 }
 

@@ -185,14 +185,11 @@ func (t *Tracer) AskLoops() {
 }
 
 func (t *Tracer) openAll(l *loader) error {
-	spec, err := bpf.LoadCore()
-	if err != nil {
-		return fmt.Errorf("reading the core object: %w", err)
-	}
-	if t.usage, err = newDoubleBuffer(spec.Maps[bpf.CoreMapUsageA], t.core.shared[bpf.CoreMapUsages], t.core.shared[bpf.CoreMapUsageA]); err != nil {
+	var err error
+	if t.usage, err = newDoubleBuffer(t.core.totals[bpf.CoreMapUsageA], t.core.shared[bpf.CoreMapUsages], t.core.shared[bpf.CoreMapUsageA]); err != nil {
 		return err
 	}
-	if t.latency, err = newDoubleBuffer(spec.Maps[bpf.CoreMapLatencyA], t.core.shared[bpf.CoreMapLatencies], t.core.shared[bpf.CoreMapLatencyA]); err != nil {
+	if t.latency, err = newDoubleBuffer(t.core.totals[bpf.CoreMapLatencyA], t.core.shared[bpf.CoreMapLatencies], t.core.shared[bpf.CoreMapLatencyA]); err != nil {
 		return err
 	}
 	t.closers = append(t.closers, t.usage.Close, t.latency.Close)

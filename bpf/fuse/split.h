@@ -142,11 +142,16 @@ __noinline int iot_split_page(__u64 id)
 	return 0;
 }
 
+/*
+ * The loops stay loops: the verifier follows every call of every
+ * copy of a loop's body to add up the stack, 360 ways for these three.
+ */
 /* Look at the next pages; 1 when there are no more. */
 __noinline int iot_split_some(__u64 id)
 {
 	int i;
 
+#pragma clang loop unroll(disable)
 	for (i = 0; i < IOT_TURNS; i++)
 		if (iot_split_page(id))
 			return 1;
@@ -157,6 +162,7 @@ __noinline int iot_split_more(__u64 id)
 {
 	int i;
 
+#pragma clang loop unroll(disable)
 	for (i = 0; i < IOT_TURNS; i++)
 		if (iot_split_some(id))
 			return 1;
@@ -180,6 +186,7 @@ static __always_inline bool iot_split_file(struct split *split, __u64 id, struct
 	split->mapping = (__u64)inode + bpf_core_field_offset(struct inode, i_data);
 	split->offset = offset;
 	split->left = size;
+#pragma clang loop unroll(disable)
 	for (i = 0; i < IOT_TURNS; i++)
 		if (iot_split_more(id))
 			break;
