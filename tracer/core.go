@@ -334,8 +334,15 @@ func (e *UnsupportedError) Unwrap() error { return e.Err }
 
 func cutSlash(s string) (before, after string, found bool) { return strings.Cut(s, "/") }
 
-// explain says what the user can do about an error of the first object.
+// explain says what the user can do about an error of an object.
 func explain(err error) error {
+	if errors.Is(err, unix.ENOMEM) { // names the map that did not fit
+		return &UnsupportedError{
+			What: fmt.Sprintf("not enough memory: %v", err),
+			Hint: "the default needs a memory limit of 64 MiB, --record 80 MiB (systemd: MemoryMax=, docker run: --memory); a smaller --max-groups takes less",
+			Err:  err,
+		}
+	}
 	if errors.Is(err, os.ErrPermission) {
 		return &UnsupportedError{
 			What: "no permission to trace",

@@ -46,7 +46,8 @@ type Options struct {
 	// would wait for that thread.
 	HoldLoops bool
 
-	Log *slog.Logger // nil discards
+	Step func(string) // called with what New does next; may be nil
+	Log  *slog.Logger // nil discards
 }
 
 // countsLatencies tells whether rows have latencies.
@@ -135,7 +136,11 @@ func New(opt Options) (*Tracer, error) {
 	if err := rlimit.RemoveMemlock(); err != nil { // needed until 5.11
 		opt.Log.Debug("cannot raise the limit of locked memory", "error", err)
 	}
+	if opt.Step == nil {
+		opt.Step = func(string) {}
+	}
 	theLoopDriver.hold(opt.HoldLoops)
+	opt.Step("reading the kernel's types")
 	c := newCore(opt)
 	l, err := c.loader()
 	if err != nil {
@@ -151,6 +156,7 @@ func New(opt Options) (*Tracer, error) {
 		noticesFlush: make(chan chan struct{}, 1), noticesEnd: make(chan struct{}),
 	}
 	t.ctx, t.stop = context.WithCancel(context.Background())
+	opt.Step("the kernel checks the programs that every source needs")
 	coreObject, err := l.open()
 	if err != nil {
 		t.stop()
@@ -198,6 +204,7 @@ func (t *Tracer) openAll(l *loader) error {
 		if !t.opt.wants(d.name) {
 			continue
 		}
+		t.opt.Step("the kernel checks the programs of source " + d.name)
 		if err := t.openSource(l, d); err != nil {
 			if t.await(l, d, err) {
 				continue

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -83,6 +84,38 @@ func TestMemoryLimit(t *testing.T) {
 				t.Errorf("%d status documents, want 5:\n%.500s", n, out)
 			}
 			t.Logf("peak %d MiB of %d", g.peakMiB(t), tc.limit)
+			if maps := lastMapBytes(t, out) >> 20; maps < 1 || maps > g.peakMiB(t) {
+				t.Errorf("%d MiB of maps, and the whole cgroup had a peak of %d MiB", maps, g.peakMiB(t))
+			}
 		})
 	}
+	// Too little for the largest map: an error says which one, and what helps.
+	t.Run("too small", func(t *testing.T) {
+		g := newMemoryCgroup(t, 24<<20)
+		cmd := exec.Command("/bin/sh", "-c", `echo $$ > "$1/cgroup.procs" && shift && exec "$@"`, "sh", g.dir, bin, "1", "1")
+		out, err := cmd.CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "not enough memory: making maps: map notes:") || !strings.Contains(string(out), "MemoryMax=") {
+			t.Errorf("with 24 MiB: %v\n%s", err, out)
+		}
+	})
+}
+
+// lastMapBytes returns iotrace.self.map_bytes of the last status document.
+func lastMapBytes(t *testing.T, documents []byte) int64 {
+	t.Helper()
+	var last int64
+	for line := range strings.Lines(string(documents)) {
+		var doc struct {
+			IOTrace struct {
+				Self struct {
+					Map int64 `json:"map_bytes"`
+				} `json:"self"`
+			} `json:"iotrace"`
+		}
+		if err := json.Unmarshal([]byte(line), &doc); err != nil {
+			t.Fatal(err)
+		}
+		last = max(last, doc.IOTrace.Self.Map)
+	}
+	return last
 }

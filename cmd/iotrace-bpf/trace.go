@@ -174,9 +174,13 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 		topt.Records = s.records.add
 		topt.LatencyOfRecords = !opt.detailed() && opt.prometheus == "" // the outputs that have totals as well
 	}
+	slow := newSlowStart(stderr, startPatience)
+	defer slow.end()
+	topt.Step = slow.begin
 	if s.tracer, err = tracer.New(topt); err != nil {
 		return nil, err
 	}
+	slow.begin("looking at the cgroups of this host")
 	if opt.group.Level == output.LevelApp {
 		if err := countsApp(s.tracer.Status()); err != nil {
 			return nil, err
