@@ -76,6 +76,8 @@ type table struct {
 	byDev   map[string]mounted // what all mounts of a device have in common: see shares
 	byPoint map[string]mounted
 	uppers  map[string]bool // directories that hold the writable layers of overlays
+
+	untraced map[string][]string // mount points of network file systems without a source, by type
 }
 
 type mounted struct{ dev, source, point, fstype, options string }
@@ -464,7 +466,7 @@ func readTable(name string, limit int) (table, error) {
 		return table{}, err
 	}
 	defer f.Close()
-	t := table{byDev: map[string]mounted{}, byPoint: map[string]mounted{}, uppers: map[string]bool{}}
+	t := table{byDev: map[string]mounted{}, byPoint: map[string]mounted{}, uppers: map[string]bool{}, untraced: map[string][]string{}}
 	_, err = mountinfo.GetMountsFromReader(io.LimitReader(f, maxMountinfo), func(i *mountinfo.Info) (skip, stop bool) {
 		if len(t.byPoint) >= limit {
 			return false, true // the parser only stops at an entry that is not skipped
@@ -481,6 +483,9 @@ func readTable(name string, limit int) (table, error) {
 		point := clip(i.Mountpoint, maxText)
 		e := mounted{dev, clip(i.Source, maxText), point, clip(i.FSType, maxText), clip(i.VFSOptions, maxText)}
 		t.byPoint[point] = e
+		if networkFileSystems[i.FSType] {
+			t.untraced[i.FSType] = append(t.untraced[i.FSType], point)
+		}
 		// Keep the first of several mounts: the others are bind mounts of it, or exports
 		// of the same NFS server.
 		if first, ok := t.byDev[dev]; ok {

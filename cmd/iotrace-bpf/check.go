@@ -40,7 +40,7 @@ func runCheck(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 
 	found := findings{
 		kernel: s.host.Kernel, hierarchy: s.resolver.Hierarchy(),
-		sources: s.tracer.Status(), sockets: s.resolver.Endpoints(),
+		sources: s.tracer.Status(), sockets: s.resolver.Endpoints(), untraced: s.resolver.Untraced(),
 	}
 	found.sources = append(found.sources, vxlanStatus(found.hierarchy.ID))
 	if opt.view.contained() {
@@ -56,6 +56,7 @@ type findings struct {
 	sources   []tracer.Status
 	sockets   []attribute.Endpoint
 	container []sight // nil outside of a container
+	untraced  []attribute.Untraced
 }
 
 // write prints one line for each finding, and one for each limitation. Sockets that
@@ -67,6 +68,9 @@ func (f *findings) write(out io.Writer, verbose bool) error {
 		f.hierarchy.Version, f.hierarchy.ID, cmp.Or(text.Safe(f.hierarchy.Mount), "(not mounted)"))
 	for _, st := range f.sources {
 		writeStatus(w, st)
+	}
+	for _, u := range f.untraced {
+		fmt.Fprintf(w, "not traced\t%s\n", text.Safe(u.FSType+" at "+somePoints(u)+": its I/O is in no row"))
 	}
 	first := "container"
 	for _, s := range f.container {

@@ -32,6 +32,10 @@ func TestFindings(t *testing.T) {
 			{Socket: "/proc/7/root/run/d.sock", Runtime: "docker", State: attribute.StateOK, Version: "27.0", Containers: 1, Inside: strings.Repeat("a", 64)},
 		},
 	}
+	full.untraced = []attribute.Untraced{
+		{FSType: "ceph", Points: []string{"/mnt/a", "/mnt/b", "/mnt/c", "/mnt/d", "/mnt/e", "/mnt/f"}},
+		{FSType: "cifs", Points: []string{"/mnt/share\x1b[2J"}},
+	}
 	none := findings{kernel: "5.10.0", hierarchy: attribute.Hierarchy{Version: 1, ID: 4}, sockets: []attribute.Endpoint{
 		{Socket: "/run/docker.sock", Runtime: "docker", State: attribute.StateAbsent, Err: fs.ErrNotExist},
 	}}
@@ -51,6 +55,8 @@ source fuse                        kprobe/fuse_request_end
                                      lifted by: a kernel with CONFIG_KPROBE_EVENTS=y
                                    limitation: devices\x1b[2J have no latency
 source vxlan                       absent: no\x1b permission
+not traced                         ceph at /mnt/a, /mnt/b, /mnt/c, /mnt/d and 2 more: its I/O is in no row
+not traced                         cifs at /mnt/share\x1b[2J: its I/O is in no row
 socket /run/docker.sock            docker: ok, 20.10, 1 container
 socket /run/podman/podman.sock     podman: ok, 4.3, 2 containers
 socket /run/user/1000/docker.sock  docker: forbidden (permission denied)

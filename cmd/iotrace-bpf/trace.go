@@ -132,6 +132,7 @@ type session struct {
 	records  *recordBuffer   // nil without --events
 	shown    bool            // whether an interval was shown yet
 	vxlan    vxlanEvents
+	warned   map[string]bool // types of file systems that are not traced
 }
 
 // openSession attaches everything. It walks the tree of cgroups after the
@@ -144,7 +145,7 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 		return nil, err
 	}
 	tracer.SetHostRoot(opt.view.root, opt.view.proc)
-	s := &session{opt: opt, log: opt.logger(stderr), asked: map[uint64]bool{}}
+	s := &session{opt: opt, log: opt.logger(stderr), asked: map[uint64]bool{}, warned: map[string]bool{}}
 	defer func() {
 		if err != nil {
 			s.Close()
@@ -191,6 +192,7 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 	}
 	s.joiner = joiner{resolver: s.resolver, devices: s.tracer.Devices(), comm: s.comm, mount: s.mount, byMount: topt.ByMount}
 	s.lookAtHost()
+	s.hidden()
 	go debug.FreeOSMemory() // tens of MiB of the kernel's types are not needed any more
 	if opt.vxlan {
 		s.vxlan.prepare(ctx, s)
@@ -230,6 +232,38 @@ func (s *session) lookAtHost() {
 	for _, l := range limitations(s.sights) {
 		s.log.Warn("in this container: "+l.Text, "lifted by", l.Remedy)
 	}
+}
+
+// hidden returns what no source can see on this host, and warns of it the first time.
+func (s *session) hidden() []string {
+	var list []string
+	for _, l := range limitations(s.sights) {
+		list = append(list, l.Text)
+	}
+	for _, u := range s.resolver.Untraced() {
+		if !s.warned[u.FSType] {
+			s.warned[u.FSType] = true
+			s.log.Warn(untracedText(u))
+		}
+		list = append(list, untracedText(u))
+	}
+	return list
+}
+
+// untracedPoints is how many mount points of a file system are named.
+const untracedPoints = 4
+
+func untracedText(u attribute.Untraced) string {
+	return fmt.Sprintf("I/O on %s is not traced and is in no row: mounted at %s", u.FSType, somePoints(u))
+}
+
+func somePoints(u attribute.Untraced) string {
+	points := u.Points
+	more := ""
+	if n := len(points) - untracedPoints; n > 0 {
+		points, more = points[:untracedPoints], fmt.Sprintf(" and %d more", n)
+	}
+	return strings.Join(points, ", ") + more
 }
 
 func (s *session) Close() {
@@ -362,12 +396,11 @@ func (s *session) interval(read *tracer.Interval) *output.Interval {
 		},
 		Self: self,
 	}
+	hidden := s.hidden()
 	for _, st := range s.tracer.Status() {
 		status := sourceStatus(st)
 		if st.Attached {
-			for _, l := range limitations(s.sights) {
-				status.Limitations = append(status.Limitations, l.Text)
-			}
+			status.Limitations = append(status.Limitations, hidden...)
 		}
 		iv.Sources = append(iv.Sources, status)
 	}
