@@ -6,6 +6,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -14,6 +16,7 @@ import (
 type Device struct {
 	Dev  Dev
 	Name string // kernel name: sda, dm-0, loop3; "" when the device was gone at the first look
+	Head Dev    // the NVMe disk that this hidden path belongs to, whose name Name is; 0 for all others
 	// Stacked says that the same bytes count a second time at another block device of
 	// this host: device mapper, md, bcache, a loop device over a local file.
 	Stacked bool
@@ -57,25 +60,69 @@ func (d *Devices) Device(dev Dev) Device {
 		if known, ok := d.last[dev]; ok {
 			return known
 		}
-		return Device{Dev: dev}
+		found := d.nvmePath(dev)
+		if found.Head != 0 {
+			d.keep(found, true)
+		}
+		return found
 	}
 	found := Device{Dev: dev, Name: strings.ReplaceAll(filepath.Base(dir), "!", "/")}
 	slaves, _ := os.ReadDir(filepath.Join(dir, "slaves"))
 	stacked, known := d.loopOverLocal(found.Name)
-	found.Stacked = len(slaves) > 0 || stacked
+	found.Stacked = len(slaves) > 0 || stacked || isZvol(found.Name)
 	if before, ok := d.last[dev]; ok && !found.Stacked && before.Stacked && before.Name == found.Name {
 		if _, err := os.Stat(filepath.Join(dir, "loop")); errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(found.Name, "loop") {
 			// Detached after its I/O was counted: then it was stacked.
 			found.Stacked = true
 		}
 	}
+	d.keep(found, known)
+	return found
+}
+
+// keep remembers an answer; fresh says that it holds until a device changes.
+func (d *Devices) keep(found Device, fresh bool) {
 	if len(d.last) >= maxGoneDevices {
 		clear(d.last)
 		clear(d.fresh)
 	}
-	d.last[dev] = found
-	d.fresh[dev] = known
+	d.last[found.Dev] = found
+	d.fresh[found.Dev] = fresh
+}
+
+// nvmePathName is how the kernel names a path of an NVMe disk with several: instances of
+// the subsystem, of the controller, of the disk (nvme_mpath_set_disk_name, in
+// drivers/nvme/host/multipath.c). Requests are the paths', and users know the head only.
+var nvmePathName = regexp.MustCompile(`^(nvme[0-9]+)c[0-9]+(n[0-9]+)$`)
+
+// nvmePath describes a device that has no directory in sysfs, because it is a hidden
+// path of an NVMe disk. /proc/diskstats has its name.
+func (d *Devices) nvmePath(dev Dev) Device {
+	found := Device{Dev: dev}
+	f, err := os.Open(filepath.Join(d.proc, "diskstats"))
+	if err != nil {
+		return found
+	}
+	defer f.Close()
+	want := strings.Split(dev.String(), ":")
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		if fields := strings.Fields(sc.Text()); len(fields) > 2 && slices.Equal(fields[:2], want) {
+			if m := nvmePathName.FindStringSubmatch(fields[2]); m != nil {
+				found.Name = m[1] + m[2]
+				raw, _ := os.ReadFile(filepath.Join(d.sys, "block", found.Name, "dev"))
+				found.Head, _ = parseDev(strings.TrimSpace(string(raw)))
+			}
+			break
+		}
+	}
 	return found
+}
+
+// isZvol tells whether a device is a volume of ZFS, whose pool's disks are counted. It
+// has no link to them in sysfs. See ZVOL_DEV_NAME in zvol.h of OpenZFS.
+func isZvol(name string) bool {
+	number, ok := strings.CutPrefix(name, "zd")
+	return ok && number != "" && strings.Trim(number, "0123456789") == ""
 }
 
 // loopOverLocal tells whether a device is a loop device whose backing file is on

@@ -88,3 +88,25 @@ func TestDeviceGone(t *testing.T) {
 		t.Errorf("%+v, want what was known", got)
 	}
 }
+
+func TestNVMePath(t *testing.T) {
+	d := tree(t, map[string]string{"nvme0n1": "259:0", "nvme2n1": "259:3", "zd0": "230:0", "zdx": "8:0"}, nil, nil)
+	d.proc = t.TempDir()
+	stats := " 259       0 nvme0n1 1 0 8\n 259       3 nvme2n1 1 0 8\n 259       2 nvme2c2n1 1 0 8\n 259       4 nvme9c1n1 1 0 8\n 259       5 odd 1 0 8\n"
+	if err := os.WriteFile(filepath.Join(d.proc, "diskstats"), []byte(stats), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []Device{
+		{Dev: dev(259, 2), Name: "nvme2n1", Head: dev(259, 3)},
+		{Dev: dev(259, 3), Name: "nvme2n1"},
+		{Dev: dev(259, 4), Name: "nvme9n1"}, // its head is gone
+		{Dev: dev(259, 5)},
+		{Dev: dev(259, 6)},
+		{Dev: dev(230, 0), Name: "zd0", Stacked: true},
+		{Dev: dev(8, 0), Name: "zdx"},
+	} {
+		if got := d.Device(want.Dev); got != want {
+			t.Errorf("got %+v, want %+v", got, want)
+		}
+	}
+}

@@ -18,6 +18,7 @@ import (
 func TestBlock(t *testing.T) {
 	suite{
 		source: "block",
+		paths:  true,
 		scenarios: []scenario{
 			{name: "direct", run: blockDirect, smoke: true},
 			{name: "io_uring", run: blockURing},
@@ -45,6 +46,7 @@ func TestBlock(t *testing.T) {
 			{name: "md_raid1", run: blockMDRaid1},
 			{name: "loop", run: blockLoop},
 			{name: "zram", run: blockZram},
+			{name: "nvme_paths", run: blockNVMePaths},
 			{name: "devices_change", run: blockDevicesChange},
 			{name: "many_groups", run: blockManyGroups},
 		},
@@ -178,6 +180,30 @@ func blockDirect(g *guest.Guest) {
 		t.Equal(d.Name+" b wrote", t.wrote(d, b), n*67*4096)
 		t.Equal(d.Name+" a read", t.read(d, a), n*31*4096)
 		t.Equal(d.Name+" b read", t.read(d, b), n*53*4096)
+	}
+}
+
+// blockNVMePaths: requests are those of hidden disks, one for each path. Rows name the
+// disk that users know.
+func blockNVMePaths(g *guest.Guest) {
+	d := g.Paths()
+	a, b := g.Cgroup("a"), g.Cgroup("b")
+	pa, pb := a.Process(), b.Process()
+	t := traceBlock(g)
+	fa, fb := pa.Open(d.Path(), os.O_RDWR|guest.Direct), pb.Open(d.Path(), os.O_RDWR|guest.Direct)
+	fa.WriteBlocks(0, 101*4096, 64<<10)
+	fb.WriteBlocks(16<<20, 67*4096, 4096)
+	fb.ReadBlocks(0, 53*4096, 32<<10)
+	fa.Close()
+	fb.Close()
+	t.stop()
+	t.Equal("a wrote", t.wrote(d, a), 101*4096)
+	t.Equal("b wrote", t.wrote(d, b), 67*4096)
+	t.Equal("b read", t.read(d, b), 53*4096)
+	t.Equal("by the name of the disk", t.Sum("iotrace.write.bytes", "iotrace.device.name", d.Name), (101+67)*4096)
+	// Else it is no test of hidden disks.
+	if hidden := g.Exec("sh", "-c", "grep -l 1 /sys/block/nvme*c*n*/hidden | wc -l"); strings.TrimSpace(hidden) != "2" {
+		g.Fatalf("%s hidden disks, want 2", strings.TrimSpace(hidden))
 	}
 }
 

@@ -75,6 +75,7 @@ type suite struct {
 	noTracer  bool // needs no iotrace-bpf
 	network   bool // has a network card, which reaches servers on this machine
 	shares    []vm.Share
+	paths     bool   // has an NVMe disk with two paths: Guest.Paths
 	line      string // the only line of the matrix that it runs on; "" is every line
 	once      bool   // never rerun: it counts on this machine, and would count a second guest too
 	scenarios []scenario
@@ -467,7 +468,7 @@ func (s suite) run(ctx context.Context, test string, k Kernel, names []string) (
 	var console, raw bytes.Buffer
 	var bootErr error
 	o := &outcome{}
-	g.Shares = s.shares
+	g.Shares, g.Paths = s.shares, s.paths
 	for try := 1; ; try++ {
 		console.Reset()
 		raw.Reset()

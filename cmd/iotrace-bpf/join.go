@@ -134,13 +134,18 @@ func (j *joiner) identity(k *tracer.Key, seen map[tracer.Dev]tracer.Device) outp
 			seen[k.Dev] = d
 		}
 		s.Device.Name, s.Device.Stacked = d.Name, d.Stacked
+		dev := k.Dev
+		if d.Head != 0 {
+			dev = d.Head
+			s.Device.ID = dev.String()
+		}
 		switch {
 		case k.FSDev != 0:
 			s.Mount = j.mount(k.FSDev, k.Cgroup)
 		case j.byMount:
 			// Direct I/O names no file system. Where one is mounted on the very device of the
 			// request, the device has no partitions in use: it is the only one.
-			s.Mount = j.mount(k.Dev, k.Cgroup)
+			s.Mount = j.mount(dev, k.Cgroup)
 		}
 	} else {
 		s.Mount = j.mount(k.Dev, k.Cgroup)

@@ -33,6 +33,9 @@ func (g *Guest) Virtio() Disk {
 	return g.scratch("iotvirtio")
 }
 
+// Paths is an NVMe disk with two paths, if the suite asked for one.
+func (g *Guest) Paths() Disk { g.Helper(); return g.scratch("iotpaths") }
+
 func (g *Guest) scratch(serial string) Disk {
 	g.Helper()
 	var name string

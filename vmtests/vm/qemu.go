@@ -27,6 +27,7 @@ const (
 	SerialModules = "iotmodules"
 	SerialNVMe    = "iotnvme"   // scratch disk on NVMe
 	SerialVirtio  = "iotvirtio" // scratch disk on virtio-blk
+	SerialPaths   = "iotpaths"  // disk with two paths on NVMe, if there is one
 )
 
 // Guest is one virtual machine to boot.
@@ -45,6 +46,7 @@ type Guest struct {
 	Results   io.Writer     // everything the guest reports, as it comes
 	Terminal  *os.File      // if not nil, what is typed on the console; Ctrl-A X ends QEMU
 	Shares    []Share       // directories of this machine on virtiofs
+	Paths     bool          // has a disk with two paths
 	Network   bool          // it has a network card, behind which HostAddress is this machine
 }
 
@@ -139,6 +141,19 @@ func (g Guest) args(dir string) ([]string, error) {
 		"-device", "virtio-scsi-pci", "-device", "virtio-serial-pci",
 		"-chardev", "socket,id=results,path="+filepath.Join(dir, "results.sock"),
 		"-device", "virtserialport,chardev=results,name="+ResultsPort)
+	if g.Paths {
+		file := filepath.Join(dir, SerialPaths+".raw")
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			return nil, err
+		}
+		if err := os.Truncate(file, 64<<20); err != nil {
+			return nil, err
+		}
+		drive(SerialPaths, file, ",cache=unsafe")
+		a = append(a, "-device", "nvme-subsys,id=paths",
+			"-device", "nvme,subsys=paths,serial="+SerialPaths, "-device", "nvme,subsys=paths,serial="+SerialPaths,
+			"-device", "nvme-ns,drive="+SerialPaths+",nsid=1,shared=on")
+	}
 	if len(g.Shares) > 0 {
 		// Another process serves the guest's requests in the guest's memory.
 		a = append(a, "-object", fmt.Sprintf("memory-backend-memfd,id=shared,share=on,size=%dM", g.MemoryMiB), "-machine", "memory-backend=shared")
