@@ -89,6 +89,7 @@ const (
 	BlockVarCountLatencies          = "count_latencies"
 	BlockVarHasRedundant            = "has_redundant"
 	BlockVarHierarchyId             = "hierarchy_id"
+	BlockVarPageShift               = "page_shift"
 	BlockVarRequeued                = "requeued"
 	BlockVarRqIsSecondArg           = "rq_is_second_arg"
 	BlockVarSeat                    = "seat"
@@ -189,6 +190,7 @@ type BlockVariableSpecs struct {
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
 	HasRedundant   *ebpf.VariableSpec `ebpf:"has_redundant"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
+	PageShift      *ebpf.VariableSpec `ebpf:"page_shift"`
 	Requeued       *ebpf.VariableSpec `ebpf:"requeued"`
 	RqIsSecondArg  *ebpf.VariableSpec `ebpf:"rq_is_second_arg"`
 	Seat           *ebpf.VariableSpec `ebpf:"seat"`
@@ -281,6 +283,7 @@ type BlockVariables struct {
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
 	HasRedundant   *ebpf.Variable `ebpf:"has_redundant"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
+	PageShift      *ebpf.Variable `ebpf:"page_shift"`
 	Requeued       *ebpf.Variable `ebpf:"requeued"`
 	RqIsSecondArg  *ebpf.Variable `ebpf:"rq_is_second_arg"`
 	Seat           *ebpf.Variable `ebpf:"seat"`

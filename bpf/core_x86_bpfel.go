@@ -143,6 +143,7 @@ const (
 	CoreVarHierarchyId            = "hierarchy_id"
 	CoreVarNodes                  = "nodes"
 	CoreVarNoteInodes             = "note_inodes"
+	CoreVarPageShift              = "page_shift"
 	CoreVarWithApp                = "with_app"
 	CoreVarWithLatency            = "with_latency"
 	CoreVarWithRecords            = "with_records"
@@ -236,6 +237,7 @@ type CoreVariableSpecs struct {
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
 	Nodes          *ebpf.VariableSpec `ebpf:"nodes"`
 	NoteInodes     *ebpf.VariableSpec `ebpf:"note_inodes"`
+	PageShift      *ebpf.VariableSpec `ebpf:"page_shift"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
 	WithRecords    *ebpf.VariableSpec `ebpf:"with_records"`
@@ -317,6 +319,7 @@ type CoreVariables struct {
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
 	Nodes          *ebpf.Variable `ebpf:"nodes"`
 	NoteInodes     *ebpf.Variable `ebpf:"note_inodes"`
+	PageShift      *ebpf.Variable `ebpf:"page_shift"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
 	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
 	WithRecords    *ebpf.Variable `ebpf:"with_records"`

@@ -99,6 +99,7 @@ const (
 	FUSEVarHierarchyId                = "hierarchy_id"
 	FUSEVarLayout                     = "layout"
 	FUSEVarLayoutAssumed              = "layout_assumed"
+	FUSEVarPageShift                  = "page_shift"
 	FUSEVarSeat                       = "seat"
 	FUSEVarWithApp                    = "with_app"
 	FUSEVarWithLatency                = "with_latency"
@@ -211,6 +212,7 @@ type FUSEVariableSpecs struct {
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
 	Layout         *ebpf.VariableSpec `ebpf:"layout"`
 	LayoutAssumed  *ebpf.VariableSpec `ebpf:"layout_assumed"`
+	PageShift      *ebpf.VariableSpec `ebpf:"page_shift"`
 	Seat           *ebpf.VariableSpec `ebpf:"seat"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
@@ -300,6 +302,7 @@ type FUSEVariables struct {
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
 	Layout         *ebpf.Variable `ebpf:"layout"`
 	LayoutAssumed  *ebpf.Variable `ebpf:"layout_assumed"`
+	PageShift      *ebpf.Variable `ebpf:"page_shift"`
 	Seat           *ebpf.Variable `ebpf:"seat"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
 	WithLatency    *ebpf.Variable `ebpf:"with_latency"`

@@ -79,6 +79,7 @@ const (
 	NFSVarFixedNfsPage                = "fixed_nfs_page"
 	NFSVarFromFunctions               = "from_functions"
 	NFSVarHierarchyId                 = "hierarchy_id"
+	NFSVarPageShift                   = "page_shift"
 	NFSVarSeat                        = "seat"
 	NFSVarTold                        = "told"
 	NFSVarWithApp                     = "with_app"
@@ -203,6 +204,7 @@ type NFSVariableSpecs struct {
 	FixedNfsPage   *ebpf.VariableSpec `ebpf:"fixed_nfs_page"`
 	FromFunctions  *ebpf.VariableSpec `ebpf:"from_functions"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
+	PageShift      *ebpf.VariableSpec `ebpf:"page_shift"`
 	Seat           *ebpf.VariableSpec `ebpf:"seat"`
 	Told           *ebpf.VariableSpec `ebpf:"told"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
@@ -296,6 +298,7 @@ type NFSVariables struct {
 	FixedNfsPage   *ebpf.Variable `ebpf:"fixed_nfs_page"`
 	FromFunctions  *ebpf.Variable `ebpf:"from_functions"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
+	PageShift      *ebpf.Variable `ebpf:"page_shift"`
 	Seat           *ebpf.Variable `ebpf:"seat"`
 	Told           *ebpf.Variable `ebpf:"told"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/bits"
 	"os"
 	"path/filepath"
 	"slices"
@@ -68,6 +69,7 @@ func (c *core) loader() (*loader, error) {
 func (c *core) tune(spec *ebpf.CollectionSpec) error {
 	values := map[string]any{
 		bpf.CoreVarHierarchyId:    uint32(c.opt.Hierarchy),
+		bpf.CoreVarPageShift:      uint32(bits.TrailingZeros(uint(os.Getpagesize()))),
 		bpf.CoreVarByProcess:      c.opt.ByProcess,
 		bpf.CoreVarByMount:        c.opt.ByMount,
 		bpf.CoreVarWithLatency:    c.opt.Latency,

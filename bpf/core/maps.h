@@ -12,6 +12,7 @@
 
 /* Tunables; user space sets them before load. */
 const volatile __u32 hierarchy_id = 0; /* the hierarchy that names cgroups: 0 is cgroup2 */
+const volatile __u32 page_shift = 12; /* of a page of the running kernel: 14 or 16 on some arm64 */
 const volatile bool by_process = false; /* key by pid */
 const volatile bool by_mount = false; /* key by file system */
 const volatile bool with_latency = false;
@@ -19,6 +20,8 @@ const volatile bool count_latencies = false; /* in buckets; off where only recor
 const volatile bool with_records = false;
 const volatile bool with_app = false; /* count system calls as well as requests (IOT_APP) */
 const volatile bool blkcg_usable = false; /* memory and io controllers share one hierarchy */
+
+#define IOT_PAGE_SHIFT page_shift
 
 /*
  * There are two maps of totals: programs write to the one in slot 0; user space puts

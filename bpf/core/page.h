@@ -11,7 +11,6 @@
 #include "field.h"
 #include "kernel.h"
 
-#define IOT_PAGE_SHIFT 12 /* x86-64, and arm64 as distributions build it */
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
