@@ -323,7 +323,7 @@ func (h *host) prepare(ctx context.Context, k Kernel, image string, tracer bool)
 	defer unlock()
 	begin := time.Now()
 	defer func() { h.prepared += time.Since(begin) }()
-	kernel, err := vm.FetchKernel(ctx, h.cache, h.mirror, k.Arch, k.Series, *flagRefresh)
+	kernel, err := vm.FetchKernel(ctx, h.cache, h.mirror, k.Arch, k.Series, k.Flavour, *flagRefresh)
 	if err != nil {
 		return vm.Guest{}, err
 	}
@@ -335,7 +335,7 @@ func (h *host) prepare(ctx context.Context, k Kernel, image string, tracer bool)
 	if err != nil {
 		return vm.Guest{}, err
 	}
-	initramfs, err := h.initramfs(ctx, k.Arch, tracer)
+	initramfs, err := h.initramfs(ctx, kernel, tracer)
 	if err != nil {
 		return vm.Guest{}, err
 	}
@@ -348,7 +348,8 @@ func (h *host) prepare(ctx context.Context, k Kernel, image string, tracer bool)
 }
 
 // initramfs puts the programs of a guest together.
-func (h *host) initramfs(ctx context.Context, arch string, tracer bool) (string, error) {
+func (h *host) initramfs(ctx context.Context, k vm.Kernel, tracer bool) (string, error) {
+	arch := k.Arch
 	path := filepath.Join(h.work, "initramfs-"+arch)
 	files := map[string]string{"init": filepath.Join(h.work, "worker-"+arch), "vmtests.test": filepath.Join(h.work, "vmtests.test-"+arch)}
 	if err := h.build(ctx, arch, files["init"], "build", "-o", files["init"], "./worker"); err != nil {
@@ -362,6 +363,12 @@ func (h *host) initramfs(ctx context.Context, arch string, tracer bool) (string,
 		files["iotrace-bpf"] = filepath.Join(h.work, "iotrace-bpf-"+arch)
 		if err := h.build(ctx, arch, files["iotrace-bpf"], "build", "-trimpath", "-ldflags", "-s -w", "-o", files["iotrace-bpf"], "../cmd/iotrace-bpf"); err != nil {
 			return "", err
+		}
+	}
+	if len(k.Early) > 0 {
+		path += "-" + k.Release
+		for _, m := range k.Early {
+			files[filepath.Join(guest.EarlyDir, filepath.Base(m))] = m
 		}
 	}
 	if _, err := os.Stat(path); err == nil {

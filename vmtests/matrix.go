@@ -1,16 +1,19 @@
 package vmtests
 
+import "github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
+
 // Kernel is one line of the matrix: a kernel series of Debian and the way its
 // cgroups are mounted. The tests take the newest kernel of a series that the mirror
 // holds completely.
 type Kernel struct {
-	Name   string // the name for -kernel and KERNEL=, and of subtests
-	Series string // "6.12"
-	Cgroup string // v2, v1 (memory and the rest on v1, no v2), hybrid (v1 and an empty v2)
-	Arch   string // Debian's name
-	Smoke  bool   // runs only the scenarios marked smoke
-	Asked  bool   // runs only when asked for by name
-	Why    string // why this kernel is tested
+	Name    string // the name for -kernel and KERNEL=, and of subtests
+	Series  string // "6.12"
+	Cgroup  string // v2, v1 (memory and the rest on v1, no v2), hybrid (v1 and an empty v2)
+	Arch    string // Debian's name
+	Flavour string // of Debian's kernels: vm.Cloud, vm.Generic ...
+	Smoke   bool   // runs only the scenarios marked smoke
+	Asked   bool   // runs only when asked for by name
+	Why     string // why this kernel is tested
 }
 
 // Matrix is every kernel that the tests run on.
@@ -26,5 +29,8 @@ func Matrix() []Kernel {
 		{Name: "7.2", Series: "7.2", Cgroup: "v2", Arch: "amd64", Why: "page-cache pages carry an obj_cgroup, reparented at rmdir; fuse channels"},
 		{Name: "7.3", Series: "7.3", Cgroup: "v2", Arch: "amd64", Why: "newest series"},
 		{Name: "6.12-arm64", Series: "6.12", Cgroup: "v2", Arch: "arm64", Asked: true, Why: "another architecture, with the cross-built binary"},
+		{Name: "6.12-arm64-16k", Series: "6.12", Cgroup: "v2", Arch: "arm64", Flavour: vm.Pages16, Asked: true, Why: "pages of 16 KiB"},
+		{Name: "6.12-generic", Series: "6.12", Cgroup: "v2", Arch: "amd64", Flavour: vm.Generic, Asked: true, Why: "modules that cloud kernels lack; ext4 and nvme are modules"},
+		{Name: "6.12-rt", Series: "6.12", Cgroup: "v2", Arch: "amd64", Flavour: vm.RT, Asked: true, Why: "PREEMPT_RT: locks sleep, interrupts are threads"},
 	}
 }

@@ -41,6 +41,10 @@ const (
 	workerPath = programDir + "/worker" // init too
 )
 
+// EarlyDir is the directory in the initramfs with the modules that lead to the root. Their
+// names sort in the order of loading.
+const EarlyDir = "modules"
+
 // ExitPrefix begins the last line that a guest reports: the exit status of its
 // tests follows. A guest without this line has failed, whatever else it reported.
 const ExitPrefix = "iotrace-guest-exit "
@@ -101,6 +105,9 @@ func boot() error {
 	if err != nil {
 		return err
 	}
+	if err := loadEarly(); err != nil {
+		return err
+	}
 	words := commandLine()
 	if err := enterRoot(); err != nil {
 		return err
@@ -146,6 +153,27 @@ func boot() error {
 		sendDmesg(port)
 	}
 	fmt.Fprintf(port, "\n%s%d\n", ExitPrefix, status)
+	return nil
+}
+
+// loadEarly loads the modules of the initramfs.
+func loadEarly() error {
+	files, err := filepath.Glob("/" + EarlyDir + "/*.ko")
+	if err != nil {
+		return err
+	}
+	for _, name := range files {
+		f, err := os.Open(name)
+		if err != nil {
+			return err
+		}
+		// Some are for processors of another kind.
+		if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("loading %q: %w", name, err)
+		}
+		f.Close()
+		os.Remove(name) // gives the memory back
+	}
 	return nil
 }
 

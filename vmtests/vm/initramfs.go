@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"sort"
 
 	"github.com/cavaliergopher/cpio"
@@ -12,7 +13,7 @@ import (
 
 // WriteInitramfs makes the archive that the kernel starts from: the program at
 // /init, which mounts the real root, and what changes with every build. files
-// maps the path in the guest to the file here; all are executable. It is not
+// maps the path in the guest, at most one directory deep, to the file here; all are executable. It is not
 // compressed: unpacking costs an emulated guest more than reading.
 func WriteInitramfs(path string, files map[string]string) (err error) {
 	f, err := os.Create(path)
@@ -31,7 +32,14 @@ func WriteInitramfs(path string, files map[string]string) (err error) {
 			return fmt.Errorf("initramfs directory %q: %w", dir, err)
 		}
 	}
+	made := map[string]bool{".": true}
 	for _, name := range sortedKeys(files) {
+		if dir := filepath.Dir(name); !made[dir] {
+			made[dir] = true
+			if err := w.WriteHeader(&cpio.Header{Name: dir, Mode: cpio.TypeDir | 0o755, Links: 2}); err != nil {
+				return fmt.Errorf("initramfs directory %q: %w", dir, err)
+			}
+		}
 		if err := addFile(w, name, files[name]); err != nil {
 			return fmt.Errorf("initramfs file %q: %w", name, err)
 		}

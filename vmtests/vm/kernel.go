@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -18,25 +19,50 @@ type Kernel struct {
 	Release string // what uname -r says: 6.12.117+deb13-cloud-amd64
 	Image   string // file for QEMU's -kernel
 	Modules string // ext4 image to be mounted at /lib/modules
+
+	// Early are the modules that the kernel needs to reach its root, in the order in
+	// which they must be loaded. Cloud kernels have all of that built in.
+	Early []string
+}
+
+// Flavours of Debian's kernels.
+const (
+	Cloud   = ""        // for virtual machines: fewer drivers, quick to boot
+	Generic = "generic" // with every module that Debian has
+	RT      = "rt"      // PREEMPT_RT
+	Pages16 = "16k"     // arm64 with pages of 16 KiB
+)
+
+// suffix is how Debian ends the names of a flavour's packages.
+func suffix(flavour, arch string) string {
+	switch flavour {
+	case Cloud:
+		return "cloud-" + arch
+	case RT:
+		return "rt-" + arch
+	case Pages16:
+		return arch + "-16k"
+	}
+	return arch
 }
 
 // ErrNoKernel means that no suite of the mirror holds a complete kernel of the series.
 var ErrNoKernel = errors.New("no complete kernel of this series on the mirror")
 
 // releasePattern splits linux-image-6.12.117+deb13-cloud-amd64. The group is the release.
-func releasePattern(series, arch string) *regexp.Regexp {
-	return regexp.MustCompile(`^linux-image-(` + regexp.QuoteMeta(series) + `\.\d[^_]*-cloud-` + regexp.QuoteMeta(arch) + `)$`)
+func releasePattern(series, flavour, arch string) *regexp.Regexp {
+	return regexp.MustCompile(`^linux-image-(` + regexp.QuoteMeta(series) + `\.\d[^_-]*(?:-[0-9.deb]+)?-` + regexp.QuoteMeta(suffix(flavour, arch)) + `)$`)
 }
 
 // candidates returns the releases of a series, newest first. rest are all
 // package names of the archive that begin with "linux-". A kernel of the split
 // kind counts only with all of its packages: archives drop modules first.
-func candidates(series, arch string, names []string, newer func(a, b string) bool) []string {
+func candidates(series, flavour, arch string, names []string, newer func(a, b string) bool) []string {
 	have := make(map[string]bool, len(names))
 	for _, n := range names {
 		have[n] = true
 	}
-	re := releasePattern(series, arch)
+	re := releasePattern(series, flavour, arch)
 	var out []string
 	for _, n := range names {
 		m := re.FindStringSubmatch(n)
@@ -71,9 +97,9 @@ func debianNewer(a, b string) bool {
 // modules; before it one package holds all.
 var series619 = regexp.MustCompile(`^(6\.(19|[2-9]\d)|[7-9]\.|[1-9]\d+\.)`)
 
-// FetchKernel finds the newest kernel of a series ("6.12"), downloads it and
+// FetchKernel finds the newest kernel of a series ("6.12") and flavour, downloads it and
 // builds the image of its modules. Everything is kept in the cache directory.
-func FetchKernel(ctx context.Context, cache string, m Mirror, arch, series string, refresh bool) (Kernel, error) {
+func FetchKernel(ctx context.Context, cache string, m Mirror, arch, series, flavour string, refresh bool) (Kernel, error) {
 	a, err := openArchive(ctx, cache, arch, m, refresh)
 	if err != nil {
 		return Kernel{}, err
@@ -83,7 +109,7 @@ func FetchKernel(ctx context.Context, cache string, m Mirror, arch, series strin
 		return Kernel{}, err
 	}
 	var last error = ErrNoKernel
-	for _, rel := range candidates(series, arch, names, debianNewer) {
+	for _, rel := range candidates(series, flavour, arch, names, debianNewer) {
 		k, err := a.unpack(ctx, cache, rel)
 		if err == nil {
 			return k, nil
@@ -102,7 +128,8 @@ func (a *archive) unpack(ctx context.Context, cache, rel string) (Kernel, error)
 	dir := filepath.Join(cache, "kernels", rel)
 	k := Kernel{Arch: a.arch, Release: rel, Image: filepath.Join(dir, "vmlinuz"), Modules: filepath.Join(dir, "modules.ext4")}
 	if _, err := os.Stat(filepath.Join(dir, "complete")); err == nil {
-		return k, nil
+		k.Early, err = filepath.Glob(filepath.Join(dir, earlyDir, "*.ko"))
+		return k, err
 	}
 	packages := []string{"linux-image-" + rel}
 	if series619.MatchString(rel) {
@@ -150,6 +177,9 @@ func (a *archive) unpack(ctx context.Context, cache, rel string) (Kernel, error)
 	if err := prepareModules(ctx, modules, rel); err != nil {
 		return Kernel{}, err
 	}
+	if k.Early, err = keepEarly(modules, filepath.Join(dir, earlyDir)); err != nil {
+		return Kernel{}, err
+	}
 	if err := ext4Image(ctx, filepath.Dir(modules), k.Modules, 32); err != nil {
 		return Kernel{}, err
 	}
@@ -187,6 +217,51 @@ func prepareModules(ctx context.Context, modules, rel string) error {
 	// depmod -b wants BASE/lib/modules; BASE/usr/lib/modules is what newer packages ship.
 	base := filepath.Dir(filepath.Dir(filepath.Dir(modules)))
 	return output(ctx, "depmod", "-b", base, rel)
+}
+
+// earlyDir has the modules that the initramfs needs, numbered in the order of loading.
+const earlyDir = "early"
+
+// earlyModules is what a guest needs to reach its root: disks on NVMe with ext4. crc32c
+// has implementations of several names, and ext4 finds one by its algorithm.
+var earlyModules = []string{"nvme", "crc32c-intel", "crc32c_generic", "crc32c-cryptoapi", "libcrc32c", "ext4"}
+
+// keepEarly copies the modules of earlyModules that the kernel does not have built in,
+// and what they depend on, to dir.
+func keepEarly(modules, dir string) ([]string, error) {
+	deps := map[string][]string{} // by name: the module's own file, then what must be loaded before, the first last
+	index, err := os.ReadFile(filepath.Join(modules, "modules.dep"))
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(index)) {
+		file, rest, _ := strings.Cut(strings.TrimSpace(line), ":")
+		deps[strings.TrimSuffix(filepath.Base(file), ".ko")] = append([]string{file}, strings.Fields(rest)...)
+	}
+	var order []string
+	for _, m := range earlyModules {
+		for _, file := range slices.Backward(deps[m]) {
+			if !slices.Contains(order, file) {
+				order = append(order, file)
+			}
+		}
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	var kept []string
+	for i, file := range order {
+		b, err := os.ReadFile(filepath.Join(modules, file))
+		if err != nil {
+			return nil, err
+		}
+		to := filepath.Join(dir, fmt.Sprintf("%02d-%s", i, filepath.Base(file)))
+		if err := os.WriteFile(to, b, 0o644); err != nil {
+			return nil, err
+		}
+		kept = append(kept, to)
+	}
+	return kept, nil
 }
 
 // ext4Image packs a directory tree. Times and identifiers are fixed, so that

@@ -38,7 +38,7 @@ func TestCandidates(t *testing.T) {
 	names := []string{
 		"linux-image-6.1.0-9-cloud-amd64", "linux-image-6.1.0-56-cloud-amd64", "linux-image-6.1.0-56-amd64", "linux-image-6.1-cloud-amd64",
 		"linux-image-6.1.0-0.deb11.52-cloud-amd64", "linux-image-6.12.100+deb13-cloud-amd64", "linux-image-6.12.95+deb13-cloud-amd64",
-		"linux-image-6.12.95+deb13-cloud-amd64-dbg", "linux-image-6.12.95+deb13-cloud-arm64",
+		"linux-image-6.12.95+deb13-cloud-amd64-dbg", "linux-image-6.12.95+deb13-cloud-arm64", "linux-image-6.12.95+deb13-arm64-16k", "linux-image-6.12.95+deb13-rt-amd64",
 		// split packages: 7.2.13 lost its modules, 7.2.12 is whole
 		"linux-image-7.2.13+deb14-cloud-amd64", "linux-base-7.2.13+deb14-cloud-amd64", "linux-binary-7.2.13+deb14-cloud-amd64",
 		"linux-image-7.2.12+deb14-cloud-amd64", "linux-base-7.2.12+deb14-cloud-amd64", "linux-binary-7.2.12+deb14-cloud-amd64", "linux-modules-7.2.12+deb14-cloud-amd64",
@@ -46,17 +46,21 @@ func TestCandidates(t *testing.T) {
 	// Numbers compare as Debian compares them: 100 is after 95, 56 after 9.
 	newer := func(a, b string) bool { return len(a) > len(b) || len(a) == len(b) && a > b }
 	for _, tt := range []struct {
-		series, arch string
-		want         []string
+		series, flavour, arch string
+		want                  []string
 	}{
-		{"6.1", "amd64", []string{"6.1.0-56-cloud-amd64", "6.1.0-9-cloud-amd64"}},
-		{"6.12", "amd64", []string{"6.12.100+deb13-cloud-amd64", "6.12.95+deb13-cloud-amd64"}},
-		{"6.12", "arm64", []string{"6.12.95+deb13-cloud-arm64"}},
-		{"7.2", "amd64", []string{"7.2.12+deb14-cloud-amd64"}},
-		{"5.10", "amd64", nil},
+		{"6.1", Cloud, "amd64", []string{"6.1.0-56-cloud-amd64", "6.1.0-9-cloud-amd64"}},
+		{"6.12", Cloud, "amd64", []string{"6.12.100+deb13-cloud-amd64", "6.12.95+deb13-cloud-amd64"}},
+		{"6.12", Cloud, "arm64", []string{"6.12.95+deb13-cloud-arm64"}},
+		{"7.2", Cloud, "amd64", []string{"7.2.12+deb14-cloud-amd64"}},
+		{"5.10", Cloud, "amd64", nil},
+		{"6.1", Generic, "amd64", []string{"6.1.0-56-amd64"}},
+		{"6.12", Generic, "amd64", nil},
+		{"6.12", Pages16, "arm64", []string{"6.12.95+deb13-arm64-16k"}},
+		{"6.12", RT, "amd64", []string{"6.12.95+deb13-rt-amd64"}},
 	} {
-		if got := candidates(tt.series, tt.arch, names, newer); !slices.Equal(got, tt.want) {
-			t.Errorf("%s %s: got %q, want %q", tt.series, tt.arch, got, tt.want)
+		if got := candidates(tt.series, tt.flavour, tt.arch, names, newer); !slices.Equal(got, tt.want) {
+			t.Errorf("%s %q %s: got %q, want %q", tt.series, tt.flavour, tt.arch, got, tt.want)
 		}
 	}
 }
