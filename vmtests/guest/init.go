@@ -241,6 +241,10 @@ func copyFile(from, to string) error {
 func diskBySerial(serial string) string {
 	dirs, _ := os.ReadDir("/sys/block")
 	for _, d := range dirs {
+		// A path of an NVMe disk with several has its serial number and no device file.
+		if b, _ := os.ReadFile(filepath.Join("/sys/block", d.Name(), "hidden")); strings.TrimSpace(string(b)) == "1" {
+			continue
+		}
 		for _, attr := range []string{"device/serial", "serial"} { // nvme, virtio
 			b, err := os.ReadFile(filepath.Join("/sys/block", d.Name(), attr))
 			if err == nil && strings.TrimSpace(string(b)) == serial {
