@@ -65,12 +65,14 @@ const (
 	BlockMapLoopFiles               = "loop_files"
 	BlockMapLoopNotes               = "loop_notes"
 	BlockMapLosses                  = "losses"
-	BlockMapNotes                   = "notes"
+	BlockMapLostInodes              = "lost_inodes"
 	BlockMapNotesLive               = "notes_live"
 	BlockMapNotices                 = "notices"
 	BlockMapOverflow                = "overflow"
+	BlockMapPageNotes               = "page_notes"
 	BlockMapRecords                 = "records"
 	BlockMapRowCaches               = "row_caches"
+	BlockMapSharers                 = "sharers"
 	BlockMapUsageA                  = "usage_a"
 	BlockMapUsages                  = "usages"
 	BlockMapWalks                   = "walks"
@@ -89,6 +91,8 @@ const (
 	BlockVarCountLatencies          = "count_latencies"
 	BlockVarHasRedundant            = "has_redundant"
 	BlockVarHierarchyId             = "hierarchy_id"
+	BlockVarInodeNoteBits           = "inode_note_bits"
+	BlockVarPageNoteBits            = "page_note_bits"
 	BlockVarPageShift               = "page_shift"
 	BlockVarRequeued                = "requeued"
 	BlockVarRqIsSecondArg           = "rq_is_second_arg"
@@ -168,12 +172,14 @@ type BlockMapSpecs struct {
 	LoopFiles  *ebpf.MapSpec `ebpf:"loop_files"`
 	LoopNotes  *ebpf.MapSpec `ebpf:"loop_notes"`
 	Losses     *ebpf.MapSpec `ebpf:"losses"`
-	Notes      *ebpf.MapSpec `ebpf:"notes"`
+	LostInodes *ebpf.MapSpec `ebpf:"lost_inodes"`
 	NotesLive  *ebpf.MapSpec `ebpf:"notes_live"`
 	Notices    *ebpf.MapSpec `ebpf:"notices"`
 	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
+	PageNotes  *ebpf.MapSpec `ebpf:"page_notes"`
 	Records    *ebpf.MapSpec `ebpf:"records"`
 	RowCaches  *ebpf.MapSpec `ebpf:"row_caches"`
+	Sharers    *ebpf.MapSpec `ebpf:"sharers"`
 	UsageA     *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages     *ebpf.MapSpec `ebpf:"usages"`
 	Walks      *ebpf.MapSpec `ebpf:"walks"`
@@ -190,6 +196,8 @@ type BlockVariableSpecs struct {
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
 	HasRedundant   *ebpf.VariableSpec `ebpf:"has_redundant"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
+	InodeNoteBits  *ebpf.VariableSpec `ebpf:"inode_note_bits"`
+	PageNoteBits   *ebpf.VariableSpec `ebpf:"page_note_bits"`
 	PageShift      *ebpf.VariableSpec `ebpf:"page_shift"`
 	Requeued       *ebpf.VariableSpec `ebpf:"requeued"`
 	RqIsSecondArg  *ebpf.VariableSpec `ebpf:"rq_is_second_arg"`
@@ -233,12 +241,14 @@ type BlockMaps struct {
 	LoopFiles  *ebpf.Map `ebpf:"loop_files"`
 	LoopNotes  *ebpf.Map `ebpf:"loop_notes"`
 	Losses     *ebpf.Map `ebpf:"losses"`
-	Notes      *ebpf.Map `ebpf:"notes"`
+	LostInodes *ebpf.Map `ebpf:"lost_inodes"`
 	NotesLive  *ebpf.Map `ebpf:"notes_live"`
 	Notices    *ebpf.Map `ebpf:"notices"`
 	Overflow   *ebpf.Map `ebpf:"overflow"`
+	PageNotes  *ebpf.Map `ebpf:"page_notes"`
 	Records    *ebpf.Map `ebpf:"records"`
 	RowCaches  *ebpf.Map `ebpf:"row_caches"`
+	Sharers    *ebpf.Map `ebpf:"sharers"`
 	UsageA     *ebpf.Map `ebpf:"usage_a"`
 	Usages     *ebpf.Map `ebpf:"usages"`
 	Walks      *ebpf.Map `ebpf:"walks"`
@@ -260,12 +270,14 @@ func (m *BlockMaps) Close() error {
 		m.LoopFiles,
 		m.LoopNotes,
 		m.Losses,
-		m.Notes,
+		m.LostInodes,
 		m.NotesLive,
 		m.Notices,
 		m.Overflow,
+		m.PageNotes,
 		m.Records,
 		m.RowCaches,
+		m.Sharers,
 		m.UsageA,
 		m.Usages,
 		m.Walks,
@@ -283,6 +295,8 @@ type BlockVariables struct {
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
 	HasRedundant   *ebpf.Variable `ebpf:"has_redundant"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
+	InodeNoteBits  *ebpf.Variable `ebpf:"inode_note_bits"`
+	PageNoteBits   *ebpf.Variable `ebpf:"page_note_bits"`
 	PageShift      *ebpf.Variable `ebpf:"page_shift"`
 	Requeued       *ebpf.Variable `ebpf:"requeued"`
 	RqIsSecondArg  *ebpf.Variable `ebpf:"rq_is_second_arg"`

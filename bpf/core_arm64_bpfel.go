@@ -18,11 +18,17 @@ type CoreComm struct {
 	Name [16]int8
 }
 
-type CoreInodeNote struct {
-	_      structs.HostLayout
-	Cgroup uint64
-	Pid    uint32
-	Shared uint32
+type CoreInodeSet struct {
+	_       structs.HostLayout
+	Mapping [8]uint64
+	Note    [8]struct {
+		_      structs.HostLayout
+		Ino    uint64
+		Epoch  uint64
+		Cgroup uint64
+		Pid    uint32
+		State  uint32
+	}
 }
 
 type CoreIoRecord struct {
@@ -48,21 +54,24 @@ type CoreLatencyKey struct {
 	Pad    uint32
 }
 
-type CoreNote struct {
-	_       structs.HostLayout
-	Cgroup  uint64
-	Mapping uint64
-	Index   uint64
-	Pid     uint32
-	Pad     uint32
-}
-
 type CoreNotice struct {
 	_      structs.HostLayout
 	Cgroup uint64
 	Kind   uint32
 	Len    uint32
 	Text   [1024]int8
+}
+
+type CorePageSet struct {
+	_     structs.HostLayout
+	Key   [8]uint64
+	Block [8]struct {
+		_       structs.HostLayout
+		Mapping uint64
+		Epoch   uint64
+		Number  uint64
+		Who     [32]uint8
+	}
 }
 
 type CoreRecordBatch struct {
@@ -85,6 +94,14 @@ type CoreRowCache struct {
 		Key   CoreLatencyKey
 		Value CoreLatency
 	}
+}
+
+type CoreSharer struct {
+	_      structs.HostLayout
+	Epoch  uint64
+	Cgroup uint64
+	Pid    uint32
+	Pad    uint32
 }
 
 type CoreUsage struct {
@@ -120,18 +137,25 @@ const (
 	CoreMapLatencyA               = "latency_a"
 	CoreMapLoopNotes              = "loop_notes"
 	CoreMapLosses                 = "losses"
-	CoreMapNotes                  = "notes"
+	CoreMapLostInodes             = "lost_inodes"
 	CoreMapNotesLive              = "notes_live"
 	CoreMapNotices                = "notices"
 	CoreMapOverflow               = "overflow"
+	CoreMapPageNotes              = "page_notes"
 	CoreMapRecords                = "records"
 	CoreMapRowCaches              = "row_caches"
+	CoreMapSharers                = "sharers"
 	CoreMapUsageA                 = "usage_a"
 	CoreMapUsages                 = "usages"
 	CoreProgIotCgroupMkdir        = "iot_cgroup_mkdir"
 	CoreProgIotCgroupRmdir        = "iot_cgroup_rmdir"
 	CoreProgIotDirtyFolio         = "iot_dirty_folio"
 	CoreProgIotDirtyPage          = "iot_dirty_page"
+	CoreProgIotExt4DaWrite        = "iot_ext4_da_write"
+	CoreProgIotExt4Write          = "iot_ext4_write"
+	CoreProgIotFaultFentry        = "iot_fault_fentry"
+	CoreProgIotFaultKprobe        = "iot_fault_kprobe"
+	CoreProgIotIomapWrite         = "iot_iomap_write"
 	CoreProgIotMemcgOffline       = "iot_memcg_offline"
 	CoreProgIotMemcgOfflineKprobe = "iot_memcg_offline_kprobe"
 	CoreProgIotModuleFree         = "iot_module_free"
@@ -141,8 +165,9 @@ const (
 	CoreVarByProcess              = "by_process"
 	CoreVarCountLatencies         = "count_latencies"
 	CoreVarHierarchyId            = "hierarchy_id"
+	CoreVarInodeNoteBits          = "inode_note_bits"
 	CoreVarNodes                  = "nodes"
-	CoreVarNoteInodes             = "note_inodes"
+	CoreVarPageNoteBits           = "page_note_bits"
 	CoreVarPageShift              = "page_shift"
 	CoreVarWithApp                = "with_app"
 	CoreVarWithLatency            = "with_latency"
@@ -195,6 +220,11 @@ type CoreProgramSpecs struct {
 	IotCgroupRmdir        *ebpf.ProgramSpec `ebpf:"iot_cgroup_rmdir"`
 	IotDirtyFolio         *ebpf.ProgramSpec `ebpf:"iot_dirty_folio"`
 	IotDirtyPage          *ebpf.ProgramSpec `ebpf:"iot_dirty_page"`
+	IotExt4DaWrite        *ebpf.ProgramSpec `ebpf:"iot_ext4_da_write"`
+	IotExt4Write          *ebpf.ProgramSpec `ebpf:"iot_ext4_write"`
+	IotFaultFentry        *ebpf.ProgramSpec `ebpf:"iot_fault_fentry"`
+	IotFaultKprobe        *ebpf.ProgramSpec `ebpf:"iot_fault_kprobe"`
+	IotIomapWrite         *ebpf.ProgramSpec `ebpf:"iot_iomap_write"`
 	IotMemcgOffline       *ebpf.ProgramSpec `ebpf:"iot_memcg_offline"`
 	IotMemcgOfflineKprobe *ebpf.ProgramSpec `ebpf:"iot_memcg_offline_kprobe"`
 	IotModuleFree         *ebpf.ProgramSpec `ebpf:"iot_module_free"`
@@ -216,12 +246,14 @@ type CoreMapSpecs struct {
 	LatencyA   *ebpf.MapSpec `ebpf:"latency_a"`
 	LoopNotes  *ebpf.MapSpec `ebpf:"loop_notes"`
 	Losses     *ebpf.MapSpec `ebpf:"losses"`
-	Notes      *ebpf.MapSpec `ebpf:"notes"`
+	LostInodes *ebpf.MapSpec `ebpf:"lost_inodes"`
 	NotesLive  *ebpf.MapSpec `ebpf:"notes_live"`
 	Notices    *ebpf.MapSpec `ebpf:"notices"`
 	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
+	PageNotes  *ebpf.MapSpec `ebpf:"page_notes"`
 	Records    *ebpf.MapSpec `ebpf:"records"`
 	RowCaches  *ebpf.MapSpec `ebpf:"row_caches"`
+	Sharers    *ebpf.MapSpec `ebpf:"sharers"`
 	UsageA     *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages     *ebpf.MapSpec `ebpf:"usages"`
 }
@@ -235,8 +267,9 @@ type CoreVariableSpecs struct {
 	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
+	InodeNoteBits  *ebpf.VariableSpec `ebpf:"inode_note_bits"`
 	Nodes          *ebpf.VariableSpec `ebpf:"nodes"`
-	NoteInodes     *ebpf.VariableSpec `ebpf:"note_inodes"`
+	PageNoteBits   *ebpf.VariableSpec `ebpf:"page_note_bits"`
 	PageShift      *ebpf.VariableSpec `ebpf:"page_shift"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
@@ -274,12 +307,14 @@ type CoreMaps struct {
 	LatencyA   *ebpf.Map `ebpf:"latency_a"`
 	LoopNotes  *ebpf.Map `ebpf:"loop_notes"`
 	Losses     *ebpf.Map `ebpf:"losses"`
-	Notes      *ebpf.Map `ebpf:"notes"`
+	LostInodes *ebpf.Map `ebpf:"lost_inodes"`
 	NotesLive  *ebpf.Map `ebpf:"notes_live"`
 	Notices    *ebpf.Map `ebpf:"notices"`
 	Overflow   *ebpf.Map `ebpf:"overflow"`
+	PageNotes  *ebpf.Map `ebpf:"page_notes"`
 	Records    *ebpf.Map `ebpf:"records"`
 	RowCaches  *ebpf.Map `ebpf:"row_caches"`
+	Sharers    *ebpf.Map `ebpf:"sharers"`
 	UsageA     *ebpf.Map `ebpf:"usage_a"`
 	Usages     *ebpf.Map `ebpf:"usages"`
 }
@@ -297,12 +332,14 @@ func (m *CoreMaps) Close() error {
 		m.LatencyA,
 		m.LoopNotes,
 		m.Losses,
-		m.Notes,
+		m.LostInodes,
 		m.NotesLive,
 		m.Notices,
 		m.Overflow,
+		m.PageNotes,
 		m.Records,
 		m.RowCaches,
+		m.Sharers,
 		m.UsageA,
 		m.Usages,
 	)
@@ -317,8 +354,9 @@ type CoreVariables struct {
 	ByProcess      *ebpf.Variable `ebpf:"by_process"`
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
+	InodeNoteBits  *ebpf.Variable `ebpf:"inode_note_bits"`
 	Nodes          *ebpf.Variable `ebpf:"nodes"`
-	NoteInodes     *ebpf.Variable `ebpf:"note_inodes"`
+	PageNoteBits   *ebpf.Variable `ebpf:"page_note_bits"`
 	PageShift      *ebpf.Variable `ebpf:"page_shift"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
 	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
@@ -333,6 +371,11 @@ type CorePrograms struct {
 	IotCgroupRmdir        *ebpf.Program `ebpf:"iot_cgroup_rmdir"`
 	IotDirtyFolio         *ebpf.Program `ebpf:"iot_dirty_folio"`
 	IotDirtyPage          *ebpf.Program `ebpf:"iot_dirty_page"`
+	IotExt4DaWrite        *ebpf.Program `ebpf:"iot_ext4_da_write"`
+	IotExt4Write          *ebpf.Program `ebpf:"iot_ext4_write"`
+	IotFaultFentry        *ebpf.Program `ebpf:"iot_fault_fentry"`
+	IotFaultKprobe        *ebpf.Program `ebpf:"iot_fault_kprobe"`
+	IotIomapWrite         *ebpf.Program `ebpf:"iot_iomap_write"`
 	IotMemcgOffline       *ebpf.Program `ebpf:"iot_memcg_offline"`
 	IotMemcgOfflineKprobe *ebpf.Program `ebpf:"iot_memcg_offline_kprobe"`
 	IotModuleFree         *ebpf.Program `ebpf:"iot_module_free"`
@@ -345,6 +388,11 @@ func (p *CorePrograms) Close() error {
 		p.IotCgroupRmdir,
 		p.IotDirtyFolio,
 		p.IotDirtyPage,
+		p.IotExt4DaWrite,
+		p.IotExt4Write,
+		p.IotFaultFentry,
+		p.IotFaultKprobe,
+		p.IotIomapWrite,
 		p.IotMemcgOffline,
 		p.IotMemcgOfflineKprobe,
 		p.IotModuleFree,

@@ -60,12 +60,14 @@ const (
 	FUSEMapLatencyA                   = "latency_a"
 	FUSEMapLoopNotes                  = "loop_notes"
 	FUSEMapLosses                     = "losses"
-	FUSEMapNotes                      = "notes"
+	FUSEMapLostInodes                 = "lost_inodes"
 	FUSEMapNotesLive                  = "notes_live"
 	FUSEMapNotices                    = "notices"
 	FUSEMapOverflow                   = "overflow"
+	FUSEMapPageNotes                  = "page_notes"
 	FUSEMapRecords                    = "records"
 	FUSEMapRowCaches                  = "row_caches"
+	FUSEMapSharers                    = "sharers"
 	FUSEMapSplits                     = "splits"
 	FUSEMapUsageA                     = "usage_a"
 	FUSEMapUsages                     = "usages"
@@ -97,8 +99,10 @@ const (
 	FUSEVarCountLatencies             = "count_latencies"
 	FUSEVarFirstSent                  = "first_sent"
 	FUSEVarHierarchyId                = "hierarchy_id"
+	FUSEVarInodeNoteBits              = "inode_note_bits"
 	FUSEVarLayout                     = "layout"
 	FUSEVarLayoutAssumed              = "layout_assumed"
+	FUSEVarPageNoteBits               = "page_note_bits"
 	FUSEVarPageShift                  = "page_shift"
 	FUSEVarSeat                       = "seat"
 	FUSEVarWithApp                    = "with_app"
@@ -189,12 +193,14 @@ type FUSEMapSpecs struct {
 	LatencyA   *ebpf.MapSpec `ebpf:"latency_a"`
 	LoopNotes  *ebpf.MapSpec `ebpf:"loop_notes"`
 	Losses     *ebpf.MapSpec `ebpf:"losses"`
-	Notes      *ebpf.MapSpec `ebpf:"notes"`
+	LostInodes *ebpf.MapSpec `ebpf:"lost_inodes"`
 	NotesLive  *ebpf.MapSpec `ebpf:"notes_live"`
 	Notices    *ebpf.MapSpec `ebpf:"notices"`
 	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
+	PageNotes  *ebpf.MapSpec `ebpf:"page_notes"`
 	Records    *ebpf.MapSpec `ebpf:"records"`
 	RowCaches  *ebpf.MapSpec `ebpf:"row_caches"`
+	Sharers    *ebpf.MapSpec `ebpf:"sharers"`
 	Splits     *ebpf.MapSpec `ebpf:"splits"`
 	UsageA     *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages     *ebpf.MapSpec `ebpf:"usages"`
@@ -210,8 +216,10 @@ type FUSEVariableSpecs struct {
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
 	FirstSent      *ebpf.VariableSpec `ebpf:"first_sent"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
+	InodeNoteBits  *ebpf.VariableSpec `ebpf:"inode_note_bits"`
 	Layout         *ebpf.VariableSpec `ebpf:"layout"`
 	LayoutAssumed  *ebpf.VariableSpec `ebpf:"layout_assumed"`
+	PageNoteBits   *ebpf.VariableSpec `ebpf:"page_note_bits"`
 	PageShift      *ebpf.VariableSpec `ebpf:"page_shift"`
 	Seat           *ebpf.VariableSpec `ebpf:"seat"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
@@ -252,12 +260,14 @@ type FUSEMaps struct {
 	LatencyA   *ebpf.Map `ebpf:"latency_a"`
 	LoopNotes  *ebpf.Map `ebpf:"loop_notes"`
 	Losses     *ebpf.Map `ebpf:"losses"`
-	Notes      *ebpf.Map `ebpf:"notes"`
+	LostInodes *ebpf.Map `ebpf:"lost_inodes"`
 	NotesLive  *ebpf.Map `ebpf:"notes_live"`
 	Notices    *ebpf.Map `ebpf:"notices"`
 	Overflow   *ebpf.Map `ebpf:"overflow"`
+	PageNotes  *ebpf.Map `ebpf:"page_notes"`
 	Records    *ebpf.Map `ebpf:"records"`
 	RowCaches  *ebpf.Map `ebpf:"row_caches"`
+	Sharers    *ebpf.Map `ebpf:"sharers"`
 	Splits     *ebpf.Map `ebpf:"splits"`
 	UsageA     *ebpf.Map `ebpf:"usage_a"`
 	Usages     *ebpf.Map `ebpf:"usages"`
@@ -278,12 +288,14 @@ func (m *FUSEMaps) Close() error {
 		m.LatencyA,
 		m.LoopNotes,
 		m.Losses,
-		m.Notes,
+		m.LostInodes,
 		m.NotesLive,
 		m.Notices,
 		m.Overflow,
+		m.PageNotes,
 		m.Records,
 		m.RowCaches,
+		m.Sharers,
 		m.Splits,
 		m.UsageA,
 		m.Usages,
@@ -300,8 +312,10 @@ type FUSEVariables struct {
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
 	FirstSent      *ebpf.Variable `ebpf:"first_sent"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
+	InodeNoteBits  *ebpf.Variable `ebpf:"inode_note_bits"`
 	Layout         *ebpf.Variable `ebpf:"layout"`
 	LayoutAssumed  *ebpf.Variable `ebpf:"layout_assumed"`
+	PageNoteBits   *ebpf.Variable `ebpf:"page_note_bits"`
 	PageShift      *ebpf.Variable `ebpf:"page_shift"`
 	Seat           *ebpf.Variable `ebpf:"seat"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`

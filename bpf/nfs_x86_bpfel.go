@@ -29,12 +29,14 @@ const (
 	NFSMapLatencyA                    = "latency_a"
 	NFSMapLoopNotes                   = "loop_notes"
 	NFSMapLosses                      = "losses"
-	NFSMapNotes                       = "notes"
+	NFSMapLostInodes                  = "lost_inodes"
 	NFSMapNotesLive                   = "notes_live"
 	NFSMapNotices                     = "notices"
 	NFSMapOverflow                    = "overflow"
+	NFSMapPageNotes                   = "page_notes"
 	NFSMapRecords                     = "records"
 	NFSMapRowCaches                   = "row_caches"
+	NFSMapSharers                     = "sharers"
 	NFSMapStarters                    = "starters"
 	NFSMapUsageA                      = "usage_a"
 	NFSMapUsages                      = "usages"
@@ -79,6 +81,8 @@ const (
 	NFSVarFixedNfsPage                = "fixed_nfs_page"
 	NFSVarFromFunctions               = "from_functions"
 	NFSVarHierarchyId                 = "hierarchy_id"
+	NFSVarInodeNoteBits               = "inode_note_bits"
+	NFSVarPageNoteBits                = "page_note_bits"
 	NFSVarPageShift                   = "page_shift"
 	NFSVarSeat                        = "seat"
 	NFSVarTold                        = "told"
@@ -180,12 +184,14 @@ type NFSMapSpecs struct {
 	LatencyA   *ebpf.MapSpec `ebpf:"latency_a"`
 	LoopNotes  *ebpf.MapSpec `ebpf:"loop_notes"`
 	Losses     *ebpf.MapSpec `ebpf:"losses"`
-	Notes      *ebpf.MapSpec `ebpf:"notes"`
+	LostInodes *ebpf.MapSpec `ebpf:"lost_inodes"`
 	NotesLive  *ebpf.MapSpec `ebpf:"notes_live"`
 	Notices    *ebpf.MapSpec `ebpf:"notices"`
 	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
+	PageNotes  *ebpf.MapSpec `ebpf:"page_notes"`
 	Records    *ebpf.MapSpec `ebpf:"records"`
 	RowCaches  *ebpf.MapSpec `ebpf:"row_caches"`
+	Sharers    *ebpf.MapSpec `ebpf:"sharers"`
 	Starters   *ebpf.MapSpec `ebpf:"starters"`
 	UsageA     *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages     *ebpf.MapSpec `ebpf:"usages"`
@@ -204,6 +210,8 @@ type NFSVariableSpecs struct {
 	FixedNfsPage   *ebpf.VariableSpec `ebpf:"fixed_nfs_page"`
 	FromFunctions  *ebpf.VariableSpec `ebpf:"from_functions"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
+	InodeNoteBits  *ebpf.VariableSpec `ebpf:"inode_note_bits"`
+	PageNoteBits   *ebpf.VariableSpec `ebpf:"page_note_bits"`
 	PageShift      *ebpf.VariableSpec `ebpf:"page_shift"`
 	Seat           *ebpf.VariableSpec `ebpf:"seat"`
 	Told           *ebpf.VariableSpec `ebpf:"told"`
@@ -245,12 +253,14 @@ type NFSMaps struct {
 	LatencyA   *ebpf.Map `ebpf:"latency_a"`
 	LoopNotes  *ebpf.Map `ebpf:"loop_notes"`
 	Losses     *ebpf.Map `ebpf:"losses"`
-	Notes      *ebpf.Map `ebpf:"notes"`
+	LostInodes *ebpf.Map `ebpf:"lost_inodes"`
 	NotesLive  *ebpf.Map `ebpf:"notes_live"`
 	Notices    *ebpf.Map `ebpf:"notices"`
 	Overflow   *ebpf.Map `ebpf:"overflow"`
+	PageNotes  *ebpf.Map `ebpf:"page_notes"`
 	Records    *ebpf.Map `ebpf:"records"`
 	RowCaches  *ebpf.Map `ebpf:"row_caches"`
+	Sharers    *ebpf.Map `ebpf:"sharers"`
 	Starters   *ebpf.Map `ebpf:"starters"`
 	UsageA     *ebpf.Map `ebpf:"usage_a"`
 	Usages     *ebpf.Map `ebpf:"usages"`
@@ -273,12 +283,14 @@ func (m *NFSMaps) Close() error {
 		m.LatencyA,
 		m.LoopNotes,
 		m.Losses,
-		m.Notes,
+		m.LostInodes,
 		m.NotesLive,
 		m.Notices,
 		m.Overflow,
+		m.PageNotes,
 		m.Records,
 		m.RowCaches,
+		m.Sharers,
 		m.Starters,
 		m.UsageA,
 		m.Usages,
@@ -298,6 +310,8 @@ type NFSVariables struct {
 	FixedNfsPage   *ebpf.Variable `ebpf:"fixed_nfs_page"`
 	FromFunctions  *ebpf.Variable `ebpf:"from_functions"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
+	InodeNoteBits  *ebpf.Variable `ebpf:"inode_note_bits"`
+	PageNoteBits   *ebpf.Variable `ebpf:"page_note_bits"`
 	PageShift      *ebpf.Variable `ebpf:"page_shift"`
 	Seat           *ebpf.Variable `ebpf:"seat"`
 	Told           *ebpf.Variable `ebpf:"told"`

@@ -20,8 +20,9 @@ import (
 // sharedMaps are made once, by the core object, and handed to every source.
 var sharedMaps = []string{
 	bpf.CoreMapUsages, bpf.CoreMapUsageA, bpf.CoreMapLatencies, bpf.CoreMapLatencyA, bpf.CoreMapOverflow,
-	bpf.CoreMapRowCaches, bpf.CoreMapGeneration, bpf.CoreMapLosses, bpf.CoreMapRecords, bpf.CoreMapBatches, bpf.CoreMapNotices, bpf.CoreMapNotes, bpf.CoreMapNotesLive,
-	bpf.CoreMapBegunAt, bpf.CoreMapDeadOwners, bpf.CoreMapLoopNotes, bpf.CoreMapComms, bpf.CoreMapInodeNotes,
+	bpf.CoreMapRowCaches, bpf.CoreMapGeneration, bpf.CoreMapLosses, bpf.CoreMapRecords, bpf.CoreMapBatches, bpf.CoreMapNotices, bpf.CoreMapNotesLive,
+	bpf.CoreMapBegunAt, bpf.CoreMapDeadOwners, bpf.CoreMapLoopNotes, bpf.CoreMapComms,
+	bpf.CoreMapInodeNotes, bpf.CoreMapPageNotes, bpf.CoreMapSharers, bpf.CoreMapLostInodes,
 }
 
 // core is what all sources share: what this kernel offers, and the maps.
@@ -67,7 +68,10 @@ func (c *core) loader() (*loader, error) {
 
 // tune sets the constants that every object has.
 func (c *core) tune(spec *ebpf.CollectionSpec) error {
+	inodes, pages := c.opt.noteBits()
 	values := map[string]any{
+		bpf.CoreVarInodeNoteBits:  inodes,
+		bpf.CoreVarPageNoteBits:   pages,
 		bpf.CoreVarHierarchyId:    uint32(c.opt.Hierarchy),
 		bpf.CoreVarPageShift:      uint32(bits.TrailingZeros(uint(os.Getpagesize()))),
 		bpf.CoreVarByProcess:      c.opt.ByProcess,
@@ -122,9 +126,9 @@ func (c *loader) size(spec *ebpf.CollectionSpec) {
 	if !c.pagesHandedToParents() {
 		spec.Maps[bpf.CoreMapDeadOwners].MaxEntries = 1
 	}
-	if !c.opt.needsInodes() {
-		spec.Maps[bpf.CoreMapInodeNotes].MaxEntries = 1
-	}
+	inodes, pages := c.opt.noteBits()
+	spec.Maps[bpf.CoreMapInodeNotes].MaxEntries = 1 << inodes
+	spec.Maps[bpf.CoreMapPageNotes].MaxEntries = 1 << pages
 }
 
 // preempts tells whether this kernel preempts programs on tracepoints, and skips others
@@ -242,9 +246,6 @@ func (c *loader) open() (*object, error) {
 	if err := spec.Variables[bpf.CoreVarNodes].Set(numaNodes()); err != nil {
 		return nil, err
 	}
-	if err := spec.Variables[bpf.CoreVarNoteInodes].Set(c.opt.needsInodes()); err != nil {
-		return nil, err
-	}
 	c.totals = map[string]*ebpf.MapSpec{}
 	for _, name := range []string{bpf.CoreMapUsageA, bpf.CoreMapLatencyA} {
 		c.totals[name] = spec.Maps[name].Copy()
@@ -270,6 +271,7 @@ func (c *loader) open() (*object, error) {
 			{kind: rawTracepoint, target: "module_free", program: bpf.CoreProgIotModuleFree},
 		}, optional: modulesOptional},
 	}
+	signals = append(signals, c.writeSignals()...)
 	if c.pagesHandedToParents() {
 		signals = append(signals, signal{hooks: []hook{
 			{kind: fentry, target: "mem_cgroup_css_offline", program: bpf.CoreProgIotMemcgOffline},
@@ -293,6 +295,39 @@ func (c *loader) open() (*object, error) {
 		o.limitations = slices.DeleteFunc(o.limitations, func(l Limitation) bool { return l == modulesOptional })
 	}
 	return o, nil
+}
+
+// writeSignals are the hooks on calls that write into a file. They are needed where the
+// page cache has folios of many pages, which become dirty once for all of them: with
+// iomap (XFS) since 5.18, in ext4 since 6.16.
+func (c *loader) writeSignals() (signals []signal) {
+	var st *btf.Struct
+	if c.types.TypeByName("folio", &st) != nil {
+		return nil
+	}
+	limited := Limitation{
+		Text:   "pages of one large folio that several cgroups write count for the first one",
+		Remedy: "a kernel with the tracepoints of ext4 and iomap",
+	}
+	for _, w := range []struct {
+		tracepoint, program string
+		needed              bool
+	}{
+		{"iomap_iter", bpf.CoreProgIotIomapWrite, c.haveFunc("iomap_iter")},
+		{"ext4_da_write_begin", bpf.CoreProgIotExt4DaWrite, c.haveFunc("ext4_set_inode_mapping_order")},
+		{"ext4_write_begin", bpf.CoreProgIotExt4Write, c.haveFunc("ext4_set_inode_mapping_order")},
+	} {
+		if w.needed {
+			signals = append(signals, signal{hooks: []hook{{kind: rawTracepoint, target: w.tracepoint, program: w.program, note: true}}, optional: limited})
+		}
+	}
+	return append(signals, signal{hooks: []hook{
+		{kind: fentry, target: "do_page_mkwrite", program: bpf.CoreProgIotFaultFentry, note: true},
+		{kind: kprobe, target: "do_page_mkwrite", program: bpf.CoreProgIotFaultKprobe, note: true},
+	}, optional: Limitation{
+		Text:   "pages of one large folio that several cgroups write through mappings of the file count for the first one",
+		Remedy: needsFunctions,
+	}})
 }
 
 var modulesOptional = Limitation{

@@ -102,6 +102,7 @@ const (
 	notesWritten
 	covered
 	unseen
+	lostNotes
 	lossKinds
 )
 
@@ -378,6 +379,7 @@ func (t *Tracer) readLosses(iv *Interval) error {
 	iv.Lost.Groups = delta(lostGroups)
 	iv.Lost.Walks = delta(lostWalks)
 	iv.Lost.Bytes = delta(lostBytes)
+	iv.Lost.Notes = delta(lostNotes)
 	iv.Notes = delta(notesWritten)
 	t.last.losses = now
 	return nil
@@ -389,6 +391,7 @@ type programStats struct {
 	spent             time.Duration
 	runs              uint64
 	misses, latencies uint64 // skipped runs; latencies: of programs that only measure latency
+	notes             uint64 // of programs that only note who wrote a page
 }
 
 // readProgramStats asks the kernel about every attached program.
@@ -403,6 +406,8 @@ func (t *Tracer) readProgramStats() (now programStats) {
 		switch {
 		case a.latency:
 			now.latencies += s.RecursionMisses
+		case a.note:
+			now.notes += s.RecursionMisses
 		case !a.redundant:
 			now.misses += s.RecursionMisses
 		}
@@ -425,6 +430,9 @@ func (t *Tracer) bookProgramStats(iv *Interval, now programStats) {
 	}
 	if now.latencies >= t.last.latencies {
 		iv.Lost.Latencies += now.latencies - t.last.latencies
+	}
+	if now.notes >= t.last.notes {
+		iv.Lost.Notes += now.notes - t.last.notes
 	}
 	t.last.programStats = now
 }

@@ -95,6 +95,7 @@ type hook struct {
 	entry   string // kretprobe: the program for the function's entry, attached as well
 	active  int    // calls that a kretprobe can follow at once; 0 is the kernel's default
 	latency bool   // a run that the kernel skips loses a latency and nothing else
+	note    bool   // a run that the kernel skips loses a note about who wrote a page and nothing else
 
 	limitation Limitation // of this choice; zero when it sees everything
 	// redundant hooks run behind another one at the same place and do the work of

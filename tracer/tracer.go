@@ -2,6 +2,7 @@ package tracer
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,7 +24,7 @@ import (
 type Options struct {
 	Sources   []string // names; empty means all that the host has
 	Hierarchy int      // number of the cgroup hierarchy that names owners; 0 is cgroup2
-	ByProcess bool     // fill Key.PID; takes a note for each dirtied page
+	ByProcess bool     // fill Key.PID
 	ByMount   bool     // fill Key.FSDev
 	Latency   bool
 	App       bool           // count system calls as well: rows with Key.App
@@ -48,12 +49,18 @@ type Options struct {
 
 	Step func(string) // called with what New does next; may be nil
 	Log  *slog.Logger // nil discards
+
+	inodeNoteBits, pageNoteBits uint32 // for tests of what happens when there is no room
 }
 
 // countsLatencies tells whether rows have latencies.
 func (o *Options) countsLatencies() bool { return o.Latency && !o.LatencyOfRecords }
 
-func (o *Options) needsInodes() bool { return o.wants("fuse") }
+// noteBits returns the sizes of the maps of notes about who made pages dirty, in bits:
+// bpf/core/note.h.
+func (o *Options) noteBits() (inodes, pages uint32) {
+	return cmp.Or(o.inodeNoteBits, 14), cmp.Or(o.pageNoteBits, 14)
+}
 
 func (o *Options) wants(name string) bool {
 	return len(o.Sources) == 0 || slices.Contains(o.Sources, name)

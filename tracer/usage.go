@@ -152,6 +152,7 @@ type Lost struct {
 	Latencies uint64 // requests without a latency: their issue or their completion was missed
 	Groups    uint64 // I/Os booked on CgroupOther
 	Walks     uint64 // requests with more owners than were looked at
+	Notes     uint64 // pages and files whose dirtier found no room to be noted: their bytes are unattributed
 	Bytes     uint64 // bytes that could not be booked at all
 	Misses    uint64 // skipped program runs (recursion) that lost more than a latency
 }
@@ -163,7 +164,7 @@ type Interval struct {
 	Rows       []Row
 	Records    []Record // those that Options.Records did not get
 	Lost       Lost
-	Notes      uint64 // pages that another cgroup than their owner made dirty
+	Notes      uint64 // pages that another one than the file's first dirtier made dirty
 	BPFNanos   uint64 // time spent in the programs; 0 unless kernel.bpf_stats_enabled
 	BPFRuns    uint64
 }

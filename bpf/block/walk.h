@@ -23,6 +23,7 @@ struct walk {
 	__u64 vec; /* 0: at the beginning */
 	__u64 pages; /* of this vector */
 	unsigned long word; /* owner word of the folios of the run; 0: ask for each folio */
+	__u64 mapping; /* the file of the run where a note names one dirtier for all of it; else 0 */
 	__u32 vec_len; /* 0: this vector must be read first */
 	__u32 vec_offset;
 	__u32 in_vec; /* bytes of this vector that are behind us */
@@ -30,7 +31,7 @@ struct walk {
 	__u32 left; /* bytes of the request still to come */
 	__u32 cmd_flags;
 	__u32 is_loop;
-	__u32 pad;
+	__u32 page; /* of the folio that is looked at: see iot_walk_by_page */
 	struct page_words words; /* of the folio; too much for the stack */
 };
 
@@ -87,6 +88,7 @@ __noinline int iot_walk_bio(__u32 which)
 	w->vec_len = 0;
 	w->in_vec = iter.done;
 	w->word = 0;
+	w->mapping = 0;
 	return 1;
 }
 
@@ -111,25 +113,49 @@ static __always_inline bool iot_walk_vec(struct walk *w)
 	return false;
 }
 
-/* Whether a folio surely belongs to the owner of the run: charged to the same, and without a note. */
-static __always_inline bool iot_walk_same(const struct walk *w, __u64 folio, unsigned long word)
+/* Whether a folio surely belongs to the owner of the run: of the same file, or charged to the same and without a note. */
+static __always_inline bool iot_walk_same(const struct walk *w, unsigned long word)
 {
-	if (by_process || !word || word != w->word || iot_loop_notes())
+	__u64 mapping = (__u64)iot_words_mapping(&w->words);
+
+	if (iot_loop_notes())
 		return false;
-	return !iot_have_notes() || !bpf_map_lookup_elem(&notes, &folio);
+	if (w->mapping)
+		return mapping == w->mapping;
+	if (by_process || !word || word != w->word)
+		return false;
+	return !iot_notes_are(IOT_NOTES_LIVE) || !iot_inode_note(mapping);
 }
 
-/* Finds the owner of the next folio, and begins a run if it is another one. */
+/* Whether several may have written the pages of a large folio: then each page is a step. */
+static __always_inline bool iot_walk_by_page(const struct walk *w)
+{
+	struct inode_note *note = NULL;
+
+	if (iot_notes_are(IOT_NOTES_LIVE))
+		note = iot_inode_note((__u64)iot_words_mapping(&w->words));
+	return note && note->state & IOT_SHARED;
+}
+
+/*
+ * Finds the owner of the next folio, or of a page of it, and begins a run if it is
+ * another one.
+ */
 __noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word)
 {
 	struct walk *w = bpf_map_lookup_elem(&walks, &which);
+	struct inode_note *note;
 	struct owner o = {};
+	__u64 mapping;
 
 	if (!w)
 		return 0;
-	iot_owner_of_folio(&o, (struct folio *)folio, (struct bio *)w->bio, w->cmd_flags & 1,
-			   w->cmd_flags & IOT_REQ_META);
+	iot_owner_of_folio(&o, (struct folio *)folio, w->page, (struct bio *)w->bio,
+			   (w->cmd_flags & 1 ? IOT_FOR_WRITE : 0) | (w->cmd_flags & IOT_REQ_META ? IOT_FOR_META : 0));
 	w->word = o.basis == IOT_DIRTIER ? 0 : word;
+	mapping = (__u64)iot_words_mapping(&w->words);
+	note = o.basis == IOT_DIRTIER ? iot_inode_note(mapping) : NULL;
+	w->mapping = note && !note->state ? mapping : 0;
 	if (!iot_run_differs(&w->run, &o))
 		return 0;
 	if (w->run.bytes) {
@@ -165,13 +191,16 @@ __noinline int iot_walk_step(__u32 which)
 	n = (1U << IOT_PAGE_SHIFT) - (at & ((1U << IOT_PAGE_SHIFT) - 1));
 	if (n > rest)
 		n = rest;
+	w->page = 0;
 	if (!(w->cmd_flags & 1) || !iot_mapping_is_file(iot_words_mapping(&w->words))) {
 		/* Pages to be read were allocated for the reader; memory of no file belongs to the submitter. */
 		n = w->in_bio;
-	} else if (n < rest && (w->words.word[0] & (1UL << bpf_core_enum_value(enum pageflags, PG_head)))) {
+	} else if (w->words.word[0] & (1UL << bpf_core_enum_value(enum pageflags, PG_head))) {
 		pages = iot_folio_pages(folio);
 		index = ((__u64)page - (__u64)folio) / bpf_core_type_size(struct page___5_15);
-		if (index < pages)
+		if (iot_walk_by_page(w))
+			w->page = index;
+		else if (index < pages)
 			n += (pages - index - 1) << IOT_PAGE_SHIFT;
 		if (n > rest)
 			n = rest;
@@ -181,7 +210,7 @@ __noinline int iot_walk_step(__u32 which)
 	if (n > w->left)
 		n = w->left;
 	word = iot_words_owner(&w->words);
-	if (!iot_walk_same(w, (__u64)folio, word))
+	if (!iot_walk_same(w, word))
 		iot_walk_owner(which, (__u64)folio, word);
 	w->run.bytes += n;
 	w->in_vec += n;

@@ -1,100 +1,195 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 //go:build ignore
 /*
- * What every source needs: which cgroup makes pages dirty that belong to another
- * one, and which cgroups and modules come and go.
+ * What every source needs: who makes which pages dirty, and which cgroups and modules come and go.
  *
  * writeback_dirty_folio (writeback_dirty_page until 5.15) runs in the context of
- * the writer, for every file system. Nearly always the folio is charged to the
- * writer's cgroup, and nothing is done; else a note is left.
+ * the writer, for every file system. Nearly always the file has a note of the same
+ * writer, and nothing is done.
  */
 #include "arch.h"
+#include "dirty.h"
 #include "owner.h"
 
-const volatile bool note_inodes = false; /* a source wants the last dirtier of each inode */
-
-/*
- * Runs under the lock of the file's page cache, so never twice at once for a file,
- * and before the page is marked as dirty: if the file is clean, this is its only
- * page to be written.
- */
-static __always_inline void iot_note_inode(struct task_struct *task, bool user, struct address_space *mapping)
+/* Whether a page is charged to a cgroup: then its owner is known without a note. */
+static __always_inline bool iot_page_tells(const struct folio *folio, __u64 cgroup)
 {
-	struct inode *inode = iot_mapping_inode(mapping);
-	__u64 key = (__u64)inode;
-	struct inode_note *note, fresh = {};
-	bool clean;
+	struct mem_cgroup *memcg;
 
-	if (!iot_inode_is_fuse(inode))
-		return;
-	clean = iot_mapping_is_clean(mapping);
-	note = bpf_map_lookup_elem(&inode_notes, &key);
-	if (!user) { /* a loop device, say: its pages tell the owner */
-		if (note)
-			note->shared = 1;
-		return;
-	}
-	fresh.cgroup = iot_cgroup_id(iot_task_cgroup(task));
 	if (by_process)
-		fresh.pid = FIELD(task, tgid);
-	if (!note) {
-		fresh.shared = !clean;
-		bpf_map_update_elem(&inode_notes, &key, &fresh, BPF_ANY);
-		return;
-	}
-	if (clean)
-		note->shared = 0;
-	if (note->cgroup == fresh.cgroup && note->pid == fresh.pid)
-		return;
-	if (!clean)
-		note->shared = 1;
-	note->cgroup = fresh.cgroup;
-	note->pid = fresh.pid;
+		return false;
+	memcg = iot_word_memcg(iot_folio_owner_word(folio));
+	return memcg && BPF_CORE_READ(memcg, css.cgroup, kn, id) == cgroup;
 }
 
-static __always_inline int iot_dirty(struct folio *folio, struct address_space *mapping)
+/*
+ * A folio becomes dirty, and its file has no note that says so already. This runs under
+ * the lock of the file's page cache, so never twice at once for a file, and before the
+ * folio is marked as dirty: if the file is clean, this is its only one to be written.
+ */
+__noinline int iot_dirty_other(__u64 page, __u64 mapping, __u64 cgroup, __u32 pid)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	bool user = iot_is_user_task(task);
-	struct mem_cgroup *memcg;
-	struct cgroup *cgroup;
-	struct note note = {};
-	__u64 key;
-	__u32 zero = 0, one = 1;
+	struct folio *folio = iot_folio((void *)page);
+	struct inode_note *note = iot_inode_note(mapping);
 
-	if (note_inodes)
-		iot_note_inode(task, user, mapping);
-	if (!user)
-		return 0;
-	cgroup = iot_task_cgroup(task);
-	folio = iot_folio((void *)folio);
-	key = (__u64)folio;
-	memcg = iot_word_memcg(iot_folio_owner_word(folio));
-	if (!by_process && memcg && FIELD(memcg, css.cgroup) == cgroup) {
-		if (iot_have_notes()) /* there may be a note of another writer */
-			bpf_map_delete_elem(&notes, &key);
+	if (cgroup && pid)
+		iot_pid_of((void *)bpf_get_current_task());
+	if (iot_mapping_is_clean((void *)mapping)) {
+		if ((note || cgroup) && !iot_note_inode(mapping, cgroup, pid, 0) && !iot_page_tells(folio, cgroup))
+			iot_lose_inode(mapping);
 		return 0;
 	}
-	note.cgroup = iot_cgroup_id(cgroup);
-	note.mapping = (__u64)mapping;
-	note.index = iot_folio_index(folio);
-	note.pid = iot_pid_of(task);
-	bpf_map_update_elem(&notes, &key, &note, BPF_ANY);
-	bpf_map_update_elem(&notes_live, &zero, &one, BPF_ANY);
-	iot_lost(IOT_NOTES_WRITTEN, 1);
-	return 0;
+	if (!note || note->ino != iot_mapping_ino(mapping)) {
+		/* Who made it dirty is not known: those that its pages are charged to. */
+		if (!cgroup || iot_page_tells(folio, cgroup))
+			return 0;
+		if (!iot_note_inode(mapping, 0, 0, 1)) {
+			iot_lose_inode(mapping);
+			return 0;
+		}
+		note = iot_inode_note(mapping);
+		if (!note)
+			return 0;
+	}
+	if (!note->cgroup && cgroup && iot_page_tells(folio, cgroup))
+		cgroup = 0;
+	return iot_note_pages_dirty(mapping, iot_folio_index(folio), iot_folio_size(folio), cgroup, pid);
+}
+
+static __always_inline int iot_dirty(__u64 page, __u64 mapping)
+{
+	__u64 cgroup = iot_packed_cgroup(iot_owner_from_task());
+	__u32 pid = by_process && cgroup ? bpf_get_current_pid_tgid() >> 32 : 0;
+	struct inode_note *note = iot_inode_note(mapping);
+
+	/* Nearly always: the next folio of a file with one writer. */
+	if (note && iot_is_dirtier(note, cgroup, pid) && !note->state && note->ino == iot_mapping_ino(mapping))
+		return 0;
+	return iot_dirty_other(page, mapping, cgroup, pid);
 }
 
 SEC("raw_tp/writeback_dirty_folio")
 int iot_dirty_folio(__u64 *ctx)
 {
-	return iot_dirty((struct folio *)ctx[0], (struct address_space *)ctx[1]);
+	return iot_dirty(ctx[0], ctx[1]);
 }
 
 SEC("raw_tp/writeback_dirty_page")
 int iot_dirty_page(__u64 *ctx)
 {
-	return iot_dirty((struct folio *)ctx[0], (struct address_space *)ctx[1]);
+	return iot_dirty(ctx[0], ctx[1]);
+}
+
+/*
+ * A call writes into a file that has no note that says so already. A folio of many
+ * pages becomes dirty once, with the first write into it: those of others into the
+ * same folio show here only. What is clean will become dirty, and then iot_dirty runs.
+ */
+__noinline int iot_write_other(__u64 mapping, __u64 pos, __u64 len, __u64 cgroup, __u32 pid)
+{
+	struct inode_note *note = iot_inode_note(mapping);
+	__u64 index = pos >> IOT_PAGE_SHIFT;
+
+	if (!len || iot_mapping_is_clean((void *)mapping))
+		return 0;
+	if (cgroup && pid)
+		iot_pid_of((void *)bpf_get_current_task());
+	if (!note || note->ino != iot_mapping_ino(mapping)) {
+		if (!cgroup)
+			return 0;
+		if (!iot_note_inode(mapping, 0, 0, 1)) {
+			iot_lose_inode(mapping);
+			return 0;
+		}
+	}
+	return iot_note_pages_dirty(mapping, index, ((pos + len - 1) >> IOT_PAGE_SHIFT) + 1 - index, cgroup, pid);
+}
+
+static __always_inline int iot_write(__u64 mapping, __u64 pos, __u64 len)
+{
+	__u64 cgroup = iot_packed_cgroup(iot_owner_from_task());
+	__u32 pid = by_process && cgroup ? bpf_get_current_pid_tgid() >> 32 : 0;
+	struct inode_note *note = iot_inode_note(mapping);
+
+	if (note && iot_is_dirtier(note, cgroup, pid) && !note->state)
+		return 0;
+	return iot_write_other(mapping, pos, len, cgroup, pid);
+}
+
+static __always_inline __u64 iot_inode_mapping(__u64 inode)
+{
+	return inode + bpf_core_field_offset(struct inode, i_data);
+}
+
+/* inode, position, length; until 5.18 flags as well. */
+SEC("raw_tp/ext4_da_write_begin")
+int iot_ext4_da_write(__u64 *ctx)
+{
+	return iot_write(iot_inode_mapping(ctx[0]), ctx[1], (__u32)ctx[2]);
+}
+
+/* Without delayed allocation, and with data=journal. */
+SEC("raw_tp/ext4_write_begin")
+int iot_ext4_write(__u64 *ctx)
+{
+	return iot_write(iot_inode_mapping(ctx[0]), ctx[1], (__u32)ctx[2]);
+}
+
+/* XFS and others that use iomap; since 5.15 (f4b896c213f0, "iomap: add the new iomap_iter model"). */
+struct iomap_iter {
+	struct inode *inode;
+	__s64 pos;
+	__u64 len;
+	unsigned int flags;
+} __attribute__((preserve_access_index));
+
+/* include/linux/iomap.h, since 4.8 */
+#define IOT_IOMAP_WRITE 1U
+#define IOT_IOMAP_FAULT 8U /* a whole folio becomes writable in a mapping */
+#define IOT_IOMAP_DIRECT 16U
+
+SEC("raw_tp/iomap_iter")
+int iot_iomap_write(__u64 *ctx)
+{
+	struct iomap_iter *iter = (struct iomap_iter *)ctx[0];
+
+	if ((FIELD(iter, flags) & (IOT_IOMAP_WRITE | IOT_IOMAP_FAULT | IOT_IOMAP_DIRECT)) != IOT_IOMAP_WRITE)
+		return 0;
+	return iot_write(iot_inode_mapping((__u64)FIELD(iter, inode)), FIELD(iter, pos), FIELD(iter, len));
+}
+
+struct file___mapped {
+	struct address_space *f_mapping;
+} __attribute__((preserve_access_index));
+
+struct vm_area_struct {
+	struct file___mapped *vm_file;
+} __attribute__((preserve_access_index));
+
+struct vm_fault {
+	struct vm_area_struct *vma;
+	unsigned long pgoff;
+} __attribute__((preserve_access_index));
+
+/* A store into a page of a mapped file, the first one since the page was written back. */
+static __always_inline int iot_fault(__u64 vmf)
+{
+	struct vm_fault *fault = (struct vm_fault *)vmf;
+	struct address_space *mapping = BPF_CORE_READ(fault, vma, vm_file, f_mapping);
+
+	return iot_write((__u64)mapping, FIELD(fault, pgoff) << IOT_PAGE_SHIFT, 1);
+}
+
+SEC("fentry/do_page_mkwrite")
+int iot_fault_fentry(__u64 *ctx)
+{
+	return iot_fault(iot_arg(ctx, 0));
+}
+
+SEC("kprobe/do_page_mkwrite")
+int iot_fault_kprobe(__u64 *ctx)
+{
+	return iot_fault(IOT_PARM1(ctx));
 }
 
 /* Too large for the stack. One for each kind: programs may be preempted. */

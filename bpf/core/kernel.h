@@ -81,6 +81,7 @@ struct xarray {
 struct xa_node {
 	unsigned char shift;
 	void *slots[64];
+	unsigned long marks[3][1];
 };
 
 struct inode;

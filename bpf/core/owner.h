@@ -5,8 +5,7 @@
  * bio's own cgroup is the root, so the owner is found through the pages.
  *
  * In order of trust:
- *  dirtier  the note that core.bpf.c leaves when a cgroup dirties a page that is
- *           charged to another one
+ *  dirtier  the note that core.bpf.c leaves when a cgroup dirties a page
  *  page     the memory cgroup that the page is charged to
  *  bio      the bio's block cgroup, where it lives in the same hierarchy
  *  task     the current task, unless it is a kernel thread
@@ -24,11 +23,6 @@
 
 #define S_IFMT 00170000
 #define S_IFBLK 0060000
-
-enum pageflags {
-	PG_head = 16,
-	PG_swapbacked = 18,
-};
 
 /* The memory cgroup behind an owner word; NULL for slabs and uncharged pages. */
 static __always_inline struct mem_cgroup *iot_word_memcg(unsigned long word)
@@ -80,7 +74,7 @@ static __always_inline bool iot_is_shmem(struct folio *folio)
 #define IOT_FOR_WRITE 1U
 #define IOT_FOR_META 2U /* the request is marked as file-system metadata */
 
-/* The owner of one folio of a request, packed. bio is 0 where there is none. */
+/* The owner of one folio of a request, packed, as far as no note names its dirtier. bio is 0 where there is none. */
 __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 {
 	struct folio *folio = (void *)folio_addr;
@@ -91,7 +85,6 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 	unsigned short mode = 0;
 	void *loops = file ? iot_loop_notes() : NULL;
 	struct page_note *loop;
-	struct note *note;
 	__u64 owner, id;
 
 	if (loops) {
@@ -100,11 +93,6 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 			return loop->owner;
 	}
 	if (file) {
-		if ((flags & IOT_FOR_WRITE) && iot_have_notes()) {
-			note = iot_note_of(folio, mapping);
-			if (note)
-				return iot_pack(note->cgroup, IOT_DIRTIER);
-		}
 		if (iot_is_shmem(folio)) {
 			owner = iot_owner_from_bio(bio);
 			if (!owner)
@@ -144,27 +132,21 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 }
 
 /*
- * With --by process: the process that dirtied the folio, else the current one if its
- * cgroup is the owner, else 0.
+ * With --by process, where no note names a dirtier: the current process if its cgroup
+ * is the owner, else 0.
  */
-__noinline __u32 iot_folio_pid(__u64 folio_addr, __u64 owner, __u32 flags)
+__noinline __u32 iot_folio_pid(__u64 folio_addr, __u64 owner)
 {
 	struct folio *folio = (void *)folio_addr;
 	struct address_space *mapping = iot_folio_mapping(folio);
 	void *loops = iot_mapping_is_file(mapping) ? iot_loop_notes() : NULL;
 	struct task_struct *task;
 	struct page_note *loop;
-	struct note *note;
 
 	if (loops) {
 		loop = iot_loop_note(loops, folio, mapping, false);
 		if (loop)
 			return loop->pid;
-	}
-	if ((flags & IOT_FOR_WRITE) && iot_mapping_is_file(mapping)) {
-		note = iot_note_of(folio, mapping);
-		if (note)
-			return note->pid;
 	}
 	task = (void *)bpf_get_current_task();
 	if (!iot_is_user_task(task) || iot_cgroup_id(iot_task_cgroup(task)) != iot_packed_cgroup(owner))
@@ -173,24 +155,31 @@ __noinline __u32 iot_folio_pid(__u64 folio_addr, __u64 owner, __u32 flags)
 }
 
 /*
- * The owner of one folio of a block or network file system request. bio may be
- * NULL. meta: the request is marked as file-system metadata.
+ * The owner of one folio of a block or network file system request, or of one of its
+ * pages, the page'th. bio may be NULL. flags are IOT_FOR_WRITE and IOT_FOR_META.
  */
-static __always_inline void iot_owner_of_folio(struct owner *o, struct folio *folio, struct bio *bio,
-					       bool write, bool meta)
+static __always_inline void iot_owner_of_folio(struct owner *o, struct folio *folio, __u32 page, struct bio *bio,
+					       __u32 flags)
 {
-	__u32 flags = (write ? IOT_FOR_WRITE : 0) | (meta ? IOT_FOR_META : 0);
-	__u64 packed = iot_folio_owner((__u64)folio, (__u64)bio, flags);
-	struct address_space *mapping;
+	struct address_space *mapping = iot_folio_mapping(folio);
+	bool file = iot_mapping_is_file(mapping);
+	__u64 packed = IOT_NO_NOTE, index = 0;
 
-	iot_unpack(o, packed);
-	if (by_mount) {
-		mapping = iot_folio_mapping(folio);
-		if (iot_mapping_is_file(mapping))
-			o->fsdev = BPF_CORE_READ(mapping, host, i_sb, s_dev);
+	if ((flags & IOT_FOR_WRITE) && file && iot_notes_are(IOT_NOTES_LIVE)) {
+		index = iot_folio_index(folio) + page;
+		packed = iot_dirtier((__u64)mapping, index);
 	}
-	if (by_process)
-		o->pid = iot_folio_pid((__u64)folio, packed, flags);
+	if (packed != IOT_NO_NOTE) {
+		if (by_process)
+			o->pid = iot_dirtier_pid((__u64)mapping, index);
+	} else {
+		packed = iot_folio_owner((__u64)folio, (__u64)bio, flags);
+		if (by_process)
+			o->pid = iot_folio_pid((__u64)folio, packed);
+	}
+	iot_unpack(o, packed);
+	if (by_mount && file)
+		o->fsdev = BPF_CORE_READ(mapping, host, i_sb, s_dev);
 }
 
 /* task is the one that is known to have asked, else the current one. */

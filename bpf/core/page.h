@@ -64,6 +64,11 @@ struct obj_cgroup___7_1 {
 
 #pragma clang attribute pop
 
+enum pageflags {
+	PG_head = 16,
+	PG_swapbacked = 18,
+};
+
 /* The folio of a page whose compound_head or compound_info is info. */
 static __always_inline struct folio *iot_head(const struct page *page, unsigned long info)
 {
@@ -98,6 +103,20 @@ static __always_inline unsigned int iot_folio_pages(const struct folio *folio)
 	if (bpf_core_field_exists(f612->_folio_nr_pages))
 		return FIELD(f612, _folio_nr_pages);
 	return 0;
+}
+
+/* The number of pages of a folio; 1 where a large one does not say it. */
+static __always_inline unsigned int iot_folio_size(const struct folio *folio)
+{
+	unsigned long flags = 0;
+	unsigned int n;
+
+	/* flags is the first word of struct page and struct folio, whatever its type is called */
+	bpf_probe_read_kernel(&flags, sizeof(flags), folio);
+	if (!(flags & (1UL << bpf_core_enum_value(enum pageflags, PG_head))))
+		return 1;
+	n = iot_folio_pages(folio);
+	return n ? n : 1;
 }
 
 static __always_inline struct address_space *iot_folio_mapping(const struct folio *folio)

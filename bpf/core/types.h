@@ -201,6 +201,7 @@ enum iot_loss {
 	IOT_NOTES_WRITTEN,
 	IOT_COVERED, /* runs that the kernel skipped and a redundant program made up for */
 	IOT_UNSEEN, /* requests whose end no program saw */
+	IOT_LOST_NOTES, /* notes about who made a page or a file dirty: there was no room */
 	IOT_LOSSES,
 };
 

@@ -31,10 +31,8 @@ struct part {
 struct split {
 	struct part parts[IOT_PARTS]; /* those in use have bytes */
 	struct part run; /* adjacent pages of one owner, not among the parts yet */
-	struct part unknown; /* owner of the pages that left the page cache */
 	__u64 mapping;
 	__u64 offset; /* of the next byte */
-	__u64 folio; /* of the page before */
 	__u32 left; /* bytes still to come */
 	__u32 pad;
 };
@@ -111,7 +109,7 @@ __noinline int iot_split_close(__u64 id)
 __noinline int iot_split_page(__u64 id)
 {
 	struct split *split = bpf_map_lookup_elem(&splits, &id);
-	__u64 owner, folio;
+	__u64 owner, folio, index;
 	__u32 n, pid = 0;
 
 	if (!split || !split->left)
@@ -119,22 +117,21 @@ __noinline int iot_split_page(__u64 id)
 	n = IOT_PAGE_SIZE - (split->offset & (IOT_PAGE_SIZE - 1));
 	if (n > split->left)
 		n = split->left;
-	folio = iot_cached_folio(split->mapping, split->offset >> IOT_PAGE_SHIFT);
-	if (!folio || folio != split->folio) {
-		if (folio) {
-			owner = iot_folio_owner(folio, 0, IOT_FOR_WRITE);
-			if (by_process)
-				pid = iot_folio_pid(folio, owner, IOT_FOR_WRITE);
-		} else {
-			owner = split->unknown.owner;
-			pid = split->unknown.pid;
-		}
-		if (owner != split->run.owner || pid != split->run.pid) {
-			iot_split_close(id);
-			split->run.owner = owner;
-			split->run.pid = pid;
-		}
-		split->folio = folio;
+	index = split->offset >> IOT_PAGE_SHIFT;
+	/* The note on a page is there even where the page left the page cache. */
+	owner = iot_dirtier(split->mapping, index);
+	if (by_process)
+		pid = iot_dirtier_pid(split->mapping, index);
+	if (owner == IOT_NO_NOTE) {
+		folio = iot_cached_folio(split->mapping, index);
+		owner = folio ? iot_folio_owner(folio, 0, 0) : iot_pack(IOT_CGROUP_NONE, IOT_NONE);
+		if (folio && by_process)
+			pid = iot_folio_pid(folio, owner);
+	}
+	if (owner != split->run.owner || pid != split->run.pid) {
+		iot_split_close(id);
+		split->run.owner = owner;
+		split->run.pid = pid;
 	}
 	split->run.bytes += n;
 	split->left -= n;
@@ -170,20 +167,14 @@ __noinline int iot_split_more(__u64 id)
 }
 
 /*
- * Shares out size bytes of a file from offset on among the owners of its pages, which
- * note may name where they left the page cache. Returns whether there are several;
- * else run has the only one.
+ * Shares out size bytes of a file from offset on among those who made its pages dirty.
+ * Returns whether there are several; else run has the only one.
  */
-static __always_inline bool iot_split_file(struct split *split, __u64 id, struct inode *inode, __u64 offset,
-					   __u32 size, const struct inode_note *note)
+static __always_inline bool iot_split_file(struct split *split, __u64 id, __u64 mapping, __u64 offset, __u32 size)
 {
 	int i;
 
-	if (note) {
-		split->unknown.owner = iot_pack(note->cgroup, IOT_DIRTIER);
-		split->unknown.pid = note->pid;
-	}
-	split->mapping = (__u64)inode + bpf_core_field_offset(struct inode, i_data);
+	split->mapping = mapping;
 	split->offset = offset;
 	split->left = size;
 #pragma clang loop unroll(disable)

@@ -73,13 +73,14 @@ __noinline int iot_fuse_own_writeback(__u64 id, __u64 args)
 	struct flight *f = io_flight(id);
 	struct inode_note *note;
 	struct split *split;
-	__u64 inode;
+	__u64 inode, mapping;
 
 	if (!f)
 		return 0;
 	inode = (__u64)iot_fuse_inode(args);
-	note = bpf_map_lookup_elem(&inode_notes, &inode);
-	if (note && !note->shared) {
+	mapping = inode ? inode + bpf_core_field_offset(struct inode, i_data) : 0;
+	note = iot_inode_note(mapping);
+	if (note && note->cgroup && !note->state && note->ino == iot_mapping_ino(mapping)) {
 		iot_own(&f->usage, iot_pack(note->cgroup, IOT_DIRTIER), note->pid);
 		return 0;
 	}
@@ -87,7 +88,7 @@ __noinline int iot_fuse_own_writeback(__u64 id, __u64 args)
 	split = bpf_map_lookup_elem(&splits, &id);
 	if (!inode || !split)
 		return 0;
-	if (iot_split_file(split, id, (struct inode *)inode, f->offset, f->bytes, note)) {
+	if (iot_split_file(split, id, mapping, f->offset, f->bytes)) {
 		f->state |= IOT_SEVERAL;
 		return 0;
 	}

@@ -85,7 +85,7 @@ static __always_inline void iot_owner_from_page(struct owner *o, struct page *pa
 	if (owner)
 		iot_unpack(o, owner);
 	else
-		iot_owner_of_folio(o, iot_folio(page), NULL, write, false);
+		iot_owner_of_folio(o, iot_folio(page), 0, NULL, write ? IOT_FOR_WRITE : 0);
 	o->fsdev = 0; /* the device of the row says it */
 }
 
