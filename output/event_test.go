@@ -32,7 +32,7 @@ func TestEventString(t *testing.T) {
 
 // TestLostWords: losses are named in words that agree with their number.
 func TestLostWords(t *testing.T) {
-	one := output.Lost{Records: 1, Notices: 1, Latencies: 1, Groups: 1, Walks: 1, Misses: 1, Exports: 1}
+	one := output.Lost{Records: 1, Notices: 1, Latencies: 1, Groups: 1, Walks: 1, Notes: 1, Misses: 1, Exports: 1}
 	two := one
 	two.Add(&one)
 	two.Bytes = 2048
@@ -41,8 +41,8 @@ func TestLostWords(t *testing.T) {
 		want []string
 	}{
 		{output.Lost{}, nil},
-		{one, []string{"1 skipped program run", "1 request counted as (other)", "1 request with too many owners", "1 event record", "1 kernel event", "1 latency", "1 document not delivered"}},
-		{two, []string{"2.00KiB of the totals", "2 skipped program runs", "2 requests counted as (other)", "2 requests with too many owners", "2 event records", "2 kernel events", "2 latencies", "2 documents not delivered"}},
+		{one, []string{"1 skipped program run", "1 request counted as (other)", "1 request with too many owners", "1 note about a writer", "1 event record", "1 kernel event", "1 latency", "1 document not delivered"}},
+		{two, []string{"2.00KiB of the totals", "2 skipped program runs", "2 requests counted as (other)", "2 requests with too many owners", "2 notes about writers", "2 event records", "2 kernel events", "2 latencies", "2 documents not delivered"}},
 	} {
 		if got := tt.lost.Words(); !slices.Equal(got, tt.want) {
 			t.Errorf("got %q, want %q", got, tt.want)

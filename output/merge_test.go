@@ -34,7 +34,7 @@ func TestMergeSums(t *testing.T) {
 		rng := rand.New(rand.NewPCG(43, 44))
 		for i := range 95 {
 			iv := outputtest.BusyInterval(rng, owners, i, 0.7)
-			iv.Lost = output.Lost{Records: 1, Notices: 2, Latencies: 3, Groups: 4, Bytes: 5, Walks: 6, Misses: 7, Exports: 8}
+			iv.Lost = output.Lost{Records: 1, Notices: 2, Latencies: 3, Groups: 4, Bytes: 5, Walks: 6, Misses: 7, Exports: 8, Notes: 9}
 			iv.Self.BPFNanos, iv.Unresolved = 11, uint64(i%7)
 			iv.Events = []output.Event{{Time: iv.Start, Action: fmt.Sprint(i), VXLAN: &output.VXLAN{}}}
 			ivs = append(ivs, iv)
@@ -85,7 +85,7 @@ func TestMergeSums(t *testing.T) {
 		if !iv.Start.Equal(first.Start) || !iv.End.Equal(last.End) || iv.Host != first.Host || !reflect.DeepEqual(iv.Sources, first.Sources) {
 			t.Errorf("interval %d from %v to %v", i, iv.Start, iv.End)
 		}
-		if want := (output.Lost{Records: n, Notices: 2 * n, Latencies: 3 * n, Groups: 4 * n, Bytes: 5 * n, Walks: 6 * n, Misses: 7 * n, Exports: 8 * n}); iv.Lost != want {
+		if want := (output.Lost{Records: n, Notices: 2 * n, Latencies: 3 * n, Groups: 4 * n, Bytes: 5 * n, Walks: 6 * n, Misses: 7 * n, Exports: 8 * n, Notes: 9 * n}); iv.Lost != want {
 			t.Errorf("interval %d lost %+v, want %+v", i, iv.Lost, want)
 		}
 		if iv.Self.BPFNanos != 11*n || iv.Self.RSSBytes != 41<<20 || n == 10 && iv.Unresolved != 6 {

@@ -176,7 +176,7 @@ type SourceStatus struct {
 
 // Lost counts what could not be recorded in the interval. Bytes and Misses make
 // totals too small. Groups and Walks leave totals exact, but put bytes under the
-// wrong owner. The others affect no bytes at all.
+// wrong owner; Notes leave bytes unattributed. The others affect no bytes at all.
 type Lost struct {
 	Records   uint64 // records of single I/Os (--events): the ring buffer was full
 	Notices   uint64 // cgroup and vxlan events: the ring buffer was full
@@ -184,6 +184,7 @@ type Lost struct {
 	Groups    uint64 // requests counted as (other): the totals map was full
 	Bytes     uint64 // bytes that no total includes
 	Walks     uint64 // requests with more owners than the BPF program looks at
+	Notes     uint64 // pages or files whose dirtier found no room to be noted: (unattributed)
 	Misses    uint64 // BPF program runs that the kernel skipped (recursion)
 	Exports   uint64 // documents that an output did not deliver
 }
@@ -196,6 +197,7 @@ func (l *Lost) Add(o *Lost) {
 	l.Groups += o.Groups
 	l.Bytes += o.Bytes
 	l.Walks += o.Walks
+	l.Notes += o.Notes
 	l.Misses += o.Misses
 	l.Exports += o.Exports
 }
@@ -214,6 +216,7 @@ func (l *Lost) Words() []string {
 		{l.Misses, "skipped program run", "skipped program runs"},
 		{l.Groups, "request counted as " + TextOther, "requests counted as " + TextOther},
 		{l.Walks, "request with too many owners", "requests with too many owners"},
+		{l.Notes, "note about a writer", "notes about writers"},
 		{l.Records, "event record", "event records"},
 		{l.Notices, "kernel event", "kernel events"},
 		{l.Latencies, "latency", "latencies"},

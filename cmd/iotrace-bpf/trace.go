@@ -392,7 +392,7 @@ func (s *session) interval(read *tracer.Interval) *output.Interval {
 		Samples: s.joiner.samples(read.Rows),
 		Lost: output.Lost{
 			Records: read.Lost.Records, Notices: read.Lost.Notices, Latencies: read.Lost.Latencies,
-			Groups: read.Lost.Groups, Walks: read.Lost.Walks, Misses: read.Lost.Misses, Bytes: read.Lost.Bytes,
+			Groups: read.Lost.Groups, Walks: read.Lost.Walks, Notes: read.Lost.Notes, Misses: read.Lost.Misses, Bytes: read.Lost.Bytes,
 		},
 		Self: self,
 	}

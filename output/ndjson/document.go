@@ -237,6 +237,7 @@ type docLost struct {
 	Latencies int64 `json:"latencies"`
 	Groups    int64 `json:"groups"`
 	Walks     int64 `json:"walks"`
+	Notes     int64 `json:"notes"`
 	Misses    int64 `json:"misses"`
 	Exports   int64 `json:"exports"`
 }

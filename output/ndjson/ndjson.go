@@ -561,7 +561,7 @@ func (e *encoder) status() {
 	}
 	l := &iv.Lost
 	f.Lost = &docLost{Bytes: long(l.Bytes), Records: long(l.Records), Notices: long(l.Notices), Latencies: long(l.Latencies),
-		Groups: long(l.Groups), Walks: long(l.Walks), Misses: long(l.Misses), Exports: long(l.Exports)}
+		Groups: long(l.Groups), Walks: long(l.Walks), Notes: long(l.Notes), Misses: long(l.Misses), Exports: long(l.Exports)}
 	f.Unattributed = &docBytes{long(iv.Unattributed())}
 	f.Unresolved = &docUnresolved{long(iv.Unresolved)}
 	self := &iv.Self

@@ -669,7 +669,7 @@ func (p *Exporter) collectHealth(l *metricList) {
 		what string
 		n    uint64
 	}{{"records", p.lost.Records}, {"notices", p.lost.Notices}, {"latencies", p.lost.Latencies}, {"groups", p.lost.Groups},
-		{"walks", p.lost.Walks}, {"misses", p.lost.Misses}, {"exports", p.lost.Exports}} {
+		{"walks", p.lost.Walks}, {"notes", p.lost.Notes}, {"misses", p.lost.Misses}, {"exports", p.lost.Exports}} {
 		l.counter(descLost, float64(v.n), p.started, v.what)
 	}
 	l.counter(descLostBytes, float64(p.lost.Bytes), p.started)

@@ -197,7 +197,7 @@ func (e *encoder) interval(iv *output.Interval) (*wireInterval, error) {
 	}
 	w.Host = noneIfZero([]uint64{e.str(iv.Host.Name), e.str(iv.Host.ID), e.str(iv.Host.Kernel)})
 	l := iv.Lost
-	w.Lost = noneIfZero([]uint64{l.Records, l.Notices, l.Latencies, l.Groups, l.Walks, l.Misses, l.Exports + e.left, l.Bytes})
+	w.Lost = noneIfZero([]uint64{l.Records, l.Notices, l.Latencies, l.Groups, l.Walks, l.Misses, l.Exports + e.left, l.Bytes, l.Notes})
 	w.Self = noneIfZero([]uint64{iv.Self.BPFNanos, iv.Self.CPUNanos, iv.Self.RSSBytes, iv.Self.ReadBytes, iv.Self.WriteBytes, iv.Self.MapBytes})
 	for _, s := range iv.Sources {
 		w.Sources = append(w.Sources, e.str(string(s.Source)), bit(s.Attached), e.str(s.Hook), e.str(s.Reason), e.str(joinLimitations(s.Limitations)))
@@ -725,7 +725,7 @@ func (t *nameTables) interval(w *wireInterval) (*output.Interval, error) {
 		Unresolved: w.Unresolved,
 		Lost: output.Lost{
 			Records: at(w.Lost, 0), Notices: at(w.Lost, 1), Latencies: at(w.Lost, 2), Groups: at(w.Lost, 3),
-			Walks: at(w.Lost, 4), Misses: at(w.Lost, 5), Exports: at(w.Lost, 6), Bytes: at(w.Lost, 7),
+			Walks: at(w.Lost, 4), Misses: at(w.Lost, 5), Exports: at(w.Lost, 6), Bytes: at(w.Lost, 7), Notes: at(w.Lost, 8),
 		},
 		Self: output.Self{BPFNanos: at(w.Self, 0), CPUNanos: at(w.Self, 1), RSSBytes: at(w.Self, 2), ReadBytes: at(w.Self, 3), WriteBytes: at(w.Self, 4), MapBytes: at(w.Self, 5)},
 	}

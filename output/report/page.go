@@ -484,7 +484,7 @@ func (r *Report) notices() []notice {
 		switch l := &r.lost; {
 		case l.Bytes+l.Misses > 0:
 			exact = "The totals below are too small: see “What was lost”."
-		case l.Groups+l.Walks > 0:
+		case l.Groups+l.Walks+l.Notes > 0:
 			exact = "Totals are exact, but some I/O is not under its real owner: see “What was lost”."
 		}
 		warn("Lost between %s and %s: %s. %s", r.when(r.lostFirst), r.when(r.lostLast), strings.Join(r.lost.Words(), ", "), exact)
@@ -825,6 +825,7 @@ func (r *Report) lostTable() plainTable {
 		{"Skipped program runs", "The kernel skipped a BPF program: the totals may lack requests.", l.Misses},
 		{"Requests counted as " + output.TextOther, "The kernel's table of owners was full. Totals are exact.", l.Groups},
 		{"Requests with too many owners", "Some of their bytes may be under another of their owners. Totals are exact.", l.Walks},
+		{"Notes about writers", "There was no room to note who wrote so many pages or files: their bytes are " + output.TextUnattributed + ". Totals are exact.", l.Notes},
 		{"Event records", "Single requests are missing from the list of events. Totals are exact.", l.Records},
 		{"Kernel events", "Container or vxlan events are missing. Totals are exact.", l.Notices},
 		{"Latencies", "The requests are counted, but quantiles do not include them, because their start or end was not seen.", l.Latencies},

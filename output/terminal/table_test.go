@@ -287,7 +287,7 @@ func TestTableSameNames(t *testing.T) {
 func TestTableLost(t *testing.T) {
 	iv := outputtest.Shop()
 	iv.Unresolved = 1
-	iv.Lost = output.Lost{Bytes: 1 << 60, Records: 1 << 40, Notices: 1 << 40, Latencies: 1, Groups: 1 << 40, Walks: 1 << 40, Misses: 1 << 40, Exports: 1 << 40}
+	iv.Lost = output.Lost{Bytes: 1 << 60, Records: 1 << 40, Notices: 1 << 40, Latencies: 1, Groups: 1 << 40, Walks: 1 << 40, Notes: 1 << 40, Misses: 1 << 40, Exports: 1 << 40}
 	var b bytes.Buffer
 	if err := tableOf(&b, 60).Write(output.Group(iv, output.GroupOptions{}), iv); err != nil {
 		t.Fatal(err)
