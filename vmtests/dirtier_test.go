@@ -30,11 +30,11 @@ func blockOverwriteLarge(g *guest.Guest) {
 	}
 }
 
-// blockSharedFile: a and b write single pages in turn in a file that a made with large
+// blockSharedFile: a and b write 16 KiB each in turn in a file that a made with large
 // calls: where the file system has folios of many pages, both write into each.
 func blockSharedFile(fstype string) func(*guest.Guest) {
 	return func(g *guest.Guest) {
-		const page, pages = 4096, 701
+		const part, parts = 16 << 10, 181
 		d := g.NVMe()
 		dir := mountScratch(g, d, fstype)
 		a, b, c := g.Cgroup("a"), g.Cgroup("b"), g.Cgroup("c")
@@ -45,15 +45,15 @@ func blockSharedFile(fstype string) func(*guest.Guest) {
 		fb, fc := pb.Open(filepath.Join(dir, "f"), os.O_RDWR), pc.Open(filepath.Join(dir, "f"), os.O_RDWR)
 		g.HoldWriteback()
 		t := traceBlock(g, d)
-		for i := int64(0); i < pages; i++ {
-			fa.WriteBlocks(2*i*page, page, page)
-			fb.WriteBlocks((2*i+1)*page, page, page)
+		for i := int64(0); i < parts; i++ {
+			fa.WriteBlocks(2*i*part, part, part)
+			fb.WriteBlocks((2*i+1)*part, part, part)
 		}
-		fc.WriteBlocks(6<<20, 1<<20, page) // behind them; b takes a part of it
-		fb.WriteBlocks(6<<20, 1<<19, page)
+		fc.WriteBlocks(6<<20, 1<<20, part) // behind them; b takes a part of it
+		fb.WriteBlocks(6<<20, 1<<19, part)
 		t.stop()
-		t.Within("a wrote", t.wrote(d, a), pages*page, 100)
-		t.Within("b wrote", t.wrote(d, b), pages*page+1<<19, 100)
+		t.Within("a wrote", t.wrote(d, a), parts*part, 100)
+		t.Within("b wrote", t.wrote(d, b), parts*part+1<<19, 100)
 		t.Within("c wrote", t.wrote(d, c), 1<<19, 100)
 	}
 }
@@ -62,7 +62,7 @@ func blockSharedFile(fstype string) func(*guest.Guest) {
 // dirty already shows in faults only.
 func blockSharedMapping(fstype string) func(*guest.Guest) {
 	return func(g *guest.Guest) {
-		const page, pages = 4096, 509
+		const part, parts = 16 << 10, 127
 		d := g.NVMe()
 		dir := mountScratch(g, d, fstype)
 		a, b := g.Cgroup("a"), g.Cgroup("b")
@@ -73,15 +73,15 @@ func blockSharedMapping(fstype string) func(*guest.Guest) {
 		fb := pb.Open(filepath.Join(dir, "f"), os.O_RDWR)
 		g.HoldWriteback()
 		t := traceBlock(g, d)
-		for i := int64(0); i < pages; i++ {
-			ma, mb := fa.Map(2*i*page, page), fb.Map((2*i+1)*page, page)
+		for i := int64(0); i < parts; i++ {
+			ma, mb := fa.Map(2*i*part, part), fb.Map((2*i+1)*part, part)
 			ma.Store()
 			mb.Store()
 			ma.Unmap()
 			mb.Unmap()
 		}
 		t.stop()
-		t.Within("a wrote", t.wrote(d, a), pages*page, 100)
-		t.Within("b wrote", t.wrote(d, b), pages*page, 100)
+		t.Within("a wrote", t.wrote(d, a), parts*part, 100)
+		t.Within("b wrote", t.wrote(d, b), parts*part, 100)
 	}
 }
