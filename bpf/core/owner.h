@@ -26,9 +26,15 @@
 #define S_IFBLK 0060000
 
 enum pageflags {
+	PG_locked = 0,
+	PG_uptodate = 2,
+	PG_private = 13,
+	PG_writeback = 15,
 	PG_head = 16,
 	PG_swapbacked = 18,
 };
+
+#define IOT_HAS_FLAG(flags, flag) (!!((flags) & (1UL << bpf_core_enum_value(enum pageflags, flag))))
 
 /* The memory cgroup behind an owner word; NULL for slabs and uncharged pages. */
 static __always_inline struct mem_cgroup *iot_word_memcg(unsigned long word)
@@ -66,6 +72,42 @@ static __always_inline __u64 iot_owner_from_bio(struct bio *bio)
 		return 0;
 	id = BPF_CORE_READ(bio, bi_blkg, blkcg, css.cgroup, kn, id);
 	return id > IOT_ROOT_CGROUP ? iot_pack(id, IOT_BIO) : 0;
+}
+
+#define IOT_CGROUP_LEVELS 32
+
+static __always_inline bool iot_is_ancestor(struct cgroup *above, struct cgroup *cgroup)
+{
+	int i, up = FIELD(cgroup, level) - FIELD(above, level);
+
+	if (up <= 0)
+		return false;
+	for (i = 0; i < IOT_CGROUP_LEVELS && i < up; i++)
+		cgroup = BPF_CORE_READ(cgroup, self.parent, cgroup);
+	return cgroup == above;
+}
+
+/*
+ * Who submitted a bio, packed: its block cgroup, unless that is only above the cgroup of
+ * the task (the io controller ends at a slice, say), else the task; 0 if neither tells.
+ */
+__noinline __u64 iot_submitter(__u64 bio, __u64 task)
+{
+	__u64 owner = iot_owner_from_bio((struct bio *)bio), of_task = iot_owner_of_task((struct task_struct *)task);
+	struct cgroup *cgroup;
+
+	if (!owner || !of_task)
+		return owner ? owner : of_task;
+	cgroup = BPF_CORE_READ((struct bio *)bio, bi_blkg, blkcg, css.cgroup);
+	return iot_is_ancestor(cgroup, iot_task_cgroup((struct task_struct *)task)) ? of_task : owner;
+}
+
+/* Sets o to who submitted a bio; o stays without an owner if nothing tells. */
+static __always_inline void iot_own_by_submitter(struct owner *o, struct bio *bio, struct task_struct *task)
+{
+	iot_unpack(o, iot_submitter((__u64)bio, (__u64)task));
+	if (by_process && iot_is_user_task(task))
+		o->pid = iot_pid_of(task);
 }
 
 static __always_inline bool iot_is_shmem(struct folio *folio)
@@ -106,9 +148,7 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 				return iot_pack(note->cgroup, IOT_DIRTIER);
 		}
 		if (iot_is_shmem(folio)) {
-			owner = iot_owner_from_bio(bio);
-			if (!owner)
-				owner = iot_owner_from_task();
+			owner = iot_submitter(bio_addr, bpf_get_current_task());
 			if (owner)
 				return owner;
 		}
@@ -117,6 +157,8 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 	if (id > IOT_ROOT_CGROUP)
 		return iot_pack(id, IOT_PAGE);
 	owner = iot_owner_from_bio(bio);
+	if (owner && !(file && (flags & IOT_FOR_WRITE))) /* writeback is not the current task's */
+		owner = iot_submitter(bio_addr, bpf_get_current_task());
 	if (owner)
 		return owner;
 	if (id == IOT_ROOT_CGROUP) {
@@ -135,7 +177,7 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 		return iot_pack(id, IOT_PAGE);
 	}
 	/* Not charged: the zero page, slab and vmalloc buffers, or no memory controller at all. */
-	if (!file && !meta) {
+	if (!meta && (!file || !(flags & IOT_FOR_WRITE))) {
 		owner = iot_owner_from_task();
 		if (owner)
 			return owner;
@@ -196,15 +238,9 @@ static __always_inline void iot_owner_of_folio(struct owner *o, struct folio *fo
 /* task is the one that is known to have asked, else the current one. */
 static __always_inline void iot_owner_without_pages(struct owner *o, struct bio *bio, struct task_struct *task)
 {
-	__u64 owner = iot_owner_from_bio(bio);
-
-	if (!owner)
-		owner = iot_owner_of_task(task);
-	if (!owner)
-		owner = iot_pack(IOT_CGROUP_KERNEL, IOT_NONE);
-	iot_unpack(o, owner);
-	if (by_process && iot_is_user_task(task))
-		o->pid = iot_pid_of(task);
+	iot_own_by_submitter(o, bio, task);
+	if (o->cgroup == IOT_CGROUP_NONE)
+		iot_unpack(o, iot_pack(IOT_CGROUP_KERNEL, IOT_NONE));
 }
 
 #endif

@@ -53,6 +53,11 @@ struct page___7_1 {
 	unsigned long compound_info;
 };
 
+/* The same word in a folio, which has another type there. */
+struct page___private {
+	unsigned long private;
+};
+
 struct obj_cgroup {
 	struct mem_cgroup *memcg;
 };
