@@ -290,12 +290,12 @@ func memberOffset(members []btf.Member, field string) (uint32, bool) {
 // scanHops fills the map of hops when something that needs it may be here, and fills it
 // again when a module may be at another address.
 func (s *stack) scanHops(change func(func())) error {
-	need, err := s.devices.hopsNeeded(s.softCrypto)
+	need, stacks, err := s.devices.hopsNeeded(s.softCrypto)
 	if err != nil || need == s.hops {
 		return err
 	}
 	if need != "" {
-		if err := s.fillHops(change); err != nil {
+		if err := s.fillHops(stacks, change); err != nil {
 			return err
 		}
 	}
@@ -304,28 +304,29 @@ func (s *stack) scanHops(change func(func())) error {
 }
 
 // hopsNeeded tells what on this host may write pages of a driver's own; "" for nothing.
-// The answer changes when a module is loaded again.
-func (d *Devices) hopsNeeded(softCrypto bool) (string, error) {
+// The answer changes when a module is loaded again. stacks is false where only encrypted
+// files may be here.
+func (d *Devices) hopsNeeded(softCrypto bool) (need string, stacks bool, err error) {
 	entries, err := os.ReadDir(filepath.Join(d.sys, "block"))
 	if err != nil {
-		return "", fmt.Errorf("looking for stacked devices: %w", err)
+		return "", false, fmt.Errorf("looking for stacked devices: %w", err)
 	}
-	var need strings.Builder
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), "dm-") || strings.HasPrefix(e.Name(), "md") || strings.HasPrefix(e.Name(), "bcache") {
-			need.WriteString("stacked")
+			need = "stacked"
 			break
 		}
 	}
 	// A mounted btrfs has a directory by its UUID.
 	if mounted, _ := filepath.Glob(filepath.Join(d.sys, "fs", "btrfs", "*-*-*-*")); len(mounted) > 0 {
-		need.WriteString(" btrfs")
+		need += " btrfs"
 	}
+	stacks = need != ""
 	if softCrypto {
-		need.WriteString(" blk-crypto")
+		need += " blk-crypto"
 	}
-	if need.Len() == 0 {
-		return "", nil
+	if need == "" {
+		return "", false, nil
 	}
 	for _, row := range hopRows {
 		info, err := os.Stat(filepath.Join(d.sys, "module", row.module))
@@ -333,17 +334,19 @@ func (d *Devices) hopsNeeded(softCrypto bool) (string, error) {
 			continue
 		}
 		if st, ok := info.Sys().(*syscall.Stat_t); ok { // another one each time that it is loaded
-			fmt.Fprintf(&need, " %s:%d", row.module, st.Ino)
+			need += fmt.Sprintf(" %s:%d", row.module, st.Ino)
 		}
 	}
-	return need.String(), nil
+	return need, stacks, nil
 }
 
 // fillHops writes the rows that this kernel has.
-func (s *stack) fillHops(change func(func())) error {
+func (s *stack) fillHops(stacks bool, change func(func())) error {
 	table := s.block.maps[bpf.BlockMapHops]
 	functions, err := hopFunctions("/proc/kallsyms")
-	if errors.Is(err, errHidden) {
+	if errors.Is(err, errHidden) && !stacks {
+		return nil
+	} else if errors.Is(err, errHidden) {
 		change(func() {
 			s.block.addLimitation(Limitation{
 				Text:   "writes through dm-crypt and RAID 4, 5 and 6, of compressed files of btrfs and, from 7.x on, of encrypted files count for (unattributed): " + err.Error(),
@@ -353,11 +356,16 @@ func (s *stack) fillHops(change func(func())) error {
 	} else if err != nil {
 		return err
 	}
-	ld, err := s.core.loader()
-	if err != nil {
-		return err
+	ld := s.first
+	if ld == nil {
+		if ld, err = s.core.loader(); err != nil {
+			return err
+		}
 	}
-	rows := map[uint64]bpf.BlockHop{0: {}} // 0: there are stacks
+	rows := map[uint64]bpf.BlockHop{}
+	if stacks {
+		rows[0] = bpf.BlockHop{} // pages that nothing leads from are not taken for the submitter's
+	}
 	for _, row := range hopRows {
 		t := &hopTypes{specs: []*btf.Spec{ld.types}, functions: functions, old: ld.chargesPages()}
 		if row.module != "" {

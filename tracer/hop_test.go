@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -50,13 +51,16 @@ func TestHopsNeeded(t *testing.T) {
 		}
 	}
 	need := func(softCrypto bool) string {
-		need, err := d.hopsNeeded(softCrypto)
+		need, stacks, err := d.hopsNeeded(softCrypto)
 		if err != nil {
 			t.Fatal(err)
 		}
+		if stacks == (need == "" || strings.HasPrefix(need, " blk-crypto")) {
+			t.Errorf("%q: stacks %v", need, stacks)
+		}
 		return need
 	}
-	if _, err := d.hopsNeeded(false); err == nil {
+	if _, _, err := d.hopsNeeded(false); err == nil {
 		t.Error("no error without sysfs")
 	}
 	make("block/sda")

@@ -22,14 +22,15 @@ type stack struct {
 
 	look   lookout
 	leaves map[Dev]bool
-	hops   string // what the map of hops was filled for: see hopsNeeded
+	hops   string  // what the map of hops was filled for: see hopsNeeded
+	first  *loader // for the first scan; nil afterwards
 
 	softCrypto bool // blk-crypto may encrypt in software, as fscrypt asks for from 7.x on
 }
 
 func newStack(c *loader, block *object, devices *Devices) *stack {
 	return &stack{
-		core: c.core, block: block, devices: devices, look: devices.look, leaves: map[Dev]bool{},
+		core: c.core, first: c, block: block, devices: devices, look: devices.look, leaves: map[Dev]bool{},
 		softCrypto: c.haveFunc("blk_crypto_fallback_encrypt_endio"),
 	}
 }
@@ -38,6 +39,7 @@ func newStack(c *loader, block *object, devices *Devices) *stack {
 // is looked at each time: nothing tells that a btrfs is mounted.
 func (s *stack) scan(change func(func())) error {
 	err := s.scanHops(change)
+	s.first = nil
 	if !s.look.due() {
 		return err
 	}

@@ -354,7 +354,8 @@ static __always_inline __u64 iot_bounced(const struct page_words *words)
 	unsigned long flags = 0;
 	__u64 page;
 
-	if (!bpf_core_field_exists(((struct page___private *)0)->private) || !IOT_HAS_FLAG(words->word[0], PG_private))
+	if (!bpf_core_field_exists(((struct page___private *)0)->private) ||
+	    !bpf_core_enum_value_exists(enum pageflags, PG_private) || !IOT_HAS_FLAG(words->word[0], PG_private))
 		return 0;
 	page = IOT_WORD(words, struct page___private, private);
 	if (!iot_is_kernel_address(page))
