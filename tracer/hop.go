@@ -142,7 +142,7 @@ func oldBtrfsHop(t *hopTypes) (bpf.BlockHop, bool) {
 			{Check: t.functions["end_workqueue_bio"], CheckAt: 24, At: 40},
 			{Check: t.functions["end_compressed_bio_write"], CheckAt: 8, At: 16},
 		},
-		Inode: 16, Start: 24, Length: 32, Packed: 56,
+		Inode: 16, Start: 24, Length: 32, Packed: 40,
 	}
 	return h, t.old && h.Load[0].Check != 0 && h.Load[1].Check != 0
 }
