@@ -39,6 +39,34 @@ type BlockFlightSet struct {
 	Way [4]BlockFlight
 }
 
+type BlockHop struct {
+	_           structs.HostLayout
+	Kind        uint32
+	FromPrivate uint32
+	Loads       uint32
+	Base        int32
+	Load        [3]BlockHopLoad
+	Inode       int32
+	VfsInode    int32
+	Start       int32
+	StartAgain  int32
+	Length      int32
+	Packed      int32
+	Disks       uint32
+	Devs        uint32
+	DevSize     uint32
+	Own         uint32
+	Others      uint32
+	Sector      uint32
+}
+
+type BlockHopLoad struct {
+	_       structs.HostLayout
+	Check   uint64
+	CheckAt int32
+	At      int32
+}
+
 type BlockLoopFile struct {
 	_      structs.HostLayout
 	Ino    uint64
@@ -55,10 +83,10 @@ const (
 	BlockMapBegunAt                 = "begun_at"
 	BlockMapBioLeaves               = "bio_leaves"
 	BlockMapComms                   = "comms"
-	BlockMapCryptEnd                = "crypt_end"
 	BlockMapDeadOwners              = "dead_owners"
 	BlockMapFlights                 = "flights"
 	BlockMapGeneration              = "generation"
+	BlockMapHops                    = "hops"
 	BlockMapInodeNotes              = "inode_notes"
 	BlockMapLatencies               = "latencies"
 	BlockMapLatencyA                = "latency_a"
@@ -162,10 +190,10 @@ type BlockMapSpecs struct {
 	BegunAt    *ebpf.MapSpec `ebpf:"begun_at"`
 	BioLeaves  *ebpf.MapSpec `ebpf:"bio_leaves"`
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
-	CryptEnd   *ebpf.MapSpec `ebpf:"crypt_end"`
 	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
 	Flights    *ebpf.MapSpec `ebpf:"flights"`
 	Generation *ebpf.MapSpec `ebpf:"generation"`
+	Hops       *ebpf.MapSpec `ebpf:"hops"`
 	InodeNotes *ebpf.MapSpec `ebpf:"inode_notes"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
 	LatencyA   *ebpf.MapSpec `ebpf:"latency_a"`
@@ -231,10 +259,10 @@ type BlockMaps struct {
 	BegunAt    *ebpf.Map `ebpf:"begun_at"`
 	BioLeaves  *ebpf.Map `ebpf:"bio_leaves"`
 	Comms      *ebpf.Map `ebpf:"comms"`
-	CryptEnd   *ebpf.Map `ebpf:"crypt_end"`
 	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
 	Flights    *ebpf.Map `ebpf:"flights"`
 	Generation *ebpf.Map `ebpf:"generation"`
+	Hops       *ebpf.Map `ebpf:"hops"`
 	InodeNotes *ebpf.Map `ebpf:"inode_notes"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
 	LatencyA   *ebpf.Map `ebpf:"latency_a"`
@@ -260,10 +288,10 @@ func (m *BlockMaps) Close() error {
 		m.BegunAt,
 		m.BioLeaves,
 		m.Comms,
-		m.CryptEnd,
 		m.DeadOwners,
 		m.Flights,
 		m.Generation,
+		m.Hops,
 		m.InodeNotes,
 		m.Latencies,
 		m.LatencyA,

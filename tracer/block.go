@@ -57,7 +57,7 @@ func openBlock(c *loader) (*object, error) {
 	c.devices = watchedDevices(w)
 	w.loopChanged = c.devices.loopChanged
 	l := newLoops(o.maps[bpf.BlockMapLoopFiles], c.shared[bpf.CoreMapLoopNotes], notes, c.devices)
-	s := newStack(c.core, o, c.devices)
+	s := newStack(c, o, c.devices)
 	o.refresh = func(change func(func())) error {
 		w.poll()
 		return errors.Join(l.scan(), s.scan(change))

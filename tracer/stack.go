@@ -1,13 +1,11 @@
 package tracer
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"github.com/cilium/ebpf"
@@ -16,7 +14,7 @@ import (
 )
 
 // stack tells the block programs about devices for which requests and their pages
-// are not enough: leaf devices without requests, and dm-crypt.
+// are not enough: leaf devices without requests, and drivers that write pages of their own.
 type stack struct {
 	core    *core
 	block   *object
@@ -24,22 +22,32 @@ type stack struct {
 
 	look   lookout
 	leaves map[Dev]bool
-	crypts bool
+	hops   string  // what the map of hops was filled for: see hopsNeeded
+	first  *loader // for the first scan; nil afterwards
+
+	softCrypto bool // blk-crypto may encrypt in software, as fscrypt asks for from 7.x on
 }
 
-func newStack(c *core, block *object, devices *Devices) *stack {
-	return &stack{core: c, block: block, devices: devices, look: devices.look, leaves: map[Dev]bool{}}
+func newStack(c *loader, block *object, devices *Devices) *stack {
+	return &stack{
+		core: c.core, first: c, block: block, devices: devices, look: devices.look, leaves: map[Dev]bool{},
+		softCrypto: c.haveFunc("blk_crypto_fallback_encrypt_endio"),
+	}
 }
 
-// scan looks at all devices if they may have changed since the last scan.
+// scan looks at all devices if they may have changed since the last scan. What hops need
+// is looked at each time: nothing tells that a btrfs is mounted.
 func (s *stack) scan(change func(func())) error {
+	err := s.scanHops(change)
+	s.first = nil
 	if !s.look.due() {
-		return nil
+		return err
 	}
-	err := errors.Join(s.scanLeaves(change), s.scanCrypt(change))
-	if err != nil {
+	if found := s.scanLeaves(change); found != nil {
 		s.look.again()
+		err = errors.Join(err, found)
 	}
+	s.scanUnseen(change)
 	return err
 }
 
@@ -139,68 +147,4 @@ func (d *Devices) bioLeaves() (map[Dev]bool, error) {
 		}
 	}
 	return found, nil
-}
-
-// scanCrypt sets the address of dm-crypt's completion function when the first
-// crypt device may exist. It does so once more when all were gone and another one
-// comes: the module may have been loaded at another address.
-func (s *stack) scanCrypt(change func(func())) error {
-	any, err := s.devices.haveCrypt()
-	if err != nil || any == s.crypts {
-		return err
-	}
-	s.crypts = any
-	if !any {
-		return nil
-	}
-	addr, err := kernelSymbol("crypt_endio")
-	if err != nil {
-		l := Limitation{Text: "writes to dm-crypt devices count for (kernel): " + err.Error()}
-		if errors.Is(err, errHidden) {
-			l.Remedy = "CAP_SYSLOG, and kernel.kptr_restrict at 0 or 1"
-		}
-		change(func() { s.block.addLimitation(l) })
-		return nil
-	}
-	return s.block.maps[bpf.BlockMapCryptEnd].Update(uint32(0), addr, ebpf.UpdateAny)
-}
-
-func (d *Devices) haveCrypt() (bool, error) {
-	// Any device-mapper device may be one: only cryptsetup says so in the uuid.
-	if _, err := os.Stat(filepath.Join(d.sys, "module", "dm_crypt")); err != nil {
-		return false, nil
-	}
-	devices, err := filepath.Glob(filepath.Join(d.sys, "block", "dm-*"))
-	return len(devices) > 0, err
-}
-
-// errHidden is the error of kernelSymbol where /proc/kallsyms shows only zeroes.
-var errHidden = errors.New("the kernel hides addresses")
-
-// kernelSymbol returns the address of a function from /proc/kallsyms. The error
-// wraps errHidden where this process may not see it (kallsyms_show_value in the
-// kernel).
-func kernelSymbol(name string) (uint64, error) {
-	f, err := os.Open("/proc/kallsyms")
-	if err != nil {
-		return 0, err
-	}
-	defer f.Close()
-	sc := bufio.NewScanner(f)
-	for sc.Scan() {
-		addr, rest, _ := strings.Cut(sc.Text(), " ")
-		fields := strings.Fields(rest)
-		if len(fields) < 2 || fields[1] != name {
-			continue
-		}
-		n, err := strconv.ParseUint(addr, 16, 64)
-		if err != nil || n == 0 {
-			return 0, fmt.Errorf("looking up function %q: %w", name, errHidden)
-		}
-		return n, nil
-	}
-	if err := sc.Err(); err != nil {
-		return 0, err
-	}
-	return 0, fmt.Errorf("the kernel has no function %q", name)
 }

@@ -210,9 +210,6 @@ func parseUevent(event []byte) (loop string, ok bool) {
 	if !found {
 		return "", false
 	}
-	if bytes.Equal(devpath, []byte("/module/dm_crypt")) {
-		return "", true
-	}
 	for field := range bytes.SplitSeq(fields, []byte{0}) {
 		if bytes.Equal(field, []byte("SUBSYSTEM=block")) {
 			if name := path.Base(string(devpath)); strings.HasPrefix(name, "loop") {

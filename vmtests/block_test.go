@@ -49,6 +49,16 @@ func TestBlock(t *testing.T) {
 			{name: "dm_thin", run: blockDMThin},
 			{name: "dm_crypt", run: blockDMCrypt},
 			{name: "md_raid1", run: blockMDRaid1},
+			{name: "md_raid5", run: blockMDRaid5, smoke: true},
+			{name: "luks_raid1", run: blockLUKSRaid1},
+			{name: "luks_lvm", run: blockLUKSLinear},
+			{name: "btrfs_compressed", run: blockBtrfsCompressed},
+			{name: "btrfs_compressed_raid1", run: blockBtrfsCompressedRaid1},
+			{name: "btrfs_compressed_shared", run: blockBtrfsCompressedShared},
+			{name: "fscrypt", run: blockFscrypt},
+			{name: "direct_from_file", run: blockDirectFromFile, smoke: true},
+			{name: "direct_hugetlb", run: blockDirectHugetlb},
+			{name: "data_journal", run: blockDataJournal},
 			{name: "loop", run: blockLoop},
 			{name: "zram", run: blockZram},
 			{name: "nvme_paths", run: blockNVMePaths},
@@ -661,14 +671,34 @@ func blockDMThin(g *guest.Guest) {
 
 func blockDMCrypt(g *guest.Guest) {
 	d := g.NVMe()
+	stacked(g, crypt(g, d, 524288), d)
+}
+
+// crypt puts dm-crypt over the first sectors of a disk.
+func crypt(g *guest.Guest, d guest.Disk, sectors int) guest.Disk {
+	g.Helper()
 	g.Modprobe("dm-crypt")
-	stacked(g, g.DM("crypt", fmt.Sprintf("0 524288 crypt aes-xts-plain64 %s 0 %s 0", strings.Repeat("0123456789abcdef", 8), d.Path())), d)
+	return g.DM("crypt", fmt.Sprintf("0 %d crypt aes-xts-plain64 %s 0 %s 0", sectors, strings.Repeat("0123456789abcdef", 8), d.Path()))
 }
 
 func blockMDRaid1(g *guest.Guest) {
 	disks := []guest.Disk{g.NVMe(), g.Virtio()}
-	g.Modprobe("raid1")
-	g.Exec("mdadm", "--create", "/dev/md0", "--run", "--level=1", "--raid-devices=2", "--assume-clean", "--metadata=1.2", "--size=262144", "--bitmap=none", disks[0].Path(), disks[1].Path())
+	stacked(g, mdArray(g, "1", 262144, disks...), disks...)
+}
+
+// mdArray makes an array of the first sizeKiB of each disk, until the scenario's end.
+func mdArray(g *guest.Guest, level string, sizeKiB int, disks ...guest.Disk) guest.Disk {
+	g.Helper()
+	module := "raid" + level
+	if level == "5" || level == "6" {
+		module = "raid456"
+	}
+	g.Modprobe(module)
+	args := []string{"--create", "/dev/md0", "--run", "--level=" + level, fmt.Sprintf("--raid-devices=%d", len(disks)), "--assume-clean", "--metadata=1.2", fmt.Sprintf("--size=%d", sizeKiB), "--bitmap=none"}
+	for _, d := range disks {
+		args = append(args, d.Path())
+	}
+	g.Exec("mdadm", args...)
 	g.Cleanup(func() {
 		g.Exec("mdadm", "--stop", "/dev/md0")
 		for _, d := range disks {
@@ -678,7 +708,7 @@ func blockMDRaid1(g *guest.Guest) {
 	md := g.Disk("md0")
 	// Otherwise the array writes its superblock some time after the last write.
 	g.WriteFile("/sys/block/md0/md/safe_mode_delay", "0")
-	stacked(g, md, disks...)
+	return md
 }
 
 func blockLoop(g *guest.Guest) {

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* Devices over devices: whose pages a stacked driver's bio really carries. */
+/* Loop devices, whose requests are notes for the pages of their files, and devices without requests. */
 #ifndef IOTRACE_BLOCK_STACK_H
 #define IOTRACE_BLOCK_STACK_H
 
@@ -14,19 +14,6 @@ struct {
 	__type(value, struct loop_file);
 } loop_files SEC(".maps");
 
-/*
- * dm-crypt writes pages of its own, without an owner, from a kernel thread. Its bios
- * are those that end in crypt_endio: user space sets the address once a crypt device
- * exists. Their bi_private is a struct dm_crypt_io, whose second member has always
- * been the original bio (drivers/md/dm-crypt.c).
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, __u64);
-} crypt_end SEC(".maps");
-
 /* Leaf devices that take bios instead of requests (zram, pmem, brd): user space fills it. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -34,40 +21,6 @@ struct {
 	__type(key, __u32); /* device */
 	__type(value, __u32);
 } bio_leaves SEC(".maps");
-
-/*
- * The bio whose vectors have the pages; iter is set to their place in it. The block
- * layer splits a bio that the device cannot take whole: the first part is a new bio
- * that points to the rest, and the end of the rest stays where it was.
- */
-static __always_inline struct bio *iot_original(struct bio *bio, struct iter *iter)
-{
-	__u32 zero = 0, from_end;
-	__u64 *end = bpf_map_lookup_elem(&crypt_end, &zero);
-	struct bio *clone = bio, *base = NULL;
-	struct iter whole = {};
-	void *io;
-
-	if (!end || !*end)
-		return bio;
-	if ((__u64)FIELD(clone, bi_end_io) != *end) {
-		clone = FIELD(bio, bi_private);
-		if (!clone || (__u64)FIELD(clone, bi_end_io) != *end)
-			return bio;
-	}
-	io = FIELD(clone, bi_private);
-	bpf_probe_read_kernel(&base, sizeof(base), io + sizeof(void *));
-	if (!base)
-		return bio;
-	iot_read_iter(&whole, clone);
-	from_end = whole.size + ((whole.sector - iter->sector) << 9);
-	iot_read_iter(&whole, base);
-	if (from_end > whole.size)
-		return bio;
-	iter->idx = whole.idx;
-	iter->done = whole.done + whole.size - from_end;
-	return base;
-}
 
 #define IOT_NOTE_ROUND 32
 #define IOT_NOTE_ROUNDS 16 /* times IOT_NOTE_ROUND: most notes on pages of a loop device's file for one request */

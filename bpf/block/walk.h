@@ -11,49 +11,12 @@
 #define IOTRACE_BLOCK_WALK_H
 
 #include "core/owner.h"
-#include "core/run.h"
+#include "direct.h"
+#include "hop.h"
 #include "stack.h"
 
 /* Two nested loops of this many rounds: at most 2,116 steps. Functions call each other eight deep at most. */
 #define IOT_ROUNDS 46
-
-struct walk {
-	struct run run;
-	__u64 bio;
-	__u64 vec; /* 0: at the beginning */
-	__u64 pages; /* of this vector */
-	unsigned long word; /* owner word of the folios of the run; 0: ask for each folio */
-	__u64 mapping; /* the file of the run where a note names one dirtier for all of it; else 0 */
-	__u32 vec_len; /* 0: this vector must be read first */
-	__u32 vec_offset;
-	__u32 in_vec; /* bytes of this vector that are behind us */
-	__u32 in_bio; /* bytes of this bio still to come */
-	__u32 left; /* bytes of the request still to come */
-	__u32 cmd_flags;
-	__u32 is_loop;
-	__u32 page; /* of the folio that is looked at: see iot_walk_by_page */
-	struct page_words words; /* of the folio; too much for the stack */
-};
-
-/* The walks in progress on this CPU, one for each hook that walks: they may interrupt each other. */
-enum {
-	IOT_WALK_ISSUE,
-	IOT_WALK_BIO,
-	IOT_WALK_REDUNDANT,
-	IOT_WALKS,
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, IOT_WALKS);
-	__type(key, __u32);
-	__type(value, struct walk);
-} walks SEC(".maps");
-
-static __always_inline struct page *iot_page_add(struct page *page, __u32 n)
-{
-	return (void *)page + (unsigned long)n * bpf_core_type_size(struct page___5_15);
-}
 
 static __always_inline void iot_walk_book(struct walk *w)
 {
@@ -83,7 +46,9 @@ __noinline int iot_walk_bio(__u32 which)
 	}
 	iot_read_iter(&iter, bio);
 	w->in_bio = iter.size;
-	bio = iot_original(bio, &iter);
+	w->origin = (__u64)bio;
+	w->sight = IOT_SIGHT_PAGES;
+	w->hops = 0;
 	w->vec = (__u64)(FIELD(bio, bi_io_vec) + iter.idx);
 	w->vec_len = 0;
 	w->in_vec = iter.done;
@@ -150,12 +115,18 @@ __noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word)
 
 	if (!w)
 		return 0;
-	iot_owner_of_folio(&o, (struct folio *)folio, w->page, (struct bio *)w->bio,
-			   (w->cmd_flags & 1 ? IOT_FOR_WRITE : 0) | (w->cmd_flags & IOT_REQ_META ? IOT_FOR_META : 0));
-	w->word = o.basis == IOT_DIRTIER ? 0 : word;
-	mapping = (__u64)iot_words_mapping(&w->words);
-	note = o.basis == IOT_DIRTIER ? iot_inode_note(mapping) : NULL;
-	w->mapping = note && !note->state ? mapping : 0;
+	if (iot_block_owner(w, &o, folio)) {
+		w->word = 0;
+		w->mapping = 0;
+	} else {
+		iot_owner_of_folio(&o, (struct folio *)folio, w->page, (struct bio *)w->bio,
+				   (w->cmd_flags & 1 ? IOT_FOR_WRITE : 0) |
+				   (w->cmd_flags & IOT_REQ_META ? IOT_FOR_META : 0));
+		w->word = o.basis == IOT_PAGE ? word : 0;
+		mapping = (__u64)iot_words_mapping(&w->words);
+		note = o.basis == IOT_DIRTIER ? iot_inode_note(mapping) : NULL;
+		w->mapping = note && !note->state ? mapping : 0;
+	}
 	if (!iot_run_differs(&w->run, &o))
 		return 0;
 	if (w->run.bytes) {
@@ -166,7 +137,45 @@ __noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word)
 	return 0;
 }
 
-/* One step; returns whether there is another. */
+/* A step over a compressed range: the part of the bio that stands for one page. */
+__noinline int iot_walk_extent(__u32 which)
+{
+	struct walk *w = bpf_map_lookup_elem(&walks, &which);
+	__u32 page = 0, n, end;
+	__u64 folio, word = 0;
+
+	if (!w || !w->left || !w->in_bio || w->sight != IOT_SIGHT_EXTENT)
+		return 0;
+	n = w->in_bio;
+	if (w->extent.bytes && w->extent.done < w->extent.bytes) {
+		page = (__u64)w->extent.done * w->extent.pages / w->extent.bytes;
+		end = ((__u64)(page + 1) * w->extent.bytes + w->extent.pages - 1) / w->extent.pages;
+		if (page + 1 < w->extent.pages && end - w->extent.done < n)
+			n = end - w->extent.done;
+	}
+	if (n > w->left)
+		n = w->left;
+	folio = iot_folio_at(w->extent.mapping, w->extent.index + page);
+	w->page = 0;
+	if (folio) {
+		folio = (__u64)iot_folio((void *)folio);
+		bpf_probe_read_kernel(&w->words, sizeof(w->words), (void *)folio);
+		word = iot_words_owner(&w->words);
+		w->page = w->extent.index + page - iot_folio_index((void *)folio);
+	} else {
+		w->sight = IOT_SIGHT_NONE;
+	}
+	if (!folio || !iot_walk_same(w, word))
+		iot_walk_owner(which, folio, word);
+	w->sight = IOT_SIGHT_EXTENT;
+	w->extent.done += n;
+	w->run.bytes += n;
+	w->in_bio -= n;
+	w->left -= n;
+	return w->left != 0;
+}
+
+/* One step; returns whether there is another. In a compressed range iot_walk_extent makes it. */
 __noinline int iot_walk_step(__u32 which)
 {
 	struct walk *w = bpf_map_lookup_elem(&walks, &which);
@@ -174,10 +183,13 @@ __noinline int iot_walk_step(__u32 which)
 	struct folio *folio;
 	unsigned long word;
 	struct page *page;
+	__u64 behind = 0;
 
 	if (!w || !w->left)
 		return 0;
 	if (!w->in_bio && !iot_walk_bio(which))
+		return 0;
+	if (w->sight == IOT_SIGHT_EXTENT)
 		return 0;
 	if (!iot_walk_vec(w))
 		return 1;
@@ -188,6 +200,17 @@ __noinline int iot_walk_step(__u32 which)
 	folio = iot_words_folio(&w->words, page);
 	if ((struct page *)folio != page)
 		bpf_probe_read_kernel(&w->words, sizeof(w->words), folio);
+	/* What a user task reads into a driver's pages it reads for itself. */
+	if (iot_is_drivers(&w->words) &&
+	    ((w->cmd_flags & 1) || !iot_is_user_task((void *)bpf_get_current_task()))) {
+		behind = iot_follow(which);
+		if (behind == IOT_MOVED)
+			return 1;
+	}
+	if (behind) {
+		folio = (void *)behind;
+		bpf_probe_read_kernel(&w->words, sizeof(w->words), folio);
+	}
 	n = (1U << IOT_PAGE_SHIFT) - (at & ((1U << IOT_PAGE_SHIFT) - 1));
 	if (n > rest)
 		n = rest;
@@ -195,7 +218,7 @@ __noinline int iot_walk_step(__u32 which)
 	if (!(w->cmd_flags & 1) || !iot_mapping_is_file(iot_words_mapping(&w->words))) {
 		/* Pages to be read were allocated for the reader; memory of no file belongs to the submitter. */
 		n = w->in_bio;
-	} else if (w->words.word[0] & (1UL << bpf_core_enum_value(enum pageflags, PG_head))) {
+	} else if (!behind && IOT_HAS_FLAG(w->words.word[0], PG_head)) {
 		pages = iot_folio_pages(folio);
 		index = ((__u64)page - (__u64)folio) / bpf_core_type_size(struct page___5_15);
 		if (iot_walk_by_page(w))
@@ -209,6 +232,12 @@ __noinline int iot_walk_step(__u32 which)
 		n = w->in_bio;
 	if (n > w->left)
 		n = w->left;
+	if (w->sight == IOT_SIGHT_ORIGINAL) {
+		if (n < w->in_origin)
+			w->in_origin -= n;
+		else /* the rest of the driver's page */
+			n = w->in_bio < w->left ? w->in_bio : w->left;
+	}
 	word = iot_words_owner(&w->words);
 	if (!iot_walk_same(w, word))
 		iot_walk_owner(which, (__u64)folio, word);
@@ -229,7 +258,7 @@ __noinline int iot_walk_some(__u32 which)
 	int i;
 
 	for (i = 0; i < IOT_ROUNDS; i++)
-		if (!iot_walk_step(which))
+		if (!iot_walk_step(which) && !iot_walk_extent(which)) /* not in it: calls are at most eight deep */
 			return 0;
 	return 1;
 }

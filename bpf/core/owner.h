@@ -62,6 +62,42 @@ static __always_inline __u64 iot_owner_from_bio(struct bio *bio)
 	return id > IOT_ROOT_CGROUP ? iot_pack(id, IOT_BIO) : 0;
 }
 
+#define IOT_CGROUP_LEVELS 32
+
+static __always_inline bool iot_is_ancestor(struct cgroup *above, struct cgroup *cgroup)
+{
+	int i, up = FIELD(cgroup, level) - FIELD(above, level);
+
+	if (up <= 0)
+		return false;
+	for (i = 0; i < IOT_CGROUP_LEVELS && i < up; i++)
+		cgroup = BPF_CORE_READ(cgroup, self.parent, cgroup);
+	return cgroup == above;
+}
+
+/*
+ * Who submitted a bio, packed: its block cgroup, unless that is only above the cgroup of
+ * the task (the io controller ends at a slice, say), else the task; 0 if neither tells.
+ */
+__noinline __u64 iot_submitter(__u64 bio, __u64 task)
+{
+	__u64 owner = iot_owner_from_bio((struct bio *)bio), of_task = iot_owner_of_task((struct task_struct *)task);
+	struct cgroup *cgroup;
+
+	if (!owner || !of_task)
+		return owner ? owner : of_task;
+	cgroup = BPF_CORE_READ((struct bio *)bio, bi_blkg, blkcg, css.cgroup);
+	return iot_is_ancestor(cgroup, iot_task_cgroup((struct task_struct *)task)) ? of_task : owner;
+}
+
+/* Sets o to who submitted a bio; o stays without an owner if nothing tells. */
+static __always_inline void iot_own_by_submitter(struct owner *o, struct bio *bio, struct task_struct *task)
+{
+	iot_unpack(o, iot_submitter((__u64)bio, (__u64)task));
+	if (by_process && iot_is_user_task(task))
+		o->pid = iot_pid_of(task);
+}
+
 static __always_inline bool iot_is_shmem(struct folio *folio)
 {
 	unsigned long flags = 0;
@@ -94,9 +130,7 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 	}
 	if (file) {
 		if (iot_is_shmem(folio)) {
-			owner = iot_owner_from_bio(bio);
-			if (!owner)
-				owner = iot_owner_from_task();
+			owner = iot_submitter(bio_addr, bpf_get_current_task());
 			if (owner)
 				return owner;
 		}
@@ -105,6 +139,8 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 	if (id > IOT_ROOT_CGROUP)
 		return iot_pack(id, IOT_PAGE);
 	owner = iot_owner_from_bio(bio);
+	if (owner && !(file && (flags & IOT_FOR_WRITE))) /* writeback is not the current task's */
+		owner = iot_submitter(bio_addr, bpf_get_current_task());
 	if (owner)
 		return owner;
 	if (id == IOT_ROOT_CGROUP) {
@@ -123,7 +159,7 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 		return iot_pack(id, IOT_PAGE);
 	}
 	/* Not charged: the zero page, slab and vmalloc buffers, or no memory controller at all. */
-	if (!file && !meta) {
+	if (!meta && (!file || !(flags & IOT_FOR_WRITE))) {
 		owner = iot_owner_from_task();
 		if (owner)
 			return owner;
@@ -185,15 +221,9 @@ static __always_inline void iot_owner_of_folio(struct owner *o, struct folio *fo
 /* task is the one that is known to have asked, else the current one. */
 static __always_inline void iot_owner_without_pages(struct owner *o, struct bio *bio, struct task_struct *task)
 {
-	__u64 owner = iot_owner_from_bio(bio);
-
-	if (!owner)
-		owner = iot_owner_of_task(task);
-	if (!owner)
-		owner = iot_pack(IOT_CGROUP_KERNEL, IOT_NONE);
-	iot_unpack(o, owner);
-	if (by_process && iot_is_user_task(task))
-		o->pid = iot_pid_of(task);
+	iot_own_by_submitter(o, bio, task);
+	if (o->cgroup == IOT_CGROUP_NONE)
+		iot_unpack(o, iot_pack(IOT_CGROUP_KERNEL, IOT_NONE));
 }
 
 #endif

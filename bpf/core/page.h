@@ -53,6 +53,11 @@ struct page___7_1 {
 	unsigned long compound_info;
 };
 
+/* The same word in a folio, which has another type there. */
+struct page___private {
+	unsigned long private;
+};
+
 struct obj_cgroup {
 	struct mem_cgroup *memcg;
 };
@@ -65,9 +70,15 @@ struct obj_cgroup___7_1 {
 #pragma clang attribute pop
 
 enum pageflags {
+	PG_locked = 0,
+	PG_uptodate = 2,
+	PG_private = 13,
+	PG_writeback = 15,
 	PG_head = 16,
 	PG_swapbacked = 18,
 };
+
+#define IOT_HAS_FLAG(flags, flag) (!!((flags) & (1UL << bpf_core_enum_value(enum pageflags, flag))))
 
 /* The folio of a page whose compound_head or compound_info is info. */
 static __always_inline struct folio *iot_head(const struct page *page, unsigned long info)

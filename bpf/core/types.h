@@ -135,6 +135,52 @@ struct loop_file {
 	__u32 pad;
 };
 
+/*
+ * One hop from the bio of a stacked driver or file system towards the pages that it was
+ * made from; tracer/hop.go has the table. A hop begins at the bio, or at what its bi_private
+ * points to, and follows pointers. A check is a function that must be at check_at before the
+ * pointer at `at` is followed; 0 checks nothing. base is added at the end.
+ */
+enum iot_hop_kind {
+	IOT_HOP_CLONE = 1, /* to a bio with the same vectors */
+	IOT_HOP_COPY = 2, /* to the bio whose data were copied */
+	IOT_HOP_FALLBACK = 3, /* likewise, a bio of which several were made (blk-crypto) */
+	IOT_HOP_STRIPE = 4, /* to a stripe of RAID 4, 5 or 6 */
+	IOT_HOP_EXTENT = 5, /* to a range of a file that was compressed into the bio */
+	IOT_HOP_SUBMITTER = 6, /* nowhere: the pages belong to the task that submitted the bio */
+	IOT_HOP_METADATA = 7, /* nowhere: the driver's own records */
+};
+
+#define IOT_HOP_LOADS 3
+
+struct hop_load {
+	__u64 check;
+	__s32 check_at;
+	__s32 at;
+};
+
+struct hop {
+	__u32 kind;
+	__u32 from_private;
+	__u32 loads;
+	__s32 base;
+	struct hop_load load[IOT_HOP_LOADS];
+	/* IOT_HOP_EXTENT: offsets from where the hop leads; 0 where there is no such field */
+	__s32 inode;
+	__s32 vfs_inode; /* from the inode found there */
+	__s32 start; /* of the range in the file */
+	__s32 start_again; /* must be equal to the field at start */
+	__s32 length; /* bytes of the range */
+	__s32 packed; /* bytes after compression */
+	/* IOT_HOP_STRIPE: offsets in struct stripe_head, then in each of its struct r5dev */
+	__u32 disks;
+	__u32 devs;
+	__u32 dev_size; /* of struct r5dev */
+	__u32 own; /* the bios that the device itself is written or read for */
+	__u32 others; /* the bios that parity is written, or old data are read, for */
+	__u32 sector;
+};
+
 /* A page of a file, whether it is cached or not. */
 struct file_page {
 	__u64 ino;

@@ -18,13 +18,13 @@ func (o *options) keptCapabilities(sourceAbsent bool) []uint {
 		unix.CAP_DAC_READ_SEARCH, // cgroups by their id, devices, other users' /proc
 		unix.CAP_DAC_OVERRIDE,    // sockets of other users' engines; the next files of a recording in other users' directories
 		unix.CAP_SYS_PTRACE,      // mounts and descriptors of other users' processes
+		unix.CAP_SYSLOG,          // addresses of kernel symbols: of stacked drivers and file systems that come later
 	}
 	if o.vxlan {
 		kept = append(kept,
 			unix.CAP_SYS_ADMIN,     // entering network namespaces
 			unix.CAP_NET_ADMIN,     // a receive buffer large enough for all notifications
 			unix.CAP_NET_BROADCAST, // notifications of all namespaces (NETLINK_LISTEN_ALL_NSID)
-			unix.CAP_SYSLOG,        // addresses of kernel symbols
 		)
 	} else if sourceAbsent {
 		kept = append(kept, unix.CAP_SYS_ADMIN) // type information, by BTF id, of a module that is loaded later

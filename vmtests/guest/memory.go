@@ -26,6 +26,12 @@ func (m *Mapping) WriteTo(f *File, off, n int64) {
 	f.all(request{Do: "write-mapped", FD: f.fd, Addr: m.addr, Off: off, N: n, Block: 1 << 20})
 }
 
+// ReadFrom reads n bytes of a file of the same process into the mapping, in calls of 1 MiB.
+func (m *Mapping) ReadFrom(f *File, off, n int64) {
+	m.p.g.Helper()
+	f.all(request{Do: "read-mapped", FD: f.fd, Addr: m.addr, Off: off, N: n, Block: 1 << 20})
+}
+
 // StartWriteback writes the file's dirty pages and waits for their arrival, as
 // sync_file_range(2) does. It does not ask the server to make them stable.
 func (f *File) StartWriteback() {
@@ -54,16 +60,20 @@ func (w *workerState) memory(q request) (reply, error) {
 		}
 		w.maps[addr] = b
 		return reply{Addr: addr}, nil
-	case "write-mapped":
+	case "write-mapped", "read-mapped":
+		call := unix.Pwrite
+		if q.Do == "read-mapped" {
+			call = unix.Pread
+		}
 		b, ok := w.maps[q.Addr]
 		if !ok || int64(len(b)) < q.N {
 			return reply{}, fmt.Errorf("no mapping of %d bytes at %#x", q.N, q.Addr)
 		}
 		var done int64
 		for done < q.N {
-			n, err := unix.Pwrite(q.FD, b[done:min(q.N, done+int64(q.Block))], q.Off+done)
-			if err != nil {
-				return reply{N: done}, fmt.Errorf("write at %d: %w", q.Off+done, err)
+			n, err := call(q.FD, b[done:min(q.N, done+int64(q.Block))], q.Off+done)
+			if err != nil || n == 0 {
+				return reply{N: done}, fmt.Errorf("%s at %d: %d bytes, %w", q.Do, q.Off+done, n, err)
 			}
 			done += int64(n)
 		}

@@ -1,0 +1,135 @@
+package tracer
+
+import (
+	"errors"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestHopFunctions: functions are taken from the module that has them or from the kernel
+// itself, never from another module, and hidden addresses are told from missing ones.
+func TestHopFunctions(t *testing.T) {
+	for _, tt := range []struct {
+		name, text string
+		want       map[string]uint64
+		err        error
+	}{
+		{"modules and built in", "ffffffff81000010 t bio_chain_endio\n" +
+			"ffffffffc0000020 t clone_endio\t[dm_mod]\n" +
+			"ffffffffc0000030 t crypt_endio\t[nvme]\n" +
+			"ffffffffc0000040 t btrfs_simple_end_io.llvm.1234\t[btrfs]\n" +
+			"ffffffff81000050 T submit_bio\n", map[string]uint64{
+			"bio_chain_endio": 0xffffffff81000010, "clone_endio": 0xffffffffc0000020, "btrfs_simple_end_io": 0xffffffffc0000040,
+		}, nil},
+		{"hidden", "0000000000000000 t bio_chain_endio\n", nil, errHidden},
+		{"none", "ffffffff81000050 T submit_bio\n", map[string]uint64{}, nil},
+		{"garbage", "\n x\nffffffff81000050\nzz t bio_chain_endio\n", nil, errHidden},
+	} {
+		file := filepath.Join(t.TempDir(), "kallsyms")
+		if err := os.WriteFile(file, []byte(tt.text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := hopFunctions(file)
+		if !errors.Is(err, tt.err) || !maps.Equal(got, tt.want) {
+			t.Errorf("%s: %x, %v, want %x, %v", tt.name, got, err, tt.want, tt.err)
+		}
+	}
+}
+
+// TestHopsNeeded: the table is filled once something may need it, and again when a module
+// was loaded again.
+func TestHopsNeeded(t *testing.T) {
+	sys := t.TempDir()
+	d := &Devices{sys: sys}
+	make := func(dir string) {
+		if err := os.MkdirAll(filepath.Join(sys, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	need := func(softCrypto bool) string {
+		need, stacks, err := d.hopsNeeded(softCrypto)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if stacks == (need == "" || strings.HasPrefix(need, " blk-crypto")) {
+			t.Errorf("%q: stacks %v", need, stacks)
+		}
+		return need
+	}
+	if _, _, err := d.hopsNeeded(false); err == nil {
+		t.Error("no error without sysfs")
+	}
+	make("block/sda")
+	make("module/dm_mod")
+	make("fs/btrfs/features")
+	if got := need(false); got != "" {
+		t.Errorf("a plain host needs %q", got)
+	}
+	if need(true) == "" {
+		t.Error("nothing is needed for blk-crypto")
+	}
+	make("fs/btrfs/0b2d86a0-6a8a-4b80-a1a6-2b0f4c0a6f30")
+	if need(false) == "" {
+		t.Error("nothing is needed for a mounted btrfs")
+	}
+	make("block/dm-0")
+	before := need(false)
+	make("module/dm_crypt.new") // another inode than the one that follows
+	make("module/dm_crypt")
+	loaded := need(false)
+	if err := os.Remove(filepath.Join(sys, "module/dm_crypt")); err != nil {
+		t.Fatal(err)
+	}
+	gone := need(false)
+	if err := os.Rename(filepath.Join(sys, "module/dm_crypt.new"), filepath.Join(sys, "module/dm_crypt")); err != nil {
+		t.Fatal(err)
+	}
+	again := need(false)
+	if before == loaded || gone != before || again == loaded {
+		t.Errorf("%q, loaded %q, unloaded %q, loaded again %q", before, loaded, gone, again)
+	}
+}
+
+// TestUnseenStacks: only stacks that a device uses are named.
+func TestUnseenStacks(t *testing.T) {
+	sys := t.TempDir()
+	for module, count := range map[string]string{"dm_vdo": "1", "zfs": "0", "dm_cache": "2"} {
+		dir := filepath.Join(sys, "module", module)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "refcnt"), []byte(count+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := (&Devices{sys: sys}).unseenStacks()
+	if len(got) != 2 || got[0] != "VDO" || got[1] != "dm-cache (moved blocks)" {
+		t.Errorf("%q", got)
+	}
+}
+
+// TestOldHops: without types of modules, constants stand for the structs of 5.10 and for
+// no others.
+func TestOldHops(t *testing.T) {
+	functions := map[string]uint64{"end_workqueue_bio": 1, "end_compressed_bio_write": 2}
+	always := []string{"bio_chain_endio", "blk_crypto_fallback_encrypt_endio", "blkdev_bio_end_io", "bio_complete", "end_bio_bh_io_sync"}
+	constants := []string{"clone_endio", "raid1_end_write_request", "raid10_end_write_request", "crypt_endio", "btrfs_end_bio"}
+	for old, want := range map[bool][]string{true: slices.Concat(always, constants), false: always} {
+		types := &hopTypes{functions: functions, old: old}
+		var got []string
+		for _, row := range hopRows {
+			if _, ok := row.hop(types); ok {
+				got = append(got, row.ends[0])
+			}
+		}
+		slices.Sort(got)
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			t.Errorf("old %v: %v, want %v", old, got, want)
+		}
+	}
+}
