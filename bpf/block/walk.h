@@ -12,6 +12,7 @@
 
 #include "core/owner.h"
 #include "core/run.h"
+#include "journal.h"
 #include "stack.h"
 
 /* Two nested loops of this many rounds: at most 2,116 steps. Functions call each other eight deep at most. */
@@ -30,7 +31,8 @@ struct walk {
 	__u32 left; /* bytes of the request still to come */
 	__u32 cmd_flags;
 	__u32 is_loop;
-	__u32 pad;
+	__u32 in_journal; /* pages of this mapping may be a journal's */
+	__u64 mapping; /* of the folio before */
 	struct page_words words; /* of the folio; too much for the stack */
 };
 
@@ -54,14 +56,22 @@ static __always_inline struct page *iot_page_add(struct page *page, __u32 n)
 	return (void *)page + (unsigned long)n * bpf_core_type_size(struct page___5_15);
 }
 
-static __always_inline void iot_walk_book(struct walk *w)
+/* Bytes from the beginning of a folio to the place at of one of its pages. */
+static __always_inline __u32 iot_folio_offset(struct folio *folio, struct page *page, __u32 at)
+{
+	__u32 pages = ((__u64)page - (__u64)folio) / bpf_core_type_size(struct page___5_15);
+
+	return (pages << IOT_PAGE_SHIFT) + (at & ((1U << IOT_PAGE_SHIFT) - 1));
+}
+
+static __always_inline void iot_walk_book(struct walk *w, bool last)
 {
 	struct usage_key *usage = &w->run.usage;
 
 	if (w->is_loop)
 		iot_note_loop(usage->dev, iot_pack(usage->cgroup, usage->basis), usage->pid, w->run.offset,
 			      w->run.bytes);
-	iot_run_book(&w->run);
+	iot_run_book(&w->run, last);
 }
 
 /* Goes to the next bio, or to the first one; returns whether there is one. */
@@ -119,23 +129,43 @@ static __always_inline bool iot_walk_same(const struct walk *w, __u64 folio, uns
 	return !iot_have_notes() || !bpf_map_lookup_elem(&notes, &folio);
 }
 
+/* The owner of a block that a journal has to do with; 0: look at the folio. offset is from its beginning. */
+static __always_inline __u64 iot_walk_journal(struct walk *w, __u32 which, __u64 folio, __u32 offset)
+{
+	__u64 mapping = (__u64)iot_words_mapping(&w->words);
+
+	if (!(w->cmd_flags & 1) || !iot_have_journals())
+		return 0;
+	if (!mapping)
+		return iot_journal_copy(which, folio, w->bio);
+	if (mapping != w->mapping) {
+		w->mapping = mapping;
+		w->in_journal = iot_is_device((void *)mapping);
+	}
+	return w->in_journal ? iot_journal_owner(which, folio, offset) : 0;
+}
+
 /* Finds the owner of the next folio, and begins a run if it is another one. */
-__noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word)
+__noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word, __u64 journal)
 {
 	struct walk *w = bpf_map_lookup_elem(&walks, &which);
 	struct owner o = {};
 
 	if (!w)
 		return 0;
-	iot_owner_of_folio(&o, (struct folio *)folio, (struct bio *)w->bio, w->cmd_flags & 1,
-			   w->cmd_flags & IOT_REQ_META);
-	w->word = o.basis == IOT_DIRTIER ? 0 : word;
+	if (journal)
+		iot_journal_own(&o, journal, which);
+	else
+		iot_owner_of_folio(&o, (struct folio *)folio, (struct bio *)w->bio, w->cmd_flags & 1,
+				   w->cmd_flags & IOT_REQ_META);
+	w->word = journal || o.basis == IOT_DIRTIER ? 0 : word;
 	if (!iot_run_differs(&w->run, &o))
 		return 0;
 	if (w->run.bytes) {
 		w->run.several = 1;
-		iot_walk_book(w);
+		iot_walk_book(w, false);
 	}
+	w->run.usage.flags = (w->cmd_flags & IOT_REQ_META ? IOT_META : 0) | iot_journal_flags(&o);
 	iot_run_own(&w->run, &o);
 	return 0;
 }
@@ -147,6 +177,7 @@ __noinline int iot_walk_step(__u32 which)
 	__u32 at, n, rest, pages, index;
 	struct folio *folio;
 	unsigned long word;
+	__u64 journal;
 	struct page *page;
 
 	if (!w || !w->left)
@@ -181,8 +212,9 @@ __noinline int iot_walk_step(__u32 which)
 	if (n > w->left)
 		n = w->left;
 	word = iot_words_owner(&w->words);
-	if (!iot_walk_same(w, (__u64)folio, word))
-		iot_walk_owner(which, (__u64)folio, word);
+	journal = iot_walk_journal(w, which, (__u64)folio, iot_folio_offset(folio, page, at));
+	if (journal || !iot_walk_same(w, (__u64)folio, word))
+		iot_walk_owner(which, (__u64)folio, word, journal);
 	w->run.bytes += n;
 	w->in_vec += n;
 	w->in_bio -= n;
@@ -221,7 +253,7 @@ __noinline int iot_walk_all(__u32 which)
 		w->run.bytes += w->left;
 	}
 	if (w->run.several)
-		iot_walk_book(w);
+		iot_walk_book(w, true);
 	return 0;
 }
 
