@@ -33,6 +33,7 @@ struct walk {
 	__u32 is_loop;
 	__u32 in_journal; /* pages of this mapping may be a journal's */
 	__u64 mapping; /* of the folio before */
+	__u64 journal; /* the folio's owner, where a journal has to do with it; else 0 */
 	struct page_words words; /* of the folio; too much for the stack */
 };
 
@@ -129,36 +130,40 @@ static __always_inline bool iot_walk_same(const struct walk *w, __u64 folio, uns
 	return !iot_have_notes() || !bpf_map_lookup_elem(&notes, &folio);
 }
 
-/* The owner of a block that a journal has to do with; 0: look at the folio. offset is from its beginning. */
-static __always_inline __u64 iot_walk_journal(struct walk *w, __u32 which, __u64 folio, __u32 offset)
+/* The owner of a block that a journal has to do with; 0: look at the folio. at is the block's place in its page. */
+__noinline __u64 iot_walk_journal(__u32 which, __u64 folio, __u64 page, __u32 at)
 {
-	__u64 mapping = (__u64)iot_words_mapping(&w->words);
+	struct walk *w = bpf_map_lookup_elem(&walks, &which);
+	__u64 mapping;
 
-	if (!(w->cmd_flags & 1) || !iot_have_journals())
+	if (!w || !(w->cmd_flags & 1) || !iot_have_journals())
 		return 0;
+	mapping = (__u64)iot_words_mapping(&w->words);
 	if (!mapping)
 		return iot_journal_copy(which, folio, w->bio);
 	if (mapping != w->mapping) {
 		w->mapping = mapping;
 		w->in_journal = iot_is_device((void *)mapping);
 	}
-	return w->in_journal ? iot_journal_owner(which, folio, offset) : 0;
+	if (!w->in_journal)
+		return 0;
+	return iot_journal_owner(which, folio, iot_folio_offset((struct folio *)folio, (struct page *)page, at));
 }
 
 /* Finds the owner of the next folio, and begins a run if it is another one. */
-__noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word, __u64 journal)
+__noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word)
 {
 	struct walk *w = bpf_map_lookup_elem(&walks, &which);
 	struct owner o = {};
 
 	if (!w)
 		return 0;
-	if (journal)
-		iot_journal_own(&o, journal, which);
+	if (w->journal)
+		iot_journal_own(&o, w->journal, which);
 	else
 		iot_owner_of_folio(&o, (struct folio *)folio, (struct bio *)w->bio, w->cmd_flags & 1,
 				   w->cmd_flags & IOT_REQ_META);
-	w->word = journal || o.basis == IOT_DIRTIER ? 0 : word;
+	w->word = w->journal || o.basis == IOT_DIRTIER ? 0 : word;
 	if (!iot_run_differs(&w->run, &o))
 		return 0;
 	if (w->run.bytes) {
@@ -177,7 +182,6 @@ __noinline int iot_walk_step(__u32 which)
 	__u32 at, n, rest, pages, index;
 	struct folio *folio;
 	unsigned long word;
-	__u64 journal;
 	struct page *page;
 
 	if (!w || !w->left)
@@ -212,9 +216,9 @@ __noinline int iot_walk_step(__u32 which)
 	if (n > w->left)
 		n = w->left;
 	word = iot_words_owner(&w->words);
-	journal = iot_walk_journal(w, which, (__u64)folio, iot_folio_offset(folio, page, at));
-	if (journal || !iot_walk_same(w, (__u64)folio, word))
-		iot_walk_owner(which, (__u64)folio, word, journal);
+	w->journal = iot_walk_journal(which, (__u64)folio, (__u64)page, at);
+	if (w->journal || !iot_walk_same(w, (__u64)folio, word))
+		iot_walk_owner(which, (__u64)folio, word);
 	w->run.bytes += n;
 	w->in_vec += n;
 	w->in_bio -= n;
