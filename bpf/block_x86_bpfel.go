@@ -67,6 +67,50 @@ type BlockHopLoad struct {
 	At      int32
 }
 
+type BlockJournal struct {
+	_          structs.HostLayout
+	Fsdev      uint32
+	Committing uint32
+	Complete   uint32
+	Pad        uint32
+	Holder     uint64
+	Fast       [4]struct {
+		_      structs.HostLayout
+		Since  uint64
+		Cgroup uint64
+		Pid    uint32
+		Thread uint32
+	}
+	Shares [2]struct {
+		_      structs.HostLayout
+		Tid    uint32
+		Total  uint32
+		Dealt  uint32
+		Pad    uint32
+		Owners [128]struct {
+			_      structs.HostLayout
+			Cgroup uint64
+			Pid    uint32
+			Blocks uint32
+		}
+	}
+}
+
+type BlockJournalFields struct {
+	_           structs.HostLayout
+	Live        uint32
+	Shadow      uint32
+	Buffer      uint32
+	Transaction uint32
+	Checkpoint  uint32
+	Tid         uint32
+	Began       uint32
+	Dev         uint32
+	Fsdev       uint32
+	Full        uint32
+	Since       uint64
+}
+
 type BlockLoopFile struct {
 	_      structs.HostLayout
 	Ino    uint64
@@ -88,12 +132,19 @@ const (
 	BlockMapGeneration              = "generation"
 	BlockMapHops                    = "hops"
 	BlockMapInodeNotes              = "inode_notes"
+	BlockMapJournalClients          = "journal_clients"
+	BlockMapJournalDevices          = "journal_devices"
+	BlockMapJournalLayout           = "journal_layout"
+	BlockMapJournalNotes            = "journal_notes"
+	BlockMapJournalTurns            = "journal_turns"
+	BlockMapJournals                = "journals"
 	BlockMapLatencies               = "latencies"
 	BlockMapLatencyA                = "latency_a"
 	BlockMapLoopFiles               = "loop_files"
 	BlockMapLoopNotes               = "loop_notes"
 	BlockMapLosses                  = "losses"
 	BlockMapLostInodes              = "lost_inodes"
+	BlockMapNoJournal               = "no_journal"
 	BlockMapNotesLive               = "notes_live"
 	BlockMapNotices                 = "notices"
 	BlockMapOverflow                = "overflow"
@@ -105,6 +156,11 @@ const (
 	BlockMapUsages                  = "usages"
 	BlockMapWalks                   = "walks"
 	BlockProgIotBioQueue            = "iot_bio_queue"
+	BlockProgIotEndCommit           = "iot_end_commit"
+	BlockProgIotFcCommitStart       = "iot_fc_commit_start"
+	BlockProgIotFcCommitStop        = "iot_fc_commit_stop"
+	BlockProgIotHandleStats         = "iot_handle_stats"
+	BlockProgIotMapBlocks           = "iot_map_blocks"
 	BlockProgIotRqComplete          = "iot_rq_complete"
 	BlockProgIotRqCompleteBtf       = "iot_rq_complete_btf"
 	BlockProgIotRqIssue             = "iot_rq_issue"
@@ -112,6 +168,7 @@ const (
 	BlockProgIotRqIssueRedundant    = "iot_rq_issue_redundant"
 	BlockProgIotRqIssueRedundantBtf = "iot_rq_issue_redundant_btf"
 	BlockProgIotRqRequeue           = "iot_rq_requeue"
+	BlockProgIotStartCommit         = "iot_start_commit"
 	BlockVarBioIsSecondArg          = "bio_is_second_arg"
 	BlockVarBlkcgUsable             = "blkcg_usable"
 	BlockVarByMount                 = "by_mount"
@@ -173,6 +230,11 @@ type BlockSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockProgramSpecs struct {
 	IotBioQueue            *ebpf.ProgramSpec `ebpf:"iot_bio_queue"`
+	IotEndCommit           *ebpf.ProgramSpec `ebpf:"iot_end_commit"`
+	IotFcCommitStart       *ebpf.ProgramSpec `ebpf:"iot_fc_commit_start"`
+	IotFcCommitStop        *ebpf.ProgramSpec `ebpf:"iot_fc_commit_stop"`
+	IotHandleStats         *ebpf.ProgramSpec `ebpf:"iot_handle_stats"`
+	IotMapBlocks           *ebpf.ProgramSpec `ebpf:"iot_map_blocks"`
 	IotRqComplete          *ebpf.ProgramSpec `ebpf:"iot_rq_complete"`
 	IotRqCompleteBtf       *ebpf.ProgramSpec `ebpf:"iot_rq_complete_btf"`
 	IotRqIssue             *ebpf.ProgramSpec `ebpf:"iot_rq_issue"`
@@ -180,37 +242,45 @@ type BlockProgramSpecs struct {
 	IotRqIssueRedundant    *ebpf.ProgramSpec `ebpf:"iot_rq_issue_redundant"`
 	IotRqIssueRedundantBtf *ebpf.ProgramSpec `ebpf:"iot_rq_issue_redundant_btf"`
 	IotRqRequeue           *ebpf.ProgramSpec `ebpf:"iot_rq_requeue"`
+	IotStartCommit         *ebpf.ProgramSpec `ebpf:"iot_start_commit"`
 }
 
 // BlockMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type BlockMapSpecs struct {
-	Batches    *ebpf.MapSpec `ebpf:"batches"`
-	BegunAt    *ebpf.MapSpec `ebpf:"begun_at"`
-	BioLeaves  *ebpf.MapSpec `ebpf:"bio_leaves"`
-	Comms      *ebpf.MapSpec `ebpf:"comms"`
-	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
-	Flights    *ebpf.MapSpec `ebpf:"flights"`
-	Generation *ebpf.MapSpec `ebpf:"generation"`
-	Hops       *ebpf.MapSpec `ebpf:"hops"`
-	InodeNotes *ebpf.MapSpec `ebpf:"inode_notes"`
-	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
-	LatencyA   *ebpf.MapSpec `ebpf:"latency_a"`
-	LoopFiles  *ebpf.MapSpec `ebpf:"loop_files"`
-	LoopNotes  *ebpf.MapSpec `ebpf:"loop_notes"`
-	Losses     *ebpf.MapSpec `ebpf:"losses"`
-	LostInodes *ebpf.MapSpec `ebpf:"lost_inodes"`
-	NotesLive  *ebpf.MapSpec `ebpf:"notes_live"`
-	Notices    *ebpf.MapSpec `ebpf:"notices"`
-	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
-	PageNotes  *ebpf.MapSpec `ebpf:"page_notes"`
-	Records    *ebpf.MapSpec `ebpf:"records"`
-	RowCaches  *ebpf.MapSpec `ebpf:"row_caches"`
-	Sharers    *ebpf.MapSpec `ebpf:"sharers"`
-	UsageA     *ebpf.MapSpec `ebpf:"usage_a"`
-	Usages     *ebpf.MapSpec `ebpf:"usages"`
-	Walks      *ebpf.MapSpec `ebpf:"walks"`
+	Batches        *ebpf.MapSpec `ebpf:"batches"`
+	BegunAt        *ebpf.MapSpec `ebpf:"begun_at"`
+	BioLeaves      *ebpf.MapSpec `ebpf:"bio_leaves"`
+	Comms          *ebpf.MapSpec `ebpf:"comms"`
+	DeadOwners     *ebpf.MapSpec `ebpf:"dead_owners"`
+	Flights        *ebpf.MapSpec `ebpf:"flights"`
+	Generation     *ebpf.MapSpec `ebpf:"generation"`
+	Hops           *ebpf.MapSpec `ebpf:"hops"`
+	InodeNotes     *ebpf.MapSpec `ebpf:"inode_notes"`
+	JournalClients *ebpf.MapSpec `ebpf:"journal_clients"`
+	JournalDevices *ebpf.MapSpec `ebpf:"journal_devices"`
+	JournalLayout  *ebpf.MapSpec `ebpf:"journal_layout"`
+	JournalNotes   *ebpf.MapSpec `ebpf:"journal_notes"`
+	JournalTurns   *ebpf.MapSpec `ebpf:"journal_turns"`
+	Journals       *ebpf.MapSpec `ebpf:"journals"`
+	Latencies      *ebpf.MapSpec `ebpf:"latencies"`
+	LatencyA       *ebpf.MapSpec `ebpf:"latency_a"`
+	LoopFiles      *ebpf.MapSpec `ebpf:"loop_files"`
+	LoopNotes      *ebpf.MapSpec `ebpf:"loop_notes"`
+	Losses         *ebpf.MapSpec `ebpf:"losses"`
+	LostInodes     *ebpf.MapSpec `ebpf:"lost_inodes"`
+	NoJournal      *ebpf.MapSpec `ebpf:"no_journal"`
+	NotesLive      *ebpf.MapSpec `ebpf:"notes_live"`
+	Notices        *ebpf.MapSpec `ebpf:"notices"`
+	Overflow       *ebpf.MapSpec `ebpf:"overflow"`
+	PageNotes      *ebpf.MapSpec `ebpf:"page_notes"`
+	Records        *ebpf.MapSpec `ebpf:"records"`
+	RowCaches      *ebpf.MapSpec `ebpf:"row_caches"`
+	Sharers        *ebpf.MapSpec `ebpf:"sharers"`
+	UsageA         *ebpf.MapSpec `ebpf:"usage_a"`
+	Usages         *ebpf.MapSpec `ebpf:"usages"`
+	Walks          *ebpf.MapSpec `ebpf:"walks"`
 }
 
 // BlockVariableSpecs contains global variables before they are loaded into the kernel.
@@ -255,31 +325,38 @@ func (o *BlockObjects) Close() error {
 //
 // It can be passed to LoadBlockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockMaps struct {
-	Batches    *ebpf.Map `ebpf:"batches"`
-	BegunAt    *ebpf.Map `ebpf:"begun_at"`
-	BioLeaves  *ebpf.Map `ebpf:"bio_leaves"`
-	Comms      *ebpf.Map `ebpf:"comms"`
-	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
-	Flights    *ebpf.Map `ebpf:"flights"`
-	Generation *ebpf.Map `ebpf:"generation"`
-	Hops       *ebpf.Map `ebpf:"hops"`
-	InodeNotes *ebpf.Map `ebpf:"inode_notes"`
-	Latencies  *ebpf.Map `ebpf:"latencies"`
-	LatencyA   *ebpf.Map `ebpf:"latency_a"`
-	LoopFiles  *ebpf.Map `ebpf:"loop_files"`
-	LoopNotes  *ebpf.Map `ebpf:"loop_notes"`
-	Losses     *ebpf.Map `ebpf:"losses"`
-	LostInodes *ebpf.Map `ebpf:"lost_inodes"`
-	NotesLive  *ebpf.Map `ebpf:"notes_live"`
-	Notices    *ebpf.Map `ebpf:"notices"`
-	Overflow   *ebpf.Map `ebpf:"overflow"`
-	PageNotes  *ebpf.Map `ebpf:"page_notes"`
-	Records    *ebpf.Map `ebpf:"records"`
-	RowCaches  *ebpf.Map `ebpf:"row_caches"`
-	Sharers    *ebpf.Map `ebpf:"sharers"`
-	UsageA     *ebpf.Map `ebpf:"usage_a"`
-	Usages     *ebpf.Map `ebpf:"usages"`
-	Walks      *ebpf.Map `ebpf:"walks"`
+	Batches        *ebpf.Map `ebpf:"batches"`
+	BegunAt        *ebpf.Map `ebpf:"begun_at"`
+	BioLeaves      *ebpf.Map `ebpf:"bio_leaves"`
+	Comms          *ebpf.Map `ebpf:"comms"`
+	DeadOwners     *ebpf.Map `ebpf:"dead_owners"`
+	Flights        *ebpf.Map `ebpf:"flights"`
+	Generation     *ebpf.Map `ebpf:"generation"`
+	Hops           *ebpf.Map `ebpf:"hops"`
+	InodeNotes     *ebpf.Map `ebpf:"inode_notes"`
+	JournalClients *ebpf.Map `ebpf:"journal_clients"`
+	JournalDevices *ebpf.Map `ebpf:"journal_devices"`
+	JournalLayout  *ebpf.Map `ebpf:"journal_layout"`
+	JournalNotes   *ebpf.Map `ebpf:"journal_notes"`
+	JournalTurns   *ebpf.Map `ebpf:"journal_turns"`
+	Journals       *ebpf.Map `ebpf:"journals"`
+	Latencies      *ebpf.Map `ebpf:"latencies"`
+	LatencyA       *ebpf.Map `ebpf:"latency_a"`
+	LoopFiles      *ebpf.Map `ebpf:"loop_files"`
+	LoopNotes      *ebpf.Map `ebpf:"loop_notes"`
+	Losses         *ebpf.Map `ebpf:"losses"`
+	LostInodes     *ebpf.Map `ebpf:"lost_inodes"`
+	NoJournal      *ebpf.Map `ebpf:"no_journal"`
+	NotesLive      *ebpf.Map `ebpf:"notes_live"`
+	Notices        *ebpf.Map `ebpf:"notices"`
+	Overflow       *ebpf.Map `ebpf:"overflow"`
+	PageNotes      *ebpf.Map `ebpf:"page_notes"`
+	Records        *ebpf.Map `ebpf:"records"`
+	RowCaches      *ebpf.Map `ebpf:"row_caches"`
+	Sharers        *ebpf.Map `ebpf:"sharers"`
+	UsageA         *ebpf.Map `ebpf:"usage_a"`
+	Usages         *ebpf.Map `ebpf:"usages"`
+	Walks          *ebpf.Map `ebpf:"walks"`
 }
 
 func (m *BlockMaps) Close() error {
@@ -293,12 +370,19 @@ func (m *BlockMaps) Close() error {
 		m.Generation,
 		m.Hops,
 		m.InodeNotes,
+		m.JournalClients,
+		m.JournalDevices,
+		m.JournalLayout,
+		m.JournalNotes,
+		m.JournalTurns,
+		m.Journals,
 		m.Latencies,
 		m.LatencyA,
 		m.LoopFiles,
 		m.LoopNotes,
 		m.Losses,
 		m.LostInodes,
+		m.NoJournal,
 		m.NotesLive,
 		m.Notices,
 		m.Overflow,
@@ -339,6 +423,11 @@ type BlockVariables struct {
 // It can be passed to LoadBlockObjects or ebpf.CollectionSpec.LoadAndAssign.
 type BlockPrograms struct {
 	IotBioQueue            *ebpf.Program `ebpf:"iot_bio_queue"`
+	IotEndCommit           *ebpf.Program `ebpf:"iot_end_commit"`
+	IotFcCommitStart       *ebpf.Program `ebpf:"iot_fc_commit_start"`
+	IotFcCommitStop        *ebpf.Program `ebpf:"iot_fc_commit_stop"`
+	IotHandleStats         *ebpf.Program `ebpf:"iot_handle_stats"`
+	IotMapBlocks           *ebpf.Program `ebpf:"iot_map_blocks"`
 	IotRqComplete          *ebpf.Program `ebpf:"iot_rq_complete"`
 	IotRqCompleteBtf       *ebpf.Program `ebpf:"iot_rq_complete_btf"`
 	IotRqIssue             *ebpf.Program `ebpf:"iot_rq_issue"`
@@ -346,11 +435,17 @@ type BlockPrograms struct {
 	IotRqIssueRedundant    *ebpf.Program `ebpf:"iot_rq_issue_redundant"`
 	IotRqIssueRedundantBtf *ebpf.Program `ebpf:"iot_rq_issue_redundant_btf"`
 	IotRqRequeue           *ebpf.Program `ebpf:"iot_rq_requeue"`
+	IotStartCommit         *ebpf.Program `ebpf:"iot_start_commit"`
 }
 
 func (p *BlockPrograms) Close() error {
 	return _BlockClose(
 		p.IotBioQueue,
+		p.IotEndCommit,
+		p.IotFcCommitStart,
+		p.IotFcCommitStop,
+		p.IotHandleStats,
+		p.IotMapBlocks,
 		p.IotRqComplete,
 		p.IotRqCompleteBtf,
 		p.IotRqIssue,
@@ -358,6 +453,7 @@ func (p *BlockPrograms) Close() error {
 		p.IotRqIssueRedundant,
 		p.IotRqIssueRedundantBtf,
 		p.IotRqRequeue,
+		p.IotStartCommit,
 	)
 }
 

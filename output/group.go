@@ -182,6 +182,7 @@ func (a *Amount) empty() bool { return a.Bytes == 0 && a.Ops == 0 && a.Errors ==
 func (b *BasisBytes) Add(o *BasisBytes) {
 	b.Dirtier += o.Dirtier
 	b.Page += o.Page
+	b.Journal += o.Journal
 	b.Bio += o.Bio
 	b.Task += o.Task
 	b.None += o.None

@@ -122,7 +122,7 @@ type Amount struct {
 
 // BasisBytes says how owners were found: bytes by basis, the most reliable first.
 type BasisBytes struct {
-	Dirtier, Page, Bio, Task, None uint64
+	Dirtier, Page, Journal, Bio, Task, None uint64
 }
 
 // Sample is one owner's I/O on one device in one interval, with everything that
@@ -151,7 +151,7 @@ type Sample struct {
 	Flush                Amount // block flushes, NFS COMMITs, FUSE fsyncs: no bytes
 	Metadata             Amount // lookups, opens, getattrs ...: no bytes
 	// The part of Read.Bytes and Write.Bytes that is file-system metadata and
-	// journal (REQ_META in the kernel).
+	// journal (REQ_META in the kernel, and what has the basis journal).
 	MetaReadBytes, MetaWriteBytes uint64
 	Retransmits                   uint64 // requests that were sent to a server again; no amount includes them
 

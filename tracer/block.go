@@ -16,7 +16,8 @@ func openBlock(c *loader) (*object, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the block object: %w", err)
 	}
-	notes := spec.Maps[bpf.BlockMapLoopNotes].InnerMap.Copy()
+	notes, blocks := spec.Maps[bpf.BlockMapLoopNotes].InnerMap.Copy(), spec.Maps[bpf.BlockMapJournalNotes].InnerMap.Copy()
+	spec.Maps[bpf.BlockMapJournalNotes].InnerMap.MaxEntries = 1 // a template
 	if c.tracepointArgs("block_rq_issue") == 2 {
 		if err := spec.Variables[bpf.BlockVarRqIsSecondArg].Set(true); err != nil {
 			return nil, err
@@ -58,9 +59,10 @@ func openBlock(c *loader) (*object, error) {
 	w.loopChanged = c.devices.loopChanged
 	l := newLoops(o.maps[bpf.BlockMapLoopFiles], c.shared[bpf.CoreMapLoopNotes], notes, c.devices)
 	s := newStack(c, o, c.devices)
+	j := newJournals(c.core, o, blocks, c.devices)
 	o.refresh = func(change func(func())) error {
 		w.poll()
-		return errors.Join(l.scan(), s.scan(change))
+		return errors.Join(l.scan(), s.scan(change), j.scan(change))
 	}
 	o.watch = func(ctx context.Context) error {
 		defer w.Close()

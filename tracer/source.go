@@ -104,6 +104,9 @@ type hook struct {
 	// bridge hooks stand in for tracepoints of a module while those are not attached:
 	// see module.go. Status.Hooks leaves them out.
 	bridge bool
+	// shares hooks count no I/O: they keep shares for those that do, and exist only where
+	// there is a journal. Status.Hooks leaves them out.
+	shares bool
 }
 
 func (h hook) String() string { return h.kind.String() + "/" + h.target }

@@ -275,7 +275,7 @@ func (t *Tracer) Status() []Status {
 		if o := t.objects[d.name]; o != nil {
 			s.Attached = true
 			for _, a := range o.hooks {
-				if name := a.hook.String(); !a.bridge && !slices.Contains(s.Hooks, name) { // some have two programs
+				if name := a.hook.String(); !a.bridge && !a.shares && !slices.Contains(s.Hooks, name) { // some have two programs
 					s.Hooks = append(s.Hooks, name)
 				}
 			}

@@ -65,13 +65,14 @@ func (o Op) String() string {
 // Basis says how the owner was found.
 type Basis uint8
 
-// The bases in order of trust, as enum iot_basis in bpf/core/types.h.
+// The bases, as enum iot_basis in bpf/core/types.h.
 const (
 	ByNone    Basis = 0
 	ByDirtier Basis = 1
 	ByPage    Basis = 2
 	ByBio     Basis = 3
 	ByTask    Basis = 4
+	ByJournal Basis = 5
 )
 
 func (b Basis) String() string {
@@ -86,6 +87,8 @@ func (b Basis) String() string {
 		return "bio"
 	case ByTask:
 		return "task"
+	case ByJournal:
+		return "journal"
 	}
 	return fmt.Sprintf("basis(%d)", uint8(b))
 }

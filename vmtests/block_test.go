@@ -64,6 +64,16 @@ func TestBlock(t *testing.T) {
 			{name: "nvme_paths", run: blockNVMePaths},
 			{name: "devices_change", run: blockDevicesChange},
 			{name: "many_groups", run: blockManyGroups},
+			{name: "journal_append", run: blockJournal(journal{load: appendAndSync}), smoke: true},
+			{name: "journal_create", run: blockJournal(journal{load: createAndSync})},
+			{name: "journal_shared", run: blockJournalShared},
+			{name: "journal_data", run: blockJournal(journal{load: appendAndSync, options: "data=journal"})},
+			// The few full commits between fast ones hold as much of z as of x.
+			{name: "journal_fast_commit", run: blockJournal(journal{load: appendAndSync, features: "fast_commit", rounds: 3})},
+			{name: "journal_external", run: blockJournal(journal{load: appendAndSync, external: true})},
+			{name: "journal_dm_linear", run: blockJournal(journal{load: createAndSync, linear: true})},
+			{name: "journal_programs", run: blockJournalPrograms},
+			{name: "journal_unmounted", run: blockJournalUnmounted},
 		},
 	}.test(t)
 }

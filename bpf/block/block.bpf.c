@@ -78,4 +78,42 @@ int iot_bio_queue(__u64 *ctx)
 	return iot_bio((struct bio *)bio);
 }
 
+/* Journals: journal.h. */
+
+SEC("raw_tp/jbd2_handle_stats")
+int iot_handle_stats(__u64 *ctx)
+{
+	return iot_journal_handle(ctx[0], ctx[1], ctx[7]);
+}
+
+SEC("raw_tp/jbd2_start_commit")
+int iot_start_commit(__u64 *ctx)
+{
+	return iot_journal_commit(ctx[0], ctx[1]);
+}
+
+SEC("raw_tp/jbd2_end_commit")
+int iot_end_commit(__u64 *ctx)
+{
+	return iot_journal_committed(ctx[0]);
+}
+
+SEC("raw_tp/ext4_ext_map_blocks_enter")
+int iot_map_blocks(__u64 *ctx)
+{
+	return iot_journal_map((struct inode *)ctx[0], ctx[1]);
+}
+
+SEC("raw_tp/ext4_fc_commit_start")
+int iot_fc_commit_start(__u64 *ctx)
+{
+	return iot_fast_commit((struct super_block *)ctx[0]);
+}
+
+SEC("raw_tp/ext4_fc_commit_stop")
+int iot_fc_commit_stop(__u64 *ctx)
+{
+	return iot_fast_committed((struct super_block *)ctx[0]);
+}
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

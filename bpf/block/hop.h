@@ -420,38 +420,4 @@ __noinline __u64 iot_follow(__u32 which)
 	return moved ? IOT_MOVED : 0;
 }
 
-/*
- * The folio at an index of a file; 0 where there is none. The page cache is an xarray
- * (include/linux/xarray.h, since 4.20): an entry whose low bits are 10 is a node, or, if
- * it is small, the number of the slot that has the entry.
- */
-#define IOT_XA_SLOTS 64U
-#define IOT_XA_LEVELS 8
-#define IOT_XA_SMALL 4096
-
-static __always_inline __u64 iot_xa_slot(__u64 node, __u32 slot)
-{
-	return iot_word_at(node + bpf_core_field_offset(struct xa_node, slots) + (slot & (IOT_XA_SLOTS - 1)) * sizeof(void *));
-}
-
-__noinline __u64 iot_folio_at(__u64 mapping, __u64 index)
-{
-	__u64 entry = (__u64)FIELD((struct address_space *)mapping, i_pages.xa_head), node;
-	__u32 shift;
-	int i;
-
-	if ((entry & 3) != 2 && index)
-		return 0;
-	for (i = 0; i < IOT_XA_LEVELS && (entry & 3) == 2 && entry > IOT_XA_SMALL; i++) {
-		node = entry - 2;
-		shift = FIELD((struct xa_node *)node, shift);
-		if (!i && index >> (shift & 63) >= IOT_XA_SLOTS)
-			return 0;
-		entry = iot_xa_slot(node, index >> (shift & 63));
-		if ((entry & 3) == 2 && entry < IOT_XA_SMALL)
-			entry = iot_xa_slot(node, entry >> 2);
-	}
-	return entry & 3 ? 0 : entry;
-}
-
 #endif

@@ -29,12 +29,12 @@ struct block_request {
 
 /*
  * Finds the owner of the pages of a request. If it has several, books the request on
- * them, sets o to the first of them and returns false.
+ * them, sets o to the one with the longest run and returns false.
  */
 static __always_inline bool iot_request_owner(struct block_request *r, struct owner *o)
 {
 	struct walk *w = bpf_map_lookup_elem(&walks, &r->walk);
-	struct usage_key *first;
+	struct usage_key *longest;
 
 	if (!w)
 		return true;
@@ -43,14 +43,15 @@ static __always_inline bool iot_request_owner(struct block_request *r, struct ow
 	w->vec = 0;
 	w->in_bio = 0;
 	w->left = r->bytes;
+	w->before = 0;
 	w->cmd_flags = r->flags;
 	w->is_loop = r->is_loop;
 	iot_walk_all(r->walk);
-	first = &w->run.first;
-	o->cgroup = first->cgroup;
-	o->basis = first->basis;
-	o->pid = first->pid;
-	o->fsdev = first->fsdev;
+	longest = &w->run.longest;
+	o->cgroup = longest->cgroup;
+	o->basis = longest->basis;
+	o->pid = longest->pid;
+	o->fsdev = longest->fsdev;
 	return !w->run.several;
 }
 
@@ -86,6 +87,7 @@ static __always_inline void iot_own_request(struct usage_key *usage, const struc
 	usage->basis = o->basis;
 	usage->pid = o->pid;
 	usage->fsdev = o->fsdev;
+	usage->flags |= iot_journal_flags(o);
 }
 
 static __always_inline bool iot_read_request(struct block_request *r, struct request *rq, bool typed)

@@ -10,22 +10,32 @@
 #ifndef IOTRACE_BLOCK_WALK_H
 #define IOTRACE_BLOCK_WALK_H
 
+#include "core/cache.h"
 #include "core/owner.h"
 #include "direct.h"
 #include "hop.h"
+#include "journal.h"
 #include "stack.h"
 
 /* Two nested loops of this many rounds: at most 2,116 steps. Functions call each other eight deep at most. */
 #define IOT_ROUNDS 46
 
-static __always_inline void iot_walk_book(struct walk *w)
+/* Bytes from the beginning of a folio to the place at of one of its pages. */
+static __always_inline __u32 iot_folio_offset(struct folio *folio, struct page *page, __u32 at)
+{
+	__u32 pages = ((__u64)page - (__u64)folio) / bpf_core_type_size(struct page___5_15);
+
+	return (pages << IOT_PAGE_SHIFT) + (at & ((1U << IOT_PAGE_SHIFT) - 1));
+}
+
+static __always_inline void iot_walk_book(struct walk *w, bool last)
 {
 	struct usage_key *usage = &w->run.usage;
 
 	if (w->is_loop)
 		iot_note_loop(usage->dev, iot_pack(usage->cgroup, usage->basis), usage->pid, w->run.offset,
 			      w->run.bytes);
-	iot_run_book(&w->run);
+	iot_run_book(&w->run, last);
 }
 
 /* Goes to the next bio, or to the first one; returns whether there is one. */
@@ -92,6 +102,26 @@ static __always_inline bool iot_walk_same(const struct walk *w, unsigned long wo
 	return !iot_notes_are(IOT_NOTES_LIVE) || !iot_inode_note(mapping);
 }
 
+/* The owner of a block that a journal has to do with; 0: look at the folio. at is the block's place in its page. */
+__noinline __u64 iot_walk_journal(__u32 which, __u64 folio, __u64 page, __u32 at)
+{
+	struct walk *w = bpf_map_lookup_elem(&walks, &which);
+	__u64 mapping;
+
+	if (!w || !(w->cmd_flags & 1) || !iot_have_journals())
+		return 0;
+	mapping = (__u64)iot_words_mapping(&w->words);
+	if (!mapping)
+		return iot_journal_copy(which, folio, w->bio);
+	if (mapping != w->before) {
+		w->before = mapping;
+		w->in_journal = iot_is_device((void *)mapping);
+	}
+	if (!w->in_journal)
+		return 0;
+	return iot_journal_owner(which, folio, iot_folio_offset((struct folio *)folio, (struct page *)page, at));
+}
+
 /* Whether several may have written the pages of a large folio: then each page is a step. */
 static __always_inline bool iot_walk_by_page(const struct walk *w)
 {
@@ -115,7 +145,11 @@ __noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word)
 
 	if (!w)
 		return 0;
-	if (iot_block_owner(w, &o, folio)) {
+	if (w->journal) {
+		iot_journal_own(&o, w->journal, which);
+		w->word = 0;
+		w->mapping = 0;
+	} else if (iot_block_owner(w, &o, folio)) {
 		w->word = 0;
 		w->mapping = 0;
 	} else {
@@ -131,8 +165,9 @@ __noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word)
 		return 0;
 	if (w->run.bytes) {
 		w->run.several = 1;
-		iot_walk_book(w);
+		iot_walk_book(w, false);
 	}
+	w->run.usage.flags = (w->cmd_flags & IOT_REQ_META ? IOT_META : 0) | iot_journal_flags(&o);
 	iot_run_own(&w->run, &o);
 	return 0;
 }
@@ -155,8 +190,9 @@ __noinline int iot_walk_extent(__u32 which)
 	}
 	if (n > w->left)
 		n = w->left;
-	folio = iot_folio_at(w->extent.mapping, w->extent.index + page);
+	folio = iot_cached_folio(w->extent.mapping, w->extent.index + page);
 	w->page = 0;
+	w->journal = 0;
 	if (folio) {
 		folio = (__u64)iot_folio((void *)folio);
 		bpf_probe_read_kernel(&w->words, sizeof(w->words), (void *)folio);
@@ -239,7 +275,8 @@ __noinline int iot_walk_step(__u32 which)
 			n = w->in_bio < w->left ? w->in_bio : w->left;
 	}
 	word = iot_words_owner(&w->words);
-	if (!iot_walk_same(w, word))
+	w->journal = iot_walk_journal(which, (__u64)folio, (__u64)page, at);
+	if (w->journal || !iot_walk_same(w, word))
 		iot_walk_owner(which, (__u64)folio, word);
 	w->run.bytes += n;
 	w->in_vec += n;
@@ -279,7 +316,7 @@ __noinline int iot_walk_all(__u32 which)
 		w->run.bytes += w->left;
 	}
 	if (w->run.several)
-		iot_walk_book(w);
+		iot_walk_book(w, true);
 	return 0;
 }
 

@@ -25,6 +25,8 @@ struct walk {
 	__u64 pages; /* of this vector */
 	unsigned long word; /* owner word of the folios of the run; 0: ask for each folio */
 	__u64 mapping; /* the file of the run where a note names one dirtier for all of it; else 0 */
+	__u64 before; /* mapping of the folio before */
+	__u64 journal; /* the folio's owner, where a journal has to do with it; else 0 */
 	__u32 vec_len; /* 0: this vector must be read first */
 	__u32 vec_offset;
 	__u32 in_vec; /* bytes of this vector that are behind us */
@@ -34,6 +36,7 @@ struct walk {
 	__u32 is_loop;
 	__u32 sight; /* of enum iot_sight */
 	__u32 hops; /* that led to origin */
+	__u32 in_journal; /* pages of the mapping before may be a journal's */
 	__u32 page; /* of the folio that is looked at: see iot_walk_by_page */
 	__u32 in_origin; /* IOT_SIGHT_ORIGINAL: bytes of origin still to come */
 	struct {

@@ -7,6 +7,8 @@
  * In order of trust:
  *  dirtier  the note that core.bpf.c leaves when a cgroup dirties a page
  *  page     the memory cgroup that the page is charged to
+ *  journal  the block source only: metadata and journals go by shares of the
+ *           transaction, and never by page (block/journal.h)
  *  bio      the bio's block cgroup, where it lives in the same hierarchy
  *  task     the current task, unless it is a kernel thread
  * Else the request is unattributed, or the kernel's own if it is metadata.

@@ -13,22 +13,22 @@
 
 struct run {
 	struct usage_key usage; /* the row of the run */
-	struct usage_key first; /* the row of the first run */
+	struct usage_key longest; /* the row of the longest run so far, to which the request itself goes */
 	__u64 offset; /* of the run's first byte */
 	__u32 bytes; /* of the run */
 	__u32 before; /* bytes of the runs before it */
-	__u32 ops; /* 1 until the request itself is booked, with its first run */
+	__u32 most; /* bytes of the longest run that was booked */
 	__u32 several; /* there is more than one owner */
 };
 
 static __always_inline void iot_run_begin(struct run *r, const struct usage_key *usage, __u64 offset)
 {
 	r->usage = *usage;
-	r->first = *usage;
+	r->longest = *usage;
 	r->offset = offset;
 	r->bytes = 0;
 	r->before = 0;
-	r->ops = 1;
+	r->most = 0;
 	r->several = 0;
 }
 
@@ -46,17 +46,27 @@ static __always_inline void iot_run_own(struct run *r, const struct owner *o)
 	r->usage.pid = o->pid;
 	r->usage.fsdev = o->fsdev;
 	if (!r->several)
-		r->first = r->usage;
+		r->longest = r->usage;
 }
 
-/* Books the run. */
-static __always_inline void iot_run_book(struct run *r)
+/*
+ * Books the run. The operation is booked with the last one, on the owner of the longest:
+ * the first page of a journal's commit, say, is nobody's data.
+ */
+static __always_inline void iot_run_book(struct run *r, bool last)
 {
-	iot_account(&r->usage, r->bytes, r->ops);
+	bool longest = r->bytes > r->most;
+
+	if (longest) {
+		r->most = r->bytes;
+		r->longest = r->usage;
+	}
+	iot_account(&r->usage, r->bytes, last && longest);
+	if (last && !longest)
+		iot_account(&r->longest, 0, 1);
 	r->offset += r->bytes;
 	r->before += r->bytes;
 	r->bytes = 0;
-	r->ops = 0;
 }
 
 #endif

@@ -29,13 +29,14 @@ enum iot_op {
 	IOT_RETRANSMIT = 6, /* what was sent once more; not in the other operations */
 };
 
-/* How the owner was found, in order of trust. */
+/* How the owner was found. */
 enum iot_basis {
 	IOT_NONE = 0,
 	IOT_DIRTIER = 1,
 	IOT_PAGE = 2,
 	IOT_BIO = 3,
 	IOT_TASK = 4,
+	IOT_JOURNAL = 5, /* a share of the transaction: less sure than a page, surer than the bio */
 };
 
 enum iot_flag {

@@ -115,11 +115,11 @@ struct {
 } walks SEC(".maps");
 
 /* An RPC with a single owner is recorded at its end, with its latency. */
-static __always_inline void iot_walk_book(struct nfs_walk *w)
+static __always_inline void iot_walk_book(struct nfs_walk *w, bool last)
 {
 	if (with_records && (!with_latency || w->run.several))
 		iot_record(&w->run.usage, bpf_ktime_get_ns(), 0, w->run.offset, w->run.bytes);
-	iot_run_book(&w->run);
+	iot_run_book(&w->run, last);
 }
 
 /*
@@ -144,7 +144,7 @@ __noinline __u64 iot_walk_page(__u64 req, __u32 walker)
 		if (iot_run_differs(&w->run, &o)) {
 			if (w->run.bytes) {
 				w->run.several = 1;
-				iot_walk_book(w);
+				iot_walk_book(w, false);
 			}
 			iot_run_own(&w->run, &o);
 		}
@@ -196,8 +196,8 @@ __noinline int iot_walk_write(__u64 hdr_addr, __u32 walker)
 		w->run.bytes = bytes - w->run.before;
 	}
 	if (w->run.bytes)
-		iot_walk_book(w);
-	f = io_begin(hdr_addr, &w->run.first, bpf_ktime_get_ns(), start);
+		iot_walk_book(w, true);
+	f = io_begin(hdr_addr, &w->run.longest, bpf_ktime_get_ns(), start);
 	if (f && w->run.several)
 		f->state = IOT_RECORDED;
 	return 0;

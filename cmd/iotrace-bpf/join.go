@@ -96,6 +96,8 @@ func add(s *output.Sample, r *tracer.Row) {
 		s.Basis.Dirtier += r.Bytes
 	case tracer.ByPage:
 		s.Basis.Page += r.Bytes
+	case tracer.ByJournal:
+		s.Basis.Journal += r.Bytes
 	case tracer.ByBio:
 		s.Basis.Bio += r.Bytes
 	case tracer.ByTask:

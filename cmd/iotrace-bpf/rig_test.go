@@ -195,7 +195,7 @@ type tracedDoc struct {
 		}
 		Flush   struct{ Ops uint64 }
 		Request struct{ Bytes, Offset, Latency uint64 }
-		Basis   struct{ Dirtier, Page, Bio, Task, None uint64 }
+		Basis   struct{ Dirtier, Page, Journal, Bio, Task, None uint64 }
 		Lost    map[string]uint64
 		Self    struct {
 			RSS   uint64 `json:"rss_bytes"`
@@ -312,7 +312,7 @@ type total struct {
 	read, write, discard                 uint64
 	metaRead, metaWrite                  uint64
 	readOps, writeOps                    uint64
-	dirtier, page, bio, task, none, docs uint64
+	dirtier, page, journal, bio, task, none, docs uint64
 }
 
 func sum(docs []tracedDoc, match func(*tracedDoc) bool) total {
@@ -332,6 +332,7 @@ func sum(docs []tracedDoc, match func(*tracedDoc) bool) total {
 		s.metaWrite += io.Write.MetaBytes
 		s.dirtier += io.Basis.Dirtier
 		s.page += io.Basis.Page
+		s.journal += io.Basis.Journal
 		s.bio += io.Basis.Bio
 		s.task += io.Basis.Task
 		s.none += io.Basis.None

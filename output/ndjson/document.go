@@ -201,6 +201,7 @@ type docLatency struct {
 type docBasis struct {
 	Dirtier int64 `json:"dirtier"`
 	Page    int64 `json:"page"`
+	Journal int64 `json:"journal"`
 	Bio     int64 `json:"bio"`
 	Task    int64 `json:"task"`
 	None    int64 `json:"none"`

@@ -331,7 +331,7 @@ func (e *encoder) io(row *output.Row, su *output.SourceUsage, stacked bool) {
 	f.Retransmits = long(u.Retransmits)
 	if !u.BasisUnknown {
 		b := &u.Basis
-		e.basis = docBasis{long(b.Dirtier), long(b.Page), long(b.Bio), long(b.Task), long(b.None)}
+		e.basis = docBasis{long(b.Dirtier), long(b.Page), long(b.Journal), long(b.Bio), long(b.Task), long(b.None)}
 		f.Basis = &e.basis
 	}
 }

@@ -154,7 +154,7 @@ func TestDocumentsFields(t *testing.T) {
 		"iotrace.write.ops":      "721",
 		"iotrace.write.latency":  "map[max:4000000 p50:3000000 p95:4000000 p99:4000000]",
 		"iotrace.flush.ops":      "40",
-		"iotrace.basis":          "map[bio:0 dirtier:94371840 none:0 page:3145728 task:0]",
+		"iotrace.basis":          "map[bio:0 dirtier:94371840 journal:0 none:0 page:3145728 task:0]",
 		"iotrace.group.by":       "[container]",
 		"iotrace.group.name":     "[shop-db-1]",
 		"process":                "<nil>",

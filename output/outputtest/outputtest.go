@@ -179,7 +179,7 @@ func Shop() *output.Interval {
 	webNFS.Metadata = output.Amount{Ops: 523, Latency: lat(300_000, 523)}
 	kernel := WithIO(output.Sample{Owner: output.OwnerKernel}, output.SourceBlock, DiskSDA, output.Mount{}, 0, 512<<10)
 	kernel.MetaWriteBytes = kernel.Write.Bytes
-	kernel.Basis = output.BasisBytes{Bio: kernel.Write.Bytes}
+	kernel.Basis = output.BasisBytes{Journal: kernel.Write.Bytes}
 	lost := WithIO(output.Sample{Owner: output.OwnerUnattributed}, output.SourceBlock, DiskSDA, output.Mount{}, 4096, 16384)
 	lost.Basis = output.BasisBytes{None: 20480}
 

@@ -619,7 +619,7 @@ func (p *Exporter) metrics() []prometheus.Metric {
 		for _, v := range []struct {
 			name  string
 			bytes uint64
-		}{{"dirtier", b.Dirtier}, {"page", b.Page}, {"bio", b.Bio}, {"task", b.Task}, {"none", b.None}} {
+		}{{"dirtier", b.Dirtier}, {"page", b.Page}, {"journal", b.Journal}, {"bio", b.Bio}, {"task", b.Task}, {"none", b.None}} {
 			l.counter(familyDesc[k.family].basis, float64(v.bytes), p.started, k.source, v.name)
 		}
 	}

@@ -48,7 +48,7 @@ type wireInterval struct {
 	// One number per row, left out where all are 0.
 	MetaRead  []uint64   `cbor:"20,keyasint,omitempty"`
 	MetaWrite []uint64   `cbor:"21,keyasint,omitempty"`
-	Basis     [][]uint64 `cbor:"22,keyasint,omitempty"` // dirtier, page, bio, task, none
+	Basis     [][]uint64 `cbor:"22,keyasint,omitempty"` // dirtier, page, bio, task, none, journal; the first recordings have no journal
 
 	Events wireEvents `cbor:"23,keyasint"`
 
@@ -63,6 +63,9 @@ type wireInterval struct {
 const baseWidth = 5
 
 // wireAmounts holds the rows whose Amount is not all zero.
+// Columns of wireInterval.Basis, now and in the first recordings.
+const bases, oldBases = 6, 5
+
 type wireAmounts struct {
 	Rows    []uint64 `cbor:"1,keyasint,omitempty"` // row number minus the one before
 	Bytes   []uint64 `cbor:"2,keyasint,omitempty"` // this one and those below: left out where all are 0
@@ -223,10 +226,16 @@ func (e *encoder) interval(iv *output.Interval) (*wireInterval, error) {
 	w.MetaRead = make([]uint64, len(rows))
 	w.MetaWrite = make([]uint64, len(rows))
 	w.Retransmits = make([]uint64, len(rows))
-	basis := [][]uint64{make([]uint64, len(rows)), make([]uint64, len(rows)), make([]uint64, len(rows)), make([]uint64, len(rows)), make([]uint64, len(rows))}
+	basis := make([][]uint64, bases)
+	for i := range basis {
+		basis[i] = make([]uint64, len(rows))
+	}
 	for i, s := range rows {
 		w.MetaRead[i], w.MetaWrite[i], w.Retransmits[i] = s.MetaReadBytes, s.MetaWriteBytes, s.Retransmits
-		basis[0][i], basis[1][i], basis[2][i], basis[3][i], basis[4][i] = s.Basis.Dirtier, s.Basis.Page, s.Basis.Bio, s.Basis.Task, s.Basis.None
+		b := &s.Basis
+		for k, v := range [bases]uint64{b.Dirtier, b.Page, b.Bio, b.Task, b.None, b.Journal} {
+			basis[k][i] = v
+		}
 	}
 	w.MetaRead, w.MetaWrite, w.Retransmits = noneIfZero(w.MetaRead), noneIfZero(w.MetaWrite), noneIfZero(w.Retransmits)
 	used := false
@@ -707,8 +716,8 @@ func (t *nameTables) interval(w *wireInterval) (*output.Interval, error) {
 	t.column("metadata read", w.MetaRead, n)
 	t.column("retransmits", w.Retransmits, n)
 	t.column("metadata written", w.MetaWrite, n)
-	var basis [5][]uint64
-	if len(w.Basis) > 0 && len(w.Basis) < len(basis) {
+	var basis [bases][]uint64
+	if len(w.Basis) > 0 && len(w.Basis) < oldBases {
 		t.fail("basis of %d columns", len(w.Basis))
 	}
 	for i := 0; i < len(basis) && i < len(w.Basis); i++ {
@@ -738,7 +747,7 @@ func (t *nameTables) interval(w *wireInterval) (*output.Interval, error) {
 		*s = t.idents[w.Rows[i]]
 		s.MetaReadBytes, s.MetaWriteBytes, s.Retransmits = at(w.MetaRead, i), at(w.MetaWrite, i), at(w.Retransmits, i)
 		s.Basis = output.BasisBytes{
-			Dirtier: at(basis[0], i), Page: at(basis[1], i), Bio: at(basis[2], i), Task: at(basis[3], i), None: at(basis[4], i),
+			Dirtier: at(basis[0], i), Page: at(basis[1], i), Bio: at(basis[2], i), Task: at(basis[3], i), None: at(basis[4], i), Journal: at(basis[5], i),
 		}
 	}
 	if w.Samples > 0 {

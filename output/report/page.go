@@ -781,13 +781,14 @@ func (r *Report) slowest() plainTable {
 func (r *Report) basisTable() plainTable {
 	t := plainTable{Columns: []string{"Basis", "The owner is", "Bytes", "Share"}, Numbers: 2}
 	b := &r.basis
-	all := b.Dirtier + b.Page + b.Bio + b.Task + b.None
+	all := b.Dirtier + b.Page + b.Journal + b.Bio + b.Task + b.None
 	for _, row := range []struct {
 		name, text string
 		bytes      uint64
 	}{
 		{"dirtier", "the cgroup that changed the page before it was written back; for NFS reads, the one that read it", b.Dirtier},
 		{"page", "the memory cgroup that the page is charged to", b.Page},
+		{"journal", "the cgroup whose changes the file system's journal or metadata was written for, by its share of the transaction", b.Journal},
 		{"bio", "the cgroup that the kernel charged the block request to", b.Bio},
 		{"task", "the cgroup of the process that made the request", b.Task},
 		{"none", "not known: shown as " + output.TextUnattributed, b.None},

@@ -300,7 +300,7 @@ func TestReportAddsUp(t *testing.T) {
 		if r.unattr != unattributed || unattributed == 0 {
 			t.Errorf("%d bytes without owner, not %d", r.unattr, unattributed)
 		}
-		if got := r.basis.Dirtier + r.basis.Page + r.basis.Bio + r.basis.Task + r.basis.None; got != want.Bytes() {
+		if got := r.basis.Dirtier + r.basis.Page + r.basis.Journal + r.basis.Bio + r.basis.Task + r.basis.None; got != want.Bytes() {
 			t.Errorf("owners were found for %d bytes of %d", got, want.Bytes())
 		}
 	}

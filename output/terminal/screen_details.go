@@ -93,12 +93,12 @@ func rule(r string) string {
 
 // basisText says how the owner was found.
 func basisText(b *output.BasisBytes) string {
-	all := float64(b.Dirtier + b.Page + b.Bio + b.Task + b.None)
+	all := float64(b.Dirtier + b.Page + b.Journal + b.Bio + b.Task + b.None)
 	var parts []string
 	for _, p := range []struct {
 		name  string
 		bytes uint64
-	}{{"dirtier", b.Dirtier}, {"page", b.Page}, {"bio", b.Bio}, {"task", b.Task}, {"not known", b.None}} {
+	}{{"dirtier", b.Dirtier}, {"page", b.Page}, {"journal", b.Journal}, {"bio", b.Bio}, {"task", b.Task}, {"not known", b.None}} {
 		if p.bytes > 0 {
 			parts = append(parts, p.name+" "+text.Percent(float64(p.bytes), all))
 		}
