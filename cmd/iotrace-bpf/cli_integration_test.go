@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
 )
@@ -179,6 +182,58 @@ func TestTerms(t *testing.T) {
 			t.Errorf("%v: %d status documents, want the last interval's", sig, n)
 		}
 	}
+}
+
+// TestSecondSignal: the reader of standard output has stopped, and the program waits for
+// it in write(2). A second signal ends the program all the same, and its BPF programs.
+func TestSecondSignal(t *testing.T) {
+	before := programs(t)
+	for _, second := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		if _, err := unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, 4096); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(binary(t), "--output", "ndjson", "--interval", "10ms")
+		cmd.Stdout = w
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		w.Close()
+		enginetest.Poll(t, 60*time.Second, "a write waits for the reader", func() bool { return waitsInPipe(cmd.Process.Pid) })
+		if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan struct{})
+		go func() { defer close(ended); _ = cmd.Wait() }()
+		enginetest.Poll(t, 30*time.Second, "the second signal ends it", func() bool {
+			select {
+			case <-ended:
+				return true
+			case <-time.After(2 * oneSignal):
+				_ = cmd.Process.Signal(second)
+				return false
+			}
+		})
+		if got := cmd.ProcessState.ExitCode(); got != 128+int(second) {
+			t.Errorf("exit code %d after %v", got, second)
+		}
+	}
+	nothingLeft(t, before)
+}
+
+// waitsInPipe tells whether a thread of the process sleeps in a write to a pipe.
+func waitsInPipe(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/wchan", pid))
+	for _, name := range threads {
+		if where, _ := os.ReadFile(name); strings.Contains(string(where), "pipe_write") {
+			return true
+		}
+	}
+	return false
 }
 
 func TestCheck(t *testing.T) {
