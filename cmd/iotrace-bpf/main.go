@@ -41,9 +41,14 @@ func main() {
 		if tty != nil {
 			leaveScreen(tty)
 		}
+		detachNow()
 		os.Exit(128 + int(s)) // as a shell has it
 	})
-	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	// An output that hangs in the kernel may keep this process, and with it the pipe: its
+	// reader gets the end of it now.
+	os.Stdout.Close()
+	os.Exit(code)
 }
 
 // run is the whole program; it returns the exit code.

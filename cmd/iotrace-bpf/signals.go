@@ -2,9 +2,12 @@ package main
 
 import (
 	"os"
+	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
@@ -14,8 +17,7 @@ import (
 const oneSignal = 250 * time.Millisecond
 
 // obeySignals calls end at the first signal. At a second SIGINT or SIGTERM it calls
-// exit, which must not wait for anything: an output may be stuck for ever. The kernel
-// removes the BPF programs with the process.
+// exit, which must not wait for anything: an output may be stuck for ever.
 func obeySignals(signals <-chan os.Signal, end func(), exit func(syscall.Signal)) {
 	var first os.Signal
 	var at time.Time
@@ -28,6 +30,29 @@ func obeySignals(signals <-chan os.Signal, end func(), exit func(syscall.Signal)
 		default:
 			exit(s.(syscall.Signal))
 		}
+	}
+}
+
+// detachNow closes BPF programs and what attaches them, and waits for that a moment at most. The
+// kernel does so at the end of a process, but that may not come: a thread that writes to
+// a frozen file system sleeps until that thaws, and no signal wakes it.
+func detachNow() {
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		list, _ := os.ReadDir("/proc/self/fd")
+		for _, e := range list {
+			what, _ := os.Readlink("/proc/self/fd/" + e.Name())
+			if strings.HasPrefix(what, "anon_inode:bpf") || what == "anon_inode:[perf_event]" {
+				if fd, err := strconv.Atoi(e.Name()); err == nil {
+					_ = unix.Close(fd)
+				}
+			}
+		}
+	}()
+	select {
+	case <-closed:
+	case <-time.After(time.Second):
 	}
 }
 
