@@ -186,7 +186,7 @@ type Lost struct {
 	Walks     uint64 // requests with more owners than the BPF program looks at
 	Notes     uint64 // pages or files whose dirtier found no room to be noted: (unattributed)
 	Misses    uint64 // BPF program runs that the kernel skipped (recursion)
-	Exports   uint64 // documents that an output did not deliver
+	Exports   uint64 // documents, or whole intervals, that an output did not deliver
 }
 
 // Add adds o to l.

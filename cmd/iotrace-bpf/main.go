@@ -14,6 +14,7 @@ import (
 	"syscall"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/term"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/text"
@@ -32,9 +33,21 @@ func main() {
 	// A reader that goes away is an error like any other: it must not kill us
 	// before we have detached.
 	signal.Ignore(syscall.SIGPIPE)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	tty, _ := term.GetState(int(os.Stdin.Fd())) // nil: no terminal
+	go obeySignals(signals, stop, func(s syscall.Signal) {
+		if tty != nil {
+			leaveScreen(tty)
+		}
+		detachNow()
+		os.Exit(128 + int(s)) // as a shell has it
+	})
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
+	// An output that hangs in the kernel may keep this process, and with it the pipe: its
+	// reader gets the end of it now.
+	os.Stdout.Close()
 	os.Exit(code)
 }
 

@@ -131,11 +131,7 @@ func (r *replayer) replay(ctx context.Context, rec *recording.Reader) error {
 				return errors.Join(damaged.err(), r.flush())
 			}
 			damaged.add(damage)
-			for _, k := range r.out.others {
-				if page, ok := k.(*reportSink); ok {
-					page.report.Damage(err)
-				}
-			}
+			r.out.damage(err)
 			continue
 		case err != nil:
 			return errors.Join(damaged.err(), r.flush(), err)

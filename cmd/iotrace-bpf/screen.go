@@ -41,22 +41,23 @@ func (o *options) reportOf(t terminal.Timeline, group output.GroupOptions, host 
 		}
 		r.Add(iv)
 	}
-	name, f, err := newFile("iotrace-", ".html")
-	if err != nil {
-		return "", fmt.Errorf("writing a report: %w", err)
-	}
-	_, err = r.WriteTo(f)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return "", fmt.Errorf("writing a report: %w", err)
-	}
-	return name, nil
+	name := "iotrace-" + time.Now().Format("20060102-150405") + ".html"
+	return name, briefly(func() error { return r.WriteFile(name) })
 }
 
-// newFile creates a file in the current directory that is named after the time.
-func newFile(before, after string) (string, *os.File, error) {
-	name := before + time.Now().Format("20060102-150405") + after
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	return name, f, err
+// keyTime is how long a key on the screen waits for a file.
+const keyTime = 5 * time.Second
+
+// briefly runs f, which may go on when it takes too long: the screen must obey its keys.
+func briefly(f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(keyTime):
+		return fmt.Errorf("the file system has not answered for %v, and is still waited for", keyTime)
+	}
 }
 
 // recordSwitch is a recording that the operator starts and stops on the screen.
@@ -70,7 +71,24 @@ type recordSwitch struct {
 }
 
 // Switch starts or stops the recording and returns the name of its file.
-func (s *recordSwitch) Switch(start bool) (string, error) {
+func (s *recordSwitch) Switch(start bool) (name string, err error) {
+	type answer struct {
+		name string
+		err  error
+	}
+	answers := make(chan answer, 1)
+	if err := briefly(func() error {
+		name, err := s.turn(start)
+		answers <- answer{name, err}
+		return nil
+	}); err != nil {
+		return "", err
+	}
+	a := <-answers
+	return a.name, a.err
+}
+
+func (s *recordSwitch) turn(start bool) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !start {

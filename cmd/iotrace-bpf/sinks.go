@@ -14,6 +14,7 @@ import (
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic"
+	"github.com/iotrace-bpf/iotrace-bpf/output/file"
 	"github.com/iotrace-bpf/iotrace-bpf/output/ndjson"
 	"github.com/iotrace-bpf/iotrace-bpf/output/prometheus"
 	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
@@ -29,21 +30,36 @@ type sink interface {
 
 // sinks are all outputs of a run. The main one is standard output or the screen: the run
 // ends when it fails. When another one fails, only its own documents are lost, and they
-// are counted.
+// are counted. None waits for another that is stuck.
 type sinks struct {
-	main   sink
-	others []sink
+	main   *outlet
+	others []*outlet
 	log    *slog.Logger
+	ctx    context.Context // of the run: done when the user wants it to end
+	live   bool            // the intervals do not wait, unlike those of a recording
+	told   bool            // write has returned the failure of main
 
-	lost   uint64          // documents that outputs lost, since the beginning
-	states map[sink]*state // of main and others
+	mu   sync.Mutex
+	lost uint64 // documents and intervals that outputs lost, since the beginning
 }
 
-// state is what sinks remembers of an output.
-type state struct {
-	warned   time.Time // when its failure was last logged
-	lost     uint64    // documents that it had lost when it was last asked
-	reported uint64    // the part of sinks.lost that its intervals have contained
+func newSinks(ctx context.Context, main sink, live bool, log *slog.Logger) *sinks {
+	s := &sinks{log: log, ctx: ctx, live: live}
+	s.main = newOutlet(s, "standard output", main)
+	return s
+}
+
+// add adds an output before the first interval.
+func (s *sinks) add(name string, k sink) {
+	s.others = append(s.others, newOutlet(s, name, k))
+}
+
+// lose counts n losses and returns all.
+func (s *sinks) lose(n uint64) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lost += n
+	return s.lost
 }
 
 // lossCounter is a sink that counts its lost documents itself, because it may lose them
@@ -52,57 +68,116 @@ type lossCounter interface {
 	lost() uint64 // documents, since the beginning
 }
 
-// warnInterval is the shortest time between two warnings about the same output.
-const warnInterval = time.Minute
+const (
+	// warnInterval is the shortest time between two warnings about the same output.
+	warnInterval = time.Minute
+	// patience is how long an interval waits for outputs that are behind, all together:
+	// the kernel counts on meanwhile, so a slow output costs the length of an interval
+	// and no data. An output that is not in time is not waited for until it has caught up.
+	patience = time.Second
+	// lastTime is how long the end of a run waits for outputs that are stuck.
+	lastTime = 30 * time.Second
+)
 
-// write hands an interval to all sinks. Its Lost.Exports contains, for each sink, the
-// losses of all sinks since that sink's last interval: so the intervals of each sink add
-// up to the same loss, even if it writes before the sink that fails.
+// write hands an interval to all outputs and returns the first error of the main one. Of
+// a live run it waits patience at most. A replay waits for every output, so that nothing
+// is dropped, or until the user wants to end.
 func (s *sinks) write(summary *output.Summary, iv *output.Interval) error {
-	exports := iv.Lost.Exports
-	to := func(k sink) error {
-		st := s.states[k]
-		if st == nil {
-			st = &state{}
-			s.states[k] = st
-		}
-		iv.Lost.Exports = exports + s.lost - st.reported
-		st.reported = s.lost
-		err := k.Write(summary, iv)
-		if l, ok := k.(lossCounter); ok {
-			now := l.lost()
-			s.lost += now - st.lost
-			st.lost = now
-		} else if err != nil {
-			s.lost++
-		}
-		return err
+	j := job{summary: summary, iv: iv}
+	for _, o := range s.others {
+		o.put(j)
 	}
-	for _, k := range s.others {
-		if err := to(k); err != nil && time.Since(s.states[k].warned) > warnInterval {
-			s.states[k].warned = time.Now()
-			s.log.Warn("writing to an output failed", "error", err)
+	if !s.live {
+		for _, o := range s.others {
+			o.wait(o.idle, s.ctx.Done())
+		}
+		s.main.put(j)
+		s.main.wait(s.main.idle, s.ctx.Done())
+		return s.failure()
+	}
+	s.main.put(j)
+	late, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	catchUp := func(o *outlet, state func() bool) {
+		if state() {
+			o.stuck = false
+		} else if !o.stuck {
+			o.stuck = !o.wait(state, late.Done())
 		}
 	}
-	return to(s.main)
+	catchUp(s.main, s.main.idle)
+	for _, o := range s.others {
+		catchUp(o, o.ready)
+	}
+	return s.failure()
 }
 
+// failure returns the error of the main output.
+func (s *sinks) failure() error {
+	err := s.main.failure()
+	s.told = s.told || err != nil
+	return err
+}
+
+// damage tells a report that a part of its recording cannot be read.
+func (s *sinks) damage(err error) {
+	for _, o := range s.others {
+		o.put(job{do: func(k sink) {
+			if page, ok := k.(*reportSink); ok {
+				page.report.Damage(err)
+			}
+		}})
+	}
+}
+
+// Close closes all outputs, at the same time. It waits lastTime at most for those that
+// are stuck, but for the main one of a run that has come to its end by itself as long as
+// its reader needs.
 func (s *sinks) Close() error {
-	errs := []error{s.main.Close()}
-	for _, k := range s.others {
-		errs = append(errs, k.Close())
+	all := append([]*outlet{s.main}, s.others...)
+	for _, o := range all {
+		o.finish()
+	}
+	late, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	defer time.AfterFunc(lastTime, cancel).Stop()
+	waiting := time.AfterFunc(2*time.Second, func() {
+		var names []string
+		for _, o := range all {
+			if !o.idle() {
+				names = append(names, o.name)
+			}
+		}
+		if len(names) > 0 {
+			s.log.Warn("the end waits for outputs that are slow or stuck: a second Ctrl-C ends the program at once", "outputs", strings.Join(names, ", "))
+		}
+	})
+	defer waiting.Stop()
+	lateMain, cancelMain := context.WithCancel(context.Background())
+	defer cancelMain()
+	defer context.AfterFunc(s.ctx, func() { time.AfterFunc(lastTime, cancelMain) })()
+	errs := []error{s.main.close(lateMain.Done())}
+	for _, o := range s.others {
+		errs = append(errs, o.close(late.Done()))
+	}
+	if !s.told {
+		errs = append(errs, s.failure())
 	}
 	return errors.Join(errs...)
 }
 
+// live is the origin of intervals that are no recording's.
+const live = "live"
+
 // openSinks opens every output that the flags ask for. main is the one on standard
 // output.
 func (o *options) openSinks(ctx context.Context, main sink, host output.Host, origin string, log *slog.Logger) (_ *sinks, err error) {
-	s := &sinks{main: main, log: log, states: map[sink]*state{}}
+	s := newSinks(ctx, main, origin == live, log)
 	defer func() {
 		if err != nil {
-			for _, k := range s.others {
-				k.Close()
+			for _, o := range s.others {
+				o.finish()
+				<-o.done
 			}
 		}
 	}()
@@ -115,7 +190,7 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 		if es, err = elastic.New(ctx, eo); err != nil {
 			return nil, err
 		}
-		s.others = append(s.others, &elasticsearchSink{es: es, opt: o.documents(), log: log})
+		s.add("--elasticsearch", &elasticsearchSink{es: es, opt: o.documents(), log: log})
 	}
 	if o.prometheus != "" {
 		po := prometheus.Options{Version: versionText(), Logger: log}
@@ -126,7 +201,7 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 		if err != nil {
 			return nil, err
 		}
-		s.others = append(s.others, prometheusSink{p})
+		s.add("--prometheus", prometheusSink{p})
 		level := slog.LevelInfo
 		if _, port, err := net.SplitHostPort(p.Addr()); err == nil && !strings.HasSuffix(o.prometheus, port) {
 			level = slog.LevelWarn // the system has chosen the port: nobody can know it
@@ -140,14 +215,14 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 		if err != nil {
 			return nil, err
 		}
-		s.others = append(s.others, recordingSink{r})
+		s.add("--record", recordingSink{r})
 	}
 	if o.report != "" {
 		r, err := newReportSink(o, host, origin)
 		if err != nil {
 			return nil, err
 		}
-		s.others = append(s.others, r)
+		s.add("--report", r)
 	}
 	return s, nil
 }
@@ -169,7 +244,7 @@ func (o *options) printer(stdout io.Writer) sink {
 func (o *options) elasticsearchOptions(log *slog.Logger) (elastic.Options, error) {
 	eo := elastic.Options{URLs: o.elasticsearch, SpoolDir: o.spool, Logger: log}
 	eo.Credentials.CAFile, eo.Credentials.Fingerprint, eo.Credentials.Username = o.esCA, o.esFingerprint, o.esUser
-	if err := eo.Credentials.Load(o.esAPIKeyFile, o.esPasswordFile, os.Getenv); err != nil {
+	if err := eo.Credentials.Load(o.esAPIKeyFile, o.esPasswordFile, os.Getenv, log); err != nil {
 		return eo, fmt.Errorf("elasticsearch credentials: %w", err)
 	}
 	return eo, nil
@@ -250,16 +325,15 @@ func (s recordingSink) Write(_ *output.Summary, iv *output.Interval) error {
 // reportSink collects intervals and writes the HTML page on Close.
 type reportSink struct {
 	report *report.Report
-	file   *os.File
+	path   string
 }
 
 func newReportSink(o *options, host output.Host, origin string) (*reportSink, error) {
-	// Created now: a path that cannot be written is an error before the run, not after it.
-	f, err := os.OpenFile(o.report, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return nil, err
+	// A path that cannot be written is an error before the run, not after it.
+	if err := file.CanReplace(o.report); err != nil {
+		return nil, fmt.Errorf("writing the report: %w", err)
 	}
-	return &reportSink{file: f, report: report.New(o.reportOptions(o.group, host, origin))}, nil
+	return &reportSink{path: o.report, report: report.New(o.reportOptions(o.group, host, origin))}, nil
 }
 
 // reportOptions says what a page shows of a host.
@@ -296,11 +370,7 @@ func (s *reportSink) Write(_ *output.Summary, iv *output.Interval) error {
 
 func (s *reportSink) Close() error {
 	s.report.Made(time.Now())
-	_, err := s.report.WriteTo(s.file)
-	if err := errors.Join(err, s.file.Close()); err != nil {
-		return fmt.Errorf("writing the report: %w", err)
-	}
-	return nil
+	return s.report.WriteFile(s.path)
 }
 
 // screenSink hands intervals to the screen.

@@ -62,7 +62,10 @@ func TestSinksLosses(t *testing.T) {
 	}}
 	later := &laterSink{}
 	var log bytes.Buffer
-	s := &sinks{main: main, others: []sink{early, failing, later}, log: slog.New(slog.NewTextHandler(&log, nil)), states: map[sink]*state{}}
+	s := newSinks(t.Context(), main, false, slog.New(slog.NewTextHandler(&log, nil)))
+	s.add("early", early)
+	s.add("failing", failing)
+	s.add("later", later)
 	for i := range 10 {
 		if i == 3 {
 			later.n += 7 // between two intervals
@@ -84,8 +87,8 @@ func TestSinksLosses(t *testing.T) {
 			t.Errorf("intervals of %s have %d losses, want %d: %v", name, got, want, k.exports)
 		}
 	}
-	if main.exports[3] != 1+7 || early.exports[4] != 1+7 {
-		t.Errorf("intervals of main have %v, of the first output %v", main.exports, early.exports)
+	if main.exports[3] != 1+7 {
+		t.Errorf("intervals of main have %v", main.exports)
 	}
 	if n := strings.Count(log.String(), "no room"); n != 1 {
 		t.Errorf("%d warnings within a minute", n)
@@ -95,7 +98,8 @@ func TestSinksLosses(t *testing.T) {
 // TestSinksMainFails: without its main output a run ends.
 func TestSinksMainFails(t *testing.T) {
 	other := &fakeSink{}
-	s := &sinks{main: &fakeSink{fail: func(int) error { return io.ErrClosedPipe }}, others: []sink{other}, log: slog.New(slog.DiscardHandler), states: map[sink]*state{}}
+	s := newSinks(t.Context(), &fakeSink{fail: func(int) error { return io.ErrClosedPipe }}, false, slog.New(slog.DiscardHandler))
+	s.add("other", other)
 	if err := s.write(&output.Summary{}, &output.Interval{}); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("error %v", err)
 	}
@@ -113,11 +117,11 @@ func TestServerNeverThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	var stdout bytes.Buffer
-	s, err := opt.openSinks(t.Context(), opt.printer(&stdout), output.Host{}, "live", slog.New(slog.DiscardHandler))
+	s, err := opt.openSinks(t.Context(), opt.printer(&stdout), output.Host{}, "a recording", slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	es := s.others[0].(*elasticsearchSink).es
+	es := s.others[0].sink.(*elasticsearchSink).es
 	iv := &output.Interval{}
 	for i := range 200 {
 		iv.Samples = append(iv.Samples, output.Sample{
@@ -190,16 +194,6 @@ func recordingOf(t *testing.T, n int) string {
 	return path
 }
 
-// TestReportFullDisk: a report that does not fit on the disk is an error, and the exit
-// status says so.
-func TestReportFullDisk(t *testing.T) {
-	var stdout, stderr bytes.Buffer
-	code := run(t.Context(), []string{"replay", recordingOf(t, 3), "--report", "/dev/full"}, &stdout, &stderr)
-	if code != exitFailed || !strings.Contains(stderr.String(), "writing the report") || !strings.Contains(stderr.String(), "no space left") || stdout.Len() > 0 {
-		t.Errorf("exit code %d, %q, %q", code, stderr.String(), stdout.String())
-	}
-}
-
 // goneAfter is a pipe whose reader closes it after so many lines.
 type goneAfter struct{ lines int }
 
@@ -249,11 +243,11 @@ func TestPortIsNamed(t *testing.T) {
 	for _, address := range []string{"0", "127.0.0.1:0"} {
 		var said bytes.Buffer
 		o := &options{prometheus: address}
-		s, err := o.openSinks(t.Context(), &fakeSink{}, output.Host{}, "live", slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelWarn})))
+		s, err := o.openSinks(t.Context(), &fakeSink{}, output.Host{}, live, slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelWarn})))
 		if err != nil {
 			t.Fatal(err)
 		}
-		addr := s.others[0].(prometheusSink).Addr()
+		addr := s.others[0].sink.(prometheusSink).Addr()
 		if !strings.Contains(said.String(), addr) {
 			t.Errorf("%s: says %q, not %s", address, said.String(), addr)
 		}
@@ -262,7 +256,7 @@ func TestPortIsNamed(t *testing.T) {
 		}
 		said.Reset()
 		o.prometheus = addr
-		if s, err = o.openSinks(t.Context(), &fakeSink{}, output.Host{}, "live", slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelWarn}))); err != nil {
+		if s, err = o.openSinks(t.Context(), &fakeSink{}, output.Host{}, live, slog.New(slog.NewTextHandler(&said, &slog.HandlerOptions{Level: slog.LevelWarn}))); err != nil {
 			t.Fatal(err)
 		}
 		if said.Len() > 0 {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/iotrace-bpf/iotrace-bpf/attribute"
 	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/file"
 	"github.com/iotrace-bpf/iotrace-bpf/output/terminal"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
@@ -32,7 +33,7 @@ func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		debug.SetGCPercent(50) // a quarter less memory at the peak, for CPU time too small to see
 	}
 	if opt.cpuProfile != "" {
-		f, err := os.Create(opt.cpuProfile)
+		f, err := file.Open(opt.cpuProfile, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
 		if err != nil {
 			return fmt.Errorf("writing the profile: %w", err)
 		}
@@ -57,16 +58,18 @@ func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if opt.screen {
 		return s.runScreen(ctx, stdoutFile, messages.lines)
 	}
-	return s.runWith(ctx, opt.printer(stdout))
+	return s.runWith(ctx, opt.printer(stdout), nil)
 }
 
 // runWith writes to main and to the other outputs until the end.
-func (s *session) runWith(ctx context.Context, main sink, others ...sink) error {
-	out, err := s.opt.openSinks(ctx, main, s.host, "live", s.log)
+func (s *session) runWith(ctx context.Context, main sink, record *recordSwitch) error {
+	out, err := s.opt.openSinks(ctx, main, s.host, live, s.log)
 	if err != nil {
 		return err
 	}
-	out.others = append(out.others, others...)
+	if record != nil {
+		out.add("the recording of the screen", record)
+	}
 	absent := slices.ContainsFunc(s.tracer.Status(), func(st tracer.Status) bool { return !st.Attached })
 	if err := dropPrivileges(s.opt.keptCapabilities(absent)); err != nil {
 		s.log.Warn("keeping privileges that are not needed any more", "error", err)
@@ -89,7 +92,7 @@ func (s *session) runScreen(ctx context.Context, stdout *os.File, messages <-cha
 	ended := make(chan error, 1)
 	record := &recordSwitch{opt: s.opt, host: s.host}
 	go func() { ended <- s.runWith(ctx, show, record) }()
-	opt := s.opt.screenOptions(s.host, "live", stdout)
+	opt := s.opt.screenOptions(s.host, live, stdout)
 	opt.Notices, opt.Record = messages, s.opt.recordFrom(record)
 	err := terminal.RunScreen(ctx, show.intervals, opt)
 	cancel()
@@ -295,8 +298,8 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 	}
 	s.cost.read() // the cost of the start is in no interval
 	if name := s.opt.readyFile; name != "" {
-		if err := os.WriteFile(name, nil, 0o600); err != nil {
-			return fmt.Errorf("creating the ready file: %w", err)
+		if err := writeReady(name); err != nil {
+			return err
 		}
 	}
 	watch := time.After(vxlanStart)
@@ -319,6 +322,8 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 			return s.last(out)
 		case <-ctx.Done():
 			return s.last(out)
+		case <-out.main.failed:
+			return out.failure()
 		}
 		read, err := s.tracer.Read()
 		if err != nil {
@@ -329,6 +334,18 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 		}
 		s.vxlan.start()
 	}
+}
+
+// writeReady says that everything is attached.
+func writeReady(name string) error {
+	f, err := file.Open(name, os.O_WRONLY|os.O_CREATE) // not synced: the disk may be slow
+	if err == nil {
+		err = f.Close()
+	}
+	if err != nil {
+		return fmt.Errorf("creating the ready file: %w", err)
+	}
+	return nil
 }
 
 // last detaches all hooks and shows the last interval, with all records that are left.

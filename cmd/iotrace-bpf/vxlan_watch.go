@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -238,8 +237,8 @@ func vxlanWatch(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stder
 		sayLimitations(stderr, w.watcher)
 	}
 	if o.readyFile != "" {
-		if err := os.WriteFile(o.readyFile, nil, 0o600); err != nil {
-			return errors.Join(fmt.Errorf("creating the ready file: %w", err), w.Close())
+		if err := writeReady(o.readyFile); err != nil {
+			return errors.Join(err, w.Close())
 		}
 	}
 	if o.duration > 0 {

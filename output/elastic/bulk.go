@@ -122,7 +122,7 @@ func (c *client) bulk(ctx context.Context, docs []spooled, srv *server) bulkResu
 	if err != nil {
 		return bulkResult{whole: itemResult{verdict: verdictRetry}, err: err, net: true}
 	}
-	rep, err := readReply(res)
+	rep, err := readReply(res, 64<<10+maxItemReply*len(docs))
 	if err != nil {
 		return bulkResult{whole: itemResult{verdict: verdictRetry}, err: err, net: true}
 	}
@@ -136,36 +136,81 @@ func classify(rep *reply, n int) bulkResult {
 		v := requestVerdict(e)
 		return bulkResult{whole: itemResult{verdict: v, status: e.status, kind: e.kind, reason: e.reason}, err: e, cause: e}
 	}
-	var doc struct {
-		Errors *bool `json:"errors"`
-		Items  []struct {
-			Create struct {
-				Status       int    `json:"status"`
-				FailureStore string `json:"failure_store"`
-				Error        struct {
-					Type   string `json:"type"`
-					Reason string `json:"reason"`
-				} `json:"error"`
-			} `json:"create"`
-		} `json:"items"`
-	}
-	err := json.Unmarshal(rep.body, &doc)
-	if err == nil && len(doc.Items) != n {
-		err = fmt.Errorf("reply has %d items for %d documents", len(doc.Items), n)
-	}
+	items, err := readItems(rep.body, n)
 	if err != nil {
 		// A proxy answered, not the server. The documents may be stored or not;
 		// sending them again does no harm.
 		return bulkResult{whole: itemResult{verdict: verdictRetry, status: rep.status}, err: fmt.Errorf("shipping documents: %w", err)}
 	}
-	r := bulkResult{items: make([]itemResult, n)}
-	for i := range doc.Items {
-		it := &doc.Items[i].Create
-		res := itemResult{status: it.Status, kind: it.Error.Type, reason: it.Error.Reason}
-		res.verdict = itemVerdict(it.Status, it.Error.Type, it.FailureStore)
-		r.items[i] = res
+	return bulkResult{items: items}
+}
+
+// readItems reads the answers for n documents, one after the other: their number is not
+// known to be right before the end.
+func readItems(body []byte, n int) ([]itemResult, error) {
+	items := make([]itemResult, 0, n)
+	dec := json.NewDecoder(bytes.NewReader(body))
+	if err := delim(dec, '{'); err != nil {
+		return nil, err
 	}
-	return r
+	for dec.More() {
+		key, err := dec.Token()
+		if err != nil {
+			return nil, err
+		}
+		if key != "items" {
+			var other json.RawMessage
+			if err := dec.Decode(&other); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err := delim(dec, '['); err != nil {
+			return nil, err
+		}
+		for dec.More() {
+			if len(items) == n {
+				return nil, fmt.Errorf("reply has more than %d items for as many documents", n)
+			}
+			var item struct {
+				Create struct {
+					Status       int    `json:"status"`
+					FailureStore string `json:"failure_store"`
+					Error        struct {
+						Type   string `json:"type"`
+						Reason string `json:"reason"`
+					} `json:"error"`
+				} `json:"create"`
+			}
+			if err := dec.Decode(&item); err != nil {
+				return nil, err
+			}
+			it := &item.Create
+			items = append(items, itemResult{
+				verdict: itemVerdict(it.Status, it.Error.Type, it.FailureStore),
+				status:  it.Status, kind: it.Error.Type, reason: it.Error.Reason,
+			})
+		}
+		if err := delim(dec, ']'); err != nil {
+			return nil, err
+		}
+	}
+	if err := delim(dec, '}'); err != nil {
+		return nil, err
+	}
+	if len(items) != n {
+		return nil, fmt.Errorf("reply has %d items for %d documents", len(items), n)
+	}
+	return items, nil
+}
+
+// delim reads the next token, which has to be d.
+func delim(dec *json.Decoder, d json.Delim) error {
+	t, err := dec.Token()
+	if err == nil && t != d {
+		err = fmt.Errorf("%v where %v has to be", t, d)
+	}
+	return err
 }
 
 // requestVerdict decides about a reply that concerns the request as a whole.

@@ -15,13 +15,14 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/elastic/elastic-transport-go/v8/elastictransport"
 	"github.com/elastic/go-elasticsearch/v9/esapi"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output/file"
 )
 
 // Secret is a string that prints as "(hidden)" in logs, errors and JSON.
@@ -78,44 +79,30 @@ type Credentials struct {
 // Load fills API key and password where they are empty: from apiKeyFile and
 // passwordFile, or, where no file is named, from the environment. Secrets never come
 // from a command line, which everybody on the host can read. A file that cannot be
-// read, is empty or has more than 1 MiB is an error.
-func (c *Credentials) Load(apiKeyFile, passwordFile string, getenv func(string) string) error {
-	secret := func(s *Secret, file, variable string) error {
+// read, is empty or has more than 1 MiB is an error. One that every user may read is
+// logged.
+func (c *Credentials) Load(apiKeyFile, passwordFile string, getenv func(string) string, log *slog.Logger) error {
+	secret := func(s *Secret, name, variable string) error {
 		if *s != "" {
 			return nil
 		}
-		if file == "" {
+		if name == "" {
 			*s = Secret(strings.TrimSpace(getenv(variable)))
 			return nil
 		}
-		b, err := readSmallFile(file)
+		b, exposed, err := file.ReadSmall(name)
 		if err != nil {
 			return err
 		}
+		if exposed {
+			log.Warn("every user of this host can read a secret: chmod o= FILE", "file", name)
+		}
 		if *s = Secret(strings.TrimSpace(string(b))); *s == "" {
-			return fmt.Errorf("secret file %q is empty", file)
+			return fmt.Errorf("secret file %q is empty", name)
 		}
 		return nil
 	}
 	return errors.Join(secret(&c.APIKey, apiKeyFile, EnvAPIKey), secret(&c.Password, passwordFile, EnvPassword))
-}
-
-// readSmallFile reads a file of at most 1 MiB.
-func readSmallFile(name string) ([]byte, error) {
-	const limit = 1 << 20
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, limit+1))
-	if err != nil {
-		return nil, fmt.Errorf("reading %q: %w", name, err)
-	}
-	if len(b) > limit {
-		return nil, fmt.Errorf("file %q is bigger than %d bytes", name, limit)
-	}
-	return b, nil
 }
 
 // client sends single requests. The shipper retries, because the transport would
@@ -173,6 +160,7 @@ func newClient(urls []string, cred Credentials, flavour Flavour, log *slog.Logge
 		TLSClientConfig:       tlsConfig,
 		TLSHandshakeTimeout:   10 * time.Second,
 		ForceAttemptHTTP2:     true,
+		DisableCompression:    true, // a short answer could become a long one
 		MaxIdleConnsPerHost:   2,
 		IdleConnTimeout:       90 * time.Second,
 		ExpectContinueTimeout: time.Second,
@@ -237,7 +225,7 @@ func serverTLS(caFile, fingerprint string, servers []*url.URL) (*tls.Config, err
 		return nil, errors.New("both a CA file and a fingerprint are given: use one")
 	}
 	if caFile != "" {
-		pem, err := readSmallFile(caFile)
+		pem, _, err := file.ReadSmall(caFile)
 		if err != nil {
 			return nil, err
 		}
@@ -367,17 +355,25 @@ type reply struct {
 	body   []byte
 }
 
-// maxReply bounds the memory, in bytes, that a broken or hostile server can use up.
-const maxReply = 64 << 20
+// Bounds of replies in bytes, for broken and hostile servers: of a reply to bulk requests
+// for each document, which has to hold the reason why it was rejected, and of others.
+const (
+	maxReply     = 4 << 20
+	maxItemReply = 8 << 10
+)
 
-func readReply(res *esapi.Response) (*reply, error) {
+// readReply reads a reply of at most limit bytes.
+func readReply(res *esapi.Response, limit int) (*reply, error) {
 	defer res.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(res.Body, maxReply+1))
+	if how := res.Header.Get("Content-Encoding"); how != "" && how != "identity" {
+		return nil, fmt.Errorf("server's reply has the content encoding %q, which was not asked for", cut(how, 40))
+	}
+	b, err := io.ReadAll(io.LimitReader(res.Body, int64(limit)+1))
 	if err != nil {
 		return nil, err
 	}
-	if len(b) > maxReply {
-		return nil, fmt.Errorf("server's reply is bigger than %d bytes", maxReply)
+	if len(b) > limit {
+		return nil, fmt.Errorf("server's reply is bigger than %d bytes", limit)
 	}
 	return &reply{status: res.StatusCode, header: res.Header, body: b}, nil
 }
@@ -418,7 +414,7 @@ func (c *client) detect(ctx context.Context) (*server, error) {
 	if err != nil {
 		return nil, err
 	}
-	rep, err := readReply(res)
+	rep, err := readReply(res, maxReply)
 	if err != nil {
 		return nil, err
 	}
@@ -483,7 +479,7 @@ func (c *client) askNodes(ctx context.Context, srv *server) error {
 	if err != nil {
 		return err
 	}
-	rep, err := readReply(res)
+	rep, err := readReply(res, maxReply)
 	if err != nil {
 		return err
 	}

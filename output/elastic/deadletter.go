@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output/file"
 )
 
 // deadLetter is a document that the server rejected, with the reason.
@@ -52,7 +54,7 @@ func (d *deadLetters) write(letters []deadLetter) error {
 		buf = append(append(buf, line...), '\n')
 	}
 	if d.f == nil {
-		f, err := os.OpenFile(d.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		f, err := file.Open(d.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND)
 		if err != nil {
 			return err
 		}

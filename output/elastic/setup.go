@@ -169,7 +169,7 @@ func (s *setup) do(ctx context.Context, method, path string, body []byte) (*repl
 	if err != nil {
 		return nil, err
 	}
-	return readReply(&esapi.Response{StatusCode: res.StatusCode, Header: res.Header, Body: res.Body})
+	return readReply(&esapi.Response{StatusCode: res.StatusCode, Header: res.Header, Body: res.Body}, maxReply)
 }
 
 // templates installs the component templates and then the index templates, which
@@ -202,7 +202,7 @@ func (s *setup) templates(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("installing %s template %s: %w", dir, name, err)
 			}
-			rep, err := readReply(res)
+			rep, err := readReply(res, maxReply)
 			if err != nil {
 				return fmt.Errorf("installing %s template %s: %w", dir, name, err)
 			}
@@ -376,7 +376,7 @@ func (s *setup) dashboard(ctx context.Context, cred Credentials) error {
 	if err != nil {
 		return fmt.Errorf("importing dashboard: %w", err)
 	}
-	rep, err := readReply(&esapi.Response{StatusCode: res.StatusCode, Header: res.Header, Body: res.Body})
+	rep, err := readReply(&esapi.Response{StatusCode: res.StatusCode, Header: res.Header, Body: res.Body}, maxReply)
 	if err != nil {
 		return fmt.Errorf("importing dashboard: %w", err)
 	}

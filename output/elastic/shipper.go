@@ -540,7 +540,7 @@ func (c *client) checkTemplates(ctx context.Context, srv *server) error {
 	if err != nil {
 		return err
 	}
-	rep, err := readReply(res)
+	rep, err := readReply(res, maxReply)
 	if err != nil {
 		return err
 	}

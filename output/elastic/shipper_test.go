@@ -847,21 +847,33 @@ func TestElasticsearchCredentials(t *testing.T) {
 	}
 	env := map[string]string{EnvAPIKey: "from-env", EnvPassword: "secret"}
 	getenv := func(k string) string { return env[k] }
+	var said bytes.Buffer
+	log := slog.New(slog.NewTextHandler(&said, nil))
 	var c Credentials
-	if err := c.Load("", "", getenv); err != nil || c.APIKey != "from-env" || c.Password != "secret" {
+	if err := c.Load("", "", getenv, log); err != nil || c.APIKey != "from-env" || c.Password != "secret" {
 		t.Errorf("%#v, %v", string(c.APIKey), err)
 	}
 	c = Credentials{}
-	if err := c.Load(file, "", getenv); err != nil || c.APIKey != "from-file" {
+	if err := c.Load(file, "", getenv, log); err != nil || c.APIKey != "from-file" {
 		t.Errorf("%q, %v", string(c.APIKey), err)
 	}
 	c = Credentials{}
-	if err := c.Load("", filepath.Join(dir, "absent"), getenv); !errors.Is(err, os.ErrNotExist) {
+	if err := c.Load("", filepath.Join(dir, "absent"), getenv, log); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("absent password file: %v", err)
+	}
+	if said.Len() > 0 {
+		t.Errorf("warnings of private files: %s", &said)
+	}
+	if err := os.Chmod(file, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c = Credentials{}
+	if err := c.Load(file, "", getenv, log); err != nil || !strings.Contains(said.String(), "every user of this host can read") || strings.Contains(said.String(), "from-file") {
+		t.Errorf("of a file that all can read: %q, %v", &said, err)
 	}
 	os.WriteFile(file, nil, 0o600)
 	c = Credentials{}
-	if err := c.Load(file, "", getenv); err == nil {
+	if err := c.Load(file, "", getenv, log); err == nil {
 		t.Error("an empty key file is accepted")
 	}
 	for _, c := range []Credentials{

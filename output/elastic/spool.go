@@ -14,6 +14,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"go.etcd.io/bbolt"
 	bolterrors "go.etcd.io/bbolt/errors"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output/file"
 )
 
 // spooled is one document that the server does not have yet.
@@ -110,6 +112,7 @@ func (s *spool) open() error {
 			Timeout:      spoolLockWait,
 			FreelistType: bbolt.FreelistMapType,
 			NoStatistics: true,
+			OpenFile:     func(path string, flag int, _ os.FileMode) (*os.File, error) { return file.Open(path, flag) },
 			// The file needs room above the limit: chunks are rounded up to pages,
 			// and freed pages can be used again one transaction later.
 			MaxSize: int(s.limit + s.limit/2 + 4<<20),
@@ -117,7 +120,7 @@ func (s *spool) open() error {
 		switch {
 		case errors.Is(err, bolterrors.ErrTimeout):
 			return fmt.Errorf("spool %q is in use by another process", s.path)
-		case errors.Is(err, os.ErrPermission):
+		case errors.Is(err, os.ErrPermission), errors.Is(err, file.ErrIrregular):
 			return fmt.Errorf("opening spool: %w", err)
 		case err != nil:
 			return fmt.Errorf("%w: opening %q: %w", errSpoolDamaged, s.path, err)

@@ -172,22 +172,23 @@ func New(addr string, opt Options) (*Exporter, error) {
 	p.registry.MustRegister(p, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	errorLog := slog.NewLogLogger(opt.Logger.Handler(), slog.LevelError)
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.InstrumentMetricHandler(p.registry, promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{
-		ErrorLog:            errorLog,
-		EnableOpenMetrics:   true,
-		MaxRequestsInFlight: 3,
-	})))
+	mux.Handle("GET /metrics", newScrapes().handler(promhttp.InstrumentMetricHandler(p.registry, promhttp.HandlerFor(p.registry, promhttp.HandlerOpts{
+		ErrorLog:          errorLog,
+		EnableOpenMetrics: true,
+	}))))
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
 		fmt.Fprintln(w, `<!DOCTYPE html><title>iotrace-bpf</title><p>iotrace-bpf: <a href="metrics">metrics</a>`)
 	})
+	clients := &conns{open: make(map[net.Conn]*place)}
 	p.server = &http.Server{
-		Handler:           mux,
+		Handler:           sameHost(listener.Addr(), mux),
+		ConnState:         clients.state,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      time.Minute,
+		WriteTimeout:      scrapeTurn + scrapeTime,
 		IdleTimeout:       5 * time.Minute,
-		MaxHeaderBytes:    32 << 10,
+		MaxHeaderBytes:    8 << 10,
 		ErrorLog:          errorLog,
 	}
 	go func() {

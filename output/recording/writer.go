@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/file"
 )
 
 // The format of a recording.
@@ -227,17 +228,10 @@ func Create(path string, opt Options) (*Writer, error) {
 
 // takeOver renames an earlier recording at path.
 func (r *Writer) takeOver() error {
-	fi, err := os.Lstat(r.path)
+	f, err := file.Open(r.path, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err != nil {
-		return fmt.Errorf("recording %q: %w", r.path, err)
-	}
-	if !fi.Mode().IsRegular() {
-		return fmt.Errorf("recording %q: exists and is not a regular file", r.path)
-	}
-	f, err := os.OpenFile(r.path, os.O_RDONLY|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return fmt.Errorf("recording %q: %w", r.path, err)
 	}
@@ -248,6 +242,10 @@ func (r *Writer) takeOver() error {
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return fmt.Errorf("recording %q: another iotrace-bpf is writing it", r.path)
 		}
+		return fmt.Errorf("recording %q: %w", r.path, err)
+	}
+	fi, err := f.Stat()
+	if err != nil {
 		return fmt.Errorf("recording %q: %w", r.path, err)
 	}
 	if fi.Size() == 0 {
@@ -284,7 +282,7 @@ func (r *Writer) checkParts() error {
 // recording.
 func (r *Writer) older(n int) (bool, error) {
 	name := partPath(r.path, n)
-	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	f, err := file.Open(name, os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -331,7 +329,7 @@ func partPath(path string, n int) string {
 
 // begin creates the file and writes the header.
 func (r *Writer) begin() error {
-	f, err := os.OpenFile(r.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	f, err := file.Open(r.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY)
 	if err != nil {
 		return fmt.Errorf("recording %q: %w", r.path, err)
 	}
@@ -360,7 +358,7 @@ func (r *Writer) begin() error {
 	if _, err := f.Write(frame); err != nil {
 		return fail(err)
 	}
-	if err := syncDir(r.path); err != nil {
+	if err := file.SyncDir(r.path); err != nil {
 		return fail(err)
 	}
 	r.file, r.size, r.inFile = f, int64(len(frame)), 0
@@ -376,19 +374,6 @@ func valid(s string) string {
 		s = s[:1024]
 	}
 	return strings.ToValidUTF8(s, "\uFFFD")
-}
-
-// syncDir makes the new name of a file durable.
-func syncDir(path string) error {
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) {
-		return err
-	}
-	return nil
 }
 
 // restart makes the next interval a key frame.

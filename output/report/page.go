@@ -10,8 +10,6 @@ import (
 	"html/template"
 	"io"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -19,6 +17,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/file"
 	"github.com/iotrace-bpf/iotrace-bpf/output/text"
 )
 
@@ -148,23 +147,13 @@ func (r *Report) WriteTo(w io.Writer) (int64, error) {
 	return count.n, nil
 }
 
-// WriteFile writes the page to path with mode 0600. It writes a temporary file in
-// the same directory and renames it when it is complete, so that an existing file
-// is replaced as a whole or, after an error, not at all.
+// WriteFile writes the page to path, as file.Replace does.
 func (r *Report) WriteFile(path string) error {
-	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
+	err := file.Replace(path, func(w io.Writer) error {
+		_, err := r.WriteTo(w)
+		return err
+	})
 	if err != nil {
-		return fmt.Errorf("writing report %q: %w", path, err)
-	}
-	_, err = r.WriteTo(f)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		os.Remove(f.Name())
 		return fmt.Errorf("writing report %q: %w", path, err)
 	}
 	return nil
