@@ -32,7 +32,7 @@ struct walk {
 	__u32 cmd_flags;
 	__u32 is_loop;
 	__u32 in_journal; /* pages of this mapping may be a journal's */
-	__u64 mapping; /* of the folio before */
+	__u64 journal_mapping; /* of the folio before: in_journal is about this one */
 	__u64 journal; /* the folio's owner, where a journal has to do with it; else 0 */
 	struct page_words words; /* of the folio; too much for the stack */
 };
@@ -141,8 +141,8 @@ __noinline __u64 iot_walk_journal(__u32 which, __u64 folio, __u64 page, __u32 at
 	mapping = (__u64)iot_words_mapping(&w->words);
 	if (!mapping)
 		return iot_journal_copy(which, folio, w->bio);
-	if (mapping != w->mapping) {
-		w->mapping = mapping;
+	if (mapping != w->journal_mapping) {
+		w->journal_mapping = mapping;
 		w->in_journal = iot_is_device((void *)mapping);
 	}
 	if (!w->in_journal)
