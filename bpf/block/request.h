@@ -43,7 +43,7 @@ static __always_inline bool iot_request_owner(struct block_request *r, struct ow
 	w->vec = 0;
 	w->in_bio = 0;
 	w->left = r->bytes;
-	w->before = 0;
+	w->journal_mapping = 0;
 	w->cmd_flags = r->flags;
 	w->is_loop = r->is_loop;
 	iot_walk_all(r->walk);

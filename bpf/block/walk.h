@@ -113,8 +113,8 @@ __noinline __u64 iot_walk_journal(__u32 which, __u64 folio, __u64 page, __u32 at
 	mapping = (__u64)iot_words_mapping(&w->words);
 	if (!mapping)
 		return iot_journal_copy(which, folio, w->bio);
-	if (mapping != w->before) {
-		w->before = mapping;
+	if (mapping != w->journal_mapping) {
+		w->journal_mapping = mapping;
 		w->in_journal = iot_is_device((void *)mapping);
 	}
 	if (!w->in_journal)

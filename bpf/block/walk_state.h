@@ -25,7 +25,7 @@ struct walk {
 	__u64 pages; /* of this vector */
 	unsigned long word; /* owner word of the folios of the run; 0: ask for each folio */
 	__u64 mapping; /* the file of the run where a note names one dirtier for all of it; else 0 */
-	__u64 before; /* mapping of the folio before */
+	__u64 journal_mapping; /* of the folio before, for in_journal */
 	__u64 journal; /* the folio's owner, where a journal has to do with it; else 0 */
 	__u32 vec_len; /* 0: this vector must be read first */
 	__u32 vec_offset;

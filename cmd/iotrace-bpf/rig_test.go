@@ -309,9 +309,9 @@ func (r *traced) seen() []tracedDoc {
 
 // total adds up the documents of dataset iotrace.io that match.
 type total struct {
-	read, write, discard                 uint64
-	metaRead, metaWrite                  uint64
-	readOps, writeOps                    uint64
+	read, write, discard                          uint64
+	metaRead, metaWrite                           uint64
+	readOps, writeOps                             uint64
 	dirtier, page, journal, bio, task, none, docs uint64
 }
 
