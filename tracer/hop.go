@@ -152,13 +152,10 @@ func oldBtrfsHop(t *hopTypes) (bpf.BlockHop, bool) {
 func (t *hopTypes) extent(h bpf.BlockHop) (bpf.BlockHop, bool) {
 	bio := t.at("btrfs_bio", unknownOffset, "bio")
 	start, length, packed := t.at("compressed_bio", unknownOffset, "start"), t.at("compressed_bio", unknownOffset, "len"), t.at("compressed_bio", unknownOffset, "compressed_len")
-	if !bio.known || !start.known {
-		return h, false
-	}
-	h.Start = start.bytes
 	if length.known && packed.known {
 		h.Length, h.Packed = length.bytes, packed.bytes
 	}
+	h.Start = start.bytes
 	if bbio := t.at("compressed_bio", unknownOffset, "bbio"); bbio.known {
 		inode, again := t.at("btrfs_bio", unknownOffset, "inode"), t.at("btrfs_bio", unknownOffset, "file_offset")
 		vfs := offset{known: true}
@@ -166,8 +163,13 @@ func (t *hopTypes) extent(h bpf.BlockHop) (bpf.BlockHop, bool) {
 			vfs = t.at("btrfs_inode", unknownOffset, "vfs_inode")
 		}
 		h.Base = -bio.bytes - bbio.bytes
-		h.Inode, h.VfsInode, h.StartAgain = bbio.bytes+inode.bytes, vfs.bytes, bbio.bytes+again.bytes
-		return h, inode.known && again.known && vfs.known
+		h.Inode, h.VfsInode = bbio.bytes+inode.bytes, vfs.bytes
+		if start.known {
+			h.StartAgain = bbio.bytes + again.bytes
+		} else { // gone in 7.x
+			h.Start = bbio.bytes + again.bytes
+		}
+		return h, bio.known && inode.known && again.known && vfs.known
 	}
 	// Up to 6.2 or so the btrfs_bio points to it, and names the function that takes it.
 	private, end := t.at("btrfs_bio", unknownOffset, "private"), t.at("btrfs_bio", unknownOffset, "end_io")
@@ -176,7 +178,7 @@ func (t *hopTypes) extent(h bpf.BlockHop) (bpf.BlockHop, bool) {
 	h.Load[h.Loads] = bpf.BlockHopLoad{Check: takes, CheckAt: end.bytes - bio.bytes, At: private.bytes - bio.bytes}
 	h.Loads++
 	h.Inode = inode.bytes
-	return h, private.known && end.known && inode.known && takes != 0
+	return h, bio.known && start.known && private.known && end.known && inode.known && takes != 0
 }
 
 // hopTypes knows the structs of this kernel and its modules, and addresses of functions.
