@@ -152,9 +152,7 @@ func oldBtrfsHop(t *hopTypes) (bpf.BlockHop, bool) {
 func (t *hopTypes) extent(h bpf.BlockHop) (bpf.BlockHop, bool) {
 	bio := t.at("btrfs_bio", unknownOffset, "bio")
 	start, length, packed := t.at("compressed_bio", unknownOffset, "start"), t.at("compressed_bio", unknownOffset, "len"), t.at("compressed_bio", unknownOffset, "compressed_len")
-	if length.known && packed.known {
-		h.Length, h.Packed = length.bytes, packed.bytes
-	}
+	h.Length, h.Packed = length.bytes, packed.bytes // 7.x: the bio has the size
 	h.Start = start.bytes
 	if bbio := t.at("compressed_bio", unknownOffset, "bbio"); bbio.known {
 		inode, again := t.at("btrfs_bio", unknownOffset, "inode"), t.at("btrfs_bio", unknownOffset, "file_offset")
@@ -164,11 +162,7 @@ func (t *hopTypes) extent(h bpf.BlockHop) (bpf.BlockHop, bool) {
 		}
 		h.Base = -bio.bytes - bbio.bytes
 		h.Inode, h.VfsInode = bbio.bytes+inode.bytes, vfs.bytes
-		if start.known {
-			h.StartAgain = bbio.bytes + again.bytes
-		} else { // gone in 7.x
-			h.Start = bbio.bytes + again.bytes
-		}
+		h.Start, h.StartAgain = bbio.bytes+again.bytes, start.bytes
 		return h, bio.known && inode.known && again.known && vfs.known
 	}
 	// Up to 6.2 or so the btrfs_bio points to it, and names the function that takes it.

@@ -296,6 +296,7 @@ __noinline int iot_follow_extent(__u32 which, __u64 bio, __u64 at)
 	struct walk *w = bpf_map_lookup_elem(&walks, &which);
 	struct hop *hop = bpf_map_lookup_elem(&hops, &end);
 	__u32 pages = 1, packed = 0, first;
+	struct iter iter = {};
 
 	if (!w || !hop)
 		return 0;
@@ -304,13 +305,16 @@ __noinline int iot_follow_extent(__u32 which, __u64 bio, __u64 at)
 		return 0;
 	inode += hop->vfs_inode;
 	start = iot_word_at(at + hop->start);
-	if (hop->start_again && iot_word_at(at + hop->start_again) != start)
-		return 0;
 	first = start & ((1U << IOT_PAGE_SHIFT) - 1);
-	if (hop->length)
+	/* Where the range is not described, its first page stands for all of it. */
+	if (hop->length && (!hop->start_again || iot_word_at(at + hop->start_again) == start))
 		pages = (first + iot_u32_at(at + hop->length) + (1U << IOT_PAGE_SHIFT) - 1) >> IOT_PAGE_SHIFT;
-	if (hop->packed)
+	if (hop->packed) {
 		packed = iot_u32_at(at + hop->packed);
+	} else {
+		iot_read_iter(&iter, (struct bio *)bio);
+		packed = iter.size;
+	}
 	before = iot_bytes_before(which, w, bio);
 	if (!pages || pages > IOT_EXTENT_PAGES || before >= packed) {
 		pages = 1;

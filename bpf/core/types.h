@@ -170,7 +170,7 @@ struct hop {
 	__s32 inode;
 	__s32 vfs_inode; /* from the inode found there */
 	__s32 start; /* of the range in the file */
-	__s32 start_again; /* must be equal to the field at start */
+	__s32 start_again; /* equal to the field at start where length and packed are valid */
 	__s32 length; /* bytes of the range */
 	__s32 packed; /* bytes after compression */
 	/* IOT_HOP_STRIPE: offsets in struct stripe_head, then in each of its struct r5dev */
