@@ -140,35 +140,37 @@ __noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word)
 {
 	struct walk *w = bpf_map_lookup_elem(&walks, &which);
 	struct inode_note *note;
-	struct owner o = {};
+	struct owner *o;
 	__u64 mapping;
 
 	if (!w)
 		return 0;
+	o = &w->owner;
+	*o = (struct owner){};
 	if (w->journal) {
-		iot_journal_own(&o, w->journal, which);
+		iot_journal_own(o, w->journal, which);
 		w->word = 0;
 		w->mapping = 0;
-	} else if (iot_block_owner(w, &o, folio)) {
+	} else if (iot_block_owner(w, o, folio)) {
 		w->word = 0;
 		w->mapping = 0;
 	} else {
-		iot_owner_of_folio(&o, (struct folio *)folio, w->page, (struct bio *)w->bio,
+		iot_owner_of_folio(o, (struct folio *)folio, w->page, (struct bio *)w->bio,
 				   (w->cmd_flags & 1 ? IOT_FOR_WRITE : 0) |
 				   (w->cmd_flags & IOT_REQ_META ? IOT_FOR_META : 0));
-		w->word = o.basis == IOT_PAGE ? word : 0;
+		w->word = o->basis == IOT_PAGE ? word : 0;
 		mapping = (__u64)iot_words_mapping(&w->words);
-		note = o.basis == IOT_DIRTIER ? iot_inode_note(mapping) : NULL;
+		note = o->basis == IOT_DIRTIER ? iot_inode_note(mapping) : NULL;
 		w->mapping = note && !note->state ? mapping : 0;
 	}
-	if (!iot_run_differs(&w->run, &o))
+	if (!iot_run_differs(&w->run, o))
 		return 0;
 	if (w->run.bytes) {
 		w->run.several = 1;
 		iot_walk_book(w, false);
 	}
-	w->run.usage.flags = (w->cmd_flags & IOT_REQ_META ? IOT_META : 0) | iot_journal_flags(&o);
-	iot_run_own(&w->run, &o);
+	w->run.usage.flags = (w->cmd_flags & IOT_REQ_META ? IOT_META : 0) | iot_journal_flags(o);
+	iot_run_own(&w->run, o);
 	return 0;
 }
 

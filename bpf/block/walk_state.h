@@ -47,6 +47,7 @@ struct walk {
 		__u32 done;
 		__u32 pad;
 	} extent;
+	struct owner owner; /* of the folio; here because 5.10 has too little stack */
 	struct page_words words; /* of the folio; too much for the stack */
 	struct bio_vec vecs[IOT_VECS];
 };

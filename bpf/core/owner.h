@@ -111,8 +111,15 @@ static __always_inline bool iot_is_shmem(struct folio *folio)
 
 #define IOT_FOR_WRITE 1U
 #define IOT_FOR_META 2U /* the request is marked as file-system metadata */
+#define IOT_NO_SUBMITTER 4U /* nothing tells who submitted the bio */
 
-/* The owner of one folio of a request, packed, as far as no note names its dirtier. bio is 0 where there is none. */
+#define IOT_ASK_SUBMITTER (~1ULL) /* no packed owner: see IOT_NO_NOTE */
+
+/*
+ * The owner of one folio of a request, packed, as far as no note names its dirtier. bio is
+ * 0 where there is none. IOT_ASK_SUBMITTER stands for iot_submitter, which the caller
+ * asks: one call below another they would need more stack than 5.10 has.
+ */
 __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 {
 	struct folio *folio = (void *)folio_addr;
@@ -131,8 +138,10 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 			return loop->owner;
 	}
 	if (file) {
-		if (iot_is_shmem(folio)) {
-			owner = iot_submitter(bio_addr, bpf_get_current_task());
+		if (iot_is_shmem(folio) && !(flags & IOT_NO_SUBMITTER)) {
+			if (bio)
+				return IOT_ASK_SUBMITTER;
+			owner = iot_owner_from_task();
 			if (owner)
 				return owner;
 		}
@@ -141,10 +150,8 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 	if (id > IOT_ROOT_CGROUP)
 		return iot_pack(id, IOT_PAGE);
 	owner = iot_owner_from_bio(bio);
-	if (owner && !(file && (flags & IOT_FOR_WRITE))) /* writeback is not the current task's */
-		owner = iot_submitter(bio_addr, bpf_get_current_task());
-	if (owner)
-		return owner;
+	if (owner) /* writeback is not the current task's */
+		return file && (flags & IOT_FOR_WRITE) ? owner : IOT_ASK_SUBMITTER;
 	if (id == IOT_ROOT_CGROUP) {
 		if (meta)
 			return iot_pack(IOT_CGROUP_KERNEL, IOT_PAGE);
@@ -192,6 +199,12 @@ __noinline __u32 iot_folio_pid(__u64 folio_addr, __u64 owner)
 	return iot_pid_of(task);
 }
 
+/* The file system of a file. A global function: its callers have no stack left. */
+__noinline __u32 iot_fsdev(__u64 mapping)
+{
+	return BPF_CORE_READ((struct address_space *)mapping, host, i_sb, s_dev);
+}
+
 /*
  * The owner of one folio of a block or network file system request, or of one of its
  * pages, the page'th. bio may be NULL. flags are IOT_FOR_WRITE and IOT_FOR_META.
@@ -212,12 +225,17 @@ static __always_inline void iot_owner_of_folio(struct owner *o, struct folio *fo
 			o->pid = iot_dirtier_pid((__u64)mapping, index);
 	} else {
 		packed = iot_folio_owner((__u64)folio, (__u64)bio, flags);
+		if (packed == IOT_ASK_SUBMITTER) {
+			packed = iot_submitter((__u64)bio, bpf_get_current_task());
+			if (!packed)
+				packed = iot_folio_owner((__u64)folio, (__u64)bio, flags | IOT_NO_SUBMITTER);
+		}
 		if (by_process)
 			o->pid = iot_folio_pid((__u64)folio, packed);
 	}
 	iot_unpack(o, packed);
 	if (by_mount && file)
-		o->fsdev = BPF_CORE_READ(mapping, host, i_sb, s_dev);
+		o->fsdev = iot_fsdev((__u64)mapping);
 }
 
 /* task is the one that is known to have asked, else the current one. */
