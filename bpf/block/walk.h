@@ -133,8 +133,8 @@ static __always_inline bool iot_walk_by_page(const struct walk *w)
 }
 
 /*
- * Finds the owner of the next folio, or of a page of it, and begins a run if it is
- * another one.
+ * Finds the owner of the next folio, or of a page of it. Returns whether it is another
+ * one than that of the run.
  */
 __noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word)
 {
@@ -163,14 +163,25 @@ __noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word)
 		note = o->basis == IOT_DIRTIER ? iot_inode_note(mapping) : NULL;
 		w->mapping = note && !note->state ? mapping : 0;
 	}
-	if (!iot_run_differs(&w->run, o))
+	return iot_run_differs(&w->run, o);
+}
+
+/*
+ * Begins a run of the owner that iot_walk_owner found. Not called there: one call below
+ * another they would need more stack than 5.10 has.
+ */
+__noinline int iot_walk_turn(__u32 which)
+{
+	struct walk *w = bpf_map_lookup_elem(&walks, &which);
+
+	if (!w)
 		return 0;
 	if (w->run.bytes) {
 		w->run.several = 1;
 		iot_walk_book(w, false);
 	}
-	w->run.usage.flags = (w->cmd_flags & IOT_REQ_META ? IOT_META : 0) | iot_journal_flags(o);
-	iot_run_own(&w->run, o);
+	w->run.usage.flags = (w->cmd_flags & IOT_REQ_META ? IOT_META : 0) | iot_journal_flags(&w->owner);
+	iot_run_own(&w->run, &w->owner);
 	return 0;
 }
 
@@ -203,8 +214,8 @@ __noinline int iot_walk_extent(__u32 which)
 	} else {
 		w->sight = IOT_SIGHT_NONE;
 	}
-	if (!folio || !iot_walk_same(w, word))
-		iot_walk_owner(which, folio, word);
+	if ((!folio || !iot_walk_same(w, word)) && iot_walk_owner(which, folio, word))
+		iot_walk_turn(which);
 	w->sight = IOT_SIGHT_EXTENT;
 	w->extent.done += n;
 	w->run.bytes += n;
@@ -278,8 +289,8 @@ __noinline int iot_walk_step(__u32 which)
 	}
 	word = iot_words_owner(&w->words);
 	w->journal = iot_walk_journal(which, (__u64)folio, (__u64)page, at);
-	if (w->journal || !iot_walk_same(w, word))
-		iot_walk_owner(which, (__u64)folio, word);
+	if ((w->journal || !iot_walk_same(w, word)) && iot_walk_owner(which, (__u64)folio, word))
+		iot_walk_turn(which);
 	w->run.bytes += n;
 	w->in_vec += n;
 	w->in_bio -= n;

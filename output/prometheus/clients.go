@@ -16,7 +16,7 @@ import (
 const (
 	maxScrapes  = 3
 	maxConns    = 64
-	scrapeGrace = 2 * time.Second  // an answer has this long before another client may need its place
+	scrapeGrace = 2 * time.Second  // a part of an answer may wait for its client this long while others want the place
 	scrapeTurn  = 8 * time.Second  // how long a client waits for a place: less than Prometheus waits
 	scrapeTime  = 20 * time.Second // for an answer, on a link however slow
 )
@@ -24,20 +24,20 @@ const (
 // place is what a client holds, and what to do when it must give way.
 type place struct {
 	address string
-	since   time.Time
+	since   time.Time // it has waited for its client since then; zero: it does not wait
 	end     func()
 	ended   bool // end was called
 }
 
-// greediest returns the oldest place of the address that has most of them: others lose
-// nothing by a client that takes all it can get. It returns nil if all were ended, or
-// none is as old as grace.
+// greediest returns the place that has waited for longest, of the address that has most
+// of them: others lose nothing by a client that takes all it can get. It returns nil if all
+// were ended, or none has waited as long as grace.
 func greediest(places []*place, grace time.Duration, now time.Time) *place {
 	held := map[string]int{}
 	for _, p := range places {
 		held[p.address]++
 	}
-	list := slices.DeleteFunc(slices.Clone(places), func(p *place) bool { return p.ended || now.Sub(p.since) < grace })
+	list := slices.DeleteFunc(slices.Clone(places), func(p *place) bool { return p.ended || p.since.IsZero() || now.Sub(p.since) < grace })
 	if len(list) == 0 {
 		return nil
 	}
@@ -73,7 +73,7 @@ func (s *scrapes) enter(ctx context.Context, address string, end func()) *place 
 	for {
 		s.mu.Lock()
 		if len(s.places) < maxScrapes {
-			p := &place{address: address, since: time.Now(), end: end}
+			p := &place{address: address, end: end}
 			s.places = append(s.places, p)
 			s.mu.Unlock()
 			return p
@@ -101,6 +101,28 @@ func (s *scrapes) leave(p *place) {
 	s.left = make(chan struct{})
 }
 
+// answer is an http.ResponseWriter that notes while it waits for its client.
+type answer struct {
+	http.ResponseWriter
+	scrapes *scrapes
+	place   *place
+}
+
+func (a *answer) Write(b []byte) (int, error) {
+	a.waits(time.Now())
+	defer a.waits(time.Time{})
+	return a.ResponseWriter.Write(b)
+}
+
+func (a *answer) waits(since time.Time) {
+	a.scrapes.mu.Lock()
+	defer a.scrapes.mu.Unlock()
+	a.place.since = since
+}
+
+// Unwrap is for http.ResponseController.
+func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
 // handler bounds how many run next at a time.
 func (s *scrapes) handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -113,7 +135,7 @@ func (s *scrapes) handler(next http.Handler) http.Handler {
 			return
 		}
 		defer s.leave(p)
-		next.ServeHTTP(w, r)
+		next.ServeHTTP(&answer{w, s, p}, r)
 	})
 }
 

@@ -17,9 +17,9 @@ func large(t *testing.T) *Exporter {
 	t.Helper()
 	p := servePrometheus(t, Options{})
 	iv := &output.Interval{Start: time.Now(), End: time.Now()}
-	for i := range 8000 {
+	for i := range 3500 {
 		iv.Samples = append(iv.Samples, output.Sample{Source: output.SourceBlock, Level: output.LevelWire, Owner: output.OwnerUnit,
-			Unit: fmt.Sprintf("%0200d", i), Write: output.Amount{Bytes: 1, Ops: 1}, Read: output.Amount{Bytes: 1, Ops: 1}})
+			Unit: fmt.Sprintf("%0250d", i), Write: output.Amount{Bytes: 1, Ops: 1}, Read: output.Amount{Bytes: 1, Ops: 1}})
 	}
 	p.Observe(iv)
 	return p
