@@ -504,7 +504,7 @@ static __always_inline void iot_shares_begin(struct journal_shares *s, __u32 tid
 
 	s->tid = tid;
 	s->total = 0;
-	s->dealt = bpf_get_prandom_u32();
+	s->dealt = iot_hash(tid, 32); /* anywhere, and for two tracers the same */
 	for (i = 0; i < IOT_JOURNAL_OWNERS; i++)
 		s->owners[i].blocks = 0;
 }

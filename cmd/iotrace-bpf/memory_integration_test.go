@@ -94,7 +94,7 @@ func TestMemoryLimit(t *testing.T) {
 		g := newMemoryCgroup(t, 24<<20)
 		cmd := exec.Command("/bin/sh", "-c", `echo $$ > "$1/cgroup.procs" && shift && exec "$@"`, "sh", g.dir, bin, "1", "1")
 		out, err := cmd.CombinedOutput()
-		if err == nil || !strings.Contains(string(out), "not enough memory: making maps: map notes:") || !strings.Contains(string(out), "MemoryMax=") {
+		if err == nil || !strings.Contains(string(out), "not enough memory: making maps: map page_notes:") || !strings.Contains(string(out), "MemoryMax=") {
 			t.Errorf("with 24 MiB: %v\n%s", err, out)
 		}
 	})

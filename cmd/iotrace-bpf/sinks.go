@@ -80,7 +80,7 @@ const (
 )
 
 // write hands an interval to all outputs and returns the first error of the main one. Of
-// a live run it waits patience at most. A replay waits for every output, so that nothing
+// a live run with several outputs it waits patience at most. A replay waits for every output, so that nothing
 // is dropped, or until the user wants to end.
 func (s *sinks) write(summary *output.Summary, iv *output.Interval) error {
 	j := job{summary: summary, iv: iv}
@@ -96,6 +96,12 @@ func (s *sinks) write(summary *output.Summary, iv *output.Interval) error {
 		return s.failure()
 	}
 	s.main.put(j)
+	if len(s.others) == 0 {
+		// Nobody else is held up, and while this program waits the kernel goes on counting:
+		// nothing is lost but time.
+		s.main.wait(s.main.idle, s.ctx.Done())
+		return s.failure()
+	}
 	late, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	catchUp := func(o *outlet, state func() bool) {
