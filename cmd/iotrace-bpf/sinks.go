@@ -36,6 +36,7 @@ type sinks struct {
 	others []*outlet
 	log    *slog.Logger
 	ctx    context.Context // of the run: done when the user wants it to end
+	late   context.Context // done lastTime after that: nobody waits for standard output any more
 	live   bool            // the intervals do not wait, unlike those of a recording
 	told   bool            // write has returned the failure of main
 
@@ -45,6 +46,9 @@ type sinks struct {
 
 func newSinks(ctx context.Context, main sink, live bool, log *slog.Logger) *sinks {
 	s := &sinks{log: log, ctx: ctx, live: live}
+	var giveUp context.CancelFunc
+	s.late, giveUp = context.WithCancel(context.Background())
+	context.AfterFunc(ctx, func() { time.AfterFunc(lastTime, giveUp) })
 	s.main = newOutlet(s, "standard output", main)
 	return s
 }
@@ -99,7 +103,7 @@ func (s *sinks) write(summary *output.Summary, iv *output.Interval) error {
 	if len(s.others) == 0 {
 		// Nobody else is held up, and while this program waits the kernel goes on counting:
 		// nothing is lost but time.
-		s.main.wait(s.main.idle, s.ctx.Done())
+		s.main.wait(s.main.idle, s.late.Done())
 		return s.failure()
 	}
 	late, cancel := context.WithTimeout(context.Background(), patience)
@@ -159,10 +163,7 @@ func (s *sinks) Close() error {
 		}
 	})
 	defer waiting.Stop()
-	lateMain, cancelMain := context.WithCancel(context.Background())
-	defer cancelMain()
-	defer context.AfterFunc(s.ctx, func() { time.AfterFunc(lastTime, cancelMain) })()
-	errs := []error{s.main.close(lateMain.Done())}
+	errs := []error{s.main.close(s.late.Done())}
 	for _, o := range s.others {
 		errs = append(errs, o.close(late.Done()))
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -284,7 +285,11 @@ func mountCgroups(mode string) error {
 			return err
 		}
 		// Without io: writeback then arrives without an owner in the bio, which
-		// is the hard case. Tests that want it switch it on.
+		// is the hard case. Tests that want it switch it on. A kernel may have been told to
+		// have no memory controller.
+		if have, err := os.ReadFile(cgroupMount + "/cgroup.controllers"); err != nil || !slices.Contains(strings.Fields(string(have)), "memory") {
+			return err
+		}
 		return os.WriteFile(cgroupMount+"/cgroup.subtree_control", []byte("+memory"), 0o644)
 	case "v1", "hybrid":
 		if err := mountAll([]mountPoint{{"tmpfs", cgroupMount, "tmpfs", ""}}); err != nil {
