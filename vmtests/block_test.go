@@ -154,7 +154,12 @@ func (b *blockTrace) stop() []guest.IOStats {
 }
 
 // wrote and read are the bytes of a cgroup at a leaf device.
-func (b *blockTrace) wrote(d guest.Disk, c *guest.Cgroup) int64 { return b.Written("block", d.ID(), c) }
+// wrote is the data that a cgroup wrote. What its changes made a journal write is apart.
+func (b *blockTrace) wrote(d guest.Disk, c *guest.Cgroup) int64 {
+	return b.Written("block", d.ID(), c) -
+		b.Sum("iotrace.basis.journal", "iotrace.source", "block", "iotrace.device.id", d.ID(), "iotrace.cgroup.path", c.Path())
+}
+
 func (b *blockTrace) read(d guest.Disk, c *guest.Cgroup) int64 {
 	return b.Output.Read("block", d.ID(), c)
 }

@@ -93,8 +93,8 @@ func (b *blockTrace) shares(x, y, z *guest.Cgroup, permille int64) {
 	b.g.Helper()
 	var wx, wz, wk, all int64
 	for _, d := range b.disks {
-		wx, wz = wx+b.wrote(d, x), wz+b.wrote(d, z)
-		b.Equal(d.Name+" y wrote", b.wrote(d, y), 0)
+		wx, wz = wx+b.Written("block", d.ID(), x), wz+b.Written("block", d.ID(), z)
+		b.Equal(d.Name+" y wrote", b.Written("block", d.ID(), y), 0)
 		wk += b.Sum("iotrace.write.bytes", "iotrace.owner", "kernel", "iotrace.device.id", d.ID())
 		all += b.Sum("iotrace.write.bytes", "iotrace.device.id", d.ID())
 	}
@@ -207,11 +207,11 @@ func blockJournalUnmounted(g *guest.Guest) {
 	const raw = 8 << 20
 	y.Run("dd", "if=/dev/zero", "of="+d.Path(), "bs=1M", fmt.Sprintf("count=%d", raw>>20), "conv=fsync", "status=none")
 	t.stop()
-	t.Equal("y wrote", t.wrote(d, y), raw)
-	if n := t.wrote(d, x); n == 0 || n > 1<<20 {
+	t.Equal("y wrote", t.Written("block", d.ID(), y), raw)
+	if n := t.Written("block", d.ID(), x); n == 0 || n > 1<<20 {
 		t.Equal("x wrote", n, 3*4096)
 	}
-	if n := t.wrote(d, z); n < 8<<20 {
+	if n := t.Written("block", d.ID(), z); n < 8<<20 {
 		t.Equal("z wrote", n, 16<<20)
 	}
 }

@@ -37,7 +37,7 @@ __noinline int iot_is_buffer(__u64 bio, __u64 folio)
 		return 0;
 	if (bpf_core_field_exists(new->b_folio))
 		return (__u64)FIELD(new, b_folio) == folio;
-	return (__u64)iot_folio(FIELD(old, b_page)) == folio;
+	return iot_in_folio((__u64)FIELD(old, b_page), folio);
 }
 
 /*

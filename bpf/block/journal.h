@@ -445,7 +445,7 @@ __noinline __u64 iot_journal_copy(__u32 which, __u64 folio, __u64 bio)
 	__u64 head, transaction, at;
 	struct journal *j;
 
-	if (!bh || !layout || (__u64)iot_folio(FIELD(bh, b_page)) != folio)
+	if (!bh || !layout || !iot_in_folio((__u64)FIELD(bh, b_page), folio))
 		return 0;
 	original = FIELD(bh, b_private);
 	head = original ? iot_journal_head(layout, original) : 0;

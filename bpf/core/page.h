@@ -130,6 +130,17 @@ static __always_inline unsigned int iot_folio_size(const struct folio *folio)
 	return n ? n : 1;
 }
 
+/*
+ * Whether a page is one of a folio. What is compared may be no page at all: it is not
+ * read, because an address that is not canonical makes the kernel complain in its log.
+ */
+static __always_inline bool iot_in_folio(__u64 page, __u64 folio)
+{
+	if (page < folio)
+		return false;
+	return page - folio < (__u64)iot_folio_size((void *)folio) * bpf_core_type_size(struct page___5_15);
+}
+
 static __always_inline struct address_space *iot_folio_mapping(const struct folio *folio)
 {
 	const struct page___5_15 *page = (const void *)folio;
