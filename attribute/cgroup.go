@@ -114,12 +114,17 @@ func (t *tree) close() error {
 	return unix.Close(fd)
 }
 
+// handle opens a cgroup by its id. The kernel answers ESTALE if it has none of this id.
+func (t *tree) handle(id uint64) (fd int, err error) {
+	var raw [8]byte
+	binary.NativeEndian.PutUint64(raw[:], id)
+	return unix.OpenByHandleAt(t.mountFD, unix.NewFileHandle(kernfsHandle, raw[:]), unix.O_PATH|unix.O_CLOEXEC)
+}
+
 // open asks the kernel for the path of an id. This takes one system call to open and one
 // to read the name, whatever the size of the tree.
 func (t *tree) open(id uint64) (string, error) {
-	var raw [8]byte
-	binary.NativeEndian.PutUint64(raw[:], id)
-	fd, err := unix.OpenByHandleAt(t.mountFD, unix.NewFileHandle(kernfsHandle, raw[:]), unix.O_PATH|unix.O_CLOEXEC)
+	fd, err := t.handle(id)
 	if err != nil {
 		return "", err
 	}
@@ -352,7 +357,10 @@ func (t *tree) check(n int) {
 		}
 		var err error
 		if t.handles {
-			_, err = t.open(id)
+			var fd int
+			if fd, err = t.handle(id); err == nil {
+				err = unix.Close(fd)
+			}
 		} else {
 			var st unix.Stat_t
 			st, err = statBelow(t.root, t.below(c.path))
