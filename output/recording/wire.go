@@ -58,6 +58,12 @@ type wireInterval struct {
 	// The sizes of the tables of strings, label sets, identities and bounds before this
 	// interval, and Start of the key frame. The first recordings have none.
 	Base []uint64 `cbor:"25,keyasint,omitempty"`
+
+	// Hosts of intervals of several: name, id and kernel of each (strings), and of each
+	// row and each event the number of its host, 0 for none. The first is 1.
+	Hosts     []uint64 `cbor:"26,keyasint,omitempty"`
+	RowHost   []uint64 `cbor:"27,keyasint,omitempty"` // as MetaRead
+	EventHost []uint64 `cbor:"28,keyasint,omitempty"`
 }
 
 // baseWidth is the length of wireInterval.Base.
@@ -258,6 +264,7 @@ func (e *encoder) interval(iv *output.Interval) (*wireInterval, error) {
 		return nil, fmt.Errorf("names of %d identities in %d bytes: %w", len(e.idents), e.text, ErrTooLarge)
 	}
 
+	e.hosts(rows, events)
 	w.MetaRead = make([]uint64, len(rows))
 	w.MetaWrite = make([]uint64, len(rows))
 	w.Retransmits = make([]uint64, len(rows))
@@ -296,6 +303,29 @@ func (e *encoder) interval(iv *output.Interval) (*wireInterval, error) {
 		}
 	}
 	return w, nil
+}
+
+// hosts says of which hosts rows and events are.
+func (e *encoder) hosts(rows []*output.Sample, events []output.Event) {
+	w := e.w
+	numbers := map[output.Host]uint64{{}: 0}
+	number := func(h output.Host) uint64 {
+		n, ok := numbers[h]
+		if !ok {
+			n = uint64(len(numbers))
+			numbers[h] = n
+			w.Hosts = append(w.Hosts, e.str(h.Name), e.str(h.ID), e.str(h.Kernel))
+		}
+		return n
+	}
+	w.RowHost, w.EventHost = make([]uint64, len(rows)), make([]uint64, len(events))
+	for i, s := range rows {
+		w.RowHost[i] = number(s.Host)
+	}
+	for i := range events {
+		w.EventHost[i] = number(events[i].Host)
+	}
+	w.RowHost, w.EventHost = noneIfZero(w.RowHost), noneIfZero(w.EventHost)
 }
 
 // amounts fills to with one Amount of each row.
@@ -763,6 +793,9 @@ func (t *nameTables) interval(w *wireInterval) (*output.Interval, error) {
 	t.column("metadata read", w.MetaRead, n)
 	t.column("retransmits", w.Retransmits, n)
 	t.column("metadata written", w.MetaWrite, n)
+	t.column("hosts of rows", w.RowHost, n)
+	t.column("hosts of events", w.EventHost, events)
+	hosts := t.hosts(w)
 	var basis [bases][]uint64
 	if len(w.Basis) > 0 && len(w.Basis) < oldBases {
 		t.fail("basis of %d columns", len(w.Basis))
@@ -792,6 +825,7 @@ func (t *nameTables) interval(w *wireInterval) (*output.Interval, error) {
 	}
 	fill := func(s *output.Sample, i int) {
 		*s = t.idents[w.Rows[i]]
+		s.Host = hosts(at(w.RowHost, i))
 		s.MetaReadBytes, s.MetaWriteBytes, s.Retransmits = at(w.MetaRead, i), at(w.MetaWrite, i), at(w.Retransmits, i)
 		s.Basis = output.BasisBytes{
 			Dirtier: at(basis[0], i), Page: at(basis[1], i), Bio: at(basis[2], i), Task: at(basis[3], i), None: at(basis[4], i), Journal: at(basis[5], i),
@@ -817,6 +851,9 @@ func (t *nameTables) interval(w *wireInterval) (*output.Interval, error) {
 	}); err != nil {
 		return nil, err
 	}
+	for i := range iv.Events {
+		iv.Events[i].Host = hosts(at(w.EventHost, i))
+	}
 	for i, s := range rows {
 		if s == nil {
 			return nil, fmt.Errorf("row %d belongs to no event", i)
@@ -837,6 +874,24 @@ func (t *nameTables) interval(w *wireInterval) (*output.Interval, error) {
 		}
 	}
 	return iv, t.err
+}
+
+// hosts is the reverse of encoder.hosts: it returns the host of a number.
+func (t *nameTables) hosts(w *wireInterval) func(uint64) output.Host {
+	if len(w.Hosts)%3 != 0 || len(w.Hosts) > 3*MaxSet {
+		t.fail("hosts of %d numbers", len(w.Hosts))
+	}
+	all := make([]output.Host, 1, 1+len(w.Hosts)/3)
+	for c := range slices.Chunk(w.Hosts[:len(w.Hosts)/3*3], 3) {
+		all = append(all, output.Host{Name: t.str(c[0]), ID: t.str(c[1]), Kernel: t.str(c[2])})
+	}
+	return func(n uint64) output.Host {
+		if n >= uint64(len(all)) {
+			t.fail("host %d of %d", n, len(all)-1)
+			return output.Host{}
+		}
+		return all[n]
+	}
 }
 
 // amounts is the reverse of encoder.amounts.
