@@ -34,8 +34,14 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 	if err := opt.parseSet(fs, args); err != nil {
 		return err
 	}
+	if opt.fromCluster() {
+		if err := opt.checkCluster(fs.Args()); err != nil {
+			return err
+		}
+		return opt.replayCluster(ctx, fs.Args(), stdout, stderr)
+	}
 	if fs.NArg() == 0 {
-		return usagef("replay needs a recording: iotrace-bpf replay FILE, or - for standard input")
+		return usagef("replay needs a recording: iotrace-bpf replay FILE, or - for standard input, or --elasticsearch URL --since 1h")
 	}
 	names, rest := splitRecordings(fs.Args())
 	if len(rest) > 0 {
