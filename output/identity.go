@@ -18,6 +18,7 @@ type Identity struct {
 	Process   Process
 	Device    Device
 	Mount     Mount
+	Host      Host
 }
 
 // fieldSet is a set of fields of Identity.
@@ -39,6 +40,7 @@ const (
 	fieldMount
 	fieldServer
 	fieldNamedBy
+	fieldHost
 
 	allFields fieldSet = 1<<iota - 1
 )
@@ -58,6 +60,7 @@ func differing(a, b *Sample, known fieldSet) fieldSet {
 	note(fieldProject, a.Project == b.Project && a.ProjectRule == b.ProjectRule && a.ProjectNamedBy == b.ProjectNamedBy)
 	note(fieldService, a.Service == b.Service)
 	note(fieldNamedBy, a.NamedBy == b.NamedBy)
+	note(fieldHost, a.Host == b.Host)
 	note(fieldUnit, a.Unit == b.Unit)
 	note(fieldContainer, a.Container.ID == b.Container.ID && a.Container.Name == b.Container.Name)
 	note(fieldRuntime, a.Container.Runtime == b.Container.Runtime)
@@ -148,6 +151,9 @@ func identityOf(s *Sample, differs fieldSet) Identity {
 		id.Pod = s.Pod
 	case same(fieldNamespace):
 		id.Pod.Namespace = s.Pod.Namespace
+	}
+	if same(fieldHost) {
+		id.Host = s.Host
 	}
 	if same(fieldCgroup) {
 		id.Cgroup = s.Cgroup

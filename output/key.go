@@ -358,8 +358,50 @@ func truncateCgroup(p string, depth int) string {
 }
 
 // value returns the value of s for key k. Samples with the same id share a row;
-// texts may be equal although ids are not, such as two containers of one name.
+// texts may be equal although ids are not, such as two containers of one name. Of several
+// hosts, what is one host's own is a row for each of them.
 func (g *grouper) value(s *Sample, k Key, op Op) (text, id string) {
+	text, id = g.valueOnHost(s, k, op)
+	if s.Host == (Host{}) || !localTo(s, k, id) {
+		return text, id
+	}
+	if !slices.Contains(g.opt.By, KeyHost) {
+		text += " (" + hostText(&s.Host) + ")"
+	}
+	return text, id + "\x00on " + hostID(&s.Host)
+}
+
+// localTo reports whether the value of s for k exists on one host only. Projects, pods,
+// images and NFS servers are the same on all hosts.
+func localTo(s *Sample, k Key, id string) bool {
+	switch k {
+	case KeyDevice, KeyProcess:
+		return true
+	case KeyMount:
+		return s.Mount.NFSServer == ""
+	}
+	kind, _, _ := strings.Cut(id, "\x00")
+	return kind == "container" || kind == "unit" || kind == "cgroup" || kind == "path"
+}
+
+// hostText names a host.
+func hostText(h *Host) string {
+	if h.Name == "" {
+		return "(unnamed host)"
+	}
+	return h.Name
+}
+
+// hostID is the id of a host, or its name where it has none.
+func hostID(h *Host) string {
+	if h.ID == "" {
+		return "\x01" + h.Name
+	}
+	return h.ID
+}
+
+// valueOnHost is value for the samples of one host.
+func (g *grouper) valueOnHost(s *Sample, k Key, op Op) (text, id string) {
 	switch k {
 	case KeyDevice:
 		text = DeviceText(&s.Device)
@@ -372,6 +414,12 @@ func (g *grouper) value(s *Sample, k Key, op Op) (text, id string) {
 		}
 		return text, s.Device.ID + "\x00" + s.Device.Name
 	case KeyMount:
+		if s.Host != (Host{}) && s.Mount.NFSServer != "" {
+			// The number of the device is another one on each host, and so may be the place.
+			m := Sample{Mount: s.Mount}
+			m.Mount.Point = ""
+			return MountText(&m), s.Mount.Source + "\x00" + s.Mount.FSType + "\x00" + s.Mount.Volume
+		}
 		return MountText(s), s.Mount.Source + "\x00" + s.Mount.FSType + "\x00" + s.Mount.Volume + "\x00" + s.Device.ID
 	case KeyNFSServer:
 		if s.Mount.NFSServer == "" {
@@ -379,10 +427,10 @@ func (g *grouper) value(s *Sample, k Key, op Op) (text, id string) {
 		}
 		return serverText(&s.Mount), "\x01" + serverText(&s.Mount) + "\x00" + s.Mount.NFSAddress
 	case KeyHost:
-		if g.host.Name == "" {
-			return "(unnamed host)", g.host.ID
+		if s.Host != (Host{}) {
+			return hostText(&s.Host), hostID(&s.Host)
 		}
-		return g.host.Name, g.host.ID
+		return hostText(&g.host), g.host.ID
 	case KeySource:
 		return string(s.Source), string(s.Source)
 	case KeyOp:
@@ -526,6 +574,11 @@ func (g *grouper) matches(f Filter, s *Sample, op Op) bool {
 	if matchFold(f.Pattern, text) {
 		return true
 	}
+	if s.Host != (Host{}) {
+		if text, _ = g.valueOnHost(s, f.Key, op); matchFold(f.Pattern, text) {
+			return true
+		}
+	}
 	var names [4]string
 	switch f.Key {
 	case KeyContainer:
@@ -538,6 +591,8 @@ func (g *grouper) matches(f Filter, s *Sample, op Op) bool {
 		} else if c.ID != "" {
 			names = [4]string{c.ID, ShortID(c.ID), c.Name}
 		}
+	case KeyHost:
+		names = [4]string{s.Host.Name, s.Host.ID}
 	case KeyProject:
 		names[0] = s.Project
 	case KeyService:

@@ -24,6 +24,7 @@ func NewMerger(every time.Duration) *Merger { return &Merger{every: every} }
 
 // sampleKey is everything in a sample except amounts and labels.
 type sampleKey struct {
+	host                          Host
 	source                        Source
 	level                         Level
 	owner                         OwnerKind
@@ -42,7 +43,7 @@ type sampleKey struct {
 func keyOfSample(s *Sample) sampleKey {
 	c := &s.Container
 	return sampleKey{
-		s.Source, s.Level, s.Owner, s.Project, s.ProjectRule, s.Service, s.Unit, s.NamedBy, s.ProjectNamedBy,
+		s.Host, s.Source, s.Level, s.Owner, s.Project, s.ProjectRule, s.Service, s.Unit, s.NamedBy, s.ProjectNamedBy,
 		c.ID, c.Name, c.Runtime, c.Image, c.ImageTag, c.Digest,
 		c.Parent, c.Outer, c.OuterName, s.Pod, s.Cgroup, s.Process, s.Device, s.Mount,
 	}

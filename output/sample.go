@@ -128,6 +128,8 @@ type BasisBytes struct {
 // Sample is one owner's I/O on one device in one interval, with everything that
 // is known about it: grouping needs nothing else.
 type Sample struct {
+	// Host is the machine, in an interval of several. It is zero where Interval.Host says it.
+	Host   Host
 	Source Source
 	Level  Level
 	Owner  OwnerKind
@@ -240,10 +242,20 @@ type Self struct {
 	ReadBytes, WriteBytes uint64
 }
 
+// Add adds the overhead of another tracer.
+func (s *Self) Add(o *Self) {
+	s.BPFNanos += o.BPFNanos
+	s.CPUNanos += o.CPUNanos
+	s.RSSBytes += o.RSSBytes
+	s.MapBytes += o.MapBytes
+	s.ReadBytes += o.ReadBytes
+	s.WriteBytes += o.WriteBytes
+}
+
 // Interval is one reading of the tracer: everything since the reading before.
 type Interval struct {
 	Start, End time.Time
-	Host       Host
+	Host       Host // zero where each sample and each event says it
 	Samples    []Sample
 	Sources    []SourceStatus
 	Lost       Lost
@@ -257,6 +269,7 @@ type Event struct {
 	Time    time.Time
 	Dataset string // "iotrace.event" or "iotrace.vxlan"
 	Action  string
+	Host    Host // as Sample.Host
 	// IO is set for iotrace.event.
 	IO *IO
 	// VXLAN is set for iotrace.vxlan.

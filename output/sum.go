@@ -79,7 +79,7 @@ func (s *Sum) shrink() {
 			}
 		},
 		func(x *Sample) {
-			*x = Sample{Source: x.Source, Level: x.Level, Owner: OwnerOther, Device: x.Device,
+			*x = Sample{Host: x.Host, Source: x.Source, Level: x.Level, Owner: OwnerOther, Device: x.Device,
 				Read: x.Read, Write: x.Write, Discard: x.Discard, Flush: x.Flush, Metadata: x.Metadata,
 				MetaReadBytes: x.MetaReadBytes, MetaWriteBytes: x.MetaWriteBytes, Retransmits: x.Retransmits, Basis: x.Basis}
 		},

@@ -50,16 +50,27 @@ see, asks the container engines for their versions, and detaches.
 		{
 			name:    "replay",
 			summary: "Shows a recording, on any machine and with other keys and filters than live",
-			usage:   []string{"replay [FLAGS] FILE [INTERVAL [COUNT]]"},
+			usage: []string{"replay [FLAGS] FILE... [INTERVAL [COUNT]]",
+				"replay [FLAGS] --elasticsearch URL --since TIME [INTERVAL [COUNT]]"},
 			about: `FILE was made with iotrace-bpf --record FILE; - is standard input. A full FILE
 became FILE.1 and that one FILE.2: the replay begins with the oldest of them and
 ends with FILE. With an INTERVAL the recorded intervals are joined into longer
 ones. Where a recording is damaged, what is before and after is shown. It holds
 the names and labels of every container: treat it as confidential.
+
+Several recordings, and all in a directory, are shown as one, by the clocks of
+their hosts: how much two clocks differ cannot be seen in recordings. Rows of
+what is one host's own have its name behind them, or are grouped by host:
+--by host,project. Two recordings of one host at one time count twice.
+
+With --since the answer comes from the cluster that hosts ship to: one table of
+all hosts for that time, or one for each INTERVAL. The cluster adds up; no
+document is fetched. There are no latencies, labels, processes and requests.
+Silent hosts and reported losses are warnings.
 `,
 			examples: []string{
-				"iotrace-bpf replay FILE --by container --filter project=shop",
-				"ssh HOST cat FILE | iotrace-bpf replay - --by project",
+				"iotrace-bpf replay web1.rec web2.rec --by host,project",
+				"iotrace-bpf replay --elasticsearch URL --since 1h --by project,host",
 			},
 			files: true,
 			flags: func() *flagSet { return newOptions().replayFlags() },

@@ -78,6 +78,10 @@ type options struct {
 	maxGroups   uint32
 	eventBuffer int64 // bytes
 
+	// what a replay reads from Elasticsearch
+	since, until time.Time // zero: not given
+	follow       bool
+
 	callTime   time.Duration // of runtimes; 0 is the resolver's choice
 	readyFile  string
 	cpuProfile string
@@ -124,6 +128,7 @@ func (o *options) replayFlags() *flagSet {
 		fs.Var(duration{&o.interval, "recorded"}, "interval", "join the recorded intervals into ones of `TIME`: 5 (seconds), 10m")
 	}, o.endFlags)
 	f.group("What to take from the recording", o.sourceFlags, o.latencyFlags, o.vxlanFlags)
+	f.group("From a cluster instead of a recording", o.clusterFlags)
 	f.group("Where it goes", o.outputFlags)
 	f.group("Elasticsearch and OpenSearch", o.serverFlags, o.shipFlags)
 	f.group("Prometheus", o.prometheusFlags)
@@ -415,6 +420,8 @@ func (o *options) checkTogether() error {
 		f.needs(len(o.elasticsearch) > 0, "--elasticsearch", ofServer...),
 		f.needs(documents, "--output ndjson or --elasticsearch", "data-stream-namespace", "export-label"),
 		f.needs(o.record != "", "--record", "record-size"),
+		f.needs(len(o.elasticsearch) > 0, "--elasticsearch", "since", "until", "follow"),
+		f.needs(o.fromCluster(), "--since", "until"),
 		f.needs(o.output != "ndjson", "the table or the screen", "in-place", "accumulate"),
 		f.needs(o.events, "--events", "event-buffer"),
 	} {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/term"
@@ -16,41 +18,63 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output/terminal"
 )
 
-// runReplay shows a recording, through the same flags as live.
+// replayable are intervals of the past: a recording, or several as one.
+type replayable interface {
+	// Next returns the next interval, io.EOF after the last, or a *recording.DamageError.
+	Next() (*output.Interval, error)
+	// Adjust makes Next change every interval before it returns it.
+	Adjust(func(*output.Interval))
+	Close() error
+}
+
+// runReplay shows recordings, through the same flags as live.
 func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (err error) {
 	opt := newOptions()
 	fs := opt.replayFlags()
 	if err := opt.parseSet(fs, args); err != nil {
 		return err
 	}
-	if fs.NArg() == 0 {
-		return usagef("replay needs a recording: iotrace-bpf replay FILE, or - for standard input")
+	if opt.fromCluster() {
+		if err := opt.checkCluster(fs.Args()); err != nil {
+			return err
+		}
+		return opt.replayCluster(ctx, fs.Args(), stdout, stderr)
 	}
-	if err := opt.positional(fs.Args()[1:]); err != nil {
+	if fs.NArg() == 0 {
+		return usagef("replay needs a recording: iotrace-bpf replay FILE, or - for standard input, or --elasticsearch URL --since 1h")
+	}
+	names, rest := splitRecordings(fs.Args())
+	if len(rest) > 0 {
+		if _, err := parseDuration(rest[0]); err != nil {
+			return usagef("%q is neither a recording that exists nor an interval in seconds", rest[0])
+		}
+	}
+	if err := opt.positional(rest); err != nil {
 		return err
 	}
 	merge := opt.interval > 0
-	rec, err := openRecording(fs.Arg(0))
+	log := opt.logger(stderr)
+	rec, host, timeline, err := openRecordings(names, log)
 	if err != nil {
 		return err
 	}
 	defer rec.Close()
 	rec.Adjust(opt.narrow)
-	log := opt.logger(stderr)
 	fs.sayWarnings(stderr)
+	origin := strings.Join(names, " ")
 	if f, ok := stdout.(*os.File); ok && opt.report == "" && opt.wantsScreen(f) {
 		if merge {
 			return usagef("the screen shows a recording interval by interval: for longer ones add --no-tui")
 		}
-		so := opt.screenOptions(rec.Header().Host, fs.Arg(0), f)
-		so.Replay, so.Recording = rec.Timeline(), ""
+		so := opt.screenOptions(host, origin, f)
+		so.Replay, so.Recording = timeline, ""
 		return terminal.RunScreen(ctx, nil, so)
 	}
 	main := opt.printer(stdout)
 	if opt.report != "" && opt.output == "" {
 		main = discard{} // the page is the answer
 	}
-	out, err := opt.openSinks(ctx, main, rec.Header().Host, fs.Arg(0), log)
+	out, err := opt.openSinks(ctx, main, host, origin, log)
 	if err != nil {
 		return err
 	}
@@ -60,6 +84,74 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 		r.merger = output.NewMerger(opt.interval)
 	}
 	return r.replay(ctx, rec)
+}
+
+// splitRecordings divides the arguments into recordings and [INTERVAL [COUNT]]. The first
+// is a recording in any case, and so is each one behind it that exists.
+func splitRecordings(args []string) (names, rest []string) {
+	n := 1
+	for n < len(args) {
+		if _, err := os.Stat(args[n]); err != nil && args[n] != "-" {
+			break
+		}
+		n++
+	}
+	return args[:n], args[n:]
+}
+
+// openRecordings opens recordings and directories of recordings. Of several it says what
+// each has.
+func openRecordings(names []string, log *slog.Logger) (_ replayable, host output.Host, _ terminal.Timeline, err error) {
+	var readers []*recording.Reader
+	defer func() {
+		if err != nil {
+			for _, r := range readers {
+				r.Close()
+			}
+		}
+	}()
+	for _, name := range names {
+		files := []string{name}
+		if fi, serr := os.Stat(name); serr == nil && fi.IsDir() {
+			if files, err = recording.InDirectory(name); err != nil {
+				return nil, host, nil, err
+			}
+		}
+		for _, f := range files {
+			r, err := openRecording(f)
+			if err != nil {
+				return nil, host, nil, err
+			}
+			readers = append(readers, r)
+		}
+	}
+	if len(readers) == 1 {
+		return readers[0], readers[0].Header().Host, readers[0].Timeline(), nil
+	}
+	set, err := recording.NewSet(readers)
+	if err != nil {
+		return nil, host, nil, err
+	}
+	for _, c := range set.Coverage() {
+		sayCoverage(c, log)
+	}
+	return set, set.Host(), set, nil
+}
+
+// sayCoverage logs what a recording has, and warns of what makes its sums or its times
+// doubtful.
+func sayCoverage(c recording.Coverage, log *slog.Logger) {
+	with := log.With("recording", c.Path, "host", c.Host.Name)
+	with.Info("replaying", "from", c.Start.Local().Format(time.DateTime), "to", c.End.Local().Format(time.DateTime))
+	if c.Gaps > 0 {
+		with.Warn("there are times without numbers of this host", "gaps", c.Gaps, "missing", c.Gap.Round(time.Second).String())
+	}
+	if c.SetBack > 0 {
+		with.Warn("the clock of this host was set back while it was recorded: its times are off against other hosts", "by", c.SetBack.Round(time.Millisecond).String())
+	}
+	if c.Twice > 0 {
+		with.Warn("another recording has the same host at the same time: what both counted counts twice", "for", c.Twice.Round(time.Second).String())
+	}
 }
 
 // openRecording opens a file and those that it became when it was full, a pipe, or
@@ -118,7 +210,7 @@ type replayer struct {
 
 // replay writes every interval. Damage in the file is an error at the end; what
 // can be read before and after it is shown.
-func (r *replayer) replay(ctx context.Context, rec *recording.Reader) error {
+func (r *replayer) replay(ctx context.Context, rec replayable) error {
 	var damaged damages
 	for ctx.Err() == nil && !r.enough() {
 		iv, err := rec.Next()

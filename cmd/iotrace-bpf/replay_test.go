@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -219,5 +220,91 @@ func TestReplayDamaged(t *testing.T) {
 	}
 	if got := stderr.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, "is damaged at byte") || !strings.Contains(got, "more places") {
 		t.Errorf("says %q", got)
+	}
+}
+
+// TestReplaySeveral: recordings of several hosts are one run, with the bytes of each: as rows,
+// as documents, and from a directory. An interval may follow.
+func TestReplaySeveral(t *testing.T) {
+	dir := t.TempDir()
+	start := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+	for i, name := range []string{"web1", "web2", "web3"} {
+		host := output.Host{Name: name, ID: name + "-id"}
+		rec, err := recording.Create(filepath.Join(dir, name+".rec"), recording.Options{Host: host})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for k := range 20 {
+			if i == 1 && k >= 5 && k < 10 {
+				continue // a gap
+			}
+			at := start.Add(time.Duration(k)*time.Second + time.Duration(i)*300*time.Millisecond)
+			if err := rec.Write(&output.Interval{Start: at, End: at.Add(time.Second), Host: host,
+				Sources: []output.SourceStatus{{Source: output.SourceBlock, Attached: true}},
+				Samples: []output.Sample{{Source: output.SourceBlock, Level: output.LevelWire, Owner: output.OwnerContainer, Project: "shop",
+					Container: output.Container{ID: "c" + name, Name: "db"}, Device: output.Device{ID: "8:0", Name: "sda"},
+					Write: output.Amount{Bytes: 1025 << (10 * i), Ops: 1}}}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := rec.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files := []string{filepath.Join(dir, "web1.rec"), filepath.Join(dir, "web2.rec"), filepath.Join(dir, "web3.rec")}
+	want := map[string]uint64{"web1": 20 * 1025, "web2": 15 * 1025 << 10, "web3": 20 * 1025 << 20}
+	for _, args := range [][]string{files, {dir}, append(files[:3:3], "5")} {
+		var stdout, stderr bytes.Buffer
+		if code := run(t.Context(), append(append([]string{"replay"}, args...), "--output", "ndjson", "--by", "host,project"), &stdout, &stderr); code != exitOK {
+			t.Fatalf("%q: exit code %d: %s", args, code, stderr.String())
+		}
+		if !strings.Contains(stderr.String(), "times without numbers") || strings.Count(stderr.String(), "\n") != 1 {
+			t.Errorf("%q: says %q", args, stderr.String())
+		}
+		got := map[string]uint64{}
+		for line := range strings.Lines(stdout.String()) {
+			var d struct {
+				Host struct{ Name string }
+				replayed
+			}
+			if err := json.Unmarshal([]byte(line), &d); err != nil {
+				t.Fatal(err)
+			}
+			if d.Event.Dataset == output.DatasetIO {
+				got[d.Host.Name] += d.Iotrace.Write.Bytes
+			}
+		}
+		if !maps.Equal(got, want) {
+			t.Errorf("%q: bytes by host %v, want %v", args, got, want)
+		}
+	}
+	for by, rows := range map[string][]string{
+		"project":   {"shop  "},
+		"container": {"db (web1)", "db (web2)", "db (web3)"},
+		"host":      {"web1", "web2", "web3"},
+	} {
+		var stdout, stderr bytes.Buffer
+		if code := run(t.Context(), []string{"replay", dir, "1m", "--by", by}, &stdout, &stderr); code != exitOK {
+			t.Fatalf("exit code %d: %s", code, stderr.String())
+		}
+		for _, r := range rows {
+			if !strings.Contains(stdout.String(), "\n"+r) {
+				t.Errorf("by %s: no row %q in\n%s", by, r, stdout.String())
+			}
+		}
+	}
+	for _, tt := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{files[0], files[0]}, exitFailed, "given twice"},
+		{[]string{t.TempDir()}, exitFailed, "has no recording"},
+		{[]string{files[0], "web9.rec"}, exitUsage, "neither a recording that exists nor an interval"},
+	} {
+		var stdout, stderr bytes.Buffer
+		if code := run(t.Context(), append([]string{"replay", "--output", "ndjson"}, tt.args...), &stdout, &stderr); code != tt.code || !strings.Contains(stderr.String(), tt.want) {
+			t.Errorf("%q: exit code %d, %q; want %d, %q", tt.args, code, stderr.String(), tt.code, tt.want)
+		}
 	}
 }

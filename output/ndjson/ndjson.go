@@ -204,17 +204,24 @@ func newEncoder(r *output.Summary, iv *output.Interval, opt Options) *encoder {
 		e.by = append(e.by, string(k))
 	}
 	e.byProcess = slices.Contains(r.By, output.KeyProcess)
-	if h := iv.Host; h != (output.Host{}) {
-		e.host = &docHost{Name: h.Name, ID: h.ID}
-		if h.Kernel != "" {
-			e.host.OS = &docOS{Kernel: h.Kernel}
-		}
-	}
+	e.host = hostOf(&iv.Host)
 	e.doc.DataStream.Namespace = opt.Namespace
 	if opt.Namespace == "" {
 		e.doc.DataStream.Namespace = "default"
 	}
 	return e
+}
+
+// hostOf returns the fields of a host, nil if it is zero.
+func hostOf(h *output.Host) *docHost {
+	if *h == (output.Host{}) {
+		return nil
+	}
+	d := &docHost{Name: h.Name, ID: h.ID}
+	if h.Kernel != "" {
+		d.OS = &docOS{Kernel: h.Kernel}
+	}
+	return d
 }
 
 // timestamp returns t in UTC with all nine digits of nanoseconds: so lines sort by
@@ -358,6 +365,9 @@ func (e *encoder) latency(i int, l *output.Latency) *docLatency {
 // identity sets the fields that say whose I/O it is and on which device or mount.
 func (e *encoder) identity(id *output.Identity) {
 	d, f := &e.doc, &e.doc.Iotrace
+	if h := hostOf(&id.Host); h != nil {
+		d.Host = h
+	}
 	f.Owner, f.NamedBy = string(id.Owner), id.NamedBy
 	if id.Project != "" {
 		e.project = docProject{id.Project, id.ProjectRule, id.ProjectNamedBy}
@@ -612,6 +622,9 @@ func (e *encoder) vxlan(ev *output.Event) {
 	e.doc.Event.Action = ev.Action
 	e.doc.Event.Outcome = outcome(v.Err != "" || ev.Action == "create_failed")
 	e.doc.Event.Reason = v.Reason
+	if h := hostOf(&ev.Host); h != nil {
+		e.doc.Host = h
+	}
 	if v.Owner != nil {
 		id := v.Owner.Identity()
 		id.Device, id.Mount, id.Process = output.Device{}, output.Mount{}, output.Process{}

@@ -65,9 +65,10 @@ type partFile struct {
 }
 
 // Reader reads what a Writer wrote: the older FILE.n of the same host and then FILE.
-// It needs no privilege other than to read the files. Hostile files do no harm: reading
-// takes less than 1 GiB of memory, which the largest honest interval may need. A Reader
-// is not safe for concurrent use.
+// It needs no privilege other than to read the files. Hostile files do no harm: memory and
+// time are bounded in proportion to the size of the file, about 2 KiB of memory for each of
+// its bytes. No file takes more than 1 GiB, which the largest honest interval may need. A
+// Reader is not safe for concurrent use.
 type Reader struct {
 	parts   []partFile
 	headers []Header
@@ -80,11 +81,20 @@ type Reader struct {
 	group    uint32
 	at       int
 
-	zdec  *zstd.Decoder
-	frame []byte
-	plain []byte
+	zdec   *zstd.Decoder
+	frame  []byte
+	plain  []byte
+	window []byte // of resume
+	work   work
 
 	adjust func(*output.Interval) // optional
+}
+
+// work counts what a Reader did, in bytes: the time it took, on a machine of any speed.
+type work struct {
+	searched int64 // of the file, for the next interval behind damage
+	plain    int64 // decompressed
+	memory   int64 // built of that: wireInterval.memory
 }
 
 // Adjust makes Next apply f to every interval that it returns, for instance to leave
@@ -242,6 +252,9 @@ func (r *Reader) header(f *os.File) (Header, error) {
 	case err != nil:
 		return Header{}, err
 	}
+	if e.Plain > maxHeader {
+		return Header{}, fmt.Errorf("header of %d bytes: %w", e.Plain, ErrCorrupt)
+	}
 	plain, err := r.unpack(f, body, e.Size, e.Plain)
 	if err != nil {
 		return Header{}, fmt.Errorf("header: %w", err)
@@ -281,7 +294,7 @@ func (r *Reader) scan(part int) error {
 		}
 		if errors.Is(err, ErrTruncated) || errors.Is(err, ErrCorrupt) {
 			r.damage = append(r.damage, &DamageError{Path: p.path, Offset: off, Read: len(r.index), Err: err})
-			next, err := resume(p.file, off+1, size)
+			next, err := r.resume(p.file, off+1, size)
 			if err != nil {
 				return fmt.Errorf("recording %q: %w", p.path, err)
 			}
@@ -296,7 +309,9 @@ func (r *Reader) scan(part int) error {
 		}
 		// Step over kinds that a later version may add.
 		if e.Kind == kindInterval {
-			if e.Key {
+			// A hostile recording has no key frame: names of the intervals behind are not
+			// known, but going back never has to read more than this.
+			if e.Key || len(r.index)-group >= maxGroup {
 				group = len(r.index)
 			}
 			r.index = append(r.index, fileIndex{
@@ -311,22 +326,30 @@ func (r *Reader) scan(part int) error {
 
 // resume returns the offset of the first interval at or after off that is whole in the
 // index, or -1.
-func resume(f io.ReaderAt, off, size int64) (int64, error) {
-	const window = 1 << 20
+func (r *Reader) resume(f io.ReaderAt, off, size int64) (int64, error) {
+	const window = 64 << 10
 	magic := binary.LittleEndian.AppendUint32(nil, skipID)
-	buf := make([]byte, window+len(magic)-1)
+	// What follows the magic is looked at in the window as well.
+	const ahead = 10
+	if r.window == nil {
+		r.window = make([]byte, window+ahead-1)
+	}
 	for off < size {
-		n, err := f.ReadAt(buf, off)
+		n, err := f.ReadAt(r.window, off)
 		if err != nil && !errors.Is(err, io.EOF) {
 			return 0, err
 		}
-		for i := 0; ; i++ {
-			at := bytes.Index(buf[i:n], magic)
-			if at < 0 {
+		r.work.searched += int64(n)
+		for i := 0; i < min(n, window); i++ {
+			at := bytes.Index(r.window[i:n], magic)
+			if at < 0 || i+at >= window {
 				break
 			}
 			i += at
 			// The four bytes occur in names and in compressed data as well.
+			if n-i < ahead || !mayBegin(r.window[i:n]) {
+				continue
+			}
 			e, body, err := readEntry(f, off+int64(i))
 			if err == nil && e.Kind == kindInterval && body+int64(e.Size) <= size && zstdAt(f, body) {
 				return off + int64(i), nil
@@ -335,6 +358,12 @@ func resume(f io.ReaderAt, off, size int64) (int64, error) {
 		off += window
 	}
 	return -1, nil
+}
+
+// mayBegin is a first look at whether b begins with the index entry of an interval: a
+// length within bounds, a CBOR array, the kind.
+func mayBegin(b []byte) bool {
+	return binary.LittleEndian.Uint32(b[4:]) <= maxEntry && b[8]>>5 == 4 && b[9] == kindInterval
 }
 
 // zstdAt reports whether a zstd frame begins at off: RFC 8878, section 3.1.1.
@@ -473,8 +502,13 @@ func (r *Reader) decode(i int) (*wireInterval, error) {
 	if w.Start != e.start || w.End != e.end {
 		return nil, fmt.Errorf("index and interval differ in time: %w", ErrCorrupt)
 	}
+	memory := w.memory()
+	if memory > memoryLimit(int64(e.size)) {
+		return nil, fmt.Errorf("%d bytes that become %d: %w", e.size, memory, ErrCorrupt)
+	}
+	r.work.memory += memory
 	if i == r.at {
-		if err := r.tables.learn(&w); errors.Is(err, ErrCorrupt) {
+		if err := r.tables.learn(&w, e.off-r.index[e.group].off); errors.Is(err, ErrCorrupt) {
 			return nil, err
 		} else if err != nil {
 			return nil, fmt.Errorf("%w: %v", ErrCorrupt, err)
@@ -504,6 +538,7 @@ func (r *Reader) unpack(f io.ReaderAt, off int64, size, plain uint32) ([]byte, e
 	if err != nil {
 		return nil, fmt.Errorf("%w: %v", ErrCorrupt, err)
 	}
+	r.work.plain += int64(len(out))
 	if len(out) != int(plain) {
 		return nil, fmt.Errorf("%d bytes where the index says %d: %w", len(out), plain, ErrCorrupt)
 	}

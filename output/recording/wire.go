@@ -6,6 +6,7 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -57,6 +58,12 @@ type wireInterval struct {
 	// The sizes of the tables of strings, label sets, identities and bounds before this
 	// interval, and Start of the key frame. The first recordings have none.
 	Base []uint64 `cbor:"25,keyasint,omitempty"`
+
+	// Hosts of intervals of several: name, id and kernel of each (strings), and of each
+	// row and each event the number of its host, 0 for none. The first is 1.
+	Hosts     []uint64 `cbor:"26,keyasint,omitempty"`
+	RowHost   []uint64 `cbor:"27,keyasint,omitempty"` // as MetaRead
+	EventHost []uint64 `cbor:"28,keyasint,omitempty"`
 }
 
 // baseWidth is the length of wireInterval.Base.
@@ -96,6 +103,33 @@ type wireEvents struct {
 	Services   [][]uint64 `cbor:"13,keyasint,omitempty"` // strings, per VXLAN
 }
 
+// Bytes of memory that are taken by a sample and an event, and about those of a label and
+// an empty label set.
+const (
+	sampleBytes   = int64(unsafe.Sizeof(output.Sample{})) + 8
+	eventBytes    = int64(unsafe.Sizeof(output.Event{})+unsafe.Sizeof(output.IO{})) - sampleBytes
+	vxlanBytes    = int64(unsafe.Sizeof(output.VXLAN{}))
+	labelBytes    = 48
+	labelSetBytes = 64
+)
+
+// memory returns about how many bytes a reader needs for what is in w, without its text.
+// It looks at lengths only, so that it can be asked before anything is built.
+func (w *wireInterval) memory() int64 {
+	n := int64(len(w.Rows)+len(w.Idents)/minIdentWidth) * sampleBytes
+	n += int64(len(w.Events.Time))*eventBytes + int64(len(w.Events.Services))*vxlanBytes
+	for _, s := range w.Events.Services {
+		n += int64(len(s)) * 16
+	}
+	for _, l := range w.Labels {
+		n += labelSetBytes + int64(len(l)/2)*labelBytes
+	}
+	for _, a := range []*wireAmounts{&w.Read, &w.Write, &w.Discard, &w.Flush, &w.Meta} {
+		n += int64(len(a.Bound)) * 16
+	}
+	return n
+}
+
 // How many numbers an identity, a vxlan event and a source have.
 const (
 	identWidth    = 42
@@ -119,6 +153,13 @@ func (t wireText) MarshalCBOR() ([]byte, error) {
 
 // UnmarshalCBOR implements cbor.Unmarshaler.
 func (t *wireText) UnmarshalCBOR(b []byte) error {
+	// Short texts are most of them, and cheap: RFC 8949, section 3.
+	if len(b) > 1 && len(b) == 1+int(b[0]&0x1f) && len(b) <= 24 {
+		if major := b[0] >> 5; major == 2 || major == 3 && utf8.Valid(b[1:]) {
+			*t = wireText(b[1:])
+			return nil
+		}
+	}
 	if len(b) > 0 && b[0]>>5 == 2 {
 		var raw []byte
 		if err := decMode.Unmarshal(b, &raw); err != nil {
@@ -223,6 +264,7 @@ func (e *encoder) interval(iv *output.Interval) (*wireInterval, error) {
 		return nil, fmt.Errorf("names of %d identities in %d bytes: %w", len(e.idents), e.text, ErrTooLarge)
 	}
 
+	e.hosts(rows, events)
 	w.MetaRead = make([]uint64, len(rows))
 	w.MetaWrite = make([]uint64, len(rows))
 	w.Retransmits = make([]uint64, len(rows))
@@ -261,6 +303,29 @@ func (e *encoder) interval(iv *output.Interval) (*wireInterval, error) {
 		}
 	}
 	return w, nil
+}
+
+// hosts says of which hosts rows and events are.
+func (e *encoder) hosts(rows []*output.Sample, events []output.Event) {
+	w := e.w
+	numbers := map[output.Host]uint64{{}: 0}
+	number := func(h output.Host) uint64 {
+		n, ok := numbers[h]
+		if !ok {
+			n = uint64(len(numbers))
+			numbers[h] = n
+			w.Hosts = append(w.Hosts, e.str(h.Name), e.str(h.ID), e.str(h.Kernel))
+		}
+		return n
+	}
+	w.RowHost, w.EventHost = make([]uint64, len(rows)), make([]uint64, len(events))
+	for i, s := range rows {
+		w.RowHost[i] = number(s.Host)
+	}
+	for i := range events {
+		w.EventHost[i] = number(events[i].Host)
+	}
+	w.RowHost, w.EventHost = noneIfZero(w.RowHost), noneIfZero(w.EventHost)
 }
 
 // amounts fills to with one Amount of each row.
@@ -502,8 +567,9 @@ var errNames = fmt.Errorf("the names of this interval were in a damaged one: %w"
 var errName = fmt.Errorf("a name in this interval was in a damaged one: %w", ErrCorrupt)
 
 // pad makes the tables as large as they were when w was written. What damaged intervals
-// defined becomes holes.
-func (t *nameTables) pad(w *wireInterval) error {
+// defined becomes holes. span is how many bytes of the file there are from the key frame to
+// w: they bound what those intervals can have defined.
+func (t *nameTables) pad(w *wireInterval, span int64) error {
 	if len(w.Base) < baseWidth {
 		if t.gap {
 			return errNames
@@ -516,6 +582,7 @@ func (t *nameTables) pad(w *wireInterval) error {
 		}
 		*t = *newNameTables()
 		t.began = began
+		span = 0 // nothing was defined before a key frame
 	}
 	have := [4]int{len(t.strings), len(t.labels), len(t.idents), len(t.bounds)}
 	most := [4]uint64{maxElements, maxIdents, maxIdents, maxElements}
@@ -523,7 +590,13 @@ func (t *nameTables) pad(w *wireInterval) error {
 		switch base := w.Base[i]; {
 		case base > most[i] || base < uint64(n):
 			return errNames
-		case base > uint64(n):
+		}
+	}
+	if memory := int64(w.Base[0])*16 + int64(w.Base[1])*8 + int64(w.Base[2])*sampleBytes + int64(w.Base[3])*8; memory > memoryLimit(span) {
+		return errNames
+	}
+	for i, n := range have {
+		if base := w.Base[i]; base > uint64(n) {
 			t.holes[i] = append(t.holes[i], [2]int{n, int(base)})
 		}
 	}
@@ -544,10 +617,14 @@ const (
 
 // known fails if entry n of a table is in a hole.
 func (t *nameTables) known(table int, n uint64) {
-	for _, h := range t.holes[table] {
-		if n >= uint64(h[0]) && n < uint64(h[1]) && t.err == nil {
-			t.err = errName
-		}
+	holes := t.holes[table]
+	if len(holes) == 0 {
+		return
+	}
+	// The first hole that ends behind n.
+	i := sort.Search(len(holes), func(i int) bool { return uint64(holes[i][1]) > n })
+	if i < len(holes) && n >= uint64(holes[i][0]) && t.err == nil {
+		t.err = errName
 	}
 }
 
@@ -581,9 +658,9 @@ func (t *nameTables) u32(n uint64) uint32 {
 }
 
 // learn adds to the tables what w defines, and builds no samples. After an error the
-// tables lack all of it.
-func (t *nameTables) learn(w *wireInterval) error {
-	if err := t.pad(w); err != nil {
+// tables lack all of it. span is as for pad.
+func (t *nameTables) learn(w *wireInterval, span int64) error {
+	if err := t.pad(w, span); err != nil {
 		return err
 	}
 	strings, labels, idents, bounds := len(t.strings), len(t.labels), len(t.idents), len(t.bounds)
@@ -716,6 +793,9 @@ func (t *nameTables) interval(w *wireInterval) (*output.Interval, error) {
 	t.column("metadata read", w.MetaRead, n)
 	t.column("retransmits", w.Retransmits, n)
 	t.column("metadata written", w.MetaWrite, n)
+	t.column("hosts of rows", w.RowHost, n)
+	t.column("hosts of events", w.EventHost, events)
+	hosts := t.hosts(w)
 	var basis [bases][]uint64
 	if len(w.Basis) > 0 && len(w.Basis) < oldBases {
 		t.fail("basis of %d columns", len(w.Basis))
@@ -745,6 +825,7 @@ func (t *nameTables) interval(w *wireInterval) (*output.Interval, error) {
 	}
 	fill := func(s *output.Sample, i int) {
 		*s = t.idents[w.Rows[i]]
+		s.Host = hosts(at(w.RowHost, i))
 		s.MetaReadBytes, s.MetaWriteBytes, s.Retransmits = at(w.MetaRead, i), at(w.MetaWrite, i), at(w.Retransmits, i)
 		s.Basis = output.BasisBytes{
 			Dirtier: at(basis[0], i), Page: at(basis[1], i), Bio: at(basis[2], i), Task: at(basis[3], i), None: at(basis[4], i), Journal: at(basis[5], i),
@@ -770,6 +851,9 @@ func (t *nameTables) interval(w *wireInterval) (*output.Interval, error) {
 	}); err != nil {
 		return nil, err
 	}
+	for i := range iv.Events {
+		iv.Events[i].Host = hosts(at(w.EventHost, i))
+	}
 	for i, s := range rows {
 		if s == nil {
 			return nil, fmt.Errorf("row %d belongs to no event", i)
@@ -790,6 +874,24 @@ func (t *nameTables) interval(w *wireInterval) (*output.Interval, error) {
 		}
 	}
 	return iv, t.err
+}
+
+// hosts is the reverse of encoder.hosts: it returns the host of a number.
+func (t *nameTables) hosts(w *wireInterval) func(uint64) output.Host {
+	if len(w.Hosts)%3 != 0 || len(w.Hosts) > 3*MaxSet {
+		t.fail("hosts of %d numbers", len(w.Hosts))
+	}
+	all := make([]output.Host, 1, 1+len(w.Hosts)/3)
+	for c := range slices.Chunk(w.Hosts[:len(w.Hosts)/3*3], 3) {
+		all = append(all, output.Host{Name: t.str(c[0]), ID: t.str(c[1]), Kernel: t.str(c[2])})
+	}
+	return func(n uint64) output.Host {
+		if n >= uint64(len(all)) {
+			t.fail("host %d of %d", n, len(all)-1)
+			return output.Host{}
+		}
+		return all[n]
+	}
 }
 
 // amounts is the reverse of encoder.amounts.

@@ -76,8 +76,28 @@ const (
 	maxParts    = 9999              // highest number n of FILE.n
 	maxString   = 64 << 10          // bytes of one name; longer ones are cut
 	maxDamage   = 1000              // places of damage in a recording to read on behind
+	maxGroup    = 1024              // intervals from one key frame to the next; a Writer has keyEvery
+	maxHeader   = 64 << 10          // bytes of a decompressed header
 	minBytes    = 128 << 10         // smallest Options.MaxBytes
 )
+
+// What a frame may become, in proportion to its bytes in the file: reading a small file
+// takes little memory and little time, whatever is in it. Real intervals are decompressed
+// to 8 times their size at most, and take 500 bytes of memory for each byte. A Writer pads
+// a frame that would be beyond these limits.
+const (
+	plainFlat, plainFactor   = 1 << 10, 32    // decompressed bytes
+	memoryFlat, memoryFactor = 16 << 10, 1024 // bytes of samples, identities, labels and events
+)
+
+// plainLimit returns how many bytes a frame of size bytes may decompress to.
+func plainLimit(size int64) int64 { return plainFlat + plainFactor*size }
+
+// memoryLimit returns how many bytes of memory may be made of size bytes of a file.
+func memoryLimit(size int64) int64 { return memoryFlat + memoryFactor*size }
+
+// padding is the magic of the skippable frame that pads another one.
+const padding = 0x184D2A50
 
 // syncEvery is the shortest time between two syncs: intervals may be much shorter
 // than a second. A killed writer loses nothing by it, a power cut loses up to this
@@ -351,7 +371,7 @@ func (r *Writer) begin() error {
 	if err != nil {
 		return fail(err)
 	}
-	frame, err := r.frame(fileEntry{Kind: kindHeader, Key: true, Start: h.Start, End: h.Start}, plain)
+	frame, err := r.frame(fileEntry{Kind: kindHeader, Key: true, Start: h.Start, End: h.Start}, plain, 0)
 	if err != nil {
 		return fail(err)
 	}
@@ -382,12 +402,13 @@ func (r *Writer) restart() {
 	r.sinceK = 0
 }
 
-// frame builds entry and zstd frame in r.buf.
-func (r *Writer) frame(e fileEntry, plain []byte) ([]byte, error) {
+// frame builds entry and zstd frame in r.buf. memory is how many bytes a reader needs for
+// what is in plain.
+func (r *Writer) frame(e fileEntry, plain []byte, memory int64) ([]byte, error) {
 	if len(plain) > maxPlain {
 		return nil, fmt.Errorf("interval of %d bytes: %w", len(plain), ErrTooLarge)
 	}
-	z := r.zenc.EncodeAll(plain, r.buf[:0])
+	z := pad(r.zenc.EncodeAll(plain, r.buf[:0]), int64(len(plain)), memory)
 	r.buf = z
 	e.Size, e.Plain = uint32(len(z)), uint32(len(plain))
 	head, err := r.enc.mode.Marshal(e)
@@ -406,6 +427,18 @@ func (r *Writer) frame(e fileEntry, plain []byte) ([]byte, error) {
 	copy(frame[8:], head)
 	r.buf = frame
 	return frame, nil
+}
+
+// pad appends a skippable frame to z where it is too small for what becomes of it.
+func pad(z []byte, plain, memory int64) []byte {
+	size := max((plain-plainFlat+plainFactor-1)/plainFactor, (memory-memoryFlat+memoryFactor-1)/memoryFactor)
+	if int64(len(z)) >= size {
+		return z
+	}
+	n := max(0, size-int64(len(z))-8)
+	z = binary.LittleEndian.AppendUint32(z, padding)
+	z = binary.LittleEndian.AppendUint32(z, uint32(n))
+	return append(z, make([]byte, n)...)
 }
 
 // Write appends one interval and does not keep iv. After an error the recording is as
@@ -499,7 +532,7 @@ func (r *Writer) encode(iv *output.Interval) ([]byte, error) {
 	if err := r.enc.mode.NewEncoder(&r.plain).Encode(w); err != nil {
 		return nil, err
 	}
-	return r.frame(fileEntry{Kind: kindInterval, Key: r.sinceK == 0, Start: w.Start, End: w.End}, r.plain.Bytes())
+	return r.frame(fileEntry{Kind: kindInterval, Key: r.sinceK == 0, Start: w.Start, End: w.End}, r.plain.Bytes(), w.memory())
 }
 
 // rotate renames the full file and begins a new one.
@@ -605,7 +638,7 @@ func readEntry(f io.ReaderAt, off int64) (e fileEntry, body int64, err error) {
 	if err := decMode.Unmarshal(b[8:8+l], &e); err != nil {
 		return e, 0, fmt.Errorf("index entry: %w: %v", ErrCorrupt, err)
 	}
-	if e.Plain > maxPlain || e.Size > maxPlain+maxPlain/128 || e.Size == 0 ||
+	if e.Plain > maxPlain || e.Size > maxPlain+maxPlain/128 || e.Size == 0 || int64(e.Plain) > plainLimit(int64(e.Size)) ||
 		e.Start < 0 || e.End < e.Start || e.Kind == 0 {
 		return e, 0, fmt.Errorf("index entry out of range: %w", ErrCorrupt)
 	}

@@ -318,14 +318,22 @@ func (r *Report) halve() {
 	}
 }
 
+// addHost adds a host, unless it is zero or was added before.
+func (r *Report) addHost(h output.Host) {
+	switch {
+	case h == output.Host{} || slices.Contains(r.hosts, h):
+	case len(r.hosts) < maxHosts:
+		r.hosts = append(r.hosts, h)
+	default:
+		r.moreHosts = true
+	}
+}
+
 // addMeta adds hosts, sources, losses and overhead of an interval.
 func (r *Report) addMeta(iv *output.Interval) {
-	if !slices.Contains(r.hosts, iv.Host) {
-		if len(r.hosts) < maxHosts {
-			r.hosts = append(r.hosts, iv.Host)
-		} else {
-			r.moreHosts = true
-		}
+	r.addHost(iv.Host)
+	for i := range iv.Samples {
+		r.addHost(iv.Samples[i].Host)
 	}
 	for _, s := range iv.Sources {
 		i := len(r.status) - 1
@@ -415,7 +423,7 @@ func (r *Report) flush() {
 		return
 	}
 	iv := &output.Interval{Samples: make([]output.Sample, 0, len(r.merged))}
-	if len(r.hosts) > 0 {
+	if len(r.hosts) > 0 { // of samples that do not say it
 		iv.Host = r.hosts[len(r.hosts)-1]
 	}
 	for _, s := range r.merged {

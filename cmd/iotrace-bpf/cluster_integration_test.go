@@ -1,0 +1,193 @@
+//go:build integration
+
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/output"
+	"github.com/iotrace-bpf/iotrace-bpf/output/elastic"
+	"github.com/iotrace-bpf/iotrace-bpf/output/elastic/testserver"
+	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
+	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
+)
+
+// TestReplayCluster: three hosts ship to a real server, and a replay from it has the bytes
+// and operations of the replay of their recordings, by every key, at once and in steps. It
+// says which host is silent and which one lost something.
+func TestReplayCluster(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		start func(*testing.T) *testserver.Server
+	}{
+		{"elasticsearch", func(t *testing.T) *testserver.Server { return testserver.Elasticsearch(t, nil) }},
+		{"opensearch", func(t *testing.T) *testserver.Server { return testserver.OpenSearch(t) }},
+	} {
+		t.Run(c.name, func(t *testing.T) { testReplayCluster(t, c.start(t)) })
+	}
+}
+
+func testReplayCluster(t *testing.T, server *testserver.Server) {
+	replay := func(want int, args ...string) (stdout, stderr string) {
+		t.Helper()
+		var o, e bytes.Buffer
+		if code := run(t.Context(), append([]string{"replay"}, args...), &o, &e); code != want {
+			t.Fatalf("replay %q: exit code %d, want %d: %s", args, code, want, e.String())
+		}
+		return o.String(), e.String()
+	}
+	from := []string{"--elasticsearch", server.URL, "--since", "20m"}
+	if _, said := replay(exitFailed, from...); strings.Count(said, "\n") != 1 || !strings.Contains(said, "there is no such data stream") {
+		t.Errorf("without templates: %q", said)
+	}
+	if err := elastic.Setup(t.Context(), elastic.Options{URLs: []string{server.URL}}, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+
+	dir := t.TempDir()
+	begin := time.Now().Add(-15 * time.Minute).Truncate(10 * time.Second)
+	var files []string
+	for n, minutes := range []int{12, 12, 3} { // the third falls silent
+		rng := rand.New(rand.NewPCG(61, uint64(n)))
+		owners := outputtest.Owners(rng, 30)
+		host := output.Host{Name: fmt.Sprintf("web%d", n+1), ID: fmt.Sprintf("%032d", n+1)}
+		files = append(files, filepath.Join(dir, host.Name))
+		rec, err := recording.Create(files[n], recording.Options{Host: host})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range minutes * 6 {
+			iv := outputtest.BusyInterval(rng, owners, 0, 0.5)
+			iv.Host = host
+			iv.Start = begin.Add(time.Duration(i)*10*time.Second + time.Duration(n)*5*time.Second) // clocks 5 s apart
+			iv.End = iv.Start.Add(10 * time.Second)
+			for j := range iv.Samples {
+				iv.Samples[j].Process = output.Process{}
+			}
+			if n == 1 && i == 7 {
+				iv.Lost.Misses = 3
+			}
+			if err := rec.Write(iv); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := rec.Close(); err != nil {
+			t.Fatal(err)
+		}
+		replay(exitOK, files[n], "--elasticsearch", server.URL, "--by", "container,device,mount", "--output", "ndjson")
+	}
+	for _, stream := range []string{"metrics-iotrace.io-default", "logs-iotrace.status-default"} {
+		if server.Count(stream) == 0 {
+			t.Fatalf("%s has no documents", stream)
+		}
+	}
+
+	// The host ships at wire level: that is what both sides show.
+	sums := func(lines string) map[string]uint64 {
+		got := map[string]uint64{}
+		for line := range strings.Lines(lines) {
+			var d struct {
+				Event   struct{ Dataset string }
+				Iotrace struct {
+					Source                                string
+					Group                                 struct{ Name []string }
+					Device                                struct{ Stacked bool }
+					Read, Write, Discard, Flush, Metadata struct{ Bytes, Ops, Errors uint64 }
+				}
+			}
+			if err := json.Unmarshal([]byte(line), &d); err != nil {
+				t.Fatal(err)
+			}
+			if d.Event.Dataset != output.DatasetIO || d.Iotrace.Device.Stacked {
+				continue
+			}
+			f := &d.Iotrace
+			name := strings.Join(f.Group.Name, ", ") + " " + f.Source
+			for op, a := range map[string]struct{ Bytes, Ops, Errors uint64 }{"read": f.Read, "write": f.Write, "discard": f.Discard, "flush": f.Flush, "metadata": f.Metadata} {
+				got[name+" "+op+" bytes"] += a.Bytes
+				got[name+" "+op+" ops"] += a.Ops
+				got[name+" "+op+" errors"] += a.Errors
+			}
+		}
+		maps.DeleteFunc(got, func(_ string, n uint64) bool { return n == 0 })
+		return got
+	}
+	for _, by := range []string{"host,project", "nfs-server", "project,host", "container", "service", "image", "host,source,op", "host,device", "namespace"} {
+		recorded, _ := replay(exitOK, append(files[:3:3], "--by", by, "--output", "ndjson")...)
+		want := sums(recorded)
+		if len(want) == 0 {
+			t.Fatalf("by %s: nothing is recorded", by)
+		}
+		for _, more := range [][]string{nil, {"--interval", "1m"}, {"--interval", "90"}} {
+			lines, said := replay(exitOK, append(append(from[:4:4], "--by", by, "--output", "ndjson"), more...)...)
+			got := sums(lines)
+			for k, n := range want {
+				if got[k] != n {
+					t.Fatalf("by %s %q: %s is %d, the recordings have %d", by, more, k, got[k], n)
+				}
+			}
+			if len(got) != len(want) {
+				t.Errorf("by %s %q: %d sums, the recordings have %d", by, more, len(got), len(want))
+			}
+			if !strings.Contains(said, "host=web3") || strings.Contains(said, "silent: nothing of it is counted after its last document\" host=web2") || !strings.Contains(said, "3 skipped program runs") {
+				t.Errorf("by %s: says %q", by, said)
+			}
+		}
+	}
+
+	// The table, the report, another time, and what cannot be.
+	table, _ := replay(exitOK, append(from[:4:4], "--by", "host", "--filter", "host=web[12]")...)
+	if !strings.Contains(table, "\nweb1") || !strings.Contains(table, "\nweb2") || strings.Contains(table, "\nweb3") || !strings.Contains(table, "(filtered out)") {
+		t.Errorf("the table is\n%s", table)
+	}
+	page := filepath.Join(dir, "report.html")
+	replay(exitOK, append(from[:4:4], "--by", "project,host", "--report", page)...)
+	if b, err := os.ReadFile(page); err != nil || !bytes.Contains(b, []byte("web3")) {
+		t.Errorf("the report: %v, %d bytes", err, len(b))
+	}
+	early, _ := replay(exitOK, "--elasticsearch", server.URL, "--since", begin.Format(time.RFC3339), "--until", begin.Add(time.Minute).Format(time.RFC3339), "--by", "host", "--output", "ndjson")
+	recorded, _ := replay(exitOK, files[0], "--duration", "60", "--by", "host", "--output", "ndjson")
+	if got, want := sums(early)["web1 block write bytes"], sums(recorded)["web1 block write bytes"]; got != want || want == 0 {
+		t.Errorf("the first minute of web1 has %d bytes, recorded are %d", got, want)
+	}
+	if _, said := replay(exitFailed, append(from[:4:4], "--data-stream-namespace", "other")...); !strings.Contains(said, "no such data stream") {
+		t.Errorf("of another namespace: %q", said)
+	}
+
+	// The screen asks step by step.
+	r, err := elastic.OpenReader(t.Context(), elastic.Options{URLs: []string{server.URL}}, elastic.QueryOptions{Since: begin.Add(-time.Second), Until: begin.Add(13 * time.Minute)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	line := r.Timeline(t.Context(), time.Minute)
+	var whole, steps output.Sum
+	first, end := line.Bounds()
+	for i := end - 1; i >= first; i-- {
+		iv, err := line.Frame(i)
+		if err != nil {
+			t.Fatal(err)
+		}
+		steps.Add(iv)
+	}
+	all, err := r.Interval(t.Context(), begin.Add(-time.Second), begin.Add(13*time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole.Add(all)
+	opt := output.GroupOptions{By: outputtest.Keys(t, "host")}
+	a, b := output.Group(whole.Interval(), opt).Total.Total, output.Group(steps.Interval(), opt).Total.Total
+	if a.Bytes() != b.Bytes() || a.Ops() != b.Ops() || a.Bytes() == 0 || end != 14 {
+		t.Errorf("%d steps have %d bytes, the whole has %d", end, b.Bytes(), a.Bytes())
+	}
+}
