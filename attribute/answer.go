@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/url"
 	"path"
-	"strings"
 
 	"github.com/docker/docker/client"
 )
@@ -19,8 +18,7 @@ import (
 // bytes of a crafted answer, out of empty objects: so single answers are small, and lists
 // are decoded one element after the other, into types with few fields.
 const (
-	maxAnswer  = 256 << 10 // bytes of an answer that is not listed here
-	maxInspect = 512 << 10 // bytes about one container, with its environment and health checks
+	maxAnswer  = 256 << 10 // bytes of any answer but a list
 	maxEvent   = 256 << 10 // bytes of one event
 	maxList    = 16 << 20  // bytes of a list: some 5,000 containers; with more, they are asked about one by one
 	maxElement = 256 << 10 // bytes of one element of a list
@@ -34,13 +32,11 @@ func (t boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	body := &boundedBody{ReadCloser: resp.Body, limit: maxAnswer}
-	switch dir, last := path.Split(r.URL.Path); {
+	switch {
 	case r.Context().Value(listKey{}) != nil:
 		body.limit = maxList
-	case last == "events":
+	case path.Base(r.URL.Path) == "events":
 		body.limit, body.lines = maxEvent, true
-	case last == "json" && strings.Contains(dir, "/containers/"):
-		body.limit = maxInspect
 	}
 	body.left = body.limit
 	resp.Body = body

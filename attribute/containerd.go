@@ -20,7 +20,10 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-const containerdPoll = time.Minute // events report what comes in between
+const (
+	containerdPoll = time.Minute // events report what comes in between
+	maxSpec        = 128 << 10   // bytes of a container's OCI specification that are read
+)
 
 // containerdSockets are where containerd listens for ctr and nerdctl.
 func containerdSockets() []string {
@@ -119,7 +122,7 @@ func (s *containerdSession) list(ctx context.Context, f *feed) error {
 		if err != nil {
 			return rpcError("listing containers", err)
 		}
-		for all.n < maxContainers {
+		for all.n < maxContainers && !all.full {
 			m, err := stream.Recv()
 			if errors.Is(err, io.EOF) {
 				break
@@ -139,7 +142,7 @@ func (s *containerdSession) list(ctx context.Context, f *feed) error {
 func (s *containerdSession) events(ctx context.Context, to chan<- containerdEvent) error {
 	stream, err := eventsapi.NewEventsClient(s.conn).Subscribe(ctx, &eventsapi.SubscribeRequest{
 		Filters: []string{`topic=="/containers/create"`, `topic=="/containers/update"`, `topic=="/containers/delete"`},
-	}, single())
+	}, grpc.MaxCallRecvMsgSize(maxEvent))
 	if err != nil {
 		return rpcError("following events", err)
 	}
@@ -229,7 +232,7 @@ func containerdContainer(namespace string, m *containersapi.Container) container
 		Linux  struct{ CgroupsPath string }
 		Mounts []struct{ Destination, Type, Source string }
 	}
-	if m.Spec == nil || json.Unmarshal(m.Spec.Value, &spec) != nil {
+	if m.Spec == nil || len(m.Spec.Value) > maxSpec || json.Unmarshal(m.Spec.Value, &spec) != nil {
 		return c
 	}
 	// "slice:prefix:id" is not needed: the resulting path contains the id.

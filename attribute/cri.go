@@ -17,6 +17,8 @@ import (
 const (
 	criPoll     = 10 * time.Second // some runtimes have events off by default
 	maxStatuses = 512              // containers asked about one by one, per list
+
+	maxPodContainers = 256 // taken from one event
 )
 
 // criSockets are the sockets where runtimes listen for the kubelet.
@@ -128,7 +130,7 @@ func (s *criSession) hello(ctx context.Context, f *feed) (string, error) {
 // events reads events until the runtime ends the stream. Some end it at once because
 // events are not enabled: then only the lists remain.
 func (s *criSession) events(ctx context.Context, to chan<- *cri.ContainerEventResponse) {
-	stream, err := s.client.GetContainerEvents(ctx, &cri.GetEventsRequest{}, single())
+	stream, err := s.client.GetContainerEvents(ctx, &cri.GetEventsRequest{}, grpc.MaxCallRecvMsgSize(maxEvent))
 	if err != nil {
 		return
 	}
@@ -155,7 +157,7 @@ func (s *criSession) event(f *feed, e *cri.ContainerEventResponse) {
 	box := &cri.PodSandbox{Id: p.Id, Metadata: p.Metadata, Labels: p.Labels}
 	f.put(s.sandbox(box))
 	box.Labels = clipLabels(box.Labels)
-	for _, c := range e.ContainersStatuses {
+	for _, c := range e.ContainersStatuses[:min(len(e.ContainersStatuses), maxPodContainers)] {
 		if c == nil {
 			continue
 		}
@@ -190,6 +192,9 @@ func (s *criSession) list(ctx context.Context, f *feed) error {
 	alive := make(map[string]bool, len(containers))
 	asked := 0
 	for _, c := range containers {
+		if told.full {
+			break
+		}
 		if c == nil || len(c.Id) > maxText {
 			continue
 		}
@@ -204,7 +209,7 @@ func (s *criSession) list(ctx context.Context, f *feed) error {
 		told.put(s.container(c, byID[c.PodSandboxId]))
 	}
 	for id, d := range s.details {
-		if !alive[id] {
+		if !alive[id] && !told.full {
 			s.size -= d.size()
 			delete(s.details, id)
 		}

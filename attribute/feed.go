@@ -125,6 +125,7 @@ type roll struct {
 	f     *feed
 	began time.Time
 	n     int
+	full  bool // the last one did not fit
 }
 
 // begin is called before a runtime is asked for its list.
@@ -134,13 +135,15 @@ func (f *feed) begin() *roll { return &roll{f: f, began: f.now()} }
 func (r *roll) put(c container) {
 	r.n++
 	if c = r.f.own(c); !r.f.registry.removedAfter(c.from, c.key, r.began) {
-		r.f.registry.put(c)
+		r.full = !r.f.registry.put(c)
 	}
 }
 
-// end is called when the list is complete. What it lacks is gone.
+// end is called when the list is complete, or full. What it lacks is gone.
 func (r *roll) end() {
-	r.f.registry.unlisted(r.f.from, r.began)
+	if !r.full { // else it may have ended early
+		r.f.registry.unlisted(r.f.from, r.began)
+	}
 	r.f.mu.Lock()
 	r.f.endpoint.Containers = r.n
 	r.f.mu.Unlock()

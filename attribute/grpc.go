@@ -24,7 +24,7 @@ const (
 	maxHeader  = 64 << 10
 	maxWindow  = 64 << 10 // bytes that a runtime may send before they are read
 	maxMessage = 8 << 20  // bytes of a list: some 2,000 containers of Kubernetes
-	maxSingle  = 1 << 20  // bytes about one container, or of one event
+	maxSingle  = 1 << 20  // bytes of any other answer
 
 	// An empty message takes 2 bytes of an answer, and some hundred in memory. An honest
 	// answer has 40 bytes or more for each message; an entry of a map is one, too.

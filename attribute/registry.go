@@ -21,9 +21,9 @@ const (
 	maxVolumes    = 256      // mounts of a container
 	maxContainers = 1 << 14
 
-	maxRecords      = 24 << 20 // bytes of all records of the machine's runtimes
-	maxOtherRecords = 8 << 20  // bytes of all records of users' runtimes, and of those in containers
-	maxOtherEach    = 4 << 20  // bytes of the records of one of these
+	maxRecords      = 16 << 20 // bytes of all records of the machine's runtimes
+	maxOtherRecords = 6 << 20  // bytes of all records of users' runtimes, and of those in containers
+	maxOtherEach    = 3 << 20  // bytes of the records of one of these
 )
 
 // container is what a runtime says about one container. A stored record is never
@@ -89,10 +89,10 @@ func newRegistry(projectLabel string, keep time.Duration, now func() time.Time) 
 	}
 }
 
-// put stores a record, cut to a bounded size.
-func (g *registry) put(c container) {
+// put stores a record, cut to a bounded size, if there is room for it.
+func (g *registry) put(c container) bool {
 	if c.id == "" || len(c.id) > maxText {
-		return
+		return true
 	}
 	if c.key == "" {
 		c.key = c.id
@@ -100,7 +100,9 @@ func (g *registry) put(c container) {
 	g.prepare(&c)
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	refused := g.refused
 	g.store(&c)
+	return g.refused == refused
 }
 
 // unlisted ends a list of all containers of an endpoint. Records older than the list are
