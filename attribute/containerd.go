@@ -20,7 +20,10 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-const containerdPoll = time.Minute // events report what comes in between
+const (
+	containerdPoll = time.Minute // events report what comes in between
+	maxSpec        = 128 << 10   // bytes of a container's OCI specification that are read
+)
 
 // containerdSockets are where containerd listens for ctr and nerdctl.
 func containerdSockets() []string {
@@ -54,7 +57,7 @@ func (s *containerdSession) follow(ctx context.Context, f *feed) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	events := make(chan *types.Envelope, 256)
+	events := make(chan containerdEvent, 256)
 	ended := make(chan error, 1)
 	go func() { ended <- s.events(ctx, events) }()
 	defer func() { cancel(); <-ended }()
@@ -89,7 +92,7 @@ func (s *containerdSession) follow(ctx context.Context, f *feed) error {
 func (s *containerdSession) hello(ctx context.Context, f *feed) (string, error) {
 	ctx, cancel := f.call(ctx)
 	defer cancel()
-	v, err := versionapi.NewVersionClient(s.conn).Version(ctx, &emptypb.Empty{})
+	v, err := versionapi.NewVersionClient(s.conn).Version(ctx, &emptypb.Empty{}, single())
 	if err != nil {
 		return "", rpcError("asking for the version", err)
 	}
@@ -104,23 +107,22 @@ func in(ctx context.Context, namespace string) context.Context {
 }
 
 func (s *containerdSession) list(ctx context.Context, f *feed) error {
-	began := f.now()
+	all := f.begin()
 	ctx, cancel := context.WithTimeout(ctx, listTime)
 	defer cancel()
-	spaces, err := namespacesapi.NewNamespacesClient(s.conn).List(ctx, &namespacesapi.ListNamespacesRequest{})
+	spaces, err := namespacesapi.NewNamespacesClient(s.conn).List(ctx, &namespacesapi.ListNamespacesRequest{}, single())
 	if err != nil {
 		return rpcError("listing namespaces", err)
 	}
-	var told []container
 	for _, ns := range spaces.Namespaces {
 		if foreign(ns.Name) {
 			continue
 		}
-		stream, err := containersapi.NewContainersClient(s.conn).ListStream(in(ctx, ns.Name), &containersapi.ListContainersRequest{})
+		stream, err := containersapi.NewContainersClient(s.conn).ListStream(in(ctx, ns.Name), &containersapi.ListContainersRequest{}, single())
 		if err != nil {
 			return rpcError("listing containers", err)
 		}
-		for len(told) < maxContainers {
+		for all.n < maxContainers && !all.full {
 			m, err := stream.Recv()
 			if errors.Is(err, io.EOF) {
 				break
@@ -129,18 +131,18 @@ func (s *containerdSession) list(ctx context.Context, f *feed) error {
 				return rpcError("listing containers", err)
 			}
 			if c := m.GetContainer(); c != nil {
-				told = append(told, containerdContainer(ns.Name, c))
+				all.put(containerdContainer(ns.Name, c))
 			}
 		}
 	}
-	f.sync(told, began)
+	all.end()
 	return nil
 }
 
-func (s *containerdSession) events(ctx context.Context, to chan<- *types.Envelope) error {
+func (s *containerdSession) events(ctx context.Context, to chan<- containerdEvent) error {
 	stream, err := eventsapi.NewEventsClient(s.conn).Subscribe(ctx, &eventsapi.SubscribeRequest{
 		Filters: []string{`topic=="/containers/create"`, `topic=="/containers/update"`, `topic=="/containers/delete"`},
-	})
+	}, grpc.MaxCallRecvMsgSize(maxEvent))
 	if err != nil {
 		return rpcError("following events", err)
 	}
@@ -151,35 +153,38 @@ func (s *containerdSession) events(ctx context.Context, to chan<- *types.Envelop
 		if err != nil {
 			return rpcError("following events", err)
 		}
+		id := eventID(e)
+		if foreign(e.Namespace) || id == "" || len(id) > maxText || len(e.Namespace) > maxText {
+			continue
+		}
 		select {
-		case to <- e:
+		case to <- containerdEvent{e.Namespace, id, e.Topic == "/containers/delete"}:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 }
 
-func (s *containerdSession) event(ctx context.Context, f *feed, e *types.Envelope) {
-	if foreign(e.Namespace) || e.Event == nil {
+// containerdEvent is what is kept of an event while it waits.
+type containerdEvent struct {
+	namespace, id string
+	removed       bool
+}
+
+func (s *containerdSession) event(ctx context.Context, f *feed, e containerdEvent) {
+	if e.removed {
+		f.removed(containerKey(e.namespace, e.id))
 		return
 	}
-	id := eventID(e)
-	if id == "" {
-		return
-	}
-	if e.Topic == "/containers/delete" {
-		f.removed(containerKey(e.Namespace, id))
-		return
-	}
-	ctx, cancel := f.call(in(ctx, e.Namespace))
+	ctx, cancel := f.call(in(ctx, e.namespace))
 	defer cancel()
-	r, err := containersapi.NewContainersClient(s.conn).Get(ctx, &containersapi.GetContainerRequest{ID: id})
+	r, err := containersapi.NewContainersClient(s.conn).Get(ctx, &containersapi.GetContainerRequest{ID: e.id}, single())
 	if err != nil || r.Container == nil {
 		return // it is gone already, or in the next list
 	}
-	f.put(containerdContainer(e.Namespace, r.Container))
-	if e.Namespace == "k8s.io" {
-		f.nudge(id) // CRI knows more, but may send no events
+	f.put(containerdContainer(e.namespace, r.Container))
+	if e.namespace == "k8s.io" {
+		f.nudge(e.id) // CRI knows more, but may send no events
 	}
 }
 
@@ -199,7 +204,7 @@ func eventID(e *types.Envelope) string {
 	default:
 		return ""
 	}
-	if proto.Unmarshal(e.Event.Value, m) != nil {
+	if e.Event == nil || proto.Unmarshal(e.Event.Value, m) != nil {
 		return ""
 	}
 	return m.GetID()
@@ -227,7 +232,7 @@ func containerdContainer(namespace string, m *containersapi.Container) container
 		Linux  struct{ CgroupsPath string }
 		Mounts []struct{ Destination, Type, Source string }
 	}
-	if m.Spec == nil || json.Unmarshal(m.Spec.Value, &spec) != nil {
+	if m.Spec == nil || len(m.Spec.Value) > maxSpec || json.Unmarshal(m.Spec.Value, &spec) != nil {
 		return c
 	}
 	// "slice:prefix:id" is not needed: the resulting path contains the id.
@@ -235,6 +240,9 @@ func containerdContainer(namespace string, m *containersapi.Container) container
 		c.cgroupPath = clip(spec.Linux.CgroupsPath, maxText)
 	}
 	for _, mount := range spec.Mounts {
+		if len(c.volumes) == maxVolumes {
+			break
+		}
 		if mount.Type != "bind" && mount.Type != "rbind" {
 			continue
 		}

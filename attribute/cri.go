@@ -1,16 +1,15 @@
 package attribute
 
 import (
+	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"time"
+	"unsafe"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -18,7 +17,8 @@ import (
 const (
 	criPoll     = 10 * time.Second // some runtimes have events off by default
 	maxStatuses = 512              // containers asked about one by one, per list
-	maxHeader   = 64 << 10
+
+	maxPodContainers = 256 // taken from one event
 )
 
 // criSockets are the sockets where runtimes listen for the kubelet.
@@ -36,7 +36,25 @@ type criSession struct {
 	client  cri.RuntimeServiceClient
 	runtime string
 
-	details map[string]*cri.ContainerStatus // what never changes about a container
+	details map[string]criDetail // by container
+	size    int                  // bytes of the details
+}
+
+// criDetail is what never changes about a container and is not in the list.
+type criDetail struct {
+	image   string
+	volumes []volume
+}
+
+const maxDetails = 4 << 20 // bytes that are kept of all details
+
+func (d *criDetail) size() int {
+	n := 128 + len(d.image)
+	for i := range d.volumes {
+		v := &d.volumes[i]
+		n += int(unsafe.Sizeof(*v)) + len(v.source) + len(v.destination) + len(v.name) + len(v.driver)
+	}
+	return n
 }
 
 func openCRI(socket string) (session, error) {
@@ -44,40 +62,7 @@ func openCRI(socket string) (session, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &criSession{conn: conn, socket: socket, client: cri.NewRuntimeServiceClient(conn), details: map[string]*cri.ContainerStatus{}}, nil
-}
-
-// dialGRPC prepares a connection to a unix socket; it connects at the first call.
-func dialGRPC(socket string) (*grpc.ClientConn, error) {
-	conn, err := grpc.NewClient("passthrough:///"+socket,
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithContextDialer(func(ctx context.Context, path string) (net.Conn, error) {
-			return dialSocket(ctx, path)
-		}),
-		grpc.WithAuthority("localhost"),
-		grpc.WithMaxHeaderListSize(maxHeader),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxList)),
-	)
-	if err != nil {
-		return nil, fmt.Errorf("asking the runtime at %q: %w", socket, err)
-	}
-	return conn, nil
-}
-
-// errNotOffered says that a runtime answers but does not offer this API.
-var errNotOffered = errors.New("not offered")
-
-// rpcError gives errors of gRPC the same causes as those of all other sessions.
-func rpcError(what string, err error) error {
-	switch status.Code(err) {
-	case codes.DeadlineExceeded:
-		return fmt.Errorf("%s: %w: %w", what, context.DeadlineExceeded, err)
-	case codes.ResourceExhausted:
-		return fmt.Errorf("%s: %w: %w", what, errTooLarge, err)
-	case codes.Unimplemented:
-		return fmt.Errorf("%s: %w: %w", what, errNotOffered, err)
-	}
-	return fmt.Errorf("%s: %w", what, err)
+	return &criSession{conn: conn, socket: socket, client: cri.NewRuntimeServiceClient(conn), details: map[string]criDetail{}}, nil
 }
 
 func (s *criSession) close() error { return s.conn.Close() }
@@ -92,7 +77,7 @@ func (s *criSession) follow(ctx context.Context, f *feed) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	events := make(chan *cri.ContainerEventResponse, 256)
+	events := make(chan *cri.ContainerEventResponse, 8)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -130,7 +115,7 @@ func (s *criSession) follow(ctx context.Context, f *feed) error {
 func (s *criSession) hello(ctx context.Context, f *feed) (string, error) {
 	ctx, cancel := f.call(ctx)
 	defer cancel()
-	v, err := s.client.Version(ctx, &cri.VersionRequest{})
+	v, err := s.client.Version(ctx, &cri.VersionRequest{}, single())
 	if err != nil {
 		return "", rpcError("asking for the version", err)
 	}
@@ -145,7 +130,7 @@ func (s *criSession) hello(ctx context.Context, f *feed) (string, error) {
 // events reads events until the runtime ends the stream. Some end it at once because
 // events are not enabled: then only the lists remain.
 func (s *criSession) events(ctx context.Context, to chan<- *cri.ContainerEventResponse) {
-	stream, err := s.client.GetContainerEvents(ctx, &cri.GetEventsRequest{})
+	stream, err := s.client.GetContainerEvents(ctx, &cri.GetEventsRequest{}, grpc.MaxCallRecvMsgSize(maxEvent))
 	if err != nil {
 		return
 	}
@@ -171,44 +156,65 @@ func (s *criSession) event(f *feed, e *cri.ContainerEventResponse) {
 	}
 	box := &cri.PodSandbox{Id: p.Id, Metadata: p.Metadata, Labels: p.Labels}
 	f.put(s.sandbox(box))
-	for _, c := range e.ContainersStatuses {
+	box.Labels = clipLabels(box.Labels)
+	for _, c := range e.ContainersStatuses[:min(len(e.ContainersStatuses), maxPodContainers)] {
+		if c == nil {
+			continue
+		}
 		s.note(c)
 		f.put(s.container(&cri.Container{Id: c.Id, PodSandboxId: p.Id, Metadata: c.Metadata, Image: c.Image, Labels: c.Labels}, box))
 	}
 }
 
 func (s *criSession) list(ctx context.Context, f *feed) error {
-	began := f.now()
+	told := f.begin()
 	all, cancel := context.WithTimeout(ctx, listTime)
 	defer cancel()
 	boxes, err := s.client.ListPodSandbox(all, &cri.ListPodSandboxRequest{})
 	if err != nil {
 		return rpcError("listing pods", err)
 	}
+	byID := make(map[string]*cri.PodSandbox, min(len(boxes.Items), maxContainers))
+	for _, b := range boxes.Items[:min(len(boxes.Items), maxContainers)] {
+		if b == nil {
+			continue
+		}
+		b.Labels = clipLabels(b.Labels) // each container of the pod gets a copy
+		byID[b.Id] = b
+		told.put(s.sandbox(b))
+	}
+	boxes = nil
 	list, err := s.client.ListContainers(all, &cri.ListContainersRequest{})
 	if err != nil {
 		return rpcError("listing containers", err)
 	}
-	var told []container
-	byID := make(map[string]*cri.PodSandbox, len(boxes.Items))
-	for _, b := range boxes.Items {
-		byID[b.Id] = b
-		told = append(told, s.sandbox(b))
-	}
-	alive := make(map[string]bool, len(list.Containers))
+	containers := list.Containers[:min(len(list.Containers), maxContainers)]
+	alive := make(map[string]bool, len(containers))
 	asked := 0
-	for _, c := range list.Containers {
+	for _, c := range containers {
+		if told.full {
+			break
+		}
+		if c == nil || len(c.Id) > maxText {
+			continue
+		}
 		alive[c.Id] = true
-		if s.details[c.Id] == nil && asked < maxStatuses {
+		if _, known := s.details[c.Id]; !known && asked < maxStatuses {
 			asked++
 			if err := s.status(ctx, f, c.Id); err != nil {
 				return err
 			}
 		}
-		told = append(told, s.container(c, byID[c.PodSandboxId]))
+		c.Labels = clipLabels(c.Labels)
+		told.put(s.container(c, byID[c.PodSandboxId]))
 	}
-	maps.DeleteFunc(s.details, func(id string, _ *cri.ContainerStatus) bool { return !alive[id] })
-	f.sync(told, began)
+	for id, d := range s.details {
+		if !alive[id] && !told.full {
+			s.size -= d.size()
+			delete(s.details, id)
+		}
+	}
+	told.end()
 	return nil
 }
 
@@ -216,7 +222,7 @@ func (s *criSession) list(ctx context.Context, f *feed) error {
 func (s *criSession) status(ctx context.Context, f *feed, id string) error {
 	ctx, cancel := f.call(ctx)
 	defer cancel()
-	r, err := s.client.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: id})
+	r, err := s.client.ContainerStatus(ctx, &cri.ContainerStatusRequest{ContainerId: id}, single())
 	switch status.Code(err) {
 	case codes.OK:
 		s.note(r.GetStatus())
@@ -228,8 +234,23 @@ func (s *criSession) status(ctx context.Context, f *feed, id string) error {
 }
 
 func (s *criSession) note(c *cri.ContainerStatus) {
-	if c != nil && len(s.details) < maxContainers {
-		s.details[c.Id] = &cri.ContainerStatus{Image: c.Image, Mounts: c.Mounts}
+	if c == nil || len(c.Id) > maxText {
+		return
+	}
+	d := criDetail{image: clip(imageName(c.Image), maxText)}
+	for _, m := range c.Mounts[:min(len(c.Mounts), maxVolumes)] {
+		v := volume{source: clip(m.GetHostPath(), maxText), destination: clip(m.GetContainerPath(), maxText)}
+		v.name, v.driver = pathVolume(v.source)
+		d.volumes = append(d.volumes, v)
+	}
+	old, known := s.details[c.Id]
+	grown := d.size()
+	if known {
+		grown -= old.size()
+	}
+	if s.size+grown <= maxDetails {
+		s.size += grown
+		s.details[c.Id] = d
 	}
 }
 
@@ -241,23 +262,20 @@ func (s *criSession) sandbox(b *cri.PodSandbox) container {
 
 func (s *criSession) container(l *cri.Container, box *cri.PodSandbox) container {
 	c := container{id: l.Id, runtime: s.runtime, kind: KindContainer, name: l.GetMetadata().GetName(), labels: podLabels(l.Labels, box)}
-	image := l.GetImage()
-	if d := s.details[l.Id]; d != nil {
-		if d.Image.GetImage() != "" {
-			image = d.Image
-		}
-		for _, m := range d.Mounts {
-			v := volume{source: m.HostPath, destination: m.ContainerPath}
-			v.name, v.driver = pathVolume(m.HostPath)
-			c.volumes = append(c.volumes, v)
-		}
+	d := s.details[l.Id]
+	c.volumes = d.volumes
+	if c.setImage(d.image); d.image == "" {
+		c.setImage(imageName(l.GetImage()))
 	}
-	ref := image.GetUserSpecifiedImage()
-	if ref == "" {
-		ref = image.GetImage()
-	}
-	c.setImage(ref)
 	return c
+}
+
+// imageName returns the name by which the user knows an image.
+func imageName(image *cri.ImageSpec) string {
+	if image.GetImage() == "" {
+		return ""
+	}
+	return cmp.Or(image.GetUserSpecifiedImage(), image.GetImage())
 }
 
 // podLabels adds to a container's labels those of its pod, which the user wrote, and the

@@ -1,7 +1,6 @@
 package attribute
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,7 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"path"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,10 +30,6 @@ const (
 	inspectDelay = 250 * time.Millisecond // a container that is gone by then has its name from its event
 	maxInspects  = 1024                   // containers that wait to be asked about
 	inspectTries = 4                      // failures in a row
-
-	maxList   = 16 << 20 // bytes of a list: some 5,000 containers; with more, they are asked about one by one
-	maxAnswer = 4 << 20  // bytes of any other answer
-	maxEvent  = 1 << 20  // bytes of one event
 )
 
 // machineDockerSockets are the usual sockets of the engine that serves the whole
@@ -126,55 +121,6 @@ func (c *askFirst) Close() error {
 	return c.Conn.Close()
 }
 
-type boundedTransport struct{ *http.Transport }
-
-func (t boundedTransport) RoundTrip(r *http.Request) (*http.Response, error) {
-	resp, err := t.Transport.RoundTrip(r)
-	if err != nil {
-		return nil, err
-	}
-	body := &boundedBody{ReadCloser: resp.Body, limit: maxAnswer}
-	if path.Base(r.URL.Path) == "events" {
-		body.limit, body.lines = maxEvent, true
-	} else if isList(r.URL.Path) {
-		body.limit = maxList
-	}
-	body.left = body.limit
-	resp.Body = body
-	return resp, nil
-}
-
-// isList tells the requests whose answers grow with what the engine runs.
-func isList(path string) bool {
-	for _, list := range []string{"/containers/json", "/networks", "/services", "/tasks"} {
-		if strings.HasSuffix(path, list) {
-			return true
-		}
-	}
-	return false
-}
-
-// boundedBody returns an error after too many bytes: in all, or since the last end of line
-// for an endless stream.
-type boundedBody struct {
-	io.ReadCloser
-	limit, left int
-	lines       bool
-}
-
-func (b *boundedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if i := bytes.LastIndexByte(p[:n], '\n'); b.lines && i >= 0 {
-		b.left = b.limit - (n - i - 1)
-	} else {
-		b.left -= n
-	}
-	if b.left < 0 {
-		return 0, fmt.Errorf("more than %d bytes: %w", b.limit, errTooLarge)
-	}
-	return n, err
-}
-
 func (d *docker) close() error { return d.client.Close() }
 
 func (d *docker) follow(ctx context.Context, f *feed) error {
@@ -208,7 +154,7 @@ func (d *docker) follow(ctx context.Context, f *feed) error {
 	defer listers.Wait()
 	defer cancel()
 	list := func() {
-		listers.Go(func() { lists <- d.list(ctx, f.now()) })
+		listers.Go(func() { lists <- d.list(ctx, f) })
 	}
 	askSwarm := func() {
 		if d.runtime != runtimePodman && d.asking.CompareAndSwap(false, true) {
@@ -251,11 +197,8 @@ func (d *docker) follow(ctx context.Context, f *feed) error {
 			case l.err != nil:
 				return l.err
 			default:
-				f.sync(l.all, l.began)
-				for i := range l.all {
-					if c := &l.all[i]; isImageID(c.image) && !f.registry.namesImage(c.key) {
-						work.add(c.id, f.now()) // its name went to another image, but it keeps its own
-					}
+				for _, id := range l.unnamed {
+					work.add(id, f.now()) // the name went to another image, but the container keeps its own
 				}
 			}
 			if first {
@@ -375,42 +318,43 @@ func (d *docker) events(ctx context.Context, f *feed) (<-chan events.Message, <-
 }
 
 type listing struct {
-	all   []container
-	began time.Time
-	err   error
+	unnamed []string // containers whose image is known by its id only
+	err     error
 }
 
 // list asks for all containers, also stopped ones: their late writeback may still come.
 // Managed plugins are containers that only the list of plugins names.
-func (d *docker) list(ctx context.Context, now time.Time) listing {
-	l := listing{began: now}
+func (d *docker) list(ctx context.Context, f *feed) (l listing) {
 	ctx, cancel := context.WithTimeout(ctx, listTime)
 	defer cancel()
-	all, err := d.client.ContainerList(ctx, dcontainer.ListOptions{All: true})
-	if err != nil {
-		l.err = fmt.Errorf("listing containers: %w", garbled(err))
-		return l
+	all := f.begin()
+	pods := map[string]listedPod{}
+	if d.runtime == runtimePodman {
+		pods, _ = d.pods(ctx, "") // on an error, containers keep their names from Docker's API
 	}
-	for i := range all {
-		s := &all[i]
-		c := container{id: s.ID, runtime: d.runtime, labels: s.Labels, volumes: dockerVolumes(s.Mounts)}
+	err := each(ctx, d, d.versioned("/containers/json"), url.Values{"all": {"1"}}, func(s *listedContainer) {
+		c := container{id: s.ID, runtime: d.runtime, labels: s.Labels, volumes: listedVolumes(s.Mounts)}
 		c.setImage(s.Image)
 		if len(s.Names) > 0 {
 			c.name = strings.TrimPrefix(ownName(s.Names), "/")
 		}
-		l.all = append(l.all, c)
-	}
-	if d.runtime == runtimePodman {
-		_ = d.pods(ctx, l.all) // on an error, containers keep their names from Docker's API
+		c.inPod(pods[s.ID])
+		all.put(c)
+		if isImageID(c.image) && len(c.id) <= maxText && len(l.unnamed) < maxInspects && !f.registry.namesImage(f.key(c.id)) {
+			l.unnamed = append(l.unnamed, c.id)
+		}
+	})
+	if err != nil {
+		l.err = fmt.Errorf("listing containers: %w", err)
 		return l
 	}
-	plugins, err := d.client.PluginList(ctx, filters.NewArgs())
-	if err != nil {
-		return l // an engine without plugins still has containers
+	if d.runtime != runtimePodman {
+		// An engine without plugins still has containers.
+		_ = each(ctx, d, d.versioned("/plugins"), nil, func(p *listedPlugin) {
+			all.put(pluginContainer(p.ID, p.Name, p.PluginReference))
+		})
 	}
-	for _, p := range plugins {
-		l.all = append(l.all, pluginContainer(p.ID, p.Name, p.PluginReference))
-	}
+	all.end()
 	return l
 }
 
@@ -428,6 +372,14 @@ func ownName(names []string) string {
 		}
 	}
 	return names[0]
+}
+
+func listedVolumes(mounts []listedMount) []volume {
+	var vs []volume
+	for _, m := range mounts[:min(len(mounts), maxVolumes)] {
+		vs = append(vs, volume{name: m.Name, driver: m.Driver, source: m.Source, destination: m.Destination})
+	}
+	return vs
 }
 
 func dockerVolumes(mounts []dcontainer.MountPoint) []volume {
@@ -469,9 +421,9 @@ func (d *docker) inspect(ctx context.Context, f *feed, id string) (container, er
 		c.setImage(in.Config.Image)
 	}
 	if d.runtime == runtimePodman {
-		one := []container{c}
-		err = d.pods(ctx, one)
-		c = one[0]
+		var pods map[string]listedPod
+		pods, err = d.pods(ctx, c.id)
+		c.inPod(pods[c.id])
 	}
 	return c, err
 }

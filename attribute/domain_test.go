@@ -114,7 +114,7 @@ func TestUsersAndContainersSpeakForThemselves(t *testing.T) {
 			t.Errorf("%s: %+v", path, o)
 		}
 	}
-	user.sync(nil, r.opts.now())
+	listAll(user)
 	if c := r.registry.get(idA); !c.goneAt.IsZero() {
 		t.Error("a user's engine took the machine's container away")
 	}

@@ -120,14 +120,33 @@ func (f *feed) byUser(uid string) {
 	f.domain, f.most, f.endpoint.User = domain{}.of(uid), nestedMost, uid
 }
 
-func (f *feed) sync(all []container, began time.Time) {
-	for i := range all {
-		all[i] = f.own(all[i])
+// roll takes a list of all containers, one after the other.
+type roll struct {
+	f     *feed
+	began time.Time
+	n     int
+	full  bool // the last one did not fit
+}
+
+// begin is called before a runtime is asked for its list.
+func (f *feed) begin() *roll { return &roll{f: f, began: f.now()} }
+
+// put takes one container of the list, unless it was removed since the list began.
+func (r *roll) put(c container) {
+	r.n++
+	if c = r.f.own(c); !r.f.registry.removedAfter(c.from, c.key, r.began) {
+		r.full = !r.f.registry.put(c)
 	}
-	f.registry.sync(f.from, all, began)
-	f.mu.Lock()
-	f.endpoint.Containers = len(all)
-	f.mu.Unlock()
+}
+
+// end is called when the list is complete, or full. What it lacks is gone.
+func (r *roll) end() {
+	if !r.full { // else it may have ended early
+		r.f.registry.unlisted(r.f.from, r.began)
+	}
+	r.f.mu.Lock()
+	r.f.endpoint.Containers = r.n
+	r.f.mu.Unlock()
 }
 
 func (f *feed) removed(id string)      { f.registry.removed(f.from, f.key(id)) }

@@ -59,11 +59,25 @@ func misbehave(mode, socket string) error {
 	if mode == "forbidden" { // the client itself, as a user who may not
 		return lookAsNobody(socket)
 	}
+	if api, ok := strings.CutPrefix(mode, "ask "); ok {
+		return ask(api, socket)
+	}
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		return err
 	}
 	fmt.Println("listening") // the parent process waits for this line
+	if api, what, ok := strings.Cut(mode, " crafted "); ok {
+		switch api {
+		case apiDocker:
+			return craftDocker(what, l)
+		case apiContainerd:
+			return craftContainerd(what, l)
+		}
+		g := grpc.NewServer()
+		cri.RegisterRuntimeServiceServer(g, craftedCRI{mode: what})
+		return g.Serve(l)
+	}
 	raw := map[string]func(net.Conn){
 		"hang":    func(c net.Conn) { io.Copy(io.Discard, c) }, // reads all and says nothing
 		"hang up": func(c net.Conn) { c.Close() },
@@ -235,6 +249,13 @@ func hostile(t *testing.T, mode string) string {
 
 func runHostile(t *testing.T, mode, socket string) *exec.Cmd {
 	t.Helper()
+	cmd, _ := startHostile(t, mode, socket)
+	return cmd
+}
+
+// startHostile returns once the process listens, and with what it says after that.
+func startHostile(t *testing.T, mode, socket string) (*exec.Cmd, *bufio.Reader) {
+	t.Helper()
 	cmd := exec.Command(os.Args[0], socket)
 	cmd.Env = append(os.Environ(), hostileEnv+"="+mode)
 	cmd.Stderr = os.Stderr
@@ -250,10 +271,11 @@ func runHostile(t *testing.T, mode, socket string) *exec.Cmd {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || line != "listening\n" {
+	said := bufio.NewReader(out)
+	if line, err := said.ReadString('\n'); err != nil || line != "listening\n" {
 		t.Fatalf("the hostile process said %q: %v", line, err)
 	}
-	return cmd
+	return cmd, said
 }
 
 func lookAsNobody(socket string) error {

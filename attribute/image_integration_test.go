@@ -71,11 +71,9 @@ func TestDockerImageNames(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l := d.list(t.Context(), f.now())
-		if l.err != nil {
+		if l := d.list(t.Context(), f); l.err != nil {
 			t.Fatal(l.err)
 		}
-		f.sync(l.all, l.began)
 		if err := d.close(); err != nil {
 			t.Error(err)
 		}

@@ -12,6 +12,15 @@ import (
 	"testing"
 )
 
+// listAll is a complete list of an endpoint.
+func listAll(f *feed, all ...container) {
+	l := f.begin()
+	for _, c := range all {
+		l.put(c)
+	}
+	l.end()
+}
+
 // An engine inside a container can name its own containers and nothing else.
 func TestNestedEngineNamesOnlyItsOwn(t *testing.T) {
 	r := newTestResolver(t, Options{CgroupRoot: t.TempDir()})
@@ -23,7 +32,7 @@ func TestNestedEngineNamesOnlyItsOwn(t *testing.T) {
 		labels:  map[string]string{"io.kubernetes.pod.uid": uidP, "io.kubernetes.pod.name": "lie", "io.kubernetes.pod.namespace": "lie"},
 		volumes: []volume{{name: "lie", source: "/", destination: "/"}}}
 	inner.put(lie)
-	inner.sync([]container{lie}, r.opts.now())
+	listAll(inner, lie)
 	inner.rename(idB, "still a lie")
 	inner.removed(idA)
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,8 +16,6 @@ import (
 
 	dcontainer "github.com/docker/docker/api/types/container"
 	"github.com/docker/docker/api/types/filters"
-	"github.com/docker/docker/api/types/network"
-	"github.com/docker/docker/api/types/swarm"
 	"github.com/docker/docker/api/types/system"
 )
 
@@ -28,6 +27,9 @@ const (
 	overlayRefusal = "error creating vxlan interface"
 
 	maxVNI = 1<<24 - 1 // RFC 7348, section 5
+
+	maxSubnets  = 256  // of a network
+	maxRefusals = 1024 // in one answer
 )
 
 // ErrNoEngine says that no Docker socket exists at a place that may be asked.
@@ -155,33 +157,26 @@ func (o *Overlay) Networks(ctx context.Context) ([]Network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("docker engine: %w", garbled(err))
 	}
-	found, err := d.client.NetworkList(ctx, network.ListOptions{Filters: filters.NewArgs(filters.Arg("driver", "overlay"))})
+	list := []Network{}
+	err = each(ctx, d, d.versioned("/networks"), only("driver", "overlay"), func(n *listedNetwork) {
+		list = append(list, networkOf(n, &info))
+	})
 	if err != nil {
-		return nil, fmt.Errorf("docker networks: %w", garbled(err))
+		return nil, fmt.Errorf("docker networks: %w", err)
 	}
-	list := make([]Network, 0, len(found))
-	for i := range found {
-		list = append(list, networkOf(&found[i], &info))
-	}
-	index := make(map[string]*Network, len(found))
+	index := make(map[string]*Network, len(list))
 	for i := range list {
 		index[list[i].ID] = &list[i]
 	}
 	// The engine of a worker does not know services, but which of its containers run.
-	containers, err := d.client.ContainerList(ctx, dcontainer.ListOptions{All: true})
+	err = each(ctx, d, d.versioned("/containers/json"), url.Values{"all": {"1"}}, func(c *listedContainer) { attach(c, index) })
 	if err != nil {
-		return nil, fmt.Errorf("docker containers: %w", garbled(err))
-	}
-	for i := range containers {
-		attach(&containers[i], index)
+		return nil, fmt.Errorf("docker containers: %w", err)
 	}
 	if info.Swarm.ControlAvailable {
-		services, err := d.client.ServiceList(ctx, swarm.ServiceListOptions{})
+		err = each(ctx, d, d.versioned("/services"), nil, func(s *listedService) { serve(s, index) })
 		if err != nil {
-			return nil, fmt.Errorf("docker services: %w", garbled(err))
-		}
-		for i := range services {
-			serve(&services[i], index)
+			return nil, fmt.Errorf("docker services: %w", err)
 		}
 	}
 	for i := range list {
@@ -191,7 +186,16 @@ func (o *Overlay) Networks(ctx context.Context) ([]Network, error) {
 	return list, nil
 }
 
-func networkOf(f *network.Summary, info *system.Info) Network {
+// only is the query for the elements of a list that have this value.
+func only(key, value string) url.Values {
+	text, err := filters.ToJSON(filters.NewArgs(filters.Arg(key, value)))
+	if err != nil {
+		panic(err) // strings always have a JSON form
+	}
+	return url.Values{"filters": {text}}
+}
+
+func networkOf(f *listedNetwork, info *system.Info) Network {
 	n := Network{
 		ID: clip(f.ID, maxText), Name: clip(f.Name, maxText), Stack: clip(f.Labels[overlayStack], maxText),
 		VNIs: vniList(f.Options[overlayVNIs]),
@@ -199,7 +203,7 @@ func networkOf(f *network.Summary, info *system.Info) Network {
 	if info.Swarm.Cluster != nil && info.Swarm.Cluster.DataPathPort <= 1<<16-1 {
 		n.Port = uint16(info.Swarm.Cluster.DataPathPort)
 	}
-	for _, c := range f.IPAM.Config {
+	for _, c := range f.IPAM.Config[:min(len(f.IPAM.Config), maxSubnets)] {
 		n.Subnets = append(n.Subnets, clip(c.Subnet, maxText))
 	}
 	return n
@@ -209,6 +213,9 @@ func networkOf(f *network.Summary, info *system.Info) Network {
 func vniList(text string) []uint32 {
 	var list []uint32
 	for field := range strings.SplitSeq(text, ",") {
+		if len(list) == maxSubnets {
+			break
+		}
 		if vni, err := strconv.ParseUint(strings.TrimSpace(field), 10, 32); err == nil && vni != 0 && vni <= maxVNI {
 			list = append(list, uint32(vni))
 		}
@@ -217,16 +224,13 @@ func vniList(text string) []uint32 {
 }
 
 // attach adds a container to the networks that it is attached to.
-func attach(c *dcontainer.Summary, index map[string]*Network) {
-	if c.NetworkSettings == nil {
-		return
-	}
+func attach(c *listedContainer, index map[string]*Network) {
 	for _, end := range c.NetworkSettings.Networks {
-		if end == nil || index[end.NetworkID] == nil {
+		n := index[end.NetworkID]
+		if n == nil {
 			continue
 		}
-		n := index[end.NetworkID]
-		if c.State == dcontainer.StateRunning {
+		if c.State == string(dcontainer.StateRunning) {
 			n.Running++
 		}
 		if s := c.Labels[overlayService]; s != "" {
@@ -236,7 +240,7 @@ func attach(c *dcontainer.Summary, index map[string]*Network) {
 }
 
 // serve adds a service to its networks.
-func serve(s *swarm.Service, index map[string]*Network) {
+func serve(s *listedService, index map[string]*Network) {
 	add := func(id string) {
 		if n := index[id]; n != nil {
 			n.Services = append(n.Services, clip(s.Spec.Name, maxText))
@@ -268,34 +272,30 @@ func (o *Overlay) Refusals(ctx context.Context) ([]Refusal, error) {
 	if !info.Swarm.ControlAvailable {
 		return nil, nil
 	}
-	tasks, err := d.client.TaskList(ctx, swarm.TaskListOptions{Filters: filters.NewArgs(filters.Arg("node", info.Swarm.NodeID))})
-	if err != nil {
-		return nil, fmt.Errorf("docker tasks: %w", garbled(err))
-	}
 	var list []Refusal
-	for i := range tasks {
-		t := &tasks[i]
-		if !strings.Contains(t.Status.Err, overlayRefusal) {
-			continue
+	err = each(ctx, d, d.versioned("/tasks"), only("node", info.Swarm.NodeID), func(t *listedTask) {
+		if !strings.Contains(t.Status.Err, overlayRefusal) || len(list) == maxRefusals {
+			return
 		}
-		r := Refusal{Task: clip(t.ID, maxText), Time: t.Status.Timestamp, Err: clip(t.Status.Err, maxText)}
+		r := Refusal{Task: clip(t.ID, maxText), Err: clip(t.Status.Err, maxText)}
+		r.Time, _ = time.Parse(time.RFC3339Nano, t.Status.Timestamp)
 		for j := range t.NetworksAttachments {
 			if a := &t.NetworksAttachments[j]; subnetIn(t.Status.Err, a) || len(t.NetworksAttachments) == 1 {
 				r.Network = clip(a.Network.ID, maxText)
 			}
 		}
 		list = append(list, r)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("docker tasks: %w", err)
 	}
 	return list, nil
 }
 
 // subnetIn tells whether an error names a subnet of the attachment's network:
 // `subnet sandbox join failed for "10.0.1.0/24"`.
-func subnetIn(text string, a *swarm.NetworkAttachment) bool {
-	if a.Network.IPAMOptions == nil {
-		return false
-	}
-	return slices.ContainsFunc(a.Network.IPAMOptions.Configs, func(c swarm.IPAMConfig) bool {
+func subnetIn(text string, a *listedAttachment) bool {
+	return slices.ContainsFunc(a.Network.IPAMOptions.Configs, func(c listedSubnet) bool {
 		return c.Subnet != "" && strings.Contains(text, `"`+c.Subnet+`"`)
 	})
 }

@@ -2,9 +2,7 @@ package attribute
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"net/http"
 	"net/url"
 
 	"github.com/docker/docker/api/types/events"
@@ -23,47 +21,33 @@ func podmanSockets() []string {
 	return []string{"/run/podman/podman.sock", "/run/user/*/podman/podman.sock"}
 }
 
-// pods fills in what only Podman's own API has: the names of pods, and which containers
-// are the infra containers of a pod. On an error the containers stay as they are. A single
-// container is asked about by id.
-func (d *docker) pods(ctx context.Context, all []container) error {
+// pods returns what only Podman's own API has: which pods containers are in, and which of
+// them are infra containers. With an id it asks about that container only.
+func (d *docker) pods(ctx context.Context, id string) (map[string]listedPod, error) {
 	query := url.Values{"all": {"true"}}
-	if len(all) == 1 {
-		query.Set("filters", fmt.Sprintf(`{"id":[%q]}`, all[0].id))
+	if id != "" {
+		query.Set("filters", fmt.Sprintf(`{"id":[%q]}`, id))
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://podman/v4.0.0/libpod/containers/json?"+query.Encode(), nil)
-	if err != nil {
-		return err
-	}
-	resp, err := d.client.HTTPClient().Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	var own []struct {
-		ID      string `json:"Id"`
-		PodName string
-		IsInfra bool
-	}
-	if resp.StatusCode != http.StatusOK {
-		return fmt.Errorf("asking for pods: %s", resp.Status)
-	}
-	if err := json.NewDecoder(resp.Body).Decode(&own); err != nil {
-		return fmt.Errorf("asking for pods: %w", garbled(err))
-	}
-	index := make(map[string]int, len(all))
-	for i := range all {
-		index[all[i].id] = i
-	}
-	for _, o := range own {
-		i, ok := index[o.ID]
-		if !ok || o.PodName == "" {
-			continue
+	pods := map[string]listedPod{}
+	err := each(ctx, d, "/v4.0.0/libpod/containers/json", query, func(p *listedPod) {
+		if p.PodName != "" && len(p.ID) <= maxText {
+			p.PodName = clip(p.PodName, maxText)
+			pods[p.ID] = *p
 		}
-		all[i].podName = o.PodName
-		if o.IsInfra {
-			all[i].kind = KindPod
-		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("asking for pods: %w", err)
 	}
-	return nil
+	return pods, nil
+}
+
+// inPod adds the pod that a container is in, if it is in one.
+func (c *container) inPod(p listedPod) {
+	if p.PodName == "" {
+		return
+	}
+	c.podName = p.PodName
+	if p.IsInfra {
+		c.kind = KindPod
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unsafe"
 
 	"github.com/distribution/reference"
 )
@@ -18,7 +19,11 @@ const (
 	maxLabels     = 256
 	maxLabelBytes = 64 << 10 // of all labels of a container
 	maxVolumes    = 256      // mounts of a container
-	maxContainers = 1 << 16
+	maxContainers = 1 << 14
+
+	maxRecords      = 16 << 20 // bytes of all records of the machine's runtimes
+	maxOtherRecords = 6 << 20  // bytes of all records of users' runtimes, and of those in containers
+	maxOtherEach    = 3 << 20  // bytes of the records of one of these
 )
 
 // container is what a runtime says about one container. A stored record is never
@@ -45,6 +50,7 @@ type container struct {
 	partial bool // from an event, which says less than the runtime's list
 	goneAt  time.Time
 	entry   *list.Element
+	size    int // bytes in memory, about
 }
 
 // volume is one mount of a container, as its runtime set it up.
@@ -66,23 +72,27 @@ type registry struct {
 	byID    map[string]*container
 	byPath  map[string]*container
 	pods    map[string]*container // one record of each pod, by the pod's uid
-	held    map[string]int        // number of records by endpoint
+	held    map[string]holding    // by endpoint
+	bytes   [2]int                // of all records: of the machine's runtimes, of others
 	gone    *list.List
-	refused uint64 // records beyond maxContainers
+	refused uint64 // records beyond a limit
 }
+
+// holding is what the records of one endpoint take.
+type holding struct{ n, bytes int }
 
 func newRegistry(projectLabel string, keep time.Duration, now func() time.Time) *registry {
 	return &registry{
 		projectLabel: projectLabel, keep: keep, now: now,
 		byID: map[string]*container{}, byPath: map[string]*container{}, pods: map[string]*container{},
-		held: map[string]int{}, gone: list.New(),
+		held: map[string]holding{}, gone: list.New(),
 	}
 }
 
-// put stores a record, cut to a bounded size.
-func (g *registry) put(c container) {
+// put stores a record, cut to a bounded size, if there is room for it.
+func (g *registry) put(c container) bool {
 	if c.id == "" || len(c.id) > maxText {
-		return
+		return true
 	}
 	if c.key == "" {
 		c.key = c.id
@@ -90,29 +100,19 @@ func (g *registry) put(c container) {
 	g.prepare(&c)
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	refused := g.refused
 	g.store(&c)
+	return g.refused == refused
 }
 
-// sync takes the full list of an endpoint. Records that it no longer lists are gone,
-// unless they are newer than the beginning of the list. A container that was removed after
-// that is gone although it is listed.
-func (g *registry) sync(from string, all []container, began time.Time) {
-	listed := make(map[string]bool, len(all))
-	for i := range all {
-		key := all[i].key
-		if key == "" {
-			key = all[i].id
-		}
-		listed[key] = true
-		if !g.removedAfter(from, key, began) {
-			g.put(all[i])
-		}
-	}
+// unlisted ends a list of all containers of an endpoint. Records older than the list are
+// gone: those that are listed were put since it began.
+func (g *registry) unlisted(from string, began time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.expire()
-	for key, c := range g.byID {
-		if c.from == from && !listed[key] && c.toldAt.Before(began) {
+	for _, c := range g.byID {
+		if c.from == from && c.toldAt.Before(began) {
 			g.markGone(c)
 		}
 	}
@@ -246,6 +246,7 @@ func (g *registry) prepare(c *container) {
 			*s = clip(*s, maxText)
 		}
 	}
+	c.measure()
 }
 
 // store puts a record in place of what is there. The lock is held.
@@ -264,11 +265,57 @@ func (g *registry) store(c *container) {
 			}
 			return
 		}
-	} else if len(g.byID) >= maxContainers || c.most > 0 && g.held[c.from] >= c.most {
+	} else if len(g.byID) >= maxContainers || c.most > 0 && g.held[c.from].n >= c.most {
 		g.refused++
 		return
 	}
+	if !g.fits(old, c) {
+		g.refused++
+		if old == nil || old.from != c.from {
+			return
+		}
+		kept := *old // what is new does not fit, but the container is there
+		kept.toldAt, kept.entry, kept.goneAt = c.toldAt, nil, time.Time{}
+		c = &kept
+	}
 	g.replace(old, c)
+}
+
+// others is the index in bytes of a record.
+func (c *container) others() int {
+	if c.domain != (domain{}) {
+		return 1
+	}
+	return 0
+}
+
+// fits tells whether there is memory for a record in place of an old one, or nil.
+func (g *registry) fits(old, c *container) bool {
+	total, each := g.bytes[c.others()]+c.size, g.held[c.from].bytes+c.size
+	if old != nil && old.others() == c.others() {
+		total -= old.size
+		if old.from == c.from {
+			each -= old.size
+		}
+	}
+	if c.others() == 1 {
+		return total <= maxOtherRecords && each <= maxOtherEach
+	}
+	return total <= maxRecords
+}
+
+// measure sets the size of a record.
+func (c *container) measure() {
+	const str, entry = int(unsafe.Sizeof("")), 40 // of a map of strings: two of them, and what is free
+	n := int(unsafe.Sizeof(*c)) + len(c.key) + len(c.id) + len(c.name) + len(c.image) + len(c.tag) + len(c.cgroupPath)
+	for k, v := range c.labels {
+		n += entry + 2*str + len(k) + len(v)
+	}
+	for i := range c.volumes {
+		v := &c.volumes[i]
+		n += int(unsafe.Sizeof(*v)) + len(v.name) + len(v.driver) + len(v.source) + len(v.destination) + len(v.fstype)
+	}
+	c.size = n
 }
 
 // keepOf keeps what an endpoint said before and no longer says.
@@ -288,7 +335,7 @@ func (g *registry) replace(old, c *container) {
 		g.forget(old)
 	}
 	g.byID[c.key] = c
-	g.held[c.from]++
+	g.hold(c, 1)
 	if c.cgroupPath != "" {
 		g.byPath[c.cgroupPath] = c
 	}
@@ -326,15 +373,23 @@ func (g *registry) forget(c *container) {
 	}
 	if g.byID[c.key] == c {
 		delete(g.byID, c.key)
-		if g.held[c.from]--; g.held[c.from] <= 0 {
-			delete(g.held, c.from)
-		}
+		g.hold(c, -1)
 	}
 	if g.byPath[c.cgroupPath] == c {
 		delete(g.byPath, c.cgroupPath)
 	}
 	if uid := c.domain.key(c.naming.podUID); g.pods[uid] == c {
 		delete(g.pods, uid)
+	}
+}
+
+// hold counts a record: 1 when it comes, -1 when it goes.
+func (g *registry) hold(c *container, sign int) {
+	h := g.held[c.from]
+	h.n, h.bytes = h.n+sign, h.bytes+sign*c.size
+	g.bytes[c.others()] += sign * c.size
+	if g.held[c.from] = h; h.n <= 0 {
+		delete(g.held, c.from)
 	}
 }
 

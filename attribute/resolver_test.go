@@ -78,18 +78,18 @@ func TestRegistryForgetsLate(t *testing.T) {
 	c.advance(time.Second)
 	g.put(container{id: idB, name: "b", from: "x", toldAt: c.now()}) // while the list was on its way
 	g.put(container{id: "other", name: "o", from: "y", toldAt: began.Add(-time.Hour)})
-	g.sync("x", nil, began)
+	g.unlisted("x", began)
 	if g.get(idA) == nil {
 		t.Error("forgotten at once: its writeback is still to come")
 	}
 	c.advance(61 * time.Second)
-	g.sync("x", nil, began)
+	g.unlisted("x", began)
 	if g.get(idA) != nil || g.get(idB) == nil || g.get("other") == nil {
 		t.Errorf("a %v, b %v, other %v", g.get(idA), g.get(idB), g.get("other"))
 	}
 	g.removed("y", idB) // not the one that told of it
 	c.advance(time.Hour)
-	g.sync("y", nil, began.Add(-2*time.Hour))
+	g.unlisted("y", began.Add(-2*time.Hour))
 	if g.get(idB) == nil {
 		t.Error("removed by an endpoint that does not have it")
 	}
@@ -109,7 +109,11 @@ func TestRegistryRemovedWhileListed(t *testing.T) {
 	began := c.now()
 	c.advance(time.Second)
 	g.removed("x", idA)
-	g.sync("x", listed, began)
+	l := roll{f: &feed{registry: g, from: "x", now: c.now}, began: began}
+	for i := range listed {
+		l.put(listed[i])
+	}
+	l.end()
 	c.advance(time.Hour)
 	g.expire()
 	if g.get(idA) != nil || g.get(idB) == nil {

@@ -309,7 +309,7 @@ func (rs *runtimes) keep(ctx context.Context, spec *runtimeSpec, f *feed) {
 			rs.mu.Lock()
 			delete(rs.feeds, f.from)
 			rs.mu.Unlock()
-			f.sync(nil, f.now())
+			f.begin().end()
 			return
 		}
 		select {
