@@ -152,6 +152,8 @@ const (
 	BlockMapRecords                 = "records"
 	BlockMapRowCaches               = "row_caches"
 	BlockMapSharers                 = "sharers"
+	BlockMapSuccessors              = "successors"
+	BlockMapSuccessorsBtf           = "successors_btf"
 	BlockMapUsageA                  = "usage_a"
 	BlockMapUsages                  = "usages"
 	BlockMapWalks                   = "walks"
@@ -177,6 +179,7 @@ const (
 	BlockVarHasRedundant            = "has_redundant"
 	BlockVarHierarchyId             = "hierarchy_id"
 	BlockVarInodeNoteBits           = "inode_note_bits"
+	BlockVarMayGrow                 = "may_grow"
 	BlockVarPageNoteBits            = "page_note_bits"
 	BlockVarPageShift               = "page_shift"
 	BlockVarRequeued                = "requeued"
@@ -278,6 +281,8 @@ type BlockMapSpecs struct {
 	Records        *ebpf.MapSpec `ebpf:"records"`
 	RowCaches      *ebpf.MapSpec `ebpf:"row_caches"`
 	Sharers        *ebpf.MapSpec `ebpf:"sharers"`
+	Successors     *ebpf.MapSpec `ebpf:"successors"`
+	SuccessorsBtf  *ebpf.MapSpec `ebpf:"successors_btf"`
 	UsageA         *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages         *ebpf.MapSpec `ebpf:"usages"`
 	Walks          *ebpf.MapSpec `ebpf:"walks"`
@@ -295,6 +300,7 @@ type BlockVariableSpecs struct {
 	HasRedundant   *ebpf.VariableSpec `ebpf:"has_redundant"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
 	InodeNoteBits  *ebpf.VariableSpec `ebpf:"inode_note_bits"`
+	MayGrow        *ebpf.VariableSpec `ebpf:"may_grow"`
 	PageNoteBits   *ebpf.VariableSpec `ebpf:"page_note_bits"`
 	PageShift      *ebpf.VariableSpec `ebpf:"page_shift"`
 	Requeued       *ebpf.VariableSpec `ebpf:"requeued"`
@@ -354,6 +360,8 @@ type BlockMaps struct {
 	Records        *ebpf.Map `ebpf:"records"`
 	RowCaches      *ebpf.Map `ebpf:"row_caches"`
 	Sharers        *ebpf.Map `ebpf:"sharers"`
+	Successors     *ebpf.Map `ebpf:"successors"`
+	SuccessorsBtf  *ebpf.Map `ebpf:"successors_btf"`
 	UsageA         *ebpf.Map `ebpf:"usage_a"`
 	Usages         *ebpf.Map `ebpf:"usages"`
 	Walks          *ebpf.Map `ebpf:"walks"`
@@ -390,6 +398,8 @@ func (m *BlockMaps) Close() error {
 		m.Records,
 		m.RowCaches,
 		m.Sharers,
+		m.Successors,
+		m.SuccessorsBtf,
 		m.UsageA,
 		m.Usages,
 		m.Walks,
@@ -408,6 +418,7 @@ type BlockVariables struct {
 	HasRedundant   *ebpf.Variable `ebpf:"has_redundant"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
 	InodeNoteBits  *ebpf.Variable `ebpf:"inode_note_bits"`
+	MayGrow        *ebpf.Variable `ebpf:"may_grow"`
 	PageNoteBits   *ebpf.Variable `ebpf:"page_note_bits"`
 	PageShift      *ebpf.Variable `ebpf:"page_shift"`
 	Requeued       *ebpf.Variable `ebpf:"requeued"`

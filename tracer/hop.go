@@ -291,6 +291,13 @@ func (s *stack) scanHops(change func(func())) error {
 		return err
 	}
 	if need != "" {
+		if err := s.issuers.need(parts{hops: true}); err != nil {
+			s.hops = need // it is not tried again and again
+			change(func() {
+				s.block.addLimitation(Limitation{Text: "writes of drivers and file systems that send pages of their own count for (unattributed)"})
+			})
+			return err
+		}
 		if err := s.fillHops(stacks, change); err != nil {
 			return err
 		}
