@@ -111,12 +111,25 @@ type BlockJournalFields struct {
 	Since       uint64
 }
 
-type BlockLoopFile struct {
+type BlockLoopFields struct {
 	_      structs.HostLayout
-	Ino    uint64
-	Offset uint64
-	Fsdev  uint32
+	Known  uint32
+	File   uint32
+	Offset uint32
 	Pad    uint32
+}
+
+type BlockLoopFile struct {
+	_       structs.HostLayout
+	File    uint64
+	Inode   uint64
+	Offset  uint64
+	Mapping uint64
+	Magic   uint64
+	Fsdev   uint32
+	Ino     uint32
+	Notes   uint32
+	Pad     uint32
 }
 
 // Names of all BPF objects in the ELF.
@@ -141,6 +154,7 @@ const (
 	BlockMapLatencies               = "latencies"
 	BlockMapLatencyA                = "latency_a"
 	BlockMapLoopFiles               = "loop_files"
+	BlockMapLoopLayout              = "loop_layout"
 	BlockMapLoopNotes               = "loop_notes"
 	BlockMapLosses                  = "losses"
 	BlockMapLostInodes              = "lost_inodes"
@@ -270,6 +284,7 @@ type BlockMapSpecs struct {
 	Latencies      *ebpf.MapSpec `ebpf:"latencies"`
 	LatencyA       *ebpf.MapSpec `ebpf:"latency_a"`
 	LoopFiles      *ebpf.MapSpec `ebpf:"loop_files"`
+	LoopLayout     *ebpf.MapSpec `ebpf:"loop_layout"`
 	LoopNotes      *ebpf.MapSpec `ebpf:"loop_notes"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	LostInodes     *ebpf.MapSpec `ebpf:"lost_inodes"`
@@ -349,6 +364,7 @@ type BlockMaps struct {
 	Latencies      *ebpf.Map `ebpf:"latencies"`
 	LatencyA       *ebpf.Map `ebpf:"latency_a"`
 	LoopFiles      *ebpf.Map `ebpf:"loop_files"`
+	LoopLayout     *ebpf.Map `ebpf:"loop_layout"`
 	LoopNotes      *ebpf.Map `ebpf:"loop_notes"`
 	Losses         *ebpf.Map `ebpf:"losses"`
 	LostInodes     *ebpf.Map `ebpf:"lost_inodes"`
@@ -387,6 +403,7 @@ func (m *BlockMaps) Close() error {
 		m.Latencies,
 		m.LatencyA,
 		m.LoopFiles,
+		m.LoopLayout,
 		m.LoopNotes,
 		m.Losses,
 		m.LostInodes,

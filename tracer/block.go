@@ -34,25 +34,26 @@ func openBlock(c *loader) (*object, error) {
 	if w.deaf != nil {
 		c.log.Debug("looking at all devices before each interval", "error", w.deaf)
 	}
-	c.devices = watchedDevices(w)
-	w.loopChanged = c.devices.loopChanged
-	s, j := newStack(c, c.devices), newJournals(c.core, c.devices)
+	devices := watchedDevices(w)
+	s, j := newStack(c, devices), newJournals(c.core, devices)
 	i, err := c.loadBlock(parts{hops: s.needed(), journals: j.needed()}, signals)
 	if err != nil {
 		w.Close()
 		return nil, err
 	}
 	o := i.block
+	c.devices = devices
 	s.begin(i)
 	j.begin(i)
-	l := newLoops(o.maps[bpf.BlockMapLoopFiles], c.shared[bpf.CoreMapLoopNotes], i.loopNotes, c.devices)
+	l := newLoops(c, i, devices)
+	w.loopChanged = l.changed
 	o.refresh = func(change func(func())) error {
 		w.poll()
-		return errors.Join(l.scan(), s.scan(change), j.scan(change))
+		return errors.Join(l.scan(change), s.scan(change), j.scan(change))
 	}
 	o.watch = func(ctx context.Context) error {
 		defer w.Close()
-		return w.follow(ctx, l.scan)
+		return w.follow(ctx, func() error { return l.scan(nil) })
 	}
 	if c.opt.Latency {
 		o.unseen = func() (uint64, error) { return unseenEnds(o.maps[bpf.BlockMapFlights]) }
