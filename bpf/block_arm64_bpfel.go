@@ -111,12 +111,25 @@ type BlockJournalFields struct {
 	Since       uint64
 }
 
-type BlockLoopFile struct {
+type BlockLoopFields struct {
 	_      structs.HostLayout
-	Ino    uint64
-	Offset uint64
-	Fsdev  uint32
+	Known  uint32
+	File   uint32
+	Offset uint32
 	Pad    uint32
+}
+
+type BlockLoopFile struct {
+	_       structs.HostLayout
+	File    uint64
+	Inode   uint64
+	Offset  uint64
+	Mapping uint64
+	Magic   uint64
+	Fsdev   uint32
+	Ino     uint32
+	Notes   uint32
+	Pad     uint32
 }
 
 // Names of all BPF objects in the ELF.
@@ -141,6 +154,7 @@ const (
 	BlockMapLatencies               = "latencies"
 	BlockMapLatencyA                = "latency_a"
 	BlockMapLoopFiles               = "loop_files"
+	BlockMapLoopLayout              = "loop_layout"
 	BlockMapLoopNotes               = "loop_notes"
 	BlockMapLosses                  = "losses"
 	BlockMapLostInodes              = "lost_inodes"
@@ -152,6 +166,8 @@ const (
 	BlockMapRecords                 = "records"
 	BlockMapRowCaches               = "row_caches"
 	BlockMapSharers                 = "sharers"
+	BlockMapSuccessors              = "successors"
+	BlockMapSuccessorsBtf           = "successors_btf"
 	BlockMapUsageA                  = "usage_a"
 	BlockMapUsages                  = "usages"
 	BlockMapWalks                   = "walks"
@@ -177,6 +193,7 @@ const (
 	BlockVarHasRedundant            = "has_redundant"
 	BlockVarHierarchyId             = "hierarchy_id"
 	BlockVarInodeNoteBits           = "inode_note_bits"
+	BlockVarMayGrow                 = "may_grow"
 	BlockVarPageNoteBits            = "page_note_bits"
 	BlockVarPageShift               = "page_shift"
 	BlockVarRequeued                = "requeued"
@@ -267,6 +284,7 @@ type BlockMapSpecs struct {
 	Latencies      *ebpf.MapSpec `ebpf:"latencies"`
 	LatencyA       *ebpf.MapSpec `ebpf:"latency_a"`
 	LoopFiles      *ebpf.MapSpec `ebpf:"loop_files"`
+	LoopLayout     *ebpf.MapSpec `ebpf:"loop_layout"`
 	LoopNotes      *ebpf.MapSpec `ebpf:"loop_notes"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	LostInodes     *ebpf.MapSpec `ebpf:"lost_inodes"`
@@ -278,6 +296,8 @@ type BlockMapSpecs struct {
 	Records        *ebpf.MapSpec `ebpf:"records"`
 	RowCaches      *ebpf.MapSpec `ebpf:"row_caches"`
 	Sharers        *ebpf.MapSpec `ebpf:"sharers"`
+	Successors     *ebpf.MapSpec `ebpf:"successors"`
+	SuccessorsBtf  *ebpf.MapSpec `ebpf:"successors_btf"`
 	UsageA         *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages         *ebpf.MapSpec `ebpf:"usages"`
 	Walks          *ebpf.MapSpec `ebpf:"walks"`
@@ -295,6 +315,7 @@ type BlockVariableSpecs struct {
 	HasRedundant   *ebpf.VariableSpec `ebpf:"has_redundant"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
 	InodeNoteBits  *ebpf.VariableSpec `ebpf:"inode_note_bits"`
+	MayGrow        *ebpf.VariableSpec `ebpf:"may_grow"`
 	PageNoteBits   *ebpf.VariableSpec `ebpf:"page_note_bits"`
 	PageShift      *ebpf.VariableSpec `ebpf:"page_shift"`
 	Requeued       *ebpf.VariableSpec `ebpf:"requeued"`
@@ -343,6 +364,7 @@ type BlockMaps struct {
 	Latencies      *ebpf.Map `ebpf:"latencies"`
 	LatencyA       *ebpf.Map `ebpf:"latency_a"`
 	LoopFiles      *ebpf.Map `ebpf:"loop_files"`
+	LoopLayout     *ebpf.Map `ebpf:"loop_layout"`
 	LoopNotes      *ebpf.Map `ebpf:"loop_notes"`
 	Losses         *ebpf.Map `ebpf:"losses"`
 	LostInodes     *ebpf.Map `ebpf:"lost_inodes"`
@@ -354,6 +376,8 @@ type BlockMaps struct {
 	Records        *ebpf.Map `ebpf:"records"`
 	RowCaches      *ebpf.Map `ebpf:"row_caches"`
 	Sharers        *ebpf.Map `ebpf:"sharers"`
+	Successors     *ebpf.Map `ebpf:"successors"`
+	SuccessorsBtf  *ebpf.Map `ebpf:"successors_btf"`
 	UsageA         *ebpf.Map `ebpf:"usage_a"`
 	Usages         *ebpf.Map `ebpf:"usages"`
 	Walks          *ebpf.Map `ebpf:"walks"`
@@ -379,6 +403,7 @@ func (m *BlockMaps) Close() error {
 		m.Latencies,
 		m.LatencyA,
 		m.LoopFiles,
+		m.LoopLayout,
 		m.LoopNotes,
 		m.Losses,
 		m.LostInodes,
@@ -390,6 +415,8 @@ func (m *BlockMaps) Close() error {
 		m.Records,
 		m.RowCaches,
 		m.Sharers,
+		m.Successors,
+		m.SuccessorsBtf,
 		m.UsageA,
 		m.Usages,
 		m.Walks,
@@ -408,6 +435,7 @@ type BlockVariables struct {
 	HasRedundant   *ebpf.Variable `ebpf:"has_redundant"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
 	InodeNoteBits  *ebpf.Variable `ebpf:"inode_note_bits"`
+	MayGrow        *ebpf.Variable `ebpf:"may_grow"`
 	PageNoteBits   *ebpf.Variable `ebpf:"page_note_bits"`
 	PageShift      *ebpf.Variable `ebpf:"page_shift"`
 	Requeued       *ebpf.Variable `ebpf:"requeued"`

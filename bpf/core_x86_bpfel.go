@@ -151,15 +151,13 @@ const (
 	CoreProgIotCgroupRmdir        = "iot_cgroup_rmdir"
 	CoreProgIotDirtyFolio         = "iot_dirty_folio"
 	CoreProgIotDirtyPage          = "iot_dirty_page"
-	CoreProgIotExt4DaWrite        = "iot_ext4_da_write"
-	CoreProgIotExt4Write          = "iot_ext4_write"
 	CoreProgIotFaultFentry        = "iot_fault_fentry"
 	CoreProgIotFaultKprobe        = "iot_fault_kprobe"
-	CoreProgIotIomapWrite         = "iot_iomap_write"
 	CoreProgIotMemcgOffline       = "iot_memcg_offline"
 	CoreProgIotMemcgOfflineKprobe = "iot_memcg_offline_kprobe"
 	CoreProgIotModuleFree         = "iot_module_free"
 	CoreProgIotModuleLoad         = "iot_module_load"
+	CoreProgIotWriteCall          = "iot_write_call"
 	CoreVarBlkcgUsable            = "blkcg_usable"
 	CoreVarByMount                = "by_mount"
 	CoreVarByProcess              = "by_process"
@@ -220,15 +218,13 @@ type CoreProgramSpecs struct {
 	IotCgroupRmdir        *ebpf.ProgramSpec `ebpf:"iot_cgroup_rmdir"`
 	IotDirtyFolio         *ebpf.ProgramSpec `ebpf:"iot_dirty_folio"`
 	IotDirtyPage          *ebpf.ProgramSpec `ebpf:"iot_dirty_page"`
-	IotExt4DaWrite        *ebpf.ProgramSpec `ebpf:"iot_ext4_da_write"`
-	IotExt4Write          *ebpf.ProgramSpec `ebpf:"iot_ext4_write"`
 	IotFaultFentry        *ebpf.ProgramSpec `ebpf:"iot_fault_fentry"`
 	IotFaultKprobe        *ebpf.ProgramSpec `ebpf:"iot_fault_kprobe"`
-	IotIomapWrite         *ebpf.ProgramSpec `ebpf:"iot_iomap_write"`
 	IotMemcgOffline       *ebpf.ProgramSpec `ebpf:"iot_memcg_offline"`
 	IotMemcgOfflineKprobe *ebpf.ProgramSpec `ebpf:"iot_memcg_offline_kprobe"`
 	IotModuleFree         *ebpf.ProgramSpec `ebpf:"iot_module_free"`
 	IotModuleLoad         *ebpf.ProgramSpec `ebpf:"iot_module_load"`
+	IotWriteCall          *ebpf.ProgramSpec `ebpf:"iot_write_call"`
 }
 
 // CoreMapSpecs contains maps before they are loaded into the kernel.
@@ -371,15 +367,13 @@ type CorePrograms struct {
 	IotCgroupRmdir        *ebpf.Program `ebpf:"iot_cgroup_rmdir"`
 	IotDirtyFolio         *ebpf.Program `ebpf:"iot_dirty_folio"`
 	IotDirtyPage          *ebpf.Program `ebpf:"iot_dirty_page"`
-	IotExt4DaWrite        *ebpf.Program `ebpf:"iot_ext4_da_write"`
-	IotExt4Write          *ebpf.Program `ebpf:"iot_ext4_write"`
 	IotFaultFentry        *ebpf.Program `ebpf:"iot_fault_fentry"`
 	IotFaultKprobe        *ebpf.Program `ebpf:"iot_fault_kprobe"`
-	IotIomapWrite         *ebpf.Program `ebpf:"iot_iomap_write"`
 	IotMemcgOffline       *ebpf.Program `ebpf:"iot_memcg_offline"`
 	IotMemcgOfflineKprobe *ebpf.Program `ebpf:"iot_memcg_offline_kprobe"`
 	IotModuleFree         *ebpf.Program `ebpf:"iot_module_free"`
 	IotModuleLoad         *ebpf.Program `ebpf:"iot_module_load"`
+	IotWriteCall          *ebpf.Program `ebpf:"iot_write_call"`
 }
 
 func (p *CorePrograms) Close() error {
@@ -388,15 +382,13 @@ func (p *CorePrograms) Close() error {
 		p.IotCgroupRmdir,
 		p.IotDirtyFolio,
 		p.IotDirtyPage,
-		p.IotExt4DaWrite,
-		p.IotExt4Write,
 		p.IotFaultFentry,
 		p.IotFaultKprobe,
-		p.IotIomapWrite,
 		p.IotMemcgOffline,
 		p.IotMemcgOfflineKprobe,
 		p.IotModuleFree,
 		p.IotModuleLoad,
+		p.IotWriteCall,
 	)
 }
 

@@ -3,26 +3,12 @@ package tracer
 import (
 	"context"
 	"errors"
-	"fmt"
-
-	"github.com/cilium/ebpf"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
 // openBlock attaches the block source.
 func openBlock(c *loader) (*object, error) {
-	spec, err := bpf.LoadBlock()
-	if err != nil {
-		return nil, fmt.Errorf("reading the block object: %w", err)
-	}
-	notes, blocks := spec.Maps[bpf.BlockMapLoopNotes].InnerMap.Copy(), spec.Maps[bpf.BlockMapJournalNotes].InnerMap.Copy()
-	spec.Maps[bpf.BlockMapJournalNotes].InnerMap.MaxEntries = 1 // a template
-	if c.tracepointArgs("block_rq_issue") == 2 {
-		if err := spec.Variables[bpf.BlockVarRqIsSecondArg].Set(true); err != nil {
-			return nil, err
-		}
-	}
 	// Ends come first: a request that is noted when it is issued, and whose end nobody
 	// sees yet, would count as lost when its tag is issued again.
 	var signals []signal
@@ -44,29 +30,30 @@ func openBlock(c *loader) (*object, error) {
 		hook{kind: btfTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssueRedundantBtf},
 		hook{kind: rawTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssueRedundant},
 	)...)
-	if err := spec.Variables[bpf.BlockVarHasRedundant].Set(c.preempts()); err != nil {
-		return nil, err
-	}
-	o, err := c.load(spec, signals, ebpf.ProgramOptions{})
-	if err != nil {
-		return nil, err
-	}
 	w := openDeviceWatch()
 	if w.deaf != nil {
 		c.log.Debug("looking at all devices before each interval", "error", w.deaf)
 	}
-	c.devices = watchedDevices(w)
-	w.loopChanged = c.devices.loopChanged
-	l := newLoops(o.maps[bpf.BlockMapLoopFiles], c.shared[bpf.CoreMapLoopNotes], notes, c.devices)
-	s := newStack(c, o, c.devices)
-	j := newJournals(c.core, o, blocks, c.devices)
+	devices := watchedDevices(w)
+	s, j := newStack(c, devices), newJournals(c.core, devices)
+	i, err := c.loadBlock(parts{hops: s.needed(), journals: j.needed()}, signals)
+	if err != nil {
+		w.Close()
+		return nil, err
+	}
+	o := i.block
+	c.devices = devices
+	s.begin(i)
+	j.begin(i)
+	l := newLoops(c, i, devices)
+	w.loopChanged = l.changed
 	o.refresh = func(change func(func())) error {
 		w.poll()
-		return errors.Join(l.scan(), s.scan(change), j.scan(change))
+		return errors.Join(l.scan(change), s.scan(change), j.scan(change))
 	}
 	o.watch = func(ctx context.Context) error {
 		defer w.Close()
-		return w.follow(ctx, l.scan)
+		return w.follow(ctx, func() error { return l.scan(nil) })
 	}
 	if c.opt.Latency {
 		o.unseen = func() (uint64, error) { return unseenEnds(o.maps[bpf.BlockMapFlights]) }

@@ -310,15 +310,15 @@ func (c *loader) writeSignals() (signals []signal) {
 		Remedy: "a kernel with the tracepoints of ext4 and iomap",
 	}
 	for _, w := range []struct {
-		tracepoint, program string
-		needed              bool
+		tracepoint string
+		needed     bool
 	}{
-		{"iomap_iter", bpf.CoreProgIotIomapWrite, c.haveFunc("iomap_iter")},
-		{"ext4_da_write_begin", bpf.CoreProgIotExt4DaWrite, c.haveFunc("ext4_set_inode_mapping_order")},
-		{"ext4_write_begin", bpf.CoreProgIotExt4Write, c.haveFunc("ext4_set_inode_mapping_order")},
+		{"iomap_iter", c.haveFunc("iomap_iter")},
+		{"ext4_da_write_begin", c.haveFunc("ext4_set_inode_mapping_order")},
+		{"ext4_write_begin", c.haveFunc("ext4_set_inode_mapping_order")},
 	} {
 		if w.needed {
-			signals = append(signals, signal{hooks: []hook{{kind: rawTracepoint, target: w.tracepoint, program: w.program, note: true}}, optional: limited})
+			signals = append(signals, signal{hooks: []hook{{kind: rawTracepoint, target: w.tracepoint, program: bpf.CoreProgIotWriteCall, several: true, note: true}}, optional: limited})
 		}
 	}
 	return append(signals, signal{hooks: []hook{

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
 // Device is a block device as the kernel has it stacked.
@@ -26,10 +28,13 @@ type Device struct {
 // change their stacking at any time. With a watch, a device is looked at again after a
 // change; without one, at each call of Device, with some thirty system calls.
 type Devices struct {
-	sys, dev, proc string      // roots of sysfs, devtmpfs and procfs
-	driver         *loopDriver // knows the files of loop devices
+	sys, proc string // roots of sysfs and procfs
+
+	// loopFile returns what is known of a loop device's file; nil where nobody looks.
+	loopFile func(Dev) (bpf.BlockLoopFile, bool)
 
 	mu    sync.Mutex
+	blind bool // nobody can look
 	look  lookout
 	fresh map[Dev]bool   // devices whose last answer still holds
 	last  map[Dev]Device // the last answers, for devices that are gone
@@ -39,7 +44,7 @@ type Devices struct {
 func NewDevices() *Devices { return watchedDevices(nil) }
 
 func watchedDevices(w *deviceWatch) *Devices {
-	return &Devices{sys: "/sys", dev: onHost("/dev"), proc: onHost("/proc"), driver: theLoopDriver, look: lookout{watch: w}, last: map[Dev]Device{}}
+	return &Devices{sys: "/sys", proc: onHost("/proc"), look: lookout{watch: w}, last: map[Dev]Device{}}
 }
 
 // maxGoneDevices bounds the memory for devices that are gone.
@@ -68,7 +73,7 @@ func (d *Devices) Device(dev Dev) Device {
 	}
 	found := Device{Dev: dev, Name: strings.ReplaceAll(filepath.Base(dir), "!", "/")}
 	slaves, _ := os.ReadDir(filepath.Join(dir, "slaves"))
-	stacked, known := d.loopOverLocal(found.Name)
+	stacked, known := d.loopOverLocal(found.Name, dev)
 	found.Stacked = len(slaves) > 0 || stacked || isZvol(found.Name)
 	if before, ok := d.last[dev]; ok && !found.Stacked && before.Stacked && before.Name == found.Name {
 		if _, err := os.Stat(filepath.Join(dir, "loop")); errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(found.Name, "loop") {
@@ -125,65 +130,55 @@ func isZvol(name string) bool {
 	return ok && number != "" && strings.Trim(number, "0123456789") == ""
 }
 
-// loopOverLocal tells whether a device is a loop device whose backing file is on
-// a block device of this host. A file in memory or on a network file system
-// leaves the loop device a leaf. known is false while its file is not known.
-func (d *Devices) loopOverLocal(name string) (local, known bool) {
-	file, err := d.loopFile(name)
-	if errors.Is(err, errLoopDetached) {
+// loopOverLocal tells whether a device is a loop device whose file is on a block device
+// of this host. A file in memory or on a network file system leaves the loop device a
+// leaf. known is false while no request has shown its file: then its path has to do.
+func (d *Devices) loopOverLocal(name string, dev Dev) (local, known bool) {
+	if !strings.HasPrefix(name, "loop") {
 		return false, true
 	}
-	if err != nil {
-		return true, false // do not risk counting it twice
+	path, attached := d.backingFile(name)
+	if d.loopFile != nil {
+		if file, ok := d.loopFile(dev); ok {
+			return onDisk(file), true // of a detached one it is what its I/O went to
+		}
 	}
-	return file.fs.Major() != 0 || d.anonymousIsLocal(file.fs), true
-}
-
-// loopChanged notes that a loop device may have another file; "" stands for each of them.
-func (d *Devices) loopChanged(name string) {
-	if name == "" {
-		d.driver.forgetAll()
-		return
+	if !attached {
+		return false, true
 	}
-	d.driver.forget(filepath.Join(d.sys, "block", name))
-}
-
-// loopFile returns the file of a loop device: see loopDriver.file.
-func (d *Devices) loopFile(name string) (loopFile, error) {
-	return d.driver.file(filepath.Join(d.sys, "block", name), filepath.Join(d.dev, name))
-}
-
-// anonymousIsLocal tells whether a file system with an anonymous device number
-// (major 0) lives on block devices all the same, as btrfs, bcachefs and ZFS do, and
-// overlayfs above any of them.
-func (d *Devices) anonymousIsLocal(dev Dev) bool {
-	switch d.fileSystems()[dev] {
+	if d.blind {
+		return false, true
+	}
+	fs, fstype := d.mountOf(path)
+	switch fstype {
 	case "btrfs", "bcachefs", "zfs", "overlay":
-		return true
+		return true, false
 	}
-	return false
+	return fs.Major() != 0 || fstype == "", false // rather not twice
 }
 
-// fileSystems returns the type of every file system that is mounted here.
-func (d *Devices) fileSystems() map[Dev]string {
-	types := map[Dev]string{}
-	f, err := os.Open(filepath.Join(d.proc, mountsPID(), "mountinfo"))
+// blindToLoops says that the files of loop devices cannot be found.
+func (d *Devices) blindToLoops() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.blind = true
+	clear(d.fresh)
+}
+
+// stale has a device looked at again.
+func (d *Devices) stale(dev Dev) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.fresh, dev)
+}
+
+// number returns the number of a device by its name in sysfs.
+func (d *Devices) number(name string) (Dev, bool) {
+	raw, err := os.ReadFile(filepath.Join(d.sys, "block", name, "dev"))
 	if err != nil {
-		return types
+		return 0, false
 	}
-	defer f.Close()
-	sc := bufio.NewScanner(f)
-	for sc.Scan() {
-		before, after, ok := strings.Cut(sc.Text(), " - ")
-		fields := strings.Fields(before)
-		if !ok || len(fields) < 3 {
-			continue
-		}
-		if dev, ok := parseDev(fields[2]); ok {
-			types[dev], _, _ = strings.Cut(after, " ")
-		}
-	}
-	return types
+	return parseDev(strings.TrimSpace(string(raw)))
 }
 
 // inMemory tells whether a file system has no storage below it.

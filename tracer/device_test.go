@@ -4,7 +4,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
 )
 
 // tree is a sysfs of the given devices: names, their numbers, and what they lie on.
@@ -33,7 +32,7 @@ func tree(t *testing.T, devices map[string]string, slaves map[string][]string, l
 		must(os.MkdirAll(filepath.Join(root, "block"), 0o755))
 		must(os.Symlink(dir, filepath.Join(root, "block", name)))
 	}
-	return &Devices{sys: root, dev: filepath.Join(root, "nodev"), proc: "/proc", driver: &loopDriver{ask: askLoop, patience: time.Minute}, last: map[Dev]Device{}}
+	return &Devices{sys: root, proc: "/proc", last: map[Dev]Device{}}
 }
 
 func dev(major, minor uint32) Dev { return Dev(major<<20 | minor) }

@@ -196,36 +196,57 @@ func (t *hopTypes) constant(old int32) offset {
 	return offset{old, t.old && old != unknownOffset}
 }
 
-func (t *hopTypes) find(name string) *btf.Struct {
+// find returns a struct of that name: all of it that there are, where the types of a module
+// have it several times. Those of btrfs in 7.3 do, because each copy points to another
+// copy of a struct.
+func (t *hopTypes) find(name string) (found []*btf.Struct) {
 	for _, spec := range t.specs {
-		var s *btf.Struct
-		if spec.TypeByName(name, &s) == nil {
-			return s
+		all, err := spec.AnyTypesByName(name)
+		if err != nil {
+			continue
+		}
+		for _, one := range all {
+			if s, ok := one.(*btf.Struct); ok {
+				found = append(found, s)
+			}
+		}
+		if len(found) > 0 {
+			break
 		}
 	}
-	return nil
+	return found
+}
+
+// same returns what all copies of a struct agree on.
+func same(copies []*btf.Struct, number func(*btf.Struct) (uint32, bool)) offset {
+	var o offset
+	for i, s := range copies {
+		n, ok := number(s)
+		if !ok || i > 0 && o.bytes != int32(n) {
+			return offset{}
+		}
+		o = offset{int32(n), true}
+	}
+	return o
 }
 
 // at returns the offset of a field. old is the one on kernels without types of modules.
 func (t *hopTypes) at(name string, old int32, field string) offset {
-	s := t.find(name)
-	if s == nil {
+	copies := t.find(name)
+	if len(copies) == 0 {
 		return t.constant(old)
 	}
-	bytes, ok := memberOffset(s.Members, field)
-	return offset{int32(bytes), ok}
+	return same(copies, func(s *btf.Struct) (uint32, bool) { return memberOffset(s.Members, field) })
 }
 
 // pointsTo tells whether a field is a pointer to a struct of that name.
 func (t *hopTypes) pointsTo(name, field, target string) bool {
-	s := t.find(name)
-	if s == nil {
-		return false
-	}
-	for _, m := range s.Members {
-		if m.Name == field {
-			ptr, ok := btf.UnderlyingType(m.Type).(*btf.Pointer)
-			return ok && ptr.Target.TypeName() == target
+	for _, s := range t.find(name) {
+		for _, m := range s.Members {
+			if m.Name == field {
+				ptr, ok := btf.UnderlyingType(m.Type).(*btf.Pointer)
+				return ok && ptr.Target.TypeName() == target
+			}
 		}
 	}
 	return false
@@ -233,7 +254,7 @@ func (t *hopTypes) pointsTo(name, field, target string) bool {
 
 // between returns the offset of a field from another field of the same struct.
 func (t *hopTypes) between(name, from, to string, old int32) offset {
-	if t.find(name) == nil {
+	if len(t.find(name)) == 0 {
 		return t.constant(old)
 	}
 	a, b := t.at(name, unknownOffset, from), t.at(name, unknownOffset, to)
@@ -241,10 +262,10 @@ func (t *hopTypes) between(name, from, to string, old int32) offset {
 }
 
 func (t *hopTypes) size(name string, old int32) (int32, bool) {
-	if s := t.find(name); s != nil {
-		return int32(s.Size), true
-	}
 	o := t.constant(old)
+	if copies := t.find(name); len(copies) > 0 {
+		o = same(copies, func(s *btf.Struct) (uint32, bool) { return s.Size, true })
+	}
 	return o.bytes, o.known
 }
 
@@ -291,6 +312,13 @@ func (s *stack) scanHops(change func(func())) error {
 		return err
 	}
 	if need != "" {
+		if err := s.issuers.need(parts{hops: true}); err != nil {
+			s.hops = need // it is not tried again and again
+			change(func() {
+				s.block.addLimitation(Limitation{Text: "writes of drivers and file systems that send pages of their own count for (unattributed)"})
+			})
+			return err
+		}
 		if err := s.fillHops(stacks, change); err != nil {
 			return err
 		}

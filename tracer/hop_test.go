@@ -1,6 +1,7 @@
 package tracer
 
 import (
+	"bytes"
 	"errors"
 	"maps"
 	"os"
@@ -8,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/cilium/ebpf/btf"
 )
 
 // TestHopFunctions: functions are taken from the module that has them or from the kernel
@@ -130,6 +133,49 @@ func TestOldHops(t *testing.T) {
 		slices.Sort(want)
 		if !slices.Equal(got, want) {
 			t.Errorf("old %v: %v, want %v", old, got, want)
+		}
+	}
+}
+
+// TestHopCopies: a module may have a struct several times. What all copies agree on is
+// known, and nothing else is.
+func TestHopCopies(t *testing.T) {
+	word := &btf.Int{Name: "unsigned long", Size: 8}
+	pair := func(second btf.Type, at btf.Bits) *btf.Struct {
+		return &btf.Struct{Name: "pair", Size: 24, Members: []btf.Member{
+			{Name: "first", Type: word}, {Name: "second", Type: &btf.Pointer{Target: second}, Offset: at},
+		}}
+	}
+	for _, tt := range []struct {
+		name  string
+		types []btf.Type
+		at    offset
+		old   bool
+	}{
+		{"one", []btf.Type{pair(word, 64)}, offset{8, true}, false},
+		{"two", []btf.Type{pair(word, 64), pair(&btf.Struct{Name: "other", Size: 8}, 64)}, offset{8, true}, false},
+		{"two that differ", []btf.Type{pair(word, 64), pair(word, 128)}, offset{}, true},
+		{"none", []btf.Type{word}, offset{40, true}, true},
+		{"none, and no constant", []btf.Type{word}, offset{40, false}, false},
+	} {
+		b, err := btf.NewBuilder(tt.types, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw, err := b.Marshal(nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec, err := btf.LoadSpecFromReader(bytes.NewReader(raw))
+		if err != nil {
+			t.Fatal(err)
+		}
+		types := &hopTypes{specs: []*btf.Spec{spec}, old: tt.old}
+		if got := types.at("pair", 40, "second"); got != tt.at {
+			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.at)
+		}
+		if size, known := types.size("pair", 40); known && len(types.find("pair")) > 0 && size != 24 {
+			t.Errorf("%s: size %d", tt.name, size)
 		}
 	}
 }

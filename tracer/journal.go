@@ -23,7 +23,7 @@ import (
 type journals struct {
 	core    *core
 	block   *object
-	notes   *ebpf.MapSpec // of the map of notes
+	issuers *issuers
 	devices *Devices
 
 	attached bool
@@ -31,9 +31,16 @@ type journals struct {
 	stale    map[Dev]bool
 }
 
-func newJournals(c *core, block *object, notes *ebpf.MapSpec, devices *Devices) *journals {
-	return &journals{core: c, block: block, notes: notes, devices: devices}
+func newJournals(c *core, devices *Devices) *journals { return &journals{core: c, devices: devices} }
+
+// needed tells whether there may be a journal.
+func (j *journals) needed() bool {
+	found, whole, err := j.list()
+	return len(found) > 0 || !whole || err != nil
 }
+
+// begin says which programs the scans are for.
+func (j *journals) begin(i *issuers) { j.issuers, j.block = i, i.block }
 
 var journalsOptional = Limitation{
 	Text:   "metadata and the journal of ext4 count for the cgroup that read a block first or mounted the file system",
@@ -120,6 +127,9 @@ func (j *journals) attach(found map[Dev]bool, change func(func())) error {
 	if err != nil {
 		return err
 	}
+	if err := j.issuers.need(parts{journals: true}); err != nil {
+		return err
+	}
 	layout.Since = math.MaxUint64 // until all programs are there
 	maps := j.block.maps
 	if err := maps[bpf.BlockMapJournalLayout].Update(uint32(0), layout, ebpf.UpdateAny); err != nil {
@@ -133,17 +143,17 @@ func (j *journals) attach(found map[Dev]bool, change func(func())) error {
 			return err
 		}
 	}
-	notes, err := ebpf.NewMap(j.notes)
+	spec, err := bpf.LoadBlock()
+	if err != nil {
+		return err
+	}
+	notes, err := ebpf.NewMap(spec.Maps[bpf.BlockMapJournalNotes].InnerMap.Copy())
 	if err != nil {
 		return fmt.Errorf("making the map of journals' notes: %w", err)
 	}
 	defer notes.Close() // the outer map keeps it
 	if err := maps[bpf.BlockMapJournalNotes].Update(uint32(0), notes, ebpf.UpdateAny); err != nil {
 		return fmt.Errorf("storing the map of journals' notes: %w", err)
-	}
-	spec, err := bpf.LoadBlock()
-	if err != nil {
-		return err
 	}
 	raw := func(target, program string) hook {
 		return hook{kind: rawTracepoint, target: target, program: program, shares: true}

@@ -3,7 +3,6 @@ package tracer
 import (
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -13,21 +12,66 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-// loops tells the block programs which file each loop device is over. With that,
-// the I/O of the loop driver's kernel thread counts for the user of the device.
+// loops tells the block programs where to look for the files of loop devices, and makes
+// the map of notes with which the I/O of the loop driver's kernel thread counts for the
+// user of the device.
 type loops struct {
-	files   *ebpf.Map
+	core    *core
+	block   *object
+	files   *ebpf.Map     // what the programs found
 	outer   *ebpf.Map     // has room for the map of notes
 	notes   *ebpf.MapSpec // of that map; nil once it is there
 	devices *Devices
 
-	mu    sync.Mutex
-	look  lookout
-	known map[Dev]bpf.BlockLoopFile
+	mu       sync.Mutex
+	look     lookout
+	first    *loader // for the first scan; nil afterwards
+	told     bool    // the programs know where to look, or never will
+	attached bool    // there is a loop device with a file
+	found    map[Dev]bpf.BlockLoopFile
+	limited  Limitation // to be added to those of the source
 }
 
-func newLoops(files, outer *ebpf.Map, notes *ebpf.MapSpec, devices *Devices) *loops {
-	return &loops{files: files, outer: outer, notes: notes, devices: devices, look: devices.look, known: map[Dev]bpf.BlockLoopFile{}}
+func newLoops(c *loader, i *issuers, devices *Devices) *loops {
+	l := &loops{
+		core: c.core, first: c, block: i.block, files: i.block.maps[bpf.BlockMapLoopFiles], outer: c.shared[bpf.CoreMapLoopNotes],
+		notes: i.loopNotes, devices: devices, look: devices.look,
+	}
+	devices.loopFile = l.file
+	return l
+}
+
+// file returns the file that the last request to a loop device found; false without one.
+func (l *loops) file(dev Dev) (f bpf.BlockLoopFile, ok bool) {
+	return f, l.files.Lookup(uint32(dev), &f) == nil
+}
+
+// changed forgets the file of a loop device that was attached to another one; "" stands
+// for each device. What was detached is kept: its I/O may not be reported yet.
+func (l *loops) changed(name string) {
+	names := []string{name}
+	if name == "" {
+		names = l.names()
+	}
+	for _, name := range names {
+		if _, ok := l.devices.backingFile(name); !ok {
+			continue
+		}
+		if dev, ok := l.devices.number(name); ok {
+			if err := l.files.Delete(uint32(dev)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+				l.core.log.Debug("cannot forget the file of a loop device", "device", name, "error", err)
+			}
+		}
+	}
+}
+
+// names returns the loop devices that have a file.
+func (l *loops) names() (names []string) {
+	dirs, _ := filepath.Glob(filepath.Join(l.devices.sys, "block", "loop*", "loop"))
+	for _, dir := range dirs {
+		names = append(names, filepath.Base(filepath.Dir(dir)))
+	}
+	return names
 }
 
 // keepNotes makes the map of notes: see loop_notes in bpf/core/note.h.
@@ -47,75 +91,87 @@ func (l *loops) keepNotes() error {
 	return nil
 }
 
-// scan brings the map up to date with the loop devices that exist, if they may have
-// changed since the last scan.
-func (l *loops) scan() error {
+// scan prepares the programs for loop devices once there are some, and learns what they
+// found since the last scan. Where change is nil, limitations wait for the next scan.
+func (l *loops) scan(change func(func())) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if !l.look.due() {
+	defer func() { l.first = nil }()
+	defer func() {
+		if l.limited != (Limitation{}) && change != nil {
+			change(func() { l.block.addLimitation(l.limited) })
+		}
+	}()
+	if l.look.due() {
+		names := l.names()
+		l.attached = len(names) > 0
+		if l.attached && !l.told {
+			l.tell()
+		}
+		for _, name := range names {
+			// Before the first request nobody knows its file. Its path can belong to
+			// another mount namespace, and then it is on a disk more often than not.
+			file, _ := l.devices.backingFile(name)
+			if _, fstype := l.devices.mountOf(file); !inMemory(fstype) {
+				if err := l.keepNotes(); err != nil {
+					l.look.again()
+					return err
+				}
+				break
+			}
+		}
+	}
+	if !l.attached {
 		return nil
 	}
-	whole, err := l.update()
-	if err != nil || !whole {
-		l.look.again()
-	}
-	return err
+	return l.learn()
 }
 
-// update looks at all loop devices. whole is false when the file of one is not known.
-func (l *loops) update() (whole bool, err error) {
-	dirs, err := filepath.Glob(filepath.Join(l.devices.sys, "block", "loop*", "loop"))
-	if err != nil {
-		return false, err
-	}
-	whole = true
-	found := map[Dev]bpf.BlockLoopFile{}
-	var types map[Dev]string
-	for _, dir := range dirs {
-		raw, err := os.ReadFile(filepath.Join(filepath.Dir(dir), "dev"))
+// tell has the programs look for files.
+func (l *loops) tell() {
+	l.told = true
+	err := func() (err error) {
+		ld := l.first
+		if ld == nil {
+			if ld, err = l.core.loader(); err != nil {
+				return err
+			}
+		}
+		fields, err := ld.loopFields()
 		if err != nil {
-			continue // detached meanwhile
+			return err
 		}
-		dev, ok := parseDev(strings.TrimSpace(string(raw)))
-		if !ok {
-			continue
+		return l.block.maps[bpf.BlockMapLoopLayout].Update(uint32(0), fields, ebpf.UpdateAny)
+	}()
+	if err != nil {
+		l.devices.blindToLoops()
+		l.limited = Limitation{
+			Text:   "loop devices count as disks of their own, and once more on the disk that has their file: " + strings.ReplaceAll(err.Error(), "\n", "; "),
+			Remedy: "a kernel whose modules have types (CONFIG_DEBUG_INFO_BTF_MODULES=y)",
 		}
-		file, err := l.devices.loopFile(filepath.Base(filepath.Dir(dir)))
-		if err != nil || file.guessed {
-			whole = whole && (err == nil || errors.Is(err, errLoopDetached))
-			continue
-		}
-		if file.fs.Major() == 0 {
-			if types == nil {
-				types = l.devices.fileSystems()
-			}
-			if inMemory(types[file.fs]) {
-				continue // its pages cause no I/O, and notes take time
-			}
-		}
-		found[dev] = bpf.BlockLoopFile{Ino: file.ino, Offset: file.offset, Fsdev: uint32(file.fs)}
 	}
-	var errs []error
-	for dev := range l.known {
-		if _, ok := found[dev]; !ok {
-			if err := l.files.Delete(uint32(dev)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-				errs = append(errs, err)
+}
+
+// learn reads what the programs found.
+func (l *loops) learn() error {
+	found := map[Dev]bpf.BlockLoopFile{}
+	var dev uint32
+	var file bpf.BlockLoopFile
+	it := l.files.Iterate()
+	for it.Next(&dev, &file) {
+		found[Dev(dev)] = file
+		if file.Notes != 0 {
+			if err := l.keepNotes(); err != nil {
+				return err
 			}
 		}
-	}
-	for dev, file := range found {
-		if l.known[dev] != file {
-			if err := l.files.Update(uint32(dev), file, ebpf.UpdateAny); err != nil {
-				errs = append(errs, err)
-			}
+		if before, ok := l.found[Dev(dev)]; ok && before != file {
+			l.devices.stale(Dev(dev))
 		}
 	}
-	if len(found) > 0 {
-		errs = append(errs, l.keepNotes())
+	if err := it.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
+		return fmt.Errorf("reading the files of loop devices: %w", err)
 	}
-	l.known = found
-	if err := errors.Join(errs...); err != nil {
-		return false, fmt.Errorf("storing the files of loop devices: %w", err)
-	}
-	return whole, nil
+	l.found = found
+	return nil
 }

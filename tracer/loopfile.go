@@ -1,172 +1,92 @@
 package tracer
 
 import (
+	"bufio"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/cilium/ebpf/btf"
+
+	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
-// loopFile says which file a loop device is over.
-type loopFile struct {
-	fs     Dev // file system that holds the file
-	ino    uint64
-	offset uint64 // bytes into the file at which the device begins
-	// guessed: found by its path, which may name another file in the mount namespace
-	// where it was attached. Then only fs can be trusted.
-	guessed bool
+// Which file a loop device is over is in the kernel's own structure: the block programs
+// look there at each request (iot_loop_look in bpf/block/stack.h). No device file, no
+// permission and no question to a file system is needed, which a server may never answer.
+
+// Magic numbers of file systems: include/uapi/linux/magic.h, and of ZFS
+// include/sys/fs/zfs.h in OpenZFS.
+const (
+	magicBtrfs    = 0x9123683e
+	magicBcachefs = 0xca451a4e
+	magicOverlay  = 0x794c7630
+	magicZFS      = 0x2fc12fc1
+)
+
+// onDisk tells whether a file is on a block device of this host. One of a lower layer of
+// overlayfs is taken for that.
+func onDisk(f bpf.BlockLoopFile) bool {
+	switch f.Magic {
+	case magicBtrfs, magicBcachefs, magicOverlay, magicZFS:
+		return true
+	}
+	return Dev(f.Fsdev).Major() != 0
 }
 
-// errLoopDetached is the answer for a loop device without a file, and for other
-// devices.
-var errLoopDetached = errors.New("no file is attached")
-
-// errLoopWaits is the answer for a loop device whose file system does not answer.
-var errLoopWaits = errors.New("the file system of its backing file does not answer")
-
-// loopPatience is how long to wait for an answer, counted from the question. It is
-// short because an interval waits meanwhile.
-const loopPatience = 250 * time.Millisecond
-
-// loopDriver asks the kernel which files loop devices are over. The kernel passes
-// the question on to the file system (LOOP_GET_STATUS64 calls vfs_getattr). On a
-// network file system it is a request to a server, which may never answer, and whose
-// answer may make the client drop cached pages. Therefore each attachment is asked
-// about once, and in a goroutine of its own.
-type loopDriver struct {
-	ask      func(node, backing string) (loopFile, error)
-	patience time.Duration
-
-	mu    sync.Mutex
-	held  bool                     // questions must wait
-	asked map[string]*loopQuestion // by sysfs directory of the device
-}
-
-type loopQuestion struct {
-	attached string // what the question was about: see attachment
-	put      time.Time
-	answered chan struct{}
-	file     loopFile
-	err      error
-}
-
-// theLoopDriver is the one that every Devices shares.
-var theLoopDriver = &loopDriver{ask: askLoop, patience: loopPatience}
-
-// attachment identifies an attachment of a loop device as well as possible without
-// a question to the file system: by path and offset of the file, and since 5.15 by a
-// number that counts attachments. ok is false when nothing is attached.
-func attachment(dir string) (backing, id string, ok bool) {
-	b, err := os.ReadFile(filepath.Join(dir, "loop", "backing_file"))
+// backingFile returns the path of the file that a loop device is over, as it was when it
+// was attached; false when there is none.
+func (d *Devices) backingFile(name string) (string, bool) {
+	b, err := os.ReadFile(filepath.Join(d.sys, "block", strings.ReplaceAll(name, "/", "!"), "loop", "backing_file"))
 	if err != nil || len(b) == 0 {
-		return "", "", false
+		return "", false
 	}
-	offset, _ := os.ReadFile(filepath.Join(dir, "loop", "offset"))
-	sequence, _ := os.ReadFile(filepath.Join(dir, "diskseq"))
-	return strings.TrimSuffix(string(b), "\n"), string(b) + string(offset) + string(sequence), true
+	return strings.TrimSuffix(string(b), "\n"), true
 }
 
-// file returns the file of a loop device. dir is the device's directory in sysfs,
-// node its device file. The error wraps errLoopDetached, errLoopWaits while there is
-// no answer yet, or an error of the kernel.
-func (l *loopDriver) file(dir, node string) (loopFile, error) {
-	backing, id, ok := attachment(dir)
-	if !ok {
-		return loopFile{}, fmt.Errorf("%s: %w", filepath.Base(dir), errLoopDetached)
+// mountOf returns device number and type of the file system that a path is on, as the
+// mounts of this host have it. It asks no file system.
+func (d *Devices) mountOf(file string) (dev Dev, fstype string) {
+	f, err := os.Open(filepath.Join(d.proc, mountsPID(), "mountinfo"))
+	if err != nil {
+		return 0, ""
 	}
-	l.mu.Lock()
-	if l.held {
-		l.mu.Unlock()
-		return loopFile{}, fmt.Errorf("%s: not asked yet: %w", filepath.Base(dir), errLoopWaits)
-	}
-	q := l.asked[dir]
-	if q == nil || q.attached != id || q.wait(0) && q.err != nil {
-		q = &loopQuestion{attached: id, put: time.Now(), answered: make(chan struct{})}
-		if l.asked == nil || len(l.asked) >= maxGoneDevices {
-			l.asked = map[string]*loopQuestion{}
+	defer f.Close()
+	longest := -1
+	for sc := bufio.NewScanner(f); sc.Scan(); {
+		before, after, ok := strings.Cut(sc.Text(), " - ")
+		fields := strings.Fields(before)
+		if !ok || len(fields) < 5 {
+			continue
 		}
-		l.asked[dir] = q
-		go func() {
-			defer close(q.answered)
-			q.file, q.err = l.ask(node, backing)
-		}()
+		point := strings.TrimSuffix(unescapeMount.Replace(fields[4]), "/")
+		if !strings.HasPrefix(file, point+"/") || len(point) < longest {
+			continue // of two at the same place the later one is on top
+		}
+		if number, ok := parseDev(fields[2]); ok {
+			longest, dev = len(point), number
+			fstype, _, _ = strings.Cut(after, " ")
+		}
 	}
-	l.mu.Unlock()
-	if !q.wait(l.patience - time.Since(q.put)) {
-		return loopFile{}, fmt.Errorf("%s: %w", filepath.Base(dir), errLoopWaits)
-	}
-	return q.file, q.err
+	return dev, fstype
 }
 
-// hold makes questions wait, or allows them.
-func (l *loopDriver) hold(on bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.held = on
-}
+// unescapeMount undoes what the kernel does to paths in mountinfo (show_path in
+// fs/proc_namespace.c).
+var unescapeMount = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 
-// wait tells whether the question was answered within d.
-func (q *loopQuestion) wait(d time.Duration) bool {
-	select {
-	case <-q.answered:
-		return true
-	default:
-	}
-	if d <= 0 {
-		return false
-	}
-	select {
-	case <-q.answered:
-		return true
-	case <-time.After(d):
-		return q.wait(0) // both may have happened while this goroutine did not run
-	}
-}
-
-// forget drops the answer for a device, which may be stale: before 5.15 a new attachment
-// of the same path looks like the old one. A question without an answer stays open.
-func (l *loopDriver) forget(dir string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.drop(dir)
-}
-
-// forgetAll drops the answers for all devices.
-func (l *loopDriver) forgetAll() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for dir := range l.asked {
-		l.drop(dir)
-	}
-}
-
-func (l *loopDriver) drop(dir string) {
-	if q := l.asked[dir]; q != nil && q.wait(0) {
-		delete(l.asked, dir)
-	}
-}
-
-// askLoop asks the driver. Where the device file cannot be opened it looks at the
-// path of the backing file.
-func askLoop(node, backing string) (loopFile, error) {
-	fd, err := unix.Open(node, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+// loopFields reads where the fields of struct loop_device are: in the kernel's types or
+// its module's.
+func (c *loader) loopFields() (bpf.BlockLoopFields, error) {
+	t := &hopTypes{specs: []*btf.Spec{c.types}, old: c.chargesPages()} // constants of 5.10
+	module, err := c.cache.Module("loop")
 	if err == nil {
-		defer unix.Close(fd)
-		info, err := unix.IoctlLoopGetStatus64(fd)
-		if err == nil {
-			return loopFile{
-				fs: Dev(unix.Major(info.Device)<<20 | unix.Minor(info.Device)), ino: info.Inode, offset: info.Offset,
-			}, nil
-		}
+		t.specs = append(t.specs, module)
 	}
-	var st unix.Stat_t
-	if err := unix.Stat(onHost(backing), &st); err != nil {
-		return loopFile{}, err
+	file, start := t.at("loop_device", 240, "lo_backing_file"), t.at("loop_device", 8, "lo_offset")
+	if !file.known || !start.known {
+		return bpf.BlockLoopFields{}, errors.Join(errors.New("no struct loop_device as expected in the kernel's types"), err)
 	}
-	return loopFile{fs: Dev(unix.Major(st.Dev)<<20 | unix.Minor(st.Dev)), guessed: true}, nil
+	return bpf.BlockLoopFields{Known: 1, File: uint32(file.bytes), Offset: uint32(start.bytes)}, nil
 }

@@ -95,6 +95,7 @@ type hook struct {
 	entry   string // kretprobe: the program for the function's entry, attached as well
 	active  int    // calls that a kretprobe can follow at once; 0 is the kernel's default
 	latency bool   // a run that the kernel skips loses a latency and nothing else
+	several bool   // the program is loaded once for several places, which are never detached alone
 	note    bool   // a run that the kernel skips loses a note about who wrote a page and nothing else
 
 	limitation Limitation // of this choice; zero when it sees everything
@@ -160,6 +161,40 @@ type object struct {
 	idleSince time.Time // since when the module is unused; zero while it is in use
 }
 
+// attachedAs returns the hook that has this program already; nil where none has.
+func (o *object) attachedAs(h hook) *attached {
+	i := slices.IndexFunc(o.hooks, func(a attached) bool {
+		return h.several && a.hook.program == h.program
+	})
+	if i < 0 {
+		return nil
+	}
+	return &o.hooks[i]
+}
+
+// linkAlso attaches the program of a hook at another place as well.
+func (a *attached) linkAlso(target string) error {
+	at := a.hook
+	at.target = target
+	l, err := at.link(a.program)
+	if err != nil {
+		return err
+	}
+	a.link = links{a.link, l}
+	return nil
+}
+
+// links are those of one program.
+type links []io.Closer
+
+func (l links) Close() error {
+	var errs []error
+	for _, one := range l {
+		errs = append(errs, one.Close())
+	}
+	return errors.Join(errs...)
+}
+
 // Close detaches the hooks and frees the maps that are the object's own.
 func (o *object) Close() error {
 	var errs []error
@@ -203,6 +238,13 @@ func (c *loader) loadInto(into *object, spec *ebpf.CollectionSpec, signals []sig
 		replace[name] = m
 	}
 	for _, s := range signals {
+		if a := o.attachedAs(s.hooks[0]); a != nil { // the same program at another place
+			if err := a.linkAlso(s.hooks[0].target); err != nil {
+				c.log.Debug("optional hook not attached", "hook", s.hooks[0].String(), "error", err)
+				o.addLimitation(s.optional)
+			}
+			continue
+		}
 		a, err := c.attachFirst(spec, programs, s, replace, extra)
 		switch {
 		case err == nil:

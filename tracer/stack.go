@@ -18,6 +18,7 @@ import (
 type stack struct {
 	core    *core
 	block   *object
+	issuers *issuers
 	devices *Devices
 
 	look   lookout
@@ -28,12 +29,21 @@ type stack struct {
 	softCrypto bool // blk-crypto may encrypt in software, as fscrypt asks for from 7.x on
 }
 
-func newStack(c *loader, block *object, devices *Devices) *stack {
+func newStack(c *loader, devices *Devices) *stack {
 	return &stack{
-		core: c.core, first: c, block: block, devices: devices, look: devices.look, leaves: map[Dev]bool{},
+		core: c.core, first: c, devices: devices, look: devices.look, leaves: map[Dev]bool{},
 		softCrypto: c.haveFunc("blk_crypto_fallback_encrypt_endio"),
 	}
 }
+
+// needed tells whether something on this host may need hops.
+func (s *stack) needed() bool {
+	need, _, err := s.devices.hopsNeeded(s.softCrypto)
+	return err != nil || need != ""
+}
+
+// begin says which programs the scans are for.
+func (s *stack) begin(i *issuers) { s.issuers, s.block = i, i.block }
 
 // scan looks at all devices if they may have changed since the last scan. What hops need
 // is looked at each time: nothing tells that a btrfs is mounted.
@@ -90,14 +100,9 @@ func (s *stack) attachBios(change func(func())) error {
 	if err != nil {
 		return err
 	}
-	spec, err := bpf.LoadBlock()
+	spec, err := ld.blockSpec(allParts, false)
 	if err != nil {
 		return err
-	}
-	if ld.tracepointArgs("block_bio_queue") == 2 {
-		if err := spec.Variables[bpf.BlockVarBioIsSecondArg].Set(true); err != nil {
-			return err
-		}
 	}
 	o, err := ld.loadInto(s.block, spec, []signal{{hooks: []hook{
 		{

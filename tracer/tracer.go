@@ -41,12 +41,6 @@ type Options struct {
 	RecordRing uint32 // bytes, a power of two; 0 means 8 MiB
 	NoticeRing uint32 // bytes, a power of two; 0 means 1 MiB
 
-	// HoldLoops puts off the questions about loop devices until AskLoops. Such a
-	// question can block a thread of this process for as long as a file server does
-	// not answer; a change of all threads at once, such as of their capabilities,
-	// would wait for that thread.
-	HoldLoops bool
-
 	Step func(string) // called with what New does next; may be nil
 	Log  *slog.Logger // nil discards
 
@@ -146,7 +140,6 @@ func New(opt Options) (*Tracer, error) {
 	if opt.Step == nil {
 		opt.Step = func(string) {}
 	}
-	theLoopDriver.hold(opt.HoldLoops)
 	opt.Step("reading the kernel's types")
 	c := newCore(opt)
 	l, err := c.loader()
@@ -188,13 +181,6 @@ func (t *Tracer) Devices() *Devices {
 		return t.core.devices
 	}
 	return NewDevices()
-}
-
-// AskLoops asks which files loop devices are over, if Options.HoldLoops put that
-// off. It waits a moment for each answer; later answers arrive in the background.
-func (t *Tracer) AskLoops() {
-	theLoopDriver.hold(false)
-	t.refresh()
 }
 
 func (t *Tracer) openAll(l *loader) error {

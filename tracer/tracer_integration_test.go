@@ -163,3 +163,69 @@ func numbers(n uint32) (list []uint32) {
 	}
 	return list
 }
+
+// TestExchange: a program with more parts takes the place of one that is attached, and each
+// run counts once, before, meanwhile and afterwards.
+func TestExchange(t *testing.T) {
+	tr := open(t, Options{Latency: true})
+	l, err := tr.core.loader()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []struct {
+		parts
+		more []parts
+	}{
+		{parts{}, []parts{{}, {hops: true}, {hops: true}, {journals: true}, allParts}},
+		{parts{journals: true}, []parts{{journals: true}, allParts}},
+		{allParts, []parts{{hops: true}, {journals: true}}},
+	} {
+		hk := hook{kind: rawTracepoint, target: "block_rq_issue", program: bpf.BlockProgIotRqIssue}
+		i, err := l.loadBlock(p.parts, []signal{{hooks: []hook{hk}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer i.block.Close()
+		first := i.block.hooks[0]
+		if err := first.detach(); err != nil { // only runs of this test
+			t.Fatal(err)
+		}
+		if _, err := tr.Read(); err != nil {
+			t.Fatal(err)
+		}
+		have := p.parts
+		for _, more := range p.more {
+			if err := i.need(more); err != nil {
+				t.Fatal(err)
+			}
+			have = have.and(more)
+			if i.have != have {
+				t.Errorf("%+v after %+v: %+v", p.parts, more, i.have)
+			}
+			const runs = 100
+			for range runs {
+				if _, err := first.program.Run(&ebpf.RunOptions{Context: [2]uint64{}}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			iv, err := tr.Read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var ops uint64
+			for _, r := range iv.Rows {
+				if r.Dev == 0 {
+					ops += r.Ops
+				}
+			}
+			if ops != runs {
+				t.Errorf("%+v after %+v: %d operations in %d runs", p.parts, more, ops, runs)
+			}
+		}
+		var id ebpf.ProgramID
+		err = i.block.maps[bpf.BlockMapSuccessors].Lookup(uint32(0), &id)
+		if exchanged := err == nil; exchanged != (p.parts != allParts) {
+			t.Errorf("%+v: a program in its place: %v", p.parts, err)
+		}
+	}
+}

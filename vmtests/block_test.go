@@ -60,6 +60,8 @@ func TestBlock(t *testing.T) {
 			{name: "direct_hugetlb", run: blockDirectHugetlb},
 			{name: "data_journal", run: blockDataJournal},
 			{name: "loop", run: blockLoop},
+			{name: "loop_btrfs", run: blockLoopBtrfs},
+			{name: "loop_overlay", run: blockLoopOverlay},
 			{name: "zram", run: blockZram},
 			{name: "nvme_paths", run: blockNVMePaths},
 			{name: "devices_change", run: blockDevicesChange},
@@ -730,7 +732,13 @@ func blockLoop(g *guest.Guest) {
 	d := g.NVMe()
 	d.Format("ext4")
 	d.MountAt("ext4", "/mnt/below", "")
-	f, err := os.Create("/mnt/below/image")
+	stacked(g, loopOver(g, "/mnt/below/image"), d)
+}
+
+// loopOver attaches a loop device to a new, sparse file.
+func loopOver(g *guest.Guest, image string) guest.Disk {
+	g.Helper()
+	f, err := os.Create(image)
 	if err != nil {
 		g.Fatal(err)
 	}
@@ -738,7 +746,32 @@ func blockLoop(g *guest.Guest) {
 		g.Fatal(err)
 	}
 	f.Close()
-	stacked(g, g.Loop("/mnt/below/image"), d)
+	return g.Loop(image)
+}
+
+// blockLoopBtrfs: the file is in a subvolume, whose device number is another one than
+// that of the file system.
+func blockLoopBtrfs(g *guest.Guest) {
+	d := g.NVMe()
+	d.Format("btrfs")
+	d.MountAt("btrfs", "/mnt/below", "nodatasum,nodatacow")
+	g.Exec("btrfs", "subvolume", "create", "/mnt/below/volume")
+	stacked(g, loopOver(g, "/mnt/below/volume/image"), d)
+}
+
+// blockLoopOverlay: below overlayfs another inode has the data.
+func blockLoopOverlay(g *guest.Guest) {
+	d := g.NVMe()
+	dir := "/mnt/below"
+	d.Format("ext4")
+	d.MountAt("ext4", dir, "")
+	for _, name := range []string{"lower", "upper", "work"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o755); err != nil {
+			g.Fatal(err)
+		}
+	}
+	g.Mount("overlay", "none", "/mnt/merged", "lowerdir="+dir+"/lower,upperdir="+dir+"/upper,workdir="+dir+"/work")
+	stacked(g, loopOver(g, "/mnt/merged/image"), d)
 }
 
 // blockZram: compressed memory has no requests; its bios are counted instead.

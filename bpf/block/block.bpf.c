@@ -16,27 +16,54 @@
 #define RQ_ARG ((struct request *)(rq_is_second_arg ? ctx[1] : ctx[0]))
 #define TYPED(rq) (CAN_CAST ? CAST(struct request, rq) : (rq))
 
+/*
+ * These are loaded without the parts that a host does not need (tracer/part.go). When one
+ * is needed later, user space puts the program with it into one of these maps, and it runs
+ * instead from then on: no request is missed or counted twice meanwhile.
+ */
+const volatile bool may_grow = false;
+
+struct iot_successors {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, __u32);
+};
+
+struct iot_successors successors SEC(".maps");
+struct iot_successors successors_btf SEC(".maps"); /* all programs of such a map are of one type */
+
+#define IOT_MAY_GROW(map, slot)                           \
+	do {                                              \
+		if (may_grow)                             \
+			bpf_tail_call(ctx, &(map), slot); \
+	} while (0)
+
 SEC("raw_tp/block_rq_issue")
 int iot_rq_issue(__u64 *ctx)
 {
+	IOT_MAY_GROW(successors, 0);
 	return iot_issue(RQ_ARG, false, IOT_WALK_ISSUE);
 }
 
 SEC("tp_btf/block_rq_issue")
 int iot_rq_issue_btf(__u64 *ctx)
 {
+	IOT_MAY_GROW(successors_btf, 0);
 	return iot_issue(TYPED(RQ_ARG), true, IOT_WALK_ISSUE);
 }
 
 SEC("raw_tp/block_rq_issue")
 int iot_rq_issue_redundant(__u64 *ctx)
 {
+	IOT_MAY_GROW(successors, 1);
 	return iot_issue_redundant(RQ_ARG, false);
 }
 
 SEC("tp_btf/block_rq_issue")
 int iot_rq_issue_redundant_btf(__u64 *ctx)
 {
+	IOT_MAY_GROW(successors_btf, 1);
 	return iot_issue_redundant(TYPED(RQ_ARG), true);
 }
 

@@ -350,18 +350,21 @@ __noinline __u64 iot_uppermost(__u64 bio)
 	return bio;
 }
 
-/* Whether a driver's page is a copy of a page of a file, as fscrypt makes them; the folio of that one. */
-static __always_inline __u64 iot_bounced(const struct page_words *words)
+/* The folio of which a driver's page that the walk is at is a copy, as fscrypt makes them; else 0. */
+__noinline __u64 iot_bounced(__u32 which)
 {
+	struct walk *w = bpf_map_lookup_elem(&walks, &which);
 	struct address_space *mapping;
 	struct folio *folio;
 	unsigned long flags = 0;
 	__u64 page;
 
-	if (!bpf_core_field_exists(((struct page___private *)0)->private) ||
-	    !bpf_core_enum_value_exists(enum pageflags, PG_private) || !IOT_HAS_FLAG(words->word[0], PG_private))
+	if (!w)
 		return 0;
-	page = IOT_WORD(words, struct page___private, private);
+	if (!bpf_core_field_exists(((struct page___private *)0)->private) ||
+	    !bpf_core_enum_value_exists(enum pageflags, PG_private) || !IOT_HAS_FLAG(w->words.word[0], PG_private))
+		return 0;
+	page = IOT_WORD(&w->words, struct page___private, private);
 	if (!iot_is_kernel_address(page))
 		return 0;
 	folio = iot_folio((void *)page);
@@ -375,9 +378,9 @@ static __always_inline __u64 iot_bounced(const struct page_words *words)
 #define IOT_MOVED 1ULL
 
 /*
- * Looks behind the driver's page that the walk is at. Returns IOT_MOVED when the walk is
- * at other pages now, the folio that this one page is a copy of, or 0: then w->sight says
- * what is known.
+ * Goes from the driver's page that the walk is at along the hops. User space takes this
+ * function out, and returns 0 instead, where the map of hops is empty: see
+ * tracer/part.go. Returns IOT_MOVED when the walk is at other pages now, or 0: then w->sight says what is known.
  */
 __noinline __u64 iot_follow(__u32 which)
 {
@@ -388,9 +391,6 @@ __noinline __u64 iot_follow(__u32 which)
 
 	if (!w)
 		return 0;
-	to = iot_bounced(&w->words);
-	if (to)
-		return to;
 	w->sight = IOT_SIGHT_NONE;
 	if (w->hops >= IOT_MAX_HOPS)
 		return 0;

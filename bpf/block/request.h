@@ -189,7 +189,7 @@ static __always_inline int iot_issue(struct request *rq, bool typed, __u32 walk)
 	 */
 	if (f && with_latency)
 		iot_lost(IOT_UNSEEN, 1);
-	if (iot_loop_notes() && bpf_map_lookup_elem(&loop_files, &usage->dev)) {
+	if (usage->dev >> 20 == IOT_LOOP_MAJOR && iot_loop_look((__u64)iot_request_disk(rq), usage->dev)) {
 		r.is_loop = true;
 		r.start = FIELD(rq, __sector) << 9;
 	}

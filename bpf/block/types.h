@@ -122,6 +122,15 @@ static __always_inline __u32 iot_request_dev(struct request *rq, bool typed)
 	return LOAD(typed, disk, major) << 20 | LOAD(typed, disk, first_minor);
 }
 
+static __always_inline struct gendisk *iot_request_disk(struct request *rq)
+{
+	struct request___5_16 *old = (void *)rq;
+
+	if (bpf_core_field_exists(old->rq_disk))
+		return FIELD(old, rq_disk);
+	return BPF_CORE_READ(rq, q, disk);
+}
+
 static __always_inline __u8 iot_block_op(__u32 op)
 {
 	if (op == IOT_OP_FLUSH)

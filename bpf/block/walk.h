@@ -102,7 +102,10 @@ static __always_inline bool iot_walk_same(const struct walk *w, unsigned long wo
 	return !iot_notes_are(IOT_NOTES_LIVE) || !iot_inode_note(mapping);
 }
 
-/* The owner of a block that a journal has to do with; 0: look at the folio. at is the block's place in its page. */
+/*
+ * The owner of a block that a journal has to do with; 0: look at the folio. at is the
+ * block's place in its page. Taken out where there is no journal: see tracer/part.go.
+ */
 __noinline __u64 iot_walk_journal(__u32 which, __u64 folio, __u64 page, __u32 at)
 {
 	struct walk *w = bpf_map_lookup_elem(&walks, &which);
@@ -185,7 +188,10 @@ __noinline int iot_walk_turn(__u32 which)
 	return 0;
 }
 
-/* A step over a compressed range: the part of the bio that stands for one page. */
+/*
+ * A step over a compressed range: the part of the bio that stands for one page. Taken out
+ * together with iot_follow.
+ */
 __noinline int iot_walk_extent(__u32 which)
 {
 	struct walk *w = bpf_map_lookup_elem(&walks, &which);
@@ -252,8 +258,8 @@ __noinline int iot_walk_step(__u32 which)
 	/* What a user task reads into a driver's pages it reads for itself. */
 	if (iot_is_drivers(&w->words) &&
 	    ((w->cmd_flags & 1) || !iot_is_user_task((void *)bpf_get_current_task()))) {
-		behind = iot_follow(which);
-		if (behind == IOT_MOVED)
+		behind = iot_bounced(which);
+		if (!behind && iot_follow(which) == IOT_MOVED)
 			return 1;
 	}
 	if (behind) {

@@ -106,6 +106,10 @@ struct file {
 	struct inode *f_inode;
 };
 
+struct dentry {
+	struct inode *d_inode;
+};
+
 struct kiocb {
 	struct file *ki_filp;
 };
@@ -117,6 +121,7 @@ struct page;
 struct gendisk {
 	int major;
 	int first_minor;
+	void *private_data;
 };
 
 struct bvec_iter {

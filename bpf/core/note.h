@@ -319,14 +319,13 @@ static __always_inline void *iot_loop_notes(void)
 static __always_inline struct page_note *iot_loop_note(void *map, struct folio *folio, struct address_space *mapping,
 						       bool any)
 {
-	struct inode *inode = FIELD(mapping, host);
 	struct file_page page = {
-		.ino = iot_inode_number(inode),
+		.mapping = (__u64)mapping,
 		.index = any ? IOT_ANY_PAGE : iot_folio_index(folio),
-		.fsdev = BPF_CORE_READ(inode, i_sb, s_dev),
 	};
+	struct page_note *note = bpf_map_lookup_elem(map, &page);
 
-	return bpf_map_lookup_elem(map, &page);
+	return note && note->ino == (__u32)iot_inode_number(FIELD(mapping, host)) ? note : NULL;
 }
 
 static __always_inline bool iot_inode_is_fuse(const struct inode *inode)

@@ -130,9 +130,22 @@ enum iot_flight_state {
 
 /* The backing file of a loop device. */
 struct loop_file {
-	__u64 ino;
+	__u64 file; /* struct file, and its inode: another attachment has others */
+	__u64 inode;
 	__u64 offset; /* of the device's first byte in the file */
+	__u64 mapping; /* of the inode that has the data: below overlayfs another one */
+	__u64 magic; /* of that inode's file system */
 	__u32 fsdev;
+	__u32 ino; /* its lower half */
+	__u32 notes; /* whether requests leave notes: not where the file is in memory */
+	__u32 pad;
+};
+
+/* Where struct loop_device has what is needed; user space reads it from the kernel's types. */
+struct loop_fields {
+	__u32 known;
+	__u32 file;
+	__u32 offset;
 	__u32 pad;
 };
 
@@ -184,10 +197,8 @@ struct hop {
 
 /* A page of a file, whether it is cached or not. */
 struct file_page {
-	__u64 ino;
+	__u64 mapping;
 	__u64 index; /* IOT_ANY_PAGE: the last request to any page */
-	__u32 fsdev;
-	__u32 pad;
 };
 
 #define IOT_ANY_PAGE (~0ULL)
@@ -195,7 +206,7 @@ struct file_page {
 struct page_note {
 	__u64 owner; /* packed: cgroup.h */
 	__u32 pid;
-	__u32 pad;
+	__u32 ino; /* lower half: another inode at the same address does not inherit the note */
 };
 
 /* One request, for --events. */

@@ -293,7 +293,6 @@ func (v *hostView) sights(h attribute.Hierarchy, nameKnown, vxlan bool) []sight 
 		trace.cure = "docker run --volume /sys/kernel/tracing:/sys/kernel/tracing"
 	}
 	add(trace)
-	add(v.loops())
 	add(capabilities(vxlan))
 
 	roots := sight{what: "CA certificates", found: "found"}
@@ -309,28 +308,6 @@ func (v *hostView) sights(h attribute.Hierarchy, nameKnown, vxlan bool) []sight 
 func isKernfsRoot(dir string) bool {
 	var st unix.Stat_t
 	return unix.Stat(dir, &st) == nil && st.Ino == 1
-}
-
-// loops looks for a loop device that is in use and whose device file cannot be opened.
-func (v *hostView) loops() sight {
-	s := sight{what: "loop devices", found: "can be asked for their files"}
-	used, _ := filepath.Glob("/sys/block/loop*/loop")
-	if len(used) == 0 {
-		s.found = "none in use"
-	}
-	for _, dir := range used {
-		name := filepath.Base(filepath.Dir(dir))
-		fd, err := unix.Open(v.path("/dev/"+name), unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-		if err == nil {
-			unix.Close(fd)
-			continue
-		}
-		s.found = fmt.Sprintf("%s: %v", v.path("/dev/"+name), err)
-		s.cost, s.loud = "writeback through loop devices may be booked on the kernel, and a loop device over a network file system is left out of the total", true
-		s.cure = "docker run --device-cgroup-rule 'b 7:* r' with --host-root, or --privileged"
-		break
-	}
-	return s
 }
 
 // wantedCapabilities says what each capability is good for. Without the first two

@@ -64,8 +64,7 @@ dd if=/dev/zero of=/data/f bs=4k count=211 conv=fsync && dd if=/dev/zero of=/upp
 
 	flags := []string{"--vxlan=false", "--source", "block", "--interval", "200ms", "--by", "project,container,device,mount,cgroup"}
 	outside := trace(t, append([]string{"--docker-host", e.Socket}, flags...)...)
-	run := []string{"run", "--rm", "--network", "none", "--cgroupns", "private", "--volume", "/:/host:ro", "--volume", os.TempDir() + ":" + os.TempDir(),
-		"--device-cgroup-rule", "b 7:* r"}
+	run := []string{"run", "--rm", "--network", "none", "--cgroupns", "private", "--volume", "/:/host:ro", "--volume", os.TempDir() + ":" + os.TempDir()}
 	for _, c := range imageCapabilities {
 		run = append(run, "--cap-add", c)
 	}

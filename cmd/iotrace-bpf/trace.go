@@ -74,7 +74,6 @@ func (s *session) runWith(ctx context.Context, main sink, record *recordSwitch) 
 	if err := dropPrivileges(s.opt.keptCapabilities(absent)); err != nil {
 		s.log.Warn("keeping privileges that are not needed any more", "error", err)
 	}
-	s.tracer.AskLoops() // not earlier: dropPrivileges waits for every thread
 	if s.opt.readyFile != "" {
 		// A test that waits for the file may start containers that live too short to wait for.
 		asked, cancel := context.WithTimeout(ctx, readyNames)
@@ -170,7 +169,6 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 		CgroupRemoved: s.resolver.CgroupRemoved,
 		MaxGroups:     opt.maxGroups,
 		RecordRing:    uint32(opt.eventBuffer),
-		HoldLoops:     true, // until privileges are dropped
 		Log:           s.log,
 	}
 	if opt.events {

@@ -1,0 +1,187 @@
+package tracer
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
+
+	"github.com/iotrace-bpf/iotrace-bpf/bpf"
+)
+
+// parts of the programs that count requests when they are issued: what not every host
+// needs. The kernel's verifier spends half of its time on them.
+type parts struct {
+	hops     bool // through stacked devices and file systems that write pages of their own
+	journals bool
+}
+
+// without returns the functions that belong to other parts only. They return 0 where
+// there is nothing for them to do, and so does a call of a function that was cut out.
+func (p parts) without() (functions []string) {
+	if !p.hops {
+		functions = append(functions, "iot_follow", "iot_walk_extent")
+	}
+	if !p.journals {
+		functions = append(functions, "iot_walk_journal")
+	}
+	return functions
+}
+
+var allParts = parts{hops: true, journals: true}
+
+// holds tells whether p has all parts of q.
+func (p parts) holds(q parts) bool { return p == p.and(q) }
+
+func (p parts) and(q parts) parts {
+	return parts{hops: p.hops || q.hops, journals: p.journals || q.journals}
+}
+
+// cut takes functions, and those that only they call, out of a program. Calls of them
+// return 0.
+func cut(program asm.Instructions, functions []string) asm.Instructions {
+	if len(functions) == 0 {
+		return program
+	}
+	bodies := map[string]asm.Instructions{}
+	var first, name string
+	for _, ins := range program {
+		if fn := btf.FuncMetadata(&ins); fn != nil {
+			name = fn.Name
+			if first == "" {
+				first = name
+			}
+		}
+		if ins.IsFunctionCall() && slices.Contains(functions, ins.Reference()) {
+			ins = asm.Mov.Imm(asm.R0, 0).WithSymbol(ins.Symbol()).WithSource(ins.Source())
+		}
+		bodies[name] = append(bodies[name], ins)
+	}
+	var kept asm.Instructions
+	order := []string{first}
+	for i := 0; i < len(order); i++ {
+		for _, ins := range bodies[order[i]] {
+			if to := ins.Reference(); (ins.IsFunctionCall() || ins.IsLoadOfFunctionPointer()) && !slices.Contains(order, to) {
+				order = append(order, to)
+			}
+		}
+		kept = append(kept, bodies[order[i]]...)
+	}
+	return kept
+}
+
+// issuers loads the programs that count requests when they are issued, with the parts
+// that are needed, and exchanges them when more are.
+type issuers struct {
+	core  *core
+	block *object
+	have  parts
+
+	loopNotes *ebpf.MapSpec // of a map that is made when there is a loop device
+}
+
+// loadBlock loads the block source with the parts that are needed now. Where the kernel
+// cannot exchange its programs later (on arm64 before 6.0 programs with functions make no
+// tail calls), it loads all parts.
+func (c *loader) loadBlock(p parts, signals []signal) (*issuers, error) {
+	load := func(p parts) (*issuers, error) {
+		spec, err := c.blockSpec(p, p != allParts)
+		if err != nil {
+			return nil, err
+		}
+		notes := spec.Maps[bpf.BlockMapLoopNotes].InnerMap.Copy()
+		spec.Maps[bpf.BlockMapJournalNotes].InnerMap.MaxEntries = 1 // a template
+		o, err := c.load(spec, signals, ebpf.ProgramOptions{})
+		return &issuers{core: c.core, block: o, have: p, loopNotes: notes}, err
+	}
+	i, err := load(p)
+	if err != nil && p != allParts {
+		c.log.Debug("the kernel refused programs that may grow", "error", err)
+		i, err = load(allParts)
+	}
+	return i, err
+}
+
+// blockSpec reads the block object and sets what all its programs have to know.
+func (c *loader) blockSpec(p parts, grow bool) (*ebpf.CollectionSpec, error) {
+	spec, err := bpf.LoadBlock()
+	if err != nil {
+		return nil, fmt.Errorf("reading the block object: %w", err)
+	}
+	for name, value := range map[string]bool{
+		bpf.BlockVarRqIsSecondArg:  c.tracepointArgs("block_rq_issue") == 2,
+		bpf.BlockVarBioIsSecondArg: c.tracepointArgs("block_bio_queue") == 2,
+		bpf.BlockVarHasRedundant:   c.preempts(),
+		bpf.BlockVarMayGrow:        grow,
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			return nil, fmt.Errorf("setting %q: %w", name, err)
+		}
+	}
+	for _, name := range issuePrograms {
+		spec.Programs[name].Instructions = cut(spec.Programs[name].Instructions, p.without())
+	}
+	return spec, nil
+}
+
+var issuePrograms = []string{
+	bpf.BlockProgIotRqIssue, bpf.BlockProgIotRqIssueBtf,
+	bpf.BlockProgIotRqIssueRedundant, bpf.BlockProgIotRqIssueRedundantBtf,
+}
+
+// slot is where the program that runs instead of an attached one is put.
+func slot(program string) (m string, key uint32, ok bool) {
+	switch program {
+	case bpf.BlockProgIotRqIssue:
+		return bpf.BlockMapSuccessors, 0, true
+	case bpf.BlockProgIotRqIssueRedundant:
+		return bpf.BlockMapSuccessors, 1, true
+	case bpf.BlockProgIotRqIssueBtf:
+		return bpf.BlockMapSuccessorsBtf, 0, true
+	case bpf.BlockProgIotRqIssueRedundantBtf:
+		return bpf.BlockMapSuccessorsBtf, 1, true
+	}
+	return "", 0, false
+}
+
+// need makes sure that the programs have these parts. What it loads counts from the
+// moment on at which it returns.
+func (i *issuers) need(p parts) error {
+	if i.have.holds(p) {
+		return nil
+	}
+	ld, err := i.core.loader()
+	if err != nil {
+		return err
+	}
+	p = p.and(i.have)
+	spec, err := ld.blockSpec(p, false)
+	if err != nil {
+		return err
+	}
+	programs, maps, err := ld.makeMaps(i.block, spec)
+	if err != nil {
+		return err
+	}
+	o := &object{maps: maps} // handles of the maps of the block source
+	defer o.Close()
+	for _, a := range i.block.hooks {
+		name, key, ok := slot(a.hook.program)
+		if !ok {
+			continue
+		}
+		program, err := ld.loadProgram(spec, programs, a.hook, maps, ebpf.ProgramOptions{})
+		if err != nil {
+			return fmt.Errorf("loading more of %s: %w", a.hook, err)
+		}
+		err = maps[name].Update(key, program, ebpf.UpdateAny) // which keeps the program
+		if err := errors.Join(err, program.Close()); err != nil {
+			return fmt.Errorf("exchanging %s: %w", a.hook, err)
+		}
+	}
+	i.have = p
+	return nil
+}
