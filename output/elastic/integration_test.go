@@ -195,7 +195,7 @@ func (w *totals) ship(t *testing.T, e *Shipper, iv *output.Interval) {
 		}
 		for d := range ndjson.Documents(r, iv, ndjson.Options{Events: events}) {
 			stream := d.Type + "-" + d.Dataset + "-" + d.Namespace
-			if err := e.Ship(stream, d.Line); err != nil {
+			if err := e.Ship(stream, d.ID, d.Line); err != nil {
 				t.Fatal(err)
 			}
 			w.docs[stream]++
@@ -402,7 +402,7 @@ func TestElasticsearchDiskFull(t *testing.T) {
 	outputtest.Until(t, "a full disk and a full queue", func() bool {
 		for range 200 {
 			doc := incompressible("", 300).Body
-			if err := e.Ship(testEvents, fmt.Appendf(nil, `{"n":%d,"x":"%x"}`, n, doc)); err != nil {
+			if err := e.Ship(testEvents, "", fmt.Appendf(nil, `{"n":%d,"x":"%x"}`, n, doc)); err != nil {
 				t.Fatal(err)
 			}
 			n++
@@ -445,7 +445,7 @@ func BenchmarkElasticsearchReal(b *testing.B) {
 			for e.Stats().QueueBytes > 32<<20 {
 				time.Sleep(time.Millisecond)
 			}
-			if err := e.Ship(testEvents, doc); err != nil {
+			if err := e.Ship(testEvents, "", doc); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -281,6 +281,9 @@ func (s *setup) adaptFields(v any) {
 			// OpenSearch has the type too, but does not take its value from the
 			// first document.
 			v["type"] = "keyword"
+		case kind == "histogram" && (s.srv.lacks("x-pack-analytics") || s.srv.flavour == FlavourOpenSearch):
+			v["type"] = "object"
+			v["enabled"] = false // kept, not searchable
 		case kind == "flattened" && s.srv.flavour == FlavourOpenSearch:
 			v["type"] = "flat_object"
 			if s.srv.version != "" && !s.srv.atLeast(2, 7) {

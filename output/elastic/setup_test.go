@@ -20,6 +20,9 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
 )
 
+// formerFields are in documents of earlier versions, which must stay readable.
+var formerFields = []string{"iotrace.group.by"}
+
 // TestElasticTemplatesCoverDocuments wants a mapping for every field that a
 // document can have, of a type that fits, and no others.
 func TestElasticTemplatesCoverDocuments(t *testing.T) {
@@ -37,7 +40,7 @@ func TestElasticTemplatesCoverDocuments(t *testing.T) {
 		}
 	}
 	for p, f := range fields {
-		if !slices.Contains(paths, p) {
+		if !slices.Contains(paths, p) && !slices.Contains(formerFields, p) {
 			t.Errorf("mapping of %q, which no document has", p)
 		}
 		if f["time_series_dimension"] == true && f["time_series_metric"] != nil {
@@ -239,7 +242,7 @@ func TestElasticsearchSetupOpenSearch(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := fmt.Sprint(f.got)
-	for _, bad := range []string{"time_series", "data_retention", "flattened", `"type":"object"`, "constant_keyword"} {
+	for _, bad := range []string{"time_series", "data_retention", "flattened", `"type":"histogram"`, "constant_keyword"} {
 		if strings.Contains(all, bad) {
 			t.Errorf("%q is sent to OpenSearch", bad)
 		}
