@@ -9,6 +9,7 @@ import (
 	"mime/multipart"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -280,6 +281,9 @@ type savedObject struct {
 	References []struct{ Name, Type, ID string }
 }
 
+// queryField matches a field in a query of a saved object.
+var queryField = regexp.MustCompile(`([a-z_.]+) : `)
+
 type visAgg struct {
 	ID, Type, Schema string
 	Params           struct {
@@ -310,6 +314,7 @@ func TestKibanaDashboard(t *testing.T) {
 	}
 	objects := savedObjects(t)
 	panels := 0
+	var controls []string
 	for name, o := range objects {
 		for _, r := range o.References {
 			if _, ok := objects[r.Type+"/"+r.ID]; !ok {
@@ -321,11 +326,26 @@ func TestKibanaDashboard(t *testing.T) {
 			var vis struct {
 				Aggs   []visAgg
 				Params struct {
+					Controls     []struct{ FieldName, IndexPatternRefName string }
 					SeriesParams []struct{ Data struct{ ID string } }
 				}
 			}
 			if err := json.Unmarshal([]byte(o.Attributes.VisState), &vis); err != nil {
 				t.Fatalf("%s: %v", name, err)
+			}
+			for _, c := range vis.Params.Controls {
+				controls = append(controls, c.FieldName)
+				if f := fields[c.FieldName]; f == nil || f["type"] != "keyword" {
+					t.Errorf("%s: a list of values of %q, which is no keyword", name, c.FieldName)
+				}
+				if !slices.ContainsFunc(o.References, func(r struct{ Name, Type, ID string }) bool { return r.Name == c.IndexPatternRefName }) {
+					t.Errorf("%s: no index pattern %s", name, c.IndexPatternRefName)
+				}
+			}
+			for _, m := range queryField.FindAllStringSubmatch(o.Attributes.Meta.SearchSourceJSON, -1) {
+				if fields[m[1]] == nil {
+					t.Errorf("%s: no field %q in its query", name, m[1])
+				}
 			}
 			for _, a := range vis.Aggs {
 				f := fields[a.Params.Field]
@@ -363,7 +383,10 @@ func TestKibanaDashboard(t *testing.T) {
 			t.Errorf("%s: search source is no JSON", name)
 		}
 	}
-	if panels != 9 {
-		t.Errorf("dashboard has %d panels, want 9", panels)
+	if panels != 10 {
+		t.Errorf("dashboard has %d panels, want 10", panels)
+	}
+	if want := []string{"host.name", "iotrace.project.name", "iotrace.nfs.server"}; !slices.Equal(controls, want) {
+		t.Errorf("the dashboard can be narrowed by %v, want %v", controls, want)
 	}
 }
