@@ -1,6 +1,9 @@
 package output
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // MaxSamples bounds the samples of one interval in a recording and in a Merger.
 const MaxSamples = 1 << 17
@@ -102,6 +105,23 @@ func (m *Merger) add(samples []Sample) {
 	}
 }
 
+// Clone returns a copy that a Merger may take over. It shares with iv what a Merger does
+// not change: labels, the states of sources, and what events point to.
+func (iv *Interval) Clone() *Interval {
+	c := *iv
+	c.Samples = make([]Sample, len(iv.Samples))
+	for i := range iv.Samples {
+		s := &c.Samples[i]
+		*s = iv.Samples[i]
+		for _, op := range Ops {
+			a := s.Amount(op)
+			a.Latency = a.Latency.clone()
+		}
+	}
+	c.Events = slices.Clone(iv.Events)
+	return &c
+}
+
 // add adds the amounts of o, a sample of the same identity.
 func (s *Sample) add(o *Sample) {
 	if s.Container.Labels == nil {
@@ -114,6 +134,14 @@ func (s *Sample) add(o *Sample) {
 	s.MetaWriteBytes += o.MetaWriteBytes
 	s.Retransmits += o.Retransmits
 	s.Basis.Add(&o.Basis)
+}
+
+// Start returns the start of the unfinished interval, or the zero time.
+func (m *Merger) Start() time.Time {
+	if m.now == nil {
+		return time.Time{}
+	}
+	return m.now.Start
 }
 
 // Flush returns the unfinished interval, or nil, and begins a new one.

@@ -33,7 +33,7 @@ func TestElasticsearch(t *testing.T) {
 	spool := filepath.Join(t.TempDir(), "spool")
 	start := func() *traced {
 		return trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", "project,device", "--source", "block", "--interval", "200ms",
-			"--elasticsearch", server.URL, "--elasticsearch-spool", spool)
+			"--elasticsearch", server.URL, "--elasticsearch-spool", spool, "--export-interval", "1s")
 	}
 	write := func(p string, mibs int) {
 		args := append([]string{"run", "--rm"}, project(p, "db")...)
@@ -67,16 +67,18 @@ func TestElasticsearch(t *testing.T) {
 
 	// The second run may have ended before it had delivered everything. Another one,
 	// without rows of its own, delivers what is in the spool.
-	all := func(*tracedDoc) bool { return true }
+	total := func(m map[string]uint64) (n uint64) {
+		for _, v := range m {
+			n += v
+		}
+		return n
+	}
 	for range 5 {
-		if sum(docs, all).docs == uint64(server.Count(stream)) {
+		if total(server.Sums(stream, "iotrace.project.name", "iotrace.write.bytes", onDisk)) >= delta.writeBytes {
 			break
 		}
 		docs = append(docs, trace(t, "--source", "block", "--filter", "device=none", "--interval", "200ms",
 			"--elasticsearch", server.URL, "--elasticsearch-spool", spool).stop(t)...)
-	}
-	if got, want := uint64(server.Count(stream)), sum(docs, all).docs; got != want {
-		t.Errorf("server has %d documents, %d were printed", got, want)
 	}
 
 	want := map[string]uint64{}
@@ -95,14 +97,74 @@ func TestElasticsearch(t *testing.T) {
 	if !maps.Equal(got, want) {
 		t.Errorf("server has %v, standard output had %v", got, want)
 	}
-	var total uint64
-	for _, n := range got {
-		total += n
-	}
-	if total != delta.writeBytes {
-		t.Errorf("server has %d bytes, /proc/diskstats %d", total, delta.writeBytes)
+	if n := total(got); n != delta.writeBytes {
+		t.Errorf("server has %d bytes, /proc/diskstats %d", n, delta.writeBytes)
 	}
 	for p, mibs := range map[string]uint64{"shop": 68, "blog": 43, "wiki": 11} {
 		near(t, p, got[p], mibs*mib)
+	}
+}
+
+// TestElasticsearchTwoInstances: two instances with different rows on their screens
+// export the same host to the same stream. The server takes every document once.
+func TestElasticsearchTwoInstances(t *testing.T) {
+	server := testserver.Elasticsearch(t, nil)
+	mustRun(t, binary(t), "elasticsearch", "setup", "--elasticsearch", server.URL)
+	engine := enginetest.Start(t)
+	d := newDisk(t, 400)
+	d.format(t, mkExt4()...)
+
+	start := func(by string) *traced {
+		return trace(t, "--docker-host", "unix://"+engine.Socket, "--only-listed-sockets", "--by", by, "--source", "block", "--interval", "700ms",
+			"--elasticsearch", server.URL, "--export-interval", "2s")
+	}
+	const stream = "metrics-iotrace.io-default"
+	onDisk := fmt.Sprintf(`{"bool":{"filter":[{"term":{"iotrace.grain":"container,device,mount"}},{"term":{"iotrace.device.stacked":false}},{"term":{"iotrace.device.name":%q}}]}}`, d.name())
+	sums := func() map[string]uint64 {
+		m := server.Sums(stream, "iotrace.project.name", "iotrace.write.bytes", onDisk)
+		maps.DeleteFunc(m, func(_ string, n uint64) bool { return n == 0 })
+		return m
+	}
+	write := func(p string, mibs int) {
+		args := append([]string{"run", "--rm"}, project(p, "db")...)
+		out, err := engine.Command(append(args, "-v", d.mount+":/data", enginetest.Image, "dd", "if=/dev/zero", "of=/data/"+p, "bs=1M",
+			fmt.Sprintf("count=%d", mibs))...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("container: %v\n%s", err, out)
+		}
+		d.flush(t)
+	}
+
+	before := d.stat(t)
+	first := start("container")
+	second := start("process,mount")
+	intervals := func(n int) {
+		const status = "logs-iotrace.status-default"
+		n += server.Count(status)
+		enginetest.Poll(t, time.Minute, "more intervals are on the server", func() bool { return server.Count(status) >= n })
+	}
+	intervals(4) // each knows of the other now
+	write("shop", 31)
+	write("blog", 17)
+	write("shop", 5)
+	want := d.stat(t).minus(before).writeBytes
+	total := func() (n uint64) {
+		for _, v := range sums() {
+			n += v
+		}
+		return n
+	}
+	enginetest.Poll(t, time.Minute, "all bytes are on the server", func() bool { return total() >= want })
+	intervals(3) // the second one is late
+	first.stop(t)
+	second.stop(t)
+	got := sums()
+	if n := total(); n != want {
+		t.Errorf("the server has %d bytes (%v), /proc/diskstats %d", n, got, want)
+	}
+	near(t, "shop", got["shop"], 36*mib)
+	near(t, "blog", got["blog"], 17*mib)
+	if said := first.stderr.String() + second.stderr.String(); !strings.Contains(said, "another instance of this program") {
+		t.Errorf("nobody warns of the other instance: %q", said)
 	}
 }

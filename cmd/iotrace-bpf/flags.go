@@ -48,6 +48,11 @@ type options struct {
 	accumulate   bool
 	screen       bool // the interactive screen is the output
 
+	// what leaves the host
+	exportBy       string
+	exportInterval time.Duration
+	exportGroup    output.GroupOptions // by exportBy
+
 	elasticsearch  []string
 	spool          string
 	esCA           string
@@ -92,11 +97,18 @@ type options struct {
 	flags *flagSet            // that were parsed
 }
 
-const minInterval = 10 * time.Millisecond
+const (
+	minInterval       = 10 * time.Millisecond
+	minExportInterval = 100 * time.Millisecond
+	maxExportInterval = 24 * time.Hour
+)
+
+// exportGrain is what rows are, wherever documents of several runs are added up.
+const exportGrain = "container,device,mount"
 
 // newOptions returns the values of a command that lacks the flags for them.
 func newOptions() *options {
-	return &options{by: string(output.KeyContainer), sort: "total", level: string(output.LevelWire),
+	return &options{exportBy: exportGrain, exportInterval: 10 * time.Second, by: string(output.KeyContainer), sort: "total", level: string(output.LevelWire),
 		interval: time.Second, latency: true, vxlan: true, maxGroups: 16384, eventBuffer: 8 << 20, recordSize: 256 << 20}
 }
 
@@ -107,7 +119,7 @@ func (o *options) traceFlags() *flagSet {
 	f.group("How long", o.timeFlags)
 	f.group("What to trace", o.sourceFlags, o.latencyFlags, o.vxlanFlags, o.selfFlags)
 	f.group("Where it goes", o.outputFlags)
-	f.group("Elasticsearch and OpenSearch", o.serverFlags, o.shipFlags)
+	f.group("Elasticsearch and OpenSearch", o.serverFlags, o.shipFlags, o.exportFlags)
 	f.group("Prometheus", o.prometheusFlags)
 	f.group("Recording", o.recordFlags)
 	f.group("Report", o.reportFlags)
@@ -130,7 +142,7 @@ func (o *options) replayFlags() *flagSet {
 	f.group("What to take from the recording", o.sourceFlags, o.latencyFlags, o.vxlanFlags)
 	f.group("From a cluster instead of a recording", o.clusterFlags)
 	f.group("Where it goes", o.outputFlags)
-	f.group("Elasticsearch and OpenSearch", o.serverFlags, o.shipFlags)
+	f.group("Elasticsearch and OpenSearch", o.serverFlags, o.shipFlags, o.exportFlags)
 	f.group("Prometheus", o.prometheusFlags)
 	f.group("Recording", o.recordFlags)
 	f.group("Report", o.reportFlags)
@@ -225,6 +237,11 @@ func (o *options) serverFlags(fs *pflag.FlagSet) {
 
 func (o *options) shipFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.spool, "elasticsearch-spool", "", "keep documents in `DIR` while the server cannot be reached")
+}
+
+func (o *options) exportFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.exportBy, "export-by", o.exportBy, "one document for each `KEY`, whatever --by shows here. Dashboards add up documents of the default alone")
+	fs.Var(duration{&o.exportInterval, ""}, "export-interval", "documents for every `TIME` of the clock, whatever --interval is; the same on all hosts")
 }
 
 func (o *options) installFlags(fs *pflag.FlagSet) {
@@ -354,6 +371,9 @@ func (o *options) check() error {
 	if o.group.By, err = output.ParseKeys(o.by); err != nil {
 		return usagef("%s: %w", o.flags.origin("by"), err)
 	}
+	if o.exportGroup.By, err = output.ParseKeys(o.exportBy); err != nil {
+		return usagef("%s: %w", o.flags.origin("export-by"), err)
+	}
 	for _, s := range o.filters {
 		f, err := output.ParseFilter(s)
 		if err != nil {
@@ -368,6 +388,9 @@ func (o *options) check() error {
 		return usagef("%s: %w", o.flags.origin("level"), err)
 	}
 	o.group.Top, o.group.CgroupDepth = o.top, o.depth
+	if o.exportInterval < minExportInterval || o.exportInterval > maxExportInterval {
+		return usagef("%s %v: must be from %v to %v", o.flags.origin("export-interval"), o.exportInterval, minExportInterval, maxExportInterval)
+	}
 	const maxGroups, minBuffer, maxBuffer, minRecord = 1 << 22, 4 << 10, 1 << 30, 1 << 20
 	switch {
 	case o.interval < minInterval && !(o.interval == 0 && o.flags.command == "replay"):
@@ -418,6 +441,7 @@ func (o *options) checkTogether() error {
 	documents := o.output == "ndjson" || len(o.elasticsearch) > 0
 	for _, err := range []error{
 		f.needs(len(o.elasticsearch) > 0, "--elasticsearch", ofServer...),
+		f.needs(len(o.elasticsearch) > 0, "--elasticsearch", "export-by", "export-interval"),
 		f.needs(documents, "--output ndjson or --elasticsearch", "data-stream-namespace", "export-label"),
 		f.needs(o.record != "", "--record", "record-size"),
 		f.needs(len(o.elasticsearch) > 0, "--elasticsearch", "since", "until", "follow"),
@@ -441,9 +465,12 @@ func (o *options) checkTogether() error {
 	return nil
 }
 
-// wants tells whether rows, filters or the level need a key of what is traced.
+// exports tells whether totals leave the host, in intervals of their own.
+func (o *options) exports() bool { return len(o.elasticsearch) > 0 && !o.events }
+
+// wants tells whether rows, filters or exporters need a key of what is traced.
 func (o *options) wants(key output.Key) bool {
-	if slices.Contains(o.group.By, key) {
+	if slices.Contains(o.group.By, key) || o.exports() && slices.Contains(o.exportGroup.By, key) || o.prometheus != "" && key == output.KeyMount {
 		return true
 	}
 	return slices.ContainsFunc(o.group.Filters, func(f output.Filter) bool { return f.Key == key })

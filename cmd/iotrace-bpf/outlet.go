@@ -23,6 +23,8 @@ type outlet struct {
 	name string // for messages
 	all  *sinks
 
+	exports bool // it gets what sinks.export gets; set before the first job
+
 	mu      sync.Mutex
 	queue   []job
 	weight  int         // of queue

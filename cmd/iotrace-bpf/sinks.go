@@ -54,8 +54,10 @@ func newSinks(ctx context.Context, main sink, live bool, log *slog.Logger) *sink
 }
 
 // add adds an output before the first interval.
-func (s *sinks) add(name string, k sink) {
-	s.others = append(s.others, newOutlet(s, name, k))
+func (s *sinks) add(name string, k sink) *outlet {
+	o := newOutlet(s, name, k)
+	s.others = append(s.others, o)
+	return o
 }
 
 // lose counts n losses and returns all.
@@ -87,9 +89,30 @@ const (
 // a live run with several outputs it waits patience at most. A replay waits for every output, so that nothing
 // is dropped, or until the user wants to end.
 func (s *sinks) write(summary *output.Summary, iv *output.Interval) error {
+	return s.writePart(summary, iv, iv)
+}
+
+// export hands a part of an interval to the exporters, which have intervals of their own.
+// It waits for nothing: the next interval does.
+func (s *sinks) export(part *output.Interval) {
+	for _, o := range s.others {
+		if o.exports {
+			o.put(job{summary: &output.Summary{}, iv: part})
+		}
+	}
+}
+
+// writePart is write for an interval whose last part alone is new to the exporters; nil
+// means that they have all of it.
+func (s *sinks) writePart(summary *output.Summary, iv, part *output.Interval) error {
 	j := job{summary: summary, iv: iv}
 	for _, o := range s.others {
-		o.put(j)
+		switch {
+		case !o.exports:
+			o.put(j)
+		case part != nil:
+			o.put(job{summary: summary, iv: part})
+		}
 	}
 	if !s.live {
 		for _, o := range s.others {
@@ -197,7 +220,11 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 		if es, err = elastic.New(ctx, eo); err != nil {
 			return nil, err
 		}
-		s.add("--elasticsearch", &elasticsearchSink{es: es, opt: o.documents(), log: log})
+		var k sink = &elasticsearchSink{es: es, opt: o.documents(), log: log}
+		if o.exports() {
+			k = newExportSink(o, s.live, k.(exporter))
+		}
+		s.add("--elasticsearch", k).exports = true
 	}
 	if o.prometheus != "" {
 		po := prometheus.Options{Version: versionText(), Logger: log}
@@ -208,7 +235,7 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 		if err != nil {
 			return nil, err
 		}
-		s.add("--prometheus", prometheusSink{p})
+		s.add("--prometheus", prometheusSink{p}).exports = true
 		level := slog.LevelInfo
 		if _, port, err := net.SplitHostPort(p.Addr()); err == nil && !strings.HasSuffix(o.prometheus, port) {
 			level = slog.LevelWarn // the system has chosen the port: nobody can know it
@@ -262,14 +289,33 @@ type elasticsearchSink struct {
 	es       *elastic.Shipper
 	opt      ndjson.Options
 	log      *slog.Logger
-	rejected uint64 // documents that Ship did not take
+	rejected uint64           // documents that Ship did not take
+	before   [2]elastic.Stats // when the last intervals were shipped
+	told     bool             // of another instance
 }
 
+// Write ships an interval as it is (--events).
 func (s *elasticsearchSink) Write(summary *output.Summary, iv *output.Interval) error {
+	return s.export(summary, iv)
+}
+
+func (s *elasticsearchSink) covered() bool {
+	is, was := s.es.Stats(), &s.before[0]
+	covered := is.Conflicts-was.Conflicts > is.Delivered-was.Delivered
+	if covered && !s.told {
+		s.told = true
+		s.log.Warn("the server has the documents of this host already, from another instance of this program: " +
+			"it takes ours only where that one has none. Is iotrace-bpf running twice with --elasticsearch?")
+	}
+	return covered
+}
+
+func (s *elasticsearchSink) export(summary *output.Summary, iv *output.Interval) error {
+	s.before[0], s.before[1] = s.before[1], s.es.Stats()
 	var first error // there may be thousands, and all have the same cause
 	for d := range ndjson.Documents(summary, iv, s.opt) {
 		stream := strings.Join([]string{d.Type, d.Dataset, d.Namespace}, "-")
-		if err := s.es.Ship(stream, d.Line); err != nil {
+		if err := s.es.Ship(stream, d.ID, d.Line); err != nil {
 			s.rejected++
 			if first == nil {
 				first = err

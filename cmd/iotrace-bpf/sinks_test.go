@@ -113,7 +113,7 @@ func TestSinksMainFails(t *testing.T) {
 // of standard output as well as at the end.
 func TestServerNeverThere(t *testing.T) {
 	var opt options
-	if err := opt.parse([]string{"--output", "ndjson", "--by", "container", "--elasticsearch", "http://127.0.0.1:1"}); err != nil {
+	if err := opt.parse([]string{"--output", "ndjson", "--by", "container", "--export-by", "container", "--export-interval", "1s", "--elasticsearch", "http://127.0.0.1:1"}); err != nil {
 		t.Fatal(err)
 	}
 	var stdout bytes.Buffer
@@ -121,7 +121,7 @@ func TestServerNeverThere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	es := s.others[0].sink.(*elasticsearchSink).es
+	es := s.others[0].sink.(*exportSink).exporter.(*elasticsearchSink).es
 	iv := &output.Interval{}
 	for i := range 200 {
 		iv.Samples = append(iv.Samples, output.Sample{
@@ -130,7 +130,7 @@ func TestServerNeverThere(t *testing.T) {
 		})
 	}
 	const limit = 32 << 20 // the queue of elastic.Options
-	for start := time.Now(); ; {
+	for start := time.Now().Truncate(time.Second); ; {
 		iv.Start, iv.End, iv.Lost = start, start.Add(time.Second), output.Lost{}
 		if err := s.write(output.Group(iv, opt.group), iv); err != nil {
 			t.Fatal(err)

@@ -132,6 +132,7 @@ type session struct {
 	cost     selfCost
 	asked    map[uint64]bool // containers whose name was waited for once
 	records  *recordBuffer   // nil without --events
+	parts    *output.Merger  // of the unfinished interval; nil where exporters have none of their own
 	shown    bool            // whether an interval was shown yet
 	vxlan    vxlanEvents
 	warned   map[string]bool // types of file systems that are not traced
@@ -287,6 +288,11 @@ func (s *session) Close() {
 func (s *session) run(ctx context.Context, out *sinks) error {
 	tick := time.NewTicker(s.opt.interval)
 	defer tick.Stop()
+	var export <-chan time.Time // when the clock shows a multiple of the interval of exporters
+	if s.opt.exports() {
+		s.parts = output.NewMerger(endless)
+		export = s.opt.nextExport()
+	}
 	var end <-chan time.Time
 	if s.opt.duration > 0 {
 		end = time.After(s.opt.duration)
@@ -313,6 +319,20 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 			}
 			n++
 		case <-many:
+		case <-export:
+			export = s.opt.nextExport()
+			read, err := s.tracer.Read()
+			if err != nil {
+				return err
+			}
+			part := s.interval(read)
+			out.export(part.Clone())
+			if early := s.parts.Add(part); early != nil { // too large already
+				if err := out.writePart(output.Group(early, s.opt.group), early, nil); err != nil {
+					return err
+				}
+			}
+			continue
 		case <-watch:
 			s.vxlan.start()
 			continue
@@ -332,6 +352,12 @@ func (s *session) run(ctx context.Context, out *sinks) error {
 		}
 		s.vxlan.start()
 	}
+}
+
+// nextExport returns a channel that has a value when the interval of exporters ends.
+func (o *options) nextExport() <-chan time.Time {
+	now := time.Now()
+	return time.After(now.Truncate(o.exportInterval).Add(o.exportInterval).Sub(now.Round(0)))
 }
 
 // writeReady says that everything is attached.
@@ -389,7 +415,17 @@ func (s *session) last(out *sinks) error {
 // show writes what the tracer counted to all outputs.
 func (s *session) show(out *sinks, read *tracer.Interval) error {
 	iv := s.interval(read)
-	return out.write(output.Group(iv, s.opt.group), iv)
+	if s.parts == nil {
+		return out.write(output.Group(iv, s.opt.group), iv)
+	}
+	part := iv.Clone()
+	if early := s.parts.Add(iv); early != nil {
+		if err := out.writePart(output.Group(early, s.opt.group), early, nil); err != nil {
+			return err
+		}
+	}
+	iv = s.parts.Flush()
+	return out.writePart(output.Group(iv, s.opt.group), iv, part)
 }
 
 // interval joins what the tracer counted with names.

@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -228,6 +229,9 @@ func New(ctx context.Context, opt Options) (*Shipper, error) {
 // JSON.
 var streamName = regexp.MustCompile(`^(logs|metrics)-[a-z0-9][a-z0-9._]*-[a-z0-9][a-z0-9._]*$`)
 
+// maxID is how long an id may be: servers take 512 bytes.
+const maxID = 64
+
 // Errors of Ship, and ErrClosed after Close.
 var (
 	ErrClosed  = errors.New("elasticsearch output is closed")
@@ -239,9 +243,14 @@ var (
 // one JSON object on one line, of at most 32 KiB or half of BatchBytes, whichever is
 // more. Ship copies doc and never waits: without room it drops the oldest documents
 // and counts them. After an error this document was not taken.
-func (e *Shipper) Ship(stream string, doc []byte) error {
+//
+// A server stores one document of an id. Those of a time series have the id that the
+// server makes of dimensions and time. An empty id means one that no other document has.
+func (e *Shipper) Ship(stream, id string, doc []byte) error {
 	doc = bytes.TrimSuffix(doc, []byte{'\n'})
 	switch {
+	case len(id) > maxID || strings.ContainsFunc(id, func(r rune) bool { return r < '!' || r > '~' || r == '"' || r == '\\' }):
+		return fmt.Errorf("document id %q is not valid", cut(id, 100))
 	case len(stream) > 255 || !streamName.MatchString(stream):
 		return fmt.Errorf("data stream name %q is not valid", cut(stream, 100))
 	case len(doc) < 2 || doc[0] != '{' || doc[len(doc)-1] != '}' || bytes.IndexByte(doc, '\n') >= 0 || bytes.IndexByte(doc, '\r') >= 0:
@@ -256,7 +265,9 @@ func (e *Shipper) Ship(stream string, doc []byte) error {
 		return ErrClosed
 	}
 	e.seq++
-	d.ID = e.id(e.seq)
+	if d.ID = id; id == "" {
+		d.ID = e.id(e.seq)
+	}
 	e.stats.Accepted++
 	e.enqueue(d)
 	// Half of the queue is left for what comes while the spool empties it.
@@ -601,7 +612,7 @@ func (e *Shipper) count(docs []spooled, r *bulkResult, fromSpool, first bool) (a
 	}
 	e.mu.Unlock()
 	if conflicts > 0 {
-		e.log.Warn("the server has other documents of the same series and time and ignores ours", "documents", conflicts)
+		e.log.Debug("the server has documents of the same series and time and ignores ours", "documents", conflicts)
 	}
 	if len(dead) > 0 {
 		d := &dead[0]

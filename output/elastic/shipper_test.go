@@ -226,7 +226,7 @@ func start(t *testing.T, opt Options) *Shipper {
 func ship(t *testing.T, e *Shipper, stream string, from, to int) {
 	t.Helper()
 	for i := from; i < to; i++ {
-		if err := e.Ship(stream, testDoc(i)); err != nil {
+		if err := e.Ship(stream, "", testDoc(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -355,7 +355,7 @@ func TestElasticsearchDelivers(t *testing.T) {
 	if got := f.bodies[e.id(1)]+"\n" == string(testDoc(0)); !got {
 		t.Errorf("document 0 arrived as %q", f.bodies[e.id(1)])
 	}
-	if err := e.Ship(testEvents, testDoc(1)); !errors.Is(err, ErrClosed) {
+	if err := e.Ship(testEvents, "", testDoc(1)); !errors.Is(err, ErrClosed) {
 		t.Errorf("Ship after Close: %v", err)
 	}
 	if err := e.Close(t.Context()); err != nil {
@@ -722,7 +722,7 @@ func TestElasticsearchRefusesDocuments(t *testing.T) {
 		{testEvents, ""}, {testEvents, "{"}, {testEvents, "[]"}, {testEvents, "{}\n{}"}, {testEvents, "{\r}"},
 		{testEvents, "{" + strings.Repeat(" ", 3<<20) + "}"}, {testEvents, "{}\n\n"},
 	} {
-		if err := e.Ship(c.stream, []byte(c.doc)); err == nil {
+		if err := e.Ship(c.stream, "", []byte(c.doc)); err == nil {
 			t.Errorf("stream %q, document %q: taken", c.stream, cut(c.doc, 20))
 		}
 	}
@@ -1150,7 +1150,7 @@ func BenchmarkElasticsearchShip(b *testing.B) {
 				for e.Stats().QueueBytes > 32<<20 {
 					time.Sleep(time.Millisecond)
 				}
-				if err := e.Ship(testEvents, doc); err != nil {
+				if err := e.Ship(testEvents, "", doc); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -92,6 +92,7 @@ type docProcess struct {
 type docFields struct {
 	Source       string               `json:"source,omitempty"`
 	Level        string               `json:"level,omitempty"`
+	Grain        string               `json:"grain,omitempty"` // the keys of group.name, with commas
 	Group        *docGroup            `json:"group,omitempty"`
 	Owner        string               `json:"owner,omitempty"`
 	NamedBy      string               `json:"named_by,omitempty"`
@@ -122,7 +123,6 @@ type docFields struct {
 }
 
 type docGroup struct {
-	By   []string `json:"by"`
 	Name []string `json:"name"`
 	ID   string   `json:"id"`
 }
@@ -146,7 +146,7 @@ type docCgroup struct {
 type docDevice struct {
 	ID      string `json:"id,omitempty"`
 	Name    string `json:"name,omitempty"`
-	Stacked bool   `json:"stacked,omitempty"`
+	Stacked bool   `json:"stacked"`
 }
 
 type docMount struct {
@@ -195,6 +195,14 @@ type docLatency struct {
 	P95 int64 `json:"p95"`
 	P99 int64 `json:"p99"`
 	Max int64 `json:"max"`
+
+	Histogram docHistogram `json:"histogram"`
+}
+
+// docHistogram is a value of Elasticsearch's field type histogram, in ns.
+type docHistogram struct {
+	Values []int64 `json:"values"` // upper bounds of buckets, ascending
+	Counts []int64 `json:"counts"`
 }
 
 // docBasis is in bytes.
@@ -287,18 +295,21 @@ type docNetwork struct {
 func Fields() []string { return jsonPaths(reflect.TypeFor[document](), "") }
 
 // jsonPaths returns the path of every leaf that a value of type t may have in JSON. A
-// map counts as a leaf.
+// map and a histogram count as leaves.
 func jsonPaths(t reflect.Type, prefix string) []string {
 	switch t.Kind() {
-	case reflect.Pointer, reflect.Slice:
-		return jsonPaths(t.Elem(), prefix)
 	case reflect.Struct:
+		if t == reflect.TypeFor[docHistogram]() {
+			break
+		}
 		var paths []string
 		for f := range t.Fields() {
 			name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
 			paths = append(paths, jsonPaths(f.Type, prefix+"."+name)...)
 		}
 		return paths
+	case reflect.Pointer, reflect.Slice:
+		return jsonPaths(t.Elem(), prefix)
 	}
 	return []string{strings.TrimPrefix(prefix, ".")}
 }

@@ -3,6 +3,9 @@
 package ndjson
 
 import (
+	"crypto/sha256"
+	"encoding/base64"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"iter"
@@ -46,6 +49,9 @@ type Document struct {
 	Namespace string
 	Time      time.Time
 	Line      []byte // the object and a line feed; the receiver may keep it
+	// ID is the same for two documents of which a sum must contain one: of one host, time,
+	// grain and series. It is empty for events.
+	ID string
 }
 
 // Writer writes documents as lines of JSON. It is not safe for concurrent use.
@@ -96,7 +102,11 @@ func documents(r *output.Summary, iv *output.Interval, opt Options, reuse bool) 
 				line = make([]byte, 0, cap(line))
 			}
 			line = e.line(line[:0])
-			return yield(Document{Type: kind, Dataset: dataset, Namespace: e.doc.DataStream.Namespace, Time: t, Line: line})
+			d := Document{Type: kind, Dataset: dataset, Namespace: e.doc.DataStream.Namespace, Time: t, Line: line}
+			if !reuse {
+				d.ID = e.id()
+			}
+			return yield(d)
 		}
 		if !opt.Events {
 			for row, stacked := range documentRows(r) {
@@ -166,7 +176,7 @@ type encoder struct {
 	end          string
 	start        string
 	duration     int64
-	by           []string
+	grain        string
 	exportLabels []string
 	host         *docHost
 	byProcess    bool
@@ -200,9 +210,11 @@ func newEncoder(r *output.Summary, iv *output.Interval, opt Options) *encoder {
 	e := &encoder{r: r, iv: iv, exportLabels: opt.ExportLabels}
 	e.start, e.end = timestamp(iv.Start), timestamp(iv.End)
 	e.duration = max(int64(iv.End.Sub(iv.Start)), 0)
+	var by []string
 	for _, k := range r.By {
-		e.by = append(e.by, string(k))
+		by = append(by, string(k))
 	}
+	e.grain = strings.Join(by, ",")
 	e.byProcess = slices.Contains(r.By, output.KeyProcess)
 	e.host = hostOf(&iv.Host)
 	e.doc.DataStream.Namespace = opt.Namespace
@@ -240,6 +252,27 @@ func idText(n uint64) string {
 		return ""
 	}
 	return strconv.FormatUint(n, 10)
+}
+
+// id returns Document.ID.
+func (e *encoder) id() string {
+	f := &e.doc.Iotrace
+	parts := []string{e.doc.DataStream.Dataset, e.doc.Timestamp, e.grain, f.Source, f.Level, f.Op}
+	if h := e.host; h != nil {
+		parts = append(parts, h.Name, h.ID)
+	}
+	switch {
+	case f.Group != nil:
+		parts = append(parts, f.Group.ID, strconv.FormatBool(f.Device.Stacked))
+	case e.doc.DataStream.Dataset != output.DatasetStatus:
+		return ""
+	}
+	var all []byte
+	for _, p := range parts {
+		all = append(binary.AppendUvarint(all, uint64(len(p))), p...)
+	}
+	sum := sha256.Sum256(all)
+	return base64.RawURLEncoding.EncodeToString(sum[:16])
 }
 
 // line appends the document and a line feed to buf. Invalid UTF-8 becomes U+FFFD.
@@ -303,7 +336,8 @@ func (e *encoder) io(row *output.Row, su *output.SourceUsage, stacked bool) {
 	e.interval()
 	f := &e.doc.Iotrace
 	f.Source, f.Level = string(su.Source), string(su.Level)
-	e.group = docGroup{By: e.by, Name: e.group.Name[:0], ID: row.ID()}
+	f.Grain = e.grain
+	e.group = docGroup{Name: e.group.Name[:0], ID: row.ID()}
 	if row.Label != "" {
 		e.group.Name = append(e.group.Name, row.Label)
 	}
@@ -319,8 +353,12 @@ func (e *encoder) io(row *output.Row, su *output.SourceUsage, stacked bool) {
 		// One process may be the only one of its container with I/O by chance.
 		identity.Process = output.Process{}
 	}
-	identity.Device.Stacked = stacked
 	e.identity(&identity)
+	if f.Device == nil {
+		e.device = docDevice{}
+		f.Device = &e.device
+	}
+	f.Device.Stacked = stacked // always there: a filter for false finds what may be added up
 	e.keyLabels(row)
 
 	u := &su.Usage
@@ -358,8 +396,13 @@ func (e *encoder) latency(i int, l *output.Latency) *docLatency {
 	if len(l.Buckets) == 0 {
 		return nil
 	}
-	e.latencies[i] = docLatency{long(l.Quantile(0.5)), long(l.Quantile(0.95)), long(l.Quantile(0.99)), long(l.Max)}
-	return &e.latencies[i]
+	d := &e.latencies[i]
+	h := docHistogram{Values: d.Histogram.Values[:0], Counts: d.Histogram.Counts[:0]}
+	for _, b := range l.Buckets {
+		h.Values, h.Counts = append(h.Values, long(b.UpTo)), append(h.Counts, long(b.Count))
+	}
+	*d = docLatency{P50: long(l.Quantile(0.5)), P95: long(l.Quantile(0.95)), P99: long(l.Quantile(0.99)), Max: long(l.Max), Histogram: h}
+	return d
 }
 
 // identity sets the fields that say whose I/O it is and on which device or mount.
@@ -564,7 +607,7 @@ func (e *encoder) status() {
 	if e.r.Level == output.LevelApp {
 		t = &e.r.Total.App
 	}
-	f.Level = string(e.r.Level)
+	f.Level, f.Grain = string(e.r.Level), e.grain
 	f.Total = &docTotal{
 		Read:  docBytesOps{long(t.Read.Bytes), long(t.Read.Ops)},
 		Write: docBytesOps{long(t.Write.Bytes), long(t.Write.Ops)},

@@ -293,7 +293,7 @@ func (s *Server) Ready() {
 		res, err := s.do(http.MethodGet, "/_cluster/health?wait_for_status=yellow&timeout=60s", "")
 		if err == nil {
 			res.Body.Close()
-			if res.StatusCode == http.StatusOK {
+			if res.StatusCode == http.StatusOK || res.StatusCode == http.StatusCreated {
 				return
 			}
 		}
@@ -308,7 +308,7 @@ func (s *Server) Ready() {
 	}
 }
 
-// Ask sends a request and decodes the answer, which must be 200. While the
+// Ask sends a request and decodes the answer, which must be 200 or 201. While the
 // server says 503, as it does for an index of which it has no copy yet, the
 // request is repeated.
 func (s *Server) Ask(method, path, body string, into any) {
