@@ -16,6 +16,7 @@ type Identity struct {
 	Pod       Pod
 	Cgroup    Cgroup
 	Process   Process
+	NFSClient NFSClient
 	Device    Device
 	Mount     Mount
 }
@@ -39,6 +40,7 @@ const (
 	fieldMount
 	fieldServer
 	fieldNamedBy
+	fieldNFSClient
 
 	allFields fieldSet = 1<<iota - 1
 )
@@ -66,6 +68,7 @@ func differing(a, b *Sample, known fieldSet) fieldSet {
 	note(fieldNamespace, a.Pod.Namespace == b.Pod.Namespace)
 	note(fieldCgroup, a.Cgroup == b.Cgroup)
 	note(fieldProcess, a.Process == b.Process)
+	note(fieldNFSClient, a.NFSClient == b.NFSClient)
 	note(fieldDevice, a.Device == b.Device)
 	note(fieldMount, a.Mount == b.Mount)
 	note(fieldServer, a.Mount.NFSServer == b.Mount.NFSServer && a.Mount.NFSAddress == b.Mount.NFSAddress && a.Mount.NFSPort == b.Mount.NFSPort)
@@ -154,6 +157,9 @@ func identityOf(s *Sample, differs fieldSet) Identity {
 	}
 	if same(fieldProcess) {
 		id.Process = s.Process
+	}
+	if same(fieldNFSClient) {
+		id.NFSClient = s.NFSClient
 	}
 	if same(fieldDevice) {
 		id.Device = s.Device
