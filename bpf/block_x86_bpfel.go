@@ -158,6 +158,7 @@ const (
 	BlockMapLoopNotes               = "loop_notes"
 	BlockMapLosses                  = "losses"
 	BlockMapLostInodes              = "lost_inodes"
+	BlockMapNfsClients              = "nfs_clients"
 	BlockMapNoJournal               = "no_journal"
 	BlockMapNotesLive               = "notes_live"
 	BlockMapNotices                 = "notices"
@@ -288,6 +289,7 @@ type BlockMapSpecs struct {
 	LoopNotes      *ebpf.MapSpec `ebpf:"loop_notes"`
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	LostInodes     *ebpf.MapSpec `ebpf:"lost_inodes"`
+	NfsClients     *ebpf.MapSpec `ebpf:"nfs_clients"`
 	NoJournal      *ebpf.MapSpec `ebpf:"no_journal"`
 	NotesLive      *ebpf.MapSpec `ebpf:"notes_live"`
 	Notices        *ebpf.MapSpec `ebpf:"notices"`
@@ -368,6 +370,7 @@ type BlockMaps struct {
 	LoopNotes      *ebpf.Map `ebpf:"loop_notes"`
 	Losses         *ebpf.Map `ebpf:"losses"`
 	LostInodes     *ebpf.Map `ebpf:"lost_inodes"`
+	NfsClients     *ebpf.Map `ebpf:"nfs_clients"`
 	NoJournal      *ebpf.Map `ebpf:"no_journal"`
 	NotesLive      *ebpf.Map `ebpf:"notes_live"`
 	Notices        *ebpf.Map `ebpf:"notices"`
@@ -407,6 +410,7 @@ func (m *BlockMaps) Close() error {
 		m.LoopNotes,
 		m.Losses,
 		m.LostInodes,
+		m.NfsClients,
 		m.NoJournal,
 		m.NotesLive,
 		m.Notices,

@@ -13,6 +13,11 @@ import (
 	"github.com/cilium/ebpf"
 )
 
+type CoreClientAddress struct {
+	_    structs.HostLayout
+	Word [2]uint64
+}
+
 type CoreComm struct {
 	_    structs.HostLayout
 	Name [16]int8
@@ -138,6 +143,7 @@ const (
 	CoreMapLoopNotes              = "loop_notes"
 	CoreMapLosses                 = "losses"
 	CoreMapLostInodes             = "lost_inodes"
+	CoreMapNfsClients             = "nfs_clients"
 	CoreMapNotesLive              = "notes_live"
 	CoreMapNotices                = "notices"
 	CoreMapOverflow               = "overflow"
@@ -243,6 +249,7 @@ type CoreMapSpecs struct {
 	LoopNotes  *ebpf.MapSpec `ebpf:"loop_notes"`
 	Losses     *ebpf.MapSpec `ebpf:"losses"`
 	LostInodes *ebpf.MapSpec `ebpf:"lost_inodes"`
+	NfsClients *ebpf.MapSpec `ebpf:"nfs_clients"`
 	NotesLive  *ebpf.MapSpec `ebpf:"notes_live"`
 	Notices    *ebpf.MapSpec `ebpf:"notices"`
 	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
@@ -304,6 +311,7 @@ type CoreMaps struct {
 	LoopNotes  *ebpf.Map `ebpf:"loop_notes"`
 	Losses     *ebpf.Map `ebpf:"losses"`
 	LostInodes *ebpf.Map `ebpf:"lost_inodes"`
+	NfsClients *ebpf.Map `ebpf:"nfs_clients"`
 	NotesLive  *ebpf.Map `ebpf:"notes_live"`
 	Notices    *ebpf.Map `ebpf:"notices"`
 	Overflow   *ebpf.Map `ebpf:"overflow"`
@@ -329,6 +337,7 @@ func (m *CoreMaps) Close() error {
 		m.LoopNotes,
 		m.Losses,
 		m.LostInodes,
+		m.NfsClients,
 		m.NotesLive,
 		m.Notices,
 		m.Overflow,

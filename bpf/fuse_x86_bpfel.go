@@ -61,6 +61,7 @@ const (
 	FUSEMapLoopNotes                  = "loop_notes"
 	FUSEMapLosses                     = "losses"
 	FUSEMapLostInodes                 = "lost_inodes"
+	FUSEMapNfsClients                 = "nfs_clients"
 	FUSEMapNotesLive                  = "notes_live"
 	FUSEMapNotices                    = "notices"
 	FUSEMapOverflow                   = "overflow"
@@ -194,6 +195,7 @@ type FUSEMapSpecs struct {
 	LoopNotes  *ebpf.MapSpec `ebpf:"loop_notes"`
 	Losses     *ebpf.MapSpec `ebpf:"losses"`
 	LostInodes *ebpf.MapSpec `ebpf:"lost_inodes"`
+	NfsClients *ebpf.MapSpec `ebpf:"nfs_clients"`
 	NotesLive  *ebpf.MapSpec `ebpf:"notes_live"`
 	Notices    *ebpf.MapSpec `ebpf:"notices"`
 	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
@@ -261,6 +263,7 @@ type FUSEMaps struct {
 	LoopNotes  *ebpf.Map `ebpf:"loop_notes"`
 	Losses     *ebpf.Map `ebpf:"losses"`
 	LostInodes *ebpf.Map `ebpf:"lost_inodes"`
+	NfsClients *ebpf.Map `ebpf:"nfs_clients"`
 	NotesLive  *ebpf.Map `ebpf:"notes_live"`
 	Notices    *ebpf.Map `ebpf:"notices"`
 	Overflow   *ebpf.Map `ebpf:"overflow"`
@@ -289,6 +292,7 @@ func (m *FUSEMaps) Close() error {
 		m.LoopNotes,
 		m.Losses,
 		m.LostInodes,
+		m.NfsClients,
 		m.NotesLive,
 		m.Notices,
 		m.Overflow,

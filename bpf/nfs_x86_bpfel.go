@@ -30,6 +30,7 @@ const (
 	NFSMapLoopNotes                   = "loop_notes"
 	NFSMapLosses                      = "losses"
 	NFSMapLostInodes                  = "lost_inodes"
+	NFSMapNfsClients                  = "nfs_clients"
 	NFSMapNotesLive                   = "notes_live"
 	NFSMapNotices                     = "notices"
 	NFSMapOverflow                    = "overflow"
@@ -185,6 +186,7 @@ type NFSMapSpecs struct {
 	LoopNotes  *ebpf.MapSpec `ebpf:"loop_notes"`
 	Losses     *ebpf.MapSpec `ebpf:"losses"`
 	LostInodes *ebpf.MapSpec `ebpf:"lost_inodes"`
+	NfsClients *ebpf.MapSpec `ebpf:"nfs_clients"`
 	NotesLive  *ebpf.MapSpec `ebpf:"notes_live"`
 	Notices    *ebpf.MapSpec `ebpf:"notices"`
 	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
@@ -254,6 +256,7 @@ type NFSMaps struct {
 	LoopNotes  *ebpf.Map `ebpf:"loop_notes"`
 	Losses     *ebpf.Map `ebpf:"losses"`
 	LostInodes *ebpf.Map `ebpf:"lost_inodes"`
+	NfsClients *ebpf.Map `ebpf:"nfs_clients"`
 	NotesLive  *ebpf.Map `ebpf:"notes_live"`
 	Notices    *ebpf.Map `ebpf:"notices"`
 	Overflow   *ebpf.Map `ebpf:"overflow"`
@@ -284,6 +287,7 @@ func (m *NFSMaps) Close() error {
 		m.LoopNotes,
 		m.Losses,
 		m.LostInodes,
+		m.NfsClients,
 		m.NotesLive,
 		m.Notices,
 		m.Overflow,

@@ -16,13 +16,14 @@ type Identity struct {
 	Pod       Pod
 	Cgroup    Cgroup
 	Process   Process
+	NFSClient NFSClient
 	Device    Device
 	Mount     Mount
 	Host      Host
 }
 
 // fieldSet is a set of fields of Identity.
-type fieldSet uint16
+type fieldSet uint32
 
 const (
 	fieldOwner fieldSet = 1 << iota
@@ -41,6 +42,7 @@ const (
 	fieldServer
 	fieldNamedBy
 	fieldHost
+	fieldNFSClient
 
 	allFields fieldSet = 1<<iota - 1
 )
@@ -69,6 +71,7 @@ func differing(a, b *Sample, known fieldSet) fieldSet {
 	note(fieldNamespace, a.Pod.Namespace == b.Pod.Namespace)
 	note(fieldCgroup, a.Cgroup == b.Cgroup)
 	note(fieldProcess, a.Process == b.Process)
+	note(fieldNFSClient, a.NFSClient == b.NFSClient)
 	note(fieldDevice, a.Device == b.Device)
 	note(fieldMount, a.Mount == b.Mount)
 	note(fieldServer, a.Mount.NFSServer == b.Mount.NFSServer && a.Mount.NFSAddress == b.Mount.NFSAddress && a.Mount.NFSPort == b.Mount.NFSPort)
@@ -160,6 +163,9 @@ func identityOf(s *Sample, differs fieldSet) Identity {
 	}
 	if same(fieldProcess) {
 		id.Process = s.Process
+	}
+	if same(fieldNFSClient) {
+		id.NFSClient = s.NFSClient
 	}
 	if same(fieldDevice) {
 		id.Device = s.Device

@@ -27,6 +27,8 @@ const (
 	KeyDevice    Key = "device"
 	KeyMount     Key = "mount"
 	KeyNFSServer Key = "nfs-server"
+	KeyNFSClient Key = "nfs-client"
+	KeyNFSExport Key = "nfs-export"
 	KeyHost      Key = "host"
 	KeySource    Key = "source"
 	KeyOp        Key = "op"
@@ -35,7 +37,7 @@ const (
 
 // keyNames holds every key, in the order of the help text.
 var keyNames = []Key{KeyContainer, KeyProject, KeyService, KeyImage, KeyPod, KeyNamespace, KeyOuter, KeyCgroup,
-	KeyProcess, KeyDevice, KeyMount, KeyNFSServer, KeyHost, KeySource, KeyOp}
+	KeyProcess, KeyDevice, KeyMount, KeyNFSServer, KeyNFSClient, KeyNFSExport, KeyHost, KeySource, KeyOp}
 
 // KeyLabel returns the key that groups by the value of a container label.
 func KeyLabel(name string) Key { return Key(labelPrefix + name) }
@@ -215,6 +217,8 @@ func ownerValue(s *Sample, missing Key) (text, id string) {
 		return t, "owner\x00" + string(s.Owner)
 	}
 	switch {
+	case s.Owner == OwnerNFSClient:
+		return clientText(&s.NFSClient), "client\x00" + s.NFSClient.Address
 	case s.Container.ID != "" || s.Container.Name != "":
 		text = ContainerName(s)
 		switch {
@@ -295,6 +299,26 @@ func serverText(m *Mount) string {
 		return m.NFSServer
 	}
 	return net.JoinHostPort(m.NFSServer, strconv.Itoa(int(m.NFSPort)))
+}
+
+// clientText names a client of this host's NFS server. The name is the client's own word or
+// that of DNS, so the address stands beside it.
+func clientText(c *NFSClient) string {
+	switch {
+	case c.Address == "":
+		return "nfs client (address unknown)"
+	case c.Name == "":
+		return "nfs client " + c.Address
+	}
+	return "nfs client " + c.Name + " (" + c.Address + ")"
+}
+
+// exportText names an exported directory, of another server with the server in front.
+func exportText(m *Mount) string {
+	if m.NFSServer == "" {
+		return m.NFSExport
+	}
+	return serverText(m) + ":" + m.NFSExport
 }
 
 // ProcessText names a process as name[pid].
@@ -426,6 +450,10 @@ func (g *grouper) valueOnHost(s *Sample, k Key, op Op) (text, id string) {
 			return "(not nfs)", ""
 		}
 		return serverText(&s.Mount), "\x01" + serverText(&s.Mount) + "\x00" + s.Mount.NFSAddress
+	case KeyNFSExport:
+		if s.Mount.NFSExport != "" {
+			return exportText(&s.Mount), "export\x00" + exportText(&s.Mount) + "\x00" + s.Mount.NFSAddress
+		}
 	case KeyHost:
 		if s.Host != (Host{}) {
 			return hostText(&s.Host), hostID(&s.Host)
@@ -442,6 +470,10 @@ func (g *grouper) valueOnHost(s *Sample, k Key, op Op) (text, id string) {
 	switch k {
 	case KeyContainer:
 		return ownerValue(s, "")
+	case KeyNFSClient:
+		if s.Owner == OwnerNFSClient {
+			return ownerValue(s, "")
+		}
 	case KeyOuter:
 		// Nested containers count for the outermost one and share its row.
 		if c := &s.Container; c.Outer != "" {
@@ -472,12 +504,18 @@ func (g *grouper) valueOnHost(s *Sample, k Key, op Op) (text, id string) {
 			return s.Pod.Namespace + mark(s, s.NamedBy), "namespace\x00" + s.Pod.Namespace + by(s.NamedBy)
 		}
 	case KeyCgroup:
+		if s.Owner == OwnerNFSClient {
+			break
+		}
 		if g.opt.CgroupDepth > 0 && s.Cgroup.Path != "" {
 			p := truncateCgroup(s.Cgroup.Path, g.opt.CgroupDepth)
 			return p, "path\x00" + p
 		}
 		return cgroupText(&s.Cgroup), "cgroup\x00" + cgroupID(&s.Cgroup)
 	case KeyProcess:
+		if s.Owner == OwnerNFSClient {
+			break
+		}
 		return ProcessText(&s.Process), strconv.FormatUint(uint64(s.Process.PID), 10) + "\x00" + s.Process.Name
 	default:
 		if name, ok := k.Label(); ok {
@@ -605,6 +643,10 @@ func (g *grouper) matches(f Filter, s *Sample, op Op) bool {
 		names[0] = s.Pod.Namespace
 	case KeyNFSServer:
 		names = [4]string{s.Mount.NFSServer, s.Mount.NFSAddress}
+	case KeyNFSClient:
+		names = [4]string{s.NFSClient.Address, s.NFSClient.Name}
+	case KeyNFSExport:
+		names[0] = s.Mount.NFSExport
 	case KeyCgroup:
 		names = [4]string{s.Cgroup.Path, strconv.FormatUint(s.Cgroup.ID, 10)}
 	case KeyProcess:

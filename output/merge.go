@@ -41,6 +41,7 @@ type sampleKey struct {
 	process                       Process
 	device                        Device
 	mount                         Mount
+	client                        NFSClient
 }
 
 func keyOfSample(s *Sample) sampleKey {
@@ -48,7 +49,7 @@ func keyOfSample(s *Sample) sampleKey {
 	return sampleKey{
 		s.Host, s.Source, s.Level, s.Owner, s.Project, s.ProjectRule, s.Service, s.Unit, s.NamedBy, s.ProjectNamedBy,
 		c.ID, c.Name, c.Runtime, c.Image, c.ImageTag, c.Digest,
-		c.Parent, c.Outer, c.OuterName, s.Pod, s.Cgroup, s.Process, s.Device, s.Mount,
+		c.Parent, c.Outer, c.OuterName, s.Pod, s.Cgroup, s.Process, s.Device, s.Mount, s.NFSClient,
 	}
 }
 

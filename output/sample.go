@@ -18,6 +18,7 @@ const (
 	SourceBlock Source = "block"
 	SourceNFS   Source = "nfs"
 	SourceFUSE  Source = "fuse"
+	SourceNFSD  Source = "nfsd" // what clients of this host's NFS server ask for
 )
 
 // Level is where a sample was counted. Levels are never added to each other.
@@ -33,13 +34,14 @@ type OwnerKind string
 
 const (
 	OwnerContainer    OwnerKind = "container"
-	OwnerPod          OwnerKind = "pod"     // a pod's own cgroup or its sandbox
-	OwnerHelper       OwnerKind = "helper"  // conmon, shims, monitors
-	OwnerUnit         OwnerKind = "unit"    // a systemd service, scope or slice
-	OwnerSession      OwnerKind = "session" // a login session
-	OwnerMachine      OwnerKind = "machine" // a virtual machine
-	OwnerCgroup       OwnerKind = "cgroup"  // any other cgroup, the root included
-	OwnerKernel       OwnerKind = "kernel"  // file-system metadata and journals without a known owner
+	OwnerPod          OwnerKind = "pod"        // a pod's own cgroup or its sandbox
+	OwnerHelper       OwnerKind = "helper"     // conmon, shims, monitors
+	OwnerUnit         OwnerKind = "unit"       // a systemd service, scope or slice
+	OwnerSession      OwnerKind = "session"    // a login session
+	OwnerMachine      OwnerKind = "machine"    // a virtual machine
+	OwnerCgroup       OwnerKind = "cgroup"     // any other cgroup, the root included
+	OwnerNFSClient    OwnerKind = "nfs-client" // a client of this host's NFS server
+	OwnerKernel       OwnerKind = "kernel"     // file-system metadata and journals without a known owner
 	OwnerUnattributed OwnerKind = "unattributed"
 	OwnerOther        OwnerKind = "other" // had no room of its own: a kernel map was full
 )
@@ -83,6 +85,12 @@ type Device struct {
 	Stacked bool   // has another local block device below it: left out of totals
 }
 
+// NFSClient is a client of this host's NFS server.
+type NFSClient struct {
+	Address string // IP address
+	Name    string // "" when not known; a client says it itself, or DNS does
+}
+
 // Mount is the file system that the I/O went to.
 type Mount struct {
 	Source string // host:/export, /dev/sda1, sshfs source
@@ -91,6 +99,7 @@ type Mount struct {
 	Volume string // name of the container runtime's volume, if it is one
 	Driver string // driver of that volume
 
+	// Without an NFSServer it is this host that exports the directory.
 	NFSServer, NFSExport, NFSVersion string
 	NFSAddress                       string // IP address of the server
 	NFSPort                          uint16 // 0 is the usual one, 2049
@@ -146,6 +155,7 @@ type Sample struct {
 	Pod                     Pod
 	Cgroup                  Cgroup
 	Process                 Process
+	NFSClient               NFSClient
 	Device                  Device
 	Mount                   Mount
 

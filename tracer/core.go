@@ -23,6 +23,7 @@ var sharedMaps = []string{
 	bpf.CoreMapRowCaches, bpf.CoreMapGeneration, bpf.CoreMapLosses, bpf.CoreMapRecords, bpf.CoreMapBatches, bpf.CoreMapNotices, bpf.CoreMapNotesLive,
 	bpf.CoreMapBegunAt, bpf.CoreMapDeadOwners, bpf.CoreMapLoopNotes, bpf.CoreMapComms,
 	bpf.CoreMapInodeNotes, bpf.CoreMapPageNotes, bpf.CoreMapSharers, bpf.CoreMapLostInodes,
+	bpf.CoreMapNfsClients,
 }
 
 // core is what all sources share: what this kernel offers, and the maps.

@@ -322,7 +322,7 @@ func (t *Tracer) moduleIsLoaded(name string) bool {
 // and not heard of, a source that could not be attached before is not tried again.
 func (t *Tracer) moduleLoaded(name string, found bool) {
 	for _, d := range sources {
-		if !t.opt.wants(d.name) || !slices.Contains(d.modules, name) {
+		if !t.opt.wants(d) || !slices.Contains(d.modules, name) {
 			continue
 		}
 		t.mu.Lock()

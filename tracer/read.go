@@ -107,11 +107,15 @@ const (
 )
 
 func keyOf(k *bpf.CoreUsageKey) (key Key, failed bool) {
-	return Key{
+	key = Key{
 		Source: Source(k.Source), Op: Op(k.Op), Basis: Basis(k.Basis),
 		Meta: k.Flags&flagMeta != 0, App: k.Flags&flagApp != 0,
 		Cgroup: k.Cgroup, Dev: Dev(k.Dev), FSDev: Dev(k.Fsdev), PID: k.Pid,
-	}, k.Flags&flagError != 0
+	}
+	if key.Source == NFSD {
+		key.FSDev, key.Export = 0, Export(k.Fsdev)
+	}
+	return key, k.Flags&flagError != 0
 }
 
 // enum iot_flag of bpf/core/types.h

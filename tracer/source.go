@@ -25,6 +25,7 @@ var sources = []descriptor{
 	{id: Block, name: "block", open: openBlock},
 	{id: NFS, name: "nfs", modules: []string{"nfs"}, plan: planNFS, idle: nfsIdle},
 	{id: FUSE, name: fuseName, modules: []string{"fuse"}, plan: planFUSE},
+	{id: NFSD, name: nfsdName, modules: []string{"nfsd"}, plan: planNFSD, named: true},
 }
 
 // descriptor tells how a source is set up.
@@ -37,6 +38,8 @@ type descriptor struct {
 	// plan replaces open for a source that may be a kernel module. With future
 	// set, the module is not loaded yet and its file is read instead.
 	plan func(h *loader, future bool) (*plan, error)
+
+	named bool // traced only where Options.Sources names it: it counts bytes that other sources count as well
 
 	idle func(*object) bool // whether the module is unused now; nil when that cannot be told
 }

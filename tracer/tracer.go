@@ -22,7 +22,7 @@ import (
 // Options say what to trace and how. The zero value traces every source of the
 // host, without latency.
 type Options struct {
-	Sources   []string // names; empty means all that the host has
+	Sources   []string // names; empty means all that the host has, but for nfsd
 	Hierarchy int      // number of the cgroup hierarchy that names owners; 0 is cgroup2
 	ByProcess bool     // fill Key.PID
 	ByMount   bool     // fill Key.FSDev
@@ -56,8 +56,8 @@ func (o *Options) noteBits() (inodes, pages uint32) {
 	return cmp.Or(o.inodeNoteBits, 14), cmp.Or(o.pageNoteBits, 14)
 }
 
-func (o *Options) wants(name string) bool {
-	return len(o.Sources) == 0 || slices.Contains(o.Sources, name)
+func (o *Options) wants(d descriptor) bool {
+	return len(o.Sources) == 0 && !d.named || slices.Contains(o.Sources, d.name)
 }
 
 // Status says how a source is traced, or why it is not.
@@ -194,7 +194,7 @@ func (t *Tracer) openAll(l *loader) error {
 	t.closers = append(t.closers, t.usage.Close, t.latency.Close)
 	opened := 0
 	for _, d := range sources {
-		if !t.opt.wants(d.name) {
+		if !t.opt.wants(d) {
 			continue
 		}
 		t.opt.Step("the kernel checks the programs of source " + d.name)
@@ -254,7 +254,7 @@ func (t *Tracer) Status() []Status {
 	defer t.mu.Unlock()
 	var list []Status
 	for _, d := range sources {
-		if !t.opt.wants(d.name) {
+		if !t.opt.wants(d) {
 			continue
 		}
 		s := Status{Source: d.name}

@@ -18,6 +18,7 @@ const (
 	Block Source = 1
 	NFS   Source = 2
 	FUSE  Source = 3
+	NFSD  Source = 6
 )
 
 func (s Source) String() string {
@@ -118,9 +119,10 @@ type Key struct {
 	Basis  Basis
 	Meta   bool   // the file system marked it as metadata or journal
 	App    bool   // application level instead of the wire level
-	Cgroup uint64 // kernfs id in the hierarchy of Options, or one of the Cgroup constants
+	Cgroup uint64 // kernfs id in the hierarchy of Options, one of the Cgroup constants, or a client (IsClient)
 	Dev    Dev    // disk, or the superblock's device for network file systems
 	FSDev  Dev    // block only: the superblock's device, with Options.ByMount
+	Export Export // nfsd only
 	PID    uint32 // tgid, with Options.ByProcess; 0 when unknown
 }
 

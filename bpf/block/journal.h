@@ -558,7 +558,7 @@ static __always_inline int iot_journal_map(struct inode *inode, __u32 block)
 	__u32 thread;
 	__u8 bits;
 
-	if (iot_is_user_task((void *)bpf_get_current_task()))
+	if (iot_owner_from_task())
 		return 0;
 	bits = FIELD((struct inode___blocks *)inode, i_blkbits);
 	index = bits < IOT_PAGE_SHIFT ? index >> ((IOT_PAGE_SHIFT - bits) & 31) : index << ((bits - IOT_PAGE_SHIFT) & 31);
@@ -580,7 +580,7 @@ static __always_inline int iot_journal_handle(__u32 fsdev, __u32 tid, __s32 bloc
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	__u32 thread = bpf_get_current_pid_tgid(), pid = 0;
-	__u64 cgroup = IOT_CGROUP_KERNEL;
+	__u64 cgroup = IOT_CGROUP_KERNEL, owner;
 	struct journal_client *client;
 	struct journal_shares *s;
 	struct journal *j;
@@ -596,8 +596,9 @@ static __always_inline int iot_journal_handle(__u32 fsdev, __u32 tid, __s32 bloc
 		if (j->complete)
 			j->complete = tid;
 	}
-	if (iot_is_user_task(task)) {
-		cgroup = iot_cgroup_id(iot_task_cgroup(task));
+	owner = iot_owner_from_task();
+	if (owner) {
+		cgroup = iot_packed_cgroup(owner);
 		pid = iot_pid_of(task);
 	} else {
 		client = bpf_map_lookup_elem(&journal_clients, &thread);
@@ -656,18 +657,21 @@ static __always_inline int iot_fast_commit(struct super_block *sb)
 	struct task_struct *task = (void *)bpf_get_current_task();
 	__u32 fsdev = FIELD(sb, s_dev);
 	struct journal *j = bpf_map_lookup_elem(&journals, &fsdev);
-	__u64 now = bpf_ktime_get_ns();
+	__u64 now = bpf_ktime_get_ns(), owner;
 	struct fast_commit *f;
 	int i;
 
-	if (!j || !iot_is_user_task(task))
+	if (!j)
+		return 0;
+	owner = iot_owner_from_task();
+	if (!owner)
 		return 0;
 	for (i = 0; i < IOT_FAST_COMMITS; i++) {
 		f = &j->fast[i];
 		if (f->since && now - f->since <= IOT_FAST_NS)
 			continue;
 		f->thread = bpf_get_current_pid_tgid();
-		f->cgroup = iot_cgroup_id(iot_task_cgroup(task));
+		f->cgroup = iot_packed_cgroup(owner);
 		f->pid = iot_pid_of(task);
 		f->since = now;
 		return 0;

@@ -3,6 +3,7 @@
 #ifndef IOTRACE_CGROUP_H
 #define IOTRACE_CGROUP_H
 
+#include "client.h"
 #include "maps.h"
 #include "page.h"
 
@@ -97,23 +98,31 @@ static __always_inline __u32 iot_pid_of(struct task_struct *task)
 {
 	__u32 pid;
 
-	if (!by_process)
+	if (!by_process || FIELD(task, flags) & PF_KTHREAD)
 		return 0;
 	pid = FIELD(task, tgid);
 	iot_name_process((__u64)task, pid);
 	return pid;
 }
 
-/* A task as owner; 0 for a kernel thread. */
+/* A kernel thread as owner: the client that it works for, 0 for most. */
+static __always_inline __u64 iot_owner_of_thread(struct task_struct *task)
+{
+	__u64 client = iot_client_of_task((__u64)task);
+
+	return client ? iot_pack(client, IOT_TASK) : 0;
+}
+
+/* A task as owner; 0 for a kernel thread that works for no client. */
 static __always_inline __u64 iot_owner_of_task(struct task_struct *task)
 {
 	if (!iot_is_user_task(task))
-		return 0;
+		return iot_owner_of_thread(task);
 	return iot_pack(iot_cgroup_id(iot_task_cgroup(task)), IOT_TASK);
 }
 
 /* The current task as owner; 0 for a kernel thread. Plain loads take a third of the time. */
-static __always_inline __u64 iot_owner_from_task(void)
+static __always_inline __u64 iot_owner_from_user(void)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
 	struct cgroup_subsys_state *css;
@@ -121,7 +130,7 @@ static __always_inline __u64 iot_owner_from_task(void)
 	struct css_set *set;
 
 	if (!CAN_CAST)
-		return iot_owner_of_task(task);
+		return iot_is_user_task(task) ? iot_pack(iot_cgroup_id(iot_task_cgroup(task)), IOT_TASK) : 0;
 	task = CAST(struct task_struct, task);
 	if (!task->tgid || task->flags & PF_KTHREAD)
 		return 0;
@@ -133,6 +142,14 @@ static __always_inline __u64 iot_owner_from_task(void)
 		cgroup = set->dfl_cgrp;
 	}
 	return iot_pack(cgroup->kn->id, IOT_TASK);
+}
+
+/* The current task as owner; 0 for a kernel thread that works for no client. */
+static __always_inline __u64 iot_owner_from_task(void)
+{
+	__u64 owner = iot_owner_from_user();
+
+	return owner ? owner : iot_owner_of_thread((void *)bpf_get_current_task());
 }
 
 #endif

@@ -59,7 +59,7 @@ __noinline int iot_dirty_other(__u64 page, __u64 mapping, __u64 cgroup, __u32 pi
 static __always_inline int iot_dirty(__u64 page, __u64 mapping)
 {
 	__u64 cgroup = iot_packed_cgroup(iot_owner_from_task());
-	__u32 pid = by_process && cgroup ? bpf_get_current_pid_tgid() >> 32 : 0;
+	__u32 pid = by_process && cgroup && !iot_is_client(cgroup) ? bpf_get_current_pid_tgid() >> 32 : 0;
 	struct inode_note *note = iot_inode_note(mapping);
 
 	/* Nearly always: the next folio of a file with one writer. */
@@ -108,7 +108,7 @@ __noinline int iot_write_other(__u64 mapping, __u64 pos, __u64 len, __u64 cgroup
 static __always_inline int iot_write(__u64 mapping, __u64 pos, __u64 len)
 {
 	__u64 cgroup = iot_packed_cgroup(iot_owner_from_task());
-	__u32 pid = by_process && cgroup ? bpf_get_current_pid_tgid() >> 32 : 0;
+	__u32 pid = by_process && cgroup && !iot_is_client(cgroup) ? bpf_get_current_pid_tgid() >> 32 : 0;
 	struct inode_note *note = iot_inode_note(mapping);
 
 	if (note && iot_is_dirtier(note, cgroup, pid) && !note->state)

@@ -115,6 +115,12 @@ static __always_inline bool iot_is_shmem(struct folio *folio)
 
 #define IOT_ASK_SUBMITTER (~1ULL) /* no packed owner: see IOT_NO_NOTE */
 
+/* Whether iot_submitter may know a client for which the current kernel thread submits a bio. */
+static __always_inline bool iot_may_be_client(struct bio *bio, __u32 flags)
+{
+	return bio && !(flags & IOT_NO_SUBMITTER) && !iot_is_user_task((void *)bpf_get_current_task());
+}
+
 /*
  * The owner of one folio of a request, packed, as far as no note names its dirtier. bio is
  * 0 where there is none. IOT_ASK_SUBMITTER stands for iot_submitter, which the caller
@@ -141,7 +147,7 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 		if (iot_is_shmem(folio) && !(flags & IOT_NO_SUBMITTER)) {
 			if (bio)
 				return IOT_ASK_SUBMITTER;
-			owner = iot_owner_from_task();
+			owner = iot_owner_from_user();
 			if (owner)
 				return owner;
 		}
@@ -153,6 +159,8 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 	if (owner) /* writeback is not the current task's */
 		return file && (flags & IOT_FOR_WRITE) ? owner : IOT_ASK_SUBMITTER;
 	if (id == IOT_ROOT_CGROUP) {
+		if (!(flags & IOT_FOR_WRITE) && iot_may_be_client(bio, flags))
+			return IOT_ASK_SUBMITTER;
 		if (meta)
 			return iot_pack(IOT_CGROUP_KERNEL, IOT_PAGE);
 		if (loops) { /* readahead: a page that was not asked for */
@@ -169,9 +177,11 @@ __noinline __u64 iot_folio_owner(__u64 folio_addr, __u64 bio_addr, __u32 flags)
 	}
 	/* Not charged: the zero page, slab and vmalloc buffers, or no memory controller at all. */
 	if (!meta && (!file || !(flags & IOT_FOR_WRITE))) {
-		owner = iot_owner_from_task();
+		owner = iot_owner_from_user();
 		if (owner)
 			return owner;
+		if (iot_may_be_client(bio, flags))
+			return IOT_ASK_SUBMITTER;
 	}
 	return iot_pack(meta || !file ? IOT_CGROUP_KERNEL : IOT_CGROUP_NONE, IOT_NONE);
 }

@@ -18,6 +18,7 @@ enum iot_source {
 	IOT_BLOCK = 1,
 	IOT_NFS = 2,
 	IOT_FUSE = 3,
+	IOT_NFSD = 6,
 };
 
 enum iot_op {
@@ -45,7 +46,7 @@ enum iot_flag {
 	IOT_ERROR = 8, /* the request failed */
 };
 
-/* Owners that are no cgroup. Kernel ids of cgroups start at 1 and never reach these. */
+/* Owners that are no cgroup: these and clients (client.h). Kernel ids of cgroups start at 1 and never reach them. */
 #define IOT_CGROUP_NONE 0ULL /* unattributed */
 #define IOT_CGROUP_KERNEL (~0ULL) /* metadata and journals without an owner */
 
@@ -265,6 +266,11 @@ enum iot_loss {
 
 struct comm {
 	char name[16];
+};
+
+/* An IPv6 address in network byte order. */
+struct client_address {
+	__u64 word[2];
 };
 
 #endif

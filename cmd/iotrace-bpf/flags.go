@@ -73,6 +73,7 @@ type options struct {
 	containerdSockets []string
 	onlyListedSockets bool
 	projectLabel      string
+	noDNS             bool
 
 	// the host, from inside of a container
 	hostRoot string
@@ -124,6 +125,7 @@ func (o *options) traceFlags() *flagSet {
 	f.group("Recording", o.recordFlags)
 	f.group("Report", o.reportFlags)
 	f.group("Names of containers", o.socketFlags, o.projectFlags)
+	f.group("Names of NFS clients", o.dnsFlags)
 	f.group("In a container", o.hostFlags)
 	f.group("Limits", o.limitFlags)
 	f.general(o.verboseFlags, o.versionFlags, o.testFlags)
@@ -192,7 +194,7 @@ func (o *options) endFlags(fs *pflag.FlagSet) {
 }
 
 func (o *options) sourceFlags(fs *pflag.FlagSet) {
-	fs.StringSliceVar(&o.sources, "source", nil, "only the sources in `LIST`: "+strings.Join(tracer.SourceNames(), ", ")+" (default: all that are there)")
+	fs.StringSliceVar(&o.sources, "source", nil, "only the sources in `LIST`: "+strings.Join(tracer.SourceNames(), ", ")+" (default: all that are there, but for nfsd, whose bytes the others count as well)")
 }
 
 func (o *options) latencyFlags(fs *pflag.FlagSet) {
@@ -262,6 +264,10 @@ func (o *options) recordFlags(fs *pflag.FlagSet) {
 
 func (o *options) reportFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.report, "report", "", "write an HTML page to `FILE` at the end")
+}
+
+func (o *options) dnsFlags(fs *pflag.FlagSet) {
+	fs.BoolVar(&o.noDNS, "no-dns", false, "on an NFS server: do not ask DNS for the names of clients that do not say their own (NFSv3)")
 }
 
 func (o *options) socketFlags(fs *pflag.FlagSet) {
@@ -406,6 +412,9 @@ func (o *options) check() error {
 		if !slices.Contains(tracer.SourceNames(), s) {
 			return usagef("%s: %w", o.flags.origin("source"), &output.UnknownError{What: "source", Word: s, Known: tracer.SourceNames()})
 		}
+	}
+	if slices.Contains(o.sources, tracer.NFSD.String()) && len(o.sources) > 1 {
+		return usagef("%s: nfsd must be the only source: disks are read and written for the same bytes, and totals would have them twice. Leave nfsd out to see the disks: clients are rows there as well", o.flags.origin("source"))
 	}
 	if o.flags.Changed("source") && len(o.sources) == 0 {
 		return usagef("%s: name at least one of %s", o.flags.origin("source"), strings.Join(tracer.SourceNames(), ", "))

@@ -19,6 +19,9 @@ type joiner struct {
 	comm     func(pid uint32) string
 	mount    func(dev tracer.Dev, cgroup uint64) output.Mount
 	byMount  bool // mounts are asked for
+
+	client func(cgroup uint64) output.NFSClient // of this host's NFS server
+	export func(k *tracer.Key) string           // the exported directory of a client's I/O; "" when not known
 }
 
 // sampleKey identifies a sample, which has all operations and bases in it.
@@ -28,6 +31,7 @@ type sampleKey struct {
 	cgroup     uint64
 	dev, fsdev tracer.Dev
 	pid        uint32
+	export     tracer.Export
 }
 
 // samples joins the rows of an interval, in a stable order.
@@ -37,7 +41,7 @@ func (j *joiner) samples(rows []tracer.Row) []output.Sample {
 	list := make([]output.Sample, 0, len(rows))
 	for i := range rows {
 		r := &rows[i]
-		k := sampleKey{r.Source, r.App, r.Cgroup, r.Dev, r.FSDev, r.PID}
+		k := sampleKey{r.Source, r.App, r.Cgroup, r.Dev, r.FSDev, r.PID, r.Export}
 		at, ok := index[k]
 		if !ok {
 			at = len(list)
@@ -48,7 +52,8 @@ func (j *joiner) samples(rows []tracer.Row) []output.Sample {
 	}
 	slices.SortFunc(list, func(a, b output.Sample) int {
 		return cmp.Or(cmp.Compare(a.Cgroup.ID, b.Cgroup.ID), cmp.Compare(a.Source, b.Source),
-			cmp.Compare(a.Device.ID, b.Device.ID), cmp.Compare(a.Process.PID, b.Process.PID))
+			cmp.Compare(a.Device.ID, b.Device.ID), cmp.Compare(a.Process.PID, b.Process.PID),
+			cmp.Compare(a.NFSClient.Address, b.NFSClient.Address), cmp.Compare(a.Mount.NFSExport, b.Mount.NFSExport))
 	})
 	return list
 }
@@ -123,7 +128,11 @@ func (j *joiner) identity(k *tracer.Key, seen map[tracer.Dev]tracer.Device) outp
 	case tracer.CgroupOther:
 		s.Owner = output.OwnerOther
 	default:
-		j.name(&s, k.Cgroup)
+		if tracer.IsClient(k.Cgroup) {
+			s.Owner, s.NFSClient = output.OwnerNFSClient, j.client(k.Cgroup)
+		} else {
+			j.name(&s, k.Cgroup)
+		}
 	}
 	if k.PID != 0 {
 		s.Process = output.Process{PID: k.PID, Name: j.comm(k.PID)}
@@ -151,6 +160,11 @@ func (j *joiner) identity(k *tracer.Key, seen map[tracer.Dev]tracer.Device) outp
 		}
 	} else {
 		s.Mount = j.mount(k.Dev, k.Cgroup)
+	}
+	if k.Source == tracer.NFSD || tracer.IsClient(k.Cgroup) {
+		// Of what clients do on a file system of another server, this is the directory here.
+		s.Mount.NFSServer, s.Mount.NFSAddress, s.Mount.NFSPort = "", "", 0
+		s.Mount.NFSExport = j.export(k)
 	}
 	return s
 }
@@ -206,7 +220,7 @@ func (j *joiner) events(iv *output.Interval, records []tracer.Record) {
 	iv.Events = slices.Grow(iv.Events, len(records))
 	for i := range records {
 		r := &records[i]
-		k := sampleKey{r.Source, r.App, r.Cgroup, r.Dev, r.FSDev, r.PID}
+		k := sampleKey{r.Source, r.App, r.Cgroup, r.Dev, r.FSDev, r.PID, r.Export}
 		identity := known[k]
 		if identity == nil {
 			s := j.identity(&r.Key, seen)

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/iotrace-bpf/iotrace-bpf/attribute"
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/file"
@@ -136,6 +138,7 @@ type session struct {
 	shown    bool            // whether an interval was shown yet
 	vxlan    vxlanEvents
 	warned   map[string]bool // types of file systems that are not traced
+	served   *attribute.Served
 }
 
 // openSession attaches everything. It walks the tree of cgroups after the
@@ -159,11 +162,12 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 		return nil, err
 	}
 	s.resolver.Start(ctx)
+	s.served = attribute.NewServed(opt.names(s.log), !opt.noDNS)
 	topt := tracer.Options{
 		Sources:       opt.sources,
 		Hierarchy:     s.resolver.Hierarchy().ID,
 		ByProcess:     opt.wants(output.KeyProcess) || opt.detailed() || opt.excludeSelf,
-		ByMount:       opt.wants(output.KeyMount) || opt.detailed(),
+		ByMount:       opt.wants(output.KeyMount) || opt.wants(output.KeyNFSExport) || opt.detailed(),
 		Latency:       opt.latency,
 		App:           opt.group.Level != output.LevelWire,
 		CgroupCreated: s.resolver.CgroupCreated,
@@ -192,7 +196,7 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 	if err := s.resolver.Walk(); err != nil {
 		s.log.Warn("walking the cgroups", "error", err)
 	}
-	s.joiner = joiner{resolver: s.resolver, devices: s.tracer.Devices(), comm: s.comm, mount: s.mount, byMount: topt.ByMount}
+	s.joiner = joiner{resolver: s.resolver, devices: s.tracer.Devices(), comm: s.comm, mount: s.mount, byMount: topt.ByMount, client: s.client, export: s.export}
 	s.lookAtHost()
 	s.hidden()
 	go debug.FreeOSMemory() // tens of MiB of the kernel's types are not needed any more
@@ -277,6 +281,9 @@ func (s *session) Close() {
 		if err := s.tracer.Close(); err != nil {
 			s.log.Debug("detaching", "error", err)
 		}
+	}
+	if s.served != nil {
+		s.served.Close()
 	}
 	if s.resolver != nil {
 		s.resolver.Close()
@@ -495,7 +502,7 @@ func (s *session) awaitNames(rows []tracer.Row) {
 	looked := map[uint64]bool{}
 	for i := range rows {
 		id := rows[i].Cgroup
-		if s.asked[id] || looked[id] {
+		if s.asked[id] || looked[id] || tracer.IsClient(id) {
 			continue
 		}
 		looked[id] = true
@@ -523,6 +530,34 @@ func (s *session) comm(pid uint32) string {
 		return name
 	}
 	return pidText(pid)
+}
+
+// client names a client of this host's NFS server.
+func (s *session) client(cgroup uint64) output.NFSClient {
+	addr := s.tracer.Client(cgroup)
+	if !addr.IsValid() {
+		return output.NFSClient{}
+	}
+	return output.NFSClient{Address: addr.String(), Name: s.served.ClientName(addr)}
+}
+
+// export names the exported directory of I/O that a client did. Block I/O says only which
+// file system it was: the directory is known if no other one of it is exported.
+func (s *session) export(k *tracer.Key) string {
+	found := ""
+	for _, e := range s.served.Exports() {
+		dev := tracer.Dev(unix.Major(e.Dev)<<20 | unix.Minor(e.Dev))
+		switch {
+		case k.Source == tracer.NFSD && tracer.ExportOf(dev, e.Ino) == k.Export:
+			return e.Path
+		case k.Source == tracer.NFSD || k.FSDev != dev:
+		case found != "":
+			return ""
+		default:
+			found = e.Path
+		}
+	}
+	return found
 }
 
 func (s *session) mount(dev tracer.Dev, cgroup uint64) output.Mount {

@@ -21,6 +21,7 @@ type document struct {
 	Container    *docContainer    `json:"container,omitempty"`
 	Orchestrator *docOrchestrator `json:"orchestrator,omitempty"`
 	Process      *docProcess      `json:"process,omitempty"`
+	Client       *docClient       `json:"client,omitempty"`
 	Iotrace      docFields        `json:"iotrace"`
 }
 
@@ -163,6 +164,19 @@ type docNFS struct {
 	Version string `json:"version,omitempty"`
 	Address string `json:"address,omitempty"`
 	Port    int64  `json:"port,omitempty"`
+
+	Client *docNFSClient `json:"client,omitempty"`
+}
+
+// docNFSClient is a client of this host's NFS server.
+type docNFSClient struct {
+	Address string `json:"address"`
+	Name    string `json:"name,omitempty"`
+}
+
+type docClient struct {
+	Address string `json:"address"`
+	IP      string `json:"ip"`
 }
 
 type docFUSE struct {

@@ -195,6 +195,8 @@ type encoder struct {
 	device       docDevice
 	mount        docMount
 	nfs          docNFS
+	client       docClient
+	nfsClient    docNFSClient
 	fuse         docFUSE
 	daemon       docPID
 	amounts      [3]docAmount
@@ -433,6 +435,7 @@ func (e *encoder) identity(id *output.Identity) {
 		f.Device = &e.device
 	}
 	e.mountOf(&id.Mount)
+	e.clientOf(&id.NFSClient)
 	e.containerOf(&id.Container)
 	if p := &id.Pod; *p != (output.Pod{}) {
 		e.orchestrator = docOrchestrator{Type: "kubernetes", Namespace: p.Namespace}
@@ -460,7 +463,7 @@ func (e *encoder) mountOf(m *output.Mount) {
 		e.mount = mount
 		f.Mount = &e.mount
 	}
-	nfs := docNFS{m.NFSServer, m.NFSExport, m.NFSVersion, m.NFSAddress, int64(m.NFSPort)}
+	nfs := docNFS{m.NFSServer, m.NFSExport, m.NFSVersion, m.NFSAddress, int64(m.NFSPort), nil}
 	if nfs != (docNFS{}) {
 		e.nfs = nfs
 		f.NFS = &e.nfs
@@ -473,6 +476,21 @@ func (e *encoder) mountOf(m *output.Mount) {
 		}
 		f.FUSE = &e.fuse
 	}
+}
+
+func (e *encoder) clientOf(c *output.NFSClient) {
+	if c.Address == "" {
+		return
+	}
+	f := &e.doc.Iotrace
+	if f.NFS == nil {
+		e.nfs = docNFS{}
+		f.NFS = &e.nfs
+	}
+	e.nfsClient = docNFSClient{c.Address, c.Name}
+	e.nfs.Client = &e.nfsClient
+	e.client = docClient{c.Address, c.Address}
+	e.doc.Client = &e.client
 }
 
 func (e *encoder) containerOf(c *output.Container) {

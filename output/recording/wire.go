@@ -132,7 +132,8 @@ func (w *wireInterval) memory() int64 {
 
 // How many numbers an identity, a vxlan event and a source have.
 const (
-	identWidth    = 42
+	identWidth    = 44
+	serverWidth   = 42 // without the client of this host's NFS server
 	oldIdentWidth = 36 // without who named it, digest, address and port of the server, gone
 	minIdentWidth = 34 // in the first recordings
 	vxlanWidth    = 17
@@ -436,7 +437,8 @@ func (e *encoder) ident(s *output.Sample) uint64 {
 		e.str(m.Source), e.str(m.Point), e.str(m.FSType), e.str(m.Volume), e.str(m.Driver),
 		e.str(m.NFSServer), e.str(m.NFSExport), e.str(m.NFSVersion), e.str(m.FUSESubtype), uint64(m.FUSEDaemonPID),
 		e.str(c.Outer), e.str(c.OuterName),
-		e.str(s.NamedBy), e.str(s.ProjectNamedBy), e.str(c.Digest), e.str(m.NFSAddress), uint64(m.NFSPort), bit(s.Cgroup.Gone))
+		e.str(s.NamedBy), e.str(s.ProjectNamedBy), e.str(c.Digest), e.str(m.NFSAddress), uint64(m.NFSPort), bit(s.Cgroup.Gone),
+		e.str(s.NFSClient.Address), e.str(s.NFSClient.Name))
 	key := packInts(e.key[:0], e.row)
 	e.key = key
 	n, ok := e.idents[string(key)]
@@ -744,6 +746,9 @@ func (t *nameTables) ident(c []uint64) output.Sample {
 		},
 	}
 	if len(c) >= identWidth {
+		s.NFSClient = output.NFSClient{Address: t.str(c[42]), Name: t.str(c[43])}
+	}
+	if len(c) >= serverWidth {
 		s.NamedBy, s.ProjectNamedBy, s.Container.Digest = t.str(c[36]), t.str(c[37]), t.str(c[38])
 		s.Mount.NFSAddress, s.Cgroup.Gone = t.str(c[39]), c[41] != 0
 		if c[40] > 1<<16-1 {

@@ -139,6 +139,8 @@ var below = map[output.Key][]output.Key{
 	output.KeyNamespace: {output.KeyPod, output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyDevice},
 	output.KeyProject:   {output.KeyService, output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyDevice},
 	output.KeyNFSServer: {output.KeyMount, output.KeyContainer, output.KeyProcess},
+	output.KeyNFSClient: {output.KeyNFSExport, output.KeyDevice, output.KeyMount},
+	output.KeyNFSExport: {output.KeyNFSClient, output.KeyDevice, output.KeyContainer},
 	output.KeyMount:     {output.KeyContainer, output.KeyProcess, output.KeyDevice},
 	output.KeyDevice:    {output.KeyContainer, output.KeyProcess, output.KeyMount},
 	output.KeyProcess:   {output.KeyMount, output.KeyDevice},
@@ -149,7 +151,7 @@ var belowOthers = []output.Key{output.KeyContainer, output.KeyProcess, output.Ke
 
 // menuKeys are the keys of the menu of b.
 var menuKeys = []output.Key{output.KeyProject, output.KeyService, output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyDevice,
-	output.KeyNFSServer, output.KeyImage, output.KeyPod, output.KeyNamespace, output.KeyCgroup, output.KeyOuter, output.KeySource, output.KeyOp, output.KeyHost}
+	output.KeyNFSServer, output.KeyNFSClient, output.KeyNFSExport, output.KeyImage, output.KeyPod, output.KeyNamespace, output.KeyCgroup, output.KeyOuter, output.KeySource, output.KeyOp, output.KeyHost}
 
 // span is the time that the numbers are about.
 type span int

@@ -1,0 +1,232 @@
+//go:build vm
+
+package vmtests
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
+)
+
+// TestNFSD looks at this guest's NFS server, which exports a disk to clients in network
+// namespaces: what each client moves, against /proc/net/rpc/nfsd, and what the disk moves
+// for each, against /proc/diskstats.
+func TestNFSD(t *testing.T) {
+	suite{
+		source:   "nfsd",
+		memory:   1536,
+		deadline: 30 * time.Minute,
+		scenarios: []scenario{
+			{name: "v3_ext4", run: nfsd("3", "ext4"), smoke: true},
+			{name: "v42_ext4", run: nfsd("4.2", "ext4"), smoke: true},
+			{name: "v3_xfs", run: nfsd("3", "xfs")},
+			{name: "v42_btrfs", run: nfsd("4.2", "btrfs")},
+			{name: "ipv6", run: nfsdIPv6},
+		},
+	}.test(t)
+}
+
+// nfsdClient is a client host: a network and a UTS namespace of its own.
+type nfsdClient struct {
+	g       *guest.Guest
+	name    string
+	address string
+	mount   string
+	id      string // of the mount, to be dropped from caches
+}
+
+// nfsdCase is a server with one exported disk.
+type nfsdCase struct {
+	*guest.Guest
+	version string
+	disk    guest.Disk
+	a, b    *nfsdClient
+	io      [2]int64 // bytes read and written that the server counted before
+}
+
+const nfsdExport = "/srv/exported"
+
+func newNFSDCase(g *guest.Guest, version, fstype string, inet6 bool) *nfsdCase {
+	g.HoldWriteback()
+	c := &nfsdCase{Guest: g, version: version, disk: g.NVMe()}
+	g.NFSServer()
+	g.Modprobe("veth")
+	c.disk.Format(fstype)
+	c.disk.MountAt(fstype, nfsdExport, "")
+	exports := g.ReadFile("/etc/exports")
+	g.WriteFile("/etc/exports", exports+nfsdExport+" *(rw,no_root_squash,insecure,fsid=7,no_subtree_check,async)\n")
+	g.Exec("exportfs", "-r")
+	g.Cleanup(func() {
+		g.WriteFile("/etc/exports", exports)
+		g.Exec("exportfs", "-r")
+		g.Exec("exportfs", "-f")
+		g.WriteFile("/proc/fs/nfsd/unlock_filesystem", nfsdExport)
+	})
+	c.a, c.b = c.client("web1", 1, inet6), c.client("web2", 2, inet6)
+	return c
+}
+
+// client makes a client host and mounts the export there, until the scenario's end.
+func (c *nfsdCase) client(name string, n int, inet6 bool) *nfsdClient {
+	c.Helper()
+	server, address, bits := fmt.Sprintf("10.9.%d.1", n), fmt.Sprintf("10.9.%d.2", n), "/24"
+	from := server
+	if inet6 {
+		server, address, bits = fmt.Sprintf("fd00:9:%d::1", n), fmt.Sprintf("fd00:9:%d::2", n), "/64"
+		from = "[" + server + "]"
+	}
+	k := &nfsdClient{g: c.Guest, name: name, address: address, mount: "/mnt/" + name}
+	in, out := "cl"+name, "srv"+name
+	c.Exec("ip", "netns", "add", name)
+	c.Cleanup(func() { c.Exec("ip", "netns", "del", name) })
+	c.Exec("ip", "link", "add", out, "type", "veth", "peer", "name", in, "netns", name)
+	c.Exec("ip", "address", "add", server+bits, "dev", out, "nodad")
+	c.Exec("ip", "link", "set", out, "up")
+	inside := []string{"-n", name}
+	c.Exec("ip", append(inside, "address", "add", address+bits, "dev", in, "nodad")...)
+	c.Exec("ip", append(inside, "link", "set", in, "up")...)
+	c.Exec("ip", append(inside, "link", "set", "lo", "up")...)
+	options, source := "vers="+c.version+",nosharecache,timeo=600,retrans=3", from+":"+strings.TrimPrefix(nfsdExport, "/srv")
+	if c.version == "3" {
+		options, source = options+",nolock,proto=tcp,mountproto=tcp", from+":"+nfsdExport
+		if inet6 {
+			options = strings.ReplaceAll(options, "proto=tcp", "proto=tcp6")
+		}
+	}
+	if err := os.MkdirAll(k.mount, 0o755); err != nil {
+		c.Fatal(err)
+	}
+	c.Exec("nsenter", "--net=/run/netns/"+name, "unshare", "--uts", "sh", "-c",
+		"echo "+name+" >/proc/sys/kernel/hostname && exec mount -t nfs -o "+options+" "+source+" "+k.mount)
+	c.Cleanup(func() { c.Unmount(k.mount) })
+	return k
+}
+
+func (k *nfsdClient) file(name string) string { return filepath.Join(k.mount, name) }
+
+// write writes bytes of a file and waits until the server has them.
+func (k *nfsdClient) write(name string, bytes int64, options ...string) {
+	k.g.Helper()
+	k.g.Exec("dd", append([]string{"if=/dev/urandom", "of=" + k.file(name), "bs=1M", "iflag=fullblock,count_bytes",
+		fmt.Sprintf("count=%d", bytes), "conv=notrunc,fsync", "status=none"}, options...)...)
+}
+
+func (k *nfsdClient) read(name string) {
+	k.g.Helper()
+	k.g.Exec("dd", "if="+k.file(name), "of=/dev/null", "bs=1M", "status=none")
+}
+
+// served is the line "io" of the server: bytes that it read and wrote for clients.
+func (c *nfsdCase) served() (n [2]int64) {
+	c.Helper()
+	for line := range strings.Lines(c.ReadFile("/proc/net/rpc/nfsd")) {
+		if strings.HasPrefix(line, "io ") {
+			if _, err := fmt.Sscanf(line, "io %d %d", &n[0], &n[1]); err != nil {
+				c.Fatalf("%q: %v", line, err)
+			}
+		}
+	}
+	return n
+}
+
+// step is what the clients and the disk did in one part of a scenario.
+type nfsdStep struct {
+	c          *nfsdCase
+	what       string
+	wire, disk *guest.Tracer
+	before     [2]int64
+	stats      guest.IOStats
+}
+
+// begin starts the two tracers, which look at the same bytes twice.
+func (c *nfsdCase) begin(what string) *nfsdStep {
+	c.Helper()
+	c.Sync()
+	s := &nfsdStep{c: c, what: what,
+		wire: c.Trace("--source", "nfsd", "--by", "nfs-client,nfs-export"),
+		disk: c.Trace("--source", "block", "--by", "nfs-client,nfs-export,device")}
+	s.before, s.stats = c.served(), c.disk.Stats()
+	return s
+}
+
+// end compares. a and b are the bytes that the clients read or wrote; the server may be
+// asked for a bit more: the rest of a page that is overwritten in part. disk says that the
+// disk did the same.
+func (s *nfsdStep) end(field string, a, b int64, disk bool) {
+	c := s.c
+	c.Helper()
+	c.Sync()
+	wire, block := s.wire.Stop(), s.disk.Stop()
+	now, stats := c.served(), c.disk.Stats()
+	what := "v" + c.version + " " + s.what + ": "
+	of := func(r *guest.Output, field, source, address string) int64 {
+		return r.Sum(field, "iotrace.source", source, "iotrace.nfs.client.address", address, "iotrace.nfs.export", nfsdExport, "client.ip", address)
+	}
+	wire.Equal(what+"the server's bytes read", wire.Sum("iotrace.read.bytes", "iotrace.source", "nfsd"), now[0]-s.before[0])
+	wire.Equal(what+"the server's bytes written", wire.Sum("iotrace.write.bytes", "iotrace.source", "nfsd"), now[1]-s.before[1])
+	wire.Equal(what+"nothing lost", wire.Lost(), 0)
+	for _, k := range []struct {
+		*nfsdClient
+		bytes int64
+	}{{c.a, a}, {c.b, b}} {
+		got := of(wire, field, "nfsd", k.address)
+		c.Logf("%s%s of %s: wire %d, disk %d, itself %d", what, field, k.name, got, of(block, field, "block", k.address), k.bytes)
+		wire.Within(what+field+" of "+k.name, got, k.bytes, 200)
+		if disk {
+			block.Within(what+field+" of "+k.name+" on the disk", of(block, field, "block", k.address), k.bytes, 100)
+		}
+		if c.version != "3" && k.bytes > 0 {
+			wire.Equal(what+"rows of "+k.name+" with its name", int64(len(wire.Where("iotrace.nfs.client.address", k.address, "iotrace.nfs.client.name", ""))), 0)
+		}
+	}
+	sum := func(field string) int64 {
+		return block.Sum(field, "iotrace.source", "block", "iotrace.device.id", c.disk.ID())
+	}
+	block.Equal(what+"read from the disk", sum("iotrace.read.bytes"), stats.ReadBytes-s.stats.ReadBytes)
+	block.Equal(what+"written to the disk", sum("iotrace.write.bytes"), stats.WriteBytes-s.stats.WriteBytes)
+	if !disk {
+		block.Equal(what+field+" on the disk", of(block, field, "block", c.a.address)+of(block, field, "block", c.b.address), 0)
+	}
+}
+
+func nfsd(version, fstype string) func(*guest.Guest) {
+	return func(g *guest.Guest) { newNFSDCase(g, version, fstype, false).run() }
+}
+
+func nfsdIPv6(g *guest.Guest) {
+	c := newNFSDCase(g, "3", "ext4", true)
+	s := c.begin("buffered")
+	c.a.write("a", bytesA)
+	c.b.write("b", bytesB)
+	s.end("iotrace.write.bytes", bytesA, bytesB, true)
+}
+
+func (c *nfsdCase) run() {
+	s := c.begin("buffered")
+	c.a.write("a", bytesA)
+	c.b.write("b", bytesB)
+	s.end("iotrace.write.bytes", bytesA, bytesB, true)
+
+	s = c.begin("overwritten by the other")
+	c.b.write("a", bytesC)
+	s.end("iotrace.write.bytes", 0, bytesC, true)
+
+	s = c.begin("direct")
+	c.a.write("direct", 4<<20, "oflag=direct")
+	s.end("iotrace.write.bytes", 4<<20, 0, true)
+
+	s = c.begin("cold reads")
+	c.DropCaches()
+	c.a.read("b")
+	c.b.read("a")
+	s.end("iotrace.read.bytes", bytesB, bytesA, true)
+
+	s = c.begin("read from the server's memory")
+	c.b.read("b")
+	s.end("iotrace.read.bytes", 0, bytesB, false)
+}
