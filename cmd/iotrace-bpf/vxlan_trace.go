@@ -23,6 +23,8 @@ type vxlanEvents struct {
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 
+	unprivileged bool // its capabilities were given up, because no engine was in a swarm
+
 	mu     sync.Mutex
 	status output.SourceStatus
 	watch  *vxlanWatcher // nil while it does not run
@@ -70,6 +72,10 @@ func (o *vxlanEvents) run(ctx context.Context, s *session) {
 		if s.resolver.WaitSwarm(ctx) != nil {
 			return
 		}
+		if o.unprivileged {
+			o.failed(s, fs.ErrPermission)
+			return
+		}
 		w, err := newVXLANWatcher(opt)
 		if err != nil {
 			o.failed(s, err)
@@ -93,7 +99,9 @@ func (o *vxlanEvents) run(ctx context.Context, s *session) {
 // failed says that devices are not watched, on a host where they should be.
 func (o *vxlanEvents) failed(s *session, err error) {
 	hint := "--vxlan=false turns the watch off"
-	if errors.Is(err, fs.ErrPermission) {
+	if o.unprivileged {
+		hint = "no engine was in swarm mode when this run started, so it gave up the capabilities: start it again; --vxlan keeps them from the start"
+	} else if errors.Is(err, fs.ErrPermission) {
 		hint = "run it as root, or with CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_BROADCAST and CAP_SYSLOG as well; " + hint
 	}
 	s.log.Warn("overlay network devices are not watched", "error", err, "hint", hint)
