@@ -97,8 +97,11 @@ func (s *session) mayWatch(ctx context.Context) bool {
 	}
 	ctx, cancel := context.WithTimeout(ctx, swarmAnswer)
 	defer cancel()
-	s.vxlan.unprivileged = !s.resolver.MaySwarm(ctx)
-	return !s.vxlan.unprivileged
+	if s.resolver.MaySwarm(ctx) {
+		return true
+	}
+	s.vxlan.giveUp()
+	return false
 }
 
 // runScreen traces until the user leaves the screen.

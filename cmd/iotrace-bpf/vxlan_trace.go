@@ -47,6 +47,14 @@ func (o *vxlanEvents) prepare(ctx context.Context, s *session) {
 	o.begin = func() { o.run(ctx, s) }
 }
 
+// giveUp is called before start when the capabilities of the watch are given up.
+func (o *vxlanEvents) giveUp() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.unprivileged = true
+	o.status.Reason = "no Docker engine was in swarm mode when this run started; --vxlan keeps the capabilities for one that joins a swarm later"
+}
+
 // start starts the watch that was prepared, once.
 func (o *vxlanEvents) start() {
 	if o.begin != nil {
