@@ -43,6 +43,7 @@ require (
 
 require (
 	github.com/buildkite/terminal-to-html/v3 v3.17.1
+	github.com/elastic/go-seccomp-bpf v1.6.0
 	k8s.io/api v0.37.2
 	k8s.io/apimachinery v0.37.2
 	sigs.k8s.io/yaml v1.6.0

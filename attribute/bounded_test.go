@@ -177,7 +177,7 @@ func (h craftedCRI) ContainerStatus(_ context.Context, r *cri.ContainerStatusReq
 
 func (h craftedCRI) GetContainerEvents(_ *cri.GetEventsRequest, s cri.RuntimeService_GetContainerEventsServer) error {
 	if h.mode == "events" {
-		for i := range 100 {
+		for i := range 40 {
 			e := &cri.ContainerEventResponse{PodSandboxStatus: &cri.PodSandboxStatus{Id: "p" + strconv.Itoa(i), Labels: numbered(2000)}}
 			for j := range 1000 {
 				e.ContainersStatuses = append(e.ContainersStatuses, &cri.ContainerStatus{Id: fmt.Sprintf("%d-%d", i, j), Image: &cri.ImageSpec{Image: strings.Repeat("x", 150)}})
@@ -232,7 +232,7 @@ func (h craftedContainerd) ListStream(_ *containersapi.ListContainersRequest, s 
 	default:
 		return nil
 	}
-	for i := range 100 {
+	for i := range 50 {
 		c.ID = strconv.Itoa(i)
 		if err := s.Send(&containersapi.ListContainerMessage{Container: c}); err != nil {
 			return err

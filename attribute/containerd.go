@@ -22,7 +22,7 @@ import (
 
 const (
 	containerdPoll = time.Minute // events report what comes in between
-	maxSpec        = 128 << 10   // bytes of a container's OCI specification that are read
+	maxSpec        = 64 << 10    // bytes of a container's OCI specification that are read
 )
 
 // containerdSockets are where containerd listens for ctr and nerdctl.

@@ -77,7 +77,7 @@ func (s *criSession) follow(ctx context.Context, f *feed) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	events := make(chan *cri.ContainerEventResponse, 8)
+	events := make(chan *cri.ContainerEventResponse, 2)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)

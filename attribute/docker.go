@@ -156,6 +156,9 @@ func (d *docker) follow(ctx context.Context, f *feed) error {
 	list := func() {
 		listers.Go(func() { lists <- d.list(ctx, f) })
 	}
+	if d.runtime == runtimePodman {
+		f.node(swarm.LocalNodeStateInactive)
+	}
 	askSwarm := func() {
 		if d.runtime != runtimePodman && d.asking.CompareAndSwap(false, true) {
 			listers.Go(func() {
@@ -287,9 +290,13 @@ func (d *docker) askSwarm(ctx context.Context, f *feed) {
 
 // node takes the state of an engine as a node of a swarm. One that is joining counts.
 func (f *feed) node(state swarm.LocalNodeState) {
-	if f.inSwarm != nil && state != "" && state != swarm.LocalNodeStateInactive {
+	if state == "" {
+		return
+	}
+	if f.inSwarm != nil && state != swarm.LocalNodeStateInactive {
 		f.inSwarm()
 	}
+	f.swarmOne.Do(func() { close(f.swarmed) })
 }
 
 // events opens the stream of events. The client waits for the header of the answer: this

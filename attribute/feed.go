@@ -33,6 +33,8 @@ type feed struct {
 	ready    func()          // called when the runtime has begun to answer
 	nudge    func(id string) // asks the other runtimes about a container
 	inSwarm  func()          // called when the engine is a node of a swarm; may be nil
+	swarmed  chan struct{}   // closed once the engine has said whether it is in a swarm
+	swarmOne sync.Once
 
 	mu       sync.Mutex
 	domain   domain // where its word counts

@@ -315,6 +315,10 @@ func (r *Resolver) WaitSwarm(ctx context.Context) error {
 	}
 }
 
+// MaySwarm tells whether an engine of this machine is a node of a swarm, or has not said
+// until ctx ends that it is none. Without an engine's socket it is false.
+func (r *Resolver) MaySwarm(ctx context.Context) bool { return r.runtimes.maySwarm(ctx) }
+
 // Endpoints returns every socket that is or could be asked for names, with its state. A
 // socket that does not exist has StateAbsent.
 func (r *Resolver) Endpoints() []Endpoint { return r.runtimes.endpoints() }

@@ -225,7 +225,7 @@ func (rs *runtimes) add(spec *runtimeSpec, socket string, inside domain) *feed {
 		registry: rs.registry, from: key, socket: socket, inner: inside.container(), domain: inside, rank: rankRuntime, most: maxContainers,
 		cgroupOf: rs.cgroupOf,
 		limit:    callLimit{rs.callTime, rs.callTime}, log: rs.log, now: rs.now,
-		wanted: make(chan string, maxWanted), tried: make(chan struct{}), ready: rs.askAgain,
+		wanted: make(chan string, maxWanted), tried: make(chan struct{}), swarmed: make(chan struct{}), ready: rs.askAgain,
 		endpoint: Endpoint{Socket: shown(socket), Runtime: spec.name, State: StateConnecting},
 	}
 	if !inside.container() && uid == "" {
@@ -409,6 +409,37 @@ func (rs *runtimes) endpoints() []Endpoint {
 }
 
 // waitAnswered waits until each socket that exists has answered or failed once.
+// maySwarm tells whether an engine of the machine is a node of a swarm, or has not said
+// that it is none.
+func (rs *runtimes) maySwarm(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return true
+	case <-rs.first:
+	}
+	var engines []*feed
+	rs.mu.Lock()
+	for _, f := range rs.feeds {
+		if f.inSwarm != nil && strings.HasPrefix(f.from, apiDocker+" ") {
+			engines = append(engines, f)
+		}
+	}
+	rs.mu.Unlock()
+	for _, f := range engines {
+		select {
+		case <-ctx.Done():
+			return true
+		case <-f.swarmed:
+		}
+	}
+	select {
+	case <-rs.swarm:
+		return true
+	default:
+		return false
+	}
+}
+
 func (rs *runtimes) waitAnswered(ctx context.Context) error {
 	select {
 	case <-ctx.Done():

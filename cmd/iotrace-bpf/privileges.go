@@ -11,8 +11,8 @@ import (
 )
 
 // keptCapabilities returns the capabilities that a run may still need after
-// everything is attached. With --vxlan, a swarm may come at any later time.
-func (o *options) keptCapabilities(sourceAbsent bool) []uint {
+// everything is attached: with watch, those of the watch of overlay devices.
+func keptCapabilities(watch, sourceAbsent bool) []uint {
 	kept := []uint{
 		unix.CAP_BPF, unix.CAP_PERFMON, // sources whose module is loaded later; before 5.19 also reading maps
 		unix.CAP_DAC_READ_SEARCH, // cgroups by their id, devices, other users' /proc
@@ -20,7 +20,7 @@ func (o *options) keptCapabilities(sourceAbsent bool) []uint {
 		unix.CAP_SYS_PTRACE,      // mounts and descriptors of other users' processes
 		unix.CAP_SYSLOG,          // addresses of kernel symbols: of stacked drivers and file systems that come later
 	}
-	if o.vxlan {
+	if watch {
 		kept = append(kept,
 			unix.CAP_SYS_ADMIN,     // entering network namespaces
 			unix.CAP_NET_ADMIN,     // a receive buffer large enough for all notifications

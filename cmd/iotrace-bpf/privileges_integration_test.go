@@ -150,13 +150,14 @@ func TestPrivilegesDropped(t *testing.T) {
 		return mask
 	}
 	base := bit(unix.CAP_BPF, unix.CAP_PERFMON, unix.CAP_DAC_READ_SEARCH, unix.CAP_DAC_OVERRIDE, unix.CAP_SYS_PTRACE, unix.CAP_SYSLOG)
-	field := regexp.MustCompile(`(?m)^(CapEff|CapPrm|NoNewPrivs):\s*(\S+)$`)
+	field := regexp.MustCompile(`(?m)^(CapEff|CapPrm|NoNewPrivs|Seccomp):\s*(\S+)$`)
 	for _, c := range []struct {
 		flags []string
 		want  uint64
 	}{
 		{[]string{"--vxlan=false", "--source", "block"}, base},
-		{[]string{"--source", "block"}, base | bit(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_NET_BROADCAST)},
+		{[]string{"--only-listed-sockets", "--source", "block"}, base}, // no engine, no swarm
+		{[]string{"--vxlan", "--source", "block"}, base | bit(unix.CAP_SYS_ADMIN, unix.CAP_NET_ADMIN, unix.CAP_NET_BROADCAST)},
 	} {
 		t.Run(strings.Join(c.flags[:1], " "), func(t *testing.T) {
 			d := newDisk(t, 64)
@@ -177,7 +178,14 @@ func TestPrivilegesDropped(t *testing.T) {
 						if err != nil {
 							t.Fatal(err)
 						}
-						if m[1] == "NoNewPrivs" && n != 1 || m[1] != "NoNewPrivs" && n != c.want {
+						want := c.want
+						switch m[1] {
+						case "NoNewPrivs":
+							want = 1
+						case "Seccomp":
+							want = unix.SECCOMP_MODE_FILTER
+						}
+						if n != want {
 							return false
 						}
 					}

@@ -73,7 +73,7 @@ func (s *session) runWith(ctx context.Context, main sink, record *recordSwitch) 
 		out.add("the recording of the screen", record)
 	}
 	absent := slices.ContainsFunc(s.tracer.Status(), func(st tracer.Status) bool { return !st.Attached })
-	if err := dropPrivileges(s.opt.keptCapabilities(absent)); err != nil {
+	if err := errors.Join(dropPrivileges(keptCapabilities(s.mayWatch(ctx), absent)), denySystemCalls()); err != nil {
 		s.log.Warn("keeping privileges that are not needed any more", "error", err)
 	}
 	if s.opt.readyFile != "" {
@@ -83,6 +83,26 @@ func (s *session) runWith(ctx context.Context, main sink, record *recordSwitch) 
 		cancel()
 	}
 	return errors.Join(s.run(ctx, out), out.Close())
+}
+
+// swarmAnswer is how long an engine may take to say that it is in no swarm, before it is
+// assumed that it is in one.
+const swarmAnswer = 500 * time.Millisecond
+
+// mayWatch tells whether overlay devices may be watched later: their capabilities cannot
+// be had back. --vxlan on the command line or in the environment keeps them for a swarm
+// that is joined later.
+func (s *session) mayWatch(ctx context.Context) bool {
+	if !s.opt.vxlan || s.opt.flags.Changed("vxlan") {
+		return s.opt.vxlan
+	}
+	ctx, cancel := context.WithTimeout(ctx, swarmAnswer)
+	defer cancel()
+	if s.resolver.MaySwarm(ctx) {
+		return true
+	}
+	s.vxlan.giveUp()
+	return false
 }
 
 // runScreen traces until the user leaves the screen.

@@ -418,12 +418,46 @@ func TestVXLANWithSwarm(t *testing.T) {
 	}
 }
 
-// TestOverlayWatchNeedsSwarm: a run with no flags for it watches overlay devices as soon as
-// an engine is in a swarm, and not before. It has given up most privileges by then, and
+// TestOverlayWatchGivenUp: a run that began without a swarm has given up what the watch
+// needs. When an engine joins one it says so, once, and the next run watches.
+func TestOverlayWatchGivenUp(t *testing.T) {
+	s := startSwarmless(t)
+	r := s.trace("--source", "block")
+	reason := func(r *traced) (attached bool, reason string) {
+		for _, d := range r.seen() {
+			if v, ok := d.Iotrace.Sources["vxlan"]; ok {
+				attached, reason = v.Attached, v.Reason
+			}
+		}
+		return attached, reason
+	}
+	enginetest.Poll(t, time.Minute, "the run says that it does not watch", func() bool {
+		_, why := reason(r)
+		return strings.Contains(why, "--vxlan")
+	})
+	s.init()
+	enginetest.Poll(t, time.Minute, "the run has seen the swarm", func() bool {
+		_, why := reason(r)
+		return strings.Contains(why, "permission")
+	})
+	next := s.trace("--source", "block")
+	enginetest.Poll(t, time.Minute, "the next run watches", func() bool {
+		attached, _ := reason(next)
+		return attached
+	})
+	next.stop(t)
+	r.stop(t)
+	if said := r.stderr.String(); strings.Count(said, "start it again") != 1 {
+		t.Errorf("it said %s", said)
+	}
+}
+
+// TestOverlayWatchNeedsSwarm: a run with --vxlan watches overlay devices as soon as an
+// engine is in a swarm, and not before. It has given up most privileges by then, and
 // still hears what happens in all network namespaces, also where only rtnetlink tells it.
 func TestOverlayWatchNeedsSwarm(t *testing.T) {
 	s := startSwarmless(t)
-	r := s.trace("--source", "block")
+	r := s.trace("--vxlan", "--source", "block")
 	source := func() (attached bool, reason string) {
 		for _, d := range r.seen() {
 			if v, ok := d.Iotrace.Sources["vxlan"]; ok {

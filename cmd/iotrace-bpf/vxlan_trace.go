@@ -23,6 +23,8 @@ type vxlanEvents struct {
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 
+	unprivileged bool // its capabilities were given up, because no engine was in a swarm
+
 	mu     sync.Mutex
 	status output.SourceStatus
 	watch  *vxlanWatcher // nil while it does not run
@@ -43,6 +45,14 @@ func (o *vxlanEvents) prepare(ctx context.Context, s *session) {
 	ctx, o.cancel = context.WithCancel(ctx)
 	o.status = output.SourceStatus{Source: "vxlan", Reason: "no Docker engine in swarm mode was found yet"}
 	o.begin = func() { o.run(ctx, s) }
+}
+
+// giveUp is called before start when the capabilities of the watch are given up.
+func (o *vxlanEvents) giveUp() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.unprivileged = true
+	o.status.Reason = "no Docker engine was in swarm mode when this run started; --vxlan keeps the capabilities for one that joins a swarm later"
 }
 
 // start starts the watch that was prepared, once.
@@ -70,6 +80,10 @@ func (o *vxlanEvents) run(ctx context.Context, s *session) {
 		if s.resolver.WaitSwarm(ctx) != nil {
 			return
 		}
+		if o.unprivileged {
+			o.failed(s, fs.ErrPermission)
+			return
+		}
 		w, err := newVXLANWatcher(opt)
 		if err != nil {
 			o.failed(s, err)
@@ -93,7 +107,9 @@ func (o *vxlanEvents) run(ctx context.Context, s *session) {
 // failed says that devices are not watched, on a host where they should be.
 func (o *vxlanEvents) failed(s *session, err error) {
 	hint := "--vxlan=false turns the watch off"
-	if errors.Is(err, fs.ErrPermission) {
+	if o.unprivileged {
+		hint = "no engine was in swarm mode when this run started, so it gave up the capabilities: start it again; --vxlan keeps them from the start"
+	} else if errors.Is(err, fs.ErrPermission) {
 		hint = "run it as root, or with CAP_SYS_ADMIN, CAP_NET_ADMIN, CAP_NET_BROADCAST and CAP_SYSLOG as well; " + hint
 	}
 	s.log.Warn("overlay network devices are not watched", "error", err, "hint", hint)
