@@ -47,18 +47,23 @@ func cut(program asm.Instructions, functions []string) asm.Instructions {
 		return program
 	}
 	bodies := map[string]asm.Instructions{}
-	var first, name string
-	for _, ins := range program {
-		if fn := btf.FuncMetadata(&ins); fn != nil {
-			name = fn.Name
-			if first == "" {
-				first = name
+	var first string
+	for from := 0; from < len(program); {
+		to := from + 1
+		for to < len(program) && btf.FuncMetadata(&program[to]) == nil {
+			to++
+		}
+		name := btf.FuncMetadata(&program[from]).Name
+		if from == 0 {
+			first = name
+		}
+		body := slices.Clone(program[from:to])
+		for i, ins := range body {
+			if ins.IsFunctionCall() && slices.Contains(functions, ins.Reference()) {
+				body[i] = asm.Mov.Imm(asm.R0, 0).WithSymbol(ins.Symbol()).WithSource(ins.Source())
 			}
 		}
-		if ins.IsFunctionCall() && slices.Contains(functions, ins.Reference()) {
-			ins = asm.Mov.Imm(asm.R0, 0).WithSymbol(ins.Symbol()).WithSource(ins.Source())
-		}
-		bodies[name] = append(bodies[name], ins)
+		bodies[name], from = body, to
 	}
 	var kept asm.Instructions
 	order := []string{first}
@@ -121,15 +126,11 @@ func (c *loader) blockSpec(p parts, grow bool) (*ebpf.CollectionSpec, error) {
 			return nil, fmt.Errorf("setting %q: %w", name, err)
 		}
 	}
-	for _, name := range issuePrograms {
-		spec.Programs[name].Instructions = cut(spec.Programs[name].Instructions, p.without())
+	for _, name := range []string{bpf.BlockProgIotRqIssueBtf, bpf.BlockProgIotRqIssueRedundantBtf} {
+		program := spec.Programs[name] // their fallbacks are rarely loaded, and then with all parts
+		program.Instructions = cut(program.Instructions, p.without())
 	}
 	return spec, nil
-}
-
-var issuePrograms = []string{
-	bpf.BlockProgIotRqIssue, bpf.BlockProgIotRqIssueBtf,
-	bpf.BlockProgIotRqIssueRedundant, bpf.BlockProgIotRqIssueRedundantBtf,
 }
 
 // slot is where the program that runs instead of an attached one is put.

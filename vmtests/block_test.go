@@ -155,13 +155,29 @@ func (b *blockTrace) stop() []guest.IOStats {
 	return truth
 }
 
-// wrote and read are the bytes of a cgroup at a leaf device.
-// wrote is the data that a cgroup wrote. What its changes made a journal write is apart.
-func (b *blockTrace) wrote(d guest.Disk, c *guest.Cgroup) int64 {
-	return b.Written("block", d.ID(), c) -
-		b.Sum("iotrace.basis.journal", "iotrace.source", "block", "iotrace.device.id", d.ID(), "iotrace.cgroup.path", c.Path())
+// journalled is what the journal and the metadata that a cgroup changed wrote for it.
+func (b *blockTrace) journalled(d guest.Disk, c *guest.Cgroup) int64 {
+	return b.Sum("iotrace.basis.journal", "iotrace.source", "block", "iotrace.device.id", d.ID(), "iotrace.cgroup.path", c.Path())
 }
 
+// journalBound is how much a journal may write for a cgroup in a scenario about data: some
+// blocks for each commit and each file, twice, whatever others do.
+const journalBound = 512 << 10
+
+// wrote is the data that a cgroup wrote at a leaf device. What its changes made a journal
+// write is apart, and must be no more than such a change needs: else the journal would
+// book on a cgroup what others do.
+func (b *blockTrace) wrote(d guest.Disk, c *guest.Cgroup) int64 {
+	journal := b.journalled(d, c)
+	data := b.Written("block", d.ID(), c) - journal
+	b.g.Logf("%s: %s wrote %d bytes of data, and %d in the journal", d.Name, c.Path(), data, journal)
+	if journal > journalBound {
+		b.g.Errorf("%s: %d bytes of the journal on %s, at most %d are its own", d.Name, journal, c.Path(), int64(journalBound))
+	}
+	return data
+}
+
+// read is the bytes that a cgroup read at a leaf device.
 func (b *blockTrace) read(d guest.Disk, c *guest.Cgroup) int64 {
 	return b.Output.Read("block", d.ID(), c)
 }

@@ -269,7 +269,7 @@ func blockDataJournal(g *guest.Guest) {
 		}
 	}
 	t.stop()
-	if n := t.wrote(d, b); n > 8<<20 {
+	if n := t.Written("block", d.ID(), b); n > 8<<20 {
 		g.Errorf("b wrote 1.6 MiB, which is %d bytes with the journal", n)
 		t.Equal("b wrote", n, 4<<20)
 	}
