@@ -18,9 +18,50 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic"
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic/testserver"
-	"github.com/iotrace-bpf/iotrace-bpf/output/outputtest"
 	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
 )
+
+// busySamples are what containers, a service and the kernel did on host n: to a disk with a
+// volume above it, and to two NFS servers that all hosts mount.
+func busySamples(rng *rand.Rand, n int) (all []output.Sample) {
+	amount := func() output.Amount {
+		return output.Amount{Bytes: 1 + rng.Uint64N(1<<30), Ops: 1 + rng.Uint64N(1000), Errors: rng.Uint64N(2),
+			Latency: output.Latency{Buckets: []output.Bucket{{UpTo: 1 << 20, Count: 5}}, Sum: 1 << 20, Max: 1 << 20}}
+	}
+	disk := output.Device{ID: "8:0", Name: "sda"}
+	for c := range 9 {
+		if rng.IntN(4) == 0 {
+			continue
+		}
+		s := output.Sample{Level: output.LevelWire, Owner: output.OwnerContainer, Cgroup: output.Cgroup{ID: uint64(1000 + c), Path: fmt.Sprintf("/docker/%d", c)}}
+		switch c {
+		case 7:
+			s.Owner, s.Unit, s.Cgroup.Path = output.OwnerUnit, "cron.service", "/system.slice/cron.service"
+		case 8:
+			s.Owner, s.Cgroup = output.OwnerKernel, output.Cgroup{}
+		default:
+			s.Project, s.Service, s.ProjectRule = []string{"shop", "blog", "wiki"}[c%3], fmt.Sprintf("s%d", c), "com.docker.compose.project"
+			s.Container = output.Container{ID: fmt.Sprintf("%d%063d", n, c), Name: fmt.Sprintf("c%d", c), Runtime: "docker", Image: "example/app", ImageTag: "1.2"}
+			if c == 6 {
+				s.Owner, s.Project, s.Service = output.OwnerContainer, "", ""
+				s.Pod = output.Pod{Name: "web-0", Namespace: "prod", UID: fmt.Sprint("uid", n)}
+			}
+		}
+		block := s
+		block.Source, block.Device, block.Mount = output.SourceBlock, disk, output.Mount{Source: "/dev/sda1", Point: "/", FSType: "ext4"}
+		block.Read, block.Write, block.Flush = amount(), amount(), output.Amount{Ops: 3}
+		block.Discard, block.MetaWriteBytes = output.Amount{Bytes: 4096, Ops: 1}, block.Write.Bytes/2
+		above := block
+		above.Device = output.Device{ID: "254:0", Name: "dm-0", Stacked: true}
+		nfs := s
+		server := fmt.Sprintf("nas%d", 1+c%2)
+		nfs.Source, nfs.Device = output.SourceNFS, output.Device{ID: fmt.Sprintf("0:%d", 50+c%2+n)}
+		nfs.Mount = output.Mount{Source: server + ":/export", Point: "/mnt", FSType: "nfs4", NFSServer: server, NFSExport: "/export", NFSVersion: "4.2", NFSAddress: "10.0.0.1", NFSPort: 2049}
+		nfs.Read, nfs.Write, nfs.Metadata, nfs.Retransmits = amount(), amount(), output.Amount{Ops: 7}, 1
+		all = append(all, block, above, nfs)
+	}
+	return all
+}
 
 // TestReplayCluster: three hosts ship to a real server, and a replay from it has the bytes
 // and operations of the replay of their recordings, by every key, at once and in steps. It
@@ -59,7 +100,6 @@ func testReplayCluster(t *testing.T, server *testserver.Server) {
 	var files []string
 	for n, minutes := range []int{12, 12, 3} { // the third falls silent
 		rng := rand.New(rand.NewPCG(61, uint64(n)))
-		owners := outputtest.Owners(rng, 30)
 		host := output.Host{Name: fmt.Sprintf("web%d", n+1), ID: fmt.Sprintf("%032d", n+1)}
 		files = append(files, filepath.Join(dir, host.Name))
 		rec, err := recording.Create(files[n], recording.Options{Host: host})
@@ -67,13 +107,10 @@ func testReplayCluster(t *testing.T, server *testserver.Server) {
 			t.Fatal(err)
 		}
 		for i := range minutes * 6 {
-			iv := outputtest.BusyInterval(rng, owners, 0, 0.5)
-			iv.Host = host
+			iv := &output.Interval{Host: host, Samples: busySamples(rng, n),
+				Sources: []output.SourceStatus{{Source: output.SourceBlock, Attached: true}, {Source: output.SourceNFS, Attached: true}}}
 			iv.Start = begin.Add(time.Duration(i)*10*time.Second + time.Duration(n)*5*time.Second) // clocks 5 s apart
 			iv.End = iv.Start.Add(10 * time.Second)
-			for j := range iv.Samples {
-				iv.Samples[j].Process = output.Process{}
-			}
 			if n == 1 && i == 7 {
 				iv.Lost.Misses = 3
 			}
@@ -185,7 +222,7 @@ func testReplayCluster(t *testing.T, server *testserver.Server) {
 		t.Fatal(err)
 	}
 	whole.Add(all)
-	opt := output.GroupOptions{By: outputtest.Keys(t, "host")}
+	opt := output.GroupOptions{By: []output.Key{output.KeyHost}}
 	a, b := output.Group(whole.Interval(), opt).Total.Total, output.Group(steps.Interval(), opt).Total.Total
 	if a.Bytes() != b.Bytes() || a.Ops() != b.Ops() || a.Bytes() == 0 || end != 14 {
 		t.Errorf("%d steps have %d bytes, the whole has %d", end, b.Bytes(), a.Bytes())

@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"io"
 	"maps"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -305,6 +308,61 @@ func TestReplaySeveral(t *testing.T) {
 		var stdout, stderr bytes.Buffer
 		if code := run(t.Context(), append([]string{"replay", "--output", "ndjson"}, tt.args...), &stdout, &stderr); code != tt.code || !strings.Contains(stderr.String(), tt.want) {
 			t.Errorf("%q: exit code %d, %q; want %d, %q", tt.args, code, stderr.String(), tt.code, tt.want)
+		}
+	}
+}
+
+// TestReplayClusterUsage: what cannot be asked of a cluster is said before it is asked, and
+// what the server refuses is one line that says what to do.
+func TestReplayClusterUsage(t *testing.T) {
+	status, body := http.StatusForbidden, `{"error":{"type":"security_exception","reason":"action [indices:data/read/search] is unauthorized"}}`
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(status)
+		io.WriteString(w, body)
+	}))
+	defer server.Close()
+	file := incident(t, 2)
+	from := "--elasticsearch " + server.URL + " --since 1h "
+	for _, tt := range []struct {
+		args string
+		code int
+		want string
+	}{
+		{"--since 1h", exitUsage, "--since does nothing without --elasticsearch"},
+		{"--elasticsearch " + server.URL + " --until 1h " + file, exitUsage, "--until does nothing without --since"},
+		{"--elasticsearch " + server.URL, exitUsage, "--elasticsearch URL --since 1h"},
+		{from + file, exitUsage, "is a recording: leave out one of the two"},
+		{from + "--until 2h", exitUsage, "is not after --since"},
+		{from + "--until 1m --follow", exitUsage, "--follow has no end"},
+		{from + "--by label:team", exitUsage, "labels are not read from a cluster"},
+		{from + "--filter label:team=a", exitUsage, "labels are not read from a cluster"},
+		{"--elasticsearch " + server.URL + " --since yesterday", exitUsage, "must be how long ago"},
+		{from, exitFailed, "give the key the index privilege read"},
+	} {
+		var stdout, stderr bytes.Buffer
+		args := append([]string{"replay", "--no-tui"}, strings.Fields(tt.args)...)
+		if code := run(t.Context(), args, &stdout, &stderr); code != tt.code || !strings.Contains(stderr.String(), tt.want) || stdout.Len() > 0 {
+			t.Errorf("%q: exit code %d, %q; want %d, %q", tt.args, code, stderr.String(), tt.code, tt.want)
+		}
+	}
+	for _, tt := range []struct {
+		status     int
+		body, want string
+	}{
+		{http.StatusUnauthorized, `{}`, "--elasticsearch-api-key-file"},
+		{http.StatusNotFound, `{"error":{"type":"index_not_found_exception"}}`, "--data-stream-namespace"},
+		{http.StatusBadRequest, `{"error":{"type":"illegal_argument_exception","reason":"text fields"}}`, "iotrace-bpf elasticsearch setup"},
+		{http.StatusOK, `{"timed_out":true,"_shards":{"failed":0},"aggregations":{}}`, "elasticsearch setup"},
+		{http.StatusOK, `{"timed_out":false,"_shards":{"failed":1,"failures":[{"reason":{"type":"x","reason":"a shard"}}]},"aggregations":{"a":1}}`, "a shard"},
+		{http.StatusOK, `[]`, "is not a search result"},
+		{http.StatusOK, strings.Repeat(" ", 17<<20), "is bigger than"},
+	} {
+		status, body = tt.status, tt.body
+		var stdout, stderr bytes.Buffer
+		code := run(t.Context(), append([]string{"replay", "--no-tui"}, strings.Fields(from)...), &stdout, &stderr)
+		if said := stderr.String(); code != exitFailed || !strings.Contains(said, tt.want) || strings.Count(said, "\n") != 1 {
+			t.Errorf("after %d %.60s: exit code %d, %q; want %q", tt.status, tt.body, code, said, tt.want)
 		}
 	}
 }

@@ -213,8 +213,8 @@ func (b *bucket) number(field string) uint64 {
 }
 
 func (b *bucket) flag(field string) bool {
-	v, ok := b.Key[field].(bool)
-	return ok && v || b.text(field) == "true"
+	v, ok := b.Key[field].(bool) // OpenSearch may give a number
+	return ok && v || b.text(field) == "true" || b.text(field) == "1"
 }
 
 func (b *bucket) sum(name string) uint64 {
