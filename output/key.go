@@ -288,9 +288,9 @@ func imageText(c *Container) string {
 // nfsPort is the port of NFS servers (RFC 7530, section 3.1).
 const nfsPort = 2049
 
-// serverText names an NFS server, with its port if that is not the usual one: several
+// ServerText names an NFS server, with its port if that is not the usual one: several
 // servers behind tunnels have one name.
-func serverText(m *Mount) string {
+func ServerText(m *Mount) string {
 	if m.NFSPort == 0 || m.NFSPort == nfsPort {
 		return m.NFSServer
 	}
@@ -377,7 +377,7 @@ func (g *grouper) value(s *Sample, k Key, op Op) (text, id string) {
 		if s.Mount.NFSServer == "" {
 			return "(not nfs)", ""
 		}
-		return serverText(&s.Mount), "\x01" + serverText(&s.Mount) + "\x00" + s.Mount.NFSAddress
+		return ServerText(&s.Mount), "\x01" + ServerText(&s.Mount) + "\x00" + s.Mount.NFSAddress
 	case KeyHost:
 		if g.host.Name == "" {
 			return "(unnamed host)", g.host.ID

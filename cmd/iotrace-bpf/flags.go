@@ -12,6 +12,7 @@ import (
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic"
+	"github.com/iotrace-bpf/iotrace-bpf/output/prometheus"
 	"github.com/iotrace-bpf/iotrace-bpf/output/terminal"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
@@ -63,6 +64,9 @@ type options struct {
 	setup          elastic.SetupOptions
 	printDashboard bool
 	prometheus     string
+	promMaxSeries  int
+	promIdle       time.Duration
+	promWebConfig  string
 	record         string
 	recordSize     int64 // bytes; -1: never a new file
 	report         string
@@ -104,7 +108,7 @@ const exportGrain = "container,device,mount"
 
 // newOptions returns the values of a command that lacks the flags for them.
 func newOptions() *options {
-	return &options{exportBy: exportGrain, exportInterval: 10 * time.Second, by: string(output.KeyContainer), sort: "total", level: string(output.LevelWire),
+	return &options{promMaxSeries: prometheus.DefaultMaxSeries, promIdle: prometheus.DefaultIdleTime, exportBy: exportGrain, exportInterval: 10 * time.Second, by: string(output.KeyContainer), sort: "total", level: string(output.LevelWire),
 		interval: time.Second, latency: true, vxlan: true, maxGroups: 16384, eventBuffer: 8 << 20, recordSize: 256 << 20}
 }
 
@@ -248,6 +252,9 @@ func (o *options) installFlags(fs *pflag.FlagSet) {
 
 func (o *options) prometheusFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.prometheus, "prometheus", "", "serve /metrics at `ADDRESS`: HOST:PORT, or only PORT for readers on this machine")
+	fs.IntVar(&o.promMaxSeries, "prometheus-max-series", o.promMaxSeries, "keep counters of at most `N` combinations of labels; the I/O of others is counted under the label (other)")
+	fs.Var(duration{&o.promIdle, ""}, "prometheus-idle", "drop the counters of what had no I/O for `TIME`")
+	fs.StringVar(&o.promWebConfig, "prometheus-web-config", "", "TLS and passwords of /metrics, as in this web configuration `FILE` of the Prometheus exporter toolkit")
 }
 
 func (o *options) recordFlags(fs *pflag.FlagSet) {
@@ -386,6 +393,13 @@ func (o *options) check() error {
 	if o.exportInterval < minExportInterval || o.exportInterval > maxExportInterval {
 		return usagef("%s %v: must be from %v to %v", o.flags.origin("export-interval"), o.exportInterval, minExportInterval, maxExportInterval)
 	}
+	const mostSeries = 1 << 20
+	switch {
+	case o.promMaxSeries < 1 || o.promMaxSeries > mostSeries:
+		return usagef("%s %d: must be from 1 to %d", o.flags.origin("prometheus-max-series"), o.promMaxSeries, mostSeries)
+	case o.promIdle < time.Second:
+		return usagef("%s %v: must be at least 1s", o.flags.origin("prometheus-idle"), o.promIdle)
+	}
 	const maxGroups, minBuffer, maxBuffer, minRecord = 1 << 22, 4 << 10, 1 << 30, 1 << 20
 	switch {
 	case o.interval < minInterval && !(o.interval == 0 && o.flags.command == "replay"):
@@ -438,6 +452,7 @@ func (o *options) checkTogether() error {
 		f.needs(len(o.elasticsearch) > 0, "--elasticsearch", ofServer...),
 		f.needs(len(o.elasticsearch) > 0, "--elasticsearch", "export-by", "export-interval"),
 		f.needs(documents, "--output ndjson or --elasticsearch", "data-stream-namespace", "export-label"),
+		f.needs(o.prometheus != "", "--prometheus", "prometheus-max-series", "prometheus-idle", "prometheus-web-config"),
 		f.needs(o.record != "", "--record", "record-size"),
 		f.needs(o.output != "ndjson", "the table or the screen", "in-place", "accumulate"),
 		f.needs(o.events, "--events", "event-buffer"),

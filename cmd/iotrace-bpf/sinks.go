@@ -227,7 +227,8 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 		s.add("--elasticsearch", k).exports = true
 	}
 	if o.prometheus != "" {
-		po := prometheus.Options{Version: versionText(), Logger: log}
+		po := prometheus.Options{Version: versionText(), Logger: log,
+			MaxSeries: o.promMaxSeries, IdleTime: o.promIdle, WebConfig: o.promWebConfig}
 		if es != nil {
 			po.Elasticsearch = func() prometheus.Shipping { return shipping(es.Stats()) }
 		}
