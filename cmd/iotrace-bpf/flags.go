@@ -12,6 +12,7 @@ import (
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic"
+	"github.com/iotrace-bpf/iotrace-bpf/output/otlp"
 	"github.com/iotrace-bpf/iotrace-bpf/output/prometheus"
 	"github.com/iotrace-bpf/iotrace-bpf/output/terminal"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
@@ -63,6 +64,7 @@ type options struct {
 	esPasswordFile string
 	setup          elastic.SetupOptions
 	printDashboard bool
+	otlp           string
 	prometheus     string
 	promMaxSeries  int
 	promIdle       time.Duration
@@ -119,7 +121,9 @@ func (o *options) traceFlags() *flagSet {
 	f.group("How long", o.timeFlags)
 	f.group("What to trace", o.sourceFlags, o.latencyFlags, o.vxlanFlags, o.selfFlags)
 	f.group("Where it goes", o.outputFlags)
-	f.group("Elasticsearch and OpenSearch", o.serverFlags, o.shipFlags, o.exportFlags)
+	f.group("Elasticsearch and OpenSearch", o.serverFlags, o.shipFlags)
+	f.group("OpenTelemetry", o.otlpFlags)
+	f.group("What servers get", o.exportFlags)
 	f.group("Prometheus", o.prometheusFlags)
 	f.group("Recording", o.recordFlags)
 	f.group("Report", o.reportFlags)
@@ -141,7 +145,9 @@ func (o *options) replayFlags() *flagSet {
 	}, o.endFlags)
 	f.group("What to take from the recording", o.sourceFlags, o.latencyFlags, o.vxlanFlags)
 	f.group("Where it goes", o.outputFlags)
-	f.group("Elasticsearch and OpenSearch", o.serverFlags, o.shipFlags, o.exportFlags)
+	f.group("Elasticsearch and OpenSearch", o.serverFlags, o.shipFlags)
+	f.group("OpenTelemetry", o.otlpFlags)
+	f.group("What servers get", o.exportFlags)
 	f.group("Prometheus", o.prometheusFlags)
 	f.group("Recording", o.recordFlags)
 	f.group("Report", o.reportFlags)
@@ -238,9 +244,13 @@ func (o *options) shipFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.spool, "elasticsearch-spool", "", "keep documents in `DIR` while the server cannot be reached")
 }
 
+func (o *options) otlpFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.otlp, "otlp", "", "send metrics to the OpenTelemetry receiver at `URL`, such as http://localhost:4318; headers such as Authorization are in "+otlp.EnvHeaders)
+}
+
 func (o *options) exportFlags(fs *pflag.FlagSet) {
-	fs.StringVar(&o.exportBy, "export-by", o.exportBy, "one document for each `KEY`, whatever --by shows here. Dashboards add up documents of the default alone")
-	fs.Var(duration{&o.exportInterval, ""}, "export-interval", "documents for every `TIME` of the clock, whatever --interval is; the same on all hosts")
+	fs.StringVar(&o.exportBy, "export-by", o.exportBy, "count apart by `KEY` for --elasticsearch and --otlp, whatever --by shows here. Dashboards add up documents of the default alone")
+	fs.Var(duration{&o.exportInterval, ""}, "export-interval", "send totals of every `TIME` of the clock, whatever --interval is; the same on all hosts")
 }
 
 func (o *options) installFlags(fs *pflag.FlagSet) {
@@ -450,7 +460,7 @@ func (o *options) checkTogether() error {
 	documents := o.output == "ndjson" || len(o.elasticsearch) > 0
 	for _, err := range []error{
 		f.needs(len(o.elasticsearch) > 0, "--elasticsearch", ofServer...),
-		f.needs(len(o.elasticsearch) > 0, "--elasticsearch", "export-by", "export-interval"),
+		f.needs(len(o.elasticsearch) > 0 || o.otlp != "", "--elasticsearch or --otlp", "export-by", "export-interval"),
 		f.needs(documents, "--output ndjson or --elasticsearch", "data-stream-namespace", "export-label"),
 		f.needs(o.prometheus != "", "--prometheus", "prometheus-max-series", "prometheus-idle", "prometheus-web-config"),
 		f.needs(o.record != "", "--record", "record-size"),
@@ -474,7 +484,7 @@ func (o *options) checkTogether() error {
 }
 
 // exports tells whether totals leave the host, in intervals of their own.
-func (o *options) exports() bool { return len(o.elasticsearch) > 0 && !o.events }
+func (o *options) exports() bool { return len(o.elasticsearch) > 0 && !o.events || o.otlp != "" }
 
 // wants tells whether rows, filters or exporters need a key of what is traced.
 func (o *options) wants(key output.Key) bool {
