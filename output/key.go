@@ -292,9 +292,9 @@ func imageText(c *Container) string {
 // nfsPort is the port of NFS servers (RFC 7530, section 3.1).
 const nfsPort = 2049
 
-// serverText names an NFS server, with its port if that is not the usual one: several
+// ServerText names an NFS server, with its port if that is not the usual one: several
 // servers behind tunnels have one name.
-func serverText(m *Mount) string {
+func ServerText(m *Mount) string {
 	if m.NFSPort == 0 || m.NFSPort == nfsPort {
 		return m.NFSServer
 	}
@@ -318,7 +318,7 @@ func exportText(m *Mount) string {
 	if m.NFSServer == "" {
 		return m.NFSExport
 	}
-	return serverText(m) + ":" + m.NFSExport
+	return ServerText(m) + ":" + m.NFSExport
 }
 
 // ProcessText names a process as name[pid].
@@ -449,7 +449,7 @@ func (g *grouper) valueOnHost(s *Sample, k Key, op Op) (text, id string) {
 		if s.Mount.NFSServer == "" {
 			return "(not nfs)", ""
 		}
-		return serverText(&s.Mount), "\x01" + serverText(&s.Mount) + "\x00" + s.Mount.NFSAddress
+		return ServerText(&s.Mount), "\x01" + ServerText(&s.Mount) + "\x00" + s.Mount.NFSAddress
 	case KeyNFSExport:
 		if s.Mount.NFSExport != "" {
 			return exportText(&s.Mount), "export\x00" + exportText(&s.Mount) + "\x00" + s.Mount.NFSAddress

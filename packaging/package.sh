@@ -89,7 +89,7 @@ licences | gzip -9n >"$doc/third-party-licences.gz"
 cp packaging/ship.conf packaging/prometheus.conf "$doc/examples/"
 cp -R output/grafana output/schema "$share/"
 cp -R output/intake "$share/intake"
-cp packaging/prometheus-rules.yaml "$share/"
+cp packaging/prometheus/rules.yml "$share/prometheus-rules.yml"
 cp -R packaging/zabbix packaging/ansible "$share/"
 cp -R output/elastic/component output/elastic/index output/elastic/lifecycle output/elastic/kibana.ndjson "$share/elastic/"
 find "$share" -name '*.go' -delete

@@ -12,6 +12,8 @@ import (
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic"
+	"github.com/iotrace-bpf/iotrace-bpf/output/otlp"
+	"github.com/iotrace-bpf/iotrace-bpf/output/prometheus"
 	"github.com/iotrace-bpf/iotrace-bpf/output/terminal"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
@@ -62,7 +64,11 @@ type options struct {
 	esPasswordFile string
 	setup          elastic.SetupOptions
 	printDashboard bool
+	otlp           string
 	prometheus     string
+	promMaxSeries  int
+	promIdle       time.Duration
+	promWebConfig  string
 	record         string
 	recordSize     int64 // bytes; -1: never a new file
 	report         string
@@ -109,7 +115,7 @@ const exportGrain = "container,device,mount"
 
 // newOptions returns the values of a command that lacks the flags for them.
 func newOptions() *options {
-	return &options{exportBy: exportGrain, exportInterval: 10 * time.Second, by: string(output.KeyContainer), sort: "total", level: string(output.LevelWire),
+	return &options{promMaxSeries: prometheus.DefaultMaxSeries, promIdle: prometheus.DefaultIdleTime, exportBy: exportGrain, exportInterval: 10 * time.Second, by: string(output.KeyContainer), sort: "total", level: string(output.LevelWire),
 		interval: time.Second, latency: true, vxlan: true, maxGroups: 16384, eventBuffer: 8 << 20, recordSize: 256 << 20}
 }
 
@@ -120,7 +126,9 @@ func (o *options) traceFlags() *flagSet {
 	f.group("How long", o.timeFlags)
 	f.group("What to trace", o.sourceFlags, o.latencyFlags, o.vxlanFlags, o.selfFlags)
 	f.group("Where it goes", o.outputFlags)
-	f.group("Elasticsearch and OpenSearch", o.serverFlags, o.shipFlags, o.exportFlags)
+	f.group("Elasticsearch and OpenSearch", o.serverFlags, o.shipFlags)
+	f.group("OpenTelemetry", o.otlpFlags)
+	f.group("What servers get", o.exportFlags)
 	f.group("Prometheus", o.prometheusFlags)
 	f.group("Recording", o.recordFlags)
 	f.group("Report", o.reportFlags)
@@ -144,7 +152,9 @@ func (o *options) replayFlags() *flagSet {
 	f.group("What to take from the recording", o.sourceFlags, o.latencyFlags, o.vxlanFlags)
 	f.group("From a cluster instead of a recording", o.clusterFlags)
 	f.group("Where it goes", o.outputFlags)
-	f.group("Elasticsearch and OpenSearch", o.serverFlags, o.shipFlags, o.exportFlags)
+	f.group("Elasticsearch and OpenSearch", o.serverFlags, o.shipFlags)
+	f.group("OpenTelemetry", o.otlpFlags)
+	f.group("What servers get", o.exportFlags)
 	f.group("Prometheus", o.prometheusFlags)
 	f.group("Recording", o.recordFlags)
 	f.group("Report", o.reportFlags)
@@ -241,9 +251,13 @@ func (o *options) shipFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.spool, "elasticsearch-spool", "", "keep documents in `DIR` while the server cannot be reached")
 }
 
+func (o *options) otlpFlags(fs *pflag.FlagSet) {
+	fs.StringVar(&o.otlp, "otlp", "", "send metrics to the OpenTelemetry receiver at `URL`, such as http://localhost:4318; headers such as Authorization are in "+otlp.EnvHeaders)
+}
+
 func (o *options) exportFlags(fs *pflag.FlagSet) {
-	fs.StringVar(&o.exportBy, "export-by", o.exportBy, "one document for each `KEY`, whatever --by shows here. Dashboards add up documents of the default alone")
-	fs.Var(duration{&o.exportInterval, ""}, "export-interval", "documents for every `TIME` of the clock, whatever --interval is; the same on all hosts")
+	fs.StringVar(&o.exportBy, "export-by", o.exportBy, "count apart by `KEY` for --elasticsearch and --otlp, whatever --by shows here. Dashboards add up documents of the default alone")
+	fs.Var(duration{&o.exportInterval, ""}, "export-interval", "send totals of every `TIME` of the clock, whatever --interval is; the same on all hosts")
 }
 
 func (o *options) installFlags(fs *pflag.FlagSet) {
@@ -255,6 +269,9 @@ func (o *options) installFlags(fs *pflag.FlagSet) {
 
 func (o *options) prometheusFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.prometheus, "prometheus", "", "serve /metrics at `ADDRESS`: HOST:PORT, or only PORT for readers on this machine")
+	fs.IntVar(&o.promMaxSeries, "prometheus-max-series", o.promMaxSeries, "keep counters of at most `N` combinations of labels; the I/O of others is counted under the label (other)")
+	fs.Var(duration{&o.promIdle, ""}, "prometheus-idle", "drop the counters of what had no I/O for `TIME`")
+	fs.StringVar(&o.promWebConfig, "prometheus-web-config", "", "TLS and passwords of /metrics, as in this web configuration `FILE` of the Prometheus exporter toolkit")
 }
 
 func (o *options) recordFlags(fs *pflag.FlagSet) {
@@ -397,6 +414,13 @@ func (o *options) check() error {
 	if o.exportInterval < minExportInterval || o.exportInterval > maxExportInterval {
 		return usagef("%s %v: must be from %v to %v", o.flags.origin("export-interval"), o.exportInterval, minExportInterval, maxExportInterval)
 	}
+	const mostSeries = 1 << 20
+	switch {
+	case o.promMaxSeries < 1 || o.promMaxSeries > mostSeries:
+		return usagef("%s %d: must be from 1 to %d", o.flags.origin("prometheus-max-series"), o.promMaxSeries, mostSeries)
+	case o.promIdle < time.Second:
+		return usagef("%s %v: must be at least 1s", o.flags.origin("prometheus-idle"), o.promIdle)
+	}
 	const maxGroups, minBuffer, maxBuffer, minRecord = 1 << 22, 4 << 10, 1 << 30, 1 << 20
 	switch {
 	case o.interval < minInterval && !(o.interval == 0 && o.flags.command == "replay"):
@@ -450,8 +474,9 @@ func (o *options) checkTogether() error {
 	documents := o.output == "ndjson" || len(o.elasticsearch) > 0
 	for _, err := range []error{
 		f.needs(len(o.elasticsearch) > 0, "--elasticsearch", ofServer...),
-		f.needs(len(o.elasticsearch) > 0, "--elasticsearch", "export-by", "export-interval"),
+		f.needs(len(o.elasticsearch) > 0 || o.otlp != "", "--elasticsearch or --otlp", "export-by", "export-interval"),
 		f.needs(documents, "--output ndjson or --elasticsearch", "data-stream-namespace", "export-label"),
+		f.needs(o.prometheus != "", "--prometheus", "prometheus-max-series", "prometheus-idle", "prometheus-web-config"),
 		f.needs(o.record != "", "--record", "record-size"),
 		f.needs(len(o.elasticsearch) > 0, "--elasticsearch", "since", "until", "follow"),
 		f.needs(o.fromCluster(), "--since", "until"),
@@ -475,7 +500,7 @@ func (o *options) checkTogether() error {
 }
 
 // exports tells whether totals leave the host, in intervals of their own.
-func (o *options) exports() bool { return len(o.elasticsearch) > 0 && !o.events }
+func (o *options) exports() bool { return len(o.elasticsearch) > 0 && !o.events || o.otlp != "" }
 
 // wants tells whether rows, filters or exporters need a key of what is traced.
 func (o *options) wants(key output.Key) bool {

@@ -20,13 +20,14 @@ const module = "github.com/iotrace-bpf/iotrace-bpf/"
 // statement, not a record: do not add an edge to make a build pass.
 var edges = map[string][]string{
 	"cmd/iotrace-bpf": {
-		"attribute", "output", "output/elastic", "output/file", "output/ndjson", "output/prometheus", "output/recording",
+		"attribute", "output", "output/elastic", "output/file", "output/ndjson", "output/otlp", "output/prometheus", "output/recording",
 		"output/report", "output/terminal", "output/text", "tracer", "tracer/vxlan",
 	},
 	"output":            {"output/text"},
 	"output/elastic":    {"output", "output/file", "output/text"},
 	"output/file":       {},
 	"output/ndjson":     {"output", "output/text"},
+	"output/otlp":       {"output"},
 	"output/prometheus": {"output", "output/text"},
 	"output/recording":  {"output", "output/file"},
 	"output/report":     {"output", "output/file", "output/text"},

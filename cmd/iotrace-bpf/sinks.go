@@ -16,6 +16,7 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic"
 	"github.com/iotrace-bpf/iotrace-bpf/output/file"
 	"github.com/iotrace-bpf/iotrace-bpf/output/ndjson"
+	"github.com/iotrace-bpf/iotrace-bpf/output/otlp"
 	"github.com/iotrace-bpf/iotrace-bpf/output/prometheus"
 	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
 	"github.com/iotrace-bpf/iotrace-bpf/output/report"
@@ -221,13 +222,21 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 			return nil, err
 		}
 		var k sink = &elasticsearchSink{es: es, opt: o.documents(), log: log}
-		if o.exports() {
+		if !o.events {
 			k = newExportSink(o, s.live, k.(exporter))
 		}
-		s.add("--elasticsearch", k).exports = true
+		s.add("--elasticsearch", k).exports = !o.events
+	}
+	if o.otlp != "" {
+		e, err := otlp.New(otlp.Options{URL: o.otlp, Headers: os.Getenv(otlp.EnvHeaders), Version: versionText(), Logger: log})
+		if err != nil {
+			return nil, err
+		}
+		s.add("--otlp", newExportSink(o, false, otlpSink{e})).exports = true
 	}
 	if o.prometheus != "" {
-		po := prometheus.Options{Version: versionText(), Logger: log}
+		po := prometheus.Options{Version: versionText(), Logger: log,
+			MaxSeries: o.promMaxSeries, IdleTime: o.promIdle, WebConfig: o.promWebConfig}
 		if es != nil {
 			po.Elasticsearch = func() prometheus.Shipping { return shipping(es.Stats()) }
 		}
@@ -354,6 +363,27 @@ func (s *elasticsearchSink) Close() error {
 		s.log.Warn("Elasticsearch does not have all documents yet: the next run with this spool delivers the rest", "documents", n)
 	}
 	return err
+}
+
+// otlpSink sends metrics. A receiver keeps what it gets twice: nothing is known of other
+// instances.
+type otlpSink struct{ *otlp.Exporter }
+
+func (s otlpSink) export(summary *output.Summary, iv *output.Interval) error {
+	return s.Export(summary, iv)
+}
+
+func (s otlpSink) covered() bool { return false }
+
+func (s otlpSink) lost() uint64 {
+	st := s.Stats()
+	return st.Lost()
+}
+
+func (s otlpSink) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTime)
+	defer cancel()
+	return s.Exporter.Close(ctx)
 }
 
 type prometheusSink struct{ *prometheus.Exporter }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math"
 	"net"
 	"net/http"
@@ -20,20 +21,24 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/exporter-toolkit/web"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 )
 
 // Options are the options of New. The zero value of a field is its default.
 type Options struct {
-	// MaxSeries is the most label sets that have counters of their own: 10000 by
-	// default. I/O of other label sets is counted in a series whose labels are
+	// MaxSeries is the most label sets that have counters of their own: 2000 by
+	// default, some 10 MB of text. I/O of other label sets is counted in a series whose labels are
 	// "(other)", so that sums stay right.
 	MaxSeries int
-	// IdleTime is how long a label set must have had no I/O before it may be
-	// removed when there is no room for a new one: 15 minutes by default. Its
-	// counters disappear, like those of a restarted process.
+	// IdleTime is how long a label set may have no I/O before it is removed: an hour by
+	// default. Its counters disappear, like those of a restarted process.
 	IdleTime time.Duration
+	// WebConfig is the path of a file that says how clients are served: TLS and passwords,
+	// in the format of all exporters of Prometheus. It is read again for every
+	// connection. Without one, everybody who can connect may read.
+	WebConfig string
 	// Version is the version label of iotrace_build_info.
 	Version string
 	// Elasticsearch returns the state of that output at every scrape; nil means
@@ -57,8 +62,8 @@ type Shipping struct {
 }
 
 const (
-	defaultMaxSeries = 10000
-	defaultIdleTime  = 15 * time.Minute
+	DefaultMaxSeries = 2000
+	DefaultIdleTime  = time.Hour
 	// maxLabelLength is the most bytes of a label value; longer ones are cut.
 	maxLabelLength = 256
 	// maxInfos bounds the label sets of each info metric.
@@ -85,7 +90,8 @@ type Exporter struct {
 	usage      map[usageKey]*seriesUsage
 	containers map[containerInfo]time.Time
 	mounts     map[mountInfo]time.Time
-	overflow   uint64 // samples counted in "(other)"
+	pruned     time.Time // when idle ones were last removed
+	overflow   uint64    // samples counted in "(other)"
 	intervals  uint64
 	last       *output.Interval // without samples and events
 	lost       output.Lost
@@ -114,13 +120,13 @@ var familyNames = [...]struct{ prefix, where string }{
 type usageKey struct {
 	family                                          family
 	source, owner, project, service, namespace, pod string
-	container, unit, device, mount                  string
+	container, unit, device, mount, server          string
 }
 
-var usageLabels = []string{"source", "owner", "project", "service", "namespace", "pod", "container", "unit", "device", "mount"}
+var usageLabels = []string{"source", "owner", "project", "service", "namespace", "pod", "container", "unit", "device", "mount", "nfs_server"}
 
 func (k *usageKey) labels(more ...string) []string {
-	return append([]string{k.source, k.owner, k.project, k.service, k.namespace, k.pod, k.container, k.unit, k.device, k.mount}, more...)
+	return append([]string{k.source, k.owner, k.project, k.service, k.namespace, k.pod, k.container, k.unit, k.device, k.mount, k.server}, more...)
 }
 
 type seriesUsage struct {
@@ -147,8 +153,8 @@ type mountInfo struct{ mount, fstype, volume, driver, server string }
 // host it listens on 127.0.0.1 only. It returns an error if the address is invalid
 // or cannot be listened on, or if an option is negative.
 func New(addr string, opt Options) (*Exporter, error) {
-	opt.MaxSeries = cmp.Or(opt.MaxSeries, defaultMaxSeries)
-	opt.IdleTime = cmp.Or(opt.IdleTime, defaultIdleTime)
+	opt.MaxSeries = cmp.Or(opt.MaxSeries, DefaultMaxSeries)
+	opt.IdleTime = cmp.Or(opt.IdleTime, DefaultIdleTime)
 	if opt.MaxSeries < 1 || opt.IdleTime < 0 {
 		return nil, errors.New("the series limit and the idle time of the Prometheus output must not be negative")
 	}
@@ -158,6 +164,9 @@ func New(addr string, opt Options) (*Exporter, error) {
 	addr, err := listenAddress(addr)
 	if err != nil {
 		return nil, err
+	}
+	if err := web.Validate(opt.WebConfig); err != nil {
+		return nil, fmt.Errorf("reading the web configuration %q: %w", opt.WebConfig, err)
 	}
 	listener, err := net.Listen("tcp", addr)
 	if err != nil {
@@ -193,11 +202,19 @@ func New(addr string, opt Options) (*Exporter, error) {
 	}
 	go func() {
 		defer close(p.done)
-		if err := p.server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		served := &web.FlagConfig{WebConfigFile: &opt.WebConfig}
+		if err := web.Serve(listener, p.server, served, slog.New(noInfo{opt.Logger.Handler()})); !errors.Is(err, http.ErrServerClosed) {
 			opt.Logger.Error("metrics are no longer served", "error", err)
 		}
 	}()
 	return p, nil
+}
+
+// noInfo drops messages that are no warnings.
+type noInfo struct{ slog.Handler }
+
+func (h noInfo) Enabled(ctx context.Context, l slog.Level) bool {
+	return l >= slog.LevelWarn && h.Handler.Enabled(ctx, l)
 }
 
 // listenAddress adds the loopback address if no host is given. Metrics contain
@@ -262,6 +279,9 @@ func (p *Exporter) Observe(iv *output.Interval) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.intervals++
+	if now.Sub(p.pruned) > p.opt.IdleTime/8 {
+		p.prune(now)
+	}
 	for i := range iv.Samples {
 		s := &iv.Samples[i]
 		p.usageOf(s, now).add(s)
@@ -302,7 +322,7 @@ func keyOf(s *output.Sample) usageKey {
 	if s.Source == output.SourceBlock {
 		k.device = labelValue(output.DeviceText(&s.Device))
 	} else {
-		k.mount = labelValue(mountLabel(s))
+		k.mount, k.server = labelValue(mountLabel(s)), labelValue(output.ServerText(&s.Mount))
 	}
 	return k
 }
@@ -358,16 +378,20 @@ func (p *Exporter) usageOf(s *output.Sample, now time.Time) *seriesUsage {
 	return u
 }
 
-// makeRoom removes all label sets without I/O for longer than IdleTime. It removes
-// all at once, so that the next new label sets need no search.
+// makeRoom removes idle label sets, and tells whether there were any.
 func (p *Exporter) makeRoom(now time.Time) bool {
 	before := len(p.usage)
-	for k, u := range p.usage {
-		if now.Sub(u.seen) > p.opt.IdleTime {
-			delete(p.usage, k)
-		}
-	}
+	p.prune(now)
 	return len(p.usage) < before
+}
+
+// prune removes everything that had no I/O for longer than IdleTime.
+func (p *Exporter) prune(now time.Time) {
+	p.pruned = now
+	maps.DeleteFunc(p.usage, func(_ usageKey, u *seriesUsage) bool { return now.Sub(u.seen) > p.opt.IdleTime })
+	idle := func(seen time.Time) bool { return now.Sub(seen) > p.opt.IdleTime }
+	maps.DeleteFunc(p.containers, func(_ containerInfo, seen time.Time) bool { return idle(seen) })
+	maps.DeleteFunc(p.mounts, func(_ mountInfo, seen time.Time) bool { return idle(seen) })
 }
 
 func (u *seriesUsage) add(s *output.Sample) {

@@ -11,6 +11,7 @@ import (
 	"mime"
 	"net/http"
 	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -197,6 +198,45 @@ func TestPrometheusIdle(t *testing.T) {
 	}
 	if _, ok := sumOf(p.families(t, "")["iotrace_io_bytes_total"], "container")["job-999"]; !ok {
 		t.Error("the newest container has no series")
+	}
+}
+
+// TestPrometheusIdleLeaves: a container without I/O for longer than the idle time is in no
+// scrape any more, with everything that is known about it.
+func TestPrometheusIdleLeaves(t *testing.T) {
+	p := servePrometheus(t, Options{IdleTime: time.Hour})
+	observe := func(name string) {
+		p.Observe(&output.Interval{End: time.Now(), Samples: []output.Sample{{Source: output.SourceNFS, Level: output.LevelWire, Owner: output.OwnerContainer,
+			Container: output.Container{ID: name, Name: name}, Mount: output.Mount{Source: name + ":/export"}, Write: output.Amount{Bytes: 10, Ops: 1}}}})
+	}
+	observe("old")
+	observe("new")
+	past := time.Now().Add(-61 * time.Minute)
+	p.mu.Lock()
+	p.pruned = past
+	for k, u := range p.usage {
+		if k.container == "old" {
+			u.seen = past
+		}
+	}
+	for c := range p.containers {
+		if c.name == "old" {
+			p.containers[c] = past
+		}
+	}
+	for m := range p.mounts {
+		if m.mount == "old:/export" {
+			p.mounts[m] = past
+		}
+	}
+	p.mu.Unlock()
+	observe("new")
+	body, _ := p.scrape(t, "")
+	if strings.Contains(string(body), `"old`) || !strings.Contains(string(body), `"new"`) {
+		t.Errorf("scrape:\n%s", body)
+	}
+	if got := sumOf(p.families(t, "")["iotrace_io_bytes_total"], "container")["new"]; got != 20 {
+		t.Errorf("the other container has %d bytes", got)
 	}
 }
 
@@ -437,6 +477,16 @@ func TestGrafanaMetricsExist(t *testing.T) {
 	iv.Events = []output.Event{{Action: "leaked", VXLAN: &output.VXLAN{}}}
 	p.Observe(iv)
 	f := p.families(t, "")
+	rules, err := os.ReadFile("../../packaging/prometheus/rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Names with colons are of recording rules.
+	for _, m := range regexp.MustCompile(`[^:\w](iotrace_\w+)`).FindAllStringSubmatch(string(rules), -1) {
+		if f[m[1]] == nil {
+			t.Errorf("rules.yml: no metric %s", m[1])
+		}
+	}
 	panels := grafanaPanels(t)
 	if len(panels) < 10 {
 		t.Fatalf("%d panels", len(panels))
