@@ -18,7 +18,6 @@ import (
 // for each, against /proc/diskstats.
 func TestNFSD(t *testing.T) {
 	suite{
-		source:   "nfsd",
 		memory:   1536,
 		deadline: 30 * time.Minute,
 		scenarios: []scenario{
