@@ -21,7 +21,7 @@ func TestNFSD(t *testing.T) {
 		memory:   1536,
 		deadline: 30 * time.Minute,
 		scenarios: []scenario{
-			{name: "v3_ext4", run: nfsd("3", "ext4"), smoke: true},
+			{name: "v3_ext4", run: nfsd("3", "ext4")},
 			{name: "v42_ext4", run: nfsd("4.2", "ext4"), smoke: true},
 			{name: "v3_xfs", run: nfsd("3", "xfs")},
 			{name: "v42_btrfs", run: nfsd("4.2", "btrfs")},
