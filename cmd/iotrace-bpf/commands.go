@@ -279,7 +279,7 @@ the lowest device. What a FUSE daemon then does to disks or servers belongs to
 the daemon.
 
 On an NFS server, block I/O belongs to the client that wrote or read: its rows
-are "nfs client NAME (ADDRESS)", and --by nfs-export tells the directories apart.
+are "nfs client NAME (ADDRESS)", and --by nfs-export tells directories apart.
 --source nfsd counts what the clients ask for instead, also what the server's
 memory answers: the bytes of the line "io" in /proc/net/rpc/nfsd. The two are
 never added to each other, so nfsd is off by default and traced alone.
