@@ -34,8 +34,10 @@ type Served struct {
 	mu      sync.Mutex
 	started bool
 	asked   map[netip.Addr]*askedClient
+	said    map[netip.Addr]string // what clients say about themselves
 	exports []ServedExport
 	looked  time.Time // when /proc/fs/nfsd was looked at
+	listed  time.Time // when said was read
 }
 
 // askedClient is an address that was asked for.
@@ -105,9 +107,11 @@ func (s *Served) ClientName(addr netip.Addr) string {
 		if len(s.asked) >= servedMaxClients {
 			return ""
 		}
-		c = &askedClient{}
+		if s.said[addr] == "" && s.now().Sub(s.listed) > time.Second {
+			s.said, s.listed = s.clients(), s.now() // it may have come since
+		}
+		c = &askedClient{said: s.said[addr]}
 		s.asked[addr] = c
-		s.looked = time.Time{}
 	}
 	if c.said == "" && s.lookup != nil && s.now().After(c.resolve) || s.now().Sub(s.looked) > servedRefresh {
 		s.poke()
@@ -216,7 +220,7 @@ func (s *Served) look(exports []string) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.looked, s.exports = s.now(), list
+	s.looked, s.listed, s.exports, s.said = s.now(), s.now(), list, said
 	for addr, c := range s.asked {
 		if name := said[addr]; name != "" {
 			c.said = name // kept when the client is gone: it may come back

@@ -18,11 +18,10 @@ import (
 // for each, against /proc/diskstats.
 func TestNFSD(t *testing.T) {
 	suite{
-		source:   "nfsd",
 		memory:   1536,
 		deadline: 30 * time.Minute,
 		scenarios: []scenario{
-			{name: "v3_ext4", run: nfsd("3", "ext4"), smoke: true},
+			{name: "v3_ext4", run: nfsd("3", "ext4")},
 			{name: "v42_ext4", run: nfsd("4.2", "ext4"), smoke: true},
 			{name: "v3_xfs", run: nfsd("3", "xfs")},
 			{name: "v42_btrfs", run: nfsd("4.2", "btrfs")},
@@ -154,7 +153,7 @@ func (c *nfsdCase) begin(what string) *nfsdStep {
 	return s
 }
 
-// end compares. a and b are the bytes that the clients read or wrote; the server may be
+// end compares. Data on the disk are compared without journals, which are shared out as well. a and b are the bytes that the clients read or wrote; the server may be
 // asked for a bit more: the rest of a page that is overwritten in part. disk says that the
 // disk did the same.
 func (s *nfsdStep) end(field string, a, b int64, disk bool) {
@@ -178,7 +177,11 @@ func (s *nfsdStep) end(field string, a, b int64, disk bool) {
 		c.Logf("%s%s of %s: wire %d, disk %d, itself %d", what, field, k.name, got, of(block, field, "block", k.address), k.bytes)
 		wire.Within(what+field+" of "+k.name, got, k.bytes, 200)
 		if disk {
-			block.Within(what+field+" of "+k.name+" on the disk", of(block, field, "block", k.address), k.bytes, 100)
+			data := field
+			if field == "iotrace.write.bytes" { // a client's share of the journal is more than one percent of so little
+				data = "iotrace.basis.dirtier"
+			}
+			block.Within(what+field+" of "+k.name+" on the disk", of(block, data, "block", k.address), k.bytes, 100)
 		}
 		if c.version != "3" && k.bytes > 0 {
 			wire.Equal(what+"rows of "+k.name+" with its name", int64(len(wire.Where("iotrace.nfs.client.address", k.address, "iotrace.nfs.client.name", ""))), 0)
@@ -199,7 +202,7 @@ func nfsd(version, fstype string) func(*guest.Guest) {
 }
 
 func nfsdIPv6(g *guest.Guest) {
-	c := newNFSDCase(g, "3", "ext4", true)
+	c := newNFSDCase(g, "4.2", "ext4", true)
 	s := c.begin("buffered")
 	c.a.write("a", bytesA)
 	c.b.write("b", bytesB)

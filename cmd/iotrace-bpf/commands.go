@@ -289,6 +289,12 @@ Stacked block devices (device mapper, md, loop over a local file) count once, at
 the lowest device. What a FUSE daemon then does to disks or servers belongs to
 the daemon.
 
+On an NFS server, block I/O belongs to the client that wrote or read: its rows
+are "nfs client NAME (ADDRESS)", and --by nfs-export tells directories apart.
+--source nfsd counts what the clients ask for instead, also what the server's
+memory answers: the bytes of the line "io" in /proc/net/rpc/nfsd. The two are
+never added to each other, so nfsd is off by default and traced alone.
+
 Rows in parentheses are no workloads:
   (kernel)        metadata and journals of file systems that the kernel charges
                   to nobody

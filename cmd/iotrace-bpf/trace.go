@@ -235,6 +235,8 @@ func countsApp(status []tracer.Status) error {
 		switch {
 		case st.Source == tracer.Block.String():
 			why = append(why, "block counts requests to devices only")
+		case st.Source == tracer.NFSD.String():
+			why = append(why, "nfsd counts what its clients ask for, and no programs of this host")
 		case !st.Attached:
 			why = append(why, st.Source+" is absent: "+st.Reason)
 		case missing >= 0:

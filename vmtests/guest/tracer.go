@@ -389,7 +389,7 @@ func (r *Output) show() {
 		return
 	}
 	r.shown = true
-	for _, source := range []string{"block", "nfs", "fuse"} {
+	for _, source := range []string{"block", "nfs", "fuse", "nfsd"} {
 		if t := r.Table(source); t != "" {
 			r.g.Logf("%s rows:\n%s", source, t)
 		}

@@ -1,0 +1,106 @@
+package attribute
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestClientInfo(t *testing.T) {
+	for _, c := range []struct{ info, addr, name string }{
+		{"clientid: 0x1\naddress: \"10.1.0.1:812\"\nstatus: confirmed\nname: \"Linux NFSv4.2 web1\"\nminor version: 2\n", "10.1.0.1", "web1"},
+		{"address: \"10.1.0.1:812\"\nname: \"Linux NFSv4.1 0a1b-uuid/web1.example.net\"\n", "10.1.0.1", "web1.example.net"},
+		{"address: \"10.1.0.1:812\"\nname: \"Linux NFSv4.0 web1/10.1.0.9\"\n", "10.1.0.1", "web1"},
+		{"address: \"10.1.0.1:812\"\nname: \"Linux NFSv4.0 10.1.0.1/10.1.0.9 tcp\"\n", "10.1.0.1", ""},
+		{"address: \"[fd00::1]:812\"\nname: \"Linux NFSv4.2 web1\"\n", "fd00::1", "web1"},
+		{"address: \"[::ffff:10.1.0.1]:812\"\nname: \"Linux NFSv4.2 web1\"\n", "10.1.0.1", "web1"},
+		{"address: \"10.1.0.1:812\"\nname: \"\\001\\377binary\"\n", "10.1.0.1", ""},
+		{"address: \"10.1.0.1:812\"\nname: \"Linux NFSv4.2 " + strings.Repeat("x", 256) + "\"\n", "10.1.0.1", ""},
+		{"name: \"Linux NFSv4.2 web1\"\n", "", ""},
+		{"address: 10.1.0.1:812\nname: \"Linux NFSv4.2 web1\"\n", "", ""},
+		{"", "", ""},
+	} {
+		addr, name := parseClientInfo(c.info)
+		want, _ := netip.ParseAddr(c.addr)
+		if addr != want || name != c.name {
+			t.Errorf("%q: %v %q, want %v %q", c.info, addr, name, want, c.name)
+		}
+	}
+}
+
+func TestExportList(t *testing.T) {
+	const list = "# Version 1.1\n# Path Client(Flags) # IPs\n" +
+		"/srv\t*(rw,fsid=0)\n/srv\t10.0.0.0/8(ro)\n/data/a\\040b\t*(rw)\nbroken line\nrelative\t*(rw)\n"
+	if got, want := parseExports(strings.NewReader(list)), []string{"/srv", "/data/a b"}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// TestServed reads a tree such as a server has.
+func TestServed(t *testing.T) {
+	dir := t.TempDir()
+	exported := filepath.Join(dir, "exported")
+	for file, text := range map[string]string{
+		"fs/nfsd/clients/3/info": "address: \"10.1.0.1:812\"\nname: \"Linux NFSv4.2 web1\"\n",
+		"fs/nfsd/exports":        "# Version 1.1\n" + exported + "\t*(rw)\n/does/not/exist\t*(rw)\n",
+		"../exported/file":       "",
+	} {
+		file = filepath.Join(dir, "proc", file)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := NewServed(Options{ProcRoot: filepath.Join(dir, "proc")}, false)
+	if s.lookup != nil {
+		t.Error("DNS is asked although it is forbidden")
+	}
+	asked := make(chan string, 8)
+	s.lookup = func(_ context.Context, addr string) ([]string, error) {
+		asked <- addr
+		if addr == "10.1.0.3" {
+			return nil, errors.New("no such name")
+		}
+		return []string{"web2.example.net."}, nil
+	}
+	defer s.Close()
+	var st unix.Stat_t
+	if err := unix.Stat(exported, &st); err != nil {
+		t.Fatal(err)
+	}
+	list := s.Exports()
+	if len(list) != 1 || list[0].Path != exported || list[0].Ino != st.Ino {
+		t.Errorf("exports %+v, want %s with inode %d", list, exported, st.Ino)
+	}
+	name := func(addr string) string { return s.ClientName(netip.MustParseAddr(addr)) }
+	for addr, want := range map[string]string{"10.1.0.1": "web1", "10.1.0.2": "web2.example.net"} {
+		end := time.Now().Add(time.Minute)
+		for name(addr) != want {
+			if time.Now().After(end) {
+				t.Fatalf("%s is %q, want %q", addr, name(addr), want)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if got := name("10.1.0.3"); got != "" {
+		t.Errorf("a name from nowhere: %q", got)
+	}
+	for {
+		if addr := <-asked; addr == "10.1.0.3" {
+			break
+		}
+	}
+	if name("10.1.0.3") != "" || name("10.1.0.1") != "web1" {
+		t.Error("a failure of DNS changed a name")
+	}
+}
