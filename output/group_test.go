@@ -47,7 +47,7 @@ func TestParseSort(t *testing.T) {
 			}
 		}
 	}
-	if _, err := output.ParseSort("nonsense"); err == nil || !strings.Contains(err.Error(), "total, read, write, ops, latency, name, block, nfs, fuse") {
+	if _, err := output.ParseSort("nonsense"); err == nil || !strings.Contains(err.Error(), "total, read, write, ops, latency, name, block, nfs, fuse, smb") {
 		t.Errorf("got error %v, want one that names the columns", err)
 	}
 }

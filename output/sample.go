@@ -18,6 +18,7 @@ const (
 	SourceBlock Source = "block"
 	SourceNFS   Source = "nfs"
 	SourceFUSE  Source = "fuse"
+	SourceSMB   Source = "smb"
 )
 
 // Level is where a sample was counted. Levels are never added to each other.

@@ -39,7 +39,7 @@ func TestComplete(t *testing.T) {
 		{"--filter op=w", "op=write", false},
 		{"--filter project=", "", false},
 		{"--source ", "block nfs fuse", false},
-		{"--source nfs,", "nfs,block nfs,fuse", false},
+		{"--source nfs,", "nfs,block nfs,fuse nfs,smb", false},
 		{"--sort -l", "-latency", false},
 		{"--output ", "table ndjson", false},
 		{"vxlan watch --output ", "table ndjson", false},

@@ -243,7 +243,7 @@ func (s *session) hidden() []string {
 	for _, l := range limitations(s.sights) {
 		list = append(list, l.Text)
 	}
-	for _, u := range s.resolver.Untraced() {
+	for _, u := range s.untraced() {
 		if !s.warned[u.FSType] {
 			s.warned[u.FSType] = true
 			s.log.Warn(untracedText(u))
@@ -251,6 +251,20 @@ func (s *session) hidden() []string {
 		list = append(list, untracedText(u))
 	}
 	return list
+}
+
+// untraced returns the mounted network file systems that no source counts here. Those
+// of SMB have a source, which some kernels do not offer.
+func (s *session) untraced() []attribute.Untraced {
+	offered := true // also where other sources were named
+	for _, st := range s.tracer.Status() {
+		if st.Source == string(output.SourceSMB) {
+			offered = st.Attached || st.Waiting
+		}
+	}
+	return slices.DeleteFunc(s.resolver.Untraced(), func(u attribute.Untraced) bool {
+		return offered && (u.FSType == "cifs" || u.FSType == "smb3")
+	})
 }
 
 // untracedPoints is how many mount points of a file system are named.

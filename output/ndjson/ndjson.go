@@ -186,6 +186,7 @@ type encoder struct {
 	mount        docMount
 	nfs          docNFS
 	fuse         docFUSE
+	smb          docSMB
 	daemon       docPID
 	amounts      [3]docAmount
 	counts       [2]docCount
@@ -419,6 +420,10 @@ func (e *encoder) mountOf(m *output.Mount) {
 			e.fuse.Daemon = &e.daemon
 		}
 		f.FUSE = &e.fuse
+	}
+	if server, share := output.SMBShare(m); server != "" {
+		e.smb = docSMB{server, share}
+		f.SMB = &e.smb
 	}
 }
 
