@@ -16,6 +16,7 @@ import (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	SMBMapAppCalls               = "app_calls"
 	SMBMapBatches                = "batches"
 	SMBMapBegunAt                = "begun_at"
 	SMBMapCalls                  = "calls"
@@ -41,9 +42,13 @@ const (
 	SMBMapUsages                 = "usages"
 	SMBProgIotNetfsSreq          = "iot_netfs_sreq"
 	SMBProgIotNetfsSreqRedundant = "iot_netfs_sreq_redundant"
+	SMBProgIotSmbAppEnter        = "iot_smb_app_enter"
+	SMBProgIotSmbAppRead         = "iot_smb_app_read"
+	SMBProgIotSmbAppWrite        = "iot_smb_app_write"
 	SMBProgIotSmbAsyncRead       = "iot_smb_async_read"
 	SMBProgIotSmbAsyncWrite      = "iot_smb_async_write"
 	SMBProgIotSmbReadDone        = "iot_smb_read_done"
+	SMBProgIotSmbSend            = "iot_smb_send"
 	SMBProgIotSmbSyncEnter       = "iot_smb_sync_enter"
 	SMBProgIotSmbSyncReadLeave   = "iot_smb_sync_read_leave"
 	SMBProgIotSmbSyncWriteLeave  = "iot_smb_sync_write_leave"
@@ -107,9 +112,13 @@ type SMBSpecs struct {
 type SMBProgramSpecs struct {
 	IotNetfsSreq          *ebpf.ProgramSpec `ebpf:"iot_netfs_sreq"`
 	IotNetfsSreqRedundant *ebpf.ProgramSpec `ebpf:"iot_netfs_sreq_redundant"`
+	IotSmbAppEnter        *ebpf.ProgramSpec `ebpf:"iot_smb_app_enter"`
+	IotSmbAppRead         *ebpf.ProgramSpec `ebpf:"iot_smb_app_read"`
+	IotSmbAppWrite        *ebpf.ProgramSpec `ebpf:"iot_smb_app_write"`
 	IotSmbAsyncRead       *ebpf.ProgramSpec `ebpf:"iot_smb_async_read"`
 	IotSmbAsyncWrite      *ebpf.ProgramSpec `ebpf:"iot_smb_async_write"`
 	IotSmbReadDone        *ebpf.ProgramSpec `ebpf:"iot_smb_read_done"`
+	IotSmbSend            *ebpf.ProgramSpec `ebpf:"iot_smb_send"`
 	IotSmbSyncEnter       *ebpf.ProgramSpec `ebpf:"iot_smb_sync_enter"`
 	IotSmbSyncReadLeave   *ebpf.ProgramSpec `ebpf:"iot_smb_sync_read_leave"`
 	IotSmbSyncWriteLeave  *ebpf.ProgramSpec `ebpf:"iot_smb_sync_write_leave"`
@@ -120,6 +129,7 @@ type SMBProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type SMBMapSpecs struct {
+	AppCalls   *ebpf.MapSpec `ebpf:"app_calls"`
 	Batches    *ebpf.MapSpec `ebpf:"batches"`
 	BegunAt    *ebpf.MapSpec `ebpf:"begun_at"`
 	Calls      *ebpf.MapSpec `ebpf:"calls"`
@@ -184,6 +194,7 @@ func (o *SMBObjects) Close() error {
 //
 // It can be passed to LoadSMBObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SMBMaps struct {
+	AppCalls   *ebpf.Map `ebpf:"app_calls"`
 	Batches    *ebpf.Map `ebpf:"batches"`
 	BegunAt    *ebpf.Map `ebpf:"begun_at"`
 	Calls      *ebpf.Map `ebpf:"calls"`
@@ -211,6 +222,7 @@ type SMBMaps struct {
 
 func (m *SMBMaps) Close() error {
 	return _SMBClose(
+		m.AppCalls,
 		m.Batches,
 		m.BegunAt,
 		m.Calls,
@@ -262,9 +274,13 @@ type SMBVariables struct {
 type SMBPrograms struct {
 	IotNetfsSreq          *ebpf.Program `ebpf:"iot_netfs_sreq"`
 	IotNetfsSreqRedundant *ebpf.Program `ebpf:"iot_netfs_sreq_redundant"`
+	IotSmbAppEnter        *ebpf.Program `ebpf:"iot_smb_app_enter"`
+	IotSmbAppRead         *ebpf.Program `ebpf:"iot_smb_app_read"`
+	IotSmbAppWrite        *ebpf.Program `ebpf:"iot_smb_app_write"`
 	IotSmbAsyncRead       *ebpf.Program `ebpf:"iot_smb_async_read"`
 	IotSmbAsyncWrite      *ebpf.Program `ebpf:"iot_smb_async_write"`
 	IotSmbReadDone        *ebpf.Program `ebpf:"iot_smb_read_done"`
+	IotSmbSend            *ebpf.Program `ebpf:"iot_smb_send"`
 	IotSmbSyncEnter       *ebpf.Program `ebpf:"iot_smb_sync_enter"`
 	IotSmbSyncReadLeave   *ebpf.Program `ebpf:"iot_smb_sync_read_leave"`
 	IotSmbSyncWriteLeave  *ebpf.Program `ebpf:"iot_smb_sync_write_leave"`
@@ -275,9 +291,13 @@ func (p *SMBPrograms) Close() error {
 	return _SMBClose(
 		p.IotNetfsSreq,
 		p.IotNetfsSreqRedundant,
+		p.IotSmbAppEnter,
+		p.IotSmbAppRead,
+		p.IotSmbAppWrite,
 		p.IotSmbAsyncRead,
 		p.IotSmbAsyncWrite,
 		p.IotSmbReadDone,
+		p.IotSmbSend,
 		p.IotSmbSyncEnter,
 		p.IotSmbSyncReadLeave,
 		p.IotSmbSyncWriteLeave,

@@ -29,7 +29,7 @@ func planSMB(c *loader, future bool) (*plan, error) {
 	extra := ebpf.ProgramOptions{ExtraRelocationTargets: types}
 	all := append(slices.Clone(types), c.types)
 	if haveType[*btf.Struct](all, "cifs_io_subrequest") { // since 6.10
-		return &plan{spec, smbSignals(c.preempts()), extra, sums}, nil
+		return &plan{spec, append(smbSignals(c.preempts()), smbCalls(c.opt.App)...), extra, sums}, nil
 	}
 	if !haveType[*btf.Struct](all, "cifs_writedata") {
 		// As for NFS: the layout without type information is known of 5.10 alone.
@@ -40,7 +40,7 @@ func planSMB(c *loader, future bool) (*plan, error) {
 			return nil, err
 		}
 	}
-	return &plan{spec, smbOldSignals(), extra, sums}, nil
+	return &plan{spec, append(smbOldSignals(), smbCalls(c.opt.App)...), extra, sums}, nil
 }
 
 // smbSignals lists the hooks of 6.10 and later.
@@ -76,4 +76,29 @@ func smbOldSignals() []signal {
 		probe(bpf.SMBProgIotSmbAsyncRead, "smb2_async_readv"),
 		probe(bpf.SMBProgIotSmbAsyncWrite, "smb2_async_writev"),
 	}
+}
+
+// smbCalls lists the hooks of what has no data, and of the application level. All are
+// kprobes: a tracepoint of cifs would keep its module from being unloaded.
+func smbCalls(app bool) []signal {
+	signals := []signal{{
+		hooks: []hook{{
+			kind: kprobe, target: "compound_send_recv", program: bpf.SMBProgIotSmbSend,
+			limitation: Limitation{Text: "metadata operations on SMB are not split by mount"},
+		}},
+		optional: Limitation{Text: "metadata operations on SMB are not counted", Remedy: needsKprobes},
+	}}
+	if !app {
+		return signals
+	}
+	call := func(target, program string) signal {
+		return signal{
+			hooks: []hook{{
+				kind: kretprobe, target: target, program: program, entry: bpf.SMBProgIotSmbAppEnter, active: nfsCallsAtOnce,
+				limitation: Limitation{Text: "the application level (--level app) leaves out mapped memory, splice, and SMB mounts with cache=none or cache=loose"},
+			}},
+			optional: Limitation{Text: "the application level (--level app) misses reads or writes on SMB", Remedy: needsKprobes},
+		}
+	}
+	return append(signals, call("cifs_strict_readv", bpf.SMBProgIotSmbAppRead), call("cifs_strict_writev", bpf.SMBProgIotSmbAppWrite))
 }

@@ -9,7 +9,10 @@
  * end in a work item, and for synchronous ones. Bytes are booked when the server has
  * taken or given them, as /proc/fs/cifs/Stats does.
  */
+#define IOT_APP_SOURCE IOT_SMB
+#include "core/app.h"
 #include "core/arch.h"
+#include "meta.h"
 #include "wire.h"
 
 SEC("raw_tp/netfs_sreq")
@@ -65,6 +68,31 @@ SEC("kretprobe/smb2_sync_read")
 int iot_smb_sync_read_leave(__u64 *ctx)
 {
 	return iot_call_leave(IOT_READ, IOT_RESULT(ctx));
+}
+
+/* xid, session, server, flags, number of requests, requests */
+SEC("kprobe/compound_send_recv")
+int iot_smb_send(__u64 *ctx)
+{
+	return iot_smb_message(IOT_PARM6(ctx), IOT_PARM5(ctx));
+}
+
+SEC("kprobe/cifs_strict_readv")
+int iot_smb_app_enter(__u64 *ctx)
+{
+	return iot_app_enter_iter((struct kiocb *)IOT_PARM1(ctx));
+}
+
+SEC("kretprobe/cifs_strict_readv")
+int iot_smb_app_read(__u64 *ctx)
+{
+	return iot_app_leave(IOT_READ, IOT_RESULT(ctx));
+}
+
+SEC("kretprobe/cifs_strict_writev")
+int iot_smb_app_write(__u64 *ctx)
+{
+	return iot_app_leave(IOT_WRITE, IOT_RESULT(ctx));
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
