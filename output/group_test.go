@@ -562,3 +562,19 @@ func TestGoneCgroup(t *testing.T) {
 		t.Errorf("got %q", got)
 	}
 }
+
+func TestSMBShare(t *testing.T) {
+	for _, tt := range []struct{ fstype, source, server, share string }{
+		{"cifs", "//nas/backup", "nas", "backup"},
+		{"smb3", "//nas.example.net/home/ann/mail", "nas.example.net", "home"},
+		{"cifs", `\\nas\backup`, "nas", "backup"},
+		{"cifs", "//[fe80::1]/backup", "[fe80::1]", "backup"},
+		{"cifs", "//nas", "nas", ""},
+		{"cifs", "", "", ""},
+		{"nfs4", "//nas/backup", "", ""},
+	} {
+		if server, share := output.SMBShare(&output.Mount{FSType: tt.fstype, Source: tt.source}); server != tt.server || share != tt.share {
+			t.Errorf("%s %s is share %q of server %q, want %q of %q", tt.fstype, tt.source, share, server, tt.share, tt.server)
+		}
+	}
+}

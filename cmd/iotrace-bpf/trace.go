@@ -253,17 +253,19 @@ func (s *session) hidden() []string {
 	return list
 }
 
-// untraced returns the mounted network file systems that no source counts here. Those
-// of SMB have a source, which some kernels do not offer.
+// untraced returns the mounted network file systems that no source counts here.
 func (s *session) untraced() []attribute.Untraced {
-	offered := true // also where other sources were named
-	for _, st := range s.tracer.Status() {
-		if st.Source == string(output.SourceSMB) {
-			offered = st.Attached || st.Waiting
-		}
-	}
-	return slices.DeleteFunc(s.resolver.Untraced(), func(u attribute.Untraced) bool {
-		return offered && (u.FSType == "cifs" || u.FSType == "smb3")
+	return withoutTraced(s.resolver.Untraced(), s.tracer.Status())
+}
+
+// withoutTraced leaves out the file systems that have a source, unless this kernel does
+// not offer it. A source that was not asked for is not missed.
+func withoutTraced(list []attribute.Untraced, sources []tracer.Status) []attribute.Untraced {
+	missing := slices.ContainsFunc(sources, func(st tracer.Status) bool {
+		return st.Source == string(output.SourceSMB) && !st.Attached && !st.Waiting
+	})
+	return slices.DeleteFunc(list, func(u attribute.Untraced) bool {
+		return !missing && (u.FSType == "cifs" || u.FSType == "smb3")
 	})
 }
 
