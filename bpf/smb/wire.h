@@ -43,14 +43,14 @@ __noinline int iot_smb_begin(__u64 id, __u64 inode, __u64 range, __u32 bytes, __
 	return 0;
 }
 
-/* A request ended: books its bytes. */
+/* A request ended: books its bytes. Returns 1 when its begin was not seen. */
 __noinline int iot_smb_finish(__u64 id, __u64 bytes, __u32 failed)
 {
 	struct flight *f = io_flight(id);
 	struct usage_key usage;
 	__u64 latency;
 
-	if (!f)
+	if (!f || f->state & IOT_OVER)
 		return 1;
 	usage = f->usage;
 	latency = bpf_ktime_get_ns() - f->issued;
@@ -60,7 +60,6 @@ __noinline int iot_smb_finish(__u64 id, __u64 bytes, __u32 failed)
 		iot_account(&usage, bytes, 1);
 	io_end(f, &usage, latency, bytes, failed);
 	f->state = IOT_OVER;
-	f->word += bytes;
 	return 0;
 }
 
@@ -92,9 +91,9 @@ static __always_inline int iot_sreq_begin(__u64 sreq, struct inode *inode, struc
 	__u32 how = op << 8, origin = 0;
 	struct usage_key again;
 
-	if (f && f->state & IOT_SUBMIT)
+	if (!submit && (f || op == IOT_WRITE)) /* a write that is prepared has no length yet */
 		return 0;
-	if (f && !submit)
+	if (f && f->state & IOT_SUBMIT)
 		return 0;
 	if (f && op == IOT_READ) { /* whoever submits the rest: the reader is known */
 		if (f->state & IOT_OVER) {
@@ -128,17 +127,15 @@ static __always_inline int iot_sreq_end(__u64 sreq, struct inode *inode, __u8 op
 	__u64 done = FIELD(s, transferred), len = FIELD(s, len), before = 0;
 	short error = FIELD(s, error);
 
-	if (second && (!f || f->state & IOT_OVER))
+	if (f ? f->state & IOT_OVER : second)
 		return 0;
+	if (second)
+		iot_covered();
 	if (done > len)
 		done = len;
 	if (f)
 		before = f->word;
 	done = done > before ? done - before : 0;
-	if (f && f->state & IOT_OVER)
-		return 0;
-	if (second)
-		iot_covered();
 	if (iot_smb_finish(sreq, done, error < 0))
 		iot_smb_book_late(op, inode, done);
 	return 0;
