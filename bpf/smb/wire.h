@@ -131,10 +131,12 @@ static __always_inline int iot_sreq_end(__u64 sreq, struct inode *inode, __u8 op
 		return 0;
 	if (second)
 		iot_covered();
+	if (f) {
+		before = f->word;
+		len = before + f->bytes; /* by now it may be rounded up as well */
+	}
 	if (done > len)
 		done = len;
-	if (f)
-		before = f->word;
 	done = done > before ? done - before : 0;
 	if (iot_smb_finish(sreq, done, error < 0))
 		iot_smb_book_late(op, inode, done);

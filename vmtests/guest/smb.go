@@ -78,8 +78,16 @@ func (g *Guest) SMB(cache string, options ...string) *SMBMount {
 	g.SMBServer()
 	g.loops++
 	m := &SMBMount{g, fmt.Sprintf("/mnt/smb-%d-%d", g.serial, g.loops)}
-	o := append([]string{"guest", "vers=3.1.1", "nosharesock", "cache=" + cache}, options...)
-	g.Mount("cifs", "//127.0.0.1/share", m.Target, strings.Join(o, ","))
+	if err := os.MkdirAll(m.Target, 0o755); err != nil {
+		g.Fatal(err)
+	}
+	o := strings.Join(append([]string{"guest", "vers=3.1.1", "nosharesock", "cache=" + cache}, options...), ",")
+	// On a machine that is stopped for seconds either side may give up on the other.
+	g.Eventually("mounting the share", func() bool {
+		_, err := g.Try("mount", "-t", "cifs", "-o", o, "//127.0.0.1/share", m.Target)
+		return err == nil
+	})
+	g.Cleanup(func() { g.Unmount(m.Target) })
 	return m
 }
 
