@@ -47,7 +47,7 @@ func TestParseSort(t *testing.T) {
 			}
 		}
 	}
-	if _, err := output.ParseSort("nonsense"); err == nil || !strings.Contains(err.Error(), "total, read, write, ops, latency, name, block, nfs, fuse") {
+	if _, err := output.ParseSort("nonsense"); err == nil || !strings.Contains(err.Error(), "total, read, write, ops, latency, name, block, nfs, fuse, smb") {
 		t.Errorf("got error %v, want one that names the columns", err)
 	}
 }
@@ -560,5 +560,21 @@ func TestGoneCgroup(t *testing.T) {
 	s.Cgroup.Gone = true
 	if got := output.OwnerText(&s); got != "cgroup 12345 (removed before its name was read)" {
 		t.Errorf("got %q", got)
+	}
+}
+
+func TestSMBShare(t *testing.T) {
+	for _, tt := range []struct{ fstype, source, server, share string }{
+		{"cifs", "//nas/backup", "nas", "backup"},
+		{"smb3", "//nas.example.net/home/ann/mail", "nas.example.net", "home"},
+		{"cifs", `\\nas\backup`, "nas", "backup"},
+		{"cifs", "//[fe80::1]/backup", "[fe80::1]", "backup"},
+		{"cifs", "//nas", "nas", ""},
+		{"cifs", "", "", ""},
+		{"nfs4", "//nas/backup", "", ""},
+	} {
+		if server, share := output.SMBShare(&output.Mount{FSType: tt.fstype, Source: tt.source}); server != tt.server || share != tt.share {
+			t.Errorf("%s %s is share %q of server %q, want %q of %q", tt.fstype, tt.source, share, server, tt.share, tt.server)
+		}
 	}
 }

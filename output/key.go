@@ -321,6 +321,18 @@ func exportText(m *Mount) string {
 	return ServerText(m) + ":" + m.NFSExport
 }
 
+// SMBShare returns the server and the share of an SMB mount, whose source is
+// //server/share, or that and a directory in it; empty for other file systems.
+func SMBShare(m *Mount) (server, share string) {
+	if m.FSType != "cifs" && m.FSType != "smb3" {
+		return "", ""
+	}
+	rest := strings.TrimLeft(strings.ReplaceAll(m.Source, `\`, "/"), "/")
+	server, rest, _ = strings.Cut(rest, "/")
+	share, _, _ = strings.Cut(rest, "/")
+	return server, share
+}
+
 // ProcessText names a process as name[pid].
 func ProcessText(p *Process) string {
 	switch {

@@ -18,6 +18,7 @@ const (
 	SourceBlock Source = "block"
 	SourceNFS   Source = "nfs"
 	SourceFUSE  Source = "fuse"
+	SourceSMB   Source = "smb"
 	SourceNFSD  Source = "nfsd" // what clients of this host's NFS server ask for
 )
 

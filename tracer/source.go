@@ -25,6 +25,7 @@ var sources = []descriptor{
 	{id: Block, name: "block", open: openBlock},
 	{id: NFS, name: "nfs", modules: []string{"nfs"}, plan: planNFS, idle: nfsIdle},
 	{id: FUSE, name: fuseName, modules: []string{"fuse"}, plan: planFUSE},
+	{id: SMB, name: "smb", modules: []string{smbModule}, plan: planSMB},
 	{id: NFSD, name: nfsdName, modules: []string{"nfsd"}, plan: planNFSD, named: true},
 }
 

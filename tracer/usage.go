@@ -18,6 +18,7 @@ const (
 	Block Source = 1
 	NFS   Source = 2
 	FUSE  Source = 3
+	SMB   Source = 4
 	NFSD  Source = 6
 )
 

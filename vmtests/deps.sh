@@ -37,7 +37,7 @@ packages=
 
 case $family in
 debian)
-	guest="kmod e2fsprogs xfsprogs btrfs-progs dmsetup cryptsetup-bin mdadm nfs-kernel-server nfs-common rpcbind fuse3 sshfs bindfs fio iproute2 util-linux"
+	guest="kmod e2fsprogs xfsprogs btrfs-progs dmsetup cryptsetup-bin mdadm nfs-kernel-server nfs-common rpcbind fuse3 sshfs bindfs samba cifs-utils keyutils fio iproute2 util-linux"
 	if wants build; then packages="$packages clang-19 llvm-19 libbpf-dev"; fi
 	if wants test; then
 		packages="$packages qemu-system-x86 qemu-system-arm qemu-utils mmdebstrap kmod e2fsprogs xz-utils zstd debian-archive-keyring \
@@ -59,7 +59,7 @@ fedora)
 		packages="$packages qemu-system-x86 qemu-system-aarch64 qemu-img virtiofsd mmdebstrap apt dpkg debian-keyring kmod e2fsprogs xz zstd fio fuse3 iproute ruby"
 	fi
 	if wants guest; then
-		packages="$packages kmod e2fsprogs xfsprogs device-mapper cryptsetup mdadm nfs-utils rpcbind fuse3 fio iproute util-linux"
+		packages="$packages kmod e2fsprogs xfsprogs device-mapper cryptsetup mdadm nfs-utils rpcbind fuse3 samba cifs-utils keyutils fio iproute util-linux"
 	fi
 	;;
 suse)
@@ -69,7 +69,7 @@ suse)
 		packages="$packages qemu-x86 kmod e2fsprogs xz zstd fio fuse3 iproute2 ruby"
 	fi
 	if wants guest; then
-		packages="$packages kmod e2fsprogs xfsprogs btrfsprogs device-mapper cryptsetup mdadm nfs-kernel-server nfs-client rpcbind fuse3 sshfs fio iproute2 util-linux"
+		packages="$packages kmod e2fsprogs xfsprogs btrfsprogs device-mapper cryptsetup mdadm nfs-kernel-server nfs-client rpcbind fuse3 sshfs samba cifs-utils keyutils fio iproute2 util-linux"
 	fi
 	;;
 *)

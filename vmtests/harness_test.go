@@ -77,6 +77,7 @@ type suite struct {
 	shares    []vm.Share
 	paths     bool   // has an NVMe disk with two paths: Guest.Paths
 	line      string // the only line of the matrix that it runs on; "" is every line
+	quick     string // the only line on which -quick runs it; "" is every line
 	once      bool   // never rerun: it counts on this machine, and would count a second guest too
 	scenarios []scenario
 }
@@ -207,6 +208,9 @@ func (s suite) expected(t *testing.T, k Kernel) []string {
 		t.Fatal(err)
 	}
 	var names []string
+	if *flagQuick && s.quick != "" && s.quick != k.Name {
+		return nil
+	}
 	for _, sc := range s.scenarios {
 		if sc.supports(k) && re.MatchString(sc.name) && (sc.smoke || !*flagQuick) {
 			names = append(names, sc.name)

@@ -88,6 +88,8 @@ func images() map[string]vm.Image {
 		// For the live screen, which needs a terminal.
 		"terminal": {Name: "terminal", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "tmux", "ncurses-base"), Files: files, FreeMiB: 64},
 
+		"smb": {Name: "smb", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "samba", "cifs-utils", "keyutils"), Files: files, FreeMiB: 64},
+
 		"base":   {Name: "base", Suite: imageSuite, Packages: base, Files: files, FreeMiB: 64},
 		"docker": {Name: "docker", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "docker.io", "containerd", "runc", "iptables", "busybox-static", "tar"), Files: docker, FreeMiB: 512},
 		"runtimes": {Name: "runtimes", Suite: imageSuite, Packages: []string{

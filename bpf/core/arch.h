@@ -15,12 +15,16 @@
 #define IOT_PARM2(regs) (((__u64 *)(regs))[13]) /* rsi */
 #define IOT_PARM3(regs) (((__u64 *)(regs))[12]) /* rdx */
 #define IOT_PARM4(regs) (((__u64 *)(regs))[11]) /* rcx */
+#define IOT_PARM5(regs) (((__u64 *)(regs))[9]) /* r8 */
+#define IOT_PARM6(regs) (((__u64 *)(regs))[8]) /* r9 */
 #define IOT_RESULT(regs) (((__u64 *)(regs))[10]) /* rax */
 #elif defined(__TARGET_ARCH_arm64)
 #define IOT_PARM1(regs) (((__u64 *)(regs))[0])
 #define IOT_PARM2(regs) (((__u64 *)(regs))[1])
 #define IOT_PARM3(regs) (((__u64 *)(regs))[2])
 #define IOT_PARM4(regs) (((__u64 *)(regs))[3])
+#define IOT_PARM5(regs) (((__u64 *)(regs))[4])
+#define IOT_PARM6(regs) (((__u64 *)(regs))[5])
 #define IOT_RESULT(regs) (((__u64 *)(regs))[0])
 #else
 #error "which architecture?"

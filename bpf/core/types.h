@@ -18,6 +18,7 @@ enum iot_source {
 	IOT_BLOCK = 1,
 	IOT_NFS = 2,
 	IOT_FUSE = 3,
+	IOT_SMB = 4,
 	IOT_NFSD = 6,
 };
 

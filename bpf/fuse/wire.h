@@ -4,9 +4,9 @@
 #define IOTRACE_FUSE_WIRE_H
 
 #define IOT_FLIGHT_BITS 14
-#include "core/flight.h"
+#include "core/range.h"
 #include "core/redundant.h"
-#include "split.h"
+#include "types.h"
 
 /* A request's opcode is in the upper half of its flight's state; its word is where in_args[0] are. */
 #define IOT_OPCODE_SHIFT 16
@@ -67,36 +67,6 @@ static __always_inline __u64 iot_fuse_id(__u64 req)
 	return iot_fuse_in_background(req) ? IOT_FUSE_ARGS(req) : req;
 }
 
-/* Finds the owners of a writeback request. */
-__noinline int iot_fuse_own_writeback(__u64 id, __u64 args)
-{
-	struct flight *f = io_flight(id);
-	struct inode_note *note;
-	struct split *split;
-	__u64 inode, mapping;
-
-	if (!f)
-		return 0;
-	inode = (__u64)iot_fuse_inode(args);
-	mapping = inode ? inode + bpf_core_field_offset(struct inode, i_data) : 0;
-	note = iot_inode_note(mapping);
-	if (note && note->cgroup && !note->state && note->ino == iot_mapping_ino(mapping)) {
-		iot_own(&f->usage, iot_pack(note->cgroup, IOT_DIRTIER), note->pid);
-		return 0;
-	}
-	bpf_map_update_elem(&splits, &id, &no_split, BPF_ANY);
-	split = bpf_map_lookup_elem(&splits, &id);
-	if (!inode || !split)
-		return 0;
-	if (iot_split_file(split, id, mapping, f->offset, f->bytes)) {
-		f->state |= IOT_SEVERAL;
-		return 0;
-	}
-	iot_own(&f->usage, split->run.owner, split->run.pid);
-	bpf_map_delete_elem(&splits, &id);
-	return 0;
-}
-
 enum {
 	IOT_FUSE_CALLER = 1, /* the current task asks */
 	IOT_FUSE_SUBMIT = 2, /* not sent yet */
@@ -125,7 +95,7 @@ static __always_inline __u64 iot_fuse_owner(const struct usage_key *usage, __u64
 __noinline int iot_fuse_begin(__u64 id, __u64 args, __u32 dev, __u32 how)
 {
 	__u32 opcode = iot_u32_at(args + layout.opcode);
-	__u64 in_value = iot_word_at(args + layout.in_value), owner = 0;
+	__u64 in_value = iot_word_at(args + layout.in_value), owner = 0, inode;
 	struct usage_key usage = { .source = IOT_FUSE, .op = iot_fuse_op(opcode), .dev = dev };
 	bool data = opcode == IOT_FUSE_READ || opcode == IOT_FUSE_WRITE, writeback;
 	struct fuse_io_in in = {};
@@ -145,8 +115,10 @@ __noinline int iot_fuse_begin(__u64 id, __u64 args, __u32 dev, __u32 how)
 	f->bytes = in.size;
 	f->word = in_value;
 	f->state = opcode << IOT_OPCODE_SHIFT | (how & IOT_FUSE_SUBMIT ? IOT_SUBMITTED : 0);
-	if (writeback)
-		iot_fuse_own_writeback(id, args);
+	if (writeback) {
+		inode = (__u64)iot_fuse_inode(args);
+		iot_range_owner(id, inode ? inode + bpf_core_field_offset(struct inode, i_data) : 0);
+	}
 	return 0;
 }
 
@@ -203,42 +175,6 @@ static __always_inline __u64 iot_fuse_done_of(const struct flight *f, __u64 args
 	return bytes < f->bytes ? bytes : f->bytes;
 }
 
-/* Books a part of a request; taken: bytes that the daemon took from here on. Returns the bytes booked. */
-__noinline __u64 iot_fuse_book_part(__u64 id, __u32 i, __u64 taken, __u64 latency)
-{
-	struct split *split = bpf_map_lookup_elem(&splits, &id);
-	struct flight *f = io_flight(id);
-	struct usage_key usage;
-	struct part *part;
-	__u64 n;
-
-	if (!split || !f)
-		return 0;
-	part = &split->parts[i & (IOT_PARTS - 1)];
-	n = part->bytes < taken ? part->bytes : taken;
-	usage = f->usage;
-	iot_own(&usage, part->owner, part->pid);
-	if (!n && i)
-		return 0;
-	iot_account(&usage, n, !i); /* the first part has the operation itself */
-	if (with_records)
-		iot_record(&usage, f->issued, latency, f->offset, n);
-	f->offset += n;
-	return n;
-}
-
-static __always_inline void iot_fuse_book_parts(__u64 id, __u64 bytes, __u64 latency)
-{
-	__u32 i;
-
-	for (i = 0; i < IOT_PARTS; i++) {
-		bytes -= iot_fuse_book_part(id, i, bytes, latency);
-		if (!bytes)
-			break;
-	}
-	bpf_map_delete_elem(&splits, &id);
-}
-
 /*
  * Asynchronous direct I/O: the system call returned without a count, so its
  * application level is booked here.
@@ -278,8 +214,7 @@ __noinline int iot_fuse_finish(__u64 id, __u64 args, __s32 error)
 	if (f->issued && (with_latency || with_records))
 		latency = bpf_ktime_get_ns() - f->issued;
 	if (f->state & IOT_SEVERAL && usage.op == IOT_WRITE) {
-		iot_fuse_book_parts(id, bytes, latency);
-		f->state |= IOT_RECORDED;
+		iot_range_book(f, id, bytes, latency);
 	} else {
 		iot_account(&usage, bytes, 1);
 	}

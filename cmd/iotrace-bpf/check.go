@@ -40,7 +40,7 @@ func runCheck(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 
 	found := findings{
 		kernel: s.host.Kernel, hierarchy: s.resolver.Hierarchy(),
-		sources: s.tracer.Status(), sockets: s.resolver.Endpoints(), untraced: s.resolver.Untraced(),
+		sources: s.tracer.Status(), sockets: s.resolver.Endpoints(), untraced: s.untraced(),
 	}
 	found.sources = append(found.sources, vxlanStatus(found.hierarchy.ID))
 	if opt.view.contained() {

@@ -167,3 +167,21 @@ func TestNamedByInSamples(t *testing.T) {
 		t.Errorf("rows %q, want %q", names, want)
 	}
 }
+
+// TestUntracedSMB: SMB is not traced only where its source was wanted and is not there.
+func TestUntracedSMB(t *testing.T) {
+	all := []attribute.Untraced{{FSType: "ceph"}, {FSType: "cifs"}, {FSType: "smb3"}}
+	for _, tt := range []struct {
+		sources []tracer.Status
+		want    int
+	}{
+		{[]tracer.Status{{Source: "smb", Attached: true}}, 1},
+		{[]tracer.Status{{Source: "smb", Waiting: true, Reason: "module \"cifs\" is not loaded"}}, 1},
+		{[]tracer.Status{{Source: "block", Attached: true}}, 1},
+		{[]tracer.Status{{Source: "smb", Reason: "no type information"}}, 3},
+	} {
+		if got := withoutTraced(slices.Clone(all), tt.sources); len(got) != tt.want {
+			t.Errorf("%+v: %+v is not traced, want %d", tt.sources, got, tt.want)
+		}
+	}
+}

@@ -268,7 +268,7 @@ func (s *session) hidden() []string {
 	for _, l := range limitations(s.sights) {
 		list = append(list, l.Text)
 	}
-	for _, u := range s.resolver.Untraced() {
+	for _, u := range s.untraced() {
 		if !s.warned[u.FSType] {
 			s.warned[u.FSType] = true
 			s.log.Warn(untracedText(u))
@@ -276,6 +276,22 @@ func (s *session) hidden() []string {
 		list = append(list, untracedText(u))
 	}
 	return list
+}
+
+// untraced returns the mounted network file systems that no source counts here.
+func (s *session) untraced() []attribute.Untraced {
+	return withoutTraced(s.resolver.Untraced(), s.tracer.Status())
+}
+
+// withoutTraced leaves out the file systems that have a source, unless this kernel does
+// not offer it. A source that was not asked for is not missed.
+func withoutTraced(list []attribute.Untraced, sources []tracer.Status) []attribute.Untraced {
+	missing := slices.ContainsFunc(sources, func(st tracer.Status) bool {
+		return st.Source == string(output.SourceSMB) && !st.Attached && !st.Waiting
+	})
+	return slices.DeleteFunc(list, func(u attribute.Untraced) bool {
+		return !missing && (u.FSType == "cifs" || u.FSType == "smb3")
+	})
 }
 
 // untracedPoints is how many mount points of a file system are named.

@@ -105,6 +105,7 @@ type docFields struct {
 	Mount        *docMount            `json:"mount,omitempty"`
 	NFS          *docNFS              `json:"nfs,omitempty"`
 	FUSE         *docFUSE             `json:"fuse,omitempty"`
+	SMB          *docSMB              `json:"smb,omitempty"`
 	Op           string               `json:"op,omitempty"`
 	Read         *docAmount           `json:"read,omitempty"`
 	Write        *docAmount           `json:"write,omitempty"`
@@ -182,6 +183,11 @@ type docClient struct {
 type docFUSE struct {
 	Subtype string  `json:"subtype,omitempty"`
 	Daemon  *docPID `json:"daemon,omitempty"`
+}
+
+type docSMB struct {
+	Server string `json:"server,omitempty"`
+	Share  string `json:"share,omitempty"`
 }
 
 type docPID struct {

@@ -198,6 +198,7 @@ type encoder struct {
 	client       docClient
 	nfsClient    docNFSClient
 	fuse         docFUSE
+	smb          docSMB
 	daemon       docPID
 	amounts      [3]docAmount
 	counts       [2]docCount
@@ -475,6 +476,10 @@ func (e *encoder) mountOf(m *output.Mount) {
 			e.fuse.Daemon = &e.daemon
 		}
 		f.FUSE = &e.fuse
+	}
+	if server, share := output.SMBShare(m); server != "" {
+		e.smb = docSMB{server, share}
+		f.SMB = &e.smb
 	}
 }
 

@@ -36,7 +36,7 @@ func TestIdentityBeforeClients(t *testing.T) {
 	row := e.w.Idents[:serverWidth]
 	w := &wireInterval{Strings: e.w.Strings, Width: serverWidth, Idents: row}
 	names := newNameTables()
-	if err := names.learn(w); err != nil {
+	if err := names.learn(w, 4096); err != nil {
 		t.Fatal(err)
 	}
 	if got := names.idents[0]; !reflect.DeepEqual(got, s) {

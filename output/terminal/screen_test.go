@@ -203,8 +203,10 @@ func TestScreenSort(t *testing.T) {
 	first("o", "shop")
 	first("p", "blog") // as slow as shop at the 99th percentile, first by name
 	first("t", "shop")
-	// The menu offers the sources that there are: no disk of the shop's is an NFS server's.
-	columns := slices.DeleteFunc(output.SortColumns(), func(c string) bool { return c == string(output.SourceNFSD) })
+	// The menu offers the sources that there are: the shop has no SMB share and no NFS server.
+	columns := slices.DeleteFunc(output.SortColumns(), func(c string) bool {
+		return c == string(output.SourceNFSD) || c == string(output.SourceSMB)
+	})
 	// Whatever is sorted by is marked, at every width.
 	for _, width := range []int{60, 80, 120, 200} {
 		s.Update(tea.WindowSizeMsg{Width: width, Height: 30})

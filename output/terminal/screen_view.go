@@ -468,8 +468,8 @@ OTHER
  e               show, hide events
  ctrl+z          suspend                 q  quit
 
-Numbers are of requests on the wire: to the disk, the NFS
-server or the FUSE daemon. READ, WRITE and TOTAL are bytes
+Numbers are of requests on the wire: to the disk, the server
+(NFS, SMB) or the FUSE daemon. READ, WRITE and TOTAL are bytes
 per second in binary units, or bytes after "a". SHARE is of
 all bytes, those that filters hide included. Bars of all rows
 have one scale: "high" is the highest bar. Dim rows did

@@ -145,3 +145,30 @@ func TestServe(t *testing.T) {
 		t.Error("a line that is no request was accepted")
 	}
 }
+
+func TestParseSMBStats(t *testing.T) {
+	const text = `Resources in use
+CIFS Session: 1
+Total vfs operations: 9 maximum at one time: 2
+
+Max requests in flight: 3
+1) \\127.0.0.1\share
+SMBs: 33
+Bytes read: 500  Bytes written: 1200
+Open files: 0 total (local), 0 open on server
+TreeConnects: 1 total 0 failed
+Reads: 3 total 0 failed
+Writes: 4 total 1 failed
+2) \\127.0.0.1\other
+Bytes read: 1  Bytes written: 2
+Reads: 1 total 0 failed
+Writes: 2 total 0 failed
+`
+	got, err := parseSMBStats(text)
+	if want := (SMBStats{BytesRead: 501, BytesWritten: 1202, Reads: 4, Writes: 6}); err != nil || got != want {
+		t.Errorf("got %+v, %v, want %+v", got, err, want)
+	}
+	if _, err := parseSMBStats("Resources in use\n"); err == nil {
+		t.Error("counters without a share were believed")
+	}
+}

@@ -1,23 +1,24 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Writeback requests with pages of several owners. What the daemon took is known at
- * the request's end only, so the parts are kept until then.
+ * Who made a range of a file dirty: for sources whose requests name a range and no
+ * pages, or pages that may be copies. What the server took is known at the request's end
+ * only, so the parts of several owners are kept until then.
  *
  * The walk over the pages has its state here, so that a step needs only the request's
  * id as argument: the verifier looks at such functions once.
  */
-#ifndef IOTRACE_FUSE_SPLIT_H
-#define IOTRACE_FUSE_SPLIT_H
+#ifndef IOTRACE_RANGE_H
+#define IOTRACE_RANGE_H
 
-#include "core/cache.h"
-#include "core/owner.h"
-#include "types.h"
+#include "cache.h"
+#include "flight.h"
+#include "owner.h"
 
 #define IOT_PAGE_SIZE (1U << IOT_PAGE_SHIFT)
 /*
  * Three nested loops of this many rounds: at most 4,096 pages of a request are looked
- * at, 16 MiB. The kernel's limit is 1 MiB unless fs.fuse.max_pages_limit (6.13) was
- * raised. Plain loops over global functions are quick to verify and work without
+ * at, 16 MiB. FUSE's limit is 1 MiB unless fs.fuse.max_pages_limit (6.13) was raised, that
+ * of SMB 4 MiB by default. Plain loops over global functions are quick to verify and work without
  * bpf_loop, which 5.10 refuses even where it does not run.
  */
 #define IOT_TURNS 16
@@ -94,7 +95,7 @@ __noinline int iot_split_page(__u64 id)
 		pid = iot_dirtier_pid(split->mapping, index);
 	if (owner == IOT_NO_NOTE) {
 		folio = iot_cached_folio(split->mapping, index);
-		owner = folio ? iot_folio_owner(folio, 0, 0) : iot_pack(IOT_CGROUP_NONE, IOT_NONE);
+		owner = folio ? iot_folio_owner(folio, 0, IOT_FOR_WRITE) : iot_pack(IOT_CGROUP_NONE, IOT_NONE);
 		if (folio && by_process)
 			pid = iot_folio_pid(folio, owner);
 	}
@@ -137,16 +138,30 @@ __noinline int iot_split_more(__u64 id)
 }
 
 /*
- * Shares out size bytes of a file from offset on among those who made its pages dirty.
- * Returns whether there are several; else run has the only one.
+ * Finds the owners of a write from the page cache, whose flight has the offset and the
+ * bytes. One owner goes into the flight's row; several are kept as parts (IOT_SEVERAL),
+ * which iot_range_book books.
  */
-static __always_inline bool iot_split_file(struct split *split, __u64 id, __u64 mapping, __u64 offset, __u32 size)
+__noinline int iot_range_owner(__u64 id, __u64 mapping)
 {
+	struct inode_note *note = iot_inode_note(mapping);
+	struct flight *f = io_flight(id);
+	struct split *split;
 	int i;
 
+	if (!f)
+		return 0;
+	if (note && note->cgroup && !note->state && note->ino == iot_mapping_ino(mapping)) {
+		iot_own(&f->usage, iot_pack(note->cgroup, IOT_DIRTIER), note->pid);
+		return 0;
+	}
+	bpf_map_update_elem(&splits, &id, &no_split, BPF_ANY);
+	split = bpf_map_lookup_elem(&splits, &id);
+	if (!mapping || !split)
+		return 0;
 	split->mapping = mapping;
-	split->offset = offset;
-	split->left = size;
+	split->offset = f->offset;
+	split->left = f->bytes;
 #pragma clang loop unroll(disable)
 	for (i = 0; i < IOT_TURNS; i++)
 		if (iot_split_more(id))
@@ -155,10 +170,52 @@ static __always_inline bool iot_split_file(struct split *split, __u64 id, __u64 
 		iot_lost(IOT_LOST_WALKS, 1);
 		split->run.bytes += split->left;
 	}
-	if (!split->parts[0].bytes)
-		return false;
-	iot_split_close(id);
-	return true;
+	if (split->parts[0].bytes) {
+		iot_split_close(id);
+		f->state |= IOT_SEVERAL;
+		return 0;
+	}
+	iot_own(&f->usage, split->run.owner, split->run.pid);
+	bpf_map_delete_elem(&splits, &id);
+	return 0;
+}
+
+/* Books a part of a request; taken: bytes that the server took from here on. Returns the bytes booked. */
+__noinline __u64 iot_range_book_part(__u64 id, __u32 i, __u64 taken, __u64 latency)
+{
+	struct split *split = bpf_map_lookup_elem(&splits, &id);
+	struct flight *f = io_flight(id);
+	struct usage_key usage;
+	struct part *part;
+	__u64 n;
+
+	if (!split || !f)
+		return 0;
+	part = &split->parts[i & (IOT_PARTS - 1)];
+	n = part->bytes < taken ? part->bytes : taken;
+	usage = f->usage;
+	iot_own(&usage, part->owner, part->pid);
+	if (!n && i)
+		return 0;
+	iot_account(&usage, n, !i); /* the first part has the operation itself */
+	if (with_records)
+		iot_record(&usage, f->issued, latency, f->offset, n);
+	f->offset += n;
+	return n;
+}
+
+/* Books what the server took of a request with several owners, and their records. */
+static __always_inline void iot_range_book(struct flight *f, __u64 id, __u64 bytes, __u64 latency)
+{
+	__u32 i;
+
+	for (i = 0; i < IOT_PARTS; i++) {
+		bytes -= iot_range_book_part(id, i, bytes, latency);
+		if (!bytes)
+			break;
+	}
+	bpf_map_delete_elem(&splits, &id);
+	f->state |= IOT_RECORDED;
 }
 
 #endif

@@ -1,0 +1,349 @@
+//go:build vm
+
+package vmtests
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
+)
+
+// TestSMB compares the rows of source smb with the client's own counters and with each
+// cgroup's I/O, to the byte. The server is samba, in the guest.
+func TestSMB(t *testing.T) {
+	suite{
+		source: "smb",
+		image:  "smb",
+		memory: 1536,
+		quick:  "6.12",
+		scenarios: []scenario{
+			{name: "module_loaded_later", run: smbModuleLater, smoke: true}, // before others load it
+			{name: "delayed", run: smb("strict", smbDelayed), smoke: true},
+			{name: "close", run: smb("strict", smbClose)},
+			{name: "direct", run: smb("strict", smbDirect), smoke: true},
+			{name: "uncached", run: smb("none", smbUncached), smoke: true},
+			{name: "mapped", run: smb("strict", smbMapped), smoke: true},
+			{name: "dead_writer", run: smb("strict", smbDeadWriter), smoke: true},
+			{name: "overwrite_written", run: smb("strict", smbOverwrite), smoke: true},
+			{name: "alternate_writers", run: smb("strict", smbAlternate), smoke: true},
+			{name: "append", run: smb("strict", smbAppend)},
+			{name: "osync", run: smb("strict", smbOSync)},
+			{name: "read_cold", run: smb("strict", smbReadCold), smoke: true},
+			{name: "read_mmap", run: smb("strict", smbReadMmap)},
+			{name: "read_direct", run: smb("strict", smbReadDirect)},
+			{name: "read_ahead", run: smb("strict", smbReadAhead)},
+			{name: "writers_64", run: smb("strict", smbWriters64)},
+			{name: "mount", run: smbNamed, smoke: true},
+		},
+	}.test(t)
+}
+
+// smbCase is one scenario on one mount, with the bytes that each cgroup wrote and read.
+type smbCase struct {
+	*guest.Guest
+	m      *guest.SMBMount
+	a, b   *guest.Cgroup
+	before guest.SMBStats
+	wrote  map[*guest.Cgroup]int64
+	read   map[*guest.Cgroup]int64
+}
+
+func newSMBCase(g *guest.Guest, cache string) *smbCase {
+	c := &smbCase{Guest: g, m: g.SMB(cache), wrote: map[*guest.Cgroup]int64{}, read: map[*guest.Cgroup]int64{}}
+	c.a, c.b = c.cgroup("a"), c.cgroup("b")
+	c.before = g.SMBStats()
+	g.Cleanup(func() { // the server's memory is limited
+		files, _ := filepath.Glob(filepath.Join(guest.SMBDir, "*"))
+		for _, f := range files {
+			if err := os.RemoveAll(f); err != nil {
+				g.Error(err)
+			}
+		}
+	})
+	return c
+}
+
+// cgroup makes a cgroup. Its rows must have the bytes that are added to wrote and read
+// later, and no others.
+func (c *smbCase) cgroup(name string) *guest.Cgroup {
+	cg := c.Cgroup(name)
+	c.wrote[cg], c.read[cg] = 0, 0
+	return cg
+}
+
+// counted is what the client counted since the scenario's begin.
+func (c *smbCase) counted() guest.SMBStats { c.Helper(); return c.SMBStats().Sub(c.before) }
+
+// check compares rows with the client's counters and with the cgroups' I/O.
+func (c *smbCase) check(r *guest.Output, id string, want guest.SMBStats) {
+	c.Helper()
+	for cg, n := range c.wrote {
+		r.Equal("written by "+cg.Path(), r.Written("smb", id, cg), n)
+	}
+	for cg, n := range c.read {
+		r.Equal("read by "+cg.Path(), r.Read("smb", id, cg), n)
+	}
+	sum := func(field string) int64 {
+		return r.Sum(field, "iotrace.source", "smb", "iotrace.level", "wire", "iotrace.device.id", id)
+	}
+	r.Equal("written", sum("iotrace.write.bytes"), want.BytesWritten)
+	r.Equal("read", sum("iotrace.read.bytes"), want.BytesRead)
+	r.Equal("WRITE operations", sum("iotrace.write.ops"), want.Writes)
+	r.Equal("READ operations", sum("iotrace.read.ops"), want.Reads)
+	r.Equal("unattributed", sum("iotrace.basis.none"), 0)
+	r.Equal("errors", sum("iotrace.write.errors")+sum("iotrace.read.errors"), 0)
+	if want.Writes > 0 && sum("iotrace.write.latency.max") == 0 {
+		c.Error("no write has a latency")
+	}
+	lost, skipped := losses(r)
+	r.Equal("lost", lost, 0)
+	if skipped > 0 {
+		c.Logf("the kernel skipped %d runs of programs", skipped)
+	}
+}
+
+// smb runs a scenario on a mount under one tracer.
+func smb(cache string, run func(*smbCase)) func(*guest.Guest) {
+	return func(g *guest.Guest) {
+		g.HoldWriteback()
+		g.SMBServer()
+		g.Modprobe("cifs")
+		tr := g.Trace(append([]string{"--source", "smb"}, traced...)...)
+		c := newSMBCase(g, cache)
+		run(c)
+		c.Sync()
+		id, want := c.m.ID(), c.counted()
+		c.check(tr.Stop(), id, want)
+	}
+}
+
+func smbModuleLater(g *guest.Guest) {
+	g.HoldWriteback()
+	g.SMBServer()
+	tr := g.Trace(append([]string{"--source", "smb"}, traced...)...)
+	c := newSMBCase(g, "strict") // the mount loads the module
+	smbDelayed(c)
+	c.Sync()
+	id, want := c.m.ID(), c.counted()
+	c.check(tr.Stop(), id, want)
+}
+
+func (c *smbCase) writeBoth(flags int) (fa, fb *guest.File) {
+	fa = c.a.Process().Open(c.m.File("a"), guest.Create|flags)
+	fa.Write(0, bytesA)
+	fb = c.b.Process().Open(c.m.File("b"), guest.Create|flags)
+	fb.Write(0, bytesB)
+	c.wrote[c.a] += bytesA
+	c.wrote[c.b] += bytesB
+	return fa, fb
+}
+
+// smbDelayed has an outsider write what two cgroups made dirty.
+func smbDelayed(c *smbCase) {
+	for range 3 {
+		before := c.SMBStats().BytesWritten
+		c.writeBoth(0)
+		early := c.SMBStats().BytesWritten - before
+		c.Sync()
+		if early < bytesA+bytesB {
+			return
+		}
+		c.Log("all bytes were written before the sync")
+	}
+	c.Error("three times the sync found nothing left to write")
+}
+
+func smbClose(c *smbCase) {
+	fa, fb := c.writeBoth(0)
+	fa.Close()
+	fb.Close()
+}
+
+func smbOSync(c *smbCase) {
+	c.a.Process().Open(c.m.File("a"), guest.Create|os.O_SYNC).Write(0, 1<<20)
+	c.b.Process().Open(c.m.File("b"), guest.Create|os.O_SYNC).Write(0, 1<<19)
+	c.wrote[c.a], c.wrote[c.b] = 1<<20, 1<<19
+}
+
+func smbDirect(c *smbCase) {
+	c.a.Process().Open(c.m.File("a"), guest.Create|guest.Direct).WriteBlocks(0, 4<<20, 1<<20)
+	c.b.Process().Open(c.m.File("b"), guest.Create|guest.Direct).WriteBlocks(0, 2<<20, 1<<20)
+	c.wrote[c.a], c.wrote[c.b] = 4<<20, 2<<20
+}
+
+// smbUncached writes and reads without the page cache.
+func smbUncached(c *smbCase) {
+	fa, fb := c.writeBoth(0)
+	fa.Read(0, bytesA)
+	fb.Read(0, bytesB)
+	c.read[c.a], c.read[c.b] = bytesA, bytesB
+}
+
+// smbMapped makes pages dirty through a mapping; the page faults may read holes.
+func smbMapped(c *smbCase) {
+	const n = 1 << 20
+	for _, w := range []struct {
+		cg   *guest.Cgroup
+		name string
+	}{{c.a, "a"}, {c.b, "b"}} {
+		f := w.cg.Process().Open(c.m.File(w.name), guest.Create)
+		f.Truncate(n)
+		f.Map(0, n).Store()
+		c.readsAsCounted(w.cg)
+	}
+	c.Sync()
+	c.wrote[c.a], c.wrote[c.b] = n, n
+}
+
+// readsAsCounted expects for one cgroup the reads that the client counted: the test
+// knows their owner, but not their number.
+func (c *smbCase) readsAsCounted(cg *guest.Cgroup) {
+	var others int64
+	for other, n := range c.read {
+		if other != cg {
+			others += n
+		}
+	}
+	c.read[cg] = c.counted().BytesRead - others
+}
+
+// smbDeadWriter flushes the dirty pages of a cgroup that is already removed.
+func smbDeadWriter(c *smbCase) {
+	const n = 1 << 20
+	gone := c.cgroup("gone")
+	p := gone.Process()
+	f := p.Open(c.m.File("f"), guest.Create)
+	f.Truncate(n)
+	m := f.Map(0, n)
+	m.Store()
+	c.readsAsCounted(gone)
+	p.Exit()
+	gone.Remove()
+	c.Sync()
+	c.wrote[gone] = n
+}
+
+// smbOverwrite has B overwrite what A wrote and has in the cache.
+func smbOverwrite(c *smbCase) {
+	fa := c.a.Process().Open(c.m.File("f"), guest.Create)
+	fa.Write(0, bytesB)
+	fa.Fsync()
+	c.wrote[c.a] = c.counted().BytesWritten
+	fb := c.b.Process().Open(c.m.File("f"), os.O_RDWR)
+	fb.Write(0, bytesB)
+	c.Sync()
+	c.wrote[c.b] = c.counted().BytesWritten - c.wrote[c.a]
+	if c.wrote[c.a] != bytesB || c.wrote[c.b] < bytesB {
+		c.Errorf("%d and %d bytes were sent, of %d written twice", c.wrote[c.a], c.wrote[c.b], bytesB)
+	}
+	c.readsAsCounted(c.b)
+}
+
+// smbAlternate has two cgroups write every other 16 KiB of one file: requests with
+// pages of both are split.
+func smbAlternate(c *smbCase) {
+	const chunk, n = 16 << 10, 64
+	fa := c.a.Process().Open(c.m.File("f"), guest.Create)
+	fb := c.b.Process().Open(c.m.File("f"), os.O_RDWR)
+	for i := int64(0); i < n; i++ {
+		fa.Write(i*2*chunk, chunk)
+		fb.Write(i*2*chunk+chunk, chunk)
+	}
+	c.Sync()
+	c.wrote[c.a], c.wrote[c.b] = chunk*n, chunk*n
+}
+
+// smbAppend appends to a file whose last page another cgroup has in the cache.
+func smbAppend(c *smbCase) {
+	fa := c.a.Process().Open(c.m.File("f"), guest.Create)
+	fa.Write(0, 1_000_001)
+	fa.Fsync()
+	c.wrote[c.a] = c.counted().BytesWritten
+	fb := c.b.Process().Open(c.m.File("f"), os.O_RDWR|os.O_APPEND)
+	fb.Append(bytesC)
+	c.Sync()
+	c.wrote[c.b] = c.counted().BytesWritten - c.wrote[c.a]
+	if c.wrote[c.b] < bytesC {
+		c.Errorf("%d bytes went out for %d appended", c.wrote[c.b], bytesC)
+	}
+	c.readsAsCounted(c.b)
+}
+
+// prepare makes a file on the server, which the client has not seen.
+func (c *smbCase) prepare(name string, n int) {
+	c.Helper()
+	data := make([]byte, n)
+	for i := range data {
+		data[i] = byte(i>>12 + i)
+	}
+	if err := os.WriteFile(filepath.Join(guest.SMBDir, name), data, 0o644); err != nil {
+		c.Fatal(err)
+	}
+}
+
+// readers opens a file of A's and one of B's that are on the server only.
+func (c *smbCase) readers(flags int) (fa, fb *guest.File) {
+	c.prepare("a", bytesA)
+	c.prepare("b", bytesB)
+	return c.a.Process().Open(c.m.File("a"), os.O_RDONLY|flags), c.b.Process().Open(c.m.File("b"), os.O_RDONLY|flags)
+}
+
+func smbReadCold(c *smbCase) {
+	fa, fb := c.readers(0)
+	fa.Read(0, bytesA)
+	fb.Read(0, bytesB)
+	c.read[c.a], c.read[c.b] = bytesA, bytesB
+}
+
+func smbReadMmap(c *smbCase) {
+	fa, fb := c.readers(0)
+	fa.MapRead(0, bytesA).Touch()
+	fb.MapRead(0, bytesB).Touch()
+	c.read[c.a], c.read[c.b] = bytesA, bytesB
+}
+
+func smbReadDirect(c *smbCase) {
+	fa, fb := c.readers(guest.Direct)
+	fa.ReadBlocks(0, bytesA+1<<20, 1<<20)
+	fb.ReadBlocks(0, bytesB+1<<20, 1<<20)
+	c.read[c.a], c.read[c.b] = bytesA, bytesB
+}
+
+// smbReadAhead reads the first page: the kernel asks for more.
+func smbReadAhead(c *smbCase) {
+	fa, fb := c.readers(0)
+	fa.ReadBlocks(0, 4096, 4096)
+	c.readsAsCounted(c.a)
+	fb.ReadBlocks(0, 4096, 4096)
+	c.readsAsCounted(c.b)
+	if c.read[c.a] < 4096 {
+		c.Errorf("the server gave %d bytes for a page", c.read[c.a])
+	}
+}
+
+func smbWriters64(c *smbCase) {
+	for i := range int64(64) {
+		cg := c.cgroup("w" + string(rune('0'+i/10)) + string(rune('0'+i%10)))
+		n := 100_003 + i*1_013
+		cg.Process().Open(c.m.File(filepath.Base(cg.Path())), guest.Create).Write(0, n)
+		c.wrote[cg] = n
+	}
+	c.Sync()
+}
+
+// smbNamed groups by mount: server and share are named.
+func smbNamed(g *guest.Guest) {
+	g.HoldWriteback()
+	g.SMBServer()
+	g.Modprobe("cifs")
+	tr := g.Trace("--by", "mount")
+	c := newSMBCase(g, "strict")
+	c.writeBoth(0)
+	c.Sync()
+	id := c.m.ID()
+	r := tr.Stop()
+	r.Equal("written to the share", r.Sum("iotrace.write.bytes", "iotrace.source", "smb", "iotrace.device.id", id,
+		"iotrace.smb.server", "127.0.0.1", "iotrace.smb.share", "share", "iotrace.mount.source", "//127.0.0.1/share"), bytesA+bytesB)
+}
