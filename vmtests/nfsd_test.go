@@ -64,7 +64,7 @@ func newNFSDCase(g *guest.Guest, version, fstype string, inet6 bool) *nfsdCase {
 		g.WriteFile("/etc/exports", exports)
 		g.Exec("exportfs", "-r")
 		g.Exec("exportfs", "-f")
-		g.WriteFile("/proc/fs/nfsd/unlock_filesystem", nfsdExport)
+		g.WriteFile("/proc/fs/nfsd/unlock_filesystem", nfsdExport+"\n") // the kernel wants the line's end
 	})
 	c.a, c.b = c.client("web1", 1, inet6), c.client("web2", 2, inet6)
 	return c
