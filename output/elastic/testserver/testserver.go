@@ -293,7 +293,7 @@ func (s *Server) Ready() {
 		res, err := s.do(http.MethodGet, "/_cluster/health?wait_for_status=yellow&timeout=60s", "")
 		if err == nil {
 			res.Body.Close()
-			if res.StatusCode == http.StatusOK || res.StatusCode == http.StatusCreated {
+			if res.StatusCode == http.StatusOK {
 				return
 			}
 		}
@@ -324,7 +324,7 @@ func (s *Server) Ask(method, path, body string, into any) {
 		if err != nil {
 			s.t.Fatal(err)
 		}
-		if res.StatusCode == http.StatusOK {
+		if res.StatusCode == http.StatusOK || res.StatusCode == http.StatusCreated {
 			break
 		}
 		if res.StatusCode != http.StatusServiceUnavailable || time.Now().After(deadline) {
