@@ -48,7 +48,6 @@ func TestElasticsearchRealServer(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			s := c.start(t)
 			testOutage(t, s)
-			testUpgrade(t, s)
 		})
 	}
 }
@@ -135,37 +134,6 @@ func testOutage(t *testing.T, s *testserver.Server) {
 	}
 	checkMapping(t, s)
 	checkDashboard(t, s)
-}
-
-// testUpgrade: a data stream of an earlier version has documents without a grain. After
-// setup has run again it takes documents of this version, and both kinds are found.
-func testUpgrade(t *testing.T, s *testserver.Server) {
-	const stream = "metrics-iotrace.io-old"
-	s.Ask(http.MethodPut, "/_index_template/earlier", `{"index_patterns":["`+stream+`"],"priority":300,"data_stream":{},"template":{"mappings":{"dynamic":false,"properties":{
-		"@timestamp":{"type":"date"},"iotrace":{"properties":{"group":{"properties":{"by":{"type":"keyword"}}},"write":{"properties":{"bytes":{"type":"long"}}}}}}}}}`, nil)
-	s.Ask(http.MethodPost, "/"+stream+"/_doc", `{"@timestamp":"`+time.Now().UTC().Format(time.RFC3339)+`","iotrace":{"group":{"by":["container"]},"write":{"bytes":3}}}`, nil)
-	s.Ask(http.MethodDelete, "/_index_template/earlier", "", nil)
-	var progress bytes.Buffer
-	if err := Setup(t.Context(), testOptions(t, s.URL), &progress); err != nil {
-		t.Fatalf("%v\n%s", err, progress.String())
-	}
-	if !strings.Contains(progress.String(), "existing data streams have the fields of this version") || strings.Contains(progress.String(), "no new fields") {
-		t.Errorf("setup says:\n%s", progress.String())
-	}
-	s.Ask(http.MethodPost, "/"+stream+"/_doc", `{"@timestamp":"`+time.Now().UTC().Format(time.RFC3339)+`","iotrace":{"grain":"container,device,mount","write":{"bytes":5}}}`, nil)
-	for query, want := range map[string]uint64{
-		`{"term":{"iotrace.grain":"container,device,mount"}}`: 5,
-		`{"term":{"iotrace.group.by":"container"}}`:           3,
-		`{"match_all":{}}`: 8,
-	} {
-		var sum uint64
-		for _, n := range s.Sums(stream, "iotrace.grain", "iotrace.write.bytes", query) {
-			sum += n
-		}
-		if sum != want {
-			t.Errorf("%s: %d bytes, want %d", query, sum, want)
-		}
-	}
 }
 
 // lossyProxy passes requests on and loses every fifth reply to a bulk request:

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"mime/multipart"
 	"net/http"
 	"path"
@@ -213,57 +212,10 @@ func (s *setup) templates(ctx context.Context) error {
 			s.say("%s template %s: installed", dir, name)
 		}
 	}
-	if err := s.upgrade(ctx); err != nil {
-		return err
-	}
 	if s.srv.timeSeries() {
 		s.say("metrics-%s-*: time series", output.DatasetIO)
 	} else {
 		s.say("metrics-%s-*: plain data streams, this server has no time series", output.DatasetIO)
-	}
-	return nil
-}
-
-// upgrade adds the fields of this version's templates to data streams that exist already:
-// a template alone is for indices to come. Fields that documents have no longer stay in
-// the templates, so that earlier documents can be searched.
-func (s *setup) upgrade(ctx context.Context) error {
-	properties := make(map[string]any)
-	for _, name := range mappingComponents {
-		raw, err := templates.ReadFile("component/" + name + ".json")
-		if err != nil {
-			return err
-		}
-		if raw, err = s.adapt(raw); err != nil {
-			return fmt.Errorf("template %s: %w", name, err)
-		}
-		var t componentTemplate
-		if err := json.Unmarshal(raw, &t); err != nil {
-			return fmt.Errorf("template %s: %w", name, err)
-		}
-		maps.Copy(properties, t.Template.Mappings.Properties)
-	}
-	// The data stream knows its own: type, dataset and namespace are the same for ever.
-	delete(properties, "data_stream")
-	body, err := json.Marshal(map[string]any{"properties": properties})
-	if err != nil {
-		return err
-	}
-	for _, streams := range []string{"metrics-iotrace.*-*", "logs-iotrace.*-*"} {
-		rep, err := s.do(ctx, http.MethodPut, "/"+streams+"/_mapping?allow_no_indices=true&ignore_unavailable=true", body)
-		switch {
-		case err != nil:
-			return err
-		case rep.status == http.StatusNotFound: // there is none yet
-		case rep.status == http.StatusBadRequest:
-			// The indices of an earlier version stay as they are, and the next one, after a
-			// rollover, is as the template has it.
-			s.say("%s: existing indices get no new fields (%v); new ones do", streams, rep.failure("changing their mapping"))
-		case rep.status != http.StatusOK:
-			return rep.failure("adding fields to " + streams)
-		default:
-			s.say("%s: existing data streams have the fields of this version", streams)
-		}
 	}
 	return nil
 }
