@@ -71,6 +71,9 @@ func TestDockerImageNames(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if _, err := d.hello(t.Context(), f); err != nil { // agrees on a version of the API
+			t.Fatal(err)
+		}
 		if l := d.list(t.Context(), f); l.err != nil {
 			t.Fatal(l.err)
 		}
