@@ -80,10 +80,7 @@ func craftDocker(what string, l net.Listener) error {
 			buf := bufio.NewWriterSize(w, 1<<16)
 			buf.WriteString(c.open)
 			for n, i := 0, 0; n+len(c.part) <= c.bytes; i++ {
-				part := c.part
-				if strings.Contains(part, "%d") {
-					part = strings.Replace(part, "%d", strconv.Itoa(i), 1)
-				}
+				part := strings.Replace(c.part, "%d", strconv.Itoa(i), 1)
 				if _, err := buf.WriteString(part); err != nil {
 					break
 				}

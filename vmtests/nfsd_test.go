@@ -36,7 +36,6 @@ type nfsdClient struct {
 	name    string
 	address string
 	mount   string
-	id      string // of the mount, to be dropped from caches
 }
 
 // nfsdCase is a server with one exported disk.
@@ -45,7 +44,6 @@ type nfsdCase struct {
 	version string
 	disk    guest.Disk
 	a, b    *nfsdClient
-	io      [2]int64 // bytes read and written that the server counted before
 }
 
 const nfsdExport = "/srv/exported"
@@ -153,9 +151,9 @@ func (c *nfsdCase) begin(what string) *nfsdStep {
 	return s
 }
 
-// end compares. Data on the disk are compared without journals, which are shared out as well. a and b are the bytes that the clients read or wrote; the server may be
+// end compares. a and b are the bytes that the clients read or wrote; the server may be
 // asked for a bit more: the rest of a page that is overwritten in part. disk says that the
-// disk did the same.
+// disk did the same: what it wrote is compared without journals, which are shared out too.
 func (s *nfsdStep) end(field string, a, b int64, disk bool) {
 	c := s.c
 	c.Helper()

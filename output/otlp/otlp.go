@@ -102,7 +102,7 @@ func New(opt Options) (*Exporter, error) {
 		return nil, fmt.Errorf("OTLP URL %q: want http://HOST:4318 or https://HOST", opt.URL)
 	}
 	if u.User != nil {
-		return nil, fmt.Errorf("OTLP URL with a password: put it into %s, as Authorization=Basic%%20...", EnvHeaders)
+		return nil, fmt.Errorf("OTLP URL with a password: put it into %s, as Authorization=Basic%%20 and the password in Base64", EnvHeaders)
 	}
 	if u.Path == "" || u.Path == "/" {
 		u.Path = "/v1/metrics"
