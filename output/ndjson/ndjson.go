@@ -261,7 +261,7 @@ func idText(n uint64) string {
 func (e *encoder) id() string {
 	f := &e.doc.Iotrace
 	parts := []string{e.doc.DataStream.Dataset, e.doc.Timestamp, e.grain, f.Source, f.Level, f.Op}
-	if h := e.host; h != nil {
+	if h := e.doc.Host; h != nil {
 		parts = append(parts, h.Name, h.ID)
 	}
 	switch {

@@ -549,3 +549,37 @@ func BenchmarkNDJSON(b *testing.B) {
 		report(b, before)
 	})
 }
+
+// TestDocumentID: a server stores a document once, however often it comes, and stores the
+// documents of different hosts, times and grains beside each other.
+func TestDocumentID(t *testing.T) {
+	at := time.Date(2026, 11, 30, 12, 0, 0, 0, time.UTC)
+	ids := func(host string, end time.Time, by ...output.Key) (all []string) {
+		sample := output.Sample{Source: output.SourceBlock, Owner: output.OwnerKernel, Host: output.Host{Name: host},
+			Device: output.Device{ID: "259:0", Name: "nvme0n1"}, Write: output.Amount{Bytes: 4096, Ops: 1}}
+		iv := &output.Interval{Start: end.Add(-10 * time.Second), End: end, Samples: []output.Sample{sample}}
+		for d := range Documents(output.Group(iv, output.GroupOptions{By: by, Level: output.LevelWire}), iv, Options{}) {
+			if d.Dataset == output.DatasetIO {
+				all = append(all, d.ID)
+			}
+		}
+		if len(all) != 1 || all[0] == "" {
+			t.Fatalf("ids %q, want one", all)
+		}
+		return all
+	}
+	grain := []output.Key{output.KeyContainer, output.KeyDevice}
+	first := ids("web1", at, grain...)
+	if again := ids("web1", at, grain...); !slices.Equal(again, first) {
+		t.Errorf("%q and then %q for the same document", first, again)
+	}
+	for what, other := range map[string][]string{
+		"another host":  ids("web2", at, grain...),
+		"another time":  ids("web1", at.Add(10*time.Second), grain...),
+		"another grain": ids("web1", at, output.KeyDevice),
+	} {
+		if slices.Equal(other, first) {
+			t.Errorf("%s has the same id", what)
+		}
+	}
+}
