@@ -19,6 +19,7 @@ import (
 func TestFUSE(t *testing.T) {
 	suite{
 		source: "fuse",
+		quick:  notV1,
 		scenarios: []scenario{
 			{name: "write_through", run: fuseWrites(guest.FUSEOptions{}), smoke: true},
 			{name: "write_back", run: fuseWrites(guest.FUSEOptions{Writeback: true}), smoke: true},

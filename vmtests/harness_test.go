@@ -75,12 +75,21 @@ type suite struct {
 	noTracer  bool // needs no iotrace-bpf
 	network   bool // has a network card, which reaches servers on this machine
 	shares    []vm.Share
-	paths     bool   // has an NVMe disk with two paths: Guest.Paths
-	line      string // the only line of the matrix that it runs on; "" is every line
-	quick     string // the only line on which -quick runs it; "" is every line
-	once      bool   // never rerun: it counts on this machine, and would count a second guest too
+	paths     bool              // has an NVMe disk with two paths: Guest.Paths
+	line      string            // the only line of the matrix that it runs on; "" is every line
+	quick     func(Kernel) bool // the lines on which -quick runs it; nil is every line
+	once      bool              // never rerun: it counts on this machine, and would count a second guest too
 	scenarios []scenario
 }
+
+// onlyOn is for a source whose scenarios take too long for every line of a quick run.
+func onlyOn(line string) func(Kernel) bool {
+	return func(k Kernel) bool { return k.Name == line }
+}
+
+// notV1 is for what a quick run covers on v1 elsewhere: owners of pages in the suites of
+// blocks and NFS, and everything else on this machine if its memory controller is v1's.
+func notV1(k Kernel) bool { return k.Cgroup != "v1" }
 
 // supports says whether a scenario runs on a line of the matrix.
 func (s scenario) supports(k Kernel) bool {
@@ -208,7 +217,7 @@ func (s suite) expected(t *testing.T, k Kernel) []string {
 		t.Fatal(err)
 	}
 	var names []string
-	if *flagQuick && s.quick != "" && s.quick != k.Name {
+	if *flagQuick && s.quick != nil && !s.quick(k) {
 		return nil
 	}
 	for _, sc := range s.scenarios {

@@ -20,7 +20,7 @@ func TestNFSD(t *testing.T) {
 	suite{
 		memory:   1536,
 		deadline: 30 * time.Minute,
-		quick:    "6.12",
+		quick:    onlyOn("6.12"),
 		scenarios: []scenario{
 			{name: "v3_ext4", run: nfsd("3", "ext4")},
 			{name: "v42_ext4", run: nfsd("4.2", "ext4"), smoke: true},

@@ -27,6 +27,7 @@ func TestVirtioFS(t *testing.T) {
 		source: "virtiofs",
 		hooks:  "fuse",
 		once:   true,
+		quick:  notV1,
 		scenarios: []scenario{
 			{name: "write_through", run: virtiofsWrites(false), smoke: true},
 			{name: "write_back", run: virtiofsWrites(true), smoke: true},

@@ -23,6 +23,7 @@ import (
 func TestVXLAN(t *testing.T) {
 	suite{
 		source: "vxlan",
+		quick:  notV1,
 		scenarios: []scenario{
 			// It must be first: nothing else has loaded the module yet.
 			{name: "module", run: vxlanModule, smoke: true},
