@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -58,6 +59,23 @@ func (s *shell) until(want string, keys ...string) {
 	enginetest.Poll(s.t, 20*time.Second, "the screen shows "+want, func() bool { return strings.Contains(s.screen(), want) })
 }
 
+// clear drops the line and waits for an empty screen: what is typed while a shell is
+// interrupted would get lost.
+func (s *shell) clear() {
+	s.t.Helper()
+	defer func() {
+		if s.t.Failed() {
+			s.t.Logf("the screen:\n%s", s.screen())
+		}
+	}()
+	s.tmux("send-keys", "C-c")
+	enginetest.Poll(s.t, 20*time.Second, "a new prompt", func() bool {
+		return slices.ContainsFunc(strings.Split(s.screen(), "\n"), func(line string) bool { return strings.TrimSpace(line) == ">" })
+	})
+	s.tmux("send-keys", "C-l")
+	enginetest.Poll(s.t, 20*time.Second, "an empty screen", func() bool { return strings.TrimSpace(s.screen()) == ">" })
+}
+
 // TestCompletionInShells presses the tabulator in real shells.
 func TestCompletionInShells(t *testing.T) {
 	for name, start := range map[string]func(t *testing.T, dir string) *shell{
@@ -103,14 +121,13 @@ func TestCompletionInShells(t *testing.T) {
 			} {
 				s.until(typed, typed)
 				s.until(want, "Tab", "X") // X shows whether a space was added
-				s.until("> ", "C-c", "C-l")
+				s.clear()
 			}
 			if name == "bash" {
 				s.until("elasticsearch", "iotrace-bpf ", "Tab", "Tab")
 				return
 			}
 			s.until("after a question", "iotrace-bpf vxlan ", "Tab", "Tab")
-			s.until("> ", "C-c", "C-l")
 		})
 	}
 }
