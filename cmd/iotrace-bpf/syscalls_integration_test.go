@@ -44,6 +44,11 @@ func TestSystemCalls(t *testing.T) {
 	}
 	best := map[string]int{}
 	most := 0
+	defer func() {
+		if t.Failed() {
+			t.Logf("the quietest interval had %d: %v", count(best), best)
+		}
+	}()
 	enginetest.Poll(t, 2*time.Minute, "an interval of few system calls", func() bool {
 		for _, d := range disks {
 			mustRun(t, "dd", "if="+d.dev, "of=/dev/null", "bs=4k", "count=1", "iflag=direct")
