@@ -701,7 +701,7 @@ func nfsModuleByMount(g *guest.Guest) {
 	tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
 	data := make([]byte, 65_537)
 	var wrote, read, writes, reads int64
-	const rounds = 6
+	const rounds = 4
 	for i := range rounds {
 		version := []string{"4.2", "3"}[i%2]
 		m := g.NFSMountNow(version, fmt.Sprintf("/mnt/now-%d", i))
