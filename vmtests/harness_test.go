@@ -87,8 +87,8 @@ func onlyOn(line string) func(Kernel) bool {
 	return func(k Kernel) bool { return k.Name == line }
 }
 
-// notV1 is for what a quick run covers on v1 elsewhere: owners of pages in the suites of
-// blocks and NFS, and everything else on this machine if its memory controller is v1's.
+// notV1 is for what a quick run covers on v1 elsewhere: owners of pages in the suite of
+// blocks, and everything else on this machine if its memory controller is v1's.
 func notV1(k Kernel) bool { return k.Cgroup != "v1" }
 
 // supports says whether a scenario runs on a line of the matrix.

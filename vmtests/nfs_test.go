@@ -21,6 +21,7 @@ func TestNFS(t *testing.T) {
 	suite{
 		source: "nfs",
 		memory: 1536,
+		quick:  notV1,
 		// The whole list takes long on a shared, emulated processor.
 		deadline: nfsDeadline,
 		scenarios: []scenario{
