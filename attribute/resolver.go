@@ -17,7 +17,7 @@ const (
 	minKeep = time.Minute
 
 	checkEvery = time.Second
-	checkCount = 16 // cgroups checked each time
+	checkCount = 8 // cgroups checked each time
 )
 
 // Options tells a Resolver and an Overlay where to look. The zero value asks this

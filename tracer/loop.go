@@ -155,22 +155,23 @@ func (l *loops) tell() {
 // learn reads what the programs found.
 func (l *loops) learn() error {
 	found := map[Dev]bpf.BlockLoopFile{}
-	var dev uint32
-	var file bpf.BlockLoopFile
-	it := l.files.Iterate()
-	for it.Next(&dev, &file) {
-		found[Dev(dev)] = file
+	devs, files := make([]uint32, l.files.MaxEntries()), make([]bpf.BlockLoopFile, l.files.MaxEntries())
+	// In one system call: there may be many loop devices, and this is for each interval.
+	n, err := l.files.BatchLookup(new(ebpf.MapBatchCursor), devs, files, nil)
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) { // at the end of the map
+		return fmt.Errorf("reading the files of loop devices: %w", err)
+	}
+	for i, file := range files[:n] {
+		dev := Dev(devs[i])
+		found[dev] = file
 		if file.Notes != 0 {
 			if err := l.keepNotes(); err != nil {
 				return err
 			}
 		}
-		if before, ok := l.found[Dev(dev)]; ok && before != file {
-			l.devices.stale(Dev(dev))
+		if before, ok := l.found[dev]; ok && before != file {
+			l.devices.stale(dev)
 		}
-	}
-	if err := it.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
-		return fmt.Errorf("reading the files of loop devices: %w", err)
 	}
 	l.found = found
 	return nil
