@@ -409,8 +409,7 @@ func craftedServer(t *testing.T, mode string) (socket string, said *bufio.Reader
 	return socket, said
 }
 
-// FuzzList: a list of anything is decoded or refused, and an error is the same whoever
-// reads it.
+// FuzzList: a list of anything is decoded or refused, and every reader gets the same error.
 func FuzzList(f *testing.F) {
 	for _, seed := range []string{`[]`, `null`, `[{"Id":"a","Labels":{"b":"c"}}]`, `[{"Id":1}]`, `[`, ``, `{}`, `[{},`, `[{"NetworkSettings":{"Networks":{"a":null}}}]`} {
 		f.Add([]byte(seed))

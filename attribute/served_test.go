@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -84,13 +83,7 @@ func TestServed(t *testing.T) {
 	}
 	name := func(addr string) string { return s.ClientName(netip.MustParseAddr(addr)) }
 	for addr, want := range map[string]string{"10.1.0.1": "web1", "10.1.0.2": "web2.example.net"} {
-		end := time.Now().Add(time.Minute)
-		for name(addr) != want {
-			if time.Now().After(end) {
-				t.Fatalf("%s is %q, want %q", addr, name(addr), want)
-			}
-			time.Sleep(time.Millisecond)
-		}
+		poll(t, addr+" is called "+want, func() bool { return name(addr) == want })
 	}
 	if got := name("10.1.0.3"); got != "" {
 		t.Errorf("a name from nowhere: %q", got)

@@ -140,17 +140,7 @@ func TestSeatsTaken(t *testing.T) {
 			if (cached == runs) != tc.cached || !tc.cached && cached != 0 {
 				t.Errorf("%d operations in the cache", cached)
 			}
-			iv, err := tr.Read()
-			if err != nil {
-				t.Fatal(err)
-			}
-			var ops uint64
-			for _, r := range iv.Rows {
-				if r.Dev == 0 {
-					ops += r.Ops
-				}
-			}
-			if ops != runs {
+			if ops := opsOfNoDevice(t, tr); ops != runs {
 				t.Errorf("%d operations in all, want %d", ops, runs)
 			}
 		})
@@ -208,17 +198,7 @@ func TestExchange(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			iv, err := tr.Read()
-			if err != nil {
-				t.Fatal(err)
-			}
-			var ops uint64
-			for _, r := range iv.Rows {
-				if r.Dev == 0 {
-					ops += r.Ops
-				}
-			}
-			if ops != runs {
+			if ops := opsOfNoDevice(t, tr); ops != runs {
 				t.Errorf("%+v after %+v: %d operations in %d runs", p.parts, more, ops, runs)
 			}
 		}
@@ -228,4 +208,20 @@ func TestExchange(t *testing.T) {
 			t.Errorf("%+v: a program in its place: %v", p.parts, err)
 		}
 	}
+}
+
+// opsOfNoDevice reads an interval and returns its operations without a device: those of
+// programs that were run without a request.
+func opsOfNoDevice(t *testing.T, tr *Tracer) (ops uint64) {
+	t.Helper()
+	iv, err := tr.Read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range iv.Rows {
+		if r.Dev == 0 {
+			ops += r.Ops
+		}
+	}
+	return ops
 }

@@ -228,18 +228,25 @@ func (c *nfsCase) writeBoth(flags int) (fa, fb *guest.File) {
 }
 
 func nfsDelayed(c *nfsCase) {
+	syncWrites(c.Guest, func() { c.writeBoth(0) }, func() int64 { return c.m.Stats().ServerWrite })
+}
+
+// syncWrites has the sync of an outsider write to a server what two cgroups made dirty:
+// bytesA and bytesB. onServer is how much the server has got so far.
+func syncWrites(g *guest.Guest, write func(), onServer func() int64) {
+	g.Helper()
 	for range 3 {
-		before := c.m.Stats().ServerWrite
-		c.writeBoth(0)
-		early := c.m.Stats().ServerWrite - before
-		c.Sync()
+		before := onServer()
+		write()
+		early := onServer() - before
+		g.Sync()
 		if early < bytesA+bytesB {
 			return
 		}
 		// A kernel short of memory may begin by itself, also in kernel threads.
-		c.Log("all bytes were written before the sync")
+		g.Log("all bytes were written before the sync")
 	}
-	c.Error("three times the sync found nothing left to write")
+	g.Error("three times the sync found nothing left to write")
 }
 
 func nfsClose(c *nfsCase) {

@@ -142,17 +142,7 @@ func (c *smbCase) writeBoth(flags int) (fa, fb *guest.File) {
 
 // smbDelayed has an outsider write what two cgroups made dirty.
 func smbDelayed(c *smbCase) {
-	for range 3 {
-		before := c.SMBStats().BytesWritten
-		c.writeBoth(0)
-		early := c.SMBStats().BytesWritten - before
-		c.Sync()
-		if early < bytesA+bytesB {
-			return
-		}
-		c.Log("all bytes were written before the sync")
-	}
-	c.Error("three times the sync found nothing left to write")
+	syncWrites(c.Guest, func() { c.writeBoth(0) }, func() int64 { return c.SMBStats().BytesWritten })
 }
 
 func smbClose(c *smbCase) {

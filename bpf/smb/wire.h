@@ -95,7 +95,7 @@ static __always_inline int iot_sreq_begin(__u64 sreq, struct inode *inode, struc
 		return 0;
 	if (f && f->state & IOT_SUBMIT)
 		return 0;
-	if (f && op == IOT_READ) { /* whoever submits the rest: the reader is known */
+	if (f && op == IOT_READ) { /* it has its owner, the reader, already */
 		if (f->state & IOT_OVER) {
 			again = f->usage;
 			again.op = IOT_RETRANSMIT;
