@@ -21,15 +21,16 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/output/recording"
 )
 
-// busySamples are what containers, a service and the kernel did on host n: to a disk with a
-// volume above it, and to two NFS servers that all hosts mount.
+// busySamples are what containers, a service, the kernel and two clients of the host's own
+// NFS server did on host n: to a disk with a volume above it, and to two NFS servers that
+// all hosts mount.
 func busySamples(rng *rand.Rand, n int) (all []output.Sample) {
 	amount := func() output.Amount {
 		return output.Amount{Bytes: 1 + rng.Uint64N(1<<30), Ops: 1 + rng.Uint64N(1000), Errors: rng.Uint64N(2),
 			Latency: output.Latency{Buckets: []output.Bucket{{UpTo: 1 << 20, Count: 5}}, Sum: 1 << 20, Max: 1 << 20}}
 	}
 	disk := output.Device{ID: "8:0", Name: "sda"}
-	for c := range 9 {
+	for c := range 11 {
 		if rng.IntN(4) == 0 {
 			continue
 		}
@@ -39,6 +40,9 @@ func busySamples(rng *rand.Rand, n int) (all []output.Sample) {
 			s.Owner, s.Unit, s.Cgroup.Path = output.OwnerUnit, "cron.service", "/system.slice/cron.service"
 		case 8:
 			s.Owner, s.Cgroup = output.OwnerKernel, output.Cgroup{}
+		case 9, 10:
+			s.Owner, s.Cgroup = output.OwnerNFSClient, output.Cgroup{}
+			s.NFSClient = output.NFSClient{Address: fmt.Sprintf("10.1.0.%d", c), Name: fmt.Sprintf("desk%d", c)}
 		default:
 			s.Project, s.Service, s.ProjectRule = []string{"shop", "blog", "wiki"}[c%3], fmt.Sprintf("s%d", c), "com.docker.compose.project"
 			s.Container = output.Container{ID: fmt.Sprintf("%d%063d", n, c), Name: fmt.Sprintf("c%d", c), Runtime: "docker", Image: "example/app", ImageTag: "1.2"}
@@ -49,6 +53,9 @@ func busySamples(rng *rand.Rand, n int) (all []output.Sample) {
 		}
 		block := s
 		block.Source, block.Device, block.Mount = output.SourceBlock, disk, output.Mount{Source: "/dev/sda1", Point: "/", FSType: "ext4"}
+		if s.Owner == output.OwnerNFSClient {
+			block.Mount.NFSExport = "/srv/exported"
+		}
 		block.Read, block.Write, block.Flush = amount(), amount(), output.Amount{Ops: 3}
 		block.Discard, block.MetaWriteBytes = output.Amount{Bytes: 4096, Ops: 1}, block.Write.Bytes/2
 		above := block
@@ -170,7 +177,7 @@ func testReplayCluster(t *testing.T, server *testserver.Server) {
 		maps.DeleteFunc(got, func(_ string, n uint64) bool { return n == 0 })
 		return got
 	}
-	for _, by := range []string{"host,project", "nfs-server", "project,host", "container", "service", "image", "host,source,op", "host,device", "namespace"} {
+	for _, by := range []string{"host,project", "nfs-server", "project,host", "container", "service", "image", "host,source,op", "host,device", "namespace", "nfs-client", "host,nfs-export"} {
 		recorded, _ := replay(exitOK, append(files[:3:3], "--by", by, "--output", "ndjson")...)
 		want := sums(recorded)
 		if len(want) == 0 {

@@ -358,6 +358,7 @@ var identityFields = []string{
 	"iotrace.cgroup.id", "iotrace.cgroup.path", "process.pid", "process.name", "iotrace.device.id", "iotrace.device.name",
 	"iotrace.mount.source", "iotrace.mount.point", "iotrace.mount.fstype", "iotrace.mount.volume", "iotrace.mount.driver",
 	"iotrace.nfs.server", "iotrace.nfs.export", "iotrace.nfs.version", "iotrace.nfs.address", "iotrace.nfs.port", "iotrace.fuse.subtype",
+	"iotrace.nfs.client.address", "iotrace.nfs.client.name",
 }
 
 // amountFields are the sums of a group.
@@ -417,9 +418,10 @@ func sampleOf(b *bucket) output.Sample {
 			ID: b.text("container.id"), Name: b.text("container.name"), Runtime: b.text("container.runtime"),
 			Image: b.text("container.image.name"), ImageTag: b.text("container.image.tag"), Digest: b.text("container.image.hash.all"),
 		},
-		Pod:    output.Pod{Name: b.text("orchestrator.resource.name"), Namespace: b.text("orchestrator.namespace"), UID: b.text("orchestrator.resource.id")},
-		Cgroup: output.Cgroup{ID: b.number("iotrace.cgroup.id"), Path: b.text("iotrace.cgroup.path")},
-		Device: output.Device{ID: b.text("iotrace.device.id"), Name: b.text("iotrace.device.name"), Stacked: b.flag("iotrace.device.stacked")},
+		Pod:       output.Pod{Name: b.text("orchestrator.resource.name"), Namespace: b.text("orchestrator.namespace"), UID: b.text("orchestrator.resource.id")},
+		Cgroup:    output.Cgroup{ID: b.number("iotrace.cgroup.id"), Path: b.text("iotrace.cgroup.path")},
+		Device:    output.Device{ID: b.text("iotrace.device.id"), Name: b.text("iotrace.device.name"), Stacked: b.flag("iotrace.device.stacked")},
+		NFSClient: output.NFSClient{Address: b.text("iotrace.nfs.client.address"), Name: b.text("iotrace.nfs.client.name")},
 		Process: output.Process{
 			PID: uint32(min(b.number("process.pid"), 1<<32-1)), Name: b.text("process.name"),
 		},

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/file"
 )
@@ -97,12 +99,8 @@ func NewSet(readers []*Reader) (*Set, error) {
 	if len(readers) == 0 || len(readers) > MaxSet {
 		return nil, fmt.Errorf("%d recordings: from 1 to %d can be shown together", len(readers), MaxSet)
 	}
-	for i, a := range readers {
-		for _, b := range readers[:i] {
-			if p, twice := sharedFile(a, b); twice {
-				return nil, fmt.Errorf("recording %q is given twice: its numbers would count twice", p)
-			}
-		}
+	if p, twice := sharedFile(readers); twice {
+		return nil, fmt.Errorf("recording %q is given twice: its numbers would count twice", p)
 	}
 	s := &Set{readers: readers}
 	for _, r := range readers {
@@ -120,17 +118,21 @@ func NewSet(readers []*Reader) (*Set, error) {
 	return s, nil
 }
 
-// sharedFile returns a file that both recordings have.
-func sharedFile(a, b *Reader) (path string, shared bool) {
-	for _, p := range a.parts {
-		fp, err := p.file.Stat()
-		if err != nil {
-			continue
-		}
-		for _, q := range b.parts {
-			if fq, err := q.file.Stat(); err == nil && os.SameFile(fp, fq) {
+// sharedFile returns a file that two recordings have.
+func sharedFile(readers []*Reader) (path string, shared bool) {
+	type inode struct{ dev, ino uint64 }
+	seen := map[inode]bool{}
+	for _, r := range readers {
+		for _, p := range r.parts {
+			var st unix.Stat_t
+			if unix.Fstat(int(p.file.Fd()), &st) != nil {
+				continue
+			}
+			id := inode{uint64(st.Dev), st.Ino}
+			if seen[id] {
 				return p.path, true
 			}
+			seen[id] = true
 		}
 	}
 	return "", false
