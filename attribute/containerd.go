@@ -25,9 +25,15 @@ const (
 	maxSpec        = 64 << 10    // bytes of a container's OCI specification that are read
 )
 
-// containerdSockets are where containerd listens for ctr and nerdctl.
-func containerdSockets() []string {
+// machineContainerdSockets are where containerd listens for ctr and nerdctl.
+func machineContainerdSockets() []string {
 	return []string{"/run/containerd/containerd.sock", "/run/k3s/containerd/containerd.sock", "/run/k0s/containerd.sock", "/var/snap/microk8s/common/run/containerd.sock"}
+}
+
+// containerdSockets are those, and that of each user's own containerd. It has a /run of its
+// own, where containerd-rootless.sh of nerdctl mounts this directory over /run/containerd.
+func containerdSockets() []string {
+	return append(machineContainerdSockets(), "/run/user/*/containerd/containerd.sock")
 }
 
 // containerdSession is a session with containerd itself. It knows the containers of ctr
@@ -108,7 +114,7 @@ func in(ctx context.Context, namespace string) context.Context {
 
 func (s *containerdSession) list(ctx context.Context, f *feed) error {
 	all := f.begin()
-	ctx, cancel := context.WithTimeout(ctx, listTime)
+	ctx, cancel := f.listCall(ctx)
 	defer cancel()
 	spaces, err := namespacesapi.NewNamespacesClient(s.conn).List(ctx, &namespacesapi.ListNamespacesRequest{}, single())
 	if err != nil {

@@ -168,7 +168,7 @@ func (s *criSession) event(f *feed, e *cri.ContainerEventResponse) {
 
 func (s *criSession) list(ctx context.Context, f *feed) error {
 	told := f.begin()
-	all, cancel := context.WithTimeout(ctx, listTime)
+	all, cancel := f.listCall(ctx)
 	defer cancel()
 	boxes, err := s.client.ListPodSandbox(all, &cri.ListPodSandboxRequest{})
 	if err != nil {

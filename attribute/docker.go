@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	listTime     = 20 * time.Second       // limit of a list: thousands of containers take seconds
+	listTime     = 20 * time.Second       // limit of a list at first: thousands of containers take seconds
 	pingTime     = 10 * time.Second       // between two pings
 	listAgain    = 5 * time.Minute        // between two lists: events may get lost
 	inspectDelay = 250 * time.Millisecond // a container that is gone by then has its name from its event
@@ -332,7 +332,7 @@ type listing struct {
 // list asks for all containers, also stopped ones: their late writeback may still come.
 // Managed plugins are containers that only the list of plugins names.
 func (d *docker) list(ctx context.Context, f *feed) (l listing) {
-	ctx, cancel := context.WithTimeout(ctx, listTime)
+	ctx, cancel := f.listCall(ctx)
 	defer cancel()
 	all := f.begin()
 	pods := map[string]listedPod{}
@@ -460,7 +460,8 @@ func (d *docker) event(f *feed, work *inspector, m events.Message) {
 		work.removed(id)
 		f.removed(id)
 	case events.ActionRename:
-		f.rename(id, strings.TrimPrefix(m.Actor.Attributes["name"], "/"))
+		a := m.Actor.Attributes
+		f.rename(id, strings.TrimPrefix(a["oldName"], "/"), strings.TrimPrefix(a["name"], "/"), time.Unix(0, m.TimeNano))
 		work.add(id, f.now())
 	}
 }

@@ -180,6 +180,43 @@ func TestRootlessEngine(t *testing.T) {
 	}
 }
 
+// The rootless engines of two users have a container of the same name and project each.
+// Neither is the other's, nor is one of the machine.
+func TestRootlessEnginesOfUsers(t *testing.T) {
+	var opts Options
+	opts.OnlyListedSockets = true
+	users := []int{attacker, attacker + 1}
+	ids := map[int]string{}
+	for _, uid := range users {
+		p := enginetest.StartRootlessPodman(t, uint32(uid))
+		opts.DockerSockets = append(opts.DockerSockets, p.Socket)
+		ids[uid] = p.Podman(t, "create", "--network", "none", "--name", "shop-db-1", "--label", "com.docker.compose.project=shop",
+			"docker.io/library/"+enginetest.Image, "sleep", "1000")
+	}
+	r := startResolver(t, opts)
+	waitAnswered(t, r)
+	for i, uid := range users {
+		if e := endpoint(t, r, opts.DockerSockets[i]); e.State != StateOK || e.User != fmt.Sprint(uid) || e.Containers != 1 {
+			t.Errorf("endpoint %+v", e)
+		}
+		own := delegate(t, r.Hierarchy().Mount, fmt.Sprintf("user.slice/user-%d.slice/user@%[1]d.service/user.slice", uid), uid)
+		for whose, id := range ids {
+			dir := filepath.Join(own, "libpod-"+id+".scope")
+			if out, err := as(exec.Command("mkdir", dir), uint32(uid)).CombinedOutput(); err != nil {
+				t.Fatalf("%v, %s", err, out)
+			}
+			by := fmt.Sprint("user ", uid)
+			o := r.Owner(inode(t, dir))
+			if whose == uid && (o.ContainerName != "shop-db-1" || o.Project != "shop" || o.NamedBy != by || o.ProjectNamedBy != by) {
+				t.Errorf("user %d's own container: %+v", uid, o)
+			}
+			if whose != uid && (o.ContainerName != "" || o.Project != "" || o.NamedBy != by) {
+				t.Errorf("user %d with the id of user %d's container: %+v", uid, whose, o)
+			}
+		}
+	}
+}
+
 // A container with an engine of its own, as root and privileged, makes cgroups with the
 // names of its neighbours.
 func TestForgedInContainer(t *testing.T) {
@@ -343,5 +380,93 @@ func TestUsersDoNotUseUpEndpoints(t *testing.T) {
 	}
 	if r.runtimes.add(&runtimeSpec{name: runtimeDocker}, "/run/docker.sock", domain{}) == nil {
 		t.Error("no place for the machine's engine")
+	}
+}
+
+// A user's own containerd is found in the user's runtime directory, as nerdctl sets it up.
+// Its names count for that user's containers only.
+func TestRootlessContainerd(t *testing.T) {
+	home, err := os.MkdirTemp("", "ctrd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	runtimeDir := fmt.Sprintf("/run/user/%d", attacker)
+	for _, dir := range []string{home, runtimeDir, runtimeDir + "/containerd"} {
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(dir, attacker, attacker); err != nil {
+			t.Fatal(err)
+		}
+	}
+	socket := runtimeDir + "/containerd/containerd.sock"
+	config := filepath.Join(home, "config.toml")
+	if err := os.WriteFile(config, fmt.Appendf(nil, "version = 2\nroot = %q\nstate = %q\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n  address = %q\n"+
+		"[plugins.\"io.containerd.internal.v1.opt\"]\n  path = %q\n", home+"/root", home+"/state", socket, home+"/opt"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(home, "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	engine := as(exec.Command("unshare", "--user", "--map-root-user", "--mount", "--kill-child", "--fork", "containerd", "--config", config), attacker)
+	engine.Stdout, engine.Stderr, engine.Dir, engine.Env = log, log, home, append(os.Environ(), "HOME="+home, "XDG_RUNTIME_DIR="+runtimeDir)
+	if err := engine.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = engine.Process.Kill()
+		_ = engine.Wait()
+		if b, _ := os.ReadFile(log.Name()); t.Failed() {
+			t.Logf("end of containerd's log:\n%s", b[max(0, len(b)-4<<10):])
+		}
+	})
+	// The clients are in the engine's user namespace in nerdctl's setup; here the user is root
+	// in one of the same kind.
+	ctr := func(args ...string) error {
+		cmd := as(exec.Command("unshare", append([]string{"--user", "--map-root-user", "ctr", "--address", socket}, args...)...), attacker)
+		cmd.Dir, cmd.Env = home, append(os.Environ(), "HOME="+home)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	}
+	enginetest.Poll(t, patience, "the user's containerd answers", func() bool { return ctr("version") == nil })
+	r := startResolver(t, Options{})
+	for i, id := range []string{idA, idB} {
+		err := ctr("containers", "create", "--rootfs",
+			"--label", fmt.Sprintf("nerdctl/name=shop-web-%d", i+1), "--label", "com.docker.compose.project=shop", home, id, "sleep", "1000")
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	enginetest.Poll(t, patience, "both containers are reported", func() bool {
+		for _, e := range r.Endpoints() {
+			if e.Socket == socket && e.State == StateOK && e.Runtime == runtimeContainerd && e.User == fmt.Sprint(attacker) {
+				r.runtimes.wanted("list again")
+				return r.registry.get(domain{}.of(fmt.Sprint(attacker)).key(idB)) != nil
+			}
+		}
+		return false
+	})
+	own := delegate(t, r.Hierarchy().Mount, "user.slice/user-1234.slice/user@1234.service/user.slice", attacker)
+	for i, id := range []string{idA, idB} {
+		dir := filepath.Join(own, "nerdctl-"+id+".scope")
+		if out, err := as(exec.Command("mkdir", dir), attacker).CombinedOutput(); err != nil {
+			t.Fatalf("%v, %s", err, out)
+		}
+		o := r.Owner(inode(t, dir))
+		if o.ContainerName != fmt.Sprintf("shop-web-%d", i+1) || o.Project != "shop" || o.Runtime != runtimeContainerd || o.NamedBy != "user 1234" || o.ProjectNamedBy != "user 1234" {
+			t.Errorf("the user's own container: %+v", o)
+		}
+		for j, path := range []string{"/system.slice/nerdctl-" + id + ".scope", "/default/" + id} {
+			r.CgroupCreated(1<<50+uint64(10*i+j), path)
+			if o := r.Owner(1<<50 + uint64(10*i+j)); o.ContainerName != "" || o.Project == "shop" || o.NamedBy != "" {
+				t.Errorf("the machine's %s: %+v", path, o)
+			}
+		}
 	}
 }

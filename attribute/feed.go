@@ -151,8 +151,11 @@ func (r *roll) end() {
 	r.f.mu.Unlock()
 }
 
-func (f *feed) removed(id string)      { f.registry.removed(f.from, f.key(id)) }
-func (f *feed) rename(id, name string) { f.registry.rename(f.from, f.key(id), name) }
+func (f *feed) removed(id string) { f.registry.removed(f.from, f.key(id)) }
+
+func (f *feed) rename(id, former, name string, at time.Time) {
+	f.registry.rename(f.from, f.key(id), former, name, at)
+}
 
 // ok is called after the first complete answer of a connection.
 func (f *feed) ok(runtime, version string) {
@@ -266,6 +269,7 @@ func peer(c net.Conn) (uid int, err error) {
 const (
 	callTime     = 3 * time.Second
 	callTimeMost = 30 * time.Second
+	listCalls    = 4 // a list may take as long as this many calls
 )
 
 // callLimit is how long a call to a runtime may take. It doubles with each timeout until
@@ -285,6 +289,12 @@ func (f *feed) callTime() time.Duration {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.limit.now
+}
+
+// listCall returns the context of a list of all containers. It may take longer than other
+// calls, and longer still while the runtime does not answer in time.
+func (f *feed) listCall(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, max(listTime, listCalls*f.callTime()))
 }
 
 // call returns the context of one call.

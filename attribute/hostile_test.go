@@ -514,6 +514,15 @@ func TestCallLimit(t *testing.T) {
 			t.Errorf("step %d: %v, want %v", i, p.now, step.want)
 		}
 	}
+	f := &feed{}
+	for call, want := range map[time.Duration]time.Duration{callTime: listTime, callTimeMost: listCalls * callTimeMost} {
+		f.limit.now = call
+		ctx, cancel := f.listCall(t.Context())
+		if end, _ := ctx.Deadline(); time.Until(end) > want || time.Until(end) < want/2 {
+			t.Errorf("a list of a runtime that has %v for a call may take until %v", call, end)
+		}
+		cancel()
+	}
 	long := callLimit{time.Minute, time.Minute}
 	if long.after(false, StateHanging); long.now != time.Minute {
 		t.Errorf("a minute became %v", long.now)

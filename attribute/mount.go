@@ -77,10 +77,17 @@ type table struct {
 	byPoint map[string]mounted
 	uppers  map[string]bool // directories that hold the writable layers of overlays
 
-	untraced map[string][]string // mount points of network file systems without a source, by type
+	onDev    map[string][]mounted // the mounts of a device, once somebody asked: see on
+	untraced map[string][]string  // mount points of network file systems without a source, by type
 }
 
-type mounted struct{ dev, source, point, fstype, options string }
+type mounted struct {
+	dev, source, point, fstype, options string
+
+	root  string // what of the file system is mounted: a path in it
+	order int    // in the table
+	upper string // of an overlay: the directory with what was written; "" for others
+}
 
 // past is an unmounted mount.
 type past struct {
@@ -430,9 +437,9 @@ func (m *mounts) open() bool {
 
 // ownTable returns the mount table of a cgroup's processes; empty when it is the host's or
 // the cgroup has no process.
-func (m *mounts) ownTable(c *cgroup) table {
+func (m *mounts) ownTable(c *cgroup) *table {
 	if o := m.own[c.id]; o != nil && m.now().Sub(o.read) < ownFresh {
-		return o.table
+		return &o.table
 	}
 	if len(m.own) >= maxNamespaces {
 		clear(m.own)
@@ -440,24 +447,24 @@ func (m *mounts) ownTable(c *cgroup) table {
 	o := &ownTable{read: m.now()}
 	m.own[c.id] = o
 	if m.none {
-		return table{}
+		return &o.table
 	}
 	pid, err := m.tree.process(c)
 	if err != nil {
-		return table{}
+		return &o.table
 	}
 	ns := func(pid string) string {
 		s, _ := os.Readlink(filepath.Join(m.procRoot, pid, "ns/mnt"))
 		return s
 	}
 	if mine := ns(strconv.Itoa(pid)); mine != "" && mine == ns("1") {
-		return table{}
+		return &o.table
 	}
 	if t, err := readTable(filepath.Join(m.procRoot, strconv.Itoa(pid), "mountinfo"), maxOwnMounts); err == nil {
 		o.table = t
 		m.reads++
 	}
-	return o.table
+	return &o.table
 }
 
 func readTable(name string, limit int) (table, error) {
@@ -475,13 +482,15 @@ func readTable(name string, limit int) (table, error) {
 			return true, false
 		}
 		dev := strconv.Itoa(i.Major) + ":" + strconv.Itoa(i.Minor)
-		if i.FSType == "overlay" && len(t.uppers) < maxLayers {
-			if dir := layersDir(i.VFSOptions); dir != "" {
-				t.uppers[dir] = true
-			}
+		upper := ""
+		if i.FSType == "overlay" {
+			upper = upperDir(i.VFSOptions)
+		}
+		if upper != "" && len(t.uppers) < maxLayers {
+			t.uppers[layersDir(upper)] = true
 		}
 		point := clip(i.Mountpoint, maxText)
-		e := mounted{dev, clip(i.Source, maxText), point, clip(i.FSType, maxText), clip(i.VFSOptions, maxText)}
+		e := mounted{dev, clip(i.Source, maxText), point, clip(i.FSType, maxText), clip(i.VFSOptions, maxText), clip(i.Root, maxText), len(t.byPoint), upper}
 		t.byPoint[point] = e
 		if networkFileSystems[i.FSType] {
 			t.untraced[i.FSType] = append(t.untraced[i.FSType], point)
@@ -500,16 +509,19 @@ func readTable(name string, limit int) (table, error) {
 	return t, nil
 }
 
-// layersDir returns the directory of all layers of an engine, from the options of one
-// container's overlay: .../overlay2/<id>/diff, .../snapshots/<n>/fs.
-func layersDir(options string) string {
+// upperDir returns the directory of an overlay with what was written to it.
+func upperDir(options string) string {
 	for opt := range strings.SplitSeq(options, ",") {
 		if upper, ok := strings.CutPrefix(opt, "upperdir="); ok && strings.HasPrefix(upper, "/") {
-			return clip(filepath.Dir(filepath.Dir(upper)), maxText)
+			return clip(upper, maxText)
 		}
 	}
 	return ""
 }
+
+// layersDir returns the directory of all layers of an engine, from that of one container's
+// overlay: .../overlay2/<id>/diff, .../snapshots/<n>/fs.
+func layersDir(upper string) string { return filepath.Dir(filepath.Dir(upper)) }
 
 // pseudo tells the file systems without data: a host of containers has thousands of such
 // mounts.

@@ -34,7 +34,7 @@ func nestedTable() []runtimeSpec {
 		{runtimeDocker, apiDocker, nil, machineDockerSockets()[:1], openDocker},
 		{runtimePodman, apiDocker, nil, podmanSockets()[:1], openDocker},
 		{runtimeCRI, apiCRI, nil, criSockets(), openCRI},
-		{runtimeContainerd, apiContainerd, nil, containerdSockets(), openContainerd},
+		{runtimeContainerd, apiContainerd, nil, machineContainerdSockets(), openContainerd},
 	}
 }
 

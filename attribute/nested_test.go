@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // listAll is a complete list of an endpoint.
@@ -33,7 +34,7 @@ func TestNestedEngineNamesOnlyItsOwn(t *testing.T) {
 		volumes: []volume{{name: "lie", source: "/", destination: "/"}}}
 	inner.put(lie)
 	listAll(inner, lie)
-	inner.rename(idB, "still a lie")
+	inner.rename(idB, "", "still a lie", time.Now())
 	inner.removed(idA)
 
 	name := func(path string) string {

@@ -24,13 +24,16 @@ const (
 	overlayVNIs    = "com.docker.network.driver.overlay.vxlanid_list"
 	overlayStack   = "com.docker.stack.namespace"
 	overlayService = "com.docker.swarm.service.name"
-	overlayRefusal = "error creating vxlan interface"
 
 	maxVNI = 1<<24 - 1 // RFC 7348, section 5
 
 	maxSubnets  = 256  // of a network
 	maxRefusals = 1024 // in one answer
 )
+
+// overlayRefusals begin what an engine says when it cannot make a vxlan device or cannot set it
+// UP (libnetwork, drivers/overlay and osl).
+var overlayRefusals = []string{"error creating vxlan interface", "failed to set link up"}
 
 // ErrNoEngine says that no Docker socket exists at a place that may be asked.
 var ErrNoEngine = errors.New("no Docker engine found")
@@ -48,7 +51,7 @@ type Network struct {
 }
 
 // Refusal is a task that did not start on this host because a vxlan device of its
-// network could not be created.
+// network could not be created or set UP.
 type Refusal struct {
 	Task    string // id
 	Time    time.Time
@@ -255,7 +258,7 @@ func serve(s *listedService, index map[string]*Network) {
 }
 
 // Refusals returns the tasks of this host that failed because a vxlan device could not
-// be created. Only managers of a swarm know them: other engines return none.
+// be created or set UP. Only managers of a swarm know them: other engines return none.
 // All calls together take at most 5 s.
 func (o *Overlay) Refusals(ctx context.Context) ([]Refusal, error) {
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
@@ -274,7 +277,8 @@ func (o *Overlay) Refusals(ctx context.Context) ([]Refusal, error) {
 	}
 	var list []Refusal
 	err = each(ctx, d, d.versioned("/tasks"), only("node", info.Swarm.NodeID), func(t *listedTask) {
-		if !strings.Contains(t.Status.Err, overlayRefusal) || len(list) == maxRefusals {
+		refused := slices.ContainsFunc(overlayRefusals, func(text string) bool { return strings.Contains(t.Status.Err, text) })
+		if !refused || len(list) == maxRefusals {
 			return
 		}
 		r := Refusal{Task: clip(t.ID, maxText), Err: clip(t.Status.Err, maxText)}

@@ -25,6 +25,7 @@ type Owner struct {
 	Runtime       string
 	ContainerID   string
 	ContainerName string
+	Renamed       bool   // the container has had other names: OwnerAt returns them
 	Parent        string // id of the container around this one
 	Outer         string // id of the outermost container: Parent, unless they nest deeper
 	OuterName     string // name of that container

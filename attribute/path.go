@@ -240,6 +240,12 @@ func (p *pathParser) virtual(name string, scope bool) (place, bool) {
 		if vm != "" && (p.prev == "machine" || p.prev == "qemu") {
 			return place{kind: KindMachine, runtime: runtimeQEMU, id: vm, named: true}, true
 		}
+	case strings.HasSuffix(name, ".libvirt-lxc"): // the same of a container: /machine/lxc-NUMBER-NAME.libvirt-lxc
+		if rest, ok := strings.CutPrefix(strings.TrimSuffix(name, ".libvirt-lxc"), "lxc-"); ok && p.prev == "machine" {
+			if number, vm, ok := strings.Cut(rest, "-"); ok && isDigits(number) && vm != "" {
+				return place{kind: KindContainer, runtime: runtimeLibvirtLXC, id: vm, named: true}, true
+			}
+		}
 	case strings.HasPrefix(name, "kata_") && isHex(name[len("kata_"):], 64):
 		return place{kind: KindPod, runtime: runtimeKata, sandbox: name[len("kata_"):]}, true
 	case p.prev == "kata_overhead" && isHex(name, 64):

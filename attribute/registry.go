@@ -1,6 +1,7 @@
 package attribute
 
 import (
+	"cmp"
 	"container/list"
 	"maps"
 	"slices"
@@ -19,6 +20,7 @@ const (
 	maxLabels     = 256
 	maxLabelBytes = 64 << 10 // of all labels of a container
 	maxVolumes    = 256      // mounts of a container
+	maxFormer     = 4        // former names of a container
 	maxContainers = 1 << 14
 
 	maxRecords      = 16 << 20 // bytes of all records of the machine's runtimes
@@ -42,6 +44,8 @@ type container struct {
 
 	podName string // of a pod that has no name in labels
 
+	former []formerName // the last ones, the oldest first
+
 	domain  domain // of the runtime: where its word counts
 	from    string // the endpoint that reported it
 	most    int    // limit of the records of that endpoint
@@ -51,6 +55,12 @@ type container struct {
 	goneAt  time.Time
 	entry   *list.Element
 	size    int // bytes in memory, about
+}
+
+// formerName is a name that a container had before it was renamed.
+type formerName struct {
+	name  string
+	until time.Time
 }
 
 // volume is one mount of a container, as its runtime set it up.
@@ -135,15 +145,30 @@ func (g *registry) removedAfter(from, key string, when time.Time) bool {
 	return c != nil && c.from == from && c.goneAt.After(when)
 }
 
-// rename gives a container a new name.
-func (g *registry) rename(from, id, name string) {
+// rename gives a container a new name. What it did before then had the former one, for
+// which "" stands for the name in the record.
+func (g *registry) rename(from, id, former, name string, at time.Time) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if c := g.byID[id]; c != nil && c.from == from {
 		n := *c
 		n.name = clip(name, maxText)
+		if former = cmp.Or(clip(former, maxText), c.name); former != "" && former != n.name {
+			n.former = append(slices.Clone(c.former[max(0, len(c.former)+1-maxFormer):]), formerName{former, at})
+		}
+		n.measure()
 		g.replace(c, &n)
 	}
+}
+
+// nameAt returns the name that a container had at a time.
+func (c *container) nameAt(when time.Time) string {
+	for i := range c.former {
+		if when.Before(c.former[i].until) {
+			return c.former[i].name
+		}
+	}
+	return c.name
 }
 
 // find returns the record of a cgroup: by the id in its path, from a runtime of the same
@@ -308,6 +333,9 @@ func (g *registry) fits(old, c *container) bool {
 func (c *container) measure() {
 	const str, entry = int(unsafe.Sizeof("")), 40 // of a map of strings: two of them, and what is free
 	n := int(unsafe.Sizeof(*c)) + len(c.key) + len(c.id) + len(c.name) + len(c.image) + len(c.tag) + len(c.cgroupPath)
+	for i := range c.former {
+		n += int(unsafe.Sizeof(c.former[i])) + len(c.former[i].name)
+	}
 	for k, v := range c.labels {
 		n += entry + 2*str + len(k) + len(v)
 	}
@@ -323,6 +351,7 @@ func (c *container) keepOf(old *container) {
 	if c.cgroupPath == "" {
 		c.cgroupPath = old.cgroupPath // only the answer about a single container has it
 	}
+	c.former = old.former // only events say it
 	// The list of an engine shows only the id of an image whose name was given to another
 	// one, by a build or a pull.
 	if isImageID(c.image) && old.image != "" && !isImageID(old.image) {

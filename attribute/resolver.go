@@ -167,7 +167,11 @@ func (r *Resolver) CgroupRemoved(id uint64, path string) { r.tree.removed(id, pa
 // Owner returns the owner of a cgroup id as far as it is known now. It never waits for a
 // runtime: a name that is not known yet is empty, and filled in on a later call. An id
 // that is not a cgroup of this machine has KindUnknown.
-func (r *Resolver) Owner(id uint64) Owner {
+func (r *Resolver) Owner(id uint64) Owner { return r.OwnerAt(id, r.opts.now()) }
+
+// OwnerAt returns the same with the name that the owner had at a time: a container may
+// have been renamed since then.
+func (r *Resolver) OwnerAt(id uint64, when time.Time) Owner {
 	c, ok := r.tree.get(id)
 	if !ok {
 		return Owner{Cgroup: id, Gone: r.tree.isGone(id)}
@@ -180,7 +184,7 @@ func (r *Resolver) Owner(id uint64) Owner {
 	}
 	d := p.domain
 	if p.outer != "" {
-		o.OuterName = r.nameOf(p.outer, p.outermost)
+		o.OuterName = r.nameOf(p.outer, p.outermost, when)
 	}
 	if p.named {
 		r.nameByPath(&o, p)
@@ -197,11 +201,11 @@ func (r *Resolver) Owner(id uint64) Owner {
 		if s, ok := r.runtimes.sibling(c); ok {
 			d = s.around
 			m = r.registry.get(d.key(p.id))
-			o.Parent, o.Outer, o.OuterName = s.parent, s.outer, r.nameOf(s.outer, s.outermost)
+			o.Parent, o.Outer, o.OuterName = s.parent, s.outer, r.nameOf(s.outer, s.outermost, when)
 		}
 	}
 	if m != nil {
-		describe(&o, m)
+		describe(&o, m, when)
 		d = m.domain
 	}
 	if pod := r.registry.pod(d, o.PodUID); pod != nil {
@@ -217,9 +221,9 @@ func (r *Resolver) Owner(id uint64) Owner {
 }
 
 // nameOf returns the name of a container that others run in, "" when it is not known.
-func (r *Resolver) nameOf(id, key string) string {
+func (r *Resolver) nameOf(id, key string, when time.Time) string {
 	if m := r.registry.get(key); m != nil {
-		return m.name
+		return m.nameAt(when)
 	}
 	if !isHex(id, 64) {
 		return id // not a hash: a name that a person chose
@@ -246,7 +250,7 @@ func (r *Resolver) nameByPath(o *Owner, p *place) {
 }
 
 // describe fills in what the runtime reported.
-func describe(o *Owner, m *container) {
+func describe(o *Owner, m *container, when time.Time) {
 	if o.ContainerID == "" && m.kind == KindContainer {
 		// The runtime says it of a path that no rule knows.
 		o.Kind, o.ContainerID = m.kind, m.id
@@ -258,7 +262,8 @@ func describe(o *Owner, m *container) {
 	if m.runtime != "" {
 		o.Runtime = m.runtime
 	}
-	o.ContainerName, o.Image, o.ImageTag, o.ImageDigest, o.Labels = m.name, m.image, m.tag, m.digest, m.labels
+	o.Renamed = len(m.former) > 0
+	o.ContainerName, o.Image, o.ImageTag, o.ImageDigest, o.Labels = m.nameAt(when), m.image, m.tag, m.digest, m.labels
 	n := &m.naming
 	o.Project, o.ProjectRule, o.Service = n.project, n.rule, n.service
 	o.Pod, o.Namespace = n.pod, n.namespace

@@ -131,7 +131,7 @@ func TestRegistryPrefersFullRecords(t *testing.T) {
 	if got := g.get(idA).name; got != "list" {
 		t.Errorf("name %q", got)
 	}
-	g.rename("x", idA, "new")
+	g.rename("x", idA, "", "new", time.Now())
 	if got := g.get(idA).name; got != "new" {
 		t.Errorf("name %q", got)
 	}
@@ -141,6 +141,35 @@ func TestRegistryPrefersFullRecords(t *testing.T) {
 	g.removed("x", "unknown")
 	if g.get(idA) == nil {
 		t.Error("forgotten though it was started again")
+	}
+}
+
+// What a container did before it was renamed has the name that it had then.
+func TestRenamedContainer(t *testing.T) {
+	began := time.Now()
+	at := func(minute int) time.Time { return began.Add(time.Duration(minute) * time.Minute) }
+	r := newTestResolver(t, Options{CgroupRoot: t.TempDir(), OnlyListedSockets: true})
+	r.CgroupCreated(2, "/docker/"+idA)
+	r.registry.put(container{id: idA, name: "a", from: "x"})
+	if o := r.OwnerAt(2, at(5)); o.ContainerName != "a" || o.Renamed {
+		t.Errorf("before it was renamed: %+v", o)
+	}
+	r.registry.rename("x", idA, "a", "b", at(1))
+	// A list brought the name before the event.
+	r.registry.put(container{id: idA, name: "c", from: "x"})
+	r.registry.rename("x", idA, "b", "c", at(2))
+	r.registry.rename("y", idA, "c", "not its engine", at(2))
+	for minute, want := range []string{"a", "b", "c", "c"} {
+		if o := r.OwnerAt(2, at(minute)); o.ContainerName != want || !o.Renamed {
+			t.Errorf("after %d minutes: %q, want %q", minute, o.ContainerName, want)
+		}
+	}
+	for i := range 3 * maxFormer {
+		r.registry.rename("x", idA, "", fmt.Sprint("d", i), at(3+i))
+	}
+	c := r.registry.get(idA)
+	if len(c.former) != maxFormer || c.nameAt(at(100)) != "d11" || c.nameAt(at(12)) != "d9" {
+		t.Errorf("after many names: %q, %+v", c.name, c.former)
 	}
 }
 

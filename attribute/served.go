@@ -3,6 +3,8 @@ package attribute
 import (
 	"bufio"
 	"context"
+	"encoding/binary"
+	"encoding/hex"
 	"io"
 	"log/slog"
 	"net"
@@ -36,8 +38,10 @@ type Served struct {
 	asked   map[netip.Addr]*askedClient
 	said    map[netip.Addr]string // what clients say about themselves
 	exports []ServedExport
-	looked  time.Time // when /proc/fs/nfsd was looked at
-	listed  time.Time // when said was read
+	talk    map[netip.Addr]netip.Addr // the address of this host that a client talks to; not valid: several
+	talked  time.Time                 // when talk was read
+	looked  time.Time                 // when /proc/fs/nfsd was looked at
+	listed  time.Time                 // when said was read
 }
 
 // askedClient is an address that was asked for.
@@ -63,6 +67,8 @@ const (
 	servedMaxExports = 4096
 	servedMaxName    = 255 // of a name in DNS (RFC 1035, section 2.3.4), and of a host
 	servedMaxInfo    = 64 << 10
+	servedMaxTable   = 64 << 20 // bytes of a table of connections
+	servedPort       = 2049     // of NFS servers (RFC 7530, section 3.1)
 )
 
 // NewServed makes a Served that reads nothing before it is asked. dns allows it to ask DNS
@@ -131,6 +137,23 @@ func (s *Served) Exports() []ServedExport {
 		s.poke()
 	}
 	return s.exports
+}
+
+// Address returns the address of this host that a client of its NFS server talks to. It is
+// not valid where that is not known, or where the client talks to several.
+func (s *Served) Address(client netip.Addr) netip.Addr {
+	s.begin()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	at, known := s.talk[client]
+	if !known && s.now().Sub(s.talked) > time.Second {
+		s.talk, s.talked = s.connections(), s.now() // it may have come since
+		at = s.talk[client]
+	}
+	if s.now().Sub(s.looked) > servedRefresh {
+		s.poke()
+	}
+	return at
 }
 
 func (s *Served) poke() {
@@ -211,7 +234,7 @@ func (s *Served) resolve(ctx context.Context, addr netip.Addr) {
 
 // look takes over what the kernel knows.
 func (s *Served) look(exports []string) {
-	said := s.clients()
+	said, talk := s.clients(), s.connections()
 	var list []ServedExport
 	for _, p := range exports {
 		if e, ok := s.export(p); ok {
@@ -221,6 +244,7 @@ func (s *Served) look(exports []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.looked, s.listed, s.exports, s.said = s.now(), s.now(), list, said
+	s.talk, s.talked = talk, s.now()
 	for addr, c := range s.asked {
 		if name := said[addr]; name != "" {
 			c.said = name // kept when the client is gone: it may come back
@@ -303,6 +327,79 @@ func linuxClient(id string) string {
 		return ""
 	}
 	return host
+}
+
+// connections reads who talks to the server's TCP ports, on which address of this host.
+func (s *Served) connections() map[netip.Addr]netip.Addr {
+	ports := s.ports()
+	if len(ports) == 0 {
+		return nil // there is no server
+	}
+	talk := map[netip.Addr]netip.Addr{}
+	for _, table := range []string{"tcp", "tcp6"} {
+		f, err := os.Open(filepath.Join(s.proc, "1/net", table)) // of the host's network namespace
+		if err != nil {
+			s.log.Debug("cannot read the connections of NFS clients", "error", err)
+			continue
+		}
+		parseConnections(io.LimitReader(f, servedMaxTable), ports, talk)
+		f.Close()
+	}
+	return talk
+}
+
+// ports reads the TCP ports of the server: lines such as "tcp 2049".
+func (s *Served) ports() (ports []uint16) {
+	data, err := os.ReadFile(filepath.Join(s.proc, "fs/nfsd/portlist"))
+	if err != nil {
+		return nil
+	}
+	for line := range strings.Lines(string(data)) {
+		name, port, _ := strings.Cut(strings.TrimSpace(line), " ")
+		n, err := strconv.ParseUint(port, 10, 16)
+		if strings.HasPrefix(name, "tcp") && err == nil && !slices.Contains(ports, uint16(n)) {
+			ports = append(ports, uint16(n))
+		}
+	}
+	return ports
+}
+
+// parseConnections reads /proc/net/tcp or tcp6: behind a number the local and the remote
+// address, and the state, all in hexadecimal digits (get_tcp4_sock in net/ipv4/tcp_ipv4.c).
+func parseConnections(r io.Reader, ports []uint16, talk map[netip.Addr]netip.Addr) {
+	const established = "01"
+	lines := bufio.NewScanner(r)
+	for lines.Scan() && len(talk) < servedMaxClients {
+		fields := strings.Fields(lines.Text())
+		if len(fields) < 4 || fields[3] != established {
+			continue
+		}
+		local, ok1 := parseEndpoint(fields[1])
+		remote, ok2 := parseEndpoint(fields[2])
+		if !ok1 || !ok2 || !slices.Contains(ports, local.Port()) {
+			continue
+		}
+		if at, known := talk[remote.Addr()]; known && at != local.Addr() {
+			talk[remote.Addr()] = netip.Addr{}
+		} else {
+			talk[remote.Addr()] = local.Addr()
+		}
+	}
+}
+
+// parseEndpoint reads 0100007F:0801: words of an address in the machine's byte order, and a port.
+func parseEndpoint(text string) (netip.AddrPort, bool) {
+	address, port, _ := strings.Cut(text, ":")
+	n, err := strconv.ParseUint(port, 16, 16)
+	b, bad := hex.DecodeString(address)
+	if err != nil || bad != nil || len(b) != 4 && len(b) != 16 {
+		return netip.AddrPort{}, false
+	}
+	for word := range slices.Chunk(b, 4) {
+		binary.NativeEndian.PutUint32(word, binary.BigEndian.Uint32(word))
+	}
+	addr, _ := netip.AddrFromSlice(b)
+	return netip.AddrPortFrom(addr.Unmap(), uint16(n)), true
 }
 
 // paths reads which directories are exported.

@@ -43,6 +43,49 @@ func TestExportList(t *testing.T) {
 	}
 }
 
+// TestServedConnections: on which address of this host its clients come, in the format of
+// the kernel on little-endian machines.
+func TestServedConnections(t *testing.T) {
+	proc := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		file := filepath.Join(proc, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("1/net/tcp", "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"+
+		"   0: 00000000:0801 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1\n"+
+		"   1: 0101090A:0801 0201090A:0343 01 00000000:00000000 00:00000000 00000000     0        0 2\n"+
+		"   2: 0101090A:0801 0301090A:0343 06 00000000:00000000 00:00000000 00000000     0        0 2\n"+ // ended
+		"   3: 0101090A:0016 0401090A:0343 01 00000000:00000000 00:00000000 00000000     0        0 2\n"+ // ssh
+		"   4: 0101090A:0801 0501090A:0343 01 00000000:00000000 00:00000000 00000000     0        0 2\n"+
+		"   5: 0102090A:4E49 0501090A:0344 01 00000000:00000000 00:00000000 00000000     0        0 2\n"+
+		"   6: XX:YY 0501090A:0344 01\n  7: \n")
+	write("1/net/tcp6", "  sl\n   0: 090000FD000000000000000001000000:0801 090000FD000000000000000002000000:0343 01 0\n"+
+		"   1: 0000000000000000FFFF00000101090A:0801 0000000000000000FFFF00000601090A:0343 01 0\n")
+	s := NewServed(Options{ProcRoot: proc}, false)
+	defer s.Close()
+	if got := s.Address(netip.MustParseAddr("10.9.1.2")); got.IsValid() {
+		t.Errorf("%v without a server", got)
+	}
+	write("fs/nfsd/portlist", "udp 2049\ntcp 2049\ntcp 20041\nrdma 20049\n")
+	other := NewServed(Options{ProcRoot: proc}, false)
+	defer other.Close()
+	for client, want := range map[string]string{
+		"10.9.1.2": "10.9.1.1", "10.9.1.3": "", "10.9.1.4": "", "10.9.1.5": "", // the last one talks to two addresses
+		"10.9.1.6": "10.9.1.1", "fd00:9::2": "fd00:9::1", "10.9.9.9": "",
+	} {
+		got := other.Address(netip.MustParseAddr(client))
+		if text := map[bool]string{true: got.String()}[got.IsValid()]; text != want {
+			t.Errorf("client %s: %q, want %q", client, text, want)
+		}
+	}
+}
+
 // TestServed reads a tree such as a server has.
 func TestServed(t *testing.T) {
 	dir := t.TempDir()

@@ -20,8 +20,6 @@ import (
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -37,7 +35,15 @@ type Containerd struct {
 type ContainerdOptions struct {
 	Socket        string // where it listens, "" for a place of its own
 	SystemdCgroup bool   // pods are systemd's scopes and slices
+	// Plugins is the directory of CNI's plugins. With it pods have a network of their own,
+	// 10.88.0.0/24 as this machine sees it.
+	Plugins string
 }
+
+// podNetwork is the CNI configuration of pods: a veth pair to this machine for each.
+const podNetwork = `{"cniVersion": "0.4.0", "name": "pods", "plugins": [
+	{"type": "ptp", "ipam": {"type": "host-local", "subnet": "10.88.0.0/24", "dataDir": %q, "routes": [{"dst": "0.0.0.0/0"}]}}]}
+`
 
 // StartContainerd runs a containerd, which has Image in the namespaces "default"
 // and "k8s.io", until the test ends.
@@ -53,6 +59,16 @@ func StartContainerd(t testing.TB, opts ContainerdOptions) *Containerd {
 	}
 	if err := os.MkdirAll(filepath.Dir(c.Socket), 0o755); err != nil {
 		t.Fatal(err)
+	}
+	plugins, networks := filepath.Join(dir, "cni"), filepath.Join(dir, "cni")
+	if opts.Plugins != "" {
+		plugins = opts.Plugins
+		if err := os.Mkdir(networks, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(networks, "pods.conflist"), fmt.Appendf(nil, podNetwork, filepath.Join(dir, "addresses")), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	config := fmt.Sprintf(`version = 2
 root = %q
@@ -72,7 +88,7 @@ state = %q
 [plugins."io.containerd.internal.v1.opt"]
   path = %q
 `, filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.Socket, "docker.io/library/"+Image,
-		filepath.Join(dir, "cni"), filepath.Join(dir, "cni"), c.systemd, filepath.Join(dir, "opt"))
+		plugins, networks, c.systemd, filepath.Join(dir, "opt"))
 	if err := os.WriteFile(filepath.Join(dir, "config.toml"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -160,12 +176,7 @@ type Pod struct {
 // RunPod asks for a pod as the kubelet does, over CRI, and starts its container.
 func (c *Containerd) RunPod(t testing.TB, p Pod) (container, sandbox string) {
 	t.Helper()
-	conn, err := grpc.NewClient("unix://"+c.Socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	client := cri.NewRuntimeServiceClient(conn)
+	client := c.client(t)
 	ctx, cancel := context.WithTimeout(context.Background(), startTime)
 	defer cancel()
 
@@ -173,15 +184,11 @@ func (c *Containerd) RunPod(t testing.TB, p Pod) (container, sandbox string) {
 	own := maps.Clone(labels)
 	own["io.kubernetes.container.name"] = p.Container
 	maps.Copy(labels, p.Labels)
-	parent := "/kubepods/burstable/pod" + p.UID
-	if c.systemd {
-		parent = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + strings.ReplaceAll(p.UID, "-", "_") + ".slice"
-	}
 	config := &cri.PodSandboxConfig{
 		Metadata: &cri.PodSandboxMetadata{Name: p.Name, Namespace: p.Namespace, Uid: p.UID},
 		Labels:   labels,
 		Linux: &cri.LinuxPodSandboxConfig{
-			CgroupParent:    parent,
+			CgroupParent:    c.parent(p.UID),
 			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}},
 		},
 	}

@@ -52,6 +52,18 @@ func Start(t testing.TB) *Engine {
 	return start(t, "dockerd")
 }
 
+// StartGVisor is Start with a runtime "runsc": gVisor, whose kernel is a program. It needs
+// Debian's runsc.
+func StartGVisor(t testing.TB) *Engine {
+	t.Helper()
+	// On the processor's own page tables it would need KVM, which a test may not have.
+	wrapper := filepath.Join(t.TempDir(), "runsc")
+	if err := os.WriteFile(wrapper, []byte("#!/bin/sh\nexec runsc --platform=ptrace --network=none \"$@\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return start(t, "dockerd", "--add-runtime", "runsc="+wrapper)
+}
+
 func start(t testing.TB, program ...string) *Engine {
 	t.Helper()
 	// Not t.TempDir: the path of a unix socket must be short, and what is mounted
@@ -133,6 +145,13 @@ func (e *Engine) Signal(t testing.TB, sig syscall.Signal) {
 	if err := e.cmd.Process.Signal(sig); err != nil {
 		t.Fatalf("sending %v to dockerd: %v", sig, err)
 	}
+}
+
+// PID is the daemon's process.
+func (e *Engine) PID() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.cmd.Process.Pid
 }
 
 func (e *Engine) halt(cmd *exec.Cmd, exited <-chan struct{}) {
