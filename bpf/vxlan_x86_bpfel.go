@@ -24,6 +24,8 @@ type VXLANDeviceEvent struct {
 	ToIfindex uint32
 	OldName   [16]int8
 	Comm      [16]int8
+	Error     int32
+	Unused    uint32
 }
 
 type VXLANIface struct {
@@ -40,14 +42,15 @@ type VXLANIface struct {
 type VXLANIotDeviceAction uint32
 
 const (
-	VXLANIotDeviceActionIOT_DEVICE_CREATED VXLANIotDeviceAction = 1
-	VXLANIotDeviceActionIOT_DEVICE_MOVED   VXLANIotDeviceAction = 2
-	VXLANIotDeviceActionIOT_DEVICE_DELETED VXLANIotDeviceAction = 3
-	VXLANIotDeviceActionIOT_DEVICE_RENAMED VXLANIotDeviceAction = 4
-	VXLANIotDeviceActionIOT_DEVICE_UP      VXLANIotDeviceAction = 5
-	VXLANIotDeviceActionIOT_DEVICE_DOWN    VXLANIotDeviceAction = 6
-	VXLANIotDeviceActionIOT_DEVICE_REFUSED VXLANIotDeviceAction = 7
-	VXLANIotDeviceActionIOT_DEVICE_MESSAGE VXLANIotDeviceAction = 8
+	VXLANIotDeviceActionIOT_DEVICE_CREATED    VXLANIotDeviceAction = 1
+	VXLANIotDeviceActionIOT_DEVICE_MOVED      VXLANIotDeviceAction = 2
+	VXLANIotDeviceActionIOT_DEVICE_DELETED    VXLANIotDeviceAction = 3
+	VXLANIotDeviceActionIOT_DEVICE_RENAMED    VXLANIotDeviceAction = 4
+	VXLANIotDeviceActionIOT_DEVICE_UP         VXLANIotDeviceAction = 5
+	VXLANIotDeviceActionIOT_DEVICE_DOWN       VXLANIotDeviceAction = 6
+	VXLANIotDeviceActionIOT_DEVICE_REFUSED    VXLANIotDeviceAction = 7
+	VXLANIotDeviceActionIOT_DEVICE_MESSAGE    VXLANIotDeviceAction = 8
+	VXLANIotDeviceActionIOT_DEVICE_UP_REFUSED VXLANIotDeviceAction = 9
 )
 
 type VXLANRefusal struct {
@@ -69,6 +72,9 @@ const (
 	VXLANMapDeviceLosses         = "device_losses"
 	VXLANMapDraft                = "draft"
 	VXLANMapModuleData           = "module_data"
+	VXLANProgIotFlagsFexit       = "iot_flags_fexit"
+	VXLANProgIotFlagsKprobe      = "iot_flags_kprobe"
+	VXLANProgIotFlagsReturn      = "iot_flags_return"
 	VXLANProgIotNetlinkExtack    = "iot_netlink_extack"
 	VXLANProgIotNetnsKprobe      = "iot_netns_kprobe"
 	VXLANProgIotNetnsReturn      = "iot_netns_return"
@@ -127,6 +133,9 @@ type VXLANSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type VXLANProgramSpecs struct {
+	IotFlagsFexit       *ebpf.ProgramSpec `ebpf:"iot_flags_fexit"`
+	IotFlagsKprobe      *ebpf.ProgramSpec `ebpf:"iot_flags_kprobe"`
+	IotFlagsReturn      *ebpf.ProgramSpec `ebpf:"iot_flags_return"`
 	IotNetlinkExtack    *ebpf.ProgramSpec `ebpf:"iot_netlink_extack"`
 	IotNetnsKprobe      *ebpf.ProgramSpec `ebpf:"iot_netns_kprobe"`
 	IotNetnsReturn      *ebpf.ProgramSpec `ebpf:"iot_netns_return"`
@@ -211,6 +220,9 @@ type VXLANVariables struct {
 //
 // It can be passed to LoadVXLANObjects or ebpf.CollectionSpec.LoadAndAssign.
 type VXLANPrograms struct {
+	IotFlagsFexit       *ebpf.Program `ebpf:"iot_flags_fexit"`
+	IotFlagsKprobe      *ebpf.Program `ebpf:"iot_flags_kprobe"`
+	IotFlagsReturn      *ebpf.Program `ebpf:"iot_flags_return"`
 	IotNetlinkExtack    *ebpf.Program `ebpf:"iot_netlink_extack"`
 	IotNetnsKprobe      *ebpf.Program `ebpf:"iot_netns_kprobe"`
 	IotNetnsReturn      *ebpf.Program `ebpf:"iot_netns_return"`
@@ -228,6 +240,9 @@ type VXLANPrograms struct {
 
 func (p *VXLANPrograms) Close() error {
 	return _VXLANClose(
+		p.IotFlagsFexit,
+		p.IotFlagsKprobe,
+		p.IotFlagsReturn,
 		p.IotNetlinkExtack,
 		p.IotNetnsKprobe,
 		p.IotNetnsReturn,

@@ -15,6 +15,9 @@
  * rtnl_newlink sees both refusals: that of a name that exists in the namespace, where
  * no code of vxlan runs, and that of a VNI that is taken.
  *
+ * __dev_change_flags sees a device that cannot be set UP, because its UDP port is taken:
+ * the port belongs to the first socket, and an "external" device shares its own with none.
+ *
  * All of these are part of vmlinux: the vxlan module need not be loaded, and may be
  * loaded and unloaded at any time.
  */
@@ -49,6 +52,7 @@ enum iot_device_action {
 	IOT_DEVICE_DOWN = 6,
 	IOT_DEVICE_REFUSED = 7, /* a struct refusal */
 	IOT_DEVICE_MESSAGE = 8, /* a struct refusal with only the kernel's message, in request */
+	IOT_DEVICE_UP_REFUSED = 9,
 };
 
 struct iface {
@@ -71,6 +75,8 @@ struct device_event {
 	__u32 to_ifindex;
 	char old_name[IOT_NAME_MAX];
 	char comm[IOT_NAME_MAX];
+	__s32 error; /* of a device that could not be set UP: -EADDRINUSE ... */
+	__u32 unused;
 };
 
 struct refusal {
@@ -345,7 +351,7 @@ static __always_inline void iot_start_event(struct device_event *e, __u32 action
 	bpf_get_current_comm(e->comm, sizeof(e->comm));
 }
 
-static __always_inline void iot_tell(const struct net_device *dev, __u32 action, const struct departure *from)
+static __always_inline void iot_tell_error(const struct net_device *dev, __u32 action, const struct departure *from, int error)
 {
 	struct device_event *e = bpf_ringbuf_reserve(&device_events, sizeof(*e), 0);
 
@@ -356,6 +362,7 @@ static __always_inline void iot_tell(const struct net_device *dev, __u32 action,
 	__builtin_memset(e, 0, sizeof(*e));
 	iot_start_event(e, action);
 	iot_describe(&e->device, dev);
+	e->error = error;
 	if (from) {
 		e->to_netns = e->device.netns;
 		e->to_ifindex = e->device.ifindex;
@@ -364,6 +371,11 @@ static __always_inline void iot_tell(const struct net_device *dev, __u32 action,
 		__builtin_memcpy(e->old_name, from->name, sizeof(e->old_name));
 	}
 	bpf_ringbuf_submit(e, 0);
+}
+
+static __always_inline void iot_tell(const struct net_device *dev, __u32 action, const struct departure *from)
+{
+	iot_tell_error(dev, action, from, 0);
 }
 
 static __always_inline void iot_departs(const struct net_device *dev)
@@ -421,6 +433,7 @@ enum iot_function {
 	IOT_REGISTER = 1,
 	IOT_CHANGE_NETNS = 2,
 	IOT_NEWLINK = 3,
+	IOT_FLAGS = 4,
 };
 
 static __always_inline __u64 iot_call_key(__u32 function)
@@ -461,6 +474,15 @@ static __always_inline int iot_unregisters(const struct net_device *dev)
 {
 	if (iot_is_vxlan(dev))
 		iot_tell(dev, IOT_DEVICE_DELETED, NULL);
+	return 0;
+}
+
+#define IFF_UP 1 /* include/uapi/linux/if.h */
+
+static __always_inline int iot_changed_flags(const struct net_device *dev, __u32 flags, int result)
+{
+	if (result < 0 && (flags & IFF_UP) && iot_is_vxlan(dev))
+		iot_tell_error(dev, IOT_DEVICE_UP_REFUSED, NULL, result);
 	return 0;
 }
 
@@ -735,6 +757,26 @@ int iot_newlink_return(void *ctx)
 
 	return iot_leave(IOT_NEWLINK, &call) ? iot_newlink((const void *)call.first, (const void *)call.second,
 							   IOT_RESULT(ctx)) : 0;
+}
+
+SEC("fexit/__dev_change_flags")
+int iot_flags_fexit(__u64 *ctx)
+{
+	return iot_changed_flags((const void *)ctx[0], ctx[1], ctx[3]);
+}
+
+SEC("kprobe/__dev_change_flags")
+int iot_flags_kprobe(void *ctx)
+{
+	return iot_enter(IOT_FLAGS, IOT_PARM1(ctx), IOT_PARM2(ctx));
+}
+
+SEC("kretprobe/__dev_change_flags")
+int iot_flags_return(void *ctx)
+{
+	struct call call;
+
+	return iot_leave(IOT_FLAGS, &call) ? iot_changed_flags((const void *)call.first, call.second, IOT_RESULT(ctx)) : 0;
 }
 
 SEC("raw_tp/netlink_extack")

@@ -10,6 +10,10 @@
 // device is leaked: it holds its name and its VNI, and every further start of a
 // container in that network fails with "file exists".
 //
+// All these devices share one UDP socket of the kernel. If something else has the port, an
+// "external" device or a process, each can be made and none set UP ("failed to set link up:
+// address already in use"): the device stays DOWN, in its namespace or back in the host's.
+//
 // Events come from programs in the kernel (Watcher, with bpf/vxlan/vxlan.bpf.c), or
 // from rtnetlink notifications where the kernel allows no hooks. A Model keeps
 // the state of every device and Judge gives a verdict on each. An Observer watches for

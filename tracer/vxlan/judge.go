@@ -3,6 +3,9 @@ package vxlan
 import (
 	"cmp"
 	"fmt"
+	"maps"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -14,12 +17,14 @@ const DefaultGrace = 10 * time.Second
 // Verdict says whether a device is in order.
 type Verdict string
 
-// The verdicts. Leaked and Blocking keep containers from starting.
+// The verdicts. Leaked, Blocking and Stuck keep containers from starting or from reaching
+// others.
 const (
 	OK       Verdict = "ok"       // where it belongs
-	Settling Verdict = "settling" // looks leaked, but has not been DOWN for the grace period
+	Settling Verdict = "settling" // looks leaked or stuck, but has not been DOWN for the grace period
 	IsLeaked Verdict = "leaked"   // left behind by Docker
-	Blocking Verdict = "blocking" // not leaked by that rule, but holds a name or a VNI that a network needs
+	Blocking Verdict = "blocking" // not leaked by that rule, but holds a name, a VNI or a UDP port that a network needs
+	Stuck    Verdict = "stuck"    // DOWN in its overlay's namespace for the grace period
 	Foreign  Verdict = "foreign"  // belongs to no overlay network of Docker
 )
 
@@ -59,8 +64,23 @@ func Judge(m *Model, networks []Network, now time.Time, grace time.Duration) []F
 	for _, t := range m.Devices() {
 		list = append(list, judge(m, t, networks, now, grace))
 	}
+	for _, port := range slices.Sorted(maps.Keys(m.sockets)) {
+		if n, needed := m.needs(port, networks); needed {
+			s := m.sockets[port]
+			list = append(list, Finding{
+				Track: Track{
+					Device: Device{Name: fmt.Sprintf("udp:%d", port), Kind: "socket", NetNS: m.host, Underlay: m.host, Port: port, Up: true},
+					Since:  now, Seen: true,
+				},
+				Verdict: Blocking, Reason: s.String() + " has UDP port " + strconv.Itoa(int(port)) + " of the host open: " + noDeviceUp,
+				Network: n, Keep: "it is a socket and no device", AtLeast: true,
+			})
+		}
+	}
 	return list
 }
+
+const noDeviceUp = "no device of an overlay network can be set UP here"
 
 func judge(m *Model, t *Track, networks []Network, now time.Time, grace time.Duration) Finding {
 	f := Finding{Track: *t, Age: max(0, now.Sub(t.Since)), AtLeast: t.Seen}
@@ -81,12 +101,17 @@ func judge(m *Model, t *Track, networks []Network, now time.Time, grace time.Dur
 	}
 	switch {
 	case t.NetNS != m.host:
-		judgeElsewhere(m, &f, docker, space)
+		judgeElsewhere(m, &f, docker, space, networks, grace)
 	case docker:
 		judgeHost(m, &f, grace, networks != nil)
 	default:
 		f.Keep = "its name is not one of Docker's"
-		judgeForeign(m, &f)
+		judgeForeign(m, &f, networks)
+	}
+	if f.Verdict == IsLeaked || f.Verdict == Stuck {
+		if holder, _ := m.portHolder(t); holder != "" {
+			f.Reason += "; " + holder
+		}
 	}
 	return f
 }
@@ -124,25 +149,37 @@ func judgeHost(m *Model, f *Finding, grace time.Duration, answered bool) {
 }
 
 // judgeElsewhere judges a device outside the host's namespace.
-func judgeElsewhere(m *Model, f *Finding, docker bool, space Namespace) {
+func judgeElsewhere(m *Model, f *Finding, docker bool, space Namespace, networks []Network, grace time.Duration) {
 	f.Keep = "it is outside the host's namespace"
 	switch {
 	case space.Overlay != "" && (f.Network == nil || strings.HasPrefix(f.Network.ID, space.Overlay)):
-		f.Verdict, f.Reason = OK, "in its overlay's namespace"
-		if !f.Up {
-			f.Reason += ", not UP yet"
+		switch {
+		case f.Up:
+			f.Verdict, f.Reason = OK, "in its overlay's namespace"
+		case f.Down < grace:
+			f.Verdict, f.Reason = Settling, fmt.Sprintf("DOWN in its overlay's namespace, but not for %s yet", grace)
+		default:
+			f.Verdict, f.Reason = Stuck, "DOWN in its overlay's namespace: containers of its network do not reach other hosts"
 		}
 	case docker && f.Underlay == m.host && f.Port == dataPort(f.Network) && liveOverlay(m, f.NetworkID, f.Network) == "":
 		f.Verdict = Blocking
 		f.Reason = "it has a name like Docker's and holds its VNI on the host, but is not in the namespace of an overlay"
 	default:
-		judgeForeign(m, f)
+		judgeForeign(m, f, networks)
 	}
 }
 
-// judgeForeign judges a device that has nothing of Docker's but perhaps the VNI.
-func judgeForeign(m *Model, f *Finding) {
+// judgeForeign judges a device that has nothing of Docker's but perhaps the VNI or the UDP
+// port.
+func judgeForeign(m *Model, f *Finding, networks []Network) {
 	f.Verdict, f.Reason = Foreign, "not an overlay device of Docker"
+	if f.Up && f.OwnSocket && f.Underlay == m.host {
+		if n, needed := m.needs(f.Port, networks); needed {
+			f.Verdict, f.Network = Blocking, n
+			f.Reason = fmt.Sprintf("it has UDP port %d of the host for itself, as devices made with \"external\" or \"gbp\" do: %s", f.Port, noDeviceUp)
+			return
+		}
+	}
 	if f.Network == nil || f.Underlay != m.host {
 		return
 	}

@@ -70,6 +70,14 @@ var refusals = []variant{
 	},
 }
 
+const noUpRefusals = "no events when a device cannot be set UP; one that stays DOWN is reported after the grace period"
+
+// openings lists the ways to see devices that could not be set UP, the best first.
+var openings = []variant{
+	{name: "fexit/__dev_change_flags", programs: []string{bpf.VXLANProgIotFlagsFexit}},
+	{name: "kprobe/__dev_change_flags", programs: []string{bpf.VXLANProgIotFlagsKprobe, bpf.VXLANProgIotFlagsReturn}},
+}
+
 // kernel is the feed of the BPF programs of this package.
 type kernel struct {
 	programs   []*ebpf.Program
@@ -79,6 +87,7 @@ type kernel struct {
 	chosen     []variant
 	living     bool // a variant of life is attached, not only one of refusals
 	noRefusals bool
+	noOpenings bool
 
 	module     string // folder of the module in sysfs
 	moduleSeen uint64 // inode number of that folder: it changes with a reload
@@ -119,6 +128,7 @@ func newKernel(hierarchy uint32, skip []string) (*kernel, error) {
 	} else if err != nil {
 		k.noRefusals = true
 	}
+	k.noOpenings = k.choose(spec, openings, skip) != nil
 	k.findModuleData()
 	return k, lifeErr
 }
@@ -213,6 +223,9 @@ func (k *kernel) limitations() []string {
 	if k.noRefusals {
 		list = append(list, noRefusals)
 	}
+	if k.noOpenings {
+		list = append(list, noUpRefusals)
+	}
 	for _, v := range k.chosen {
 		if v.limitation != "" {
 			list = append(list, v.limitation)
@@ -305,14 +318,15 @@ func monotonic() uint64 {
 }
 
 var actions = map[bpf.VXLANIotDeviceAction]Action{
-	bpf.VXLANIotDeviceActionIOT_DEVICE_CREATED: Created,
-	bpf.VXLANIotDeviceActionIOT_DEVICE_MOVED:   Moved,
-	bpf.VXLANIotDeviceActionIOT_DEVICE_DELETED: Deleted,
-	bpf.VXLANIotDeviceActionIOT_DEVICE_RENAMED: Renamed,
-	bpf.VXLANIotDeviceActionIOT_DEVICE_UP:      WentUp,
-	bpf.VXLANIotDeviceActionIOT_DEVICE_DOWN:    Down,
-	bpf.VXLANIotDeviceActionIOT_DEVICE_REFUSED: Refused,
-	bpf.VXLANIotDeviceActionIOT_DEVICE_MESSAGE: Refused,
+	bpf.VXLANIotDeviceActionIOT_DEVICE_CREATED:    Created,
+	bpf.VXLANIotDeviceActionIOT_DEVICE_MOVED:      Moved,
+	bpf.VXLANIotDeviceActionIOT_DEVICE_DELETED:    Deleted,
+	bpf.VXLANIotDeviceActionIOT_DEVICE_RENAMED:    Renamed,
+	bpf.VXLANIotDeviceActionIOT_DEVICE_UP:         WentUp,
+	bpf.VXLANIotDeviceActionIOT_DEVICE_DOWN:       Down,
+	bpf.VXLANIotDeviceActionIOT_DEVICE_REFUSED:    Refused,
+	bpf.VXLANIotDeviceActionIOT_DEVICE_MESSAGE:    Refused,
+	bpf.VXLANIotDeviceActionIOT_DEVICE_UP_REFUSED: UpRefused,
 }
 
 // vniTaken is the kernel's message when another device holds the VNI
@@ -336,6 +350,9 @@ func decode(raw []byte, now time.Time, mono uint64) (*Event, error) {
 	}
 	if old := chars(r.OldName[:]); old != e.Name {
 		e.OldName = old
+	}
+	if action == UpRefused && r.Error < 0 {
+		e.Err = syscall.Errno(-r.Error)
 	}
 	if action != Refused {
 		return e, nil

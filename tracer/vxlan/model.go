@@ -12,15 +12,17 @@ type Action string
 
 // The actions, as they appear in event.action.
 const (
-	Created Action = "created"
-	Moved   Action = "moved" // to another network namespace
-	Deleted Action = "deleted"
-	Renamed Action = "renamed"
-	WentUp  Action = "up"
-	Down    Action = "down"
-	Refused Action = "create_failed" // the name or the VNI is taken
-	Leaked  Action = "leaked"        // it has been left behind for the grace period
-	Cleaned Action = "cleaned"       // vxlan clean deleted it
+	Created   Action = "created"
+	Moved     Action = "moved" // to another network namespace
+	Deleted   Action = "deleted"
+	Renamed   Action = "renamed"
+	WentUp    Action = "up"
+	Down      Action = "down"
+	Refused   Action = "create_failed" // the name or the VNI is taken
+	Leaked    Action = "leaked"        // it has been left behind for the grace period
+	UpRefused Action = "up_failed"     // it cannot be set UP: its UDP port is taken
+	WentStuck Action = "stuck"         // it has been DOWN in its overlay's namespace for the grace period
+	Cleaned   Action = "cleaned"       // vxlan clean deleted it
 )
 
 // Actor is the process that caused an event, with its cgroup.
@@ -64,7 +66,7 @@ type Track struct {
 	DownSince time.Time
 	Maker     *Actor // the process that created it; nil when that was before the watch
 	Mover     *Actor // the process that moved it to its namespace
-	reported  bool   // as leaked
+	reported  bool   // as leaked or stuck
 }
 
 // Place identifies a device: an ifindex is unique within a namespace.
@@ -79,7 +81,8 @@ type Model struct {
 	host    uint64
 	devices map[Place]*Track
 	spaces  map[uint64]Namespace
-	engine  bool // Snapshot.Engine
+	sockets map[uint16]Socket // Snapshot.Sockets
+	engine  bool              // Snapshot.Engine
 }
 
 // NewModel returns an empty model. host is the inode number of the host's namespace.
@@ -120,7 +123,7 @@ func (m *Model) Update(snap *Snapshot) (news []Event) {
 			delete(m.devices, place)
 		}
 	}
-	m.spaces, m.engine = snap.Namespaces, snap.Engine
+	m.spaces, m.sockets, m.engine = snap.Namespaces, snap.Sockets, snap.Engine
 	return news
 }
 
@@ -168,6 +171,7 @@ func (t *Track) refresh(d Device, now time.Time) {
 	t.Port = cmp.Or(d.Port, t.Port)
 	t.Underlay = cmp.Or(d.Underlay, t.Underlay)
 	t.Attached = d.Attached
+	t.OwnSocket = t.OwnSocket || d.OwnSocket // events do not tell it, and it never changes
 	if d.Up != t.Up || (!d.Up && t.DownSince.IsZero()) {
 		t.setUp(d.Up, now)
 	}
@@ -268,12 +272,18 @@ func (m *Model) candidate(t *Track) bool {
 	return ok && vni == t.VNI && t.Kind == Kind && t.NetNS == m.host && !t.Up
 }
 
-// Expired returns the candidates whose grace period has expired, each only once: they
-// are leaks to report.
+// stuck tells whether a device is DOWN where it should be UP, whatever its age: in the
+// namespace of its overlay.
+func (m *Model) stuck(t *Track) bool {
+	return t.Kind == Kind && !t.Up && m.spaces[t.NetNS].Overlay != ""
+}
+
+// Expired returns the devices that have been left behind or stuck for the grace period,
+// each only once: they are to be reported.
 func (m *Model) Expired(now time.Time, grace time.Duration) []*Track {
 	var expired []*Track
 	for _, t := range m.Devices() {
-		if m.candidate(t) && !t.reported && now.Sub(t.DownSince) >= grace {
+		if (m.candidate(t) || m.stuck(t)) && !t.reported && now.Sub(t.DownSince) >= grace {
 			t.reported = true
 			expired = append(expired, t)
 		}
@@ -326,12 +336,12 @@ func (m *Model) MarkStale(now time.Time) {
 	}
 }
 
-// NextExpiry returns when the grace period of the next candidate expires; the zero time
-// without a candidate.
+// NextExpiry returns when the next device becomes one that Expired returns; the zero time
+// when none may become one.
 func (m *Model) NextExpiry(grace time.Duration) time.Time {
 	var next time.Time
 	for _, t := range m.devices {
-		if !m.candidate(t) || t.reported {
+		if !m.candidate(t) && !m.stuck(t) || t.reported {
 			continue
 		}
 		if at := t.DownSince.Add(grace); next.IsZero() || at.Before(next) {

@@ -166,7 +166,7 @@ func TestVerdicts(t *testing.T) {
 				w.host.vxlan(name, 4097, 4789)
 				w.host.move(name, w.overlay)
 				return name, w.overlay
-			}, verdict: OK, keep: "it is outside the host's namespace", id: "m64nqtdens",
+			}, verdict: Stuck, keep: "it is outside the host's namespace", id: "m64nqtdens",
 		},
 		"moved to some namespace, variant c": {
 			make: func(w world) (string, *space) {

@@ -35,6 +35,10 @@ type Device struct {
 	Port     uint16 // UDP port; 0 when not known
 	Up       bool   // IFF_UP
 	Attached bool   // part of a bridge or bond; false when not known
+	// OwnSocket says that it was made with "external" or "gbp": while it is UP it has its
+	// UDP port for itself, because Docker's devices are made without (vxlan_find_sock in
+	// drivers/net/vxlan compares these flags). False when not known.
+	OwnSocket bool
 }
 
 // Namespace is a network namespace that could be entered.
@@ -53,6 +57,9 @@ type Snapshot struct {
 	Namespaces map[uint64]Namespace
 	Devices    []Device
 	Unreadable int // namespaces that exist but could not be entered or read
+	// Sockets are the UDP ports of overlay devices that something else has open in the host's
+	// namespace.
+	Sockets map[uint16]Socket
 	// Engine tells whether there is a directory with an engine's namespaces: a live
 	// overlay would have been seen in it.
 	Engine bool
@@ -79,6 +86,8 @@ type Scanner struct {
 	host  netns.NsHandle
 	inode uint64
 	links *netlink.Handle // in the host's namespace
+
+	owners map[uint64]Socket // by inode of the socket, as the last scan found them
 }
 
 // NewScanner opens the host's namespace. The Scanner must be closed.
@@ -304,6 +313,7 @@ func (s *Scanner) Scan() (*Snapshot, error) {
 			snap.Unreadable++
 		}
 	}
+	snap.Sockets = s.sockets(snap)
 	slices.SortFunc(snap.Devices, func(a, b Device) int {
 		if (a.NetNS == s.inode) != (b.NetNS == s.inode) {
 			if a.NetNS == s.inode {
@@ -396,7 +406,7 @@ func device(link netlink.Link, inode uint64) Device {
 		Attached: a.MasterIndex != 0,
 	}
 	if v, ok := link.(*netlink.Vxlan); ok {
-		d.VNI, d.Port = uint32(v.VxlanId), uint16(v.Port)
+		d.VNI, d.Port, d.OwnSocket = uint32(v.VxlanId), uint16(v.Port), v.FlowBased || v.GBP
 		if int32(a.NetNsID) < 0 {
 			d.Underlay = inode
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -136,7 +137,7 @@ func (w *Watcher) Limitations() []string {
 		}
 	}
 	if !hooked {
-		list = append(list, noRefusals)
+		list = append(list, noRefusals, noUpRefusals)
 	}
 	return list
 }
@@ -325,8 +326,8 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 	}
 }
 
-// expire reports the devices whose grace period has expired. It scans first: a leak is
-// never reported from memory alone.
+// expire reports the devices whose grace period has expired. It scans first: neither a leak
+// nor a device that is stuck is reported from memory alone.
 func (w *Watcher) expire(emit func(Event)) error {
 	if err := w.resync(emit); err != nil {
 		return err
@@ -337,6 +338,10 @@ func (w *Watcher) expire(emit func(Event)) error {
 	for _, t := range w.model.Expired(now, w.grace) {
 		f := judge(w.model, t, nil, now, w.grace)
 		e := Event{Time: now, Action: Leaked, Device: t.Device, Age: f.Down, Reason: f.Reason, Actor: t.Mover}
+		if f.Verdict == Stuck {
+			e.Action = WentStuck
+		}
+		e.Culprit = w.holder(t)
 		events = append(events, e)
 	}
 	w.mu.Unlock()
@@ -366,8 +371,11 @@ func (w *Watcher) take(n notice, emit func(Event)) (resync bool) {
 	}
 	for i := range events {
 		e := &events[i]
-		if e.Action == Refused {
+		switch e.Action {
+		case Refused:
 			w.accuse(e, emit)
+		case UpRefused:
+			w.explain(e, emit)
 		}
 		w.mu.Lock()
 		w.model.Apply(e)
@@ -401,6 +409,40 @@ func (w *Watcher) accuse(e *Event, emit func(Event)) {
 	} else if e.Reason == "" {
 		e.Reason = "the device in the way is in a namespace that cannot be reached"
 	}
+}
+
+// explain finds out what has the UDP port of a device that could not be set UP.
+func (w *Watcher) explain(e *Event, emit func(Event)) {
+	if e.Err != syscall.EADDRINUSE {
+		return
+	}
+	if w.hasty < maxHasty || time.Since(w.lastScan) >= resyncPause {
+		w.hasty++
+		_ = w.resync(emit) // if it fails, the model alone answers
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	// An engine may have taken the device away by now, and hooks do not know every port.
+	t := newTrack(e.Device, e.Time, true)
+	if known := w.model.At(Place{e.NetNS, e.Ifindex}); known != nil && known.same(e.Device) {
+		t.Port, t.Underlay = known.Port, known.Underlay
+	}
+	t.Port = cmp.Or(t.Port, DefaultPort)
+	e.Port = t.Port
+	text, _ := w.model.portHolder(t)
+	e.Reason = cmp.Or(text, fmt.Sprintf("UDP port %d is taken, and nothing is found that has it now", t.Port))
+	e.Culprit = w.holder(t)
+}
+
+// holder returns a copy of the device that has the UDP port of another one for itself, or
+// nil. The model must be locked.
+func (w *Watcher) holder(t *Track) *Track {
+	_, device := w.model.portHolder(t)
+	if device == nil {
+		return nil
+	}
+	copied := *device
+	return &copied
 }
 
 // culprit returns a copy of the device in the way, or nil when none is known.
