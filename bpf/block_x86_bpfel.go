@@ -132,6 +132,21 @@ type BlockLoopFile struct {
 	Pad     uint32
 }
 
+type BlockXfsFields struct {
+	_        structs.HostLayout
+	Live     uint32
+	Mount    uint32
+	Targ     uint32
+	Cil      uint32
+	Sequence uint32
+	Data     uint32
+	Dev      uint32
+	Reserved uint32
+	Left     uint32
+	Inode    uint32
+	Since    uint64
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
@@ -141,6 +156,8 @@ const (
 	BlockMapBioLeaves               = "bio_leaves"
 	BlockMapComms                   = "comms"
 	BlockMapDeadOwners              = "dead_owners"
+	BlockMapFileSwitch              = "file_switch"
+	BlockMapFiles                   = "files"
 	BlockMapFlights                 = "flights"
 	BlockMapGeneration              = "generation"
 	BlockMapHops                    = "hops"
@@ -160,6 +177,7 @@ const (
 	BlockMapLostInodes              = "lost_inodes"
 	BlockMapNfsClients              = "nfs_clients"
 	BlockMapNoJournal               = "no_journal"
+	BlockMapNoXfsLog                = "no_xfs_log"
 	BlockMapNotesLive               = "notes_live"
 	BlockMapNotices                 = "notices"
 	BlockMapOverflow                = "overflow"
@@ -172,6 +190,9 @@ const (
 	BlockMapUsageA                  = "usage_a"
 	BlockMapUsages                  = "usages"
 	BlockMapWalks                   = "walks"
+	BlockMapXfsInactive             = "xfs_inactive"
+	BlockMapXfsLayout               = "xfs_layout"
+	BlockMapXfsLogs                 = "xfs_logs"
 	BlockProgIotBioQueue            = "iot_bio_queue"
 	BlockProgIotEndCommit           = "iot_end_commit"
 	BlockProgIotFcCommitStart       = "iot_fc_commit_start"
@@ -186,8 +207,16 @@ const (
 	BlockProgIotRqIssueRedundantBtf = "iot_rq_issue_redundant_btf"
 	BlockProgIotRqRequeue           = "iot_rq_requeue"
 	BlockProgIotStartCommit         = "iot_start_commit"
+	BlockProgIotXfsDone             = "iot_xfs_done"
+	BlockProgIotXfsFlush            = "iot_xfs_flush"
+	BlockProgIotXfsInactivate       = "iot_xfs_inactivate"
+	BlockProgIotXfsRegrant          = "iot_xfs_regrant"
+	BlockProgIotXfsRemoved          = "iot_xfs_removed"
+	BlockProgIotXfsUngrant          = "iot_xfs_ungrant"
+	BlockProgIotXfsWritten          = "iot_xfs_written"
 	BlockVarBioIsSecondArg          = "bio_is_second_arg"
 	BlockVarBlkcgUsable             = "blkcg_usable"
+	BlockVarByFile                  = "by_file"
 	BlockVarByMount                 = "by_mount"
 	BlockVarByProcess               = "by_process"
 	BlockVarCountLatencies          = "count_latencies"
@@ -261,6 +290,13 @@ type BlockProgramSpecs struct {
 	IotRqIssueRedundantBtf *ebpf.ProgramSpec `ebpf:"iot_rq_issue_redundant_btf"`
 	IotRqRequeue           *ebpf.ProgramSpec `ebpf:"iot_rq_requeue"`
 	IotStartCommit         *ebpf.ProgramSpec `ebpf:"iot_start_commit"`
+	IotXfsDone             *ebpf.ProgramSpec `ebpf:"iot_xfs_done"`
+	IotXfsFlush            *ebpf.ProgramSpec `ebpf:"iot_xfs_flush"`
+	IotXfsInactivate       *ebpf.ProgramSpec `ebpf:"iot_xfs_inactivate"`
+	IotXfsRegrant          *ebpf.ProgramSpec `ebpf:"iot_xfs_regrant"`
+	IotXfsRemoved          *ebpf.ProgramSpec `ebpf:"iot_xfs_removed"`
+	IotXfsUngrant          *ebpf.ProgramSpec `ebpf:"iot_xfs_ungrant"`
+	IotXfsWritten          *ebpf.ProgramSpec `ebpf:"iot_xfs_written"`
 }
 
 // BlockMapSpecs contains maps before they are loaded into the kernel.
@@ -272,6 +308,8 @@ type BlockMapSpecs struct {
 	BioLeaves      *ebpf.MapSpec `ebpf:"bio_leaves"`
 	Comms          *ebpf.MapSpec `ebpf:"comms"`
 	DeadOwners     *ebpf.MapSpec `ebpf:"dead_owners"`
+	FileSwitch     *ebpf.MapSpec `ebpf:"file_switch"`
+	Files          *ebpf.MapSpec `ebpf:"files"`
 	Flights        *ebpf.MapSpec `ebpf:"flights"`
 	Generation     *ebpf.MapSpec `ebpf:"generation"`
 	Hops           *ebpf.MapSpec `ebpf:"hops"`
@@ -291,6 +329,7 @@ type BlockMapSpecs struct {
 	LostInodes     *ebpf.MapSpec `ebpf:"lost_inodes"`
 	NfsClients     *ebpf.MapSpec `ebpf:"nfs_clients"`
 	NoJournal      *ebpf.MapSpec `ebpf:"no_journal"`
+	NoXfsLog       *ebpf.MapSpec `ebpf:"no_xfs_log"`
 	NotesLive      *ebpf.MapSpec `ebpf:"notes_live"`
 	Notices        *ebpf.MapSpec `ebpf:"notices"`
 	Overflow       *ebpf.MapSpec `ebpf:"overflow"`
@@ -303,6 +342,9 @@ type BlockMapSpecs struct {
 	UsageA         *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages         *ebpf.MapSpec `ebpf:"usages"`
 	Walks          *ebpf.MapSpec `ebpf:"walks"`
+	XfsInactive    *ebpf.MapSpec `ebpf:"xfs_inactive"`
+	XfsLayout      *ebpf.MapSpec `ebpf:"xfs_layout"`
+	XfsLogs        *ebpf.MapSpec `ebpf:"xfs_logs"`
 }
 
 // BlockVariableSpecs contains global variables before they are loaded into the kernel.
@@ -311,6 +353,7 @@ type BlockMapSpecs struct {
 type BlockVariableSpecs struct {
 	BioIsSecondArg *ebpf.VariableSpec `ebpf:"bio_is_second_arg"`
 	BlkcgUsable    *ebpf.VariableSpec `ebpf:"blkcg_usable"`
+	ByFile         *ebpf.VariableSpec `ebpf:"by_file"`
 	ByMount        *ebpf.VariableSpec `ebpf:"by_mount"`
 	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
@@ -353,6 +396,8 @@ type BlockMaps struct {
 	BioLeaves      *ebpf.Map `ebpf:"bio_leaves"`
 	Comms          *ebpf.Map `ebpf:"comms"`
 	DeadOwners     *ebpf.Map `ebpf:"dead_owners"`
+	FileSwitch     *ebpf.Map `ebpf:"file_switch"`
+	Files          *ebpf.Map `ebpf:"files"`
 	Flights        *ebpf.Map `ebpf:"flights"`
 	Generation     *ebpf.Map `ebpf:"generation"`
 	Hops           *ebpf.Map `ebpf:"hops"`
@@ -372,6 +417,7 @@ type BlockMaps struct {
 	LostInodes     *ebpf.Map `ebpf:"lost_inodes"`
 	NfsClients     *ebpf.Map `ebpf:"nfs_clients"`
 	NoJournal      *ebpf.Map `ebpf:"no_journal"`
+	NoXfsLog       *ebpf.Map `ebpf:"no_xfs_log"`
 	NotesLive      *ebpf.Map `ebpf:"notes_live"`
 	Notices        *ebpf.Map `ebpf:"notices"`
 	Overflow       *ebpf.Map `ebpf:"overflow"`
@@ -384,6 +430,9 @@ type BlockMaps struct {
 	UsageA         *ebpf.Map `ebpf:"usage_a"`
 	Usages         *ebpf.Map `ebpf:"usages"`
 	Walks          *ebpf.Map `ebpf:"walks"`
+	XfsInactive    *ebpf.Map `ebpf:"xfs_inactive"`
+	XfsLayout      *ebpf.Map `ebpf:"xfs_layout"`
+	XfsLogs        *ebpf.Map `ebpf:"xfs_logs"`
 }
 
 func (m *BlockMaps) Close() error {
@@ -393,6 +442,8 @@ func (m *BlockMaps) Close() error {
 		m.BioLeaves,
 		m.Comms,
 		m.DeadOwners,
+		m.FileSwitch,
+		m.Files,
 		m.Flights,
 		m.Generation,
 		m.Hops,
@@ -412,6 +463,7 @@ func (m *BlockMaps) Close() error {
 		m.LostInodes,
 		m.NfsClients,
 		m.NoJournal,
+		m.NoXfsLog,
 		m.NotesLive,
 		m.Notices,
 		m.Overflow,
@@ -424,6 +476,9 @@ func (m *BlockMaps) Close() error {
 		m.UsageA,
 		m.Usages,
 		m.Walks,
+		m.XfsInactive,
+		m.XfsLayout,
+		m.XfsLogs,
 	)
 }
 
@@ -433,6 +488,7 @@ func (m *BlockMaps) Close() error {
 type BlockVariables struct {
 	BioIsSecondArg *ebpf.Variable `ebpf:"bio_is_second_arg"`
 	BlkcgUsable    *ebpf.Variable `ebpf:"blkcg_usable"`
+	ByFile         *ebpf.Variable `ebpf:"by_file"`
 	ByMount        *ebpf.Variable `ebpf:"by_mount"`
 	ByProcess      *ebpf.Variable `ebpf:"by_process"`
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
@@ -468,6 +524,13 @@ type BlockPrograms struct {
 	IotRqIssueRedundantBtf *ebpf.Program `ebpf:"iot_rq_issue_redundant_btf"`
 	IotRqRequeue           *ebpf.Program `ebpf:"iot_rq_requeue"`
 	IotStartCommit         *ebpf.Program `ebpf:"iot_start_commit"`
+	IotXfsDone             *ebpf.Program `ebpf:"iot_xfs_done"`
+	IotXfsFlush            *ebpf.Program `ebpf:"iot_xfs_flush"`
+	IotXfsInactivate       *ebpf.Program `ebpf:"iot_xfs_inactivate"`
+	IotXfsRegrant          *ebpf.Program `ebpf:"iot_xfs_regrant"`
+	IotXfsRemoved          *ebpf.Program `ebpf:"iot_xfs_removed"`
+	IotXfsUngrant          *ebpf.Program `ebpf:"iot_xfs_ungrant"`
+	IotXfsWritten          *ebpf.Program `ebpf:"iot_xfs_written"`
 }
 
 func (p *BlockPrograms) Close() error {
@@ -486,6 +549,13 @@ func (p *BlockPrograms) Close() error {
 		p.IotRqIssueRedundantBtf,
 		p.IotRqRequeue,
 		p.IotStartCommit,
+		p.IotXfsDone,
+		p.IotXfsFlush,
+		p.IotXfsInactivate,
+		p.IotXfsRegrant,
+		p.IotXfsRemoved,
+		p.IotXfsUngrant,
+		p.IotXfsWritten,
 	)
 }
 

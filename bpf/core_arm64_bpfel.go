@@ -23,6 +23,19 @@ type CoreComm struct {
 	Name [16]int8
 }
 
+type CoreFileRecord struct {
+	_          structs.HostLayout
+	Ino        uint64
+	Inode      uint64
+	At         uint64
+	Words      uint32
+	More       uint32
+	Generation uint32
+	Dev        uint32
+	Rdev       uint32
+	Mode       uint32
+}
+
 type CoreInodeSet struct {
 	_       structs.HostLayout
 	Mapping [8]uint64
@@ -136,6 +149,8 @@ const (
 	CoreMapComms                  = "comms"
 	CoreMapDeadOwners             = "dead_owners"
 	CoreMapDraft                  = "draft"
+	CoreMapFileSwitch             = "file_switch"
+	CoreMapFiles                  = "files"
 	CoreMapGeneration             = "generation"
 	CoreMapInodeNotes             = "inode_notes"
 	CoreMapLatencies              = "latencies"
@@ -165,6 +180,7 @@ const (
 	CoreProgIotModuleLoad         = "iot_module_load"
 	CoreProgIotWriteCall          = "iot_write_call"
 	CoreVarBlkcgUsable            = "blkcg_usable"
+	CoreVarByFile                 = "by_file"
 	CoreVarByMount                = "by_mount"
 	CoreVarByProcess              = "by_process"
 	CoreVarCountLatencies         = "count_latencies"
@@ -242,6 +258,8 @@ type CoreMapSpecs struct {
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
 	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
 	Draft      *ebpf.MapSpec `ebpf:"draft"`
+	FileSwitch *ebpf.MapSpec `ebpf:"file_switch"`
+	Files      *ebpf.MapSpec `ebpf:"files"`
 	Generation *ebpf.MapSpec `ebpf:"generation"`
 	InodeNotes *ebpf.MapSpec `ebpf:"inode_notes"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
@@ -266,6 +284,7 @@ type CoreMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type CoreVariableSpecs struct {
 	BlkcgUsable    *ebpf.VariableSpec `ebpf:"blkcg_usable"`
+	ByFile         *ebpf.VariableSpec `ebpf:"by_file"`
 	ByMount        *ebpf.VariableSpec `ebpf:"by_mount"`
 	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
@@ -304,6 +323,8 @@ type CoreMaps struct {
 	Comms      *ebpf.Map `ebpf:"comms"`
 	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
 	Draft      *ebpf.Map `ebpf:"draft"`
+	FileSwitch *ebpf.Map `ebpf:"file_switch"`
+	Files      *ebpf.Map `ebpf:"files"`
 	Generation *ebpf.Map `ebpf:"generation"`
 	InodeNotes *ebpf.Map `ebpf:"inode_notes"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
@@ -330,6 +351,8 @@ func (m *CoreMaps) Close() error {
 		m.Comms,
 		m.DeadOwners,
 		m.Draft,
+		m.FileSwitch,
+		m.Files,
 		m.Generation,
 		m.InodeNotes,
 		m.Latencies,
@@ -355,6 +378,7 @@ func (m *CoreMaps) Close() error {
 // It can be passed to LoadCoreObjects or ebpf.CollectionSpec.LoadAndAssign.
 type CoreVariables struct {
 	BlkcgUsable    *ebpf.Variable `ebpf:"blkcg_usable"`
+	ByFile         *ebpf.Variable `ebpf:"by_file"`
 	ByMount        *ebpf.Variable `ebpf:"by_mount"`
 	ByProcess      *ebpf.Variable `ebpf:"by_process"`
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`

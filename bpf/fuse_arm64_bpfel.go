@@ -37,6 +37,7 @@ type FUSEOffsets struct {
 	Io         uint16
 	Inode      uint16
 	IoAsync    uint16
+	IoIocb     uint16
 	IoBlocking uint16
 	Background uint16
 	Finished   uint16
@@ -53,6 +54,8 @@ const (
 	FUSEMapComms                      = "comms"
 	FUSEMapDaemons                    = "daemons"
 	FUSEMapDeadOwners                 = "dead_owners"
+	FUSEMapFileSwitch                 = "file_switch"
+	FUSEMapFiles                      = "files"
 	FUSEMapFlights                    = "flights"
 	FUSEMapGeneration                 = "generation"
 	FUSEMapInodeNotes                 = "inode_notes"
@@ -95,6 +98,7 @@ const (
 	FUSEProgIotFuseRequestSendSecond  = "iot_fuse_request_send_second"
 	FUSEProgIotFuseRequestSendThird   = "iot_fuse_request_send_third"
 	FUSEVarBlkcgUsable                = "blkcg_usable"
+	FUSEVarByFile                     = "by_file"
 	FUSEVarByMount                    = "by_mount"
 	FUSEVarByProcess                  = "by_process"
 	FUSEVarCountLatencies             = "count_latencies"
@@ -187,6 +191,8 @@ type FUSEMapSpecs struct {
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
 	Daemons    *ebpf.MapSpec `ebpf:"daemons"`
 	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
+	FileSwitch *ebpf.MapSpec `ebpf:"file_switch"`
+	Files      *ebpf.MapSpec `ebpf:"files"`
 	Flights    *ebpf.MapSpec `ebpf:"flights"`
 	Generation *ebpf.MapSpec `ebpf:"generation"`
 	InodeNotes *ebpf.MapSpec `ebpf:"inode_notes"`
@@ -213,6 +219,7 @@ type FUSEMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type FUSEVariableSpecs struct {
 	BlkcgUsable    *ebpf.VariableSpec `ebpf:"blkcg_usable"`
+	ByFile         *ebpf.VariableSpec `ebpf:"by_file"`
 	ByMount        *ebpf.VariableSpec `ebpf:"by_mount"`
 	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
@@ -255,6 +262,8 @@ type FUSEMaps struct {
 	Comms      *ebpf.Map `ebpf:"comms"`
 	Daemons    *ebpf.Map `ebpf:"daemons"`
 	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
+	FileSwitch *ebpf.Map `ebpf:"file_switch"`
+	Files      *ebpf.Map `ebpf:"files"`
 	Flights    *ebpf.Map `ebpf:"flights"`
 	Generation *ebpf.Map `ebpf:"generation"`
 	InodeNotes *ebpf.Map `ebpf:"inode_notes"`
@@ -284,6 +293,8 @@ func (m *FUSEMaps) Close() error {
 		m.Comms,
 		m.Daemons,
 		m.DeadOwners,
+		m.FileSwitch,
+		m.Files,
 		m.Flights,
 		m.Generation,
 		m.InodeNotes,
@@ -311,6 +322,7 @@ func (m *FUSEMaps) Close() error {
 // It can be passed to LoadFUSEObjects or ebpf.CollectionSpec.LoadAndAssign.
 type FUSEVariables struct {
 	BlkcgUsable    *ebpf.Variable `ebpf:"blkcg_usable"`
+	ByFile         *ebpf.Variable `ebpf:"by_file"`
 	ByMount        *ebpf.Variable `ebpf:"by_mount"`
 	ByProcess      *ebpf.Variable `ebpf:"by_process"`
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`

@@ -8,9 +8,20 @@ import (
 	_ "embed"
 	"fmt"
 	"io"
+	"structs"
 
 	"github.com/cilium/ebpf"
 )
+
+type NFSSourceAddress struct {
+	_       structs.HostLayout
+	Family  uint32
+	Pad     uint32
+	Address struct {
+		_    structs.HostLayout
+		Word [2]uint64
+	}
+}
 
 // Names of all BPF objects in the ELF.
 //
@@ -19,9 +30,12 @@ const (
 	NFSMapAppCalls                    = "app_calls"
 	NFSMapBatches                     = "batches"
 	NFSMapBegunAt                     = "begun_at"
+	NFSMapBridgesDown                 = "bridges_down"
 	NFSMapClients                     = "clients"
 	NFSMapComms                       = "comms"
 	NFSMapDeadOwners                  = "dead_owners"
+	NFSMapFileSwitch                  = "file_switch"
+	NFSMapFiles                       = "files"
 	NFSMapFlights                     = "flights"
 	NFSMapGeneration                  = "generation"
 	NFSMapInodeNotes                  = "inode_notes"
@@ -38,6 +52,7 @@ const (
 	NFSMapRecords                     = "records"
 	NFSMapRowCaches                   = "row_caches"
 	NFSMapSharers                     = "sharers"
+	NFSMapSources                     = "sources"
 	NFSMapStarters                    = "starters"
 	NFSMapUsageA                      = "usage_a"
 	NFSMapUsages                      = "usages"
@@ -76,6 +91,7 @@ const (
 	NFSProgIotWriterKprobe            = "iot_writer_kprobe"
 	NFSProgIotWriterRaw               = "iot_writer_raw"
 	NFSVarBlkcgUsable                 = "blkcg_usable"
+	NFSVarByFile                      = "by_file"
 	NFSVarByMount                     = "by_mount"
 	NFSVarByProcess                   = "by_process"
 	NFSVarCountLatencies              = "count_latencies"
@@ -172,33 +188,37 @@ type NFSProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NFSMapSpecs struct {
-	AppCalls   *ebpf.MapSpec `ebpf:"app_calls"`
-	Batches    *ebpf.MapSpec `ebpf:"batches"`
-	BegunAt    *ebpf.MapSpec `ebpf:"begun_at"`
-	Clients    *ebpf.MapSpec `ebpf:"clients"`
-	Comms      *ebpf.MapSpec `ebpf:"comms"`
-	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
-	Flights    *ebpf.MapSpec `ebpf:"flights"`
-	Generation *ebpf.MapSpec `ebpf:"generation"`
-	InodeNotes *ebpf.MapSpec `ebpf:"inode_notes"`
-	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
-	LatencyA   *ebpf.MapSpec `ebpf:"latency_a"`
-	LoopNotes  *ebpf.MapSpec `ebpf:"loop_notes"`
-	Losses     *ebpf.MapSpec `ebpf:"losses"`
-	LostInodes *ebpf.MapSpec `ebpf:"lost_inodes"`
-	NfsClients *ebpf.MapSpec `ebpf:"nfs_clients"`
-	NotesLive  *ebpf.MapSpec `ebpf:"notes_live"`
-	Notices    *ebpf.MapSpec `ebpf:"notices"`
-	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
-	PageNotes  *ebpf.MapSpec `ebpf:"page_notes"`
-	Records    *ebpf.MapSpec `ebpf:"records"`
-	RowCaches  *ebpf.MapSpec `ebpf:"row_caches"`
-	Sharers    *ebpf.MapSpec `ebpf:"sharers"`
-	Starters   *ebpf.MapSpec `ebpf:"starters"`
-	UsageA     *ebpf.MapSpec `ebpf:"usage_a"`
-	Usages     *ebpf.MapSpec `ebpf:"usages"`
-	Walks      *ebpf.MapSpec `ebpf:"walks"`
-	Writers    *ebpf.MapSpec `ebpf:"writers"`
+	AppCalls    *ebpf.MapSpec `ebpf:"app_calls"`
+	Batches     *ebpf.MapSpec `ebpf:"batches"`
+	BegunAt     *ebpf.MapSpec `ebpf:"begun_at"`
+	BridgesDown *ebpf.MapSpec `ebpf:"bridges_down"`
+	Clients     *ebpf.MapSpec `ebpf:"clients"`
+	Comms       *ebpf.MapSpec `ebpf:"comms"`
+	DeadOwners  *ebpf.MapSpec `ebpf:"dead_owners"`
+	FileSwitch  *ebpf.MapSpec `ebpf:"file_switch"`
+	Files       *ebpf.MapSpec `ebpf:"files"`
+	Flights     *ebpf.MapSpec `ebpf:"flights"`
+	Generation  *ebpf.MapSpec `ebpf:"generation"`
+	InodeNotes  *ebpf.MapSpec `ebpf:"inode_notes"`
+	Latencies   *ebpf.MapSpec `ebpf:"latencies"`
+	LatencyA    *ebpf.MapSpec `ebpf:"latency_a"`
+	LoopNotes   *ebpf.MapSpec `ebpf:"loop_notes"`
+	Losses      *ebpf.MapSpec `ebpf:"losses"`
+	LostInodes  *ebpf.MapSpec `ebpf:"lost_inodes"`
+	NfsClients  *ebpf.MapSpec `ebpf:"nfs_clients"`
+	NotesLive   *ebpf.MapSpec `ebpf:"notes_live"`
+	Notices     *ebpf.MapSpec `ebpf:"notices"`
+	Overflow    *ebpf.MapSpec `ebpf:"overflow"`
+	PageNotes   *ebpf.MapSpec `ebpf:"page_notes"`
+	Records     *ebpf.MapSpec `ebpf:"records"`
+	RowCaches   *ebpf.MapSpec `ebpf:"row_caches"`
+	Sharers     *ebpf.MapSpec `ebpf:"sharers"`
+	Sources     *ebpf.MapSpec `ebpf:"sources"`
+	Starters    *ebpf.MapSpec `ebpf:"starters"`
+	UsageA      *ebpf.MapSpec `ebpf:"usage_a"`
+	Usages      *ebpf.MapSpec `ebpf:"usages"`
+	Walks       *ebpf.MapSpec `ebpf:"walks"`
+	Writers     *ebpf.MapSpec `ebpf:"writers"`
 }
 
 // NFSVariableSpecs contains global variables before they are loaded into the kernel.
@@ -206,6 +226,7 @@ type NFSMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type NFSVariableSpecs struct {
 	BlkcgUsable    *ebpf.VariableSpec `ebpf:"blkcg_usable"`
+	ByFile         *ebpf.VariableSpec `ebpf:"by_file"`
 	ByMount        *ebpf.VariableSpec `ebpf:"by_mount"`
 	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
@@ -242,33 +263,37 @@ func (o *NFSObjects) Close() error {
 //
 // It can be passed to LoadNFSObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NFSMaps struct {
-	AppCalls   *ebpf.Map `ebpf:"app_calls"`
-	Batches    *ebpf.Map `ebpf:"batches"`
-	BegunAt    *ebpf.Map `ebpf:"begun_at"`
-	Clients    *ebpf.Map `ebpf:"clients"`
-	Comms      *ebpf.Map `ebpf:"comms"`
-	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
-	Flights    *ebpf.Map `ebpf:"flights"`
-	Generation *ebpf.Map `ebpf:"generation"`
-	InodeNotes *ebpf.Map `ebpf:"inode_notes"`
-	Latencies  *ebpf.Map `ebpf:"latencies"`
-	LatencyA   *ebpf.Map `ebpf:"latency_a"`
-	LoopNotes  *ebpf.Map `ebpf:"loop_notes"`
-	Losses     *ebpf.Map `ebpf:"losses"`
-	LostInodes *ebpf.Map `ebpf:"lost_inodes"`
-	NfsClients *ebpf.Map `ebpf:"nfs_clients"`
-	NotesLive  *ebpf.Map `ebpf:"notes_live"`
-	Notices    *ebpf.Map `ebpf:"notices"`
-	Overflow   *ebpf.Map `ebpf:"overflow"`
-	PageNotes  *ebpf.Map `ebpf:"page_notes"`
-	Records    *ebpf.Map `ebpf:"records"`
-	RowCaches  *ebpf.Map `ebpf:"row_caches"`
-	Sharers    *ebpf.Map `ebpf:"sharers"`
-	Starters   *ebpf.Map `ebpf:"starters"`
-	UsageA     *ebpf.Map `ebpf:"usage_a"`
-	Usages     *ebpf.Map `ebpf:"usages"`
-	Walks      *ebpf.Map `ebpf:"walks"`
-	Writers    *ebpf.Map `ebpf:"writers"`
+	AppCalls    *ebpf.Map `ebpf:"app_calls"`
+	Batches     *ebpf.Map `ebpf:"batches"`
+	BegunAt     *ebpf.Map `ebpf:"begun_at"`
+	BridgesDown *ebpf.Map `ebpf:"bridges_down"`
+	Clients     *ebpf.Map `ebpf:"clients"`
+	Comms       *ebpf.Map `ebpf:"comms"`
+	DeadOwners  *ebpf.Map `ebpf:"dead_owners"`
+	FileSwitch  *ebpf.Map `ebpf:"file_switch"`
+	Files       *ebpf.Map `ebpf:"files"`
+	Flights     *ebpf.Map `ebpf:"flights"`
+	Generation  *ebpf.Map `ebpf:"generation"`
+	InodeNotes  *ebpf.Map `ebpf:"inode_notes"`
+	Latencies   *ebpf.Map `ebpf:"latencies"`
+	LatencyA    *ebpf.Map `ebpf:"latency_a"`
+	LoopNotes   *ebpf.Map `ebpf:"loop_notes"`
+	Losses      *ebpf.Map `ebpf:"losses"`
+	LostInodes  *ebpf.Map `ebpf:"lost_inodes"`
+	NfsClients  *ebpf.Map `ebpf:"nfs_clients"`
+	NotesLive   *ebpf.Map `ebpf:"notes_live"`
+	Notices     *ebpf.Map `ebpf:"notices"`
+	Overflow    *ebpf.Map `ebpf:"overflow"`
+	PageNotes   *ebpf.Map `ebpf:"page_notes"`
+	Records     *ebpf.Map `ebpf:"records"`
+	RowCaches   *ebpf.Map `ebpf:"row_caches"`
+	Sharers     *ebpf.Map `ebpf:"sharers"`
+	Sources     *ebpf.Map `ebpf:"sources"`
+	Starters    *ebpf.Map `ebpf:"starters"`
+	UsageA      *ebpf.Map `ebpf:"usage_a"`
+	Usages      *ebpf.Map `ebpf:"usages"`
+	Walks       *ebpf.Map `ebpf:"walks"`
+	Writers     *ebpf.Map `ebpf:"writers"`
 }
 
 func (m *NFSMaps) Close() error {
@@ -276,9 +301,12 @@ func (m *NFSMaps) Close() error {
 		m.AppCalls,
 		m.Batches,
 		m.BegunAt,
+		m.BridgesDown,
 		m.Clients,
 		m.Comms,
 		m.DeadOwners,
+		m.FileSwitch,
+		m.Files,
 		m.Flights,
 		m.Generation,
 		m.InodeNotes,
@@ -295,6 +323,7 @@ func (m *NFSMaps) Close() error {
 		m.Records,
 		m.RowCaches,
 		m.Sharers,
+		m.Sources,
 		m.Starters,
 		m.UsageA,
 		m.Usages,
@@ -308,6 +337,7 @@ func (m *NFSMaps) Close() error {
 // It can be passed to LoadNFSObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NFSVariables struct {
 	BlkcgUsable    *ebpf.Variable `ebpf:"blkcg_usable"`
+	ByFile         *ebpf.Variable `ebpf:"by_file"`
 	ByMount        *ebpf.Variable `ebpf:"by_mount"`
 	ByProcess      *ebpf.Variable `ebpf:"by_process"`
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`

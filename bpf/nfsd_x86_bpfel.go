@@ -20,6 +20,8 @@ const (
 	NFSDMapBegunAt                = "begun_at"
 	NFSDMapComms                  = "comms"
 	NFSDMapDeadOwners             = "dead_owners"
+	NFSDMapFileSwitch             = "file_switch"
+	NFSDMapFiles                  = "files"
 	NFSDMapGeneration             = "generation"
 	NFSDMapLatencies              = "latencies"
 	NFSDMapLatencyA               = "latency_a"
@@ -28,14 +30,18 @@ const (
 	NFSDMapNotices                = "notices"
 	NFSDMapOverflow               = "overflow"
 	NFSDMapRecords                = "records"
+	NFSDMapRequests               = "requests"
 	NFSDMapRowCaches              = "row_caches"
 	NFSDMapUsageA                 = "usage_a"
 	NFSDMapUsages                 = "usages"
+	NFSDProgIotNfsdCompound       = "iot_nfsd_compound"
 	NFSDProgIotNfsdRead           = "iot_nfsd_read"
 	NFSDProgIotNfsdReadRedundant  = "iot_nfsd_read_redundant"
+	NFSDProgIotNfsdReplied        = "iot_nfsd_replied"
 	NFSDProgIotNfsdWrite          = "iot_nfsd_write"
 	NFSDProgIotNfsdWriteRedundant = "iot_nfsd_write_redundant"
 	NFSDVarBlkcgUsable            = "blkcg_usable"
+	NFSDVarByFile                 = "by_file"
 	NFSDVarByMount                = "by_mount"
 	NFSDVarByProcess              = "by_process"
 	NFSDVarCountLatencies         = "count_latencies"
@@ -91,8 +97,10 @@ type NFSDSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type NFSDProgramSpecs struct {
+	IotNfsdCompound       *ebpf.ProgramSpec `ebpf:"iot_nfsd_compound"`
 	IotNfsdRead           *ebpf.ProgramSpec `ebpf:"iot_nfsd_read"`
 	IotNfsdReadRedundant  *ebpf.ProgramSpec `ebpf:"iot_nfsd_read_redundant"`
+	IotNfsdReplied        *ebpf.ProgramSpec `ebpf:"iot_nfsd_replied"`
 	IotNfsdWrite          *ebpf.ProgramSpec `ebpf:"iot_nfsd_write"`
 	IotNfsdWriteRedundant *ebpf.ProgramSpec `ebpf:"iot_nfsd_write_redundant"`
 }
@@ -105,6 +113,8 @@ type NFSDMapSpecs struct {
 	BegunAt    *ebpf.MapSpec `ebpf:"begun_at"`
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
 	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
+	FileSwitch *ebpf.MapSpec `ebpf:"file_switch"`
+	Files      *ebpf.MapSpec `ebpf:"files"`
 	Generation *ebpf.MapSpec `ebpf:"generation"`
 	Latencies  *ebpf.MapSpec `ebpf:"latencies"`
 	LatencyA   *ebpf.MapSpec `ebpf:"latency_a"`
@@ -113,6 +123,7 @@ type NFSDMapSpecs struct {
 	Notices    *ebpf.MapSpec `ebpf:"notices"`
 	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
 	Records    *ebpf.MapSpec `ebpf:"records"`
+	Requests   *ebpf.MapSpec `ebpf:"requests"`
 	RowCaches  *ebpf.MapSpec `ebpf:"row_caches"`
 	UsageA     *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages     *ebpf.MapSpec `ebpf:"usages"`
@@ -123,6 +134,7 @@ type NFSDMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type NFSDVariableSpecs struct {
 	BlkcgUsable    *ebpf.VariableSpec `ebpf:"blkcg_usable"`
+	ByFile         *ebpf.VariableSpec `ebpf:"by_file"`
 	ByMount        *ebpf.VariableSpec `ebpf:"by_mount"`
 	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
@@ -160,6 +172,8 @@ type NFSDMaps struct {
 	BegunAt    *ebpf.Map `ebpf:"begun_at"`
 	Comms      *ebpf.Map `ebpf:"comms"`
 	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
+	FileSwitch *ebpf.Map `ebpf:"file_switch"`
+	Files      *ebpf.Map `ebpf:"files"`
 	Generation *ebpf.Map `ebpf:"generation"`
 	Latencies  *ebpf.Map `ebpf:"latencies"`
 	LatencyA   *ebpf.Map `ebpf:"latency_a"`
@@ -168,6 +182,7 @@ type NFSDMaps struct {
 	Notices    *ebpf.Map `ebpf:"notices"`
 	Overflow   *ebpf.Map `ebpf:"overflow"`
 	Records    *ebpf.Map `ebpf:"records"`
+	Requests   *ebpf.Map `ebpf:"requests"`
 	RowCaches  *ebpf.Map `ebpf:"row_caches"`
 	UsageA     *ebpf.Map `ebpf:"usage_a"`
 	Usages     *ebpf.Map `ebpf:"usages"`
@@ -179,6 +194,8 @@ func (m *NFSDMaps) Close() error {
 		m.BegunAt,
 		m.Comms,
 		m.DeadOwners,
+		m.FileSwitch,
+		m.Files,
 		m.Generation,
 		m.Latencies,
 		m.LatencyA,
@@ -187,6 +204,7 @@ func (m *NFSDMaps) Close() error {
 		m.Notices,
 		m.Overflow,
 		m.Records,
+		m.Requests,
 		m.RowCaches,
 		m.UsageA,
 		m.Usages,
@@ -198,6 +216,7 @@ func (m *NFSDMaps) Close() error {
 // It can be passed to LoadNFSDObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NFSDVariables struct {
 	BlkcgUsable    *ebpf.Variable `ebpf:"blkcg_usable"`
+	ByFile         *ebpf.Variable `ebpf:"by_file"`
 	ByMount        *ebpf.Variable `ebpf:"by_mount"`
 	ByProcess      *ebpf.Variable `ebpf:"by_process"`
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
@@ -215,16 +234,20 @@ type NFSDVariables struct {
 //
 // It can be passed to LoadNFSDObjects or ebpf.CollectionSpec.LoadAndAssign.
 type NFSDPrograms struct {
+	IotNfsdCompound       *ebpf.Program `ebpf:"iot_nfsd_compound"`
 	IotNfsdRead           *ebpf.Program `ebpf:"iot_nfsd_read"`
 	IotNfsdReadRedundant  *ebpf.Program `ebpf:"iot_nfsd_read_redundant"`
+	IotNfsdReplied        *ebpf.Program `ebpf:"iot_nfsd_replied"`
 	IotNfsdWrite          *ebpf.Program `ebpf:"iot_nfsd_write"`
 	IotNfsdWriteRedundant *ebpf.Program `ebpf:"iot_nfsd_write_redundant"`
 }
 
 func (p *NFSDPrograms) Close() error {
 	return _NFSDClose(
+		p.IotNfsdCompound,
 		p.IotNfsdRead,
 		p.IotNfsdReadRedundant,
+		p.IotNfsdReplied,
 		p.IotNfsdWrite,
 		p.IotNfsdWriteRedundant,
 	)

@@ -22,6 +22,8 @@ const (
 	SMBMapCalls                  = "calls"
 	SMBMapComms                  = "comms"
 	SMBMapDeadOwners             = "dead_owners"
+	SMBMapFileSwitch             = "file_switch"
+	SMBMapFiles                  = "files"
 	SMBMapFlights                = "flights"
 	SMBMapGeneration             = "generation"
 	SMBMapInodeNotes             = "inode_notes"
@@ -55,6 +57,7 @@ const (
 	SMBProgIotSmbSyncWriteLeave  = "iot_smb_sync_write_leave"
 	SMBProgIotSmbWriteDone       = "iot_smb_write_done"
 	SMBVarBlkcgUsable            = "blkcg_usable"
+	SMBVarByFile                 = "by_file"
 	SMBVarByMount                = "by_mount"
 	SMBVarByProcess              = "by_process"
 	SMBVarCountLatencies         = "count_latencies"
@@ -136,6 +139,8 @@ type SMBMapSpecs struct {
 	Calls      *ebpf.MapSpec `ebpf:"calls"`
 	Comms      *ebpf.MapSpec `ebpf:"comms"`
 	DeadOwners *ebpf.MapSpec `ebpf:"dead_owners"`
+	FileSwitch *ebpf.MapSpec `ebpf:"file_switch"`
+	Files      *ebpf.MapSpec `ebpf:"files"`
 	Flights    *ebpf.MapSpec `ebpf:"flights"`
 	Generation *ebpf.MapSpec `ebpf:"generation"`
 	InodeNotes *ebpf.MapSpec `ebpf:"inode_notes"`
@@ -162,6 +167,7 @@ type SMBMapSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type SMBVariableSpecs struct {
 	BlkcgUsable    *ebpf.VariableSpec `ebpf:"blkcg_usable"`
+	ByFile         *ebpf.VariableSpec `ebpf:"by_file"`
 	ByMount        *ebpf.VariableSpec `ebpf:"by_mount"`
 	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
@@ -202,6 +208,8 @@ type SMBMaps struct {
 	Calls      *ebpf.Map `ebpf:"calls"`
 	Comms      *ebpf.Map `ebpf:"comms"`
 	DeadOwners *ebpf.Map `ebpf:"dead_owners"`
+	FileSwitch *ebpf.Map `ebpf:"file_switch"`
+	Files      *ebpf.Map `ebpf:"files"`
 	Flights    *ebpf.Map `ebpf:"flights"`
 	Generation *ebpf.Map `ebpf:"generation"`
 	InodeNotes *ebpf.Map `ebpf:"inode_notes"`
@@ -231,6 +239,8 @@ func (m *SMBMaps) Close() error {
 		m.Calls,
 		m.Comms,
 		m.DeadOwners,
+		m.FileSwitch,
+		m.Files,
 		m.Flights,
 		m.Generation,
 		m.InodeNotes,
@@ -258,6 +268,7 @@ func (m *SMBMaps) Close() error {
 // It can be passed to LoadSMBObjects or ebpf.CollectionSpec.LoadAndAssign.
 type SMBVariables struct {
 	BlkcgUsable    *ebpf.Variable `ebpf:"blkcg_usable"`
+	ByFile         *ebpf.Variable `ebpf:"by_file"`
 	ByMount        *ebpf.Variable `ebpf:"by_mount"`
 	ByProcess      *ebpf.Variable `ebpf:"by_process"`
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`

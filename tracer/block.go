@@ -35,8 +35,8 @@ func openBlock(c *loader) (*object, error) {
 		c.log.Debug("looking at all devices before each interval", "error", w.deaf)
 	}
 	devices := watchedDevices(w)
-	s, j := newStack(c, devices), newJournals(c.core, devices)
-	i, err := c.loadBlock(parts{hops: s.needed(), journals: j.needed()}, signals)
+	s, j, x := newStack(c, devices), newJournals(c.core, devices), newXFSLogs(c.core, devices)
+	i, err := c.loadBlock(parts{hops: s.needed(), journals: j.needed() || x.needed(), xfs: x.needed()}, signals)
 	if err != nil {
 		w.Close()
 		return nil, err
@@ -45,11 +45,12 @@ func openBlock(c *loader) (*object, error) {
 	c.devices = devices
 	s.begin(i)
 	j.begin(i)
+	x.begin(i)
 	l := newLoops(c, i, devices)
 	w.loopChanged = l.changed
 	o.refresh = func(change func(func())) error {
 		w.poll()
-		return errors.Join(l.scan(change), s.scan(change), j.scan(change))
+		return errors.Join(l.scan(change), s.scan(change), j.scan(change), x.scan(change))
 	}
 	o.watch = func(ctx context.Context) error {
 		defer w.Close()

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -23,7 +24,7 @@ var sharedMaps = []string{
 	bpf.CoreMapRowCaches, bpf.CoreMapGeneration, bpf.CoreMapLosses, bpf.CoreMapRecords, bpf.CoreMapBatches, bpf.CoreMapNotices, bpf.CoreMapNotesLive,
 	bpf.CoreMapBegunAt, bpf.CoreMapDeadOwners, bpf.CoreMapLoopNotes, bpf.CoreMapComms,
 	bpf.CoreMapInodeNotes, bpf.CoreMapPageNotes, bpf.CoreMapSharers, bpf.CoreMapLostInodes,
-	bpf.CoreMapNfsClients,
+	bpf.CoreMapNfsClients, bpf.CoreMapFiles, bpf.CoreMapFileSwitch,
 }
 
 // core is what all sources share: what this kernel offers, and the maps.
@@ -35,6 +36,7 @@ type core struct {
 	totals  map[string]*ebpf.MapSpec // of the two maps that are read and exchanged
 	seats   seats
 	devices *Devices // of the block source; nil without it
+	byFile  atomic.Bool
 }
 
 func newCore(opt Options) *core {
@@ -76,7 +78,8 @@ func (c *core) tune(spec *ebpf.CollectionSpec) error {
 		bpf.CoreVarHierarchyId:    uint32(c.opt.Hierarchy),
 		bpf.CoreVarPageShift:      uint32(bits.TrailingZeros(uint(os.Getpagesize()))),
 		bpf.CoreVarByProcess:      c.opt.ByProcess,
-		bpf.CoreVarByMount:        c.opt.ByMount,
+		bpf.CoreVarByMount:        c.opt.ByMount || c.opt.ByFile,
+		bpf.CoreVarByFile:         c.opt.ByFile,
 		bpf.CoreVarWithLatency:    c.opt.Latency,
 		bpf.CoreVarCountLatencies: c.opt.countsLatencies(),
 		bpf.CoreVarWithRecords:    c.opt.Records != nil,
@@ -114,12 +117,18 @@ func (c *loader) size(spec *ebpf.CollectionSpec) {
 	if c.allocates() {
 		spec.Maps[bpf.CoreMapLatencyA].Flags |= unix.BPF_F_NO_PREALLOC
 		spec.Maps[bpf.CoreMapLatencies].InnerMap.Flags |= unix.BPF_F_NO_PREALLOC
+		spec.Maps[bpf.CoreMapFiles].Flags |= unix.BPF_F_NO_PREALLOC
 	}
 	if c.opt.Records == nil {
 		spec.Maps[bpf.CoreMapRecords].MaxEntries = uint32(os.Getpagesize())
 	}
 	if !c.opt.countsLatencies() {
 		spec.Maps[bpf.CoreMapLatencyA].MaxEntries = 1
+	}
+	if !c.opt.ByFile {
+		spec.Maps[bpf.CoreMapFiles].MaxEntries = 1
+	} else if c.opt.maxFiles != 0 {
+		spec.Maps[bpf.CoreMapFiles].MaxEntries = c.opt.maxFiles
 	}
 	if !c.opt.ByProcess {
 		spec.Maps[bpf.CoreMapComms].MaxEntries = 1
@@ -291,12 +300,20 @@ func (c *loader) open() (*object, error) {
 			c.shared[name] = m
 		}
 	}
+	if !o.has(bpf.CoreProgIotFaultFentry) && !o.has(bpf.CoreProgIotFaultKprobe) {
+		if err := o.maps[bpf.CoreMapNotesLive].Update(uint32(faultsUnseen), uint32(1), ebpf.UpdateAny); err != nil {
+			return nil, fmt.Errorf("noting that stores through mappings are not seen: %w", err)
+		}
+	}
 	if !c.haveTracepoint("module_load") {
 		// A kernel without modules has none that could be loaded later.
 		o.limitations = slices.DeleteFunc(o.limitations, func(l Limitation) bool { return l == modulesOptional })
 	}
 	return o, nil
 }
+
+// faultsUnseen is IOT_FAULTS_UNSEEN in bpf/core/note.h.
+const faultsUnseen = 2
 
 // writeSignals are the hooks on calls that write into a file. They are needed where the
 // page cache has folios of many pages, which become dirty once for all of them: with
@@ -321,6 +338,9 @@ func (c *loader) writeSignals() (signals []signal) {
 		if w.needed {
 			signals = append(signals, signal{hooks: []hook{{kind: rawTracepoint, target: w.tracepoint, program: bpf.CoreProgIotWriteCall, several: true, note: true}}, optional: limited})
 		}
+	}
+	if c.opt.noFaults {
+		return signals
 	}
 	return append(signals, signal{hooks: []hook{
 		{kind: fentry, target: "do_page_mkwrite", program: bpf.CoreProgIotFaultFentry, note: true},

@@ -74,6 +74,8 @@ func (d *Devices) Device(dev Dev) Device {
 	found := Device{Dev: dev, Name: strings.ReplaceAll(filepath.Base(dir), "!", "/")}
 	slaves, _ := os.ReadDir(filepath.Join(dir, "slaves"))
 	stacked, known := d.loopOverLocal(found.Name, dev)
+	// dm, md, bcache and DRBD link the devices below them (bd_link_disk_holder). nbd and rbd
+	// have none: their bytes go over a network.
 	found.Stacked = len(slaves) > 0 || stacked || isZvol(found.Name)
 	if before, ok := d.last[dev]; ok && !found.Stacked && before.Stacked && before.Name == found.Name {
 		if _, err := os.Stat(filepath.Join(dir, "loop")); errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(found.Name, "loop") {

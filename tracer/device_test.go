@@ -41,9 +41,10 @@ func TestDevices(t *testing.T) {
 	d := tree(t,
 		map[string]string{
 			"sda": "8:0", "sdb": "8:16", "md0": "9:0", "dm-0": "253:0", "dm-1": "253:1",
+			"drbd0": "147:0", "bcache0": "251:0", "nbd0": "43:0", "rbd0": "252:0",
 			"cciss!c0d0": "104:0", "loop0": "7:0", "loop1": "7:1", "loop2": "7:2",
 		},
-		map[string][]string{"md0": {"sda", "sdb"}, "dm-0": {"md0"}},
+		map[string][]string{"md0": {"sda", "sdb"}, "dm-0": {"md0"}, "drbd0": {"sda"}, "bcache0": {"sda", "sdb"}},
 		map[string]string{"loop0": "/proc/self/status", "loop2": "/no/such/file"},
 	)
 	for _, tt := range []struct {
@@ -54,7 +55,11 @@ func TestDevices(t *testing.T) {
 		{dev(8, 0), "sda", false},
 		{dev(9, 0), "md0", true},
 		{dev(253, 0), "dm-0", true},
-		{dev(253, 1), "dm-1", false},       // a target without a device below: zero, error
+		{dev(253, 1), "dm-1", false}, // a target without a device below: zero, error
+		{dev(147, 0), "drbd0", true},
+		{dev(251, 0), "bcache0", true},
+		{dev(43, 0), "nbd0", false}, // over a network
+		{dev(252, 0), "rbd0", false},
 		{dev(104, 0), "cciss/c0d0", false}, // sysfs writes ! for /
 		{dev(7, 0), "loop0", false},        // over a file of no block device
 		{dev(7, 1), "loop1", false},        // not attached
@@ -69,8 +74,8 @@ func TestDevices(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(leaves) != 6 {
-		t.Errorf("leaves %+v, want 6", leaves)
+	if len(leaves) != 8 {
+		t.Errorf("leaves %+v, want 8", leaves)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,7 +20,8 @@ import (
 const writerFile = "IOTRACE_TEST_WRITER"
 
 // A writer is a process of a cgroup of its own. It reads what to write, one offset,
-// length and size of each call a line, and answers each line.
+// length and size of each call a line, and answers each line. Size 0 is a store into each
+// page of a mapping.
 func init() {
 	name := os.Getenv(writerFile)
 	if name == "" {
@@ -35,6 +37,16 @@ func init() {
 		var offset, n, step int64
 		if _, err := fmt.Sscan(in.Text(), &offset, &n, &step); err != nil {
 			panic(err)
+		}
+		if step == 0 {
+			m, err := unix.Mmap(int(f.Fd()), offset, int(n), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+			if err != nil {
+				panic(err)
+			}
+			for i := 0; i < len(m); i += os.Getpagesize() {
+				m[i]++
+			}
+			n = 0 // it stays mapped
 		}
 		for n > 0 {
 			part := min(n, step)
@@ -109,14 +121,14 @@ func (w *writer) write(offset, n, step int64) {
 	}
 }
 
-// scratch is an ext4 file system on a loop device over a file on tmpfs.
+// scratch is a file system on a loop device over a file on tmpfs.
 type scratch struct {
-	t   *testing.T
+	t   testing.TB
 	dir string
 	dev Dev
 }
 
-func run(t *testing.T, name string, args ...string) string {
+func run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := exec.Command(name, args...).CombinedOutput()
 	if err != nil {
@@ -125,7 +137,12 @@ func run(t *testing.T, name string, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-func newScratch(t *testing.T, size int64) *scratch {
+func newScratch(t testing.TB, size int64) *scratch {
+	t.Helper()
+	return newScratchOf(t, "ext4", size)
+}
+
+func newScratchOf(t testing.TB, fsType string, size int64) *scratch {
 	t.Helper()
 	base := t.TempDir()
 	mem, dir := filepath.Join(base, "mem"), filepath.Join(base, "mnt")
@@ -135,7 +152,7 @@ func newScratch(t *testing.T, size int64) *scratch {
 		}
 	}
 	run(t, "mount", "-t", "tmpfs", "-o", fmt.Sprintf("size=%d", size+size/8), "none", mem)
-	t.Cleanup(func() { run(t, "umount", mem) })
+	t.Cleanup(func() { run(t, "umount", "-l", mem) }) // others may still have the loop device open for a moment
 	image := filepath.Join(mem, "image")
 	if err := os.WriteFile(image, nil, 0o600); err != nil {
 		t.Fatal(err)
@@ -145,8 +162,12 @@ func newScratch(t *testing.T, size int64) *scratch {
 	}
 	device := run(t, "losetup", "--find", "--show", image)
 	t.Cleanup(func() { run(t, "losetup", "--detach", device) })
-	run(t, "mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", device)
-	run(t, "mount", "-t", "ext4", "-o", "noatime", device, dir)
+	mkfs := []string{"-q", device}
+	if fsType == "ext4" { // the kernel must not write on its own later
+		mkfs = append(mkfs, "-E", "lazy_itable_init=0,lazy_journal_init=0")
+	}
+	run(t, "mkfs."+fsType, mkfs...)
+	run(t, "mount", "-t", fsType, "-o", "noatime", device, dir)
 	t.Cleanup(func() { run(t, "umount", dir) })
 	var st unix.Stat_t
 	if err := unix.Stat(device, &st); err != nil {
@@ -180,6 +201,7 @@ func makeDev(major, minor uint32) Dev { return Dev(major<<20 | minor) }
 type dirtied struct {
 	cgroup map[uint64]uint64
 	pid    map[uint32]uint64
+	basis  map[Basis]uint64
 	lost   Lost
 }
 
@@ -189,11 +211,12 @@ func dirtiedOn(t *testing.T, tr *Tracer, dev Dev) dirtied {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := dirtied{cgroup: map[uint64]uint64{}, pid: map[uint32]uint64{}, lost: iv.Lost}
+	d := dirtied{cgroup: map[uint64]uint64{}, pid: map[uint32]uint64{}, basis: map[Basis]uint64{}, lost: iv.Lost}
 	for _, r := range iv.Rows {
 		if r.Source == Block && r.Dev == dev && r.Op == Write && !r.Meta {
 			d.cgroup[r.Cgroup] += r.Bytes
 			d.pid[r.PID] += r.Bytes
+			d.basis[r.Basis] += r.Bytes
 		}
 	}
 	t.Logf("by cgroup %v, by process %v, lost %+v", d.cgroup, d.pid, d.lost)
@@ -380,6 +403,48 @@ func TestSharedFolios(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// TestSharedMapping: two store in turn through mappings of a file in large folios. Where the
+// kernel does not tell the page of a store, a folio goes to the first one, and its basis says
+// that this is no fact: it is not dirtier.
+func TestSharedMapping(t *testing.T) {
+	const part, parts = 16 << 10, 256
+	hierarchy, mount := anyHierarchy(t)
+	s := newScratch(t, 128*mib)
+	file := filepath.Join(s.dir, "f")
+	a, b := newWriter(t, mount, "a", file), newWriter(t, mount, "b", file)
+	for _, hidden := range []bool{true, false} {
+		t.Run(fmt.Sprintf("hidden=%t", hidden), func(t *testing.T) {
+			a.write(0, parts*part, mib) // large folios, charged to a
+			s.sync()
+			tr := open(t, Options{Hierarchy: hierarchy, noFaults: hidden})
+			for i := range int64(parts) {
+				w := b
+				if i%2 == 1 {
+					w = a
+				}
+				w.write(i*part, part, 0)
+			}
+			s.sync()
+			d := dirtiedOn(t, tr, s.dev)
+			within(t, "a and b", d.cgroup[a.cgroup]+d.cgroup[b.cgroup], parts*part)
+			seen := slices.ContainsFunc(tr.attached(), func(a attached) bool { return a.hook.target == "do_page_mkwrite" })
+			if seen {
+				within(t, "b", d.cgroup[b.cgroup], parts*part/2)
+				within(t, "by dirtier", d.basis[ByDirtier], parts*part)
+			} else {
+				within(t, "by dirtier", d.basis[ByDirtier], 0)
+				within(t, "by page", d.basis[ByPage], parts*part)
+			}
+			// Nothing of it is left for writes of one who does not map the file.
+			c := newWriter(t, mount, "c", filepath.Join(s.dir, "other"))
+			c.write(0, mib, mib)
+			s.sync()
+			d = dirtiedOn(t, tr, s.dev)
+			within(t, "c by dirtier", d.basis[ByDirtier], mib)
+		})
 	}
 }
 

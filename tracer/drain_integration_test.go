@@ -239,7 +239,7 @@ func cpuTime(tb testing.TB) time.Duration {
 
 // anyHierarchy returns the number of a cgroup hierarchy and where it is mounted: that of
 // the memory controller on cgroup v1, else cgroup2.
-func anyHierarchy(t *testing.T) (id int, mount string) {
+func anyHierarchy(t testing.TB) (id int, mount string) {
 	t.Helper()
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	if err != nil {

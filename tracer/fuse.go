@@ -93,7 +93,7 @@ var fuseLayout510 = bpf.FUSEOffsets{
 	ReqArgs: 32, ReqFlags: 48, ReqError: 100, ReqLink: 144,
 	LinkConn: 16, MountConn: 16,
 	Opcode: 8, InValue: 32, OutSize: 72, OutValue: 80,
-	Pages: 112, Io: 136, Inode: 200, IoAsync: 4, IoBlocking: 64,
+	Pages: 112, Io: 136, Inode: 200, IoAsync: 4, IoIocb: 48, IoBlocking: 64,
 	Background: 1 << 2, Finished: 1 << 9,
 }
 
@@ -143,6 +143,7 @@ func fuseLayout(types *btf.Spec) (bpf.FUSEOffsets, error) {
 	l.Io = get("fuse_io_args", "io") - ap
 	l.Inode = get("fuse_writepage_args", "inode") - ap
 	l.IoAsync = get("fuse_io_priv", "async")
+	l.IoIocb = get("fuse_io_priv", "iocb")
 	l.IoBlocking = get("fuse_io_priv", "blocking")
 	for name, mask := range map[string]*uint16{"FR_BACKGROUND": &l.Background, "FR_FINISHED": &l.Finished} {
 		bit, err := enumValue(types, "fuse_req_flag", name)

@@ -64,7 +64,7 @@ func fuseTypes(channels bool) []btf.Type {
 		member("in_args", args, &btf.Array{Type: inArg, Index: u32, Nelems: 4}),
 		member("out_args", args+64, &btf.Array{Type: arg, Index: u32, Nelems: 2}))
 	ap := structure("fuse_args_pages", 160, member("args", 0, fuseArgs), pages)
-	io := structure("fuse_io_priv", 72, member("async", 4, u32), member("blocking", 64, u8))
+	io := structure("fuse_io_priv", 72, member("async", 4, u32), member("iocb", 40, ptr), member("blocking", 64, u8))
 	// The part before ap is a union of anonymous structs in the kernel as well.
 	reads := &btf.Union{Size: 56, Members: []btf.Member{member("read", 0, structure("", 56, member("attr_ver", 48, u64)))}}
 	ioArgs := structure("fuse_io_args", 232, member("", 0, reads), member("ap", 56, ap), member("io", 216, &btf.Pointer{Target: io}))
@@ -78,7 +78,7 @@ func fuseTypes(channels bool) []btf.Type {
 func TestFUSELayout(t *testing.T) {
 	common := bpf.FUSEOffsets{
 		ReqArgs: 32, ReqFlags: 48, ReqError: 100, ReqLink: 144, ConnDev: 700, MountConn: 0, MountDev: 700,
-		Opcode: 8, Io: 160, Inode: 200, IoAsync: 4, IoBlocking: 64, Background: 1 << 2, Finished: 1 << 9,
+		Opcode: 8, Io: 160, Inode: 200, IoAsync: 4, IoBlocking: 64, IoIocb: 40, Background: 1 << 2, Finished: 1 << 9,
 	}
 	old, channels := common, common
 	old.LinkConn, old.InValue, old.OutSize, old.OutValue, old.Pages = 0, 32, 88, 96, 112

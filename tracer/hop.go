@@ -94,11 +94,19 @@ var hopRows = []hopRow{
 		return bpf.BlockHop{Kind: hopFallback, FromPrivate: 1}, true
 	}},
 	// Direct I/O, and zeroes: pages without an owner are the submitter's.
-	{ends: []string{
-		"blkdev_bio_end_io", "blkdev_bio_end_io_async", "blkdev_bio_end_io_simple", "iomap_dio_bio_end_io",
-		"dio_bio_end_io", "dio_bio_end_aio", "submit_bio_wait_endio",
-	}, hop: func(*hopTypes) (bpf.BlockHop, bool) {
+	{ends: []string{"submit_bio_wait_endio"}, hop: func(*hopTypes) (bpf.BlockHop, bool) {
 		return bpf.BlockHop{Kind: hopSubmitter}, true
+	}},
+	// The same of a block device, and not of a file on it: iot_direct_file.
+	{ends: []string{"blkdev_bio_end_io", "blkdev_bio_end_io_async", "blkdev_bio_end_io_simple"}, hop: func(*hopTypes) (bpf.BlockHop, bool) {
+		return bpf.BlockHop{Kind: hopSubmitter, Base: 1}, true
+	}},
+	// Direct I/O of files leads to the inode.
+	{ends: []string{"iomap_dio_bio_end_io"}, hop: func(t *hopTypes) (bpf.BlockHop, bool) {
+		return t.submitter(t.at("iomap_dio", unknownOffset, "iocb"), t.at("kiocb", unknownOffset, "ki_filp"), t.at("file", unknownOffset, "f_inode"))
+	}},
+	{ends: []string{"dio_bio_end_io", "dio_bio_end_aio"}, hop: func(t *hopTypes) (bpf.BlockHop, bool) {
+		return t.submitter(t.at("dio", unknownOffset, "inode"))
 	}},
 	// fs/buffer.c: a buffer head's page without a mapping is a journal's copy.
 	{ends: []string{"end_bio_bh_io_sync"}, hop: func(*hopTypes) (bpf.BlockHop, bool) {
@@ -108,6 +116,15 @@ var hopRows = []hopRow{
 	{ends: []string{"bio_complete"}, module: "dm_bufio", hop: func(*hopTypes) (bpf.BlockHop, bool) {
 		return bpf.BlockHop{Kind: hopMetadata}, true
 	}},
+}
+
+// submitter returns a hop of direct I/O that leads to the inode of its file, for --by file;
+// without it where the kernel's structs are not as they must be.
+func (t *hopTypes) submitter(at ...offset) (bpf.BlockHop, bool) {
+	if h, ok := t.loads(bpf.BlockHop{Kind: hopSubmitter, FromPrivate: 1}, at...); ok {
+		return h, true
+	}
+	return bpf.BlockHop{Kind: hopSubmitter}, true
 }
 
 // stripe returns a hop to a stripe with two lists of bios in each r5dev. In that struct two
@@ -307,7 +324,7 @@ func memberOffset(members []btf.Member, field string) (uint32, bool) {
 // scanHops fills the map of hops when something that needs it may be here, and fills it
 // again when a module may be at another address.
 func (s *stack) scanHops(change func(func())) error {
-	need, stacks, err := s.devices.hopsNeeded(s.softCrypto)
+	need, stacks, err := s.devices.hopsNeeded(s.softCrypto, s.core.byFile.Load())
 	if err != nil || need == s.hops {
 		return err
 	}
@@ -330,7 +347,7 @@ func (s *stack) scanHops(change func(func())) error {
 // hopsNeeded tells what on this host may write pages of a driver's own; "" for nothing.
 // The answer changes when a module is loaded again. stacks is false where only encrypted
 // files may be here.
-func (d *Devices) hopsNeeded(softCrypto bool) (need string, stacks bool, err error) {
+func (d *Devices) hopsNeeded(softCrypto, files bool) (need string, stacks bool, err error) {
 	entries, err := os.ReadDir(filepath.Join(d.sys, "block"))
 	if err != nil {
 		return "", false, fmt.Errorf("looking for stacked devices: %w", err)
@@ -348,6 +365,9 @@ func (d *Devices) hopsNeeded(softCrypto bool) (need string, stacks bool, err err
 	stacks = need != ""
 	if softCrypto {
 		need += " blk-crypto"
+	}
+	if files {
+		need += " files"
 	}
 	if need == "" {
 		return "", false, nil
@@ -368,6 +388,14 @@ func (d *Devices) hopsNeeded(softCrypto bool) (need string, stacks bool, err err
 func (s *stack) fillHops(stacks bool, change func(func())) error {
 	table := s.block.maps[bpf.BlockMapHops]
 	functions, err := hopFunctions("/proc/kallsyms")
+	if s.core.byFile.Load() && errors.Is(err, errHidden) {
+		change(func() {
+			s.block.addLimitation(Limitation{
+				Text:   "direct I/O counts for (file unknown): " + err.Error(),
+				Remedy: "CAP_SYSLOG, and kernel.kptr_restrict at 0 or 1",
+			})
+		})
+	}
 	if errors.Is(err, errHidden) && !stacks {
 		return nil
 	} else if errors.Is(err, errHidden) {

@@ -54,7 +54,7 @@ func TestHopsNeeded(t *testing.T) {
 		}
 	}
 	need := func(softCrypto bool) string {
-		need, stacks, err := d.hopsNeeded(softCrypto)
+		need, stacks, err := d.hopsNeeded(softCrypto, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -63,7 +63,7 @@ func TestHopsNeeded(t *testing.T) {
 		}
 		return need
 	}
-	if _, _, err := d.hopsNeeded(false); err == nil {
+	if _, _, err := d.hopsNeeded(false, false); err == nil {
 		t.Error("no error without sysfs")
 	}
 	make("block/sda")
@@ -119,7 +119,8 @@ func TestUnseenStacks(t *testing.T) {
 // no others.
 func TestOldHops(t *testing.T) {
 	functions := map[string]uint64{"end_workqueue_bio": 1, "end_compressed_bio_write": 2}
-	always := []string{"bio_chain_endio", "blk_crypto_fallback_encrypt_endio", "blkdev_bio_end_io", "bio_complete", "end_bio_bh_io_sync"}
+	always := []string{"bio_chain_endio", "blk_crypto_fallback_encrypt_endio", "blkdev_bio_end_io", "iomap_dio_bio_end_io",
+		"dio_bio_end_io", "submit_bio_wait_endio", "bio_complete", "end_bio_bh_io_sync"}
 	constants := []string{"clone_endio", "raid1_end_write_request", "raid10_end_write_request", "crypt_endio", "btrfs_end_bio"}
 	for old, want := range map[bool][]string{true: slices.Concat(always, constants), false: always} {
 		types := &hopTypes{functions: functions, old: old}

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -35,6 +36,9 @@ func newJournals(c *core, devices *Devices) *journals { return &journals{core: c
 
 // needed tells whether there may be a journal.
 func (j *journals) needed() bool {
+	if j.core.opt.noJournals {
+		return false
+	}
 	found, whole, err := j.list()
 	return len(found) > 0 || !whole || err != nil
 }
@@ -55,6 +59,9 @@ var delayedOptional = Limitation{
 // scan looks which journals there are. A mount is announced by no event, and the look
 // is one read of a directory.
 func (j *journals) scan(change func(func())) error {
+	if j.core.opt.noJournals {
+		return nil
+	}
 	found, whole, err := j.list()
 	if err != nil {
 		return fmt.Errorf("looking for journals: %w", err)
@@ -71,9 +78,9 @@ func (j *journals) scan(change func(func())) error {
 		return nil
 	}
 	if whole {
-		return j.sweep(found)
+		j.stale, err = sweep(j.block.maps[bpf.BlockMapJournals], found, j.stale)
 	}
-	return nil
+	return err
 }
 
 // list returns the file systems that have a journal of jbd2's. Its directory in /proc
@@ -143,7 +150,7 @@ func (j *journals) attach(found map[Dev]bool, change func(func())) error {
 			return err
 		}
 	}
-	spec, err := bpf.LoadBlock()
+	spec, err := ld.blockSpec(allParts, false)
 	if err != nil {
 		return err
 	}
@@ -170,57 +177,47 @@ func (j *journals) attach(found map[Dev]bool, change func(func())) error {
 		signal{hooks: []hook{raw("jbd2_end_commit", bpf.BlockProgIotEndCommit)}},
 		signal{hooks: []hook{raw("jbd2_start_commit", bpf.BlockProgIotStartCommit)}},
 		signal{hooks: []hook{raw("jbd2_handle_stats", bpf.BlockProgIotHandleStats)}})
-	o, err := ld.loadInto(j.block, spec, signals, ebpf.ProgramOptions{})
+	// The verifier's memory for these programs is on top of all maps: the peak of a start.
+	debug.FreeOSMemory()
+	if err := ld.loadShares(j.block, spec, signals, change); err != nil {
+		return err
+	}
+	j.attached = true
+	if layout.Since, err = monotonic(); err != nil {
+		return err
+	}
+	layout.Live = 1
+	return maps[bpf.BlockMapJournalLayout].Update(uint32(0), layout, ebpf.UpdateAny)
+}
+
+// loadShares loads and attaches programs that keep shares of a journal, with the maps of
+// the block source, and adds them to it.
+func (c *loader) loadShares(block *object, spec *ebpf.CollectionSpec, signals []signal, change func(func())) error {
+	// The verifier's memory for these programs is on top of all maps: the peak of a start.
+	debug.FreeOSMemory()
+	o, err := c.loadInto(block, spec, signals, ebpf.ProgramOptions{})
 	if err != nil {
 		return err
 	}
 	for _, m := range o.maps { // handles of the maps of the block source
 		m.Close()
 	}
-	j.attached = true
 	change(func() {
-		j.block.hooks = append(j.block.hooks, o.hooks...)
+		block.hooks = append(block.hooks, o.hooks...)
 		for _, l := range o.limitations {
-			j.block.addLimitation(l)
+			block.addLimitation(l)
 		}
 	})
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		return err
-	}
-	layout.Live, layout.Since = 1, uint64(now.Nano())
-	return maps[bpf.BlockMapJournalLayout].Update(uint32(0), layout, ebpf.UpdateAny)
+	return nil
 }
 
-// sweep removes the journals of file systems that are not mounted any more: their
-// device may get another file system. Those that were absent only once may have been
-// mounted after the list was read.
-func (j *journals) sweep(found map[Dev]bool) error {
-	m := j.block.maps[bpf.BlockMapJournals]
-	stale := map[Dev]bool{}
-	var dev uint32
-	var value bpf.BlockJournal
-	it := m.Iterate()
-	for it.Next(&dev, &value) {
-		if !found[Dev(dev)] {
-			stale[Dev(dev)] = true
-		}
+// monotonic is the time as programs have it from bpf_ktime_get_ns, nanoseconds.
+func monotonic() (uint64, error) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return 0, err
 	}
-	if err := it.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
-		return err
-	}
-	var errs []error
-	for dev := range stale {
-		if !j.stale[dev] {
-			continue
-		}
-		if err := m.Delete(uint32(dev)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, err)
-		}
-		delete(stale, dev)
-	}
-	j.stale = stale
-	return errors.Join(errs...)
+	return uint64(now.Nano()), nil
 }
 
 // journalLayout reads where the fields of jbd2 are: in the kernel's types or, where

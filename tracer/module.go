@@ -42,12 +42,24 @@ func (a *attached) detach() error {
 }
 
 // dropBridges detaches the hooks that are not needed while all others are attached.
-func (o *object) dropBridges() {
+func (o *object) dropBridges() error {
+	var errs []error
 	for i := range o.hooks {
 		if o.hooks[i].bridge {
-			_ = o.hooks[i].detach()
+			errs = append(errs, o.hooks[i].detach())
 		}
 	}
+	return errors.Join(append(errs, o.bridgesDown(1))...)
+}
+
+// bridgesDown notifies the programs whether bridge hooks are attached: 0 before the
+// first one is, 1 after the last one was.
+func (o *object) bridgesDown(down uint32) error {
+	m := o.maps[bpf.NFSMapBridgesDown]
+	if m == nil {
+		return nil // a source without bridge hooks
+	}
+	return m.Put(uint32(0), down)
 }
 
 // attachAll attaches the detached hooks that pick wants, in their order: some programs
@@ -71,7 +83,7 @@ func (o *object) attachAll(pick func(hook) bool) error {
 
 // suspend closes the links that pin modules.
 func (o *object) suspend() error {
-	errs := []error{o.attachAll(func(h hook) bool { return h.bridge })}
+	errs := []error{o.bridgesDown(0), o.attachAll(func(h hook) bool { return h.bridge })}
 	for i := range o.hooks {
 		if o.hooks[i].kind.pins() {
 			errs = append(errs, o.hooks[i].detach())
@@ -85,7 +97,7 @@ func (o *object) suspend() error {
 func (o *object) resume() error {
 	err := o.attachAll(func(h hook) bool { return !h.bridge })
 	if err == nil {
-		o.dropBridges()
+		err = o.dropBridges()
 	}
 	o.suspended, o.idleSince = false, time.Time{}
 	return err
@@ -136,6 +148,9 @@ func (t *Tracer) loadBridges(d descriptor, o *object) bool {
 	}
 	l, err := t.core.loader()
 	if err != nil {
+		return false
+	}
+	if err := o.bridgesDown(0); err != nil {
 		return false
 	}
 	more, err := l.loadLate(d, o, o.bridges)
@@ -232,7 +247,9 @@ func (t *Tracer) arrived(d descriptor, o *object) {
 	delete(t.absent, d.name)
 	delete(t.waiting, d.name)
 	t.objects[d.name] = o
-	o.dropBridges()
+	if err := o.dropBridges(); err != nil {
+		t.opt.Log.Warn("cannot detach hooks that are not needed any more", "source", d.name, "error", err)
+	}
 	if t.detached { // while it was loaded
 		for i := range o.hooks {
 			_ = o.hooks[i].detach()

@@ -1,12 +1,15 @@
 package tracer
 
 import (
+	"encoding/binary"
 	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
@@ -113,6 +116,29 @@ func nfsSignals(opt Options, preempts, module bool, types []*btf.Spec) []signal 
 			Text: "module nfs cannot be unloaded while it is traced", Remedy: needsKprobes,
 		}},
 	)
+}
+
+// NFSSource returns the address from which the requests to the file system dev are sent:
+// the address of this host that its server sees, if nobody translates it. It is not valid
+// where it is not known: before the first reply, over RDMA, without source nfs.
+func (t *Tracer) NFSSource(dev Dev) netip.Addr {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	o := t.objects["nfs"]
+	if o == nil {
+		return netip.Addr{}
+	}
+	var a bpf.NFSSourceAddress
+	if err := o.maps[bpf.NFSMapSources].Lookup(uint32(dev), &a); err != nil {
+		return netip.Addr{} // no such row
+	}
+	var b [16]byte
+	binary.NativeEndian.PutUint64(b[:8], a.Address.Word[0])
+	binary.NativeEndian.PutUint64(b[8:], a.Address.Word[1])
+	if a.Family == unix.AF_INET {
+		return netip.AddrFrom4([4]byte(b[:4]))
+	}
+	return netip.AddrFrom16(b).Unmap()
 }
 
 // nfsMountFunction is what the kernel calls for every mount, of every NFS version.

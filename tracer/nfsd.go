@@ -56,7 +56,13 @@ func nfsdSignals(preempts bool, limitation Limitation) (signals []signal) {
 		signals = append(signals, signal{hooks: []hook{{kind: rawTracepoint, target: h.tracepoint, program: h.program, limitation: limitation}}})
 		signals = append(signals, redundant(preempts, hook{kind: rawTracepoint, target: h.tracepoint, program: h.redundant})...)
 	}
-	return signals
+	return append(signals,
+		signal{hooks: []hook{{kind: rawTracepoint, target: "svc_stats_latency", program: bpf.NFSDProgIotNfsdReplied}}, optional: Limitation{
+			Text: "metadata operations, COMMITs and latencies of NFS clients are not counted", Remedy: "a kernel with the tracepoint sunrpc:svc_stats_latency",
+		}},
+		signal{hooks: []hook{{kind: rawTracepoint, target: "nfsd_compound_status", program: bpf.NFSDProgIotNfsdCompound}}, optional: Limitation{
+			Text: "COMMITs of NFSv4 clients count as metadata operations", Remedy: "a kernel with the tracepoint nfsd:nfsd_compound_status",
+		}})
 }
 
 // Clients of the NFS server as owners: see bpf/core/client.h.

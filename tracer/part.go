@@ -8,6 +8,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/btf"
+	"golang.org/x/sys/unix"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
@@ -17,6 +18,7 @@ import (
 type parts struct {
 	hops     bool // through stacked devices and file systems that write pages of their own
 	journals bool
+	xfs      bool // logs of XFS; with journals
 }
 
 // without returns the functions that belong to other parts only. They return 0 where
@@ -28,16 +30,19 @@ func (p parts) without() (functions []string) {
 	if !p.journals {
 		functions = append(functions, "iot_walk_journal")
 	}
+	if !p.xfs {
+		functions = append(functions, "iot_xfs_owner")
+	}
 	return functions
 }
 
-var allParts = parts{hops: true, journals: true}
+var allParts = parts{hops: true, journals: true, xfs: true}
 
 // holds tells whether p has all parts of q.
 func (p parts) holds(q parts) bool { return p == p.and(q) }
 
 func (p parts) and(q parts) parts {
-	return parts{hops: p.hops || q.hops, journals: p.journals || q.journals}
+	return parts{hops: p.hops || q.hops, journals: p.journals || q.journals, xfs: p.xfs || q.xfs}
 }
 
 // cut takes functions, and those that only they call, out of a program. Calls of them
@@ -76,6 +81,18 @@ func cut(program asm.Instructions, functions []string) asm.Instructions {
 		kept = append(kept, bodies[order[i]]...)
 	}
 	return kept
+}
+
+// withoutFiles returns the functions that only --by file needs.
+func (o *Options) withoutFiles() (functions []string) {
+	if o.ByFile {
+		return nil
+	}
+	functions = []string{"iot_file_of", "iot_nfs_file", "iot_fuse_file"}
+	if !o.ByMount {
+		functions = append(functions, "iot_walk_place")
+	}
+	return functions
 }
 
 // issuers loads the programs that count requests when they are issued, with the parts
@@ -125,6 +142,9 @@ func (c *loader) blockSpec(p parts, grow bool) (*ebpf.CollectionSpec, error) {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("setting %q: %w", name, err)
 		}
+	}
+	if c.allocates() { // 8 KiB for each XFS, of which few hosts have many
+		spec.Maps[bpf.BlockMapXfsLogs].Flags |= unix.BPF_F_NO_PREALLOC
 	}
 	for _, name := range []string{bpf.BlockProgIotRqIssueBtf, bpf.BlockProgIotRqIssueRedundantBtf} {
 		program := spec.Programs[name] // their fallbacks are rarely loaded, and then with all parts

@@ -36,14 +36,16 @@ func TestParts(t *testing.T) {
 	}
 	hops := []string{"iot_follow", "iot_walk_extent", "iot_follow_stripe", "iot_follow_extent", "iot_walk_move", "iot_stripe_turn"}
 	journal := []string{"iot_walk_journal", "iot_journal_owner", "iot_journal_deal", "iot_buffer_at"}
+	xfs := []string{"iot_xfs_owner", "iot_xfs_deal_log"}
 	for _, tt := range []struct {
 		parts
 		has, not []string
 	}{
-		{parts{}, []string{"iot_walk_step", "iot_bounced", "iot_folio_owner"}, slices.Concat(hops, journal)},
-		{parts{hops: true}, hops, journal},
-		{parts{journals: true}, journal, hops},
-		{allParts, slices.Concat(hops, journal), nil},
+		{parts{}, []string{"iot_walk_step", "iot_bounced", "iot_folio_owner"}, slices.Concat(hops, journal, xfs)},
+		{parts{hops: true}, hops, slices.Concat(journal, xfs)},
+		{parts{journals: true}, journal, slices.Concat(hops, xfs)},
+		{parts{journals: true, xfs: true}, slices.Concat(journal, xfs), hops},
+		{allParts, slices.Concat(hops, journal, xfs), nil},
 	} {
 		has, calls := functionsOf(cut(all, tt.without()))
 		for _, name := range slices.Concat(calls, tt.has) {

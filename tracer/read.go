@@ -103,6 +103,7 @@ const (
 	covered
 	unseen
 	lostNotes
+	lostFiles
 	lossKinds
 )
 
@@ -114,6 +115,8 @@ func keyOf(k *bpf.CoreUsageKey) (key Key, failed bool) {
 	}
 	if key.Source == NFSD {
 		key.FSDev, key.Export = 0, Export(k.Fsdev)
+	} else if file := FileID(k.Fsdev); file.isFile() {
+		key.FSDev, key.File = 0, file
 	}
 	return key, k.Flags&flagError != 0
 }
@@ -230,6 +233,9 @@ func (t *Tracer) read(last bool) (*Interval, error) {
 		if r.Ops != 0 || r.Bytes != 0 || r.Errors != 0 || len(r.Latency.Buckets) != 0 {
 			iv.Rows = append(iv.Rows, *r)
 		}
+	}
+	if f := t.files.Load(); f != nil {
+		f.saw(iv)
 	}
 	if last {
 		t.countUnseen()
@@ -384,6 +390,7 @@ func (t *Tracer) readLosses(iv *Interval) error {
 	iv.Lost.Walks = delta(lostWalks)
 	iv.Lost.Bytes = delta(lostBytes)
 	iv.Lost.Notes = delta(lostNotes)
+	iv.Lost.Files = delta(lostFiles)
 	iv.Notes = delta(notesWritten)
 	t.last.losses = now
 	return nil

@@ -362,6 +362,7 @@ func (c *loader) loadProgram(spec *ebpf.CollectionSpec, programs map[string]*ebp
 	one := spec.Copy()
 	one.Programs = map[string]*ebpf.ProgramSpec{hk.program: prog.Copy()}
 	one.Programs[hk.program].AttachTo = hk.target
+	one.Programs[hk.program].Instructions = cut(one.Programs[hk.program].Instructions, c.opt.withoutFiles())
 	if books(prog) {
 		if err := one.Variables[bpf.BlockVarSeat].Set(c.seats.of(hk)); err != nil {
 			return nil, err

@@ -38,7 +38,7 @@ func newStack(c *loader, devices *Devices) *stack {
 
 // needed tells whether something on this host may need hops.
 func (s *stack) needed() bool {
-	need, _, err := s.devices.hopsNeeded(s.softCrypto)
+	need, _, err := s.devices.hopsNeeded(s.softCrypto, s.core.byFile.Load())
 	return err != nil || need != ""
 }
 

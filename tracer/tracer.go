@@ -26,6 +26,7 @@ type Options struct {
 	Hierarchy int      // number of the cgroup hierarchy that names owners; 0 is cgroup2
 	ByProcess bool     // fill Key.PID
 	ByMount   bool     // fill Key.FSDev
+	ByFile    bool     // rows may be kept by file: see Tracer.CountFiles
 	Latency   bool
 	App       bool           // count system calls as well: rows with Key.App
 	Records   func([]Record) // called with most I/Os, in batches, from one goroutine; the slice is reused
@@ -45,6 +46,9 @@ type Options struct {
 	Log  *slog.Logger // nil discards
 
 	inodeNoteBits, pageNoteBits uint32 // for tests of what happens when there is no room
+	noFaults                    bool   // for tests: as where do_page_mkwrite cannot be hooked
+	noJournals                  bool   // for a benchmark: keep no shares of journals
+	maxFiles                    uint32 // likewise
 }
 
 // countsLatencies tells whether rows have latencies.
@@ -96,7 +100,8 @@ type Tracer struct {
 	caches         []bpf.CoreRowCache
 	noCaches       []bpf.CoreRowCache // zeroes
 	last           snapshot
-	unseen         uint64 // missed ends of requests, found when the hooks were detached
+	files          atomic.Pointer[files] // nil until files were asked for
+	unseen         uint64                // missed ends of requests, found when the hooks were detached
 	batches        []bpf.CoreRecordBatch
 	flush          chan chan struct{} // asks for the records in the ring; nil unless somebody wants them
 	begun          atomic.Uint64      // CLOCK_MONOTONIC at Begin, ns; 0 before: older records are not handed out

@@ -123,6 +123,7 @@ type Key struct {
 	Cgroup uint64 // kernfs id in the hierarchy of Options, one of the Cgroup constants, or a client (IsClient)
 	Dev    Dev    // disk, or the superblock's device for network file systems
 	FSDev  Dev    // block only: the superblock's device, with Options.ByMount
+	File   FileID // with Options.ByFile; it takes the place of FSDev
 	Export Export // nfsd only
 	PID    uint32 // tgid, with Options.ByProcess; 0 when unknown
 }
@@ -158,6 +159,7 @@ type Lost struct {
 	Latencies uint64 // requests without a latency: their issue or their completion was missed
 	Groups    uint64 // I/Os booked on CgroupOther
 	Walks     uint64 // requests with more owners than were looked at
+	Files     uint64 // requests booked on FileOther
 	Notes     uint64 // pages and files whose dirtier found no room to be noted: their bytes are unattributed
 	Bytes     uint64 // bytes that could not be booked at all
 	Misses    uint64 // skipped program runs (recursion) that lost more than a latency

@@ -143,4 +143,48 @@ int iot_fc_commit_stop(__u64 *ctx)
 	return iot_fast_committed((struct super_block *)ctx[0]);
 }
 
+/* XFS: xfs.h. */
+
+SEC("raw_tp/xfs_log_ticket_ungrant")
+int iot_xfs_ungrant(__u64 *ctx)
+{
+	return iot_xfs_logged(ctx[0], ctx[1], true);
+}
+
+SEC("raw_tp/xfs_log_ticket_regrant")
+int iot_xfs_regrant(__u64 *ctx)
+{
+	return iot_xfs_logged(ctx[0], ctx[1], false);
+}
+
+SEC("raw_tp/xfs_setfilesize")
+int iot_xfs_written(__u64 *ctx)
+{
+	return iot_xfs_range(ctx[0], ctx[1]);
+}
+
+SEC("raw_tp/writeback_single_inode_start")
+int iot_xfs_flush(__u64 *ctx)
+{
+	return iot_xfs_writeback((struct inode *)ctx[0]);
+}
+
+SEC("raw_tp/xfs_inode_set_need_inactive")
+int iot_xfs_removed(__u64 *ctx)
+{
+	return iot_xfs_leave(ctx[0]);
+}
+
+SEC("raw_tp/xfs_inode_inactivating")
+int iot_xfs_inactivate(__u64 *ctx)
+{
+	return iot_xfs_free(ctx[0]);
+}
+
+SEC("raw_tp/writeback_single_inode")
+int iot_xfs_done(__u64 *ctx)
+{
+	return iot_xfs_thread_done();
+}
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -17,6 +17,7 @@
 #define IOTRACE_BLOCK_JOURNAL_H
 
 #include "core/cache.h"
+#include "core/file.h"
 #include "core/owner.h"
 #include "types.h"
 
@@ -86,14 +87,14 @@ struct {
 struct journal_owner {
 	__u64 cgroup;
 	__u32 pid;
-	__u32 blocks; /* 0: free */
+	__u32 blocks; /* of jbd2, or bytes logged by XFS; 0: free */
 };
 
 /* Who made how many blocks of a transaction dirty. */
 struct journal_shares {
 	__u32 tid;
-	__u32 total; /* blocks */
-	__u32 dealt; /* blocks; it begins at random */
+	__u32 total; /* as in journal_owner */
+	__u32 dealt; /* likewise; it begins at random */
 	__u32 pad;
 	struct journal_owner owners[IOT_JOURNAL_OWNERS];
 };
@@ -171,6 +172,8 @@ struct {
 struct journal_turn {
 	__u32 pid;
 	__u32 fsdev;
+	__u32 copied; /* it is written to the journal, not to its own place; with --by file */
+	__u32 pad;
 };
 
 struct {
@@ -234,8 +237,11 @@ static __always_inline void iot_journal_own(struct owner *o, __u64 packed, __u32
 		o->basis = IOT_NONE;
 	if (by_process && turn)
 		o->pid = turn->pid;
-	if (by_mount && turn)
+	if (by_mount && turn) {
 		o->fsdev = turn->fsdev;
+		if (iot_files_on())
+			o->fsdev = turn->copied ? IOT_FILE_JOURNAL : IOT_FILE_METADATA;
+	}
 }
 
 #define IOT_JOURNAL_KERNEL iot_pack(IOT_CGROUP_KERNEL, IOT_JOURNAL)
@@ -280,6 +286,8 @@ __noinline __u64 iot_journal_copied(__u32 which, __u32 fsdev, __u64 kib, __u32 t
 
 	if (!turn || !notes)
 		return 0;
+	if (iot_files_on())
+		turn->copied = 1;
 	note = bpf_map_lookup_elem(notes, &block);
 	if (note && note->tid == tid) { /* asked again: on a mirror, say */
 		turn->pid = note->pid;
@@ -357,6 +365,8 @@ __noinline __u64 iot_journal_placed(__u32 which, __u32 dev, __u64 kib, __u64 hea
 		return owner ? owner : IOT_JOURNAL_NONE;
 	}
 	/* A descriptor or commit block, or a superblock. */
+	if (iot_files_on())
+		turn->copied = 1;
 	owner = iot_journal_deal(which, j->fsdev, j->committing);
 	if (!owner)
 		owner = iot_journal_fast(j, turn);
@@ -403,6 +413,8 @@ static __always_inline void iot_journal_turn(__u32 which, __u32 fsdev)
 		return;
 	turn->pid = 0;
 	turn->fsdev = fsdev;
+	if (iot_files_on())
+		turn->copied = 0;
 }
 
 /*
@@ -535,7 +547,7 @@ static __always_inline void iot_shares_add(struct journal_shares *s, __u64 cgrou
 struct journal_client {
 	__u64 cgroup;
 	__u32 pid;
-	__u32 pad;
+	__u32 stays; /* beyond the end of a transaction */
 };
 
 /* For whom a kernel thread works: the owner of the pages for which it looks for blocks. */

@@ -66,6 +66,10 @@ struct completion {
 
 #define IOT_REQ_OP_MASK 0xff
 #define IOT_REQ_META (1U << 12) /* __REQ_META has been bit 12 since 4.10 (ef295ecf090d) */
+enum req_flag_bits {
+	__REQ_SWAP = 24,
+};
+
 #define IOT_REQ_DRIVER 32 /* driver-private (passthrough) operations from here on: not in diskstats */
 
 enum {

@@ -11,11 +11,13 @@
 #define IOTRACE_BLOCK_WALK_H
 
 #include "core/cache.h"
+#include "core/file.h"
 #include "core/owner.h"
 #include "direct.h"
 #include "hop.h"
 #include "journal.h"
 #include "stack.h"
+#include "xfs.h"
 
 /* Two nested loops of this many rounds: at most 2,116 steps. Functions call each other eight deep at most. */
 #define IOT_ROUNDS 46
@@ -109,10 +111,13 @@ static __always_inline bool iot_walk_same(const struct walk *w, unsigned long wo
 __noinline __u64 iot_walk_journal(__u32 which, __u64 folio, __u64 page, __u32 at)
 {
 	struct walk *w = bpf_map_lookup_elem(&walks, &which);
-	__u64 mapping;
+	__u64 mapping, owner;
 
-	if (!w || !(w->cmd_flags & 1) || !iot_have_journals())
+	if (!w || !(w->cmd_flags & 1))
 		return 0;
+	owner = iot_xfs_owner(which);
+	if (owner || !iot_have_journals())
+		return owner;
 	mapping = (__u64)iot_words_mapping(&w->words);
 	if (!mapping)
 		return iot_journal_copy(which, folio, w->bio);
@@ -133,6 +138,46 @@ static __always_inline bool iot_walk_by_page(const struct walk *w)
 	if (iot_notes_are(IOT_NOTES_LIVE))
 		note = iot_inode_note((__u64)iot_words_mapping(&w->words));
 	return note && note->state & IOT_SHARED;
+}
+
+/* The file whose direct I/O a bio is, by the function in which it ends; 0: no direct I/O, or not known. */
+static __always_inline __u32 iot_direct_file(__u64 origin)
+{
+	__u64 bio = iot_uppermost(origin), end = (__u64)FIELD((struct bio *)bio, bi_end_io);
+	struct hop *hop = bpf_map_lookup_elem(&hops, &end);
+
+	if (!hop || hop->kind != IOT_HOP_SUBMITTER)
+		return 0;
+	if (hop->base)
+		return IOT_FILE_DEVICE;
+	return hop->loads ? iot_file_of(iot_hop(bio, end), 0, 0, 0) : 0;
+}
+
+/*
+ * The file system that a folio is of, or with --by file the file; folio is 0 where the
+ * pages say nothing.
+ */
+__noinline __u32 iot_walk_place(__u32 which, __u64 folio)
+{
+	struct walk *w = bpf_map_lookup_elem(&walks, &which);
+	struct address_space *mapping = folio ? iot_folio_mapping((struct folio *)folio) : NULL;
+	bool file = iot_mapping_is_file(mapping);
+	__u32 direct;
+
+	if (!w)
+		return 0;
+	if (!iot_files_on())
+		return file ? BPF_CORE_READ(mapping, host, i_sb, s_dev) : 0;
+	w->word = 0; /* an owner may have several files */
+	if (bpf_core_enum_value_exists(enum req_flag_bits, __REQ_SWAP) &&
+	    w->cmd_flags >> (bpf_core_enum_value(enum req_flag_bits, __REQ_SWAP) & 31) & 1)
+		return IOT_FILE_SWAP;
+	direct = iot_direct_file(w->origin);
+	if (direct)
+		return direct;
+	if (file)
+		return iot_file_of((__u64)FIELD(mapping, host), 0, 0, 0);
+	return w->cmd_flags & IOT_REQ_META ? IOT_FILE_METADATA : 0;
 }
 
 /*
@@ -157,6 +202,8 @@ __noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word)
 	} else if (iot_block_owner(w, o, folio)) {
 		w->word = 0;
 		w->mapping = 0;
+		if (by_mount)
+			o->fsdev = iot_walk_place(which, 0);
 	} else {
 		iot_owner_of_folio(o, (struct folio *)folio, w->page, (struct bio *)w->bio,
 				   (w->cmd_flags & 1 ? IOT_FOR_WRITE : 0) |
@@ -165,6 +212,8 @@ __noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word)
 		mapping = (__u64)iot_words_mapping(&w->words);
 		note = o->basis == IOT_DIRTIER ? iot_inode_note(mapping) : NULL;
 		w->mapping = note && !note->state ? mapping : 0;
+		if (by_mount)
+			o->fsdev = iot_walk_place(which, folio);
 	}
 	return iot_run_differs(&w->run, o);
 }
@@ -287,6 +336,9 @@ __noinline int iot_walk_step(__u32 which)
 		n = w->in_bio;
 	if (n > w->left)
 		n = w->left;
+	w->journal = iot_walk_journal(which, (__u64)folio, (__u64)page, at);
+	if (w->journal && n > 1U << IOT_PAGE_SHIFT) /* a log is dealt out page by page */
+		n = 1U << IOT_PAGE_SHIFT;
 	if (w->sight == IOT_SIGHT_ORIGINAL) {
 		if (n < w->in_origin)
 			w->in_origin -= n;
@@ -294,7 +346,6 @@ __noinline int iot_walk_step(__u32 which)
 			n = w->in_bio < w->left ? w->in_bio : w->left;
 	}
 	word = iot_words_owner(&w->words);
-	w->journal = iot_walk_journal(which, (__u64)folio, (__u64)page, at);
 	if ((w->journal || !iot_walk_same(w, word)) && iot_walk_owner(which, (__u64)folio, word))
 		iot_walk_turn(which);
 	w->run.bytes += n;

@@ -11,6 +11,7 @@
 
 #include "account.h"
 #include "cgroup.h"
+#include "file.h"
 
 #define IOT_EAGAIN (-11) /* tried without blocking: the kernel tries once more */
 #define IOT_EIOCBQUEUED (-529) /* completes later, its bytes are booked then */
@@ -20,13 +21,23 @@ struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
 	__type(key, __u64); /* pid and tid */
-	__type(value, __u32);
+	__type(value, __u64); /* iot_app_place */
 } app_calls SEC(".maps");
 
-/* A call by the current task returned: a number of bytes, or an error. */
-static __always_inline int iot_app(__u32 dev, __u8 op, __s64 result)
+/* The file system of a file and, in the upper half, with --by file the file. */
+static __always_inline __u64 iot_app_place(struct file *file)
 {
-	struct usage_key usage = { .source = IOT_APP_SOURCE, .op = op, .dev = dev, .flags = IOT_APP };
+	__u64 place = iot_file_dev(file);
+
+	if (iot_files_on())
+		place |= (__u64)iot_file_of((__u64)FIELD(file, f_inode), 0, 0, 0) << 32;
+	return place;
+}
+
+/* A call by the current task returned: a number of bytes, or an error. */
+static __always_inline int iot_app(__u64 place, __u8 op, __s64 result)
+{
+	struct usage_key usage = { .source = IOT_APP_SOURCE, .op = op, .dev = place, .fsdev = place >> 32, .flags = IOT_APP };
 	struct task_struct *task = (void *)bpf_get_current_task();
 	__u64 owner = iot_owner_of_task(task);
 
@@ -46,30 +57,30 @@ static __always_inline int iot_app(__u32 dev, __u8 op, __s64 result)
 
 static __always_inline int iot_app_iter(struct kiocb *iocb, __u8 op, __s64 result)
 {
-	return iot_app(iot_file_dev(FIELD(iocb, ki_filp)), op, result);
+	return iot_app(iot_app_place(FIELD(iocb, ki_filp)), op, result);
 }
 
-static __always_inline int iot_app_enter(__u32 dev)
+static __always_inline int iot_app_enter(__u64 place)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
 
-	bpf_map_update_elem(&app_calls, &thread, &dev, BPF_ANY);
+	bpf_map_update_elem(&app_calls, &thread, &place, BPF_ANY);
 	return 0;
 }
 
 static __always_inline int iot_app_enter_iter(struct kiocb *iocb)
 {
-	return iot_app_enter(iot_file_dev(FIELD(iocb, ki_filp)));
+	return iot_app_enter(iot_app_place(FIELD(iocb, ki_filp)));
 }
 
 static __always_inline int iot_app_leave(__u8 op, __s64 result)
 {
 	__u64 thread = bpf_get_current_pid_tgid();
-	__u32 *dev = bpf_map_lookup_elem(&app_calls, &thread);
+	__u64 *place = bpf_map_lookup_elem(&app_calls, &thread);
 
-	if (!dev)
+	if (!place)
 		return 0;
-	iot_app(*dev, op, result);
+	iot_app(*place, op, result);
 	bpf_map_delete_elem(&app_calls, &thread);
 	return 0;
 }

@@ -61,11 +61,23 @@ static __always_inline int iot_dirty(__u64 page, __u64 mapping)
 	__u64 cgroup = iot_packed_cgroup(iot_owner_from_task());
 	__u32 pid = by_process && cgroup && !iot_is_client(cgroup) ? bpf_get_current_pid_tgid() >> 32 : 0;
 	struct inode_note *note = iot_inode_note(mapping);
+	__u32 guess = 0;
 
+	if (iot_notes_are(IOT_FAULTS_UNSEEN) && iot_is_guess(page, mapping))
+		guess = IOT_NOTE_GUESS;
 	/* Nearly always: the next folio of a file with one writer. */
-	if (note && iot_is_dirtier(note, cgroup, pid) && !note->state && note->ino == iot_mapping_ino(mapping))
+	if (note && iot_is_dirtier(note, cgroup, pid) && (note->state & ~IOT_NOTE_GUESS) == 0 &&
+	    note->ino == iot_mapping_ino(mapping)) {
+		note->state |= guess;
 		return 0;
-	return iot_dirty_other(page, mapping, cgroup, pid);
+	}
+	iot_dirty_other(page, mapping, cgroup, pid);
+	if (guess) {
+		note = iot_inode_note(mapping);
+		if (note)
+			note->state |= guess;
+	}
+	return 0;
 }
 
 SEC("raw_tp/writeback_dirty_folio")

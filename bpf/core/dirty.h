@@ -5,6 +5,17 @@
 
 #include "note.h"
 
+/*
+ * Whether stores of others into a folio stay unseen: nothing tells which of its pages a
+ * store through a mapping changed, because do_page_mkwrite could not be hooked. The folio
+ * goes to the first one who made it dirty, and its basis is not IOT_DIRTIER.
+ */
+__noinline int iot_is_guess(__u64 page, __u64 mapping)
+{
+	return FIELD((struct address_space *)mapping, i_mmap_writable.counter) > 0 &&
+	       iot_folio_size(iot_folio((void *)page)) > 1;
+}
+
 /* The dirtier in words, for global functions; cgroup is 0 for a kernel thread: whom the page is charged to. */
 static __always_inline bool iot_is_dirtier(const struct inode_note *note, __u64 cgroup, __u32 pid)
 {

@@ -93,12 +93,17 @@ struct inode;
 struct address_space {
 	struct inode *host;
 	struct xarray i_pages;
+	struct {
+		int counter;
+	} i_mmap_writable; /* mappings that may be written through */
 };
 
 struct inode {
 	unsigned short i_mode;
 	unsigned long i_ino;
 	struct super_block *i_sb;
+	__u32 i_rdev;
+	__u32 i_generation;
 	struct address_space i_data;
 };
 

@@ -15,6 +15,7 @@ const volatile __u32 hierarchy_id = 0; /* the hierarchy that names cgroups: 0 is
 const volatile __u32 page_shift = 12; /* of a page of the running kernel: 14 or 16 on some arm64 */
 const volatile bool by_process = false; /* key by pid */
 const volatile bool by_mount = false; /* key by file system */
+const volatile bool by_file = false; /* user space may ask for files (file_switch); then by_mount is set as well */
 const volatile bool with_latency = false;
 const volatile bool count_latencies = false; /* in buckets; off where only records have latencies */
 const volatile bool with_records = false;
@@ -142,6 +143,22 @@ struct {
 	__type(key, __u32);
 	__type(value, struct comm);
 } comms SEC(".maps");
+
+/* Whether rows have files (1) or file systems: the screen asks for files when one wants to see them. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} file_switch SEC(".maps");
+
+/* The files that rows name by number (IOT_FILE): user space forgets those that are idle. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u32);
+	__type(value, struct file_record);
+} files SEC(".maps");
 
 static __always_inline void iot_lost(__u32 which, __u64 n)
 {

@@ -38,7 +38,14 @@ struct inode_note {
 enum {
 	IOT_SHARED = 1, /* others made pages dirty as well: look at the notes on pages */
 	IOT_NOTE_LOST = 2, /* a note on a page found no room: pages without one are anyone's */
+	IOT_NOTE_GUESS = 4, /* others may have written large folios unseen: see iot_dirty */
 };
+
+/* The basis of what a note says. */
+static __always_inline __u64 iot_note_basis(const struct inode_note *note)
+{
+	return note->state & IOT_NOTE_GUESS ? IOT_PAGE : IOT_DIRTIER;
+}
 
 /* The files are known by the addresses of their struct address_space; 0: free. */
 struct inode_set {
@@ -110,15 +117,20 @@ struct {
 	__type(value, __u64);
 } lost_inodes SEC(".maps");
 
-/* Whether there may be notes, and lost ones: until then no program looks for them. */
+/*
+ * Whether there may be notes, and lost ones: until then no program looks for them. User
+ * space sets the third where stores through mappings are not seen page by page.
+ */
 enum {
 	IOT_NOTES_LIVE,
 	IOT_NOTES_LOST,
+	IOT_FAULTS_UNSEEN,
+	IOT_NOTE_SWITCHES,
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2);
+	__uint(max_entries, IOT_NOTE_SWITCHES);
 	__type(key, __u32);
 	__type(value, __u32);
 } notes_live SEC(".maps");
@@ -252,7 +264,7 @@ static __always_inline void iot_find_dirtier(struct dirtier *d, __u64 mapping, _
 		return;
 	if (!who && !(note->state & IOT_NOTE_LOST)) {
 		if (note->cgroup) {
-			d->owner = iot_pack(note->cgroup, IOT_DIRTIER);
+			d->owner = iot_pack(note->cgroup, iot_note_basis(note));
 			d->pid = note->pid;
 		}
 		return;
@@ -266,7 +278,7 @@ static __always_inline void iot_find_dirtier(struct dirtier *d, __u64 mapping, _
 		iot_lost(IOT_LOST_NOTES, 1);
 		return;
 	}
-	d->owner = iot_pack(sharer->cgroup, IOT_DIRTIER);
+	d->owner = iot_pack(sharer->cgroup, iot_note_basis(note));
 	d->pid = sharer->pid;
 }
 

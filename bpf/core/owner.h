@@ -209,12 +209,6 @@ __noinline __u32 iot_folio_pid(__u64 folio_addr, __u64 owner)
 	return iot_pid_of(task);
 }
 
-/* The file system of a file. A global function: its callers have no stack left. */
-__noinline __u32 iot_fsdev(__u64 mapping)
-{
-	return BPF_CORE_READ((struct address_space *)mapping, host, i_sb, s_dev);
-}
-
 /*
  * The owner of one folio of a block or network file system request, or of one of its
  * pages, the page'th. bio may be NULL. flags are IOT_FOR_WRITE and IOT_FOR_META.
@@ -244,8 +238,6 @@ static __always_inline void iot_owner_of_folio(struct owner *o, struct folio *fo
 			o->pid = iot_folio_pid((__u64)folio, packed);
 	}
 	iot_unpack(o, packed);
-	if (by_mount && file)
-		o->fsdev = iot_fsdev((__u64)mapping);
 }
 
 /* task is the one that is known to have asked, else the current one. */

@@ -54,7 +54,7 @@ enum iot_flag {
 struct usage_key {
 	__u64 cgroup;
 	__u32 dev;
-	__u32 fsdev; /* device of the file system's superblock; 0 when not asked for */
+	__u32 fsdev; /* device of the file system's superblock, or a file (IOT_FILE); 0 when not asked for */
 	__u32 pid; /* 0 when not asked for */
 	__u8 source;
 	__u8 op;
@@ -197,6 +197,51 @@ struct hop {
 	__u32 sector;
 };
 
+/*
+ * With --by file the word fsdev of a row has one of these instead of a device. The number
+ * of a file is a hash of what identifies it, so it is the same when the file is seen again.
+ */
+#define IOT_FILE 0x80000000U /* no device number has this bit: a major has 12 bits, and none is above 511 */
+#define IOT_FILE_SWAP (IOT_FILE | 1)
+#define IOT_FILE_METADATA (IOT_FILE | 2) /* of a file system, in no page of a file or device */
+#define IOT_FILE_JOURNAL (IOT_FILE | 3)
+#define IOT_FILE_DEVICE (IOT_FILE | 4) /* direct I/O of a block device */
+#define IOT_FILE_OTHER (IOT_FILE | 5) /* there was no room for one more file */
+#define IOT_FILE_FIRST (IOT_FILE | 16)
+
+/* A file: of two with the same device and number the other fields differ. */
+struct file_record {
+	__u64 ino;
+	__u64 inode; /* its address when it was seen last */
+	__u64 at; /* an address with more that identifies it; 0: nothing */
+	__u32 words; /* so many words are there */
+	__u32 more; /* their hash */
+	__u32 generation;
+	__u32 dev; /* of the superblock */
+	__u32 rdev; /* of a block device */
+	__u32 mode;
+};
+
+/* Names of a file, from the last one up: each ends with NUL. */
+#define IOT_PATH_BYTES 4096
+#define IOT_COMPONENT_MAX 256 /* NAME_MAX is 255 */
+#define IOT_PATH_DEPTH 64
+
+enum iot_name_state {
+	IOT_NAME_GONE = 1, /* the inode has another file, or none: nothing else is valid */
+	IOT_NAME_NONE = 2, /* the kernel remembers no name */
+	IOT_NAME_REMOVED = 4, /* the name, or the file, was removed */
+	IOT_NAME_PARTIAL = 8, /* the upper part of the path is missing */
+};
+
+struct file_name {
+	__u32 state;
+	__u32 links; /* names that the file has */
+	__u32 bytes; /* of text */
+	__u32 depth; /* names in text */
+	char text[IOT_PATH_BYTES + IOT_COMPONENT_MAX];
+};
+
 /* A page of a file, whether it is cached or not. */
 struct file_page {
 	__u64 mapping;
@@ -262,6 +307,7 @@ enum iot_loss {
 	IOT_COVERED, /* runs that the kernel skipped and a redundant program made up for */
 	IOT_UNSEEN, /* requests whose end no program saw */
 	IOT_LOST_NOTES, /* notes about who made a page or a file dirty: there was no room */
+	IOT_LOST_FILES, /* requests of files that there was no room for */
 	IOT_LOSSES,
 };
 
@@ -272,6 +318,13 @@ struct comm {
 /* An IPv6 address in network byte order. */
 struct client_address {
 	__u64 word[2];
+};
+
+/* From where a mounted file system's requests are sent. Of IPv4 the address is the lower half of the first word. */
+struct source_address {
+	__u32 family; /* AF_INET or AF_INET6 */
+	__u32 pad;
+	struct client_address address;
 };
 
 #endif

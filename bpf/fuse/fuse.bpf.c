@@ -144,7 +144,7 @@ int iot_fuse_app_write(__u64 *ctx)
 SEC("fexit/fuse_splice_read")
 int iot_fuse_app_splice(__u64 *ctx)
 {
-	return iot_app(iot_file_dev((struct file *)ctx[0]), IOT_READ, ctx[5]);
+	return iot_app(iot_app_place((struct file *)ctx[0]), IOT_READ, ctx[5]);
 }
 
 SEC("kprobe/fuse_file_read_iter")
@@ -156,7 +156,7 @@ int iot_fuse_app_iter_enter(__u64 *ctx)
 SEC("kprobe/fuse_splice_read")
 int iot_fuse_app_splice_enter(__u64 *ctx)
 {
-	return iot_app_enter(iot_file_dev((struct file *)IOT_PARM1(ctx)));
+	return iot_app_enter(iot_app_place((struct file *)IOT_PARM1(ctx)));
 }
 
 SEC("kretprobe/fuse_file_read_iter")

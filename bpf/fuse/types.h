@@ -28,6 +28,7 @@ struct offsets {
 	__u16 io; /* fuse_io_args.io, from fuse_args */
 	__u16 inode; /* fuse_writepage_args.inode, from fuse_args */
 	__u16 io_async; /* in fuse_io_priv */
+	__u16 io_iocb;
 	__u16 io_blocking;
 	__u16 background; /* bits of req_flags */
 	__u16 finished;
@@ -165,6 +166,12 @@ static __always_inline struct inode *iot_fuse_inode(__u64 args)
 	if (iot_mapping_is_file(mapping))
 		return iot_mapping_inode(mapping);
 	return layout.inode ? (void *)iot_word_at(args + layout.inode) : NULL;
+}
+
+/* The first field of fuse_args, before the opcode: the daemon's number of the file. */
+static __always_inline __u64 iot_fuse_node(__u64 args)
+{
+	return iot_word_at(args + layout.opcode - sizeof(__u64));
 }
 
 #endif

@@ -4,6 +4,7 @@
 #define IOTRACE_FUSE_WIRE_H
 
 #define IOT_FLIGHT_BITS 14
+#include "core/file.h"
 #include "core/range.h"
 #include "core/redundant.h"
 #include "types.h"
@@ -91,6 +92,28 @@ static __always_inline __u64 iot_fuse_owner(const struct usage_key *usage, __u64
 	return owner;
 }
 
+/*
+ * The file of a request with data; 0 if it is not known. The daemon's number of the file
+ * must be the request's: the pages of direct I/O may be another file's. It follows the
+ * inode in struct fuse_inode.
+ */
+__noinline __u32 iot_fuse_file(__u64 args)
+{
+	__u64 inode = (__u64)iot_fuse_inode(args), at, io;
+	struct kiocb *iocb;
+
+	at = inode + bpf_core_type_size(struct inode);
+	if (!inode || iot_word_at(at) != iot_fuse_node(args)) {
+		io = layout.io ? iot_word_at(args + layout.io) : 0;
+		iocb = io ? (void *)iot_word_at(io + layout.io_iocb) : NULL;
+		inode = iocb ? (__u64)BPF_CORE_READ(iocb, ki_filp, f_inode) : 0;
+		at = inode + bpf_core_type_size(struct inode);
+		if (!inode || iot_word_at(at) != iot_fuse_node(args))
+			return 0;
+	}
+	return iot_file_of(inode, at, 1, iot_file_more(at, 1));
+}
+
 /* Stores a request and its owner. */
 __noinline int iot_fuse_begin(__u64 id, __u64 args, __u32 dev, __u32 how)
 {
@@ -103,6 +126,8 @@ __noinline int iot_fuse_begin(__u64 id, __u64 args, __u32 dev, __u32 how)
 
 	if (data)
 		bpf_probe_read_kernel(&in, sizeof(in), (void *)in_value);
+	if (data && iot_files_on())
+		usage.fsdev = iot_fuse_file(args);
 	writeback = opcode == IOT_FUSE_WRITE && in.flags & IOT_FUSE_WRITE_CACHE;
 	if (!writeback) {
 		owner = iot_fuse_owner(&usage, args, how & IOT_FUSE_CALLER);

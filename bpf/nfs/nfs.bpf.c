@@ -52,7 +52,7 @@ int iot_function_commit(__u64 *ctx)
 SEC("kprobe/nfs_readpage_result")
 int iot_function_read_done(__u64 *ctx)
 {
-	if (!iot_was_begun(IOT_PARM2(ctx)))
+	if (!iot_was_begun(IOT_PARM2(ctx), IOT_READ))
 		return 0;
 	return iot_read_done((struct rpc_task *)IOT_PARM1(ctx), (struct nfs_pgio_header *)IOT_PARM2(ctx));
 }
@@ -66,7 +66,7 @@ int iot_initiate_write(__u64 *ctx)
 SEC("raw_tp/nfs_initiate_write")
 int iot_initiate_write_redundant(__u64 *ctx)
 {
-	if (!iot_was_begun(ctx[0]))
+	if (!iot_was_begun(ctx[0], IOT_WRITE))
 		iot_walk_write(ctx[0], IOT_WALK_REDUNDANT);
 	iot_forget(ctx[0]);
 	return 0;
@@ -81,7 +81,7 @@ int iot_initiate_read(__u64 *ctx)
 SEC("raw_tp/nfs_initiate_read")
 int iot_initiate_read_redundant(__u64 *ctx)
 {
-	return iot_was_begun(ctx[0]) ? 0 : iot_begin_read(ctx[0]);
+	return iot_was_begun(ctx[0], IOT_READ) ? 0 : iot_begin_read(ctx[0]);
 }
 
 SEC("raw_tp/nfs_initiate_commit")
@@ -93,7 +93,7 @@ int iot_initiate_commit(__u64 *ctx)
 SEC("raw_tp/nfs_initiate_commit")
 int iot_initiate_commit_redundant(__u64 *ctx)
 {
-	if (!iot_was_begun(ctx[0]))
+	if (!iot_was_begun(ctx[0], IOT_FLUSH))
 		iot_commit(ctx[0]);
 	iot_forget(ctx[0]);
 	return 0;
@@ -108,7 +108,7 @@ int iot_readpage_done(__u64 *ctx)
 SEC("raw_tp/nfs_readpage_done")
 int iot_readpage_done_redundant(__u64 *ctx)
 {
-	if (!iot_was_begun(ctx[1]))
+	if (!iot_was_begun(ctx[1], IOT_READ))
 		return 0;
 	return iot_read_done((struct rpc_task *)ctx[0], (struct nfs_pgio_header *)ctx[1]);
 }
@@ -122,7 +122,7 @@ int iot_writeback_done(__u64 *ctx)
 SEC("raw_tp/nfs_writeback_done")
 int iot_writeback_done_redundant(__u64 *ctx)
 {
-	if (!iot_was_begun(ctx[1]))
+	if (!iot_was_begun(ctx[1], IOT_WRITE))
 		return 0;
 	return iot_write_done((struct rpc_task *)ctx[0], (struct nfs_pgio_header *)ctx[1]);
 }
@@ -136,7 +136,7 @@ int iot_commit_done(__u64 *ctx)
 SEC("raw_tp/nfs_commit_done")
 int iot_commit_done_redundant(__u64 *ctx)
 {
-	if (!iot_was_begun(ctx[1]))
+	if (!iot_was_begun(ctx[1], IOT_FLUSH))
 		return 0;
 	return iot_commit_ended((struct rpc_task *)ctx[0], (struct nfs_commit_data *)ctx[1]);
 }
@@ -221,7 +221,7 @@ int iot_app_write(__u64 *ctx)
 SEC("fexit/nfs_file_splice_read")
 int iot_app_splice(__u64 *ctx)
 {
-	return iot_app(iot_file_dev((struct file *)ctx[0]), IOT_READ, ctx[5]);
+	return iot_app(iot_app_place((struct file *)ctx[0]), IOT_READ, ctx[5]);
 }
 
 SEC("kprobe/nfs_file_read")
@@ -233,7 +233,7 @@ int iot_app_enter_iocb(__u64 *ctx)
 SEC("kprobe/nfs_file_splice_read")
 int iot_app_enter_file(__u64 *ctx)
 {
-	return iot_app_enter(iot_file_dev((struct file *)IOT_PARM1(ctx)));
+	return iot_app_enter(iot_app_place((struct file *)IOT_PARM1(ctx)));
 }
 
 SEC("kretprobe/nfs_file_read")

@@ -21,6 +21,14 @@ struct {
 	__type(value, __u32);
 } clients SEC(".maps");
 
+/* The address from which each file system's requests are sent, as the socket has it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32); /* device of the file system */
+	__type(value, struct source_address);
+} sources SEC(".maps");
+
 /* The first seven characters of a procedure's name as a number. */
 #define IOT_NAME(a, b, c, d, e, f, g)                                                                       \
 	((__u64)(a) | (__u64)(b) << 8 | (__u64)(c) << 16 | (__u64)(d) << 24 | (__u64)(e) << 32 |            \
@@ -134,6 +142,32 @@ __noinline int iot_rpc_done(__u64 task_addr, __u64 ns)
 	return 0;
 }
 
+/* Which address the server sees: that of the socket on which it answered. */
+__noinline int iot_learn_source(__u64 client, __u32 dev)
+{
+	struct rpc_clnt *clnt = (void *)client;
+	struct source_address now = {}, *known;
+	struct sock *sk;
+
+	if (!bpf_core_field_exists(clnt->cl_xprt))
+		return 0;
+	sk = (void *)iot_xprt_sock(FIELD(clnt, cl_xprt));
+	if (!sk)
+		return 0;
+	now.family = FIELD(sk, __sk_common.skc_family);
+	if (now.family == IOT_AF_INET)
+		now.address.word[0] = FIELD(sk, __sk_common.skc_rcv_saddr);
+	else if (now.family == IOT_AF_INET6 && bpf_core_field_exists(sk->__sk_common.skc_v6_rcv_saddr))
+		bpf_probe_read_kernel(&now.address, sizeof(now.address), &sk->__sk_common.skc_v6_rcv_saddr);
+	if (!now.address.word[0] && !now.address.word[1])
+		return 0; /* not connected */
+	known = bpf_map_lookup_elem(&sources, &dev);
+	if (!known || known->family != now.family || known->address.word[0] != now.address.word[0] ||
+	    known->address.word[1] != now.address.word[1])
+		bpf_map_update_elem(&sources, &dev, &now, BPF_ANY);
+	return 0;
+}
+
 /* A reply had attributes of inode: its device is that of the RPC client. */
 static __always_inline int iot_learn(struct inode *inode)
 {
@@ -145,6 +179,7 @@ static __always_inline int iot_learn(struct inode *inode)
 	known = bpf_map_lookup_elem(&clients, &client);
 	if (!known || *known != dev)
 		bpf_map_update_elem(&clients, &client, &dev, BPF_ANY);
+	iot_learn_source(client, dev);
 	return 0;
 }
 

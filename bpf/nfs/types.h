@@ -21,7 +21,12 @@ struct nfs_page {
 	unsigned int wb_bytes;
 };
 
+struct nfs_fh {
+	unsigned short size; /* of the data, which follow */
+};
+
 struct nfs_pgio_args {
+	struct nfs_fh *fh;
 	struct nfs_lock_context *lock_context;
 	__u32 count;
 };
@@ -39,9 +44,14 @@ struct nfs_pgio_header {
 	struct nfs_pgio_res res;
 };
 
+struct nfs_commitargs {
+	struct nfs_fh *fh;
+};
+
 struct nfs_commit_data {
 	struct inode *inode;
 	struct list_head pages;
+	struct nfs_commitargs args;
 };
 
 struct nfs_server {
@@ -56,7 +66,33 @@ struct rpc_message {
 	const struct rpc_procinfo *rpc_proc;
 };
 
+struct sock;
+
+struct rpc_xprt {
+	int prot;
+};
+
+/* A transport with a socket, as those of RDMA have none. */
+struct sock_xprt {
+	struct sock *inet;
+};
+
+struct in6_address {
+	__u64 word[2];
+};
+
+struct sock_common {
+	__u32 skc_rcv_saddr;
+	unsigned short skc_family;
+	struct in6_address skc_v6_rcv_saddr;
+};
+
+struct sock {
+	struct sock_common __sk_common;
+};
+
 struct rpc_clnt {
+	struct rpc_xprt *cl_xprt;
 	__u32 cl_prog;
 };
 
@@ -79,6 +115,29 @@ struct rpc_task {
 };
 
 #pragma clang attribute pop
+
+/* Numbers of the user ABI. */
+#define IOT_IPPROTO_TCP 6
+#define IOT_IPPROTO_UDP 17
+#define IOT_AF_INET 2
+#define IOT_AF_INET6 10
+
+/*
+ * The socket of a transport; 0 where it has none. In all kernels struct sock_xprt begins with
+ * its struct rpc_xprt, the socket's file and the socket (include/linux/sunrpc/xprtsock.h). The
+ * latter is in no type information of 5.10.
+ */
+static __always_inline __u64 iot_xprt_sock(struct rpc_xprt *xprt)
+{
+	struct sock_xprt *transport = (void *)xprt;
+	int protocol = FIELD(xprt, prot);
+
+	if (protocol != IOT_IPPROTO_TCP && protocol != IOT_IPPROTO_UDP)
+		return 0;
+	if (bpf_core_field_exists(transport->inet))
+		return (__u64)FIELD(transport, inet);
+	return iot_word_at((__u64)xprt + bpf_core_type_size(struct rpc_xprt) + sizeof(void *));
+}
 
 #define IOT_NFS_PROGRAM 100003 /* ONC RPC program number of NFS, all versions (RFC 1813, 7530) */
 #define IOT_RPC_ASYNC 1 /* RPC_TASK_ASYNC */

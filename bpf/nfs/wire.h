@@ -4,6 +4,7 @@
 #define IOTRACE_NFS_WIRE_H
 
 #define IOT_FLIGHT_BITS 13
+#include "core/file.h"
 #include "core/flight.h"
 #include "core/owner.h"
 #include "core/run.h"
@@ -86,8 +87,29 @@ static __always_inline void iot_owner_from_page(struct owner *o, struct page *pa
 		iot_unpack(o, owner);
 	else
 		iot_owner_of_folio(o, iot_folio(page), 0, NULL, write ? IOT_FOR_WRITE : 0);
-	o->fsdev = 0; /* the device of the row says it */
 }
+
+#define IOT_NFS_INODE_BYTES 4096 /* no struct nfs_inode is larger */
+
+/*
+ * The file of a request. A server soon gives the number of a removed file to another one:
+ * the file handle tells them apart. It is a part of the inode; one from elsewhere (pNFS) is
+ * not used, because it does not live as long.
+ */
+__noinline __u32 iot_nfs_file(__u64 inode, __u64 fh)
+{
+	__u32 words = 0;
+
+	if (fh && inode - fh < IOT_NFS_INODE_BYTES) {
+		words = (FIELD((struct nfs_fh *)fh, size) + sizeof(__u16) + sizeof(__u64) - 1) / sizeof(__u64);
+		if (words > IOT_FILE_WORDS)
+			words = IOT_FILE_WORDS;
+	}
+	return iot_file_of(inode, words ? fh : 0, words, iot_file_more(fh, words));
+}
+
+/* The handle is not to be had where there are no types of modules: then 0. */
+#define IOT_NFS_FH(addr) (bpf_core_field_exists((addr)->args.fh) ? (__u64)FIELD(addr, args.fh) : 0)
 
 /* One WRITE while its pages are walked. */
 struct nfs_walk {
@@ -141,6 +163,7 @@ __noinline __u64 iot_walk_page(__u64 req, __u32 walker)
 		w->known = iot_owner_from_lock(&o, r.lock);
 		if (!w->known)
 			iot_owner_from_page(&o, r.page, w->direct, true);
+		o.fsdev = w->run.usage.fsdev;
 		if (iot_run_differs(&w->run, &o)) {
 			if (w->run.bytes) {
 				w->run.several = 1;
@@ -182,6 +205,8 @@ __noinline int iot_walk_write(__u64 hdr_addr, __u32 walker)
 	if (!w)
 		return 0;
 	usage.dev = iot_inode_dev(FIELD(hdr, inode));
+	if (iot_files_on())
+		usage.fsdev = iot_nfs_file((__u64)FIELD(hdr, inode), IOT_NFS_FH(hdr));
 	iot_run_begin(&w->run, &usage, start);
 	w->end = hdr_addr + bpf_core_field_offset(struct nfs_pgio_header, pages);
 	w->lock = 0;
@@ -212,6 +237,8 @@ static __always_inline void iot_read_usage(struct usage_key *usage, struct nfs_p
 	usage->source = IOT_NFS;
 	usage->op = IOT_READ;
 	usage->dev = iot_inode_dev(FIELD(hdr, inode));
+	if (iot_files_on())
+		usage->fsdev = iot_nfs_file((__u64)FIELD(hdr, inode), IOT_NFS_FH(hdr));
 	if (!iot_owner_from_lock(&o, FIELD(hdr, args.lock_context))) {
 		iot_read_page(&r, (__u64)FIELD(hdr, pages.next));
 		iot_owner_from_page(&o, r.page, FIELD(hdr, dreq) != NULL, false);
@@ -240,6 +267,8 @@ __noinline int iot_commit(__u64 data_addr)
 	struct owner o = {};
 
 	usage.dev = iot_inode_dev(FIELD(data, inode));
+	if (iot_files_on())
+		usage.fsdev = iot_nfs_file((__u64)FIELD(data, inode), IOT_NFS_FH(data));
 	iot_read_page(&r, (__u64)FIELD(data, pages.next));
 	if (!iot_owner_from_lock(&o, r.lock))
 		iot_owner_from_page(&o, r.page, false, true);
@@ -252,13 +281,24 @@ __noinline int iot_commit(__u64 data_addr)
 }
 
 /*
+ * The flight of a request with this operation. The kernel reuses the memory of requests:
+ * where nobody saw the beginning of this one, its address may be that of an older one.
+ */
+static __always_inline struct flight *iot_flight_of(__u64 id, __u8 op)
+{
+	struct flight *f = io_flight(id);
+
+	return f && f->usage.op == op ? f : NULL;
+}
+
+/*
  * An RPC came back with bytes. Its flight stays until its place is needed: after a
  * short answer or a lost session the same RPC is sent once more, for the rest or for
  * all.
  */
-__noinline int iot_pgio_done(__u64 id, __u64 bytes, __u32 failed)
+__noinline int iot_pgio_done(__u64 id, __u32 op, __u64 bytes, __u32 failed)
 {
-	struct flight *f = io_flight(id);
+	struct flight *f = iot_flight_of(id, op);
 	__u64 now = bpf_ktime_get_ns();
 
 	if (!f) {
@@ -274,7 +314,7 @@ __noinline int iot_pgio_done(__u64 id, __u64 bytes, __u32 failed)
 
 static __always_inline int iot_read_done(struct rpc_task *task, struct nfs_pgio_header *hdr)
 {
-	struct flight *f = io_flight((__u64)hdr);
+	struct flight *f = iot_flight_of((__u64)hdr, IOT_READ);
 	__u64 bytes = FIELD(hdr, res.count);
 	struct usage_key usage = {};
 
@@ -283,17 +323,17 @@ static __always_inline int iot_read_done(struct rpc_task *task, struct nfs_pgio_
 	else
 		iot_read_usage(&usage, hdr);
 	iot_account(&usage, bytes, 1);
-	return iot_pgio_done((__u64)hdr, bytes, FIELD(task, tk_status) < 0);
+	return iot_pgio_done((__u64)hdr, IOT_READ, bytes, FIELD(task, tk_status) < 0);
 }
 
 static __always_inline int iot_write_done(struct rpc_task *task, struct nfs_pgio_header *hdr)
 {
-	return iot_pgio_done((__u64)hdr, FIELD(hdr, res.count), FIELD(task, tk_status) < 0);
+	return iot_pgio_done((__u64)hdr, IOT_WRITE, FIELD(hdr, res.count), FIELD(task, tk_status) < 0);
 }
 
 static __always_inline int iot_commit_ended(struct rpc_task *task, struct nfs_commit_data *data)
 {
-	return iot_pgio_done((__u64)data, 0, FIELD(task, tk_status) < 0);
+	return iot_pgio_done((__u64)data, IOT_FLUSH, 0, FIELD(task, tk_status) < 0);
 }
 
 /*
@@ -302,7 +342,18 @@ static __always_inline int iot_commit_ended(struct rpc_task *task, struct nfs_co
  * that contain the tracepoints are probed as well: they see what happens before the
  * tracepoints are attached, which needs a module that is loaded and in use. What a
  * function has booked, its tracepoint does not book again.
+ *
+ * A function whose tracepoint was not attached leaves its mark behind, and the next
+ * request may have the same address. So marks count only while the functions are
+ * probed: then each request gets a new flight and a mark of its own.
  */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32); /* 1: the functions are not probed */
+} bridges_down SEC(".maps");
+
 static __always_inline int iot_from_function(__u64 id)
 {
 	struct flight *f = io_flight(id);
@@ -315,17 +366,19 @@ static __always_inline int iot_from_function(__u64 id)
 static __always_inline bool iot_function_did(__u64 id)
 {
 	struct flight *f = from_functions ? io_flight(id) : NULL;
+	__u32 zero = 0, *down;
 
 	if (!f || !(f->state & IOT_BY_FUNCTION))
 		return false;
 	f->state &= ~IOT_BY_FUNCTION;
-	return true;
+	down = bpf_map_lookup_elem(&bridges_down, &zero);
+	return down && !*down;
 }
 
-/* Whether a request is in flight: for redundant programs, see redundant.h. */
-static __always_inline bool iot_was_begun(__u64 id)
+/* Whether a request with this operation is in flight: for redundant programs, see redundant.h. */
+static __always_inline bool iot_was_begun(__u64 id, __u8 op)
 {
-	struct flight *f = io_flight(id);
+	struct flight *f = iot_flight_of(id, op);
 
 	return f && !(f->state & IOT_OVER);
 }

@@ -23,7 +23,41 @@ struct svc_fh {
 	struct svc_export *fh_export;
 };
 
+/* More of the request, whose client is in core/client.h. */
+struct svc_rqst___more {
+	__u32 rq_prog;
+	__u32 rq_vers;
+	__u32 rq_proc;
+	long long rq_stime; /* when it was received, CLOCK_MONOTONIC */
+};
+
 #pragma clang attribute pop
+
+/* Procedures (RFC 1094, 1813, 7530); program number and version are those of ONC RPC. */
+#define IOT_NFSD_PROGRAM 100003
+#define IOT_NFSD_NULL 0
+#define IOT_NFSD_READ 6
+#define IOT_NFSD_WRITE 7
+#define IOT_NFSD_WRITE_2 8
+#define IOT_NFSD_COMMIT_3 21
+#define IOT_OP_COMMIT 0x494d4d4f435f504fULL /* "OP_COMMI", of NFSv4 */
+
+/* The request that the current thread of the server works on; 0 in other threads. */
+static __always_inline __u64 iot_current_rqst(void)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct task_struct___5_17 *now = (void *)task;
+	struct task_struct___5_10 *old = (void *)task;
+	struct kthread *thread;
+
+	if (!(FIELD(task, flags) & PF_KTHREAD) || (iot_word_at((__u64)&task->comm) & 0xffffffffffULL) != IOT_COMM_NFSD)
+		return 0;
+	if (bpf_core_field_exists(now->worker_private))
+		thread = FIELD(now, worker_private);
+	else
+		thread = FIELD(old, set_child_tid);
+	return (__u64)FIELD(thread, data);
+}
 
 /*
  * 5.10 has no type information for modules. fh_export was read from the module's code. In

@@ -4,6 +4,7 @@
 #define IOTRACE_SMB_WIRE_H
 
 #define IOT_FLIGHT_BITS 13
+#include "core/file.h"
 #include "core/range.h"
 #include "core/redundant.h"
 #include "types.h"
@@ -34,6 +35,8 @@ __noinline int iot_smb_begin(__u64 id, __u64 inode, __u64 range, __u32 bytes, __
 
 	if (owner)
 		iot_own(&usage, owner, iot_pid_of((void *)bpf_get_current_task()));
+	if (iot_files_on())
+		usage.fsdev = iot_file_of(inode, 0, 0, 0);
 	f = io_begin(id, &usage, bpf_ktime_get_ns(), range);
 	if (!f)
 		return 0;
@@ -68,6 +71,8 @@ static __always_inline void iot_smb_book_late(__u8 op, struct inode *inode, __u6
 {
 	struct usage_key usage = { .source = IOT_SMB, .op = op, .dev = iot_inode_dev(inode) };
 
+	if (iot_files_on())
+		usage.fsdev = iot_file_of((__u64)inode, 0, 0, 0);
 	iot_account(&usage, bytes, 1);
 	iot_lost(IOT_LOST_LATENCIES, 1);
 }
@@ -233,6 +238,8 @@ static __always_inline int iot_call_leave(__u8 op, __s32 result)
 	if (!call)
 		return 0;
 	usage.dev = iot_inode_dev(iot_cifs_inode(call->cfile));
+	if (iot_files_on())
+		usage.fsdev = iot_file_of((__u64)iot_cifs_inode(call->cfile), 0, 0, 0);
 	if (owner)
 		iot_own(&usage, owner, iot_pid_of((void *)bpf_get_current_task()));
 	if (!result)
