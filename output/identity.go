@@ -19,6 +19,7 @@ type Identity struct {
 	NFSClient NFSClient
 	Device    Device
 	Mount     Mount
+	File      File
 	Host      Host
 }
 
@@ -40,9 +41,11 @@ const (
 	fieldDevice
 	fieldMount
 	fieldServer
+	fieldExport
 	fieldNamedBy
 	fieldHost
 	fieldNFSClient
+	fieldFile
 
 	allFields fieldSet = 1<<iota - 1
 )
@@ -72,9 +75,11 @@ func differing(a, b *Sample, known fieldSet) fieldSet {
 	note(fieldCgroup, a.Cgroup == b.Cgroup)
 	note(fieldProcess, a.Process == b.Process)
 	note(fieldNFSClient, a.NFSClient == b.NFSClient)
+	note(fieldFile, a.File == b.File)
 	note(fieldDevice, a.Device == b.Device)
 	note(fieldMount, a.Mount == b.Mount)
 	note(fieldServer, a.Mount.NFSServer == b.Mount.NFSServer && a.Mount.NFSAddress == b.Mount.NFSAddress && a.Mount.NFSPort == b.Mount.NFSPort)
+	note(fieldExport, a.Mount.NFSExport == b.Mount.NFSExport && a.Mount.NFSServer == b.Mount.NFSServer && (a.Mount.NFSServer != "" || a.Host == b.Host))
 	return d | known
 }
 
@@ -167,14 +172,22 @@ func identityOf(s *Sample, differs fieldSet) Identity {
 	if same(fieldNFSClient) {
 		id.NFSClient = s.NFSClient
 	}
+	if same(fieldFile) {
+		id.File = s.File
+	}
 	if same(fieldDevice) {
 		id.Device = s.Device
 	}
 	switch {
 	case same(fieldMount):
 		id.Mount = s.Mount
-	case same(fieldServer):
-		id.Mount.NFSServer, id.Mount.NFSAddress, id.Mount.NFSPort = s.Mount.NFSServer, s.Mount.NFSAddress, s.Mount.NFSPort
+	default:
+		if same(fieldServer) {
+			id.Mount.NFSServer, id.Mount.NFSAddress, id.Mount.NFSPort = s.Mount.NFSServer, s.Mount.NFSAddress, s.Mount.NFSPort
+		}
+		if same(fieldExport) { // a server has one address for each of its clients' networks
+			id.Mount.NFSServer, id.Mount.NFSExport = s.Mount.NFSServer, s.Mount.NFSExport
+		}
 	}
 	return id
 }

@@ -26,6 +26,7 @@ const (
 	KeyProcess   Key = "process"
 	KeyDevice    Key = "device"
 	KeyMount     Key = "mount"
+	KeyFile      Key = "file"
 	KeyNFSServer Key = "nfs-server"
 	KeyNFSClient Key = "nfs-client"
 	KeyNFSExport Key = "nfs-export"
@@ -37,7 +38,7 @@ const (
 
 // keyNames holds every key, in the order of the help text.
 var keyNames = []Key{KeyContainer, KeyProject, KeyService, KeyImage, KeyPod, KeyNamespace, KeyOuter, KeyCgroup,
-	KeyProcess, KeyDevice, KeyMount, KeyNFSServer, KeyNFSClient, KeyNFSExport, KeyHost, KeySource, KeyOp}
+	KeyProcess, KeyDevice, KeyMount, KeyFile, KeyNFSServer, KeyNFSClient, KeyNFSExport, KeyHost, KeySource, KeyOp}
 
 // KeyLabel returns the key that groups by the value of a container label.
 func KeyLabel(name string) Key { return Key(labelPrefix + name) }
@@ -218,7 +219,7 @@ func ownerValue(s *Sample, missing Key) (text, id string) {
 	}
 	switch {
 	case s.Owner == OwnerNFSClient:
-		return clientText(&s.NFSClient), "client\x00" + s.NFSClient.Address
+		return clientText(&s.NFSClient), "client\x00" + s.NFSClient.Address + "\x00" + s.NFSClient.Silent
 	case s.Container.ID != "" || s.Container.Name != "":
 		text = ContainerName(s)
 		switch {
@@ -304,13 +305,22 @@ func ServerText(m *Mount) string {
 // clientText names a client of this host's NFS server. The name is the client's own word or
 // that of DNS, so the address stands beside it.
 func clientText(c *NFSClient) string {
+	text := "nfs client " + c.Name + " (" + c.Address + ")"
 	switch {
 	case c.Address == "":
-		return "nfs client (address unknown)"
+		text = "nfs client (address unknown)"
 	case c.Name == "":
-		return "nfs client " + c.Address
+		text = "nfs client " + c.Address
 	}
-	return "nfs client " + c.Name + " (" + c.Address + ")"
+	if c.Silent != "" {
+		text += ", " + c.Silent
+	}
+	return text
+}
+
+// served tells whether s is what this host's NFS server did for a client.
+func (s *Sample) served() bool {
+	return s.Owner == OwnerNFSClient || s.Source != SourceNFS && s.NFSClient.Address != ""
 }
 
 // exportText names an exported directory, of another server with the server in front.
@@ -398,26 +408,46 @@ func truncateCgroup(p string, depth int) string {
 // hosts, what is one host's own is a row for each of them.
 func (g *grouper) value(s *Sample, k Key, op Op) (text, id string) {
 	text, id = g.valueOnHost(s, k, op)
-	if s.Host == (Host{}) || !localTo(s, k, id) {
+	host, local := localTo(s, k, id)
+	if host == (Host{}) || !local {
 		return text, id
 	}
-	if !slices.Contains(g.opt.By, KeyHost) {
-		text += " (" + hostText(&s.Host) + ")"
+	if host != s.Host || !slices.Contains(g.opt.By, KeyHost) {
+		text += " (" + hostText(&host) + ")"
 	}
-	return text, id + "\x00on " + hostID(&s.Host)
+	return text, id + "\x00on " + hostID(&host)
 }
 
-// localTo reports whether the value of s for k exists on one host only. Projects, pods,
-// images and NFS servers are the same on all hosts.
-func localTo(s *Sample, k Key, id string) bool {
+// insideContainers reports whether rows are of containers, which see files at other paths.
+func (g *grouper) insideContainers() bool {
+	inside := func(k Key) bool { return k == KeyContainer || k == KeyPod }
+	return slices.ContainsFunc(g.opt.By, inside) || slices.ContainsFunc(g.opt.Pins, func(p KeyValue) bool { return inside(p.Key) })
+}
+
+// localTo reports whether the value of s for k exists on one host only, and on which.
+// Projects, pods, images and NFS servers are the same on all hosts. What an NFS server did
+// for a client that reports is on two: the storage on one, the owner on the other.
+func localTo(s *Sample, k Key, id string) (Host, bool) {
+	owner := s.Host
+	if s.NFSClient.Host != (Host{}) {
+		owner = s.NFSClient.Host
+	}
 	switch k {
-	case KeyDevice, KeyProcess:
-		return true
+	case KeyDevice:
+		return s.Host, true
+	case KeyProcess:
+		return owner, true
 	case KeyMount:
-		return s.Mount.NFSServer == ""
+		return s.Host, s.Mount.NFSServer == ""
+	case KeyFile:
+		return s.Host, s.File.Kind == FileRegular
+	case KeyNFSExport:
+		if s.Mount.NFSServer == "" && s.Mount.NFSExport != "" {
+			return s.Host, true
+		}
 	}
 	kind, _, _ := strings.Cut(id, "\x00")
-	return kind == "container" || kind == "unit" || kind == "cgroup" || kind == "path"
+	return owner, kind == "container" || kind == "unit" || kind == "cgroup" || kind == "path"
 }
 
 // hostText names a host.
@@ -457,6 +487,12 @@ func (g *grouper) valueOnHost(s *Sample, k Key, op Op) (text, id string) {
 			return MountText(&m), s.Mount.Source + "\x00" + s.Mount.FSType + "\x00" + s.Mount.Volume
 		}
 		return MountText(s), s.Mount.Source + "\x00" + s.Mount.FSType + "\x00" + s.Mount.Volume + "\x00" + s.Device.ID
+	case KeyFile:
+		text, id = FileText(&s.File, g.insideContainers()), fileID(&s.File)
+		if s.File.Kind == FileRegular && s.File.Path == "" {
+			id += "\x00" + s.Mount.Source + "\x00" + s.Device.ID // its number says nothing elsewhere
+		}
+		return text, id
 	case KeyNFSServer:
 		if s.Mount.NFSServer == "" {
 			return "(not nfs)", ""
@@ -464,7 +500,11 @@ func (g *grouper) valueOnHost(s *Sample, k Key, op Op) (text, id string) {
 		return ServerText(&s.Mount), "\x01" + ServerText(&s.Mount) + "\x00" + s.Mount.NFSAddress
 	case KeyNFSExport:
 		if s.Mount.NFSExport != "" {
-			return exportText(&s.Mount), "export\x00" + exportText(&s.Mount) + "\x00" + s.Mount.NFSAddress
+			id = "export\x00" + exportText(&s.Mount)
+			if s.Mount.NFSServer != "" { // else clients talk to several addresses of this host
+				id += "\x00" + s.Mount.NFSAddress
+			}
+			return exportText(&s.Mount), id
 		}
 	case KeyHost:
 		if s.Host != (Host{}) {
@@ -483,8 +523,8 @@ func (g *grouper) valueOnHost(s *Sample, k Key, op Op) (text, id string) {
 	case KeyContainer:
 		return ownerValue(s, "")
 	case KeyNFSClient:
-		if s.Owner == OwnerNFSClient {
-			return ownerValue(s, "")
+		if s.served() {
+			return clientText(&s.NFSClient), "client\x00" + s.NFSClient.Address + "\x00" + s.NFSClient.Silent
 		}
 	case KeyOuter:
 		// Nested containers count for the outermost one and share its row.
@@ -667,6 +707,8 @@ func (g *grouper) matches(f Filter, s *Sample, op Op) bool {
 		names = [4]string{s.Device.ID, "/dev/" + s.Device.Name}
 	case KeyMount:
 		names = [4]string{s.Mount.Source, s.Mount.Point, s.Mount.Volume}
+	case KeyFile:
+		names = [4]string{s.File.Path, s.File.Inside}
 	}
 	if name, ok := f.Key.Label(); ok {
 		names[0] = s.Container.Labels[name]

@@ -41,6 +41,7 @@ type sampleKey struct {
 	process                       Process
 	device                        Device
 	mount                         Mount
+	file                          File
 	client                        NFSClient
 }
 
@@ -49,7 +50,7 @@ func keyOfSample(s *Sample) sampleKey {
 	return sampleKey{
 		s.Host, s.Source, s.Level, s.Owner, s.Project, s.ProjectRule, s.Service, s.Unit, s.NamedBy, s.ProjectNamedBy,
 		c.ID, c.Name, c.Runtime, c.Image, c.ImageTag, c.Digest,
-		c.Parent, c.Outer, c.OuterName, s.Pod, s.Cgroup, s.Process, s.Device, s.Mount, s.NFSClient,
+		c.Parent, c.Outer, c.OuterName, s.Pod, s.Cgroup, s.Process, s.Device, s.Mount, s.File, s.NFSClient,
 	}
 }
 

@@ -86,10 +86,15 @@ type Device struct {
 	Stacked bool   // has another local block device below it: left out of totals
 }
 
-// NFSClient is a client of this host's NFS server.
+// NFSClient is a client of this host's NFS server. In samples of source nfs it is this host,
+// as the server sees it, without a name.
 type NFSClient struct {
 	Address string // IP address
 	Name    string // "" when not known; a client says it itself, or DNS does
+
+	// These two are set by a Joiner alone.
+	Host   Host   // the client's, which reports the owner
+	Silent string // why the client's owner is not known: "does not report"
 }
 
 // Mount is the file system that the I/O went to.
@@ -102,7 +107,7 @@ type Mount struct {
 
 	// Without an NFSServer it is this host that exports the directory.
 	NFSServer, NFSExport, NFSVersion string
-	NFSAddress                       string // IP address of the server
+	NFSAddress                       string // IP address of the server, that the client talks to
 	NFSPort                          uint16 // 0 is the usual one, 2049
 	FUSESubtype                      string
 	FUSEDaemonPID                    uint32
@@ -159,6 +164,7 @@ type Sample struct {
 	NFSClient               NFSClient
 	Device                  Device
 	Mount                   Mount
+	File                    File
 
 	Read, Write, Discard Amount
 	Flush                Amount // block flushes, NFS COMMITs, FUSE fsyncs: no bytes

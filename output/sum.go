@@ -15,7 +15,7 @@ const textManyProcesses = "(many processes)"
 
 // Sum adds up the intervals of a run. Bytes and operations of the sum stay exact
 // however long the run is: when there are too many identities, the smallest ones lose
-// their process first and are counted as (other) after that. The zero value is empty.
+// their file first, then their process, and are counted as (other) after that. The zero value is empty.
 // It is not safe for concurrent use.
 type Sum struct {
 	iv      Interval
@@ -73,6 +73,11 @@ func (s *Sum) shrink() {
 		return cmp.Compare(b.Read.Bytes+b.Write.Bytes, a.Read.Bytes+a.Write.Bytes)
 	})
 	for _, join := range []func(*Sample){
+		func(x *Sample) {
+			if x.File.Kind == FileRegular {
+				x.File = File{Kind: FileOther}
+			}
+		},
 		func(x *Sample) {
 			if x.Process != (Process{}) {
 				x.Process = Process{Name: textManyProcesses}

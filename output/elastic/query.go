@@ -118,6 +118,17 @@ func (r *Reader) search(ctx context.Context, stream string, filters []object, ag
 	if rep.status != http.StatusOK {
 		return r.explain(stream, rep.failure("search"))
 	}
+	err = readSearch(rep.body, into)
+	var partial *statusError
+	if errors.As(err, &partial) {
+		return r.explain(stream, partial)
+	}
+	return err
+}
+
+// readSearch decodes the aggregations of a search. The error is a *statusError where the
+// server searched only some of its shards.
+func readSearch(body []byte, into any) error {
 	var whole struct {
 		TimedOut bool `json:"timed_out"`
 		Shards   struct {
@@ -126,16 +137,16 @@ func (r *Reader) search(ctx context.Context, stream string, filters []object, ag
 		} `json:"_shards"`
 		Aggregations json.RawMessage
 	}
-	if err := json.Unmarshal(rep.body, &whole); err != nil {
+	if err := json.Unmarshal(body, &whole); err != nil {
 		return errors.New("the server's reply is not a search result")
 	}
 	// A sum of some shards is no total.
 	if whole.TimedOut || whole.Shards.Failed > 0 {
-		e := &statusError{what: "search", status: rep.status, reason: fmt.Sprintf("%d shards failed", whole.Shards.Failed)}
+		e := &statusError{what: "search", status: http.StatusOK, reason: fmt.Sprintf("%d shards failed", whole.Shards.Failed)}
 		if f := whole.Shards.Failures; len(f) > 0 {
 			e.kind, e.reason = f[0].Reason.Type, f[0].Reason.Reason
 		}
-		return r.explain(stream, e)
+		return e
 	}
 	if len(whole.Aggregations) == 0 {
 		return nil // no shard: nothing was asked
@@ -224,6 +235,14 @@ func (b *bucket) sum(name string) uint64 {
 	return 0
 }
 
+// page is a part of the reply to a composite aggregation.
+type page struct {
+	Groups struct {
+		AfterKey json.RawMessage `json:"after_key"`
+		Buckets  []bucket
+	}
+}
+
 // groups asks for all groups of some fields with sums of others, page by page, and gives
 // each to f.
 func (r *Reader) groups(ctx context.Context, stream string, filters []object, by, sums []string, extra object, f func(*bucket) error) error {
@@ -244,12 +263,7 @@ func (r *Reader) groups(ctx context.Context, stream string, filters []object, by
 		if after != nil {
 			composite["after"] = after
 		}
-		var reply struct {
-			Groups struct {
-				AfterKey json.RawMessage `json:"after_key"`
-				Buckets  []bucket
-			}
-		}
+		var reply page
 		if err := r.search(ctx, stream, filters, object{"groups": object{"composite": composite, "aggs": inner}}, &reply); err != nil {
 			return err
 		}
@@ -359,6 +373,7 @@ var identityFields = []string{
 	"iotrace.mount.source", "iotrace.mount.point", "iotrace.mount.fstype", "iotrace.mount.volume", "iotrace.mount.driver",
 	"iotrace.nfs.server", "iotrace.nfs.export", "iotrace.nfs.version", "iotrace.nfs.address", "iotrace.nfs.port", "iotrace.fuse.subtype",
 	"iotrace.nfs.client.address", "iotrace.nfs.client.name",
+	"file.path", "file.inode", "iotrace.file.kind", "iotrace.file.container_path", "iotrace.file.links", "iotrace.file.deleted", "iotrace.file.partial", "iotrace.file.log_of",
 }
 
 // amountFields are the sums of a group.
@@ -430,6 +445,11 @@ func sampleOf(b *bucket) output.Sample {
 			Volume: b.text("iotrace.mount.volume"), Driver: b.text("iotrace.mount.driver"),
 			NFSServer: b.text("iotrace.nfs.server"), NFSExport: b.text("iotrace.nfs.export"), NFSVersion: b.text("iotrace.nfs.version"),
 			NFSAddress: b.text("iotrace.nfs.address"), NFSPort: uint16(min(b.number("iotrace.nfs.port"), 1<<16-1)), FUSESubtype: b.text("iotrace.fuse.subtype"),
+		},
+		File: output.File{
+			Kind: output.FileKind(b.text("iotrace.file.kind")), Path: b.text("file.path"), Inside: b.text("iotrace.file.container_path"),
+			Inode: b.number("file.inode"), Links: uint32(min(b.number("iotrace.file.links"), 1<<32-1)),
+			Removed: b.flag("iotrace.file.deleted"), Partial: b.flag("iotrace.file.partial"), LogOf: b.text("iotrace.file.log_of"),
 		},
 		MetaReadBytes: b.sum("iotrace.read.meta_bytes"), MetaWriteBytes: b.sum("iotrace.write.meta_bytes"), Retransmits: b.sum("iotrace.retransmits"),
 		Basis: output.BasisBytes{

@@ -1168,3 +1168,34 @@ func BenchmarkElasticsearchShip(b *testing.B) {
 func benchmarkDoc() []byte {
 	return []byte(`{"@timestamp":"2026-01-02T03:04:05.678901234Z","ecs":{"version":"9.4.0"},"event":{"kind":"event","category":["host"],"type":["access"],"module":"iotrace","dataset":"iotrace.event","action":"write","outcome":"success","duration":183412},"data_stream":{"type":"logs","dataset":"iotrace.event","namespace":"default"},"host":{"name":"docker-07","id":"0f1e2d3c4b5a69788796a5b4c3d2e1f0","os":{"kernel":"6.12.0-1-amd64"}},"container":{"id":"9b3d1f0c7e5a4b2c9b3d1f0c7e5a4b2c9b3d1f0c7e5a4b2c9b3d1f0c7e5a4b2c","name":"shop-db-1","runtime":"docker","image":{"name":"postgres","tag":["17"]},"labels":{"com_docker_compose_project":"shop","com_docker_compose_service":"db"}},"process":{"pid":12345,"name":"postgres"},"iotrace":{"source":"nfs","level":"wire","owner":"container","project":{"name":"shop","rule":"compose"},"service":{"name":"db"},"op":"write","request":{"bytes":1048576,"offset":73400320,"latency":183412,"basis":"dirtier"}}}` + "\n")
 }
+
+// FuzzSearchReply reads what a cluster may answer to a search: numbers stay numbers, and
+// what cannot be added up is nothing.
+func FuzzSearchReply(f *testing.F) {
+	f.Add([]byte(`{"timed_out":false,"_shards":{"failed":0},"aggregations":{"groups":{"after_key":{"host.name":"web1"},"buckets":[
+		{"key":{"host.name":"web1","iotrace.owner":null,"iotrace.device.stacked":true},"doc_count":3,"iotrace.read.bytes":{"value":4096.0},"last":{"value":null}}]}}}`))
+	f.Add([]byte(`{"timed_out":true,"_shards":{"failed":1,"failures":[{"reason":{"type":"x","reason":"a shard"}}]}}`))
+	f.Add([]byte(`{"aggregations":{"groups":{"buckets":[{"key":{"a":1e308},"b":{"value":-1}},{"key":7},{"key":{"a":[]}},null]}}}`))
+	f.Fuzz(func(t *testing.T, body []byte) {
+		var p page
+		if err := readSearch(body, &p); err != nil {
+			for _, c := range err.Error() {
+				if c < ' ' || c == 0x7f {
+					t.Errorf("control character in %q", err)
+				}
+			}
+			return
+		}
+		for i := range p.Groups.Buckets {
+			b := &p.Groups.Buckets[i]
+			for name := range b.Sums {
+				if b.sum(name) > 1<<63 {
+					t.Errorf("%s: %v became %d", name, b.Sums[name], b.sum(name))
+				}
+			}
+			for field := range b.Key {
+				_, _, _ = b.text(field), b.number(field), b.flag(field)
+			}
+		}
+	})
+}

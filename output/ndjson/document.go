@@ -21,6 +21,7 @@ type document struct {
 	Container    *docContainer    `json:"container,omitempty"`
 	Orchestrator *docOrchestrator `json:"orchestrator,omitempty"`
 	Process      *docProcess      `json:"process,omitempty"`
+	File         *docFile         `json:"file,omitempty"`
 	Client       *docClient       `json:"client,omitempty"`
 	Iotrace      docFields        `json:"iotrace"`
 }
@@ -83,6 +84,22 @@ type docResource struct {
 	ID   string `json:"id,omitempty"`
 }
 
+// docFile has the fields of the Elastic Common Schema.
+type docFile struct {
+	Path  string `json:"path,omitempty"`
+	Inode string `json:"inode,omitempty"`
+}
+
+// docFileOf is what it lacks.
+type docFileOf struct {
+	Kind    string `json:"kind"`
+	Inside  string `json:"container_path,omitempty"`
+	Links   int64  `json:"links,omitempty"`
+	Deleted bool   `json:"deleted,omitempty"`
+	Partial bool   `json:"partial,omitempty"`
+	LogOf   string `json:"log_of,omitempty"`
+}
+
 type docProcess struct {
 	PID  int64  `json:"pid,omitempty"`
 	Name string `json:"name,omitempty"`
@@ -103,6 +120,7 @@ type docFields struct {
 	Cgroup       *docCgroup           `json:"cgroup,omitempty"`
 	Device       *docDevice           `json:"device,omitempty"`
 	Mount        *docMount            `json:"mount,omitempty"`
+	File         *docFileOf           `json:"file,omitempty"`
 	NFS          *docNFS              `json:"nfs,omitempty"`
 	FUSE         *docFUSE             `json:"fuse,omitempty"`
 	SMB          *docSMB              `json:"smb,omitempty"`

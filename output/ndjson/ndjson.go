@@ -38,6 +38,8 @@ type Options struct {
 	// those that name project, service and pod. All others stay on the host, because
 	// labels hold secrets and file names.
 	ExportLabels []string
+	// ExportFiles puts the paths of files into documents, which may be secret.
+	ExportFiles bool
 	// Events makes a document of every request instead of totals (--events).
 	Events bool
 }
@@ -178,6 +180,7 @@ type encoder struct {
 	duration     int64
 	grain        string
 	exportLabels []string
+	exportFiles  bool
 	host         *docHost
 	byProcess    bool
 
@@ -200,6 +203,8 @@ type encoder struct {
 	fuse         docFUSE
 	smb          docSMB
 	daemon       docPID
+	file         docFile
+	fileOf       docFileOf
 	amounts      [3]docAmount
 	counts       [2]docCount
 	latencies    [5]docLatency
@@ -210,7 +215,7 @@ type encoder struct {
 }
 
 func newEncoder(r *output.Summary, iv *output.Interval, opt Options) *encoder {
-	e := &encoder{r: r, iv: iv, exportLabels: opt.ExportLabels}
+	e := &encoder{r: r, iv: iv, exportLabels: opt.ExportLabels, exportFiles: opt.ExportFiles}
 	e.start, e.end = timestamp(iv.Start), timestamp(iv.End)
 	e.duration = max(int64(iv.End.Sub(iv.Start)), 0)
 	var by []string
@@ -436,6 +441,7 @@ func (e *encoder) identity(id *output.Identity) {
 		f.Device = &e.device
 	}
 	e.mountOf(&id.Mount)
+	e.pathOf(&id.File)
 	e.clientOf(&id.NFSClient)
 	e.containerOf(&id.Container)
 	if p := &id.Pod; *p != (output.Pod{}) {
@@ -480,6 +486,19 @@ func (e *encoder) mountOf(m *output.Mount) {
 	if server, share := output.SMBShare(m); server != "" {
 		e.smb = docSMB{server, share}
 		f.SMB = &e.smb
+	}
+}
+
+// pathOf sets the fields of a file, which leave the host only if that was asked for.
+func (e *encoder) pathOf(f *output.File) {
+	if !e.exportFiles || f.Kind == output.FileNotCounted {
+		return
+	}
+	e.fileOf = docFileOf{string(f.Kind), f.Inside, int64(f.Links), f.Removed, f.Partial, f.LogOf}
+	e.doc.Iotrace.File = &e.fileOf
+	if f.Kind == output.FileRegular {
+		e.file = docFile{f.Path, idText(f.Inode)}
+		e.doc.File = &e.file
 	}
 }
 
@@ -686,7 +705,7 @@ func (e *encoder) vxlan(ev *output.Event) {
 	e.doc.Timestamp = timestamp(ev.Time)
 	e.doc.Message = ev.String()
 	e.doc.Event.Action = ev.Action
-	e.doc.Event.Outcome = outcome(v.Err != "" || ev.Action == "create_failed")
+	e.doc.Event.Outcome = outcome(v.Err != "" || ev.Action == "create_failed" || ev.Action == "up_failed")
 	e.doc.Event.Reason = v.Reason
 	if h := hostOf(&ev.Host); h != nil {
 		e.doc.Host = h

@@ -583,3 +583,58 @@ func TestDocumentID(t *testing.T) {
 		}
 	}
 }
+
+// TestFiles: paths are in documents only if that was asked for, and what is no file has a kind.
+func TestFiles(t *testing.T) {
+	iv := outputtest.Shop()
+	for i := range iv.Samples {
+		iv.Samples[i].File = output.File{Kind: output.FileRegular, Path: "/srv/secret\x1b[31m", Inside: "/data/secret", Inode: 1 << 60, Links: 2, Removed: true, LogOf: "shop/web"}
+	}
+	iv.Samples[0].File = output.File{Kind: output.FileJournal}
+	summary := output.Group(iv, output.GroupOptions{By: []output.Key{output.KeyContainer, output.KeyFile}})
+	count := func(opt Options) (files, kinds, secret int) {
+		t.Helper()
+		for d := range Documents(summary, iv, opt) {
+			if err := schema.Validate(d.Line); err != nil {
+				t.Errorf("%v\n%s", err, d.Line)
+			}
+			var doc struct {
+				File    struct{ Path, Inode string }
+				Iotrace struct {
+					File struct {
+						Kind    string
+						Inside  string `json:"container_path"`
+						Links   int
+						Deleted bool
+						LogOf   string `json:"log_of"`
+					}
+				}
+			}
+			if err := stdjson.Unmarshal(d.Line, &doc); err != nil {
+				t.Fatal(err)
+			}
+			if strings.Contains(string(d.Line), "\x1b") {
+				t.Errorf("a control character in %s", d.Line)
+			}
+			if strings.Contains(string(d.Line), "secret") && doc.File.Path != "" {
+				secret++
+			}
+			if f := doc.Iotrace.File; f.Kind != "" {
+				kinds++
+				if f.Kind == "file" {
+					files++
+					if doc.File.Path != "/srv/secret\x1b[31m" || doc.File.Inode != "1152921504606846976" || f.Inside != "/data/secret" || f.Links != 2 || !f.Deleted || f.LogOf != "shop/web" {
+						t.Errorf("%+v", doc)
+					}
+				}
+			}
+		}
+		return files, kinds, secret
+	}
+	if files, kinds, _ := count(Options{ExportFiles: true}); files == 0 || kinds <= files {
+		t.Errorf("%d documents of files, %d with a kind", files, kinds)
+	}
+	if files, kinds, secret := count(Options{}); files+kinds+secret != 0 {
+		t.Errorf("without --export-files %d documents have a file", files+kinds+secret)
+	}
+}

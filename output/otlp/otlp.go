@@ -321,12 +321,9 @@ func (e *Exporter) send(ctx context.Context, r request) (rejected uint64, after 
 	}
 	switch s := res.StatusCode; {
 	case s >= 200 && s <= 299:
-		var answer collector.ExportMetricsServiceResponse
-		if proto.Unmarshal(body, &answer) == nil {
-			if p := answer.GetPartialSuccess(); p.GetRejectedDataPoints() > 0 {
-				rejected = uint64(p.GetRejectedDataPoints())
-				e.opt.Logger.Warn("the OTLP receiver refused data points", "points", rejected, "reason", strconv.Quote(cut(p.GetErrorMessage())))
-			}
+		rejected, reason := refusedPoints(body)
+		if rejected > 0 {
+			e.opt.Logger.Warn("the OTLP receiver refused data points", "points", rejected, "reason", reason)
 		}
 		return rejected, 0, nil
 	case s == http.StatusTooManyRequests, s == http.StatusBadGateway, s == http.StatusServiceUnavailable, s == http.StatusGatewayTimeout:
@@ -337,6 +334,17 @@ func (e *Exporter) send(ctx context.Context, r request) (rejected uint64, after 
 		return 0, after, fmt.Errorf("status %s", strconv.Quote(cut(res.Status)))
 	}
 	return 0, 0, refusedError{fmt.Errorf("status %s", strconv.Quote(cut(res.Status)))}
+}
+
+// refusedPoints reads the answer of a receiver that took a request: how many data points it
+// refused, and why, quoted.
+func refusedPoints(body []byte) (n uint64, reason string) {
+	var answer collector.ExportMetricsServiceResponse
+	if proto.Unmarshal(body, &answer) != nil {
+		return 0, ""
+	}
+	p := answer.GetPartialSuccess()
+	return uint64(max(0, p.GetRejectedDataPoints())), strconv.Quote(cut(p.GetErrorMessage()))
 }
 
 // cut bounds what a server says.

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unicode"
 
 	collector "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	common "go.opentelemetry.io/proto/otlp/common/v1"
@@ -288,4 +289,21 @@ func TestBadOptions(t *testing.T) {
 			t.Errorf("%+v: %v", o, err)
 		}
 	}
+}
+
+// FuzzReply reads what a receiver may answer.
+func FuzzReply(f *testing.F) {
+	for _, p := range []*collector.ExportMetricsPartialSuccess{nil, {RejectedDataPoints: 3, ErrorMessage: "no\x1b[2J"}, {RejectedDataPoints: -1}} {
+		body, err := proto.Marshal(&collector.ExportMetricsServiceResponse{PartialSuccess: p})
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(body)
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		n, reason := refusedPoints(body)
+		if n > math.MaxInt64 || len(reason) > 4*200+2 || strings.ContainsFunc(reason, unicode.IsControl) {
+			t.Errorf("%d points refused, reason %q", n, reason)
+		}
+	})
 }

@@ -122,6 +122,16 @@ var (
 	mountFUSE = output.Mount{Source: "backup@vault:/", Point: "/mnt/vault", FSType: "fuse.sshfs", FUSESubtype: "sshfs", FUSEDaemonPID: 812}
 )
 
+// files are of all kinds.
+var files = []output.File{
+	{}, {Kind: output.FileMetadata}, {Kind: output.FileUnknown}, {Kind: output.FileNone},
+	{Kind: output.FileRegular, Path: "/srv/data/a", Inside: "/data/a", Inode: 12, Links: 1},
+	{Kind: output.FileRegular, Path: "/srv/data/b", Inode: 1 << 40, Links: 2},
+	{Kind: output.FileRegular, Path: "/d/c", Inode: 13, Removed: true, Partial: true},
+	{Kind: output.FileRegular, Inode: 14},
+	{Kind: output.FileRegular, Path: "/var/lib/docker/containers/1/1-json.log", Inode: 15, Links: 1, LogOf: "shop/web"},
+}
+
 // ComposeContainer returns a sample without I/O of a Docker container that Compose
 // started, with labels that must not leave the host among its labels. id is the
 // beginning of the container's id, at least four characters.
@@ -233,6 +243,7 @@ func Hostile() *output.Interval {
 		s.Process = output.Process{PID: uint32(i + 1), Name: n}
 		s.Device.Name, s.Device.ID = n, n
 		s.Mount = output.Mount{Source: n, Point: n, FSType: n, Volume: n, Driver: n, NFSServer: n, NFSExport: n, NFSVersion: n, NFSAddress: n, FUSESubtype: n, FUSEDaemonPID: uint32(i)}
+		s.File = output.File{Kind: output.FileRegular, Path: "/" + n, Inside: n, Inode: uint64(i), Links: uint32(i), Removed: i%2 == 1, Partial: i%3 == 1, LogOf: n}
 		iv.Samples = append(iv.Samples, s)
 		owner := s
 		iv.Events = append(iv.Events,
@@ -271,6 +282,7 @@ func Random(rng *rand.Rand, n int) *output.Interval {
 			Read:  amount(), Write: amount(), Discard: amount(), Flush: amount(), Metadata: amount(),
 			Device: []output.Device{DiskSDA, {ID: "8:16", Name: "sdb"}, diskDM0}[rng.IntN(3)],
 			Mount:  []output.Mount{{}, mountNFS, mountFUSE}[rng.IntN(3)],
+			File:   files[rng.IntN(len(files))],
 		}
 		s.Flush.Bytes, s.Metadata.Bytes = 0, 0
 		s.MetaReadBytes, s.MetaWriteBytes = s.Read.Bytes/3, s.Write.Bytes/5

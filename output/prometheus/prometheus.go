@@ -98,6 +98,7 @@ type Exporter struct {
 	self       output.Self
 	events     map[string]uint64 // by action
 	leaked     map[overlayKey]struct{}
+	stuck      map[overlayKey]struct{}
 }
 
 // family is the group of metrics that a sample is counted in.
@@ -176,7 +177,7 @@ func New(addr string, opt Options) (*Exporter, error) {
 		opt: opt, listener: listener, done: make(chan struct{}), registry: prometheus.NewRegistry(), started: time.Now(),
 		usage: make(map[usageKey]*seriesUsage), containers: make(map[containerInfo]time.Time), mounts: make(map[mountInfo]time.Time),
 		events: make(map[string]uint64),
-		leaked: make(map[overlayKey]struct{}),
+		leaked: make(map[overlayKey]struct{}), stuck: make(map[overlayKey]struct{}),
 	}
 	p.registry.MustRegister(p, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	errorLog := slog.NewLogLogger(opt.Logger.Handler(), slog.LevelError)
@@ -250,7 +251,7 @@ func (p *Exporter) Close(ctx context.Context) error {
 	return err
 }
 
-// maxLeaked bounds the set of leaked devices.
+// maxLeaked bounds the sets of leaked and of stuck devices.
 const maxLeaked = 4096
 
 // overlayKey identifies a device: an ifindex is unique in its network namespace.
@@ -259,7 +260,7 @@ type overlayKey struct {
 	ifindex uint32
 }
 
-// noteLeak updates the set of leaked devices: those that were found and have not
+// noteLeak updates the sets of leaked and of stuck devices: those that were found and have not
 // been deleted, moved, set up or created again since.
 func (p *Exporter) noteLeak(ev *output.Event) {
 	key := overlayKey{ev.VXLAN.NetNS, ev.VXLAN.Ifindex}
@@ -268,8 +269,13 @@ func (p *Exporter) noteLeak(ev *output.Event) {
 		if len(p.leaked) < maxLeaked {
 			p.leaked[key] = struct{}{}
 		}
+	case "stuck":
+		if len(p.stuck) < maxLeaked {
+			p.stuck[key] = struct{}{}
+		}
 	case "deleted", "cleaned", "moved", "up", "created":
 		delete(p.leaked, key)
+		delete(p.stuck, key)
 	}
 }
 
@@ -569,6 +575,7 @@ var (
 	descSeriesLimit = newDesc("iotrace_series_limit", "Most label sets with counters of their own; I/O of others counts as (other).")
 	descOverflow    = newDesc("iotrace_series_overflow_total", "Samples counted as (other) because of iotrace_series_limit.")
 	descVXLAN       = newDesc("iotrace_vxlan_events_total", "Events of overlay (vxlan) devices.", "action")
+	descStuck       = newDesc("iotrace_vxlan_stuck_devices", "Overlay (vxlan) devices that stay DOWN in their network's namespace: its containers do not reach other hosts.")
 	descLeaked      = newDesc("iotrace_vxlan_leaked_devices", "Overlay (vxlan) devices that were left behind and keep containers from starting.")
 	descBuild       = newDesc("iotrace_build_info", "Version of the tracer.", "version")
 	descHost        = newDesc("iotrace_host_info", "Properties of the traced machine, as labels.", "host", "host_id", "kernel")
@@ -586,7 +593,7 @@ func (p *Exporter) Describe(ch chan<- *prometheus.Desc) {
 		}
 	}
 	for _, d := range []*prometheus.Desc{descContainer, descMount, descSource, descLost, descLostBytes, descUnresolved, descBPF, descCPU, descRSS, descMaps, descIntervals, descLast,
-		descSeries, descSeriesLimit, descOverflow, descVXLAN, descLeaked, descBuild, descHost, descES, descESPending, descESSpool, descESFailing} {
+		descSeries, descSeriesLimit, descOverflow, descVXLAN, descLeaked, descStuck, descBuild, descHost, descES, descESPending, descESSpool, descESFailing} {
 		ch <- d
 	}
 }
@@ -700,6 +707,7 @@ func (p *Exporter) collectHealth(l *metricList) {
 	}
 	l.counter(descLostBytes, float64(p.lost.Bytes), p.started)
 	l.gauge(descLeaked, float64(len(p.leaked)))
+	l.gauge(descStuck, float64(len(p.stuck)))
 	for action, n := range p.events {
 		l.counter(descVXLAN, float64(n), p.started, action)
 	}

@@ -553,6 +553,15 @@ func TestPrometheusLeaked(t *testing.T) {
 			t.Errorf("after step %d: %d devices are leaked, want %d", i, len(p.leaked), step.want)
 		}
 	}
+	for i, step := range []struct {
+		event output.Event
+		want  int
+	}{{at("up_failed", 5), 0}, {at("stuck", 5), 1}, {at("stuck", 5), 1}, {at("up", 5), 0}, {at("stuck", 6), 1}, {at("deleted", 6), 0}} {
+		p.Observe(&output.Interval{Events: []output.Event{step.event}})
+		if len(p.stuck) != step.want {
+			t.Errorf("after event %d: %d devices are stuck, want %d", i, len(p.stuck), step.want)
+		}
+	}
 	for i := range uint32(3 * maxLeaked) {
 		p.Observe(&output.Interval{Events: []output.Event{at("leaked", i)}})
 	}

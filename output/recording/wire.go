@@ -132,7 +132,9 @@ func (w *wireInterval) memory() int64 {
 
 // How many numbers an identity, a vxlan event and a source have.
 const (
-	identWidth    = 44
+	identWidth    = 55
+	servedWidth   = 48 // without the file
+	clientWidth   = 44 // without the host of an NFS client, and why its owner is not known
 	serverWidth   = 42 // without the client of this host's NFS server
 	oldIdentWidth = 36 // without who named it, digest, address and port of the server, gone
 	minIdentWidth = 34 // in the first recordings
@@ -438,7 +440,10 @@ func (e *encoder) ident(s *output.Sample) uint64 {
 		e.str(m.NFSServer), e.str(m.NFSExport), e.str(m.NFSVersion), e.str(m.FUSESubtype), uint64(m.FUSEDaemonPID),
 		e.str(c.Outer), e.str(c.OuterName),
 		e.str(s.NamedBy), e.str(s.ProjectNamedBy), e.str(c.Digest), e.str(m.NFSAddress), uint64(m.NFSPort), bit(s.Cgroup.Gone),
-		e.str(s.NFSClient.Address), e.str(s.NFSClient.Name))
+		e.str(s.NFSClient.Address), e.str(s.NFSClient.Name),
+		e.str(s.NFSClient.Host.Name), e.str(s.NFSClient.Host.ID), e.str(s.NFSClient.Host.Kernel), e.str(s.NFSClient.Silent),
+		e.str(string(s.File.Kind)), e.str(s.File.Path), e.str(s.File.Inside), s.File.Inode, uint64(s.File.Links),
+		bit(s.File.Removed)|bit(s.File.Partial)<<1, e.str(s.File.LogOf))
 	key := packInts(e.key[:0], e.row)
 	e.key = key
 	n, ok := e.idents[string(key)]
@@ -746,7 +751,17 @@ func (t *nameTables) ident(c []uint64) output.Sample {
 		},
 	}
 	if len(c) >= identWidth {
+		s.File = output.File{
+			Kind: output.FileKind(t.str(c[48])), Path: t.str(c[49]), Inside: t.str(c[50]), Inode: c[51], Links: t.u32(c[52]),
+			Removed: c[53]&1 != 0, Partial: c[53]&2 != 0, LogOf: t.str(c[54]),
+		}
+	}
+	if len(c) >= clientWidth {
 		s.NFSClient = output.NFSClient{Address: t.str(c[42]), Name: t.str(c[43])}
+	}
+	if len(c) >= servedWidth {
+		s.NFSClient.Host = output.Host{Name: t.str(c[44]), ID: t.str(c[45]), Kernel: t.str(c[46])}
+		s.NFSClient.Silent = t.str(c[47])
 	}
 	if len(c) >= serverWidth {
 		s.NamedBy, s.ProjectNamedBy, s.Container.Digest = t.str(c[36]), t.str(c[37]), t.str(c[38])

@@ -329,3 +329,69 @@ func TestSumBounds(t *testing.T) {
 		t.Errorf("%d samples with %d bytes, want %d", n, got, want)
 	}
 }
+
+// files gives the I/O of an incident files, as a tracer does that was asked for them.
+func files(iv *output.Interval) *output.Interval {
+	by := map[string]output.File{
+		"db":      {Path: "/var/lib/docker/volumes/shop_db/_data/pg_wal/000000010000000A000000FE", Inside: "/var/lib/postgresql/data/pg_wal/000000010000000A000000FE", Inode: 4711, Links: 1},
+		"web":     {Path: "/srv/media/covers/large/0815.jpg", Inside: "/covers/large/0815.jpg", Inode: 1 << 40, Links: 2},
+		"server":  {Path: "/var/lib/docker/containers/aaaa11110000/aaaa11110000-json.log", Inode: 99, Links: 1, LogOf: "chat/server"},
+		"nightly": {Path: "/tmp/sort\x1b[31mXX", Inode: 98, Removed: true},
+	}
+	for i := range iv.Samples {
+		s := &iv.Samples[i]
+		s.File = by[s.Service]
+		s.File.Kind = output.FileRegular
+	}
+	return iv
+}
+
+// TestFilesView drills from a project down to the file. The screen asks for files when it
+// is to show them, and no longer when it shows something else.
+func TestFilesView(t *testing.T) {
+	for _, size := range [][2]int{{60, 15}, {80, 24}, {120, 40}, {200, 50}} {
+		name := fmt.Sprintf("view-files-%dx%d.txt", size[0], size[1])
+		t.Run(name, func(t *testing.T) {
+			var asked []bool
+			s := liveScreen(t, size[0], size[1], ScreenOptions{Files: func(on bool) error { asked = append(asked, on); return nil }}, incident(58)...)
+			send := func(keys ...string) {
+				t.Helper()
+				for _, k := range keys {
+					if cmd := press(s, k); cmd != nil {
+						if batch, ok := cmd().(tea.BatchMsg); ok {
+							for _, c := range batch {
+								if c != nil {
+									s.Update(c())
+								}
+							}
+						} else if msg, ok := cmd().(filesMsg); ok {
+							s.Update(msg)
+						}
+					}
+				}
+			}
+			// project -> service -> container -> process -> mount -> file
+			send("/shop", "enter", "enter", "/db", "enter", "enter", "enter", "enter", "enter")
+			if !slices.Equal(s.group.By, []output.Key{output.KeyFile}) || len(asked) == 0 || !asked[0] {
+				t.Fatalf("by %v, asked %v", s.group.By, asked)
+			}
+			if got := names(s); len(got) != 1 || got[0] != "(not counted by file)" {
+				t.Errorf("before there are files: %q", got)
+			}
+			s.Update(intervalMsg{files(incidentAt(62))})
+			checkLines(t, s)
+			outputtest.Golden(t, name, []byte(shown(s)))
+			send("esc", "esc")
+			if last := asked[len(asked)-1]; last || slices.Contains(s.group.By, output.KeyFile) {
+				t.Errorf("by %v, asked %v", s.group.By, asked)
+			}
+		})
+	}
+	s := liveScreen(t, 120, 40, ScreenOptions{}, files(incidentAt(1)), files(incidentAt(2)))
+	press(s, by(output.KeyFile)...)
+	checkLines(t, s)
+	outputtest.Golden(t, "view-byfile-120x40.txt", []byte(shown(s)))
+	press(s, "d")
+	checkLines(t, s)
+	outputtest.Golden(t, "view-filedetails-120x40.txt", []byte(shown(s)))
+}

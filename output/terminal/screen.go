@@ -34,6 +34,9 @@ type ScreenOptions struct {
 	// Where they are nil, the screen offers neither.
 	Record func(start bool) (file string, err error)
 	Report func(Timeline, output.GroupOptions) (file string, err error)
+	// Files has intervals say which file I/O is of, or ends that: it costs something, and
+	// the screen asks for it while it shows files. Nil where intervals are what they are.
+	Files func(on bool) error
 	// Recording is the file of a recording that runs already, or "".
 	Recording string
 	// Replay is what the screen plays; nil means to show received intervals.
@@ -135,22 +138,23 @@ func Interactive(in, out *os.File, env func(string) string) bool {
 // below says what rows of a key consist of. Drilling down goes to the first key that
 // the path does not have yet.
 var below = map[output.Key][]output.Key{
-	output.KeyHost:      {output.KeyProject, output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyDevice},
-	output.KeyNamespace: {output.KeyPod, output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyDevice},
-	output.KeyProject:   {output.KeyService, output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyDevice},
-	output.KeyNFSServer: {output.KeyMount, output.KeyContainer, output.KeyProcess},
-	output.KeyNFSClient: {output.KeyNFSExport, output.KeyDevice, output.KeyMount},
-	output.KeyNFSExport: {output.KeyNFSClient, output.KeyDevice, output.KeyContainer},
-	output.KeyMount:     {output.KeyContainer, output.KeyProcess, output.KeyDevice},
-	output.KeyDevice:    {output.KeyContainer, output.KeyProcess, output.KeyMount},
-	output.KeyProcess:   {output.KeyMount, output.KeyDevice},
+	output.KeyHost:      {output.KeyProject, output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyFile, output.KeyDevice},
+	output.KeyNamespace: {output.KeyPod, output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyFile, output.KeyDevice},
+	output.KeyProject:   {output.KeyService, output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyFile, output.KeyDevice},
+	output.KeyNFSServer: {output.KeyMount, output.KeyContainer, output.KeyProcess, output.KeyFile},
+	output.KeyNFSClient: {output.KeyNFSExport, output.KeyDevice, output.KeyMount, output.KeyFile},
+	output.KeyNFSExport: {output.KeyNFSClient, output.KeyDevice, output.KeyContainer, output.KeyFile},
+	output.KeyMount:     {output.KeyContainer, output.KeyProcess, output.KeyFile, output.KeyDevice},
+	output.KeyDevice:    {output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyFile},
+	output.KeyProcess:   {output.KeyMount, output.KeyFile, output.KeyDevice},
+	output.KeyFile:      {output.KeyContainer, output.KeyProcess, output.KeyDevice},
 }
 
 // belowOthers is below for the keys that are not in it.
-var belowOthers = []output.Key{output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyDevice}
+var belowOthers = []output.Key{output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyFile, output.KeyDevice}
 
 // menuKeys are the keys of the menu of b.
-var menuKeys = []output.Key{output.KeyProject, output.KeyService, output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyDevice,
+var menuKeys = []output.Key{output.KeyProject, output.KeyService, output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyFile, output.KeyDevice,
 	output.KeyNFSServer, output.KeyNFSClient, output.KeyNFSExport, output.KeyImage, output.KeyPod, output.KeyNamespace, output.KeyCgroup, output.KeyOuter, output.KeySource, output.KeyOp, output.KeyHost}
 
 // span is the time that the numbers are about.
@@ -232,6 +236,7 @@ type screen struct {
 	menu      menu
 	scroll    int // first line of the pane
 	recording string
+	files     bool // asked for: see ScreenOptions.Files
 	noEvents  bool
 	note      string // message that stays until the next key press
 
@@ -259,6 +264,7 @@ func newScreen(ctx context.Context, intervals <-chan *output.Interval, opt Scree
 		s.group.By = []output.Key{output.KeyProject}
 	}
 	s.recording = opt.Recording
+	s.files = s.showsFiles() // asked for already
 	if opt.Accumulate {
 		s.span = spanTotals
 	}
@@ -276,6 +282,7 @@ type (
 	endMsg      struct{} // no more intervals
 	noticeMsg   struct{ line string }
 	tickMsg     struct{ n int }
+	filesMsg    struct{ err error }
 )
 
 // Init implements tea.Model.
@@ -342,6 +349,26 @@ func (s *screen) tick() tea.Cmd {
 
 // Update implements tea.Model.
 func (s *screen) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
+	model, cmd := s.update(msg)
+	return model, tea.Batch(cmd, s.askFiles())
+}
+
+// askFiles asks for files as soon as they are to be shown, and ends it when they are not.
+func (s *screen) askFiles() tea.Cmd {
+	if want := s.showsFiles(); s.opt.Files != nil && want != s.files {
+		s.files = want
+		return func() tea.Msg { return filesMsg{s.opt.Files(want)} }
+	}
+	return nil
+}
+
+func (s *screen) showsFiles() bool {
+	return slices.Contains(s.group.By, output.KeyFile) ||
+		slices.ContainsFunc(s.group.Pins, func(p output.KeyValue) bool { return p.Key == output.KeyFile }) ||
+		slices.ContainsFunc(s.group.Filters, func(f output.Filter) bool { return f.Key == output.KeyFile })
+}
+
+func (s *screen) update(msg tea.Msg) (tea.Model, tea.Cmd) {
 	switch msg := msg.(type) {
 	case tea.WindowSizeMsg:
 		s.width, s.height = max(msg.Width, 1), max(msg.Height, 1)
@@ -356,6 +383,10 @@ func (s *screen) Update(msg tea.Msg) (tea.Model, tea.Cmd) {
 			s.show(first)
 		}
 		return s, s.awaitInterval()
+	case filesMsg:
+		if msg.err != nil {
+			s.note = "files cannot be told apart: " + text.Safe(msg.err.Error())
+		}
 	case endMsg:
 		return s, tea.Quit
 	case noticeMsg:
@@ -786,7 +817,7 @@ func (s *screen) next() (output.Key, bool) {
 		order = belowOthers
 	}
 	for _, k := range order {
-		if slices.Contains(used, k) || k == output.KeyProcess && !s.processes() {
+		if slices.Contains(used, k) || k == output.KeyProcess && !s.processes() || k == output.KeyFile && !s.hasFiles() {
 			continue
 		}
 		return k, true
@@ -797,6 +828,11 @@ func (s *screen) next() (output.Key, bool) {
 // processes reports whether processes were recorded.
 func (s *screen) processes() bool {
 	return slices.ContainsFunc(s.view.Samples, func(x output.Sample) bool { return x.Process != output.Process{} })
+}
+
+// hasFiles reports whether files are there to be shown, or can be had.
+func (s *screen) hasFiles() bool {
+	return s.opt.Files != nil || slices.ContainsFunc(s.view.Samples, func(x output.Sample) bool { return x.File.Kind != output.FileNotCounted })
 }
 
 // back undoes the last drill.

@@ -3,6 +3,7 @@ package terminal
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/charmbracelet/x/ansi"
@@ -66,6 +67,13 @@ func (s *screen) detailLines() []line {
 	if id.Process.PID != 0 {
 		field("process", output.ProcessText(&id.Process))
 	}
+	if f := &id.File; f.Kind == output.FileRegular {
+		field("file", output.FileText(f, false))
+		if f.Inside != "" {
+			field("as seen", f.Inside+" (by the container)")
+		}
+		field("inode", strconv.FormatUint(f.Inode, 10))
+	}
 	for _, l := range s.opt.Labels {
 		if v, ok := id.Container.Labels[l]; ok {
 			field("label", l+"="+v)
@@ -76,8 +84,8 @@ func (s *screen) detailLines() []line {
 		field("metadata", text.Percent(float64(metaBytes(u)), float64(u.Bytes()))+" of the bytes")
 	}
 	lines = append(lines, s.detailHistory(row.Group())...)
-	for _, k := range []output.Key{output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyDevice} {
-		if !slices.Contains(s.group.By, k) && (k != output.KeyProcess || s.processes()) {
+	for _, k := range []output.Key{output.KeyContainer, output.KeyProcess, output.KeyMount, output.KeyDevice, output.KeyFile} {
+		if !slices.Contains(s.group.By, k) && (k != output.KeyProcess || s.processes()) && (k != output.KeyFile || s.files) {
 			lines = append(lines, s.detailTable(row, k)...)
 		}
 	}
