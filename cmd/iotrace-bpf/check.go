@@ -15,8 +15,9 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
 
-// checkTimeout is how long check waits for the sockets to answer.
-const checkTimeout = 10 * time.Second
+// checkTimeout is how long check waits for the sockets to answer. An engine that is started
+// by its socket may need half a minute on a host with too much I/O.
+const checkTimeout = 30 * time.Second
 
 // runCheck attaches everything, says what it found and chose, and detaches.
 func runCheck(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -36,7 +37,10 @@ func runCheck(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	defer s.Close()
 	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
+	slow := newSlowStart(stderr, startPatience)
+	slow.begin("waiting for container engines to answer")
 	_ = s.resolver.WaitAnswered(ctx) // a socket without an answer until then is shown as such
+	slow.end()
 
 	found := findings{
 		kernel: s.host.Kernel, hierarchy: s.resolver.Hierarchy(),

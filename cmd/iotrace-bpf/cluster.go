@@ -167,7 +167,13 @@ func (o *options) replayCluster(ctx context.Context, args []string, stdout, stde
 		return err
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
-	return (&replayer{opt: o, out: out}).replay(ctx, c)
+	var rec replayable = c
+	if o.joinsClients() {
+		clients := newJoined(c, o.narrow)
+		defer clients.say(log)
+		rec = clients
+	}
+	return (&replayer{opt: o, out: out}).replay(ctx, rec)
 }
 
 // clusterScreen shows a cluster on the screen: the time that was asked for, interval by
@@ -177,17 +183,24 @@ func (o *options) clusterScreen(ctx context.Context, c *cluster, host output.Hos
 	so.Recording = ""
 	if !c.follow {
 		so.Replay = narrowed{c.r.Timeline(ctx, c.step), o.narrow}
+		if o.joinsClients() {
+			so.Replay = joinedTimeline{c.r.Timeline(ctx, c.step), o.narrow, joinedSearches}
+		}
 		return terminal.RunScreen(ctx, nil, so)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	messages := &messageLines{lines: make(chan string, 16)}
 	so.Notices, c.log, c.ctx = messages.lines, o.logger(messages), ctx
+	var rec replayable = c
+	if o.joinsClients() {
+		rec = newJoined(c, o.narrow)
+	}
 	intervals := make(chan *output.Interval)
 	ended := make(chan error, 1)
 	go func() {
 		defer close(intervals)
 		for {
-			iv, err := c.Next()
+			iv, err := rec.Next()
 			if err != nil {
 				if errors.Is(err, io.EOF) {
 					err = nil

@@ -23,7 +23,7 @@ import (
 
 // busySamples are what containers, a service, the kernel and two clients of the host's own
 // NFS server did on host n: to a disk with a volume above it, and to two NFS servers that
-// all hosts mount.
+// all hosts mount. One of the clients is the third host, the other one reports nothing.
 func busySamples(rng *rand.Rand, n int) (all []output.Sample) {
 	amount := func() output.Amount {
 		return output.Amount{Bytes: 1 + rng.Uint64N(1<<30), Ops: 1 + rng.Uint64N(1000), Errors: rng.Uint64N(2),
@@ -42,7 +42,7 @@ func busySamples(rng *rand.Rand, n int) (all []output.Sample) {
 			s.Owner, s.Cgroup = output.OwnerKernel, output.Cgroup{}
 		case 9, 10:
 			s.Owner, s.Cgroup = output.OwnerNFSClient, output.Cgroup{}
-			s.NFSClient = output.NFSClient{Address: fmt.Sprintf("10.1.0.%d", c), Name: fmt.Sprintf("desk%d", c)}
+			s.NFSClient = output.NFSClient{Address: fmt.Sprintf("10.1.0.%d", 2+10*(c-9)), Name: fmt.Sprintf("desk%d", c)}
 		default:
 			s.Project, s.Service, s.ProjectRule = []string{"shop", "blog", "wiki"}[c%3], fmt.Sprintf("s%d", c), "com.docker.compose.project"
 			s.Container = output.Container{ID: fmt.Sprintf("%d%063d", n, c), Name: fmt.Sprintf("c%d", c), Runtime: "docker", Image: "example/app", ImageTag: "1.2"}
@@ -54,7 +54,7 @@ func busySamples(rng *rand.Rand, n int) (all []output.Sample) {
 		block := s
 		block.Source, block.Device, block.Mount = output.SourceBlock, disk, output.Mount{Source: "/dev/sda1", Point: "/", FSType: "ext4"}
 		if s.Owner == output.OwnerNFSClient {
-			block.Mount.NFSExport = "/srv/exported"
+			block.Mount.NFSExport, block.Mount.NFSAddress = "/srv/exported", fmt.Sprintf("10.0.0.%d", n)
 		}
 		block.Read, block.Write, block.Flush = amount(), amount(), output.Amount{Ops: 3}
 		block.Discard, block.MetaWriteBytes = output.Amount{Bytes: 4096, Ops: 1}, block.Write.Bytes/2
@@ -63,7 +63,10 @@ func busySamples(rng *rand.Rand, n int) (all []output.Sample) {
 		nfs := s
 		server := fmt.Sprintf("nas%d", 1+c%2)
 		nfs.Source, nfs.Device = output.SourceNFS, output.Device{ID: fmt.Sprintf("0:%d", 50+c%2+n)}
-		nfs.Mount = output.Mount{Source: server + ":/export", Point: "/mnt", FSType: "nfs4", NFSServer: server, NFSExport: "/export", NFSVersion: "4.2", NFSAddress: "10.0.0.1", NFSPort: 2049}
+		nfs.Mount = output.Mount{Source: server + ":/export", Point: "/mnt", FSType: "nfs4", NFSServer: server, NFSExport: "/export", NFSVersion: "4.2", NFSAddress: fmt.Sprintf("10.0.0.%d", c%2), NFSPort: 2049}
+		if s.Owner != output.OwnerNFSClient {
+			nfs.NFSClient.Address = fmt.Sprintf("10.1.0.%d", n)
+		}
 		nfs.Read, nfs.Write, nfs.Metadata, nfs.Retransmits = amount(), amount(), output.Amount{Ops: 7}, 1
 		all = append(all, block, above, nfs)
 	}
@@ -177,6 +180,20 @@ func testReplayCluster(t *testing.T, server *testserver.Server) {
 		maps.DeleteFunc(got, func(_ string, n uint64) bool { return n == 0 })
 		return got
 	}
+	bothSides := func(args []string) (map[string]uint64, string) {
+		lines, said := replay(exitOK, append(args, "--source", "block", "--by", "project,nfs-client,host", "--filter", "nfs-export=*", "--output", "ndjson")...)
+		return sums(lines), said
+	}
+	// Which projects of the third host load the disks of the other two.
+	inFiles, _ := bothSides(append(files[:3:3], "30m"))
+	inCluster, said := bothSides(from[:len(from):len(from)])
+	if n := inCluster["shop, nfs client desk9 (10.1.0.2), web1 block write bytes"]; n == 0 || !maps.Equal(inCluster, inFiles) {
+		t.Errorf("project shop wrote %d bytes to the disk of web1; all of it: %v, the recordings have %v", n, inCluster, inFiles)
+	}
+	if !strings.Contains(said, "cannot be told by project") || !strings.Contains(said, "10.1.0.12, does not report") {
+		t.Errorf("of the client that does not report it says %q", said)
+	}
+
 	for _, by := range []string{"host,project", "nfs-server", "project,host", "container", "service", "image", "host,source,op", "host,device", "namespace", "nfs-client", "host,nfs-export"} {
 		recorded, _ := replay(exitOK, append(files[:3:3], "--by", by, "--output", "ndjson")...)
 		want := sums(recorded)

@@ -143,6 +143,15 @@ Silent hosts and reported losses are warnings.
 			run:      runElasticsearchSetup,
 		},
 		{
+			name:     "launch",
+			summary:  "Runs iotrace-bpf in a container beside this one, with all of the host",
+			usage:    []string{"launch -- [ARGUMENTS]"},
+			about:    launchAbout,
+			examples: []string{"iotrace-bpf launch -- --no-tui --output ndjson --interval 60", "iotrace-bpf launch -- check"},
+			flags:    launchFlags,
+			run:      runLaunch,
+		},
+		{
 			name:    "completion",
 			summary: "Prints a script that completes the command line of iotrace-bpf in a shell",
 			usage:   []string{"completion bash|zsh|fish"},
@@ -266,6 +275,7 @@ Commands (their pages: iotrace-bpf help COMMAND):
   replay         show a recording
   vxlan          overlay network devices that block containers
   elasticsearch  prepare a server for documents
+  launch         run on a node of a Docker Swarm, from a task
   completion     completion for bash, zsh and fish
   version, help  help topics: flags, totals, environment
 
@@ -294,6 +304,10 @@ are "nfs client NAME (ADDRESS)", and --by nfs-export tells directories apart.
 --source nfsd counts what the clients ask for instead, also what the server's
 memory answers: the bytes of the line "io" in /proc/net/rpc/nfsd. The two are
 never added to each other, so nfsd is off by default and traced alone.
+A replay of clients and their server (recordings, or a cluster) by nfs-export
+divides what the server's disks did for a client among the projects there, as
+they sent it. Clients that do not report keep their rows, which say so. Add
+--source block to see the disks alone.
 
 Rows in parentheses are no workloads:
   (kernel)        metadata and journals of file systems that the kernel charges

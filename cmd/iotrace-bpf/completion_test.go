@@ -15,7 +15,7 @@ func TestComplete(t *testing.T) {
 		want  string // words, or everything
 		files bool
 	}{
-		{"", "check replay vxlan elasticsearch completion version help", false},
+		{"", "check replay vxlan elasticsearch launch completion version help", false},
 		{"ch", "check", false},
 		{"--by project ch", "", false},
 		{"vxlan ", "list watch clean", false},
@@ -23,7 +23,7 @@ func TestComplete(t *testing.T) {
 		{"vxlan list ", "", false},
 		{"elasticsearch ", "setup", false},
 		{"completion ", "bash zsh fish", false},
-		{"help ", "check replay vxlan elasticsearch completion version help flags totals environment", false},
+		{"help ", "check replay vxlan elasticsearch launch completion version help flags totals environment", false},
 		{"help vxlan ", "list watch clean", false},
 		{"replay ", "", true},
 		{"replay --by project ", "", true},

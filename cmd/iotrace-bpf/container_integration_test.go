@@ -78,20 +78,8 @@ dd if=/dev/zero of=/data/f bs=4k count=211 conv=fsync && dd if=/dev/zero of=/upp
 	upper.flush(t)
 	lower.flush(t)
 	rows := func(r *traced) map[string]total {
-		all := map[string]total{}
-		for _, d := range r.stop(t) {
-			// The journal may go on between the ends of the two: only the containers have finished.
-			if d.Event.Dataset == "iotrace.io" && d.Iotrace.Owner == "container" && (lower.match(&d) || upper.match(&d)) {
-				key := fmt.Sprint(d.Iotrace.Group.Name, d.Host.Name, d.Host.ID, d.Iotrace.Owner, d.Iotrace.Service.Name, d.Iotrace.Device)
-				s := all[key]
-				s.read += d.Iotrace.Read.Bytes
-				s.write += d.Iotrace.Write.Bytes
-				s.metaWrite += d.Iotrace.Write.MetaBytes
-				s.writeOps += d.Iotrace.Write.Ops
-				all[key] = s
-			}
-		}
-		return all
+		// The journal may go on between the ends of the two: only the containers have finished.
+		return rowsOf(r.stop(t), func(d *tracedDoc) bool { return d.Iotrace.Owner == "container" && (lower.match(d) || upper.match(d)) })
 	}
 	got, want := rows(inside), rows(outside)
 	if !maps.Equal(got, want) || len(want) < 4 {
@@ -105,6 +93,25 @@ dd if=/dev/zero of=/data/f bs=4k count=211 conv=fsync && dd if=/dev/zero of=/upp
 	if text := inside.stderr.String(); strings.Contains(text, "in this container") {
 		t.Errorf("warnings although nothing is missing:\n%s", text)
 	}
+}
+
+// rowsOf adds up the numbers of the rows to keep, by all that names them.
+func rowsOf(docs []tracedDoc, keep func(*tracedDoc) bool) map[string]total {
+	all := map[string]total{}
+	for i := range docs {
+		d := &docs[i]
+		if d.Event.Dataset != "iotrace.io" || !keep(d) {
+			continue
+		}
+		key := fmt.Sprint(d.Iotrace.Group.Name, d.Host.Name, d.Host.ID, d.Iotrace.Owner, d.Iotrace.Service.Name, d.Iotrace.Device)
+		s := all[key]
+		s.read += d.Iotrace.Read.Bytes
+		s.write += d.Iotrace.Write.Bytes
+		s.metaWrite += d.Iotrace.Write.MetaBytes
+		s.writeOps += d.Iotrace.Write.Ops
+		all[key] = s
+	}
+	return all
 }
 
 func shownTotals(all map[string]total) string {

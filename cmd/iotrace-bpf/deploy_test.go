@@ -16,9 +16,9 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// manifests decodes the files that the kustomization lists as the API server does with
-// strict field validation: a field that the API does not have is an error.
-func manifests(t *testing.T) (objects []runtime.Object) {
+// strictDecoder decodes objects as the API server does with strict field validation: a
+// field that the API does not have is an error.
+func strictDecoder(t *testing.T) runtime.Decoder {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{appsv1.AddToScheme, corev1.AddToScheme} {
@@ -26,7 +26,12 @@ func manifests(t *testing.T) (objects []runtime.Object) {
 			t.Fatal(err)
 		}
 	}
-	strict := json.NewSerializerWithOptions(json.DefaultMetaFactory, scheme, scheme, json.SerializerOptions{Yaml: true, Strict: true})
+	return json.NewSerializerWithOptions(json.DefaultMetaFactory, scheme, scheme, json.SerializerOptions{Yaml: true, Strict: true})
+}
+
+// manifests decodes the files that the kustomization lists.
+func manifests(t *testing.T) (objects []runtime.Object) {
+	t.Helper()
 	dir := filepath.Join(tree, "packaging", "kubernetes")
 	text, err := os.ReadFile(filepath.Join(dir, "kustomization.yaml"))
 	if err != nil {
@@ -46,7 +51,7 @@ func manifests(t *testing.T) (objects []runtime.Object) {
 			t.Fatal(err)
 		}
 		for _, doc := range bytes.Split(text, []byte("\n---\n")) {
-			o, _, err := strict.Decode(doc, nil, nil)
+			o, _, err := strictDecoder(t).Decode(doc, nil, nil)
 			if err != nil {
 				t.Errorf("%s: %v", file, err)
 				continue
@@ -109,7 +114,7 @@ func TestDeployedVariables(t *testing.T) {
 	if err := o.parse(nil); err != nil {
 		t.Fatal(err)
 	}
-	for _, file := range []string{"iotrace-bpf.service", "iotrace-bpf.default", "ship.conf", "prometheus.conf", "swarm/stack.yml", "kubernetes/daemonset.yaml"} {
+	for _, file := range []string{"iotrace-bpf.service", "iotrace-bpf.default", "ship.conf", "prometheus.conf", "swarm/stack.yml", "swarm/launch.yml", "kubernetes/daemonset.yaml"} {
 		text, err := os.ReadFile(filepath.Join(tree, "packaging", file))
 		if err != nil {
 			t.Fatal(err)

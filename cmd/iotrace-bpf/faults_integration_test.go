@@ -261,11 +261,11 @@ func TestCgroupStorm(t *testing.T) {
 	}
 }
 
-// TestSoak is a day in a minute: cgroups, processes and disks come and go all the
+// TestSoak is a day in half a minute: cgroups, processes and disks come and go all the
 // time, at an interval of 20 ms. Memory and open files do not grow. SOAK=2h makes
 // it longer.
 func TestSoak(t *testing.T) {
-	length := 40 * time.Second
+	length := 25 * time.Second
 	if d, err := time.ParseDuration(os.Getenv("SOAK")); err == nil {
 		length = d
 	}

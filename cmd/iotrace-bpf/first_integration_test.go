@@ -4,9 +4,11 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -239,5 +241,138 @@ func TestNamesAfterStall(t *testing.T) {
 	}
 	if rows != n || nameless > 0 {
 		t.Errorf("%d rows, want %d; %d of them without their name", rows, n, nameless)
+	}
+}
+
+// TestContainersAfterStall: while the tracer is stopped, containers write and go, others
+// come under the same name with another image of the same name, one is renamed, and
+// thousands of cgroups come and go. Every byte has the name of its time: a row that of
+// the interval's start, an event that of its moment.
+func TestContainersAfterStall(t *testing.T) {
+	const storm = 5000
+	e := enginetest.Start(t)
+	d := newDisk(t, 64)
+	dir := t.TempDir()
+	e.Import(t, "app:1")
+	n := 0
+	run := func(name, project string) string {
+		n++
+		script := fmt.Sprintf("n=%d; i=1; while :; do until [ -e /data/go-$n-$i ]; do sleep 0.05; done; "+
+			"dd if=/dev/zero of=/dev/disk bs=4096 count=$(cat /data/go-$n-$i) oflag=direct 2>/dev/null; : >/data/done-$n-$i; i=$((i+1)); done", n)
+		return e.Run(t, "--name", name, "--label", "com.docker.compose.project="+project, "--volume", dir+":/data", "--device", d.dev+":/dev/disk", "app:1", "sh", "-c", script)
+	}
+	rounds := map[int]int{}
+	// write lets the container that was started as number at write.
+	write := func(at, pages int) uint64 {
+		t.Helper()
+		rounds[at]++
+		file := fmt.Sprintf("%d-%d", at, rounds[at])
+		part := filepath.Join(dir, "part") // it must not read an empty file
+		if err := os.WriteFile(part, []byte(strconv.Itoa(pages)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(part, filepath.Join(dir, "go-"+file)); err != nil {
+			t.Fatal(err)
+		}
+		enginetest.Poll(t, time.Minute, "container "+file+" wrote", func() bool {
+			_, err := os.Stat(filepath.Join(dir, "done-"+file))
+			return err == nil
+		})
+		return uint64(pages) * 4096
+	}
+	type named struct{ id, name, project string }
+	rows, events := map[named]uint64{}, map[named]uint64{}
+	book := func(bytes uint64, row, event named) {
+		rows[row] += bytes
+		events[event] += bytes
+	}
+
+	web, batch := run("web", "shop"), run("batch", "night") // 1, 2
+	flags := []string{"--docker-host", "unix://" + e.Socket, "--only-listed-sockets", "--by", "container,device", "--interval", "300ms",
+		"--source", "block", "--filter", "device=" + d.name()}
+	tracers := []*traced{trace(t, flags...), trace(t, append(flags, "--events")...)}
+	signal := func(sig syscall.Signal) {
+		t.Helper()
+		for _, r := range tracers {
+			if err := r.cmd.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	signal(syscall.SIGSTOP)
+	first := named{web, "web", "shop"}
+	book(write(1, 211), first, first)
+	e.Docker(t, "rm", "--force", "web")
+	e.Import(t, "app:1")                                 // from now on, the engine's list has the first image by its id
+	second := named{run("web", "shop2"), "web", "shop2"} // 3
+	book(write(3, 307), second, second)
+	e.Docker(t, "rm", "--force", "web")
+	third := named{run("web", "shop3"), "web", "shop3"} // 4
+	book(write(4, 101), third, third)
+	before, after := named{batch, "batch", "night"}, named{batch, "batch-old", "night"}
+	book(write(2, 401), before, before)
+	e.Docker(t, "rename", "batch", "batch-old")
+	day := named{run("batch", "day"), "batch", "day"} // 5
+	book(write(5, 103), day, day)
+	book(write(2, 53), before, after) // the row began before the new name
+	makeAndRemoveCgroups(t, storm)
+	signal(syscall.SIGCONT)
+	for _, r := range tracers {
+		enginetest.Poll(t, time.Minute, "the interval of the stall", func() bool {
+			return slices.ContainsFunc(r.seen(), func(doc tracedDoc) bool { return doc.Container.ID == batch })
+		})
+	}
+	book(write(2, 67), after, after)
+	d.flush(t)
+	docs := append(tracers[0].stop(t), tracers[1].stop(t)...)
+
+	gotRows, gotEvents := map[named]uint64{}, map[named]uint64{}
+	for i := range docs {
+		doc := &docs[i]
+		k := named{doc.Container.ID, doc.Container.Name, doc.Iotrace.Project.Name}
+		if k.id == "" || !d.match(doc) {
+			continue
+		}
+		switch doc.Event.Dataset {
+		case "iotrace.io":
+			gotRows[k] += doc.Iotrace.Write.Bytes
+		case "iotrace.event":
+			gotEvents[k] += doc.Iotrace.Request.Bytes
+		}
+		if doc.Container.Image.Name != "app" || !slices.Equal(doc.Container.Image.Tag, []string{"1"}) {
+			t.Errorf("image of %v: %+v", k, doc.Container.Image)
+		}
+	}
+	if !maps.Equal(gotRows, rows) {
+		t.Errorf("rows:\n got %v\nwant %v", gotRows, rows)
+	}
+	if !maps.Equal(gotEvents, events) {
+		t.Errorf("events:\n got %v\nwant %v", gotEvents, events)
+	}
+}
+
+// makeAndRemoveCgroups makes cgroups and removes them all.
+func makeAndRemoveCgroups(t *testing.T, n int) {
+	t.Helper()
+	h, err := attribute.FindHierarchy("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent, err := os.MkdirTemp(h.Mount, "storm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range n {
+		if err := os.Mkdir(filepath.Join(parent, strconv.Itoa(i)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range n {
+		if err := os.Remove(filepath.Join(parent, strconv.Itoa(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(parent); err != nil {
+		t.Fatal(err)
 	}
 }

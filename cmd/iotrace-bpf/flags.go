@@ -45,6 +45,7 @@ type options struct {
 	output       string
 	namespace    string
 	exportLabels []string
+	exportFiles  bool
 	noScreen     bool
 	inPlace      bool
 	accumulate   bool
@@ -94,11 +95,12 @@ type options struct {
 	since, until time.Time // zero: not given
 	follow       bool
 
-	callTime   time.Duration // of runtimes; 0 is the resolver's choice
-	readyFile  string
-	cpuProfile string
-	verbose    bool
-	version    bool
+	callTime     time.Duration // of runtimes; 0 is the resolver's choice
+	readyFile    string
+	cpuProfile   string
+	endWithStdin bool
+	verbose      bool
+	version      bool
 
 	group output.GroupOptions // by, filters, sort, top, level and depth, read
 	flags *flagSet            // that were parsed
@@ -227,6 +229,7 @@ func (o *options) outputFlags(fs *pflag.FlagSet) {
 	fs.BoolVar(&o.events, "events", false, "with --output ndjson: a document for each request instead of totals")
 	o.namespaceFlag(fs)
 	fs.StringArrayVar(&o.exportLabels, "export-label", nil, "copy the container label `KEY` into documents; may be repeated")
+	fs.BoolVar(&o.exportFiles, "export-files", false, "let paths of files, which may be secret, leave this host: in documents and, where rows are of files, with --otlp")
 }
 
 func (o *options) namespaceFlag(fs *pflag.FlagSet) {
@@ -320,7 +323,8 @@ func (o *options) versionFlags(fs *pflag.FlagSet) {
 func (o *options) testFlags(fs *pflag.FlagSet) {
 	fs.StringVar(&o.readyFile, "ready-file", "", "create `FILE` once everything is attached and the runtimes were asked")
 	fs.StringVar(&o.cpuProfile, "cpu-profile", "", "write a CPU profile of this process to `FILE`")
-	hide(fs, "ready-file", "cpu-profile")
+	fs.BoolVar(&o.endWithStdin, "end-with-stdin", false, "end when standard input does, as launch wants it")
+	hide(fs, "ready-file", "cpu-profile", "end-with-stdin")
 }
 
 // parse reads the command line of tracing. Errors are usage errors or
@@ -465,6 +469,9 @@ func (o *options) checkTogether() error {
 	if o.events && o.output != "ndjson" {
 		return usagef("%s needs --output ndjson", f.origin("events"))
 	}
+	if err := o.checkFiles(); err != nil {
+		return err
+	}
 	var ofServer []string
 	f.VisitAll(func(flag *pflag.Flag) {
 		if strings.HasPrefix(flag.Name, "elasticsearch-") {
@@ -476,6 +483,7 @@ func (o *options) checkTogether() error {
 		f.needs(len(o.elasticsearch) > 0, "--elasticsearch", ofServer...),
 		f.needs(len(o.elasticsearch) > 0 || o.otlp != "", "--elasticsearch or --otlp", "export-by", "export-interval"),
 		f.needs(documents, "--output ndjson or --elasticsearch", "data-stream-namespace", "export-label"),
+		f.needs(documents || o.otlp != "", "--output ndjson, --elasticsearch or --otlp", "export-files"),
 		f.needs(o.prometheus != "", "--prometheus", "prometheus-max-series", "prometheus-idle", "prometheus-web-config"),
 		f.needs(o.record != "", "--record", "record-size"),
 		f.needs(len(o.elasticsearch) > 0, "--elasticsearch", "since", "until", "follow"),
@@ -497,6 +505,30 @@ func (o *options) checkTogether() error {
 		f.warnings = append(f.warnings, f.origin("only-listed-sockets")+" without a socket: no container engine is asked for names")
 	}
 	return nil
+}
+
+// checkFiles refuses to send paths that nobody said may leave the host.
+func (o *options) checkFiles() error {
+	if o.exportFiles {
+		return nil
+	}
+	for _, out := range []struct {
+		flag string
+		by   bool
+	}{
+		{"output", o.output == "ndjson" && slices.Contains(o.group.By, output.KeyFile)},
+		{"export-by", o.exports() && slices.Contains(o.exportGroup.By, output.KeyFile)},
+	} {
+		if out.by {
+			return usagef("%s would send the paths of files, which may be secret: add --export-files if they may leave this host", o.flags.origin(out.flag))
+		}
+	}
+	return nil
+}
+
+// wantsFiles tells whether rows have to say which file they are of.
+func (o *options) wantsFiles() bool {
+	return o.wants(output.KeyFile) || o.exportFiles && o.events
 }
 
 // exports tells whether totals leave the host, in intervals of their own.

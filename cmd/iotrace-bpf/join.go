@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/attribute"
 	"github.com/iotrace-bpf/iotrace-bpf/output"
@@ -22,6 +23,10 @@ type joiner struct {
 
 	client func(cgroup uint64) output.NFSClient // of this host's NFS server
 	export func(k *tracer.Key) string           // the exported directory of a client's I/O; "" when not known
+	source func(dev tracer.Dev) string          // this host's address, as the server of an NFS mount sees it; "" when not known
+	listen func(client string) string           // this host's address to which a client of its NFS server talks; "" when not known
+	file   func(id tracer.FileID, cgroup uint64) (f output.File, dev tracer.Dev)
+	byFile bool // all rows say which file they are of
 }
 
 // sampleKey identifies a sample, which has all operations and bases in it.
@@ -32,28 +37,37 @@ type sampleKey struct {
 	dev, fsdev tracer.Dev
 	pid        uint32
 	export     tracer.Export
+	file       tracer.FileID
+	none       bool // no data of a file: see output.FileNone
 }
 
-// samples joins the rows of an interval, in a stable order.
-func (j *joiner) samples(rows []tracer.Row) []output.Sample {
+func (j *joiner) keyOf(k *tracer.Key) sampleKey {
+	none := j.byFile && k.File == tracer.FileUnknown && k.Op != tracer.Read && k.Op != tracer.Write
+	return sampleKey{k.Source, k.App, k.Cgroup, k.Dev, k.FSDev, k.PID, k.Export, k.File, none}
+}
+
+// samples joins the rows of an interval, in a stable order. Who was renamed in it has the
+// name of its start.
+func (j *joiner) samples(rows []tracer.Row, start time.Time) []output.Sample {
 	seen := map[tracer.Dev]tracer.Device{}
 	index := make(map[sampleKey]int, len(rows))
 	list := make([]output.Sample, 0, len(rows))
 	for i := range rows {
 		r := &rows[i]
-		k := sampleKey{r.Source, r.App, r.Cgroup, r.Dev, r.FSDev, r.PID, r.Export}
+		k := j.keyOf(&r.Key)
 		at, ok := index[k]
 		if !ok {
 			at = len(list)
 			index[k] = at
-			list = append(list, j.identity(&r.Key, seen))
+			list = append(list, j.identity(&r.Key, start, seen))
 		}
 		add(&list[at], r)
 	}
 	slices.SortFunc(list, func(a, b output.Sample) int {
 		return cmp.Or(cmp.Compare(a.Cgroup.ID, b.Cgroup.ID), cmp.Compare(a.Source, b.Source),
 			cmp.Compare(a.Device.ID, b.Device.ID), cmp.Compare(a.Process.PID, b.Process.PID),
-			cmp.Compare(a.NFSClient.Address, b.NFSClient.Address), cmp.Compare(a.Mount.NFSExport, b.Mount.NFSExport))
+			cmp.Compare(a.NFSClient.Address, b.NFSClient.Address), cmp.Compare(a.Mount.NFSExport, b.Mount.NFSExport),
+			cmp.Compare(a.File.Kind, b.File.Kind), cmp.Compare(a.File.Path, b.File.Path), cmp.Compare(a.File.Inode, b.File.Inode))
 	})
 	return list
 }
@@ -112,10 +126,10 @@ func add(s *output.Sample, r *tracer.Row) {
 	}
 }
 
-// identity returns an empty sample with the key's owner, device and mount. seen has
-// the devices that were looked up already: each lookup takes some twenty system
-// calls.
-func (j *joiner) identity(k *tracer.Key, seen map[tracer.Dev]tracer.Device) output.Sample {
+// identity returns an empty sample with the key's owner, device and mount, and the names
+// of a time. seen has the devices that were looked up already: each lookup takes some
+// twenty system calls.
+func (j *joiner) identity(k *tracer.Key, when time.Time, seen map[tracer.Dev]tracer.Device) output.Sample {
 	s := output.Sample{Source: output.Source(k.Source.String()), Level: output.LevelWire}
 	if k.App {
 		s.Level = output.LevelApp
@@ -131,11 +145,21 @@ func (j *joiner) identity(k *tracer.Key, seen map[tracer.Dev]tracer.Device) outp
 		if tracer.IsClient(k.Cgroup) {
 			s.Owner, s.NFSClient = output.OwnerNFSClient, j.client(k.Cgroup)
 		} else {
-			j.name(&s, k.Cgroup)
+			j.name(&s, k.Cgroup, when)
 		}
 	}
 	if k.PID != 0 {
 		s.Process = output.Process{PID: k.PID, Name: j.comm(k.PID)}
+	}
+	fsdev := k.FSDev
+	switch {
+	case k.File != tracer.FileUnknown:
+		s.File, fsdev = j.file(k.File, k.Cgroup)
+	case !j.byFile:
+	case k.Op == tracer.Read || k.Op == tracer.Write:
+		s.File.Kind = output.FileUnknown
+	default:
+		s.File.Kind = output.FileNone
 	}
 	s.Device.ID = k.Dev.String()
 	if k.Source == tracer.Block {
@@ -151,8 +175,8 @@ func (j *joiner) identity(k *tracer.Key, seen map[tracer.Dev]tracer.Device) outp
 			s.Device.ID = dev.String()
 		}
 		switch {
-		case k.FSDev != 0:
-			s.Mount = j.mount(k.FSDev, k.Cgroup)
+		case fsdev != 0:
+			s.Mount = j.mount(fsdev, k.Cgroup)
 		case j.byMount:
 			// Direct I/O names no file system. Where one is mounted on the very device of the
 			// request, the device has no partitions in use: it is the only one.
@@ -163,8 +187,11 @@ func (j *joiner) identity(k *tracer.Key, seen map[tracer.Dev]tracer.Device) outp
 	}
 	if k.Source == tracer.NFSD || tracer.IsClient(k.Cgroup) {
 		// Of what clients do on a file system of another server, this is the directory here.
-		s.Mount.NFSServer, s.Mount.NFSAddress, s.Mount.NFSPort = "", "", 0
+		s.Mount.NFSServer, s.Mount.NFSAddress, s.Mount.NFSPort = "", j.listen(s.NFSClient.Address), 0
 		s.Mount.NFSExport = j.export(k)
+	}
+	if k.Source == tracer.NFS && !tracer.IsClient(k.Cgroup) {
+		s.NFSClient.Address = j.source(k.Dev)
 	}
 	return s
 }
@@ -182,8 +209,8 @@ var ownerKinds = map[attribute.Kind]output.OwnerKind{
 }
 
 // name sets the owner of a sample to that of a cgroup.
-func (j *joiner) name(s *output.Sample, cgroup uint64) {
-	o := j.resolver.Owner(cgroup)
+func (j *joiner) name(s *output.Sample, cgroup uint64, when time.Time) {
+	o := j.resolver.OwnerAt(cgroup, when)
 	s.Owner = ownerKinds[o.Kind]
 	s.Cgroup = output.Cgroup{ID: cgroup, Path: o.Path, Gone: o.Gone && o.Path == ""}
 	s.NamedBy, s.ProjectNamedBy = o.NamedBy, o.ProjectNamedBy
@@ -215,20 +242,27 @@ func (j *joiner) events(iv *output.Interval, records []tracer.Record) {
 		return
 	}
 	seen := map[tracer.Dev]tracer.Device{}
-	known := map[sampleKey]*output.Sample{} // naming each single I/O would take system calls
+	type named struct {
+		output.Sample
+		renamed bool
+	}
+	known := map[sampleKey]*named{} // naming each single I/O would take system calls
 	ios := make([]output.IO, len(records))
 	iv.Events = slices.Grow(iv.Events, len(records))
 	for i := range records {
 		r := &records[i]
-		k := sampleKey{r.Source, r.App, r.Cgroup, r.Dev, r.FSDev, r.PID, r.Export}
+		k := j.keyOf(&r.Key)
 		identity := known[k]
 		if identity == nil {
-			s := j.identity(&r.Key, seen)
-			identity = &s
+			identity = &named{Sample: j.identity(&r.Key, r.Time, seen)}
+			identity.renamed = identity.Container.ID != "" && j.resolver.Owner(r.Cgroup).Renamed
 			known[k] = identity
 		}
 		io := &ios[i]
-		io.Sample = *identity
+		io.Sample = identity.Sample
+		if identity.renamed {
+			io.Sample.Container.Name = j.resolver.OwnerAt(r.Cgroup, r.Time).ContainerName
+		}
 		io.Op, io.Basis = r.Op.String(), r.Basis.String()
 		io.Offset, io.Latency, io.Error = r.Offset, uint64(r.Latency), r.Error
 		row := tracer.Row{Key: r.Key, Bytes: r.Bytes, Ops: 1}

@@ -40,7 +40,7 @@ func manyRows(tb testing.TB, containers int) (*joiner, []tracer.Row) {
 // TestSamplesOfMany: each container is one sample with its reads and writes.
 func TestSamplesOfMany(t *testing.T) {
 	j, rows := manyRows(t, 1500)
-	samples := j.samples(rows)
+	samples := j.samples(rows, time.Now())
 	if len(samples) != 1500 {
 		t.Fatalf("%d samples", len(samples))
 	}
@@ -77,7 +77,7 @@ func TestUnnamed(t *testing.T) {
 	}
 	// Three containers that no runtime knows, an id without a path, a pod; the unit and
 	// the machine have names.
-	if n := unnamed(j.samples(rows)); n != 5 {
+	if n := unnamed(j.samples(rows, time.Now())); n != 5 {
 		t.Errorf("%d unnamed, want 5", n)
 	}
 }
@@ -92,7 +92,7 @@ func BenchmarkJoin(b *testing.B) {
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		iv := &output.Interval{Samples: j.samples(rows)}
+		iv := &output.Interval{Samples: j.samples(rows, time.Now())}
 		output.Group(iv, output.GroupOptions{By: by})
 	}
 }
@@ -112,7 +112,7 @@ func TestMountOfDirectIO(t *testing.T) {
 		{8 << 20, 8<<20 | 1, "/dev/sda1 on /"},
 		{8 << 20, 0, "8:0 (mount unknown)"},
 	} {
-		s := j.identity(&tracer.Key{Source: tracer.Block, Cgroup: 2, Dev: tt.dev, FSDev: tt.fsdev}, map[tracer.Dev]tracer.Device{8 << 20: {}})
+		s := j.identity(&tracer.Key{Source: tracer.Block, Cgroup: 2, Dev: tt.dev, FSDev: tt.fsdev}, time.Now(), map[tracer.Dev]tracer.Device{8 << 20: {}})
 		s.Device.Name = ""
 		if got := output.MountText(&s); got != tt.want {
 			t.Errorf("device %v, file system %v: %q, want %q", tt.dev, tt.fsdev, got, tt.want)
@@ -151,7 +151,7 @@ func TestNamedByInSamples(t *testing.T) {
 		j.resolver.CgroupCreated(id, path)
 		rows = append(rows, tracer.Row{Key: tracer.Key{Source: tracer.Block, Op: tracer.Write, Cgroup: id, Dev: 7 << 20}, Bytes: 4096, Ops: 1})
 	}
-	samples := j.samples(rows)
+	samples := j.samples(rows, time.Now())
 	if len(samples) != 2 || samples[0].NamedBy != "" || samples[1].NamedBy != "user 1000" {
 		t.Fatalf("%+v", samples)
 	}

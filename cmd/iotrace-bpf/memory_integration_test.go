@@ -65,6 +65,7 @@ func (g memoryCgroup) peakMiB(t *testing.T) int64 {
 // needs count as well as the program's own memory.
 func TestMemoryLimit(t *testing.T) {
 	bin := binary(t)
+	newDisk(t, 64).format(t, "mkfs.ext4", "-q") // a journal, as nearly every host has one
 	for _, tc := range []struct {
 		name  string
 		limit int64 // MiB

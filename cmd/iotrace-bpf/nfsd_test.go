@@ -4,12 +4,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
 
-// TestClientSamples: a client is no cgroup, and rows of two exports are two samples.
+// TestClientSamples: a client is no cgroup, and rows of two exports are two samples. Both
+// sides say which address the client has and which one the server.
 func TestClientSamples(t *testing.T) {
 	j, _ := manyRows(t, 1)
 	const client = 1<<60 | 0x0200010a
@@ -23,17 +25,20 @@ func TestClientSamples(t *testing.T) {
 		return output.Mount{Source: "nas:/x", NFSServer: "nas", NFSExport: "/x", NFSAddress: "10.0.0.9", NFSPort: 2050}
 	}
 	j.export = func(k *tracer.Key) string { return map[tracer.Export]string{5: "/srv/a", 6: "/srv/b"}[k.Export] }
+	j.source = func(dev tracer.Dev) string { return map[tracer.Dev]string{7 << 20: "10.0.0.2"}[dev] }
+	j.listen = func(client string) string { return map[string]string{"10.1.0.2": "10.1.0.1"}[client] }
 	row := func(source tracer.Source, cgroup uint64, export tracer.Export) tracer.Row {
 		return tracer.Row{Key: tracer.Key{Source: source, Op: tracer.Write, Basis: tracer.ByTask, Cgroup: cgroup, Dev: 7 << 20, Export: export}, Bytes: 10, Ops: 1}
 	}
-	list := j.samples([]tracer.Row{row(tracer.NFSD, client, 5), row(tracer.NFSD, client, 6), row(tracer.NFSD, client, 5), row(tracer.NFS, 2, 0), row(tracer.Block, client, 0)})
+	list := j.samples([]tracer.Row{row(tracer.NFSD, client, 5), row(tracer.NFSD, client, 6), row(tracer.NFSD, client, 5), row(tracer.NFS, 2, 0), row(tracer.Block, client, 0)}, time.Now())
 	var got []string
 	for i := range list {
 		s := &list[i]
-		got = append(got, strings.Join([]string{string(s.Source), string(s.Owner), s.NFSClient.Name, s.Mount.NFSServer, s.Mount.NFSExport, strings.Repeat("+", int(s.Write.Ops))}, " "))
+		got = append(got, strings.Join([]string{string(s.Source), string(s.Owner), s.NFSClient.Name, s.NFSClient.Address + ">" + s.Mount.NFSAddress, s.Mount.NFSServer, s.Mount.NFSExport, strings.Repeat("+", int(s.Write.Ops))}, " "))
 	}
 	slices.Sort(got)
-	want := []string{"block nfs-client web1   +", "nfs container  nas /x +", "nfsd nfs-client web1  /srv/a ++", "nfsd nfs-client web1  /srv/b +"}
+	want := []string{"block nfs-client web1 10.1.0.2>10.1.0.1   +", "nfs container  10.0.0.2>10.0.0.9 nas /x +",
+		"nfsd nfs-client web1 10.1.0.2>10.1.0.1  /srv/a ++", "nfsd nfs-client web1 10.1.0.2>10.1.0.1  /srv/b +"}
 	if !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}

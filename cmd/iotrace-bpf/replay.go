@@ -59,7 +59,13 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 		return err
 	}
 	defer rec.Close()
-	rec.Adjust(opt.narrow)
+	var clients *joined
+	if opt.joinsClients() {
+		clients = newJoined(rec, opt.narrow)
+		rec, timeline = clients, joinedTimeline{timeline, opt.narrow, joinedFrames}
+	} else {
+		rec.Adjust(opt.narrow)
+	}
 	fs.sayWarnings(stderr)
 	origin := strings.Join(names, " ")
 	if f, ok := stdout.(*os.File); ok && opt.report == "" && opt.wantsScreen(f) {
@@ -80,7 +86,13 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 	}
 	defer func() { err = errors.Join(err, out.Close()) }()
 	r := replayer{opt: opt, out: out}
-	if merge {
+	switch {
+	case clients != nil:
+		if merge { // first, so that all of an interval's bytes are divided by all that was sent in it
+			clients.replayable = &merged{clients.replayable, output.NewMerger(opt.interval)}
+		}
+		defer clients.say(log)
+	case merge:
 		r.merger = output.NewMerger(opt.interval)
 	}
 	return r.replay(ctx, rec)

@@ -177,6 +177,7 @@ type tracedDoc struct {
 		PID  uint32
 		Name string
 	}
+	File    struct{ Path, Inode string }
 	Iotrace struct {
 		Source  string
 		Group   struct{ Name []string }
@@ -187,6 +188,13 @@ type tracedDoc struct {
 		Device  struct {
 			ID, Name string
 			Stacked  bool
+		}
+		File struct {
+			Kind    string
+			Inside  string `json:"container_path"`
+			Links   int
+			Deleted bool
+			LogOf   string `json:"log_of"`
 		}
 		Read, Write, Discard struct {
 			Bytes, Ops uint64
@@ -221,6 +229,7 @@ type traced struct {
 
 	mu   sync.Mutex
 	docs []tracedDoc
+	keep func(*tracedDoc) bool // leaves out documents that a long run need not keep; nil keeps all
 	bad  error
 }
 
@@ -277,7 +286,9 @@ func (r *traced) read(in *bufio.Reader) {
 		if err != nil && r.bad == nil {
 			r.bad = fmt.Errorf("%w\n%s", err, line)
 		}
-		r.docs = append(r.docs, d)
+		if r.keep == nil || r.keep(&d) {
+			r.docs = append(r.docs, d)
+		}
 		r.mu.Unlock()
 	}
 }

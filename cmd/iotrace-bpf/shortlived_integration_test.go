@@ -5,7 +5,11 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -15,6 +19,7 @@ import (
 	"github.com/docker/docker/api/types/filters"
 	"github.com/docker/docker/client"
 
+	"github.com/iotrace-bpf/iotrace-bpf/attribute"
 	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
 )
 
@@ -187,4 +192,73 @@ func (l *lives) quantile(q float64) time.Duration {
 		return 0
 	}
 	return l.lived[int(q*float64(len(l.lived)-1))]
+}
+
+// TestGVisor: a container of gVisor does its I/O through processes of gVisor, which are in
+// the container's cgroup: the bytes are the container's.
+func TestGVisor(t *testing.T) {
+	const pages = 307
+	e := enginetest.StartGVisor(t)
+	d := newDisk(t, 64)
+	d.format(t, "mkfs.ext4", "-q")
+	tr := trace(t, "--source", "block", "--by", "container,device", "--interval", "500ms", "--docker-host", "unix://"+e.Socket, "--only-listed-sockets")
+	out := e.Docker(t, "run", "--network", "none", "--runtime", "runsc", "--name", "sandboxed", "--label", "com.docker.compose.project=shop",
+		"--volume", d.mount+":/data", enginetest.Image, "sh", "-c",
+		fmt.Sprintf("cat /proc/version; dd if=/dev/zero of=/data/f bs=4096 count=%d conv=fsync 2>/dev/null", pages))
+	if !strings.Contains(out, "Linux version 4.4.0") { // what gVisor says on every host
+		t.Fatalf("this is not gVisor: %q", out)
+	}
+	d.flush(t)
+	docs := tr.stop(t)
+	var wrote uint64
+	for i := range docs {
+		doc := &docs[i]
+		if doc.Event.Dataset != "iotrace.io" || !d.match(doc) {
+			continue
+		}
+		data := doc.Iotrace.Write.Bytes - doc.Iotrace.Write.MetaBytes
+		if data > 0 && (doc.Container.Name != "sandboxed" || doc.Iotrace.Project.Name != "shop") {
+			t.Errorf("%d bytes in %+v", data, doc)
+		}
+		wrote += data
+	}
+	if wrote != pages*4096 {
+		t.Errorf("%d bytes, want %d", wrote, pages*4096)
+	}
+}
+
+// TestSlurm: jobs of a real Slurm are rows, whatever steps and tasks they have, and each has
+// the bytes that it wrote.
+func TestSlurm(t *testing.T) {
+	h, err := attribute.FindHierarchy("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := enginetest.StartSlurm(t, h.Version)
+	d := newDisk(t, 64)
+	d.format(t, "mkfs.ext4", "-q")
+	tr := trace(t, "--source", "block", "--by", "container,device", "--interval", "500ms", "--only-listed-sockets")
+	want := map[string]uint64{}
+	for i, name := range []string{"shop", "bank"} {
+		pages := 211 + 96*i
+		id := s.Submit(t, name, fmt.Sprintf("dd if=/dev/zero of=%[1]s/%[2]s bs=4096 count=%[3]d oflag=direct\n: >%[1]s/%[2]s.done\nexec sleep 100000\n", d.mount, name, pages))
+		want["job_"+id] = uint64(pages) * 4096
+		enginetest.Poll(t, time.Minute, name+" wrote", func() bool {
+			_, err := os.Stat(filepath.Join(d.mount, name+".done"))
+			return err == nil
+		})
+	}
+	d.flush(t)
+	got := map[string]uint64{}
+	for _, doc := range tr.stop(t) {
+		if doc.Event.Dataset != "iotrace.io" || !d.match(&doc) {
+			continue
+		}
+		if b := doc.Iotrace.Write.Bytes - doc.Iotrace.Write.MetaBytes; b > 0 {
+			got[doc.Container.Name] += b
+		}
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
 }

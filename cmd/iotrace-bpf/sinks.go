@@ -272,7 +272,7 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 
 // documents says how NDJSON documents are made.
 func (o *options) documents() ndjson.Options {
-	return ndjson.Options{Namespace: o.namespace, ExportLabels: o.exportLabels, Events: o.events}
+	return ndjson.Options{Namespace: o.namespace, ExportLabels: o.exportLabels, ExportFiles: o.exportFiles, Events: o.events}
 }
 
 // printer returns the sink of standard output when there is no screen.

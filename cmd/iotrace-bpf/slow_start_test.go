@@ -25,9 +25,16 @@ func TestSlowStart(t *testing.T) {
 		s.begin("two\x1b[2J")
 		time.Sleep(2 * startPatience)
 		s.begin("three")
-		s.end()
+		time.Sleep(2*startAgain + startAgain/2)
 		s.begin("four")
-		want := "iotrace-bpf: still starting: two\\x1b[2J\niotrace-bpf: still starting: three\n"
+		s.end()
+		time.Sleep(startAgain)
+		s.begin("five")
+		want := "iotrace-bpf: still starting: two\\x1b[2J\n" +
+			"iotrace-bpf: still starting: three\n" +
+			"iotrace-bpf: still starting: three (for 15s now)\n" +
+			"iotrace-bpf: still starting: three (for 30s now)\n" +
+			"iotrace-bpf: still starting: four\n"
 		if slow.String() != want {
 			t.Errorf("a slow start said %q, want %q", slow.String(), want)
 		}

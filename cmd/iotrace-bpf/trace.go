@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"runtime/debug"
 	"runtime/pprof"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -44,6 +46,15 @@ func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 			return err
 		}
 		defer pprof.StopCPUProfile()
+	}
+	if opt.endWithStdin {
+		var end context.CancelFunc
+		ctx, end = context.WithCancel(ctx)
+		defer end()
+		go func() {
+			_, _ = io.Copy(io.Discard, os.Stdin)
+			end()
+		}()
 	}
 	stdoutFile, _ := stdout.(*os.File)
 	opt.screen = stdoutFile != nil && opt.wantsScreen(stdoutFile)
@@ -115,6 +126,9 @@ func (s *session) runScreen(ctx context.Context, stdout *os.File, messages <-cha
 	go func() { ended <- s.runWith(ctx, show, record) }()
 	opt := s.opt.screenOptions(s.host, live, stdout)
 	opt.Notices, opt.Record = messages, s.opt.recordFrom(record)
+	if !s.opt.wantsFiles() {
+		opt.Files = s.countFiles
+	}
 	err := terminal.RunScreen(ctx, show.intervals, opt)
 	cancel()
 	return errors.Join(err, <-ended)
@@ -143,22 +157,23 @@ func (o *options) names(log *slog.Logger) attribute.Options {
 
 // session is a tracer with names.
 type session struct {
-	opt      *options
-	log      *slog.Logger
-	tracer   *tracer.Tracer
-	resolver *attribute.Resolver
-	joiner   joiner
-	daemons  map[tracer.Dev]uint32 // of FUSE file systems
-	host     output.Host
-	sights   []sight // what a container shows of the host; nil outside of one
-	cost     selfCost
-	asked    map[uint64]bool // containers whose name was waited for once
-	records  *recordBuffer   // nil without --events
-	parts    *output.Merger  // of the unfinished interval; nil where exporters have none of their own
-	shown    bool            // whether an interval was shown yet
-	vxlan    vxlanEvents
-	warned   map[string]bool // types of file systems that are not traced
-	served   *attribute.Served
+	opt        *options
+	log        *slog.Logger
+	tracer     *tracer.Tracer
+	resolver   *attribute.Resolver
+	joiner     joiner
+	daemons    map[tracer.Dev]uint32 // of FUSE file systems
+	host       output.Host
+	sights     []sight // what a container shows of the host; nil outside of one
+	cost       selfCost
+	asked      map[uint64]bool // containers whose name was waited for once
+	records    *recordBuffer   // nil without --events
+	parts      *output.Merger  // of the unfinished interval; nil where exporters have none of their own
+	shown      bool            // whether an interval was shown yet
+	vxlan      vxlanEvents
+	warned     map[string]bool // types of file systems that are not traced
+	served     *attribute.Served
+	filesSince atomic.Pointer[time.Time] // when rows began to be kept by file; nil or zero: they are not
 }
 
 // openSession attaches everything. It walks the tree of cgroups after the
@@ -188,6 +203,7 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 		Hierarchy:     s.resolver.Hierarchy().ID,
 		ByProcess:     opt.wants(output.KeyProcess) || opt.detailed() || opt.excludeSelf,
 		ByMount:       opt.wants(output.KeyMount) || opt.wants(output.KeyNFSExport) || opt.detailed(),
+		ByFile:        opt.wantsFiles() || opt.screen,
 		Latency:       opt.latency,
 		App:           opt.group.Level != output.LevelWire,
 		CgroupCreated: s.resolver.CgroupCreated,
@@ -207,6 +223,11 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 	if s.tracer, err = tracer.New(topt); err != nil {
 		return nil, err
 	}
+	if opt.wantsFiles() {
+		if err := s.countFiles(true); err != nil {
+			return nil, err
+		}
+	}
 	slow.begin("looking at the cgroups of this host")
 	if opt.group.Level == output.LevelApp {
 		if err := countsApp(s.tracer.Status()); err != nil {
@@ -216,7 +237,7 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 	if err := s.resolver.Walk(); err != nil {
 		s.log.Warn("walking the cgroups", "error", err)
 	}
-	s.joiner = joiner{resolver: s.resolver, devices: s.tracer.Devices(), comm: s.comm, mount: s.mount, byMount: topt.ByMount, client: s.client, export: s.export}
+	s.joiner = joiner{resolver: s.resolver, devices: s.tracer.Devices(), comm: s.comm, mount: s.mount, byMount: topt.ByMount, client: s.client, export: s.export, source: s.source, listen: s.listen, file: s.file}
 	s.lookAtHost()
 	s.hidden()
 	go debug.FreeOSMemory() // tens of MiB of the kernel's types are not needed any more
@@ -483,12 +504,14 @@ func (s *session) interval(read *tracer.Interval) *output.Interval {
 	}
 	s.awaitNames(read.Rows)
 	s.daemons = s.tracer.FUSEDaemons()
+	since := s.filesSince.Load()
+	s.joiner.byFile = since != nil && !since.IsZero() && !read.Start.Before(*since)
 	iv := &output.Interval{
 		Start: read.Start, End: read.End, Host: s.host,
-		Samples: s.joiner.samples(read.Rows),
+		Samples: s.joiner.samples(read.Rows, read.Start),
 		Lost: output.Lost{
 			Records: read.Lost.Records, Notices: read.Lost.Notices, Latencies: read.Lost.Latencies,
-			Groups: read.Lost.Groups, Walks: read.Lost.Walks, Notes: read.Lost.Notes, Misses: read.Lost.Misses, Bytes: read.Lost.Bytes,
+			Groups: read.Lost.Groups + read.Lost.Files, Walks: read.Lost.Walks, Notes: read.Lost.Notes, Misses: read.Lost.Misses, Bytes: read.Lost.Bytes,
 		},
 		Self: self,
 	}
@@ -579,6 +602,26 @@ func (s *session) client(cgroup uint64) output.NFSClient {
 	return output.NFSClient{Address: addr.String(), Name: s.served.ClientName(addr)}
 }
 
+// source returns the address of this host that the server of an NFS mount sees.
+func (s *session) source(dev tracer.Dev) string {
+	if addr := s.tracer.NFSSource(dev); addr.IsValid() {
+		return addr.String()
+	}
+	return ""
+}
+
+// listen returns the address of this host to which a client of its NFS server talks.
+func (s *session) listen(client string) string {
+	addr, err := netip.ParseAddr(client)
+	if err != nil {
+		return ""
+	}
+	if at := s.served.Address(addr); at.IsValid() {
+		return at.String()
+	}
+	return ""
+}
+
 // export names the exported directory of I/O that a client did. Block I/O says only which
 // file system it was: the directory is known if no other one of it is exported.
 func (s *session) export(k *tracer.Key) string {
@@ -596,6 +639,61 @@ func (s *session) export(k *tracer.Key) string {
 		}
 	}
 	return found
+}
+
+// countFiles begins or ends keeping rows by file.
+func (s *session) countFiles(on bool) error {
+	if err := s.tracer.CountFiles(on); err != nil {
+		return err
+	}
+	var since time.Time
+	if on {
+		since = time.Now()
+	}
+	s.filesSince.Store(&since)
+	return nil
+}
+
+// fileKinds are what is no file.
+var fileKinds = map[tracer.FileID]output.FileKind{
+	tracer.FileSwap: output.FileSwap, tracer.FileMetadata: output.FileMetadata, tracer.FileJournal: output.FileJournal,
+	tracer.FileDevice: output.FileDevice, tracer.FileOther: output.FileOther,
+}
+
+// file names a file of a cgroup's I/O, and returns the device of its file system.
+func (s *session) file(id tracer.FileID, cgroup uint64) (output.File, tracer.Dev) {
+	if kind, ok := fileKinds[id]; ok {
+		return output.File{Kind: kind}, 0
+	}
+	f, ok := s.tracer.File(id)
+	switch {
+	case !ok:
+		return output.File{Kind: output.FileUnknown}, 0
+	case f.Device != 0 && s.mount(f.Device, 0) != (output.Mount{}):
+		return output.File{Kind: output.FileMetadata}, f.Device // blocks of the device that a file system cached
+	case f.Device != 0:
+		return output.File{Kind: output.FileDevice}, 0
+	}
+	named := output.File{Kind: output.FileRegular, Inode: f.Inode, Links: f.Links, Removed: f.Removed, Partial: f.Partial}
+	if f.Path == "" {
+		return named, f.Dev
+	}
+	named.Path = f.Path
+	if !f.Partial {
+		at := s.resolver.FilePath(f.Dev.String(), f.Path, cgroup)
+		named.Path, named.Inside = at.Host, at.Inside
+		if named.Path == "" { // a mount of that namespace only, or of one that nobody knows
+			named.Path, named.Inside = at.Inside, ""
+		}
+		if named.Path == "" {
+			named.Path, named.Partial = f.Path, true
+		}
+	}
+	if named.Inside == named.Path {
+		named.Inside = ""
+	}
+	named.LogOf = s.resolver.LogOf(named.Path)
+	return named, f.Dev
 }
 
 func (s *session) mount(dev tracer.Dev, cgroup uint64) output.Mount {

@@ -19,7 +19,8 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/tracer/vxlan"
 )
 
-// exitLeaked is the exit code when a vxlan device keeps containers from starting.
+// exitLeaked is the exit code when a vxlan device, or what takes its UDP port, keeps
+// containers from starting or from reaching others.
 const exitLeaked = 4
 
 // netNSText names a network namespace: "host", its inode number, "unreachable" or "?".
@@ -77,8 +78,10 @@ func networkText(f *vxlan.Finding) string {
 	return "-"
 }
 
-// bad tells whether a device keeps containers from starting.
-func bad(f *vxlan.Finding) bool { return f.Verdict == vxlan.IsLeaked || f.Verdict == vxlan.Blocking }
+// bad tells whether a device keeps containers from starting or from reaching others.
+func bad(f *vxlan.Finding) bool {
+	return f.Verdict == vxlan.IsLeaked || f.Verdict == vxlan.Blocking || f.Verdict == vxlan.Stuck
+}
 
 func badCount(findings []vxlan.Finding) int {
 	n := 0
@@ -115,7 +118,7 @@ func writeFindings(w io.Writer, findings []vxlan.Finding, host uint64) error {
 // that it blocks.
 func writeFinding(w io.Writer, f *vxlan.Finding) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "\n%s (ifindex %d): %s: %s\n", text.Safe(f.Name), f.Ifindex, f.Verdict, text.Safe(f.Reason))
+	fmt.Fprintf(&b, "\n%s: %s: %s\n", deviceText(f), f.Verdict, text.Safe(f.Reason))
 	if n := f.Network; n != nil {
 		fmt.Fprintf(&b, "  network %s, id %s", text.Safe(n.Name), text.Safe(n.ID))
 		for _, part := range []struct{ name, value string }{
@@ -135,6 +138,15 @@ func writeFinding(w io.Writer, f *vxlan.Finding) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// deviceText names a device by what the kernel never gives to two at once; a socket has no
+// ifindex.
+func deviceText(f *vxlan.Finding) string {
+	if f.Ifindex == 0 {
+		return text.Safe(f.Name)
+	}
+	return fmt.Sprintf("%s (ifindex %d)", text.Safe(f.Name), f.Ifindex)
 }
 
 func devices(n int) string { return text.Plural(n, "device", "devices") }

@@ -18,15 +18,21 @@ import (
 )
 
 const vxlanAbout = `Such containers fail with "error creating vxlan interface: file exists". These
-are the flags of list; watch and clean have pages of their own.
+are the flags of list; watch and clean have pages of their own. "failed to set
+link up: address already in use" means that something else has the UDP port of
+the overlay networks: list and watch name it.
 `
 
 const vxlanListAbout = `A device is leaked when it has Docker's name for its VNI (vx-VNI-NETWORK), is in
-the host's network namespace and has been DOWN for the grace period. The kernel
-does not record how long a device has been DOWN. If a device may be leaked, list
-and clean therefore watch it for the grace period before they report it. A
-device is blocking when it is not leaked by this rule but holds a name or a VNI
-that a network needs.
+the host's network namespace and has been DOWN for the grace period. A device is
+stuck when it has been DOWN for that long in the namespace of its overlay
+network. The kernel does not record how long a device has been DOWN. If a device
+may be leaked or stuck, list and clean therefore watch it for the grace period
+before they report it.
+
+A device is blocking when it is not leaked by this rule but holds a name or a
+VNI that a network needs, or its UDP port: so does a device made with "external"
+while it is UP. A process that has the port open is shown as "udp:4789".
 `
 
 const vxlanCleanAbout = `Only leaked devices are deleted: "iotrace-bpf help vxlan list" says which those
@@ -38,8 +44,8 @@ namespaces of one are found, because it is unclear then which networks work.
 Everything is checked again immediately before each deletion.
 `
 
-const vxlanExit = `Exit code: 0 no device is leaked or blocking, 1 failed, 2 wrong usage, 3 the
-privileges do not suffice, 4 a device is leaked or blocking (clean: afterwards).
+const vxlanExit = `Exit code: 0 no device is leaked, blocking or stuck, 1 failed, 2 wrong usage,
+3 the privileges do not suffice, 4 a device is one of these (clean: afterwards).
 `
 
 // vxlanOptions are the flags of the vxlan commands.

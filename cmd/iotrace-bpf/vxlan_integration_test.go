@@ -418,6 +418,51 @@ func TestVXLANWithSwarm(t *testing.T) {
 	}
 }
 
+// TestVXLANPortTaken: where an external device has the UDP port, a real engine starts no
+// container of an overlay network ("failed to set link up: address already in use"). The
+// watch says why, without hooks, list names the device, and without it the start works. A
+// process on the port does the same harm.
+func TestVXLANPortTaken(t *testing.T) {
+	s := startSwarmless(t)
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "ext"
+	external := &netlink.Vxlan{LinkAttrs: attrs, FlowBased: true, Port: 4789}
+	if err := s.links.LinkAdd(external); err != nil {
+		t.Fatal(err)
+	}
+	s.up("ext")
+	s.init()
+	s.docker("network", "create", "--driver", "overlay", "fvov")
+	s.watch()
+	starts := func(holder, culprit string) {
+		t.Helper()
+		s.service("web", "fvov")
+		d := s.event("up_failed", func(d document) bool { return strings.Contains(d.Event.Reason, holder) })
+		if v := d.Iotrace.VXLAN; v.Culprit != culprit || v.Network.Name != "fvov" {
+			t.Errorf("refused: %+v", d)
+		}
+		enginetest.Poll(t, time.Minute, "the engine says that the port is taken", func() bool {
+			out, _ := s.try("service", "ps", "web", "--no-trunc", "--format", "{{.Error}}")
+			return strings.Contains(out, "address already in use")
+		})
+		if code, out := s.vxlan("list"); code != exitLeaked || !strings.Contains(out, "UDP port 4789 of the host") || !strings.Contains(out, noDeviceUp) {
+			t.Errorf("list: exit code %d:\n%s", code, out)
+		}
+	}
+	starts(`UDP port 4789 is taken by device "ext"`, "ext")
+	link, err := s.links.LinkByName("ext")
+	if err == nil {
+		err = s.links.LinkDel(link)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.running("web") // the next start works
+	s.stop("web")
+}
+
+const noDeviceUp = "no device of an overlay network can be set UP here"
+
 // TestOverlayWatchGivenUp: a run that began without a swarm has given up what the watch
 // needs. When an engine joins one it says so, once, and the next run watches.
 func TestOverlayWatchGivenUp(t *testing.T) {

@@ -69,7 +69,7 @@ func (o *vxlanEvents) run(ctx context.Context, s *session) {
 		names:        s.opt.names(slog.New(slog.DiscardHandler)), // the resolver warns about the same sockets
 		hierarchy:    s.resolver.Hierarchy().ID,
 		owner: func(cgroup uint64) *output.Sample {
-			sample := s.joiner.identity(&tracer.Key{Source: tracer.Block, Cgroup: cgroup}, map[tracer.Dev]tracer.Device{})
+			sample := s.joiner.identity(&tracer.Key{Source: tracer.Block, Cgroup: cgroup}, time.Now(), map[tracer.Dev]tracer.Device{})
 			return &sample
 		},
 	}

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/iotrace-bpf/iotrace-bpf/attribute"
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/text"
@@ -69,15 +71,20 @@ func (w *vxlanWatcher) run(ctx context.Context, emit func(output.Event)) error {
 	defer cancel()
 	var polling sync.WaitGroup
 	defer polling.Wait()
-	if !strings.Contains(w.watcher.Hooks(), "rtnl_newlink") {
-		polling.Go(func() { w.poll(ctx) })
+	unseen := map[vxlan.Action]bool{
+		vxlan.Refused:   !strings.Contains(w.watcher.Hooks(), "rtnl_newlink"),
+		vxlan.UpRefused: !strings.Contains(w.watcher.Hooks(), "__dev_change_flags"),
+	}
+	if unseen[vxlan.Refused] || unseen[vxlan.UpRefused] {
+		polling.Go(func() { w.poll(ctx, unseen) })
 	}
 	defer cancel()
 	return w.watcher.Run(ctx, func(e vxlan.Event) { emit(w.event(ctx, &e)) })
 }
 
-// poll makes refused creations of the refused starts that the engine knows.
-func (w *vxlanWatcher) poll(ctx context.Context) {
+// poll makes events of the refused starts that the engine knows, of the kinds that no hook
+// sees.
+func (w *vxlanWatcher) poll(ctx context.Context, unseen map[vxlan.Action]bool) {
 	start := time.Now()
 	tick := time.NewTicker(refusedPeriod)
 	defer tick.Stop()
@@ -87,7 +94,7 @@ func (w *vxlanWatcher) poll(ctx context.Context) {
 		for i := range list {
 			if r := &list[i]; !w.polled[r.Task] && !r.Time.Before(start) {
 				w.polled[r.Task] = true
-				w.refused(ctx, r)
+				w.refused(ctx, r, unseen)
 			}
 		}
 		select {
@@ -98,7 +105,14 @@ func (w *vxlanWatcher) poll(ctx context.Context) {
 	}
 }
 
-func (w *vxlanWatcher) refused(ctx context.Context, r *attribute.Refusal) {
+func (w *vxlanWatcher) refused(ctx context.Context, r *attribute.Refusal, unseen map[vxlan.Action]bool) {
+	e := vxlan.Event{Time: r.Time, Action: vxlan.Refused, Message: r.Err}
+	if strings.Contains(r.Err, unix.EADDRINUSE.Error()) {
+		e.Action, e.Err = vxlan.UpRefused, unix.EADDRINUSE
+	}
+	if !unseen[e.Action] {
+		return
+	}
 	networks := w.networks.get(ctx, networksAge)
 	for i := range networks {
 		n := &networks[i]
@@ -106,12 +120,11 @@ func (w *vxlanWatcher) refused(ctx context.Context, r *attribute.Refusal) {
 			continue
 		}
 		for _, vni := range refusedVNIs(n, r.Err) {
-			w.watcher.Report(ctx, vxlan.Event{
-				Time: r.Time, Action: vxlan.Refused, Message: r.Err,
-				Device: vxlan.Device{
-					Name: fmt.Sprintf("vx-%06x-%.5s", vni, n.ID), Kind: vxlan.Kind, NetNS: w.watcher.Host(), VNI: vni, Port: n.Port,
-				},
-			})
+			e.Device = vxlan.Device{
+				Name: fmt.Sprintf("vx-%06x-%.5s", vni, n.ID), Kind: vxlan.Kind, NetNS: w.watcher.Host(), Underlay: w.watcher.Host(),
+				VNI: vni, Port: n.Port,
+			}
+			w.watcher.Report(ctx, e)
 		}
 		return
 	}
@@ -219,7 +232,7 @@ func vxlanWatch(ctx context.Context, o *vxlanOptions, _ io.Reader, stdout, stder
 		vxlanOptions: *o, names: o.names(vxlanLog(stderr)), hierarchy: resolver.Hierarchy().ID,
 		owner: func(cgroup uint64) *output.Sample {
 			s := &output.Sample{}
-			j.name(s, cgroup)
+			j.name(s, cgroup, time.Now())
 			return s
 		},
 	})
