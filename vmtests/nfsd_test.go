@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +28,9 @@ func TestNFSD(t *testing.T) {
 			{name: "v3_xfs", run: nfsd("3", "xfs")},
 			{name: "v42_btrfs", run: nfsd("4.2", "btrfs")},
 			{name: "ipv6", run: nfsdIPv6},
+			{name: "commit_by_other", run: nfsdCommitByOther},
+			{name: "client_gone", run: nfsdClientGone},
+			{name: "copy", run: nfsdCopy},
 		},
 	}.test(t)
 }
@@ -57,8 +61,7 @@ func newNFSDCase(g *guest.Guest, version, fstype string, inet6 bool) *nfsdCase {
 	c.disk.Format(fstype)
 	c.disk.MountAt(fstype, nfsdExport, "")
 	exports := g.ReadFile("/etc/exports")
-	g.WriteFile("/etc/exports", exports+nfsdExport+" *(rw,no_root_squash,insecure,fsid=7,no_subtree_check,async)\n")
-	g.Exec("exportfs", "-r")
+	c.export("async")
 	g.Cleanup(func() {
 		g.WriteFile("/etc/exports", exports)
 		g.Exec("exportfs", "-r")
@@ -67,6 +70,14 @@ func newNFSDCase(g *guest.Guest, version, fstype string, inet6 bool) *nfsdCase {
 	})
 	c.a, c.b = c.client("web1", 1, inet6), c.client("web2", 2, inet6)
 	return c
+}
+
+// export exports the disk; a COMMIT of an export that is async writes nothing.
+func (c *nfsdCase) export(how string) {
+	c.Helper()
+	exports, _, _ := strings.Cut(c.ReadFile("/etc/exports"), nfsdExport)
+	c.WriteFile("/etc/exports", exports+nfsdExport+" *(rw,no_root_squash,insecure,fsid=7,no_subtree_check,"+how+")\n")
+	c.Exec("exportfs", "-r")
 }
 
 // client makes a client host and mounts the export there, until the scenario's end.
@@ -132,11 +143,31 @@ func (c *nfsdCase) served() (n [2]int64) {
 	return n
 }
 
+// calls is how many requests of clients the server answered, those that do nothing left out.
+func (c *nfsdCase) calls() (n int64) {
+	c.Helper()
+	for line := range strings.Lines(c.ReadFile("/proc/net/rpc/nfsd")) {
+		fields := strings.Fields(line)
+		if len(fields) < 3 || fields[0] != "proc3" && fields[0] != "proc4" {
+			continue
+		}
+		for _, f := range fields[3:] { // behind the number of counters, and NULL
+			v, err := strconv.ParseInt(f, 10, 64)
+			if err != nil {
+				c.Fatalf("%q: %v", line, err)
+			}
+			n += v
+		}
+	}
+	return n
+}
+
 // nfsdRun is what the clients and the disk do while two tracers look at the same bytes.
 type nfsdRun struct {
 	c          *nfsdCase
 	wire, disk *guest.Tracer
 	before     [2]int64
+	calls      int64
 	stats      guest.IOStats
 }
 
@@ -147,10 +178,10 @@ type nfsdBytes struct{ write, read, diskRead int64 }
 func (c *nfsdCase) begin() *nfsdRun {
 	c.Helper()
 	c.Sync()
-	s := &nfsdRun{c: c,
-		wire: c.Trace("--source", "nfsd", "--by", "nfs-client,nfs-export"),
-		disk: c.Trace("--source", "block", "--by", "nfs-client,nfs-export,device")}
-	s.before, s.stats = c.served(), c.disk.Stats()
+	s := &nfsdRun{c: c, wire: c.Trace("--source", "nfsd", "--by", "nfs-client,nfs-export")}
+	s.before, s.calls = c.served(), c.calls()
+	s.disk = c.Trace("--source", "block", "--by", "nfs-client,nfs-export,device")
+	s.stats = c.disk.Stats()
 	return s
 }
 
@@ -161,6 +192,7 @@ func (s *nfsdRun) end(a, b nfsdBytes) {
 	c := s.c
 	c.Helper()
 	c.Sync()
+	calls := c.calls() - s.calls
 	wire, block := s.wire.Stop(), s.disk.Stop()
 	now, stats := c.served(), c.disk.Stats()
 	of := func(r *guest.Output, field, source, address string) int64 {
@@ -169,6 +201,14 @@ func (s *nfsdRun) end(a, b nfsdBytes) {
 	wire.Equal("the server's bytes read", wire.Sum("iotrace.read.bytes", "iotrace.source", "nfsd"), now[0]-s.before[0])
 	wire.Equal("the server's bytes written", wire.Sum("iotrace.write.bytes", "iotrace.source", "nfsd"), now[1]-s.before[1])
 	wire.Equal("lost", wire.Lost(), 0)
+	var ops int64
+	for _, op := range []string{"read", "write", "flush", "metadata"} {
+		ops += wire.Sum("iotrace."+op+".ops", "iotrace.source", "nfsd")
+	}
+	// Clients of NFSv4 renew their leases now and then, also while tracers start and end.
+	if d := ops - calls; d < -4 || d > 4 {
+		c.Errorf("%d operations, the server answered %d requests", ops, calls)
+	}
 	for _, k := range []struct {
 		*nfsdClient
 		want nfsdBytes
@@ -186,6 +226,10 @@ func (s *nfsdRun) end(a, b nfsdBytes) {
 			got := of(v.out, v.field, v.source, k.address)
 			c.Logf("%s by %s: %d, itself %d", v.what, k.name, got, v.want)
 			v.out.Within(v.what+" by "+k.name, got, v.want, 100)
+		}
+		mine := func(field string) int64 { return wire.Sum(field, "iotrace.nfs.client.address", k.address) }
+		if k.want.write > 0 && (mine("iotrace.metadata.ops") == 0 || mine("iotrace.flush.ops") == 0 || mine("iotrace.write.latency.max") == 0) {
+			c.Errorf("%s: %d metadata operations, %d COMMITs, longest writes %d ns", k.name, mine("iotrace.metadata.ops"), mine("iotrace.flush.ops"), mine("iotrace.write.latency.max"))
 		}
 		if c.version != "3" { // such clients say their name
 			wire.Equal("rows of "+k.name+" without its name", int64(len(wire.Where("iotrace.nfs.client.address", k.address, "iotrace.nfs.client.name", ""))), 0)
@@ -208,6 +252,58 @@ func nfsdIPv6(g *guest.Guest) {
 	c.a.write("a", bytesA)
 	c.b.write("b", bytesB)
 	s.end(nfsdBytes{write: bytesA}, nfsdBytes{write: bytesB})
+}
+
+// nfsdCommitByOther: the COMMIT of one client writes what another one has sent.
+func nfsdCommitByOther(g *guest.Guest) {
+	c := newNFSDCase(g, "3", "ext4", false)
+	s := c.begin()
+	c.a.write("a", bytesA)
+	c.export("sync")
+	c.b.write("a", bytesB, "seek=8") // behind the other's bytes; a COMMIT is for the whole file
+	if n := c.disk.Stats().WriteBytes - s.stats.WriteBytes; n < bytesA+bytesB {
+		c.Errorf("the COMMIT wrote %d bytes", n)
+	}
+	s.end(nfsdBytes{write: bytesA}, nfsdBytes{write: bytesB})
+}
+
+// nfsdClientGone: a client cannot be reached any more when what it wrote is flushed.
+func nfsdClientGone(g *guest.Guest) {
+	c := newNFSDCase(g, "4.2", "ext4", false)
+	s := c.begin()
+	c.a.write("a", bytesA)
+	c.b.write("b", bytesB)
+	g.Exec("ip", "link", "set", "srv"+c.a.name, "down")
+	s.end(nfsdBytes{write: bytesA}, nfsdBytes{write: bytesB})
+	g.Exec("ip", "link", "set", "srv"+c.a.name, "up")
+}
+
+// nfsdCopy: a copy on the server is nobody's wire bytes. What the disk writes for it is the
+// client's if the server's thread copies, and (unattributed) if a thread of its own does, but
+// never another client's.
+func nfsdCopy(g *guest.Guest) {
+	c := newNFSDCase(g, "4.2", "ext4", false)
+	c.a.write("source", bytesA)
+	c.Sync()
+	s := c.begin()
+	p := g.Cgroup("copier").Process()
+	p.Open(c.a.file("source"), os.O_RDONLY).CopyTo(p.Open(c.a.file("copy"), os.O_CREATE|os.O_RDWR), bytesA)
+	p.Exit()
+	c.Sync()
+	wire, block := s.wire.Stop(), s.disk.Stop()
+	now, stats := c.served(), c.disk.Stats()
+	copied := stats.WriteBytes - s.stats.WriteBytes
+	if copied < bytesA || now != s.before {
+		g.Fatalf("the disk wrote %d bytes, and the clients moved %v, before %v: the server did not copy", copied, now, s.before)
+	}
+	wire.Equal("bytes on the wire", wire.Sum("iotrace.write.bytes", "iotrace.source", "nfsd"), 0)
+	block.Equal("written to the disk", block.Sum("iotrace.write.bytes", "iotrace.source", "block", "iotrace.device.id", c.disk.ID()), copied)
+	of := func(k, v string) int64 { return block.Sum("iotrace.write.bytes", "iotrace.source", "block", k, v) }
+	a, b, nobody := of("iotrace.nfs.client.address", c.a.address), of("iotrace.nfs.client.address", c.b.address), of("iotrace.owner", "unattributed")+of("iotrace.owner", "kernel")
+	g.Logf("of %d bytes that COPY wrote, the client has %d, nobody %d", copied, a, nobody)
+	if b != 0 || a < bytesA && nobody < bytesA {
+		g.Errorf("of %d bytes the client has %d, another client %d, nobody %d", copied, a, b, nobody)
+	}
 }
 
 func (c *nfsdCase) run() {

@@ -4,7 +4,9 @@ package vmtests
 
 import (
 	"fmt"
+	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,10 +17,11 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
 )
 
-// packageTag is the share that holds the Debian package, for the guest to install.
+// packageTag is the share that holds what a release has, for the guest to install.
 const packageTag = "package"
 
-// packageShare makes the package as a release does.
+// packageShare makes the package as a release does. What makes and describes the image
+// lies beside it.
 func packageShare(t *testing.T) vm.Share {
 	t.Helper()
 	dir := t.TempDir()
@@ -26,6 +29,19 @@ func packageShare(t *testing.T) vm.Share {
 	cmd.Env = append(os.Environ(), "ARCHS=amd64", "FORMATS=deb")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v\n%s", cmd, err, out)
+	}
+	for _, part := range []string{"../packaging/Dockerfile", "../packaging/README.md", "../packaging/kubernetes", "/etc/ssl/certs/ca-certificates.crt"} {
+		if out, err := exec.Command("cp", "-RL", part, dir).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	context := filepath.Join(dir, "image") // what the image is built from, as image.sh has it
+	if err := os.Mkdir(context, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	unpack := fmt.Sprintf("tar -C %q --strip-components=1 -xzf %q/*.tar.gz && mv %[2]q/ca-certificates.crt %[1]q/", context, dir)
+	if out, err := exec.Command("sh", "-c", unpack).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", unpack, err, out)
 	}
 	return vm.Share{Tag: packageTag, Dir: dir}
 }
@@ -78,13 +94,21 @@ func runtimePackage(g *guest.Guest) {
 	disk := g.NVMe()
 	var expect int64
 
-	// A kill, a restart and an upgrade: each continues with a new process.
+	// A kill, a restart and an upgrade: each continues with a new process. So do the examples
+	// of drop-ins, and the unit without them.
+	steps := []string{"kill", "dropins", "restart", "upgrade"}
 	for _, step := range []struct {
 		name string
 		do   func()
 	}{
 		{"kill", func() { g.Exec("systemctl", "kill", "--signal", "KILL", packagedUnit) }},
-		{"restart", func() { g.Exec("systemctl", "restart", packagedUnit) }},
+		{"dropins", func() { packagedDropIns(g) }},
+		{"restart", func() {
+			packagedOutputs(g)
+			g.Exec("rm", "-r", packagedDropInDir, packagedKey)
+			g.Exec("systemctl", "daemon-reload")
+			g.Exec("systemctl", "restart", packagedUnit)
+		}},
 		{"upgrade", func() { g.Exec("dpkg", "--install", newerPackage(g, found[0])) }},
 	} {
 		if err := os.Remove(packagedReady); err != nil {
@@ -110,7 +134,7 @@ func runtimePackage(g *guest.Guest) {
 		g.Fatal(err)
 	}
 	var written int64
-	for _, step := range []string{"kill", "restart", "upgrade"} {
+	for _, step := range steps {
 		written += rows.Sum("iotrace.write.bytes", "iotrace.source", "block", "iotrace.device.id", disk.ID(),
 			"iotrace.cgroup.path", "/system.slice/"+packagedLoadUnit(step))
 	}
@@ -125,6 +149,53 @@ func runtimePackage(g *guest.Guest) {
 	if out := g.Exec("systemctl", "list-units", "--all", "--plain", "--no-legend", packagedUnit); out != "" {
 		g.Errorf("systemd still knows %s", out)
 	}
+}
+
+const (
+	packagedDropInDir = "/etc/systemd/system/" + packagedUnit + ".d"
+	packagedKey       = "/etc/iotrace-bpf"
+)
+
+// packagedDropIns does what the examples of drop-ins say, with the address of a server that
+// does not answer.
+func packagedDropIns(g *guest.Guest) {
+	g.Helper()
+	g.Exec("mkdir", "-p", packagedDropInDir)
+	g.Exec("install", "-d", "-m", "0700", packagedKey)
+	g.WriteFile(packagedKey+"/api-key", "bm90OmFrZXk=\n")
+	g.Exec("chmod", "0600", packagedKey+"/api-key")
+	for _, name := range []string{"prometheus.conf", "ship.conf"} {
+		text := g.ReadFile("/usr/share/doc/iotrace-bpf/examples/" + name)
+		g.WriteFile(packagedDropInDir+"/"+name, strings.ReplaceAll(text, "elastic.example.com", "192.0.2.10"))
+	}
+	g.Exec("systemctl", "daemon-reload")
+	g.Exec("systemctl", "restart", packagedUnit)
+}
+
+// packagedOutputs proves the drop-ins: /metrics is served, and documents wait in the spool.
+func packagedOutputs(g *guest.Guest) {
+	g.Helper()
+	g.Eventually("the unit serves /metrics", func() bool {
+		resp, err := http.Get("http://127.0.0.1:9464/metrics")
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		return err == nil && strings.Contains(string(text), "\niotrace_intervals_total ")
+	})
+	g.Eventually("documents are in the spool", func() bool {
+		var size int64
+		_ = filepath.WalkDir(packagedState+"/spool", func(_ string, d fs.DirEntry, err error) error {
+			if err == nil && d.Type().IsRegular() {
+				if info, err := d.Info(); err == nil {
+					size += info.Size()
+				}
+			}
+			return nil
+		})
+		return size > 0
+	})
 }
 
 // packagedRuns waits until the unit runs and traces, as another process than before.

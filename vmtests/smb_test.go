@@ -35,6 +35,7 @@ func TestSMB(t *testing.T) {
 			{name: "read_direct", run: smb("strict", smbReadDirect)},
 			{name: "read_ahead", run: smb("strict", smbReadAhead)},
 			{name: "writers_64", run: smb("strict", smbWriters64)},
+			{name: "files", run: smbFiles, smoke: true},
 			{name: "mount", run: smbNamed, smoke: true},
 		},
 	}.test(t)

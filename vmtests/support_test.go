@@ -4,17 +4,19 @@ package vmtests
 
 import (
 	"cmp"
+	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
+	"github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
 )
 
 var flagSupport = flag.Bool("support", false, "boot nothing, only compare the declarations of scenarios with "+supportFile)
@@ -83,6 +85,10 @@ func checkRecorded(t *testing.T, k Kernel, output string) {
 		err = os.WriteFile(file, []byte(got), 0o644)
 		want = []byte(got)
 	}
+	if errors.Is(err, fs.ErrNotExist) && k.Flavour != vm.Cloud {
+		t.Logf("nothing is recorded for this kernel yet (-update records it):\n%s", got)
+		return
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +116,7 @@ func (s suite) section() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "| kernel | cgroups | hooks that were chosen | scenarios | not there |\n|---|---|---|---|---|\n")
 	for _, k := range Matrix() {
-		if _, err := os.Stat(filepath.Join(checkDir, k.Name+".txt")); err != nil && k.Asked {
+		if _, err := os.Stat(filepath.Join(checkDir, k.Name+".txt")); err != nil && (k.Asked || k.Flavour != vm.Cloud) {
 			continue // never looked at as a whole
 		}
 		var ran int
@@ -184,7 +190,7 @@ func TestSourcesAreTested(t *testing.T) {
 	}
 	for _, f := range files {
 		source := strings.TrimSuffix(filepath.Base(f), ".bpf.c")
-		if slices.Contains([]string{"core"}, source) {
+		if filepath.Base(filepath.Dir(f)) == "core" {
 			continue // what all sources share
 		}
 		if _, err := os.Stat(source + "_test.go"); err != nil {

@@ -27,7 +27,7 @@ func TestVirtioFS(t *testing.T) {
 		source: "virtiofs",
 		hooks:  "fuse",
 		once:   true,
-		quick:  notV1,
+		quick:  oldestAndNewest,
 		scenarios: []scenario{
 			{name: "write_through", run: virtiofsWrites(false), smoke: true},
 			{name: "write_back", run: virtiofsWrites(true), smoke: true},

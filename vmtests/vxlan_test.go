@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -23,7 +24,7 @@ import (
 func TestVXLAN(t *testing.T) {
 	suite{
 		source: "vxlan",
-		quick:  notV1,
+		quick:  oldestAndNewest,
 		scenarios: []scenario{
 			// It must be first: nothing else has loaded the module yet.
 			{name: "module", run: vxlanModule, smoke: true},
@@ -41,6 +42,9 @@ func TestVXLAN(t *testing.T) {
 			{name: "namespace", run: vxlanNamespace, smoke: true},
 			{name: "refused_best", run: func(g *guest.Guest) { vxlanRefused(g) }, smoke: true},
 			{name: "refused_kprobe", run: func(g *guest.Guest) { vxlanRefused(g, "fentry/", "fexit/") }},
+			{name: "port_best", run: func(g *guest.Guest) { vxlanPort(g, true) }, smoke: true},
+			{name: "port_kprobe", run: func(g *guest.Guest) { vxlanPort(g, true, "fentry/", "fexit/") }},
+			{name: "port_netlink", run: func(g *guest.Guest) { vxlanPort(g, false, "fentry/", "fexit/", "kprobe/", "raw_tp/") }},
 			{name: "burst", run: vxlanBurst, smoke: true},
 			{name: "leak", run: vxlanLeak, smoke: true},
 		},
@@ -318,6 +322,85 @@ func vxlanRefused(g *guest.Guest, without ...string) {
 	w.await("port", 2)
 	if after := len(w.refusals()); after != before {
 		g.Errorf("%d refusals reported, want %d", after, before)
+	}
+}
+
+// vxlanPort sets devices UP whose UDP port is taken, once by an external device and once by a
+// process. Hooks tell it at once; without them it is told after the grace period.
+func vxlanPort(g *guest.Guest, hooked bool, without ...string) {
+	g.Modprobe("vxlan")
+	overlay := newNetNS(g, "1-m64nqtdens") // as Docker calls that of an overlay network
+	const grace = 3 * time.Second
+	asker := g.Cgroup("asker")
+	w := watchVXLAN(g, grace, without...)
+	// By VNI: where each step takes long, the device is stuck before it has its new name.
+	action := func(vni int, want string) (found []guest.Doc) {
+		for _, d := range w.events(".*") {
+			if d.String("event.action") == want && d.Int("iotrace.vxlan.vni") == int64(vni) {
+				found = append(found, d)
+			}
+		}
+		return found
+	}
+	refuse := func(device string, vni int, culprit, reason string) {
+		g.Helper()
+		name := fmt.Sprintf("vx-%06x-m64nq", vni)
+		asker.Run("ip", ipVXLAN(name, vni)...)
+		asker.Run("ip", "link", "set", name, "netns", "1-m64nqtdens")
+		asker.Run("ip", "-n", "1-m64nqtdens", "link", "set", name, "name", device)
+		out, err := asker.Command("ip", "-n", "1-m64nqtdens", "link", "set", device, "up").CombinedOutput()
+		if err == nil || !bytes.Contains(out, []byte("Address already in use")) {
+			g.Fatalf("setting %s UP: %v: %s", device, err, out)
+		}
+		for _, want := range []string{"up_failed", "stuck"} {
+			if want == "up_failed" && !hooked {
+				continue
+			}
+			g.Eventually(want+" "+device, func() bool { return len(action(vni, want)) == 1 })
+			d := action(vni, want)[0]
+			if d.String("iotrace.vxlan.netns") != overlay || d.String("iotrace.vxlan.culprit") != culprit ||
+				!strings.Contains(d.String("event.reason"), reason) {
+				g.Errorf("%s: %v, want culprit %q and %q", want, d, culprit, reason)
+			}
+			if want == "up_failed" && (d.String("process.name") != "ip" || d.String("iotrace.cgroup.path") != asker.Path() || d.String("event.outcome") != "failure") {
+				g.Errorf("%s: %v", want, d)
+			}
+		}
+	}
+	list := func(wants ...string) {
+		g.Helper()
+		out, err := g.Try(g.Tool(), "vxlan", "list", "--grace", "1s")
+		var exit *exec.ExitError
+		if !errors.As(err, &exit) || exit.ExitCode() != 4 {
+			g.Errorf("list: %v", err)
+		}
+		for _, want := range wants {
+			if !strings.Contains(out, want) {
+				g.Errorf("list does not say %q:\n%s", want, out)
+			}
+		}
+	}
+	g.Cleanup(func() { _, _ = g.Try("ip", "link", "del", "ext") })
+	g.Exec("ip", "link", "add", "ext", "type", "vxlan", "external", "dstport", "4789")
+	g.Exec("ip", "link", "set", "ext", "up")
+	refuse("vxlan0", 4097, "ext", `UDP port 4789 is taken by device "ext"`)
+	list("): blocking: it has UDP port 4789 of the host for itself", "): stuck: DOWN in its overlay's namespace")
+	g.Exec("ip", "link", "del", "ext")
+
+	taken, err := net.ListenPacket("udp4", ":4789")
+	if err != nil {
+		g.Fatal(err)
+	}
+	defer taken.Close()
+	holder := fmt.Sprintf("(pid %d)", os.Getpid())
+	refuse("vxlan1", 4098, "", "UDP port 4789 is taken by process")
+	list("udp:4789: blocking: process", holder+" has UDP port 4789 of the host open")
+	taken.Close()
+	for _, device := range []string{"vxlan0", "vxlan1"} {
+		g.Exec("ip", "-n", "1-m64nqtdens", "link", "set", device, "up")
+	}
+	if out, err := g.Try(g.Tool(), "vxlan", "list", "--grace", "1s"); err != nil || strings.Count(out, " ok\n") != 2 {
+		g.Errorf("list of a host that works: %v\n%s", err, out)
 	}
 }
 

@@ -18,7 +18,7 @@ func TestWorkload(t *testing.T) {
 	suite{
 		source:   "",
 		noTracer: true,
-		quick:    notV1,
+		quick:    oldestAndNewest,
 		scenarios: []scenario{
 			{name: "direct", run: workloadDirect, smoke: true},
 			{name: "buffered", run: workloadBuffered, smoke: true},
