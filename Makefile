@@ -79,11 +79,20 @@ unit: ## the tests that need neither root nor anything installed (the others inc
 race: ## tracer's unit tests with the race detector; needs root and gcc
 	$(SUDO) env "PATH=$$PATH" CGO_ENABLED=1 $(GO) test -race ./tracer/...
 
+# What "make test" says at its end of the tests that ran a second time.
+EVENTS = build/again/integration.json
+GUESTS = build/again/guests.json
+
 .PHONY: integration
 integration: ## the tests on this machine: real engines, servers, disks; needs root (RERUN=3 reruns up to 3 failed tests)
 	vmtests/deps.sh test
-	$(SUDO) env "PATH=$$PATH" $(if $(RERUN),$(GO) run $(GOTESTSUM) --format pkgname --rerun-fails=1 --rerun-fails-max-failures=$(RERUN) --packages ./... --,$(GO) test) \
+	@mkdir -p $(dir $(EVENTS))
+	$(SUDO) env "PATH=$$PATH" $(if $(RERUN),$(GO) run $(GOTESTSUM) --format pkgname --rerun-fails=1 --rerun-fails-max-failures=$(RERUN) --jsonfile $(EVENTS) --packages ./... --,$(GO) test) \
 		-p 1 -count=1 -timeout 30m -tags integration $(if $(RERUN),,./...)
+
+.PHONY: soak
+soak: ## half an hour of churn: containers, cgroups, disks, mounts, restarts of an engine; needs root (SOAK=30m)
+	$(SUDO) env "PATH=$$PATH" SOAK=$(or $(SOAK),30m) $(GO) test -count=1 -timeout 0 -tags integration -run '^TestChurn$$' -v ./cmd/iotrace-bpf
 
 GOTESTSUM := gotest.tools/gotestsum@v1.13.0
 
@@ -94,7 +103,8 @@ VMTEST = $(SUDO) env "PATH=$$PATH" $(GO) test -count=1 -tags vm -parallel $(JOBS
 .PHONY: vmtest
 vmtest: ## the kernel matrix in QEMU (KERNEL=6.12 RUN=nfs for one, QUICK=1 for the main scenarios, JOBS=3 guests at once, RERUN=3 reruns up to 3 guests with failures)
 	vmtests/deps.sh test
-	$(VMTEST) -timeout 180m $(if $(RUN),-run '(?i)^Test.*$(RUN)') -v -args $(if $(KERNEL),-kernel $(KERNEL)) $(if $(QUICK),-quick) $(if $(RERUN),-rerun $(RERUN))
+	@mkdir -p $(dir $(GUESTS))
+	$(VMTEST) -timeout 180m $(if $(RUN),-run '(?i)^Test.*$(RUN)') -v -args $(if $(KERNEL),-kernel $(KERNEL)) $(if $(QUICK),-quick) $(if $(RERUN),-rerun $(RERUN) -rerun-report $(CURDIR)/$(GUESTS))
 
 .PHONY: vmtest-arm64
 vmtest-arm64: ## the matrix's scenarios on an arm64 guest, with the cross-built program (RUN, QUICK as above)
@@ -125,22 +135,27 @@ bench-vm: ## the same in guests: peers that need kprobes, NFS and FUSE, more pro
 
 # Inputs, not seconds: the fuzzer may take the end of its own time for a failure
 # (golang/go#75804). The slow ones, files and pages, get a part of the inputs, so
-# that each takes about as long as the others.
+# that each takes about as long as the others, and answers that a library decodes too.
 .PHONY: fuzz
 fuzz: ## every fuzz test with many inputs (FUZZTIME=80000x)
 	@set -e; for p in $$($(GO) list ./...); do \
 		for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz' || true); do \
 			n=$(or $(FUZZTIME),80000x); \
-			case $$f:$$n in FuzzRecording:*x) n=$$(($${n%x} / 5))x ;; FuzzReport:*x) n=$$(($${n%x} / 20))x ;; esac; \
+			case $$f:$$n in FuzzRecording:*x | FuzzReply:*x | FuzzSearchReply:*x) n=$$(($${n%x} / 5))x ;; FuzzReport:*x) n=$$(($${n%x} / 20))x ;; esac; \
 			$(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $$n -fuzzminimizetime 20x $$p; done; done
 
 # The lines of the matrix that a run of everything boots: the oldest, with both cgroup
-# versions, Debian's stable one and the newest. All nine take twice as long, which a
+# versions, Debian's stable one and the newest. All eleven take twice as long, which a
 # slow machine without KVM does not finish in an hour and a half.
 LINES ?= 5.10,6.12,7.3
 
 .PHONY: test
 test: ## every test there is, of the kernel matrix the main scenarios on three kernels (LINES= for all)
+	@mkdir -p build/again && rm -f $(EVENTS) $(GUESTS)
+	@status=0; $(MAKE) every-test || status=$$?; $(GO) run ./vmtests/again build/again/history $(EVENTS) $(GUESTS); exit $$status
+
+.PHONY: every-test
+every-test:
 	$(MAKE) generate-check
 	$(MAKE) lint
 	$(MAKE) race
