@@ -47,13 +47,17 @@ struct netfs_io_subrequest {
 
 /* Up to 6.9: replaced by cifs_io_subrequest (69c3c023af25, "cifs: Implement netfslib hooks"). */
 
+/* Of these only the place counts, in the structs below. */
+struct cifs_fid {};
+struct work_struct {};
+
 struct cifsFileInfo {
-	void *fid; /* a struct in the kernel: only its place counts */
+	struct cifs_fid fid;
 	struct dentry *dentry;
 };
 
 struct cifs_writedata {
-	void *work; /* likewise */
+	struct work_struct work;
 	struct cifsFileInfo *cfile;
 	void *ctx;
 	__u64 offset;
@@ -62,7 +66,7 @@ struct cifs_writedata {
 };
 
 struct cifs_readdata {
-	void *work; /* likewise */
+	struct work_struct work;
 	struct cifsFileInfo *cfile;
 	__u64 offset;
 	unsigned int bytes;
