@@ -7,7 +7,6 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -21,30 +20,13 @@ import (
 // journals tells the block programs which file systems have a journal (jbd2: ext4,
 // ocfs2), and attaches the programs that keep the shares of its transactions once
 // there is one: see bpf/block/journal.h.
-type journals struct {
-	core    *core
-	block   *object
-	issuers *issuers
-	devices *Devices
+type journals struct{ shares }
 
-	attached bool
-	failed   bool // attaching was refused: it is not tried again
-	stale    map[Dev]bool
+func newJournals(c *core, devices *Devices) *journals {
+	j := &journals{}
+	j.shares = shares{core: c, devices: devices, name: "journals", logs: bpf.BlockMapJournals, optional: journalsOptional, list: j.list, attach: j.attach}
+	return j
 }
-
-func newJournals(c *core, devices *Devices) *journals { return &journals{core: c, devices: devices} }
-
-// needed tells whether there may be a journal.
-func (j *journals) needed() bool {
-	if j.core.opt.noJournals {
-		return false
-	}
-	found, whole, err := j.list()
-	return len(found) > 0 || !whole || err != nil
-}
-
-// begin says which programs the scans are for.
-func (j *journals) begin(i *issuers) { j.issuers, j.block = i, i.block }
 
 var journalsOptional = Limitation{
 	Text:   "metadata and the journal of ext4 count for the cgroup that read a block first or mounted the file system",
@@ -54,33 +36,6 @@ var journalsOptional = Limitation{
 var delayedOptional = Limitation{
 	Text:   "metadata of ext4 that writeback changes counts for (kernel)",
 	Remedy: "a kernel with the tracepoint ext4:ext4_ext_map_blocks_enter",
-}
-
-// scan looks which journals there are. A mount is announced by no event, and the look
-// is one read of a directory.
-func (j *journals) scan(change func(func())) error {
-	if j.core.opt.noJournals {
-		return nil
-	}
-	found, whole, err := j.list()
-	if err != nil {
-		return fmt.Errorf("looking for journals: %w", err)
-	}
-	if !j.attached {
-		if len(found) == 0 && whole || j.failed {
-			return nil
-		}
-		if err := j.attach(found, change); err != nil {
-			j.failed = true
-			j.core.log.Debug("shares of journals are not kept", "error", verbose(err))
-			change(func() { j.block.addLimitation(journalsOptional) })
-		}
-		return nil
-	}
-	if whole {
-		j.stale, err = sweep(j.block.maps[bpf.BlockMapJournals], found, j.stale)
-	}
-	return err
 }
 
 // list returns the file systems that have a journal of jbd2's. Its directory in /proc
@@ -177,47 +132,14 @@ func (j *journals) attach(found map[Dev]bool, change func(func())) error {
 		signal{hooks: []hook{raw("jbd2_end_commit", bpf.BlockProgIotEndCommit)}},
 		signal{hooks: []hook{raw("jbd2_start_commit", bpf.BlockProgIotStartCommit)}},
 		signal{hooks: []hook{raw("jbd2_handle_stats", bpf.BlockProgIotHandleStats)}})
-	// The verifier's memory for these programs is on top of all maps: the peak of a start.
-	debug.FreeOSMemory()
 	if err := ld.loadShares(j.block, spec, signals, change); err != nil {
 		return err
 	}
-	j.attached = true
 	if layout.Since, err = monotonic(); err != nil {
 		return err
 	}
 	layout.Live = 1
 	return maps[bpf.BlockMapJournalLayout].Update(uint32(0), layout, ebpf.UpdateAny)
-}
-
-// loadShares loads and attaches programs that keep shares of a journal, with the maps of
-// the block source, and adds them to it.
-func (c *loader) loadShares(block *object, spec *ebpf.CollectionSpec, signals []signal, change func(func())) error {
-	// The verifier's memory for these programs is on top of all maps: the peak of a start.
-	debug.FreeOSMemory()
-	o, err := c.loadInto(block, spec, signals, ebpf.ProgramOptions{})
-	if err != nil {
-		return err
-	}
-	for _, m := range o.maps { // handles of the maps of the block source
-		m.Close()
-	}
-	change(func() {
-		block.hooks = append(block.hooks, o.hooks...)
-		for _, l := range o.limitations {
-			block.addLimitation(l)
-		}
-	})
-	return nil
-}
-
-// monotonic is the time as programs have it from bpf_ktime_get_ns, nanoseconds.
-func monotonic() (uint64, error) {
-	var now unix.Timespec
-	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
-		return 0, err
-	}
-	return uint64(now.Nano()), nil
 }
 
 // journalLayout reads where the fields of jbd2 are: in the kernel's types or, where

@@ -16,71 +16,29 @@ import (
 
 // xfsLogs attaches the programs that keep the shares of XFS's log once there is an XFS,
 // and removes the logs of file systems that are gone: see bpf/block/xfs.h.
-type xfsLogs struct {
-	core    *core
-	block   *object
-	issuers *issuers
-	devices *Devices
+type xfsLogs struct{ shares }
 
-	attached bool
-	failed   bool // attaching was refused: it is not tried again
-	stale    map[Dev]bool
+func newXFSLogs(c *core, devices *Devices) *xfsLogs {
+	x := &xfsLogs{}
+	x.shares = shares{core: c, devices: devices, name: "logs of XFS", logs: bpf.BlockMapXfsLogs, optional: xfsOptional, list: x.list, attach: x.attach}
+	return x
 }
-
-func newXFSLogs(c *core, devices *Devices) *xfsLogs { return &xfsLogs{core: c, devices: devices} }
-
-// needed tells whether there may be an XFS.
-func (x *xfsLogs) needed() bool {
-	if x.core.opt.noJournals {
-		return false
-	}
-	found, err := x.list()
-	return len(found) > 0 || err != nil
-}
-
-// begin says which programs the scans are for.
-func (x *xfsLogs) begin(i *issuers) { x.issuers, x.block = i, i.block }
 
 var xfsOptional = Limitation{
 	Text:   "the log and the metadata of XFS count for (kernel)",
 	Remedy: "a kernel with the tracepoint xfs:xfs_log_ticket_ungrant and with types of XFS (CONFIG_DEBUG_INFO_BTF_MODULES)",
 }
 
-// scan looks which file systems there are. A mount is announced by no event, and the look
-// is one read of a directory.
-func (x *xfsLogs) scan(change func(func())) error {
-	if x.core.opt.noJournals {
-		return nil
-	}
-	found, err := x.list()
-	if err != nil {
-		return fmt.Errorf("looking for logs of XFS: %w", err)
-	}
-	if x.attached {
-		x.stale, err = sweep(x.block.maps[bpf.BlockMapXfsLogs], found, x.stale)
-		return err
-	}
-	if len(found) == 0 || x.failed {
-		return nil
-	}
-	if err := x.attach(change); err != nil {
-		x.failed = true
-		x.core.log.Debug("shares of XFS's logs are not kept", "error", verbose(err))
-		change(func() { x.block.addLimitation(xfsOptional) })
-	}
-	return nil
-}
-
 // list returns the devices with an XFS: each has a directory in sysfs, by the device's name.
-func (x *xfsLogs) list() (map[Dev]bool, error) {
+func (x *xfsLogs) list() (found map[Dev]bool, whole bool, err error) {
 	entries, err := os.ReadDir(filepath.Join(x.devices.sys, "fs/xfs"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, true, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	found := map[Dev]bool{}
+	found = map[Dev]bool{}
 	for _, e := range entries {
 		// "stats" and "debug" are no devices.
 		raw, err := os.ReadFile(filepath.Join(x.devices.sys, "class/block", e.Name(), "dev"))
@@ -91,11 +49,11 @@ func (x *xfsLogs) list() (map[Dev]bool, error) {
 			found[dev] = true
 		}
 	}
-	return found, nil
+	return found, true, nil
 }
 
 // attach attaches the programs. What a log or a transaction had before is not known.
-func (x *xfsLogs) attach(change func(func())) error {
+func (x *xfsLogs) attach(_ map[Dev]bool, change func(func())) error {
 	ld, err := x.core.loader()
 	if err != nil {
 		return err
@@ -141,7 +99,6 @@ func (x *xfsLogs) attach(change func(func())) error {
 	if err := ld.loadShares(x.block, spec, signals, change); err != nil {
 		return err
 	}
-	x.attached = true
 	if layout.Since, err = monotonic(); err != nil {
 		return err
 	}
@@ -184,33 +141,4 @@ func (c *loader) xfsLayout() (bpf.BlockXfsFields, error) {
 		*f.to = uint32(at.bytes)
 	}
 	return l, nil
-}
-
-// sweep removes what a map has about devices that are not in found any more: they may get
-// another file system. Those that were absent only once may have been mounted after the
-// list was read: they are returned, and removed the next time.
-func sweep(m *ebpf.Map, found, stale map[Dev]bool) (map[Dev]bool, error) {
-	absent := map[Dev]bool{}
-	var errs []error
-	var dev uint32
-	var value []byte
-	it := m.Iterate()
-	for it.Next(&dev, &value) {
-		if !found[Dev(dev)] {
-			absent[Dev(dev)] = true
-		}
-	}
-	if err := it.Err(); err != nil && !errors.Is(err, ebpf.ErrIterationAborted) {
-		return stale, err
-	}
-	for dev := range absent {
-		if !stale[dev] {
-			continue
-		}
-		if err := m.Delete(uint32(dev)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-			errs = append(errs, err)
-		}
-		delete(absent, dev)
-	}
-	return absent, errors.Join(errs...)
 }

@@ -28,9 +28,9 @@ func TestXFSList(t *testing.T) {
 				put(t, filepath.Join(d.sys, "fs/xfs", name), "0\n")
 			}
 			x := newXFSLogs(&core{}, d)
-			found, err := x.list()
-			if err != nil || !maps.Equal(found, c.want) {
-				t.Errorf("found %v, %v; want %v", found, err, c.want)
+			found, whole, err := x.list()
+			if err != nil || !whole || !maps.Equal(found, c.want) {
+				t.Errorf("found %v, whole %v, %v; want %v", found, whole, err, c.want)
 			}
 			if x.needed() != (len(c.want) > 0) {
 				t.Errorf("needed: %v", x.needed())
