@@ -24,6 +24,7 @@ struct {
 	__type(value, struct smb_call);
 } calls SEC(".maps");
 
+#define IOT_ENODATA 61 /* asm-generic/errno.h */
 #define IOT_FROM_CACHE 1U /* the data of a write are the page cache's */
 
 /* A request is about to be sent. A delayed write is its dirtiers', everything else the current task's. */
@@ -208,8 +209,10 @@ static __always_inline int iot_wdata_end(__u64 wdata)
 static __always_inline int iot_rdata_end(__u64 rdata)
 {
 	__u64 bytes = IOT_RDATA(rdata, got_bytes);
+	int result = IOT_RDATA(rdata, result);
 
-	if (iot_smb_finish(rdata, bytes, IOT_RDATA(rdata, result) < 0 && !bytes))
+	/* smb2_readv_callback takes the answer "end of file" for no failure either. */
+	if (iot_smb_finish(rdata, bytes, result < 0 && result != -IOT_ENODATA && !bytes))
 		iot_smb_book_late(IOT_READ, iot_cifs_inode((__u64)IOT_RDATA(rdata, cfile)), bytes);
 	return 0;
 }
