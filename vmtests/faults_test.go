@@ -172,7 +172,17 @@ func faultsRecordHangs(g *guest.Guest) {
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	g.Cleanup(func() { _ = cmd.Process.Kill() })
+	g.Cleanup(func() {
+		if g.Failed() { // its goroutines say what it waits for
+			_ = cmd.Process.Signal(syscall.SIGQUIT)
+			select {
+			case <-ended:
+			case <-time.After(10 * time.Second):
+			}
+			g.Logf("standard error: %s\nstandard output: %s", stderr.String(), g.ReadFile(out))
+		}
+		_ = cmd.Process.Kill()
+	})
 	g.Eventually("it is ready", func() bool { _, err := os.Stat(ready); return err == nil })
 	g.NFSServerDown()
 	up := false
@@ -187,7 +197,10 @@ func faultsRecordHangs(g *guest.Guest) {
 		if err != nil {
 			g.Fatal(err)
 		}
-		for _, d := range o.Where("event.dataset", "iotrace.status") {
+		for _, d := range o.Docs {
+			if d.String("event.dataset") != "iotrace.status" {
+				continue
+			}
 			n++
 			lost += d.Int("iotrace.lost.exports")
 		}
