@@ -278,32 +278,34 @@ func nfsdClientGone(g *guest.Guest) {
 	g.Exec("ip", "link", "set", "srv"+c.a.name, "up")
 }
 
-// nfsdCopy: a copy on the server is nobody's wire bytes. What the disk writes for it is the
-// client's if the server's thread copies, and (unattributed) if a thread of its own does, but
-// never another client's.
+// nfsdCopy: a copy on the server is nobody's wire bytes. What the disk reads and writes for it
+// is the client's, whether the server's thread copies or a thread of its own.
 func nfsdCopy(g *guest.Guest) {
 	c := newNFSDCase(g, "4.2", "ext4", false)
 	c.a.write("source", bytesA)
-	c.Sync()
+	c.DropCaches()
 	s := c.begin()
 	p := g.Cgroup("copier").Process()
 	p.Open(c.a.file("source"), os.O_RDONLY).CopyTo(p.Open(c.a.file("copy"), os.O_CREATE|os.O_RDWR), bytesA)
 	p.Exit()
 	c.Sync()
 	wire, block := s.wire.Stop(), s.disk.Stop()
-	now, stats := c.served(), c.disk.Stats()
-	copied := stats.WriteBytes - s.stats.WriteBytes
-	if copied < bytesA || now != s.before {
-		g.Fatalf("the disk wrote %d bytes, and the clients moved %v, before %v: the server did not copy", copied, now, s.before)
+	now, diff := c.served(), c.disk.Stats().Sub(s.stats)
+	if diff.WriteBytes < bytesA || diff.ReadBytes < bytesA || now != s.before {
+		g.Fatalf("the disk read and wrote %d and %d bytes, and the clients moved %v, before %v: the server did not copy", diff.ReadBytes, diff.WriteBytes, now, s.before)
 	}
-	wire.Equal("bytes on the wire", wire.Sum("iotrace.write.bytes", "iotrace.source", "nfsd"), 0)
-	block.Equal("written to the disk", block.Sum("iotrace.write.bytes", "iotrace.source", "block", "iotrace.device.id", c.disk.ID()), copied)
-	of := func(k, v string) int64 { return block.Sum("iotrace.write.bytes", "iotrace.source", "block", k, v) }
-	a, b, nobody := of("iotrace.nfs.client.address", c.a.address), of("iotrace.nfs.client.address", c.b.address), of("iotrace.owner", "unattributed")+of("iotrace.owner", "kernel")
-	g.Logf("of %d bytes that COPY wrote, the client has %d, nobody %d", copied, a, nobody)
-	if b != 0 || a < bytesA && nobody < bytesA {
-		g.Errorf("of %d bytes the client has %d, another client %d, nobody %d", copied, a, b, nobody)
+	wire.Equal("bytes on the wire", wire.Sum("iotrace.write.bytes", "iotrace.source", "nfsd")+wire.Sum("iotrace.read.bytes", "iotrace.source", "nfsd"), 0)
+	of := func(field string, pairs ...string) int64 {
+		return block.Sum(field, append([]string{"iotrace.source", "block", "iotrace.device.id", c.disk.ID()}, pairs...)...)
 	}
+	block.Equal("written to the disk", of("iotrace.write.bytes"), diff.WriteBytes)
+	block.Equal("read from the disk", of("iotrace.read.bytes"), diff.ReadBytes)
+	mine := []string{"iotrace.nfs.client.address", c.a.address, "iotrace.nfs.export", nfsdExport}
+	wrote, read := of("iotrace.basis.dirtier", mine...), of("iotrace.read.bytes", mine...)
+	g.Logf("of a COPY of %d bytes the client has %d written and %d read", bytesA, wrote, read)
+	block.Equal("rows of another client", int64(len(block.Where("iotrace.nfs.client.address", c.b.address))), 0)
+	block.Within("written to the disk by "+c.a.name, wrote, bytesA, 100)
+	block.Within("read from the disk by "+c.a.name, read, bytesA, 100)
 }
 
 func (c *nfsdCase) run() {
