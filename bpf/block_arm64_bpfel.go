@@ -176,6 +176,7 @@ const (
 	BlockMapLosses                  = "losses"
 	BlockMapLostInodes              = "lost_inodes"
 	BlockMapNfsClients              = "nfs_clients"
+	BlockMapNfsCopies               = "nfs_copies"
 	BlockMapNoJournal               = "no_journal"
 	BlockMapNoXfsLog                = "no_xfs_log"
 	BlockMapNotesLive               = "notes_live"
@@ -328,6 +329,7 @@ type BlockMapSpecs struct {
 	Losses         *ebpf.MapSpec `ebpf:"losses"`
 	LostInodes     *ebpf.MapSpec `ebpf:"lost_inodes"`
 	NfsClients     *ebpf.MapSpec `ebpf:"nfs_clients"`
+	NfsCopies      *ebpf.MapSpec `ebpf:"nfs_copies"`
 	NoJournal      *ebpf.MapSpec `ebpf:"no_journal"`
 	NoXfsLog       *ebpf.MapSpec `ebpf:"no_xfs_log"`
 	NotesLive      *ebpf.MapSpec `ebpf:"notes_live"`
@@ -416,6 +418,7 @@ type BlockMaps struct {
 	Losses         *ebpf.Map `ebpf:"losses"`
 	LostInodes     *ebpf.Map `ebpf:"lost_inodes"`
 	NfsClients     *ebpf.Map `ebpf:"nfs_clients"`
+	NfsCopies      *ebpf.Map `ebpf:"nfs_copies"`
 	NoJournal      *ebpf.Map `ebpf:"no_journal"`
 	NoXfsLog       *ebpf.Map `ebpf:"no_xfs_log"`
 	NotesLive      *ebpf.Map `ebpf:"notes_live"`
@@ -462,6 +465,7 @@ func (m *BlockMaps) Close() error {
 		m.Losses,
 		m.LostInodes,
 		m.NfsClients,
+		m.NfsCopies,
 		m.NoJournal,
 		m.NoXfsLog,
 		m.NotesLive,

@@ -23,6 +23,12 @@ type CoreComm struct {
 	Name [16]int8
 }
 
+type CoreCopyFields struct {
+	_       structs.HostLayout
+	Client  uint32
+	Address uint32
+}
+
 type CoreFileRecord struct {
 	_          structs.HostLayout
 	Ino        uint64
@@ -159,6 +165,7 @@ const (
 	CoreMapLosses                 = "losses"
 	CoreMapLostInodes             = "lost_inodes"
 	CoreMapNfsClients             = "nfs_clients"
+	CoreMapNfsCopies              = "nfs_copies"
 	CoreMapNotesLive              = "notes_live"
 	CoreMapNotices                = "notices"
 	CoreMapOverflow               = "overflow"
@@ -268,6 +275,7 @@ type CoreMapSpecs struct {
 	Losses     *ebpf.MapSpec `ebpf:"losses"`
 	LostInodes *ebpf.MapSpec `ebpf:"lost_inodes"`
 	NfsClients *ebpf.MapSpec `ebpf:"nfs_clients"`
+	NfsCopies  *ebpf.MapSpec `ebpf:"nfs_copies"`
 	NotesLive  *ebpf.MapSpec `ebpf:"notes_live"`
 	Notices    *ebpf.MapSpec `ebpf:"notices"`
 	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
@@ -333,6 +341,7 @@ type CoreMaps struct {
 	Losses     *ebpf.Map `ebpf:"losses"`
 	LostInodes *ebpf.Map `ebpf:"lost_inodes"`
 	NfsClients *ebpf.Map `ebpf:"nfs_clients"`
+	NfsCopies  *ebpf.Map `ebpf:"nfs_copies"`
 	NotesLive  *ebpf.Map `ebpf:"notes_live"`
 	Notices    *ebpf.Map `ebpf:"notices"`
 	Overflow   *ebpf.Map `ebpf:"overflow"`
@@ -361,6 +370,7 @@ func (m *CoreMaps) Close() error {
 		m.Losses,
 		m.LostInodes,
 		m.NfsClients,
+		m.NfsCopies,
 		m.NotesLive,
 		m.Notices,
 		m.Overflow,

@@ -65,6 +65,7 @@ const (
 	FUSEMapLosses                     = "losses"
 	FUSEMapLostInodes                 = "lost_inodes"
 	FUSEMapNfsClients                 = "nfs_clients"
+	FUSEMapNfsCopies                  = "nfs_copies"
 	FUSEMapNotesLive                  = "notes_live"
 	FUSEMapNotices                    = "notices"
 	FUSEMapOverflow                   = "overflow"
@@ -202,6 +203,7 @@ type FUSEMapSpecs struct {
 	Losses     *ebpf.MapSpec `ebpf:"losses"`
 	LostInodes *ebpf.MapSpec `ebpf:"lost_inodes"`
 	NfsClients *ebpf.MapSpec `ebpf:"nfs_clients"`
+	NfsCopies  *ebpf.MapSpec `ebpf:"nfs_copies"`
 	NotesLive  *ebpf.MapSpec `ebpf:"notes_live"`
 	Notices    *ebpf.MapSpec `ebpf:"notices"`
 	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
@@ -273,6 +275,7 @@ type FUSEMaps struct {
 	Losses     *ebpf.Map `ebpf:"losses"`
 	LostInodes *ebpf.Map `ebpf:"lost_inodes"`
 	NfsClients *ebpf.Map `ebpf:"nfs_clients"`
+	NfsCopies  *ebpf.Map `ebpf:"nfs_copies"`
 	NotesLive  *ebpf.Map `ebpf:"notes_live"`
 	Notices    *ebpf.Map `ebpf:"notices"`
 	Overflow   *ebpf.Map `ebpf:"overflow"`
@@ -304,6 +307,7 @@ func (m *FUSEMaps) Close() error {
 		m.Losses,
 		m.LostInodes,
 		m.NfsClients,
+		m.NfsCopies,
 		m.NotesLive,
 		m.Notices,
 		m.Overflow,

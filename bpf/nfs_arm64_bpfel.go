@@ -45,6 +45,7 @@ const (
 	NFSMapLosses                      = "losses"
 	NFSMapLostInodes                  = "lost_inodes"
 	NFSMapNfsClients                  = "nfs_clients"
+	NFSMapNfsCopies                   = "nfs_copies"
 	NFSMapNotesLive                   = "notes_live"
 	NFSMapNotices                     = "notices"
 	NFSMapOverflow                    = "overflow"
@@ -206,6 +207,7 @@ type NFSMapSpecs struct {
 	Losses      *ebpf.MapSpec `ebpf:"losses"`
 	LostInodes  *ebpf.MapSpec `ebpf:"lost_inodes"`
 	NfsClients  *ebpf.MapSpec `ebpf:"nfs_clients"`
+	NfsCopies   *ebpf.MapSpec `ebpf:"nfs_copies"`
 	NotesLive   *ebpf.MapSpec `ebpf:"notes_live"`
 	Notices     *ebpf.MapSpec `ebpf:"notices"`
 	Overflow    *ebpf.MapSpec `ebpf:"overflow"`
@@ -281,6 +283,7 @@ type NFSMaps struct {
 	Losses      *ebpf.Map `ebpf:"losses"`
 	LostInodes  *ebpf.Map `ebpf:"lost_inodes"`
 	NfsClients  *ebpf.Map `ebpf:"nfs_clients"`
+	NfsCopies   *ebpf.Map `ebpf:"nfs_copies"`
 	NotesLive   *ebpf.Map `ebpf:"notes_live"`
 	Notices     *ebpf.Map `ebpf:"notices"`
 	Overflow    *ebpf.Map `ebpf:"overflow"`
@@ -316,6 +319,7 @@ func (m *NFSMaps) Close() error {
 		m.Losses,
 		m.LostInodes,
 		m.NfsClients,
+		m.NfsCopies,
 		m.NotesLive,
 		m.Notices,
 		m.Overflow,

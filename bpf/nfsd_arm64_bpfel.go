@@ -27,6 +27,7 @@ const (
 	NFSDMapLatencyA               = "latency_a"
 	NFSDMapLosses                 = "losses"
 	NFSDMapNfsClients             = "nfs_clients"
+	NFSDMapNfsCopies              = "nfs_copies"
 	NFSDMapNotices                = "notices"
 	NFSDMapOverflow               = "overflow"
 	NFSDMapRecords                = "records"
@@ -120,6 +121,7 @@ type NFSDMapSpecs struct {
 	LatencyA   *ebpf.MapSpec `ebpf:"latency_a"`
 	Losses     *ebpf.MapSpec `ebpf:"losses"`
 	NfsClients *ebpf.MapSpec `ebpf:"nfs_clients"`
+	NfsCopies  *ebpf.MapSpec `ebpf:"nfs_copies"`
 	Notices    *ebpf.MapSpec `ebpf:"notices"`
 	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
 	Records    *ebpf.MapSpec `ebpf:"records"`
@@ -179,6 +181,7 @@ type NFSDMaps struct {
 	LatencyA   *ebpf.Map `ebpf:"latency_a"`
 	Losses     *ebpf.Map `ebpf:"losses"`
 	NfsClients *ebpf.Map `ebpf:"nfs_clients"`
+	NfsCopies  *ebpf.Map `ebpf:"nfs_copies"`
 	Notices    *ebpf.Map `ebpf:"notices"`
 	Overflow   *ebpf.Map `ebpf:"overflow"`
 	Records    *ebpf.Map `ebpf:"records"`
@@ -201,6 +204,7 @@ func (m *NFSDMaps) Close() error {
 		m.LatencyA,
 		m.Losses,
 		m.NfsClients,
+		m.NfsCopies,
 		m.Notices,
 		m.Overflow,
 		m.Records,

@@ -33,6 +33,7 @@ const (
 	SMBMapLosses                 = "losses"
 	SMBMapLostInodes             = "lost_inodes"
 	SMBMapNfsClients             = "nfs_clients"
+	SMBMapNfsCopies              = "nfs_copies"
 	SMBMapNotesLive              = "notes_live"
 	SMBMapNotices                = "notices"
 	SMBMapOverflow               = "overflow"
@@ -150,6 +151,7 @@ type SMBMapSpecs struct {
 	Losses     *ebpf.MapSpec `ebpf:"losses"`
 	LostInodes *ebpf.MapSpec `ebpf:"lost_inodes"`
 	NfsClients *ebpf.MapSpec `ebpf:"nfs_clients"`
+	NfsCopies  *ebpf.MapSpec `ebpf:"nfs_copies"`
 	NotesLive  *ebpf.MapSpec `ebpf:"notes_live"`
 	Notices    *ebpf.MapSpec `ebpf:"notices"`
 	Overflow   *ebpf.MapSpec `ebpf:"overflow"`
@@ -219,6 +221,7 @@ type SMBMaps struct {
 	Losses     *ebpf.Map `ebpf:"losses"`
 	LostInodes *ebpf.Map `ebpf:"lost_inodes"`
 	NfsClients *ebpf.Map `ebpf:"nfs_clients"`
+	NfsCopies  *ebpf.Map `ebpf:"nfs_copies"`
 	NotesLive  *ebpf.Map `ebpf:"notes_live"`
 	Notices    *ebpf.Map `ebpf:"notices"`
 	Overflow   *ebpf.Map `ebpf:"overflow"`
@@ -250,6 +253,7 @@ func (m *SMBMaps) Close() error {
 		m.Losses,
 		m.LostInodes,
 		m.NfsClients,
+		m.NfsCopies,
 		m.NotesLive,
 		m.Notices,
 		m.Overflow,

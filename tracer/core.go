@@ -24,7 +24,7 @@ var sharedMaps = []string{
 	bpf.CoreMapRowCaches, bpf.CoreMapGeneration, bpf.CoreMapLosses, bpf.CoreMapRecords, bpf.CoreMapBatches, bpf.CoreMapNotices, bpf.CoreMapNotesLive,
 	bpf.CoreMapBegunAt, bpf.CoreMapDeadOwners, bpf.CoreMapLoopNotes, bpf.CoreMapComms,
 	bpf.CoreMapInodeNotes, bpf.CoreMapPageNotes, bpf.CoreMapSharers, bpf.CoreMapLostInodes,
-	bpf.CoreMapNfsClients, bpf.CoreMapFiles, bpf.CoreMapFileSwitch,
+	bpf.CoreMapNfsClients, bpf.CoreMapNfsCopies, bpf.CoreMapFiles, bpf.CoreMapFileSwitch,
 }
 
 // core is what all sources share: what this kernel offers, and the maps.

@@ -338,6 +338,11 @@ func (t *Tracer) moduleIsLoaded(name string) bool {
 // moduleLoaded attaches the sources that waited for the module. Where it was found
 // and not heard of, a source that could not be attached before is not tried again.
 func (t *Tracer) moduleLoaded(name string, found bool) {
+	if name == nfsdName && !found {
+		if l, err := t.core.loader(); err == nil {
+			t.findCopies(l)
+		}
+	}
 	for _, d := range sources {
 		if !t.opt.wants(d) || !slices.Contains(d.modules, name) {
 			continue

@@ -65,6 +65,48 @@ func nfsdSignals(preempts bool, limitation Limitation) (signals []signal) {
 		}})
 }
 
+var copiesOptional = Limitation{
+	Text:   "what a thread of the NFS server reads and writes for a COPY of NFSv4.2 is (unattributed)",
+	Remedy: "a kernel with CONFIG_DEBUG_INFO_BTF_MODULES=y",
+}
+
+// Offsets of 5.10, whose modules have no type information: read from the module's code
+// (nfsd4_do_async_copy, client_info_show).
+const (
+	copyClient510    = 248 // nfsd4_copy.cp_clp
+	clientAddress510 = 184 // nfs4_client.cl_addr
+)
+
+// findCopies tells the programs where such a thread keeps its client: see nfs_copies in
+// bpf/core/client.h. The module nfsd is loaded.
+func (c *loader) findCopies() error {
+	types, _, err := c.moduleTypes(false, nfsdName)
+	if err != nil {
+		return err
+	}
+	known := hopTypes{specs: append(types, c.types), old: c.pagesNameOwners()}
+	client, address := known.at("nfsd4_copy", copyClient510, "cp_clp"), known.at("nfs4_client", clientAddress510, "cl_addr")
+	if !client.known || !address.known {
+		return fmt.Errorf("the kernel has no type information about a COPY of NFSv4.2: %w", ErrAbsent)
+	}
+	return c.shared[bpf.CoreMapNfsCopies].Put(uint32(0), bpf.CoreCopyFields{Client: uint32(client.bytes), Address: uint32(address.bytes)})
+}
+
+// findCopies is for a server that runs already, and for one whose module is loaded later.
+func (t *Tracer) findCopies(l *loader) {
+	if !t.moduleIsLoaded(nfsdName) {
+		return
+	}
+	err := l.findCopies()
+	if err == nil {
+		return
+	}
+	t.opt.Log.Debug("the clients of server-side copies are not known", "error", err)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.objects["core"].addLimitation(copiesOptional)
+}
+
 // Clients of the NFS server as owners: see bpf/core/client.h.
 const (
 	clientShift = 60

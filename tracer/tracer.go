@@ -168,6 +168,7 @@ func New(opt Options) (*Tracer, error) {
 		return nil, explain(err)
 	}
 	t.objects["core"] = coreObject
+	t.findCopies(l)
 	if err := t.openAll(l); err != nil {
 		t.Close()
 		return nil, err

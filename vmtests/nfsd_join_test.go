@@ -88,6 +88,10 @@ func nfsdJoin(g *guest.Guest) {
 	written := func(r *guest.Output, pairs ...string) int64 {
 		return r.Sum("iotrace.write.bytes", append([]string{"iotrace.source", "block", "iotrace.nfs.export", nfsdExport}, pairs...)...)
 	}
+	r, _ := replay("nfs-client,device", nas) // what the server knows by itself
+	for client, blocks := range map[*nfsdClient]int64{c.a: 36, c.b: 27} {
+		within(client.name, r.Sum("iotrace.write.bytes", "iotrace.source", "block", "iotrace.nfs.client.address", client.address), blocks*block)
+	}
 	r, said := replay("project,nfs-client,nfs-export", files["web1"], files["web2"], nas)
 	for _, w := range all {
 		within(w.project+" on "+w.client.name, written(r, "iotrace.project.name", w.project, "iotrace.nfs.client.address", w.client.address), w.blocks*block)

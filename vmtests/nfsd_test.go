@@ -49,6 +49,7 @@ type nfsdCase struct {
 	version string
 	disk    guest.Disk
 	a, b    *nfsdClient
+	exports int // how often it was exported: the server's counters of an export begin anew
 }
 
 const nfsdExport = "/srv/exported"
@@ -78,6 +79,7 @@ func (c *nfsdCase) export(how string) {
 	exports, _, _ := strings.Cut(c.ReadFile("/etc/exports"), nfsdExport)
 	c.WriteFile("/etc/exports", exports+nfsdExport+" *(rw,no_root_squash,insecure,fsid=7,no_subtree_check,"+how+")\n")
 	c.Exec("exportfs", "-r")
+	c.exports++
 }
 
 // client makes a client host and mounts the export there, until the scenario's end.
@@ -143,6 +145,28 @@ func (c *nfsdCase) served() (n [2]int64) {
 	return n
 }
 
+// exported is what the server counts for the export: bytes read and written.
+func (c *nfsdCase) exported() (n [2]int64) {
+	c.Helper()
+	inside := false
+	for line := range strings.Lines(c.ReadFile("/proc/fs/nfsd/export_stats")) {
+		if path, _, ok := strings.Cut(line, "\t"); ok && path != "" {
+			inside = path == nfsdExport
+		}
+		name, number, _ := strings.Cut(strings.TrimSpace(line), ": ")
+		i := map[string]int{"io_read": 1, "io_write": 2}[name]
+		if !inside || i == 0 {
+			continue
+		}
+		v, err := strconv.ParseInt(number, 10, 64)
+		if err != nil {
+			c.Fatalf("%q: %v", line, err)
+		}
+		n[i-1] += v
+	}
+	return n
+}
+
 // calls is how many requests of clients the server answered, those that do nothing left out.
 func (c *nfsdCase) calls() (n int64) {
 	c.Helper()
@@ -167,6 +191,8 @@ type nfsdRun struct {
 	c          *nfsdCase
 	wire, disk *guest.Tracer
 	before     [2]int64
+	exported   [2]int64
+	exports    int
 	calls      int64
 	stats      guest.IOStats
 }
@@ -179,7 +205,7 @@ func (c *nfsdCase) begin() *nfsdRun {
 	c.Helper()
 	c.Sync()
 	s := &nfsdRun{c: c, wire: c.Trace("--source", "nfsd", "--by", "nfs-client,nfs-export")}
-	s.before, s.calls = c.served(), c.calls()
+	s.before, s.exported, s.exports, s.calls = c.served(), c.exported(), c.exports, c.calls()
 	s.disk = c.Trace("--source", "block", "--by", "nfs-client,nfs-export,device")
 	s.stats = c.disk.Stats()
 	return s
@@ -192,7 +218,7 @@ func (s *nfsdRun) end(a, b nfsdBytes) {
 	c := s.c
 	c.Helper()
 	c.Sync()
-	calls := c.calls() - s.calls
+	calls, exported := c.calls()-s.calls, c.exported()
 	wire, block := s.wire.Stop(), s.disk.Stop()
 	now, stats := c.served(), c.disk.Stats()
 	of := func(r *guest.Output, field, source, address string) int64 {
@@ -200,6 +226,11 @@ func (s *nfsdRun) end(a, b nfsdBytes) {
 	}
 	wire.Equal("the server's bytes read", wire.Sum("iotrace.read.bytes", "iotrace.source", "nfsd"), now[0]-s.before[0])
 	wire.Equal("the server's bytes written", wire.Sum("iotrace.write.bytes", "iotrace.source", "nfsd"), now[1]-s.before[1])
+	if s.exports == c.exports {
+		mine := []string{"iotrace.source", "nfsd", "iotrace.nfs.export", nfsdExport}
+		wire.Equal("bytes read of the export", wire.Sum("iotrace.read.bytes", mine...), exported[0]-s.exported[0])
+		wire.Equal("bytes written of the export", wire.Sum("iotrace.write.bytes", mine...), exported[1]-s.exported[1])
+	}
 	wire.Equal("lost", wire.Lost(), 0)
 	var ops int64
 	for _, op := range []string{"read", "write", "flush", "metadata"} {
@@ -240,6 +271,15 @@ func (s *nfsdRun) end(a, b nfsdBytes) {
 	}
 	block.Equal("read from the disk", sum("iotrace.read.bytes"), stats.ReadBytes-s.stats.ReadBytes)
 	block.Equal("written to the disk", sum("iotrace.write.bytes"), stats.WriteBytes-s.stats.WriteBytes)
+	for _, field := range []string{"iotrace.read.bytes", "iotrace.write.bytes"} { // no other row: neither the root's nor (unattributed)
+		var named int64
+		for _, owner := range []string{"nfs-client", "kernel"} {
+			named += block.Sum(field, "iotrace.source", "block", "iotrace.device.id", c.disk.ID(), "iotrace.owner", owner)
+		}
+		kernel := block.Sum(field, "iotrace.source", "block", "iotrace.device.id", c.disk.ID(), "iotrace.owner", "kernel")
+		c.Logf("%s of the disk: %d, (kernel) has %d of them, rows of neither clients nor the kernel %d", field, sum(field), kernel, sum(field)-named)
+		block.Within(field+" of clients and (kernel)", named, sum(field), 100)
+	}
 }
 
 func nfsd(version, fstype string) func(*guest.Guest) {
@@ -278,32 +318,34 @@ func nfsdClientGone(g *guest.Guest) {
 	g.Exec("ip", "link", "set", "srv"+c.a.name, "up")
 }
 
-// nfsdCopy: a copy on the server is nobody's wire bytes. What the disk writes for it is the
-// client's if the server's thread copies, and (unattributed) if a thread of its own does, but
-// never another client's.
+// nfsdCopy: a copy on the server is nobody's wire bytes. What the disk reads and writes for it
+// is the client's, whether the server's thread copies or a thread of its own.
 func nfsdCopy(g *guest.Guest) {
 	c := newNFSDCase(g, "4.2", "ext4", false)
 	c.a.write("source", bytesA)
-	c.Sync()
+	c.DropCaches()
 	s := c.begin()
 	p := g.Cgroup("copier").Process()
 	p.Open(c.a.file("source"), os.O_RDONLY).CopyTo(p.Open(c.a.file("copy"), os.O_CREATE|os.O_RDWR), bytesA)
 	p.Exit()
 	c.Sync()
 	wire, block := s.wire.Stop(), s.disk.Stop()
-	now, stats := c.served(), c.disk.Stats()
-	copied := stats.WriteBytes - s.stats.WriteBytes
-	if copied < bytesA || now != s.before {
-		g.Fatalf("the disk wrote %d bytes, and the clients moved %v, before %v: the server did not copy", copied, now, s.before)
+	now, diff := c.served(), c.disk.Stats().Sub(s.stats)
+	if diff.WriteBytes < bytesA || diff.ReadBytes < bytesA || now != s.before {
+		g.Fatalf("the disk read and wrote %d and %d bytes, and the clients moved %v, before %v: the server did not copy", diff.ReadBytes, diff.WriteBytes, now, s.before)
 	}
-	wire.Equal("bytes on the wire", wire.Sum("iotrace.write.bytes", "iotrace.source", "nfsd"), 0)
-	block.Equal("written to the disk", block.Sum("iotrace.write.bytes", "iotrace.source", "block", "iotrace.device.id", c.disk.ID()), copied)
-	of := func(k, v string) int64 { return block.Sum("iotrace.write.bytes", "iotrace.source", "block", k, v) }
-	a, b, nobody := of("iotrace.nfs.client.address", c.a.address), of("iotrace.nfs.client.address", c.b.address), of("iotrace.owner", "unattributed")+of("iotrace.owner", "kernel")
-	g.Logf("of %d bytes that COPY wrote, the client has %d, nobody %d", copied, a, nobody)
-	if b != 0 || a < bytesA && nobody < bytesA {
-		g.Errorf("of %d bytes the client has %d, another client %d, nobody %d", copied, a, b, nobody)
+	wire.Equal("bytes on the wire", wire.Sum("iotrace.write.bytes", "iotrace.source", "nfsd")+wire.Sum("iotrace.read.bytes", "iotrace.source", "nfsd"), 0)
+	of := func(field string, pairs ...string) int64 {
+		return block.Sum(field, append([]string{"iotrace.source", "block", "iotrace.device.id", c.disk.ID()}, pairs...)...)
 	}
+	block.Equal("written to the disk", of("iotrace.write.bytes"), diff.WriteBytes)
+	block.Equal("read from the disk", of("iotrace.read.bytes"), diff.ReadBytes)
+	mine := []string{"iotrace.nfs.client.address", c.a.address, "iotrace.nfs.export", nfsdExport}
+	wrote, read := of("iotrace.basis.dirtier", mine...), of("iotrace.read.bytes", mine...)
+	g.Logf("of a COPY of %d bytes the client has %d written and %d read", bytesA, wrote, read)
+	block.Equal("rows of another client", int64(len(block.Where("iotrace.nfs.client.address", c.b.address))), 0)
+	block.Within("written to the disk by "+c.a.name, wrote, bytesA, 100)
+	block.Within("read from the disk by "+c.a.name, read, bytesA, 100)
 }
 
 func (c *nfsdCase) run() {

@@ -3,8 +3,11 @@
 package vmtests
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
@@ -37,6 +40,7 @@ func TestSMB(t *testing.T) {
 			{name: "writers_64", run: smb("strict", smbWriters64)},
 			{name: "files", run: smbFiles, smoke: true},
 			{name: "mount", run: smbNamed, smoke: true},
+			{name: "server", run: smbServer},
 		},
 	}.test(t)
 }
@@ -337,4 +341,78 @@ func smbNamed(g *guest.Guest) {
 	r := tr.Stop()
 	r.Equal("written to the share", r.Sum("iotrace.write.bytes", "iotrace.source", "smb", "iotrace.device.id", id,
 		"iotrace.smb.server", "127.0.0.1", "iotrace.smb.share", "share", "iotrace.mount.source", "//127.0.0.1/share"), bytesA+bytesB)
+}
+
+// smbServer looks at the server: what its disk does for each client is that of the process
+// smbd of the client's connection, and smbstatus says which process that is.
+func smbServer(g *guest.Guest) {
+	g.HoldWriteback()
+	g.SMBServer()
+	g.Modprobe("cifs")
+	disk := g.NVMe()
+	disk.Format("ext4")
+	disk.MountAt("ext4", guest.SMBDisk, "")
+	type client struct {
+		address     string
+		m           *guest.SMBMount
+		write, read int64
+	}
+	clients := []*client{{address: "10.1.0.1", write: bytesA, read: bytesB}, {address: "10.1.0.2", write: bytesB, read: bytesA}}
+	for _, c := range clients {
+		g.Exec("ip", "address", "add", c.address+"/32", "dev", "lo")
+		g.Cleanup(func() { g.Exec("ip", "address", "del", c.address+"/32", "dev", "lo") })
+		c.m = g.SMBShare("//" + c.address + "/disk")
+	}
+	g.Sync()
+	tr := g.Trace("--source", "block", "--by", "process,device")
+	before := disk.Stats()
+	for _, c := range clients {
+		g.Exec("dd", "if=/dev/urandom", "of="+c.m.File(c.address), "bs=1M", "iflag=fullblock,count_bytes", fmt.Sprintf("count=%d", c.write), "status=none")
+	}
+	g.Sync() // an outsider flushes what the server has in memory
+	g.DropCaches()
+	for i, c := range clients {
+		g.Exec("dd", "if="+c.m.File(clients[1-i].address), "of=/dev/null", "bs=1M", "status=none")
+	}
+	status := g.Exec("smbstatus", "-p", "-s", "/etc/samba/smb.conf")
+	g.Sync()
+	r, diff := tr.Stop(), disk.Stats().Sub(before)
+	g.Logf("smbstatus -p:\n%s", status)
+	of := func(field string, pairs ...string) int64 {
+		return r.Sum(field, append([]string{"iotrace.source", "block", "iotrace.device.id", disk.ID()}, pairs...)...)
+	}
+	r.Equal("written to the disk", of("iotrace.write.bytes"), diff.WriteBytes)
+	r.Equal("read from the disk", of("iotrace.read.bytes"), diff.ReadBytes)
+	pids := map[string]bool{}
+	for _, c := range clients {
+		pid := smbdOf(g, status, c.address)
+		pids[pid] = true
+		mine := []string{"process.name", "smbd", "process.pid", pid}
+		wrote, read := of("iotrace.basis.dirtier", mine...), of("iotrace.read.bytes", mine...)
+		g.Logf("smbd %s of %s: wrote %d, its client %d; read %d, its client %d", pid, c.address, wrote, c.write, read, c.read)
+		r.Within("written for "+c.address, wrote, c.write, 100)
+		r.Within("read for "+c.address, read, c.read, 100)
+	}
+	if len(pids) != len(clients) {
+		g.Errorf("the processes of %d clients are %v", len(clients), pids)
+	}
+}
+
+// smbdOf is the process that smbstatus -p names for a client's address.
+func smbdOf(g *guest.Guest, status, address string) (pid string) {
+	g.Helper()
+	for line := range strings.Lines(status) {
+		f := strings.Fields(line)
+		if !strings.Contains(line, "ipv4:"+address+":") {
+			continue
+		}
+		if _, err := strconv.Atoi(f[0]); err != nil || pid != "" {
+			g.Fatalf("which process serves %s? %q", address, status)
+		}
+		pid = f[0]
+	}
+	if pid == "" {
+		g.Fatalf("no process serves %s: %q", address, status)
+	}
+	return pid
 }

@@ -29,6 +29,18 @@ struct {
 	__type(value, struct client_address);
 } nfs_clients SEC(".maps");
 
+/*
+ * A COPY of NFSv4.2 may be done by a thread of its own, whose data is the copy (struct
+ * nfsd4_copy). That leads to the client (struct nfs4_client). These are types of the module
+ * nfsd, which may be loaded later than programs are: user space says where the fields are.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct copy_fields);
+} nfs_copies SEC(".maps");
+
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
 struct kthread {
@@ -103,6 +115,20 @@ static __always_inline __u64 iot_client(const void *sockaddr)
 }
 
 #define IOT_COMM_NFSD 0x6473666eU /* "nfsd" */
+#define IOT_COMM_COPY 0x7268742079706f63ULL /* "copy thr", of "copy thread" */
+
+/* The address of the client whose COPY a thread does; 0 where the fields are not known. */
+static __always_inline __u64 iot_copier(__u64 copy)
+{
+	__u32 zero = 0;
+	struct copy_fields *fields = bpf_map_lookup_elem(&nfs_copies, &zero);
+	__u64 client;
+
+	if (!fields || !fields->address)
+		return 0;
+	client = iot_word_at(copy + fields->client);
+	return client ? client + fields->address : 0;
+}
 
 /* The client that a kernel thread works for; 0 for all others. */
 __noinline __u64 iot_client_of_task(__u64 task_addr)
@@ -110,13 +136,12 @@ __noinline __u64 iot_client_of_task(__u64 task_addr)
 	struct task_struct *task = (void *)task_addr;
 	struct task_struct___5_17 *now = (void *)task;
 	struct task_struct___5_10 *old = (void *)task;
-	__u64 comm = iot_word_at((__u64)&task->comm);
+	__u64 comm = iot_word_at((__u64)&task->comm), data, address = 0;
+	bool copies = comm == IOT_COMM_COPY;
 	struct svc_rqst *rqst = NULL;
 	struct kthread *thread;
 
-	if (!bpf_core_field_exists(rqst->rq_addr))
-		return 0;
-	if ((comm & 0xffffffffffULL) != IOT_COMM_NFSD) /* with the final NUL */
+	if (!copies && (comm & 0xffffffffffULL) != IOT_COMM_NFSD) /* with the final NUL */
 		return 0;
 	if (!(FIELD(task, flags) & PF_KTHREAD))
 		return 0;
@@ -124,8 +149,14 @@ __noinline __u64 iot_client_of_task(__u64 task_addr)
 		thread = FIELD(now, worker_private);
 	else
 		thread = FIELD(old, set_child_tid);
-	rqst = FIELD(thread, data);
-	return rqst ? iot_client(&rqst->rq_addr) : 0;
+	data = (__u64)FIELD(thread, data);
+	if (!data)
+		return 0;
+	if (copies)
+		address = iot_copier(data);
+	else if (bpf_core_field_exists(rqst->rq_addr))
+		address = data + bpf_core_field_offset(rqst->rq_addr);
+	return address ? iot_client((const void *)address) : 0;
 }
 
 #endif

@@ -320,6 +320,12 @@ struct client_address {
 	__u64 word[2];
 };
 
+/* Where the client is in a COPY of NFSv4.2, and in the client its address; 0: not known. */
+struct copy_fields {
+	__u32 client;
+	__u32 address;
+};
+
 /* From where a mounted file system's requests are sent. Of IPv4 the address is the lower half of the first word. */
 struct source_address {
 	__u32 family; /* AF_INET or AF_INET6 */

@@ -16,8 +16,11 @@ type SMBMount struct {
 }
 
 // SMBDir is the directory that samba shares as "share". It is on tmpfs, which does no
-// block I/O.
-const SMBDir = "/srv-smb"
+// block I/O. SMBDisk is the one that it shares as "disk", where a scenario mounts a disk.
+const (
+	SMBDir  = "/srv-smb"
+	SMBDisk = "/srv-smb-disk"
+)
 
 const smbConf = `[global]
 server role = standalone server
@@ -25,13 +28,16 @@ map to guest = bad user
 guest account = root
 disable netbios = yes
 smb ports = 445
-interfaces = lo
-bind interfaces only = yes
 load printers = no
 disable spoolss = yes
 log level = 0
 [share]
 path = ` + SMBDir + `
+read only = no
+guest ok = yes
+force user = root
+[disk]
+path = ` + SMBDisk + `
 read only = no
 guest ok = yes
 force user = root
@@ -75,16 +81,23 @@ func (g *Guest) smbListens() bool {
 // are added to mount's -o. Each mount has a connection and counters of its own.
 func (g *Guest) SMB(cache string, options ...string) *SMBMount {
 	g.Helper()
+	return g.SMBShare("//127.0.0.1/share", append([]string{"cache=" + cache}, options...)...)
+}
+
+// SMBShare is SMB of any share, at any of this guest's addresses. The client's address is
+// the same one.
+func (g *Guest) SMBShare(share string, options ...string) *SMBMount {
+	g.Helper()
 	g.SMBServer()
 	g.loops++
 	m := &SMBMount{g, fmt.Sprintf("/mnt/smb-%d-%d", g.serial, g.loops)}
 	if err := os.MkdirAll(m.Target, 0o755); err != nil {
 		g.Fatal(err)
 	}
-	o := strings.Join(append([]string{"guest", "vers=3.1.1", "nosharesock", "cache=" + cache}, options...), ",")
+	o := strings.Join(append([]string{"guest", "vers=3.1.1", "nosharesock"}, options...), ",")
 	// On a machine that is stopped for seconds either side may give up on the other.
 	g.Eventually("mounting the share", func() bool {
-		_, err := g.Try("mount", "-t", "cifs", "-o", o, "//127.0.0.1/share", m.Target)
+		_, err := g.Try("mount", "-t", "cifs", "-o", o, share, m.Target)
 		return err == nil
 	})
 	g.Cleanup(func() { g.Unmount(m.Target) })
