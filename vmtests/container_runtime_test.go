@@ -42,12 +42,13 @@ func TestRuntimes(t *testing.T) {
 			{name: "image", run: runtimeImage},
 		},
 	}
-	if k, err := selected(); err == nil && !guest.Inside() && !*flagSupport &&
-		slices.ContainsFunc(k, func(k Kernel) bool {
-			run := s.expected(t, k)
-			return k.Name == s.line && (slices.Contains(run, "package") || slices.Contains(run, "image"))
-		}) {
-		s.shares = []vm.Share{packageShare(t)}
+	if k, err := selected(); err == nil && !guest.Inside() && !*flagSupport {
+		if at := slices.IndexFunc(k, func(k Kernel) bool { return k.Name == s.line }); at >= 0 {
+			run := s.expected(t, k[at])
+			if image := slices.Contains(run, "image"); image || slices.Contains(run, "package") {
+				s.shares = []vm.Share{packageShare(t, image)}
+			}
+		}
 	}
 	s.test(t)
 }

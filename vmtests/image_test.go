@@ -3,6 +3,7 @@
 package vmtests
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
@@ -12,9 +13,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 
 	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
@@ -24,10 +27,26 @@ import (
 // deployNode is what the DaemonSet says that the node is called.
 const deployNode = "guest"
 
+// debugFile is the pod that kubectl debug asks for, in the share with what a release has.
+const debugFile = "debug.json"
+
+// recordDebugPod writes it.
+func recordDebugPod(t *testing.T, dir string) {
+	t.Helper()
+	line := enginetest.DebugLine(t, "../packaging/README.md", deployNode)
+	text, err := json.Marshal(enginetest.DebugPod(t, "../build/tools/kubectl", deployNode, line))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, debugFile), text, 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // runtimeImage runs the image of a release in every way that packaging/ describes for one
 // machine, on a pure cgroup v2 tree where engines give containers a cgroup namespace of
-// their own: both lines of docker run, and the DaemonSet's pod over CRI. Beside them a
-// tracer runs on the host. All see the same load: what each says of it is the same, byte
+// their own: both lines of docker run, and over CRI the DaemonSet's pod and the one that
+// kubectl debug asks for. Beside them a tracer runs on the host. All see the same load: what each says of it is the same, byte
 // for byte.
 func runtimeImage(g *guest.Guest) {
 	g.Modprobe("overlay", "loop", "veth", "virtiofs")
@@ -54,7 +73,7 @@ func runtimeImage(g *guest.Guest) {
 	if len(tracers) != 3 {
 		g.Fatalf("packaging/README.md has %d lines of docker run, want 2", len(tracers)-1)
 	}
-	tracers = append(tracers, tracePod(g, c, set))
+	tracers = append(tracers, tracePod(g, c, set), traceDebug(g, c, share))
 
 	load.run()
 	outputs := make([]*guest.Output, len(tracers))
@@ -141,7 +160,7 @@ func traceDocker(g *guest.Guest, name string, line []string) imageTracer {
 		defer f.Close()
 		files[i] = f
 	}
-	cmd := exec.Command("docker", append(append([]string{"run", "--rm", "--name", name}, line...), append(imageFlags, "--interval", "1s")...)...)
+	cmd := exec.Command("docker", append(append([]string{"run", "--rm", "--name", name}, line...), append(slices.Clone(imageFlags), "--interval", "1s")...)...)
 	cmd.Stdout, cmd.Stderr = files[0], files[1]
 	if err := cmd.Start(); err != nil {
 		g.Fatal(err)
@@ -183,16 +202,33 @@ func traceDocker(g *guest.Guest, name string, line []string) imageTracer {
 	}}
 }
 
-// tracePod runs the DaemonSet's pod and waits until its readiness probe succeeds.
-func tracePod(g *guest.Guest, c *enginetest.Containerd, set *appsv1.DaemonSet) imageTracer {
+// startPod runs a pod that traces, and shows what it says when the scenario fails.
+func startPod(g *guest.Guest, c *enginetest.Containerd, namespace, uid string, template *corev1.PodTemplateSpec, args ...string) *enginetest.RunningPod {
 	g.Helper()
-	p := c.RunTemplate(g, deployNode, "iotrace-bpf", "7f0e1c52-38ab-4f0e-9d6a-2b1c3d4e5f60", &set.Spec.Template, imageFlags...)
+	p := c.RunTemplate(g, deployNode, namespace, uid, template, append(slices.Clone(imageFlags), args...)...)
 	g.Cleanup(func() {
 		if g.Failed() {
 			_, errs := p.Output(g)
-			g.Logf("the pod's standard error:\n%s", errs)
+			g.Logf("standard error of the pod in %s:\n%s", namespace, errs)
 		}
 	})
+	return p
+}
+
+// stopPod ends a pod and reads what it printed.
+func stopPod(g *guest.Guest, name string, p *enginetest.RunningPod) *guest.Output {
+	g.Helper()
+	if status := p.Stop(g); status != 0 {
+		g.Errorf("%s ended with %d", name, status)
+	}
+	stdout, stderr := p.Output(g)
+	return parsed(g, name, stdout, stderr)
+}
+
+// tracePod runs the DaemonSet's pod and waits until its readiness probe succeeds.
+func tracePod(g *guest.Guest, c *enginetest.Containerd, set *appsv1.DaemonSet) imageTracer {
+	g.Helper()
+	p := startPod(g, c, "iotrace-bpf", "7f0e1c52-38ab-4f0e-9d6a-2b1c3d4e5f60", &set.Spec.Template)
 	box := &set.Spec.Template.Spec.Containers[0]
 	probe := fmt.Sprintf("http://%s:%d%s", p.Address, box.Ports[0].ContainerPort, box.ReadinessProbe.HTTPGet.Path)
 	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}} // and no proxy
@@ -222,12 +258,20 @@ func tracePod(g *guest.Guest, c *enginetest.Containerd, set *appsv1.DaemonSet) i
 		g.Helper()
 		peak := g.Int("/sys/fs/cgroup" + path + "/memory.peak")
 		g.Logf("the pod used %.1f MiB at its peak, of %d", float64(peak)/(1<<20), limit>>20)
-		if status := p.Stop(g); status != 0 {
-			g.Errorf("the pod ended with %d", status)
-		}
-		stdout, stderr := p.Output(g)
-		return parsed(g, "the pod", stdout, stderr)
+		return stopPod(g, "the pod", p)
 	}}
+}
+
+// traceDebug runs the pod that kubectl debug asks for and waits until it prints documents.
+func traceDebug(g *guest.Guest, c *enginetest.Containerd, share string) imageTracer {
+	g.Helper()
+	var pod corev1.Pod
+	if err := yaml.UnmarshalStrict([]byte(g.ReadFile(filepath.Join(share, debugFile))), &pod); err != nil {
+		g.Fatal(err)
+	}
+	p := startPod(g, c, pod.Namespace, "b2f6d0c4-1e7a-4a58-8c39-5d4e3f2a1b0c", &corev1.PodTemplateSpec{ObjectMeta: pod.ObjectMeta, Spec: pod.Spec}, "--interval", "1s")
+	g.Eventually("the pod of kubectl debug prints documents", func() bool { out, _ := p.Output(g); return out != "" })
+	return imageTracer{"the pod of kubectl debug", func() *guest.Output { g.Helper(); return stopPod(g, "the pod of kubectl debug", p) }}
 }
 
 // parsed reads the output of a tracer in a container, which must not say that the container

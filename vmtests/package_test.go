@@ -21,8 +21,8 @@ import (
 const packageTag = "package"
 
 // packageShare makes the package as a release does. What makes and describes the image
-// lies beside it.
-func packageShare(t *testing.T) vm.Share {
+// lies beside it; for the scenario of the image also the pod of kubectl debug.
+func packageShare(t *testing.T, image bool) vm.Share {
 	t.Helper()
 	dir := t.TempDir()
 	cmd := exec.Command("../packaging/package.sh", "v0.9.0", dir)
@@ -42,6 +42,9 @@ func packageShare(t *testing.T) vm.Share {
 	unpack := fmt.Sprintf("tar -C %q --strip-components=1 -xzf %q/*.tar.gz && mv %[2]q/ca-certificates.crt %[1]q/", context, dir)
 	if out, err := exec.Command("sh", "-c", unpack).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", unpack, err, out)
+	}
+	if image {
+		recordDebugPod(t, dir)
 	}
 	return vm.Share{Tag: packageTag, Dir: dir}
 }

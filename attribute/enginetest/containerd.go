@@ -188,7 +188,7 @@ func (c *Containerd) RunPod(t testing.TB, p Pod) (container, sandbox string) {
 		Metadata: &cri.PodSandboxMetadata{Name: p.Name, Namespace: p.Namespace, Uid: p.UID},
 		Labels:   labels,
 		Linux: &cri.LinuxPodSandboxConfig{
-			CgroupParent:    c.parent(p.UID),
+			CgroupParent:    c.parent("burstable", p.UID),
 			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}},
 		},
 	}

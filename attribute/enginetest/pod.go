@@ -4,10 +4,12 @@ package enginetest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -29,12 +31,21 @@ func (c *Containerd) client(t testing.TB) cri.RuntimeServiceClient {
 	return cri.NewRuntimeServiceClient(conn)
 }
 
-// parent is the cgroup that the kubelet names for a pod of the QoS class Burstable.
-func (c *Containerd) parent(uid string) string {
+// parent is the cgroup that the kubelet names for a pod of a QoS class, burstable or
+// besteffort.
+func (c *Containerd) parent(class, uid string) string {
 	if c.systemd {
-		return "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + strings.ReplaceAll(uid, "-", "_") + ".slice"
+		return "/kubepods.slice/kubepods-" + class + ".slice/kubepods-" + class + "-pod" + strings.ReplaceAll(uid, "-", "_") + ".slice"
 	}
-	return "/kubepods/burstable/pod" + uid
+	return "/kubepods/" + class + "/pod" + uid
+}
+
+// class is the QoS class of a pod that guarantees nothing.
+func class(box *corev1.Container) string {
+	if len(box.Resources.Requests)+len(box.Resources.Limits) == 0 {
+		return "besteffort"
+	}
+	return "burstable"
 }
 
 // RunningPod is a pod with one container that RunTemplate started.
@@ -47,13 +58,14 @@ type RunningPod struct {
 	grace  int64
 }
 
-// RunTemplate starts the pod of a DaemonSet as the kubelet does: it translates the template
-// to the CRI. Args are added to those of the container. Node is the name of this node.
-// A part of a template that it does not know fails the test.
+// RunTemplate starts a pod as the kubelet does: it translates the template to the CRI. Args
+// are added to those of the container. Node is the name of this node. A part of a template
+// that it does not know fails the test. A terminal is left out: the CRI's log keeps the two
+// outputs apart without one.
 func (c *Containerd) RunTemplate(t testing.TB, node, namespace, uid string, template *corev1.PodTemplateSpec, args ...string) *RunningPod {
 	t.Helper()
 	spec := &template.Spec
-	if len(spec.Containers) != 1 || len(spec.InitContainers) > 0 || spec.HostNetwork || spec.HostIPC || spec.SecurityContext != nil {
+	if len(spec.Containers) != 1 || len(spec.InitContainers) > 0 || spec.SecurityContext != nil && !reflect.DeepEqual(*spec.SecurityContext, corev1.PodSecurityContext{}) {
 		t.Fatalf("RunTemplate cannot translate this pod: %+v", spec)
 	}
 	box := &spec.Containers[0]
@@ -66,7 +78,7 @@ func (c *Containerd) RunTemplate(t testing.TB, node, namespace, uid string, temp
 	}
 
 	// pkg/kubelet/container/helpers.go and pkg/kubelet/kuberuntime of Kubernetes say how.
-	name := box.Name + "-x7k2p"
+	name := cmp.Or(template.Name, box.Name+"-x7k2p")
 	labels := map[string]string{"io.kubernetes.pod.name": name, "io.kubernetes.pod.namespace": namespace, "io.kubernetes.pod.uid": uid}
 	own := map[string]string{"io.kubernetes.container.name": box.Name}
 	for k, v := range labels {
@@ -79,21 +91,28 @@ func (c *Containerd) RunTemplate(t testing.TB, node, namespace, uid string, temp
 	if spec.HostPID {
 		namespaces.Pid = cri.NamespaceMode_NODE
 	}
+	if spec.HostNetwork {
+		namespaces.Network = cri.NamespaceMode_NODE
+	}
+	if spec.HostIPC {
+		namespaces.Ipc = cri.NamespaceMode_NODE
+	}
+	security := securityContext(t, box.SecurityContext)
 	sandbox := &cri.PodSandboxConfig{
 		Metadata: &cri.PodSandboxMetadata{Name: name, Namespace: namespace, Uid: uid}, Hostname: name,
 		Labels: labels, Annotations: template.Annotations, LogDirectory: filepath.Dir(p.log),
 		Linux: &cri.LinuxPodSandboxConfig{
-			CgroupParent:    c.parent(uid),
-			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: namespaces},
+			CgroupParent:    c.parent(class(box), uid),
+			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: namespaces, Privileged: security.Privileged},
 		},
 	}
 	config := &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: box.Name}, Image: &cri.ImageSpec{Image: box.Image},
 		Command: box.Command, Args: append(append([]string{}, box.Args...), args...),
 		Labels: own, LogPath: filepath.Base(p.log),
-		Linux: &cri.LinuxContainerConfig{Resources: resources(t, spec, box), SecurityContext: securityContext(t, box.SecurityContext)},
+		Linux: &cri.LinuxContainerConfig{Resources: resources(t, spec, box), SecurityContext: security},
 	}
-	config.Linux.SecurityContext.NamespaceOptions = namespaces
+	security.NamespaceOptions = namespaces
 	for _, e := range box.Env {
 		value := e.Value
 		if from := e.ValueFrom; from != nil {
@@ -164,6 +183,9 @@ func resources(t testing.TB, spec *corev1.PodSpec, box *corev1.Container) *cri.L
 		MemoryLimitInBytes: box.Resources.Limits.Memory().Value(),
 		OomScoreAdj:        999,
 	}
+	if class(box) == "besteffort" {
+		r.OomScoreAdj = 1000
+	}
 	if spec.PriorityClassName == "system-node-critical" {
 		r.OomScoreAdj = -997
 	}
@@ -173,9 +195,12 @@ func resources(t testing.TB, spec *corev1.PodSpec, box *corev1.Container) *cri.L
 	return r
 }
 
-// securityContext translates that of a container.
+// securityContext translates that of a container. Nothing is hidden from a privileged one.
 func securityContext(t testing.TB, s *corev1.SecurityContext) *cri.LinuxContainerSecurityContext {
 	t.Helper()
+	if s == nil {
+		s = &corev1.SecurityContext{}
+	}
 	profile := func(unconfined bool) *cri.SecurityProfile {
 		if unconfined {
 			return &cri.SecurityProfile{ProfileType: cri.SecurityProfile_Unconfined}
@@ -198,7 +223,9 @@ func securityContext(t testing.TB, s *corev1.SecurityContext) *cri.LinuxContaine
 	if s.RunAsGroup != nil || s.SELinuxOptions != nil || s.ProcMount != nil {
 		t.Fatalf("RunTemplate cannot translate the security context %+v", s)
 	}
-	out.Privileged = s.Privileged != nil && *s.Privileged
+	if out.Privileged = s.Privileged != nil && *s.Privileged; out.Privileged {
+		out.MaskedPaths, out.ReadonlyPaths, out.Seccomp, out.Apparmor = nil, nil, profile(true), profile(true)
+	}
 	out.ReadonlyRootfs = s.ReadOnlyRootFilesystem != nil && *s.ReadOnlyRootFilesystem
 	out.NoNewPrivs = s.AllowPrivilegeEscalation != nil && !*s.AllowPrivilegeEscalation
 	if c := s.Capabilities; c != nil {

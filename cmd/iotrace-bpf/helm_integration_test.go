@@ -16,6 +16,8 @@ import (
 	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/api/meta"
 	"k8s.io/apimachinery/pkg/runtime"
+
+	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
 )
 
 // TestHelm: the chart is without faults, and gives the objects that kubectl makes of the
@@ -64,6 +66,33 @@ tolerations: [{key: a, operator: Exists}]
 		env["IOTRACE_PROMETHEUS"] != "9465" || env["IOTRACE_LATENCY"] != "false" || env["IOTRACE_HOST_ROOT"] != "/host" ||
 		box.Resources.Limits.Memory().Value() != 1<<30 || len(set.Spec.Template.Spec.Tolerations) != 1 {
 		t.Errorf("with values: %+v", set)
+	}
+}
+
+// TestDebugNode: the line for a look in an incident is one that kubectl takes, and the API
+// server what kubectl makes of it: a privileged pod on that node, with the host's pids and
+// its files.
+func TestDebugNode(t *testing.T) {
+	const node = "node-7.example.com"
+	line := enginetest.DebugLine(t, filepath.Join(tree, "packaging", "README.md"), node)
+	pod := enginetest.DebugPod(t, kubernetesTool(t, "kubectl").Path, node, line)
+	if len(pod.Spec.Containers) != 1 {
+		t.Fatalf("containers: %+v", pod.Spec.Containers)
+	}
+	box := &pod.Spec.Containers[0]
+	want := corev1.PodSpec{
+		NodeName: node, HostPID: true, HostNetwork: true, HostIPC: true, RestartPolicy: corev1.RestartPolicyNever,
+		Tolerations: []corev1.Toleration{{Operator: corev1.TolerationOpExists}},
+		Volumes:     []corev1.Volume{{Name: "host-root", VolumeSource: corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/"}}}},
+		Containers: []corev1.Container{{
+			Name: "debugger", Image: "registry.example.com/iotrace-bpf", Command: []string{"/usr/bin/iotrace-bpf", "--host-root", "/host"},
+			Stdin: true, TTY: true, ImagePullPolicy: box.ImagePullPolicy, TerminationMessagePolicy: corev1.TerminationMessageReadFile,
+			VolumeMounts:    []corev1.VolumeMount{{Name: "host-root", MountPath: "/host"}},
+			SecurityContext: &corev1.SecurityContext{Privileged: new(true)},
+		}},
+	}
+	if !equality.Semantic.DeepEqual(pod.Spec, want) {
+		t.Errorf("kubectl asks for\n%+v\nwant\n%+v", pod.Spec, want)
 	}
 }
 
