@@ -87,11 +87,23 @@ type programCost struct{ runs, spent int64 }
 func programCosts(g *guest.Guest) map[string]programCost {
 	g.Helper()
 	costs := map[string]programCost{}
+	eachProgram(g, func(p *ebpf.Program, name string) {
+		if s, err := p.Stats(); err == nil && s.RunCount > 0 {
+			c := costs[name]
+			costs[name] = programCost{c.runs + int64(s.RunCount), c.spent + int64(s.Runtime)}
+		}
+	})
+	return costs
+}
+
+// eachProgram calls f with every program of ours that the kernel has, and its name.
+func eachProgram(g *guest.Guest, f func(p *ebpf.Program, name string)) {
+	g.Helper()
 	var id ebpf.ProgramID
 	for {
 		next, err := ebpf.ProgramGetNextID(id)
 		if errors.Is(err, os.ErrNotExist) {
-			return costs
+			return
 		}
 		if err != nil {
 			g.Fatal(err)
@@ -101,12 +113,8 @@ func programCosts(g *guest.Guest) map[string]programCost {
 		if err != nil {
 			continue // gone already
 		}
-		info, err := p.Info()
-		if err == nil {
-			if s, serr := p.Stats(); serr == nil && s.RunCount > 0 && strings.HasPrefix(info.Name, "iot_") {
-				c := costs[info.Name]
-				costs[info.Name] = programCost{c.runs + int64(s.RunCount), c.spent + int64(s.Runtime)}
-			}
+		if info, err := p.Info(); err == nil && strings.HasPrefix(info.Name, "iot_") {
+			f(p, info.Name)
 		}
 		p.Close()
 	}
