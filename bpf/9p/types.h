@@ -104,7 +104,16 @@ static __always_inline __u32 iot_iter_kind(__u64 iter)
 	return FIELD((struct iov_iter *)iter, iter_type);
 }
 
-#define IOT_KIND_IS(kind, name) \
-	(bpf_core_enum_value_exists(enum iter_type, name) && (kind) == bpf_core_enum_value(enum iter_type, name))
+/* Whether a number is a value of an enum. The barrier keeps clang from reading a value that the kernel does not have. */
+#define IOT_IS(number, type, name)                                                     \
+	({                                                                             \
+		bool __is = false;                                                     \
+		if (bpf_core_enum_value_exists(enum type, name)) {                     \
+			barrier();                                                     \
+			__is = (number) == bpf_core_enum_value(enum type, name);       \
+		}                                                                      \
+		__is;                                                                  \
+	})
+#define IOT_KIND_IS(kind, name) IOT_IS(kind, iter_type, name)
 
 #endif

@@ -98,6 +98,7 @@ static __always_inline void iot_p9_find(struct p9_target *t, __u64 fid, __u64 of
 	__u32 kind = iot_iter_kind(iter), origin = 0;
 	struct netfs_io_subrequest *s = NULL;
 	struct netfs_io_request *request;
+	struct super_block *sb;
 	__u64 start;
 
 	t->inode = 0;
@@ -113,9 +114,8 @@ static __always_inline void iot_p9_find(struct p9_target *t, __u64 fid, __u64 of
 		request = FIELD(s, rreq);
 		t->inode = (__u64)FIELD(request, inode);
 		bpf_probe_read_kernel(&origin, 1, (void *)request + bpf_core_field_offset(request->origin));
-		t->cache = origin == bpf_core_enum_value(enum netfs_io_origin, NETFS_WRITEBACK) ||
-			   (bpf_core_enum_value_exists(enum netfs_io_origin, NETFS_LAUNDER_WRITE) &&
-			    origin == bpf_core_enum_value(enum netfs_io_origin, NETFS_LAUNDER_WRITE));
+		t->cache = IOT_IS(origin, netfs_io_origin, NETFS_WRITEBACK) ||
+			   IOT_IS(origin, netfs_io_origin, NETFS_LAUNDER_WRITE);
 	} else if (IOT_KIND_IS(kind, ITER_XARRAY)) {
 		start = (__u64)FIELD((struct iov_iter *)iter, xarray) - bpf_core_field_offset(struct address_space, i_pages);
 		t->inode = (__u64)FIELD((struct address_space *)start, host);
@@ -131,9 +131,9 @@ static __always_inline void iot_p9_find(struct p9_target *t, __u64 fid, __u64 of
 	if (!t->inode)
 		return;
 	/* Whatever was read above: it is a file of 9p, on the mount that the message is for. */
-	iot_p9_learn(FIELD((struct inode *)t->inode, i_sb));
-	if (BPF_CORE_READ((struct inode *)t->inode, i_sb, s_magic) != IOT_V9FS_MAGIC ||
-	    iot_p9_dev(client) != iot_inode_dev((struct inode *)t->inode)) {
+	sb = FIELD((struct inode *)t->inode, i_sb);
+	iot_p9_learn(sb);
+	if (FIELD(sb, s_magic) != IOT_V9FS_MAGIC || iot_p9_dev(client) != FIELD(sb, s_dev)) {
 		t->inode = 0;
 		t->cache = false;
 	}
