@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
+	"github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
 )
 
 // TestP9 compares the rows of source 9p with what a server in the guest was asked for and
@@ -18,7 +19,10 @@ func TestP9(t *testing.T) {
 		source: "9p",
 		image:  "9p",
 		memory: 1536,
-		line:   "6.12-generic",
+
+		// Cloud kernels have no 9p.
+		flavour: vm.Generic,
+		quick:   onlyOn("6.12-generic"),
 		scenarios: []scenario{
 			{name: "module_loaded_later", run: p9ModuleLater, smoke: true}, // before others load it
 			{name: "delayed", run: p9("loose", p9Delayed), smoke: true},
@@ -37,6 +41,9 @@ func TestP9(t *testing.T) {
 			{name: "read_direct", run: p9("none", p9ReadDirect), smoke: true},
 			{name: "read_ahead", run: p9("loose", p9ReadAhead), smoke: true},
 			{name: "writers_64", run: p9("loose", p9Writers64), smoke: true},
+			{name: "mount", run: p9Named, smoke: true},
+			{name: "metadata", run: p9Metadata, smoke: true},
+			{name: "server_gone", run: p9ServerGone, smoke: true},
 		},
 	}.test(t)
 }
@@ -305,4 +312,67 @@ func p9Writers64(c *p9Case) {
 		c.wrote[cg] = n
 	}
 	c.Sync()
+}
+
+// p9Named groups by mount: the transport is named.
+func p9Named(g *guest.Guest) {
+	g.HoldWriteback()
+	server := g.P9Server()
+	g.Modprobe("9p")
+	tr := g.Trace("--by", "mount")
+	c := newP9Case(g, server, "loose")
+	c.writeBoth(0)
+	c.Sync()
+	id := c.m.ID()
+	r := tr.Stop()
+	r.Equal("written to the server", r.Sum("iotrace.write.bytes", "iotrace.source", "9p", "iotrace.device.id", id,
+		"iotrace.9p.transport", "tcp", "iotrace.9p.tag", "", "iotrace.mount.source", "127.0.0.1"), bytesA+bytesB)
+}
+
+// p9Metadata counts operations without data for the cgroup that asks for them.
+func p9Metadata(g *guest.Guest) {
+	server := g.P9Server()
+	g.Modprobe("9p")
+	tr := g.Trace(append([]string{"--source", "9p"}, traced...)...)
+	c := newP9Case(g, server, "none")
+	f := c.a.Process().Open(c.m.File("a"), guest.Create)
+	f.Write(0, 4096)
+	f.Fsync()
+	f.Fsync()
+	p := c.b.Process()
+	for range 10 {
+		p.Open(c.m.File("a"), os.O_RDONLY).Close()
+	}
+	id := c.m.ID()
+	r := tr.Stop()
+	of := func(field string, cg *guest.Cgroup) int64 {
+		return r.Sum(field, "iotrace.source", "9p", "iotrace.device.id", id, "iotrace.cgroup.path", cg.Path())
+	}
+	r.Equal("fsyncs of a", of("iotrace.flush.ops", c.a), 2)
+	r.Equal("fsyncs of b", of("iotrace.flush.ops", c.b), 0)
+	// Each open takes a walk, an open and a clunk at least.
+	if n := of("iotrace.metadata.ops", c.b); n < 30 {
+		g.Errorf("%d metadata operations of ten opens\n%s", n, r.Table("9p"))
+	}
+}
+
+// p9ServerGone: what a server no longer answers is an error, and no bytes.
+func p9ServerGone(g *guest.Guest) {
+	server := g.P9Server()
+	server.Prepare("b", bytesB)
+	g.Modprobe("9p")
+	tr := g.Trace(append([]string{"--source", "9p"}, traced...)...)
+	c := newP9Case(g, server, "none")
+	f := c.a.Process().Open(c.m.File("b"), os.O_RDONLY)
+	f.Read(0, 8192)
+	id, before := c.m.ID(), c.counted()
+	server.Kill()
+	if f.TryRead(8192, 4096, 4096) == "" {
+		g.Error("a read from a server that is gone succeeded")
+	}
+	r := tr.Stop()
+	r.Equal("read", r.Read("9p", id, c.a), before.ReadBytes)
+	if r.Sum("iotrace.read.errors", "iotrace.source", "9p", "iotrace.device.id", id, "iotrace.cgroup.path", c.a.Path()) < 1 {
+		g.Errorf("the read that failed is no error\n%s", r.Table("9p"))
+	}
 }
