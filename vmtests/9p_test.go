@@ -3,8 +3,10 @@
 package vmtests
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
@@ -375,4 +377,139 @@ func p9ServerGone(g *guest.Guest) {
 	if r.Sum("iotrace.read.errors", "iotrace.source", "9p", "iotrace.device.id", id, "iotrace.cgroup.path", c.a.Path()) < 1 {
 		g.Errorf("the read that failed is no error\n%s", r.Table("9p"))
 	}
+}
+
+// TestP9Virtio proves the source on the directories that QEMU shares. Every scenario has a
+// share of its own. What it shares is a file system on this machine that counts, and the
+// guest's rows must equal its bytes exactly. Messages are not compared: the kernel of this
+// machine may divide what QEMU asks of it.
+func TestP9Virtio(t *testing.T) {
+	s := suite{
+		source:  "9p-virtio",
+		hooks:   "9p",
+		once:    true,
+		flavour: vm.Generic,
+		quick:   func(Kernel) bool { return false }, // TestP9 covers the owners
+		scenarios: []scenario{
+			{name: "delayed", run: p9VirtioDelayed, smoke: true},
+			{name: "uncached", run: p9VirtioUncached, smoke: true},
+			{name: "overwrite", run: p9VirtioOverwrite, smoke: true},
+			{name: "read", run: p9VirtioRead, smoke: true},
+		},
+	}
+	if guest.Inside() {
+		s.test(t)
+		return
+	}
+	s.checkSection(t)
+	if *flagSupport {
+		return
+	}
+	t.Parallel()
+	kernels, err := selected()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, k := range kernels {
+		names := s.expected(t, k)
+		if len(names) == 0 || !s.hasModules(k) {
+			continue
+		}
+		t.Run(k.Name, func(t *testing.T) {
+			t.Parallel()
+			counted := map[string]*guest.FUSEServer{}
+			s := s
+			for _, name := range names {
+				dir, server := countedShare(t)
+				counted[name] = server
+				s.shares = append(s.shares, vm.Share{Tag: name, Dir: dir, P9: true})
+			}
+			o := s.boot(t, k)
+			for _, name := range names {
+				r := o.tests[name]
+				if r == nil || r.action != "pass" {
+					continue // has failed already
+				}
+				var got, want p9Bytes
+				_, text, ok := strings.Cut(r.output.String(), p9Mark)
+				if !ok || json.NewDecoder(strings.NewReader(text)).Decode(&got) != nil {
+					t.Errorf("%s: the guest reported no totals:\n%s", name, r.output.String())
+				}
+				n := counted[name].Count()
+				want = p9Bytes{n.ReadBytes, n.WriteBytes}
+				if got != want || want == (p9Bytes{}) {
+					t.Errorf("%s: the guest's rows say %+v, the shared file system counted %+v", name, got, want)
+				}
+			}
+		})
+	}
+}
+
+const p9Mark = "iotrace-9p: "
+
+// p9Bytes are the sums of a guest's rows, for the host to compare.
+type p9Bytes struct{ Read, Write int64 }
+
+// p9Share is a share of the host, with a tracer.
+type p9Share struct {
+	*guest.Guest
+	m    *guest.P9Mount
+	tr   *guest.Tracer
+	a, b *guest.Cgroup
+}
+
+func newP9Share(g *guest.Guest, cache string) *p9Share {
+	g.HoldWriteback()
+	g.Modprobe("9p")
+	s := &p9Share{Guest: g, a: g.Cgroup("a"), b: g.Cgroup("b")}
+	s.tr = g.Trace("--by", "cgroup,mount", "--source", "9p")
+	s.m = g.P9Virtio(filepath.Base(g.Name()), cache)
+	return s
+}
+
+// owns ends the tracer and compares what A and B wrote and read, of which all is.
+func (s *p9Share) owns(readA, wroteA, readB, wroteB int64) {
+	s.Helper()
+	s.Sync()
+	id := s.m.ID()
+	r := s.tr.Stop()
+	r.Equal("read by a", r.Read("9p", id, s.a), readA)
+	r.Equal("written by a", r.Written("9p", id, s.a), wroteA)
+	r.Equal("read by b", r.Read("9p", id, s.b), readB)
+	r.Equal("written by b", r.Written("9p", id, s.b), wroteB)
+	of := []string{"iotrace.source", "9p", "iotrace.device.id", id, "iotrace.9p.transport", "virtio", "iotrace.9p.tag", filepath.Base(s.Name())}
+	b, err := json.Marshal(p9Bytes{r.Sum("iotrace.read.bytes", of...), r.Sum("iotrace.write.bytes", of...)})
+	if err != nil {
+		s.Fatal(err)
+	}
+	s.Log(p9Mark + string(b))
+}
+
+func p9VirtioDelayed(g *guest.Guest) {
+	s := newP9Share(g, "loose")
+	s.a.Process().Open(s.m.File("new-a"), guest.Create).Write(0, sizeA)
+	s.b.Process().Open(s.m.File("new-b"), guest.Create).Write(0, sizeC)
+	s.owns(0, sizeA, 0, sizeC)
+}
+
+func p9VirtioUncached(g *guest.Guest) {
+	s := newP9Share(g, "none")
+	s.a.Process().Open(s.m.File("new"), guest.Create).Write(0, sizeC)
+	s.b.Process().Open(s.m.File("new"), os.O_RDONLY).Read(0, sizeC)
+	s.owns(0, sizeC, sizeC, 0)
+}
+
+// p9VirtioOverwrite: A read the file, so its pages are A's; B writes to them.
+func p9VirtioOverwrite(g *guest.Guest) {
+	s := newP9Share(g, "loose")
+	s.a.Process().Open(s.m.File("a"), os.O_RDWR).Read(0, 4<<20)
+	s.b.Process().Open(s.m.File("a"), os.O_RDWR).Write(0, 4<<20)
+	s.owns(4<<20, 0, 0, 4<<20)
+}
+
+func p9VirtioRead(g *guest.Guest) {
+	s := newP9Share(g, "loose")
+	s.a.Process().Open(s.m.File("a"), os.O_RDONLY).Read(0, 4<<20)
+	s.b.Process().Open(s.m.File("odd"), os.O_RDONLY).MapRead(0, sizeC).Touch()
+	s.owns(4<<20, 0, sizeC, 0)
 }
