@@ -52,6 +52,7 @@ const (
 	P9ProgIotP9Prepare   = "iot_p9_prepare"
 	P9ProgIotP9Read      = "iot_p9_read"
 	P9ProgIotP9ReadDone  = "iot_p9_read_done"
+	P9ProgIotP9Request   = "iot_p9_request"
 	P9ProgIotP9Write     = "iot_p9_write"
 	P9ProgIotP9WriteDone = "iot_p9_write_done"
 	P9VarBlkcgUsable     = "blkcg_usable"
@@ -120,6 +121,7 @@ type P9ProgramSpecs struct {
 	IotP9Prepare   *ebpf.ProgramSpec `ebpf:"iot_p9_prepare"`
 	IotP9Read      *ebpf.ProgramSpec `ebpf:"iot_p9_read"`
 	IotP9ReadDone  *ebpf.ProgramSpec `ebpf:"iot_p9_read_done"`
+	IotP9Request   *ebpf.ProgramSpec `ebpf:"iot_p9_request"`
 	IotP9Write     *ebpf.ProgramSpec `ebpf:"iot_p9_write"`
 	IotP9WriteDone *ebpf.ProgramSpec `ebpf:"iot_p9_write_done"`
 }
@@ -293,6 +295,7 @@ type P9Programs struct {
 	IotP9Prepare   *ebpf.Program `ebpf:"iot_p9_prepare"`
 	IotP9Read      *ebpf.Program `ebpf:"iot_p9_read"`
 	IotP9ReadDone  *ebpf.Program `ebpf:"iot_p9_read_done"`
+	IotP9Request   *ebpf.Program `ebpf:"iot_p9_request"`
 	IotP9Write     *ebpf.Program `ebpf:"iot_p9_write"`
 	IotP9WriteDone *ebpf.Program `ebpf:"iot_p9_write_done"`
 }
@@ -307,6 +310,7 @@ func (p *P9Programs) Close() error {
 		p.IotP9Prepare,
 		p.IotP9Read,
 		p.IotP9ReadDone,
+		p.IotP9Request,
 		p.IotP9Write,
 		p.IotP9WriteDone,
 	)

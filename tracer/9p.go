@@ -60,7 +60,7 @@ func netfsNamesFiles(types []*btf.Spec) bool {
 }
 
 // p9Signals lists the hooks of 9p: ends before beginnings, so that no message begins and
-// ends unseen while we attach. All are kprobes: a tracepoint of 9pnet would keep the
+// ends unseen while we attach. All are kprobes if possible: a tracepoint of 9pnet keeps the
 // module from being unloaded.
 func p9Signals(app bool) []signal {
 	optional := func(target, program, text string) signal {
@@ -72,9 +72,14 @@ func p9Signals(app bool) []signal {
 	done := func(target, program, entry string) signal {
 		return signal{hooks: []hook{{kind: kretprobe, target: target, program: program, entry: entry, active: nfsCallsAtOnce}}}
 	}
+	messages := optional("p9_client_prepare_req", bpf.P9ProgIotP9Prepare, "operations on 9p are not counted, only bytes")
+	messages.hooks = append(messages.hooks, hook{
+		kind: rawTracepoint, target: "9p_client_req", program: bpf.P9ProgIotP9Request,
+		limitation: Limitation{Text: "module 9pnet cannot be unloaded while it is traced", Remedy: needsKprobes},
+	})
 	signals := []signal{
 		optional("v9fs_fid_lookup", bpf.P9ProgIotP9Lookup, "some requests and metadata operations on 9p are not split by mount"),
-		optional("p9_client_prepare_req", bpf.P9ProgIotP9Prepare, "operations on 9p are not counted, only bytes"),
+		messages,
 		done("p9_client_write", bpf.P9ProgIotP9WriteDone, bpf.P9ProgIotP9Write),
 		done("p9_client_read_once", bpf.P9ProgIotP9ReadDone, bpf.P9ProgIotP9Read),
 	}

@@ -46,6 +46,13 @@ int iot_p9_prepare(__u64 *ctx)
 	return iot_p9_message(IOT_PARM1(ctx), IOT_PARM2(ctx));
 }
 
+/* Where the compiler has divided that function (5.10): client, type, tag. */
+SEC("raw_tp/9p_client_req")
+int iot_p9_request(__u64 *ctx)
+{
+	return iot_p9_message(ctx[0], ctx[1]);
+}
+
 SEC("kprobe/v9fs_fid_lookup")
 int iot_p9_lookup(__u64 *ctx)
 {
