@@ -45,6 +45,7 @@ type Mount struct {
 	NFSAddress                       string // IP address of the server, from the mount options
 	NFSPort                          uint16 // 0 when the options do not say it: 2049
 	FUSESubtype                      string // sshfs, glusterfs ...
+	Transport                        string // of 9p: virtio, tcp, fd ...
 }
 
 // mounts joins device numbers with mount tables and the volumes of runtimes. It reads a
@@ -331,6 +332,12 @@ func (e mounted) mount() Mount {
 			}
 		}
 		m.NFSServer = cmp.Or(m.NFSServer, m.NFSAddress)
+	case e.fstype == "9p":
+		for opt := range strings.SplitSeq(e.options, ",") {
+			if v, ok := strings.CutPrefix(opt, "trans="); ok {
+				m.Transport = v
+			}
+		}
 	case strings.HasPrefix(e.fstype, "fuse."):
 		m.FUSESubtype = strings.TrimPrefix(e.fstype, "fuse.")
 	case strings.HasPrefix(e.fstype, "fuseblk."):

@@ -42,6 +42,20 @@ func mountHost(t *testing.T) (r *Resolver, proc, root string) {
 	return newTestResolver(t, Options{CgroupRoot: root, ProcRoot: proc}), proc, root
 }
 
+// TestTransportOf9P: the kernel names it among the options.
+func TestTransportOf9P(t *testing.T) {
+	for options, want := range map[string]string{
+		"rw,access=client,trans=virtio":                              "virtio",
+		"rw,sync,dirsync,access=any,msize=65536,trans=tcp,port=5640": "tcp",
+		"rw": "",
+	} {
+		got := mounted{source: "share", fstype: "9p", options: options}.mount()
+		if want := (Mount{Source: "share", FSType: "9p", Transport: want}); got != want {
+			t.Errorf("%s: %+v, want %+v", options, got, want)
+		}
+	}
+}
+
 func TestMountOfTheHost(t *testing.T) {
 	r, _, _ := mountHost(t)
 	for dev, want := range map[string]Mount{

@@ -47,7 +47,7 @@ func TestParseSort(t *testing.T) {
 			}
 		}
 	}
-	if _, err := output.ParseSort("nonsense"); err == nil || !strings.Contains(err.Error(), "total, read, write, ops, latency, name, block, nfs, fuse, smb") {
+	if _, err := output.ParseSort("nonsense"); err == nil || !strings.Contains(err.Error(), "total, read, write, ops, latency, name, block, nfs, fuse, smb, 9p") {
 		t.Errorf("got error %v, want one that names the columns", err)
 	}
 }
@@ -560,6 +560,20 @@ func TestGoneCgroup(t *testing.T) {
 	s.Cgroup.Gone = true
 	if got := output.OwnerText(&s); got != "cgroup 12345 (removed before its name was read)" {
 		t.Errorf("got %q", got)
+	}
+}
+
+func TestP9Tag(t *testing.T) {
+	for _, tt := range []struct{ fstype, transport, source, tag string }{
+		{"9p", "virtio", "home", "home"},
+		{"9p", "xen", "home", "home"},
+		{"9p", "tcp", "10.1.0.1", ""},
+		{"9p", "", "home", ""},
+		{"virtiofs", "virtio", "home", ""},
+	} {
+		if tag := output.P9Tag(&output.Mount{FSType: tt.fstype, Transport: tt.transport, Source: tt.source}); tag != tt.tag {
+			t.Errorf("%s %s over %q has tag %q, want %q", tt.fstype, tt.source, tt.transport, tag, tt.tag)
+		}
 	}
 }
 

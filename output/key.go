@@ -343,6 +343,15 @@ func SMBShare(m *Mount) (server, share string) {
 	return server, share
 }
 
+// P9Tag returns the tag of a 9p mount, by which a host offers a directory to its guests;
+// empty for other file systems and transports, whose source is a server's address.
+func P9Tag(m *Mount) string {
+	if m.FSType != "9p" || m.Transport != "virtio" && m.Transport != "xen" {
+		return ""
+	}
+	return m.Source
+}
+
 // ProcessText names a process as name[pid].
 func ProcessText(p *Process) string {
 	switch {

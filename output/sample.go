@@ -19,6 +19,7 @@ const (
 	SourceNFS   Source = "nfs"
 	SourceFUSE  Source = "fuse"
 	SourceSMB   Source = "smb"
+	Source9P    Source = "9p"
 	SourceNFSD  Source = "nfsd" // what clients of this host's NFS server ask for
 )
 
@@ -110,6 +111,7 @@ type Mount struct {
 	NFSAddress                       string // IP address of the server, that the client talks to
 	NFSPort                          uint16 // 0 is the usual one, 2049
 	FUSESubtype                      string
+	Transport                        string // of 9p: virtio, tcp, fd ...
 	FUSEDaemonPID                    uint32
 }
 

@@ -26,6 +26,7 @@ var sources = []descriptor{
 	{id: NFS, name: "nfs", modules: []string{"nfs"}, plan: planNFS, idle: nfsIdle},
 	{id: FUSE, name: fuseName, modules: []string{"fuse"}, plan: planFUSE},
 	{id: SMB, name: "smb", modules: []string{smbModule}, plan: planSMB},
+	{id: P9, name: "9p", modules: []string{p9Module}, plan: plan9P},
 	{id: NFSD, name: nfsdName, modules: []string{"nfsd"}, plan: planNFSD, named: true},
 }
 

@@ -19,6 +19,7 @@ const (
 	NFS   Source = 2
 	FUSE  Source = 3
 	SMB   Source = 4
+	P9    Source = 5
 	NFSD  Source = 6
 )
 

@@ -80,6 +80,7 @@ type suite struct {
 	shares    []vm.Share
 	paths     bool              // has an NVMe disk with two paths: Guest.Paths
 	line      string            // the only line of the matrix that it runs on; "" is every line
+	flavour   string            // the only kernels with its modules; "" is every flavour
 	quick     func(Kernel) bool // the lines on which -quick runs it; nil is every line
 	once      bool              // never rerun: it counts on this machine, and would count a second guest too
 	scenarios []scenario
@@ -89,6 +90,9 @@ type suite struct {
 func onlyOn(line string) func(Kernel) bool {
 	return func(k Kernel) bool { return k.Name == line }
 }
+
+// hasModules tells whether a kernel has the modules that the suite needs.
+func (s suite) hasModules(k Kernel) bool { return s.flavour == "" || s.flavour == k.Flavour }
 
 // oldestAndNewest is for what a quick run covers at both ends of the matrix. The line
 // between them, which most hosts have, runs the suite of blocks and those of a single
@@ -172,7 +176,7 @@ func (s suite) test(t *testing.T) {
 	}
 	ran := 0
 	for _, k := range kernels {
-		if len(s.expected(t, k)) == 0 || s.line != "" && s.line != k.Name {
+		if len(s.expected(t, k)) == 0 || s.line != "" && s.line != k.Name || !s.hasModules(k) {
 			continue
 		}
 		ran++
@@ -183,6 +187,9 @@ func (s suite) test(t *testing.T) {
 	}
 	if ran == 0 && s.line != "" {
 		t.Skipf("runs on %s only, which was not selected", s.line)
+	}
+	if ran == 0 && s.flavour != "" {
+		t.Skipf("runs on kernels of flavour %s only, of which none was selected", s.flavour)
 	}
 	if ran == 0 && *flagScenario == "" && !*flagQuick {
 		t.Error("no kernel of the matrix runs any scenario of this suite")

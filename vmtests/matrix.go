@@ -31,6 +31,9 @@ func Matrix() []Kernel {
 		{Name: "7.3", Series: "7.3", Cgroup: "v2", Arch: "amd64", Why: "newest series"},
 		{Name: "6.12-arm64", Series: "6.12", Cgroup: "v2", Arch: "arm64", Asked: true, Why: "another architecture, with the cross-built binary"},
 		{Name: "6.12-arm64-16k", Series: "6.12", Cgroup: "v2", Arch: "arm64", Flavour: vm.Pages16, Asked: true, Why: "pages of 16 KiB"},
+		{Name: "5.10-generic", Series: "5.10", Cgroup: "v2", Arch: "amd64", Flavour: vm.Generic, Asked: true, Smoke: true, Why: "9p without type information of modules"},
+		{Name: "6.1-generic", Series: "6.1", Cgroup: "v2", Arch: "amd64", Flavour: vm.Generic, Asked: true, Smoke: true, Why: "9p that writes single pages, before netfs"},
+		{Name: "7.3-generic", Series: "7.3", Cgroup: "v2", Arch: "amd64", Flavour: vm.Generic, Asked: true, Smoke: true, Why: "modules that cloud kernels lack, newest series"},
 		{Name: "6.12-generic", Series: "6.12", Cgroup: "v2", Arch: "amd64", Flavour: vm.Generic, Smoke: true, Why: "modules that cloud kernels lack; ext4 and nvme are modules"},
 		{Name: "6.12-rt", Series: "6.12", Cgroup: "v2", Arch: "amd64", Flavour: vm.RT, Smoke: true, Why: "PREEMPT_RT: locks sleep, interrupts are threads"},
 	}

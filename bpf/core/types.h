@@ -19,6 +19,7 @@ enum iot_source {
 	IOT_NFS = 2,
 	IOT_FUSE = 3,
 	IOT_SMB = 4,
+	IOT_P9 = 5,
 	IOT_NFSD = 6,
 };
 

@@ -307,12 +307,21 @@ func (s *session) untraced() []attribute.Untraced {
 // withoutTraced leaves out the file systems that have a source, unless this kernel does
 // not offer it. A source that was not asked for is not missed.
 func withoutTraced(list []attribute.Untraced, sources []tracer.Status) []attribute.Untraced {
-	missing := slices.ContainsFunc(sources, func(st tracer.Status) bool {
-		return st.Source == string(output.SourceSMB) && !st.Attached && !st.Waiting
-	})
+	missing := func(source output.Source) bool {
+		return slices.ContainsFunc(sources, func(st tracer.Status) bool {
+			return st.Source == string(source) && !st.Attached && !st.Waiting
+		})
+	}
 	return slices.DeleteFunc(list, func(u attribute.Untraced) bool {
-		return !missing && (u.FSType == "cifs" || u.FSType == "smb3")
+		source, ok := tracedAs[u.FSType]
+		return ok && !missing(source)
 	})
+}
+
+// tracedAs are the sources of the network file systems that have one which not every kernel offers.
+var tracedAs = map[string]output.Source{
+	"cifs": output.SourceSMB, "smb3": output.SourceSMB,
+	"9p": output.Source9P,
 }
 
 // untracedPoints is how many mount points of a file system are named.
@@ -703,7 +712,7 @@ func (s *session) mount(dev tracer.Dev, cgroup uint64) output.Mount {
 	}
 	return output.Mount{
 		Source: m.Source, Point: m.Point, FSType: m.FSType, Volume: m.Volume, Driver: m.Driver,
-		NFSServer: m.NFSServer, NFSExport: m.NFSExport, NFSVersion: m.NFSVersion, NFSAddress: m.NFSAddress, NFSPort: m.NFSPort, FUSESubtype: m.FUSESubtype,
+		NFSServer: m.NFSServer, NFSExport: m.NFSExport, NFSVersion: m.NFSVersion, NFSAddress: m.NFSAddress, NFSPort: m.NFSPort, FUSESubtype: m.FUSESubtype, Transport: m.Transport,
 		FUSEDaemonPID: s.daemons[dev],
 	}
 }

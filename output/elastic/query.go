@@ -445,6 +445,7 @@ func sampleOf(b *bucket) output.Sample {
 			Volume: b.text("iotrace.mount.volume"), Driver: b.text("iotrace.mount.driver"),
 			NFSServer: b.text("iotrace.nfs.server"), NFSExport: b.text("iotrace.nfs.export"), NFSVersion: b.text("iotrace.nfs.version"),
 			NFSAddress: b.text("iotrace.nfs.address"), NFSPort: uint16(min(b.number("iotrace.nfs.port"), 1<<16-1)), FUSESubtype: b.text("iotrace.fuse.subtype"),
+			Transport: b.text("iotrace.9p.transport"),
 		},
 		File: output.File{
 			Kind: output.FileKind(b.text("iotrace.file.kind")), Path: b.text("file.path"), Inside: b.text("iotrace.file.container_path"),

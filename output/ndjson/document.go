@@ -124,6 +124,7 @@ type docFields struct {
 	NFS          *docNFS              `json:"nfs,omitempty"`
 	FUSE         *docFUSE             `json:"fuse,omitempty"`
 	SMB          *docSMB              `json:"smb,omitempty"`
+	P9           *docP9               `json:"9p,omitempty"`
 	Op           string               `json:"op,omitempty"`
 	Read         *docAmount           `json:"read,omitempty"`
 	Write        *docAmount           `json:"write,omitempty"`
@@ -206,6 +207,11 @@ type docFUSE struct {
 type docSMB struct {
 	Server string `json:"server,omitempty"`
 	Share  string `json:"share,omitempty"`
+}
+
+type docP9 struct {
+	Tag       string `json:"tag,omitempty"`
+	Transport string `json:"transport,omitempty"`
 }
 
 type docPID struct {

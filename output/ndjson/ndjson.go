@@ -202,6 +202,7 @@ type encoder struct {
 	nfsClient    docNFSClient
 	fuse         docFUSE
 	smb          docSMB
+	p9           docP9
 	daemon       docPID
 	file         docFile
 	fileOf       docFileOf
@@ -486,6 +487,10 @@ func (e *encoder) mountOf(m *output.Mount) {
 	if server, share := output.SMBShare(m); server != "" {
 		e.smb = docSMB{server, share}
 		f.SMB = &e.smb
+	}
+	if m.Transport != "" {
+		e.p9 = docP9{output.P9Tag(m), m.Transport}
+		f.P9 = &e.p9
 	}
 }
 

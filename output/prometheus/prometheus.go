@@ -111,7 +111,7 @@ const (
 )
 
 var familyNames = [...]struct{ prefix, where string }{
-	familyIO:      {"iotrace_io_", "at wire level (requests to devices, NFS and SMB servers and FUSE daemons)"},
+	familyIO:      {"iotrace_io_", "at wire level (requests to devices, NFS, SMB and 9p servers and FUSE daemons)"},
 	familyStacked: {"iotrace_stacked_io_", "on stacked devices (iotrace_io_ metrics count the same I/O on the device below)"},
 	familyApp:     {"iotrace_app_io_", "at app level (what programs read and wrote, cached or not)"},
 }

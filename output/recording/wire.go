@@ -132,7 +132,8 @@ func (w *wireInterval) memory() int64 {
 
 // How many numbers an identity, a vxlan event and a source have.
 const (
-	identWidth    = 55
+	identWidth    = 56
+	fileWidth     = 55 // without the transport of 9p
 	servedWidth   = 48 // without the file
 	clientWidth   = 44 // without the host of an NFS client, and why its owner is not known
 	serverWidth   = 42 // without the client of this host's NFS server
@@ -443,7 +444,8 @@ func (e *encoder) ident(s *output.Sample) uint64 {
 		e.str(s.NFSClient.Address), e.str(s.NFSClient.Name),
 		e.str(s.NFSClient.Host.Name), e.str(s.NFSClient.Host.ID), e.str(s.NFSClient.Host.Kernel), e.str(s.NFSClient.Silent),
 		e.str(string(s.File.Kind)), e.str(s.File.Path), e.str(s.File.Inside), s.File.Inode, uint64(s.File.Links),
-		bit(s.File.Removed)|bit(s.File.Partial)<<1, e.str(s.File.LogOf))
+		bit(s.File.Removed)|bit(s.File.Partial)<<1, e.str(s.File.LogOf),
+		e.str(m.Transport))
 	key := packInts(e.key[:0], e.row)
 	e.key = key
 	n, ok := e.idents[string(key)]
@@ -751,6 +753,9 @@ func (t *nameTables) ident(c []uint64) output.Sample {
 		},
 	}
 	if len(c) >= identWidth {
+		s.Mount.Transport = t.str(c[55])
+	}
+	if len(c) >= fileWidth {
 		s.File = output.File{
 			Kind: output.FileKind(t.str(c[48])), Path: t.str(c[49]), Inside: t.str(c[50]), Inode: c[51], Links: t.u32(c[52]),
 			Removed: c[53]&1 != 0, Partial: c[53]&2 != 0, LogOf: t.str(c[54]),

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -154,11 +155,16 @@ func (g Guest) args(dir string) ([]string, error) {
 			"-device", "nvme,subsys=paths,serial="+SerialPaths, "-device", "nvme,subsys=paths,serial="+SerialPaths,
 			"-device", "nvme-ns,drive="+SerialPaths+",nsid=1,shared=on")
 	}
-	if len(g.Shares) > 0 {
+	if slices.ContainsFunc(g.Shares, func(s Share) bool { return !s.P9 }) {
 		// Another process serves the guest's requests in the guest's memory.
 		a = append(a, "-object", fmt.Sprintf("memory-backend-memfd,id=shared,share=on,size=%dM", g.MemoryMiB), "-machine", "memory-backend=shared")
 	}
 	for i, s := range g.Shares {
+		if s.P9 {
+			a = append(a, "-fsdev", fmt.Sprintf("local,id=share%d,security_model=none,path=%s", i, strings.ReplaceAll(s.Dir, ",", ",,")),
+				"-device", fmt.Sprintf("virtio-9p-pci,fsdev=share%d,mount_tag=%s", i, s.Tag))
+			continue
+		}
 		a = append(a, "-chardev", fmt.Sprintf("socket,id=share%d,path=%s", i, strings.ReplaceAll(s.socket(dir), ",", ",,")),
 			"-device", fmt.Sprintf("vhost-user-fs-pci,chardev=share%d,tag=%s", i, s.Tag))
 	}
@@ -216,6 +222,9 @@ func (g Guest) Boot(ctx context.Context) (Resources, error) {
 	ctx, giveUp := context.WithCancelCause(ctx)
 	defer giveUp(nil)
 	for _, s := range g.Shares {
+		if s.P9 {
+			continue
+		}
 		end, err := s.serve(ctx, dir)
 		if err != nil {
 			return used, err

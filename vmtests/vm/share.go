@@ -14,10 +14,11 @@ import (
 	"time"
 )
 
-// Share is a directory of this machine that the guest can mount as virtiofs.
+// Share is a directory of this machine that the guest can mount as virtiofs, or as 9p.
 type Share struct {
 	Tag       string // what the guest mounts
 	Dir       string
+	P9        bool      // as 9p, which QEMU itself serves
 	Writeback bool      // the guest may collect writes in its page cache
 	Log       io.Writer // if not nil, what the daemon says of every request
 }
