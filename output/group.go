@@ -27,7 +27,7 @@ const (
 var Ops = []Op{OpRead, OpWrite, OpDiscard, OpFlush, OpMetadata}
 
 // Sources lists the known sources in the order of columns.
-var Sources = []Source{SourceBlock, SourceNFS, SourceFUSE, SourceSMB, SourceNFSD}
+var Sources = []Source{SourceBlock, SourceNFS, SourceFUSE, SourceSMB, SourceCeph, SourceNFSD}
 
 func sourceRank(s Source) int {
 	if i := slices.Index(Sources, s); i >= 0 {

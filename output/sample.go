@@ -19,6 +19,7 @@ const (
 	SourceNFS   Source = "nfs"
 	SourceFUSE  Source = "fuse"
 	SourceSMB   Source = "smb"
+	SourceCeph  Source = "ceph"
 	SourceNFSD  Source = "nfsd" // what clients of this host's NFS server ask for
 )
 

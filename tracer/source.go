@@ -26,6 +26,7 @@ var sources = []descriptor{
 	{id: NFS, name: "nfs", modules: []string{"nfs"}, plan: planNFS, idle: nfsIdle},
 	{id: FUSE, name: fuseName, modules: []string{"fuse"}, plan: planFUSE},
 	{id: SMB, name: "smb", modules: []string{smbModule}, plan: planSMB},
+	{id: Ceph, name: cephName, modules: []string{cephName}, plan: planCeph},
 	{id: NFSD, name: nfsdName, modules: []string{"nfsd"}, plan: planNFSD, named: true},
 }
 

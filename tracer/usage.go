@@ -20,6 +20,7 @@ const (
 	FUSE  Source = 3
 	SMB   Source = 4
 	NFSD  Source = 6
+	Ceph  Source = 7
 )
 
 func (s Source) String() string {

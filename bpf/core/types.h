@@ -20,6 +20,7 @@ enum iot_source {
 	IOT_FUSE = 3,
 	IOT_SMB = 4,
 	IOT_NFSD = 6,
+	IOT_CEPH = 7,
 };
 
 enum iot_op {

@@ -168,9 +168,9 @@ func TestNamedByInSamples(t *testing.T) {
 	}
 }
 
-// TestUntracedSMB: SMB is not traced only where its source was wanted and is not there.
-func TestUntracedSMB(t *testing.T) {
-	all := []attribute.Untraced{{FSType: "ceph"}, {FSType: "cifs"}, {FSType: "smb3"}}
+// TestUntraced: SMB and CephFS are not traced only where their source was wanted and is not there.
+func TestUntraced(t *testing.T) {
+	all := []attribute.Untraced{{FSType: "afs"}, {FSType: "ceph"}, {FSType: "cifs"}, {FSType: "smb3"}}
 	for _, tt := range []struct {
 		sources []tracer.Status
 		want    int
@@ -179,6 +179,7 @@ func TestUntracedSMB(t *testing.T) {
 		{[]tracer.Status{{Source: "smb", Waiting: true, Reason: "module \"cifs\" is not loaded"}}, 1},
 		{[]tracer.Status{{Source: "block", Attached: true}}, 1},
 		{[]tracer.Status{{Source: "smb", Reason: "no type information"}}, 3},
+		{[]tracer.Status{{Source: "smb", Attached: true}, {Source: "ceph", Reason: "no type information"}}, 2},
 	} {
 		if got := withoutTraced(slices.Clone(all), tt.sources); len(got) != tt.want {
 			t.Errorf("%+v: %+v is not traced, want %d", tt.sources, got, tt.want)

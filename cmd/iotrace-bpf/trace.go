@@ -307,12 +307,20 @@ func (s *session) untraced() []attribute.Untraced {
 // withoutTraced leaves out the file systems that have a source, unless this kernel does
 // not offer it. A source that was not asked for is not missed.
 func withoutTraced(list []attribute.Untraced, sources []tracer.Status) []attribute.Untraced {
-	missing := slices.ContainsFunc(sources, func(st tracer.Status) bool {
-		return st.Source == string(output.SourceSMB) && !st.Attached && !st.Waiting
-	})
 	return slices.DeleteFunc(list, func(u attribute.Untraced) bool {
-		return !missing && (u.FSType == "cifs" || u.FSType == "smb3")
+		source, has := sourceOf[u.FSType]
+		missing := slices.ContainsFunc(sources, func(st tracer.Status) bool {
+			return st.Source == string(source) && !st.Attached && !st.Waiting
+		})
+		return has && !missing
 	})
+}
+
+// sourceOf has the network file systems that a source traces, though not on every kernel.
+var sourceOf = map[string]output.Source{
+	"ceph": output.SourceCeph,
+	"cifs": output.SourceSMB,
+	"smb3": output.SourceSMB,
 }
 
 // untracedPoints is how many mount points of a file system are named.

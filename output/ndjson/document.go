@@ -124,6 +124,7 @@ type docFields struct {
 	NFS          *docNFS              `json:"nfs,omitempty"`
 	FUSE         *docFUSE             `json:"fuse,omitempty"`
 	SMB          *docSMB              `json:"smb,omitempty"`
+	Ceph         *docCeph             `json:"ceph,omitempty"`
 	Op           string               `json:"op,omitempty"`
 	Read         *docAmount           `json:"read,omitempty"`
 	Write        *docAmount           `json:"write,omitempty"`
@@ -206,6 +207,12 @@ type docFUSE struct {
 type docSMB struct {
 	Server string `json:"server,omitempty"`
 	Share  string `json:"share,omitempty"`
+}
+
+type docCeph struct {
+	Cluster    string `json:"cluster,omitempty"`
+	Filesystem string `json:"filesystem,omitempty"`
+	Path       string `json:"path,omitempty"`
 }
 
 type docPID struct {

@@ -202,6 +202,7 @@ type encoder struct {
 	nfsClient    docNFSClient
 	fuse         docFUSE
 	smb          docSMB
+	ceph         docCeph
 	daemon       docPID
 	file         docFile
 	fileOf       docFileOf
@@ -486,6 +487,10 @@ func (e *encoder) mountOf(m *output.Mount) {
 	if server, share := output.SMBShare(m); server != "" {
 		e.smb = docSMB{server, share}
 		f.SMB = &e.smb
+	}
+	if cluster, filesystem, path := output.CephMount(m); cluster != "" {
+		e.ceph = docCeph{cluster, filesystem, path}
+		f.Ceph = &e.ceph
 	}
 }
 
