@@ -53,6 +53,7 @@ const (
 	CephVarByMount          = "by_mount"
 	CephVarByProcess        = "by_process"
 	CephVarCountLatencies   = "count_latencies"
+	CephVarFixedCeph        = "fixed_ceph"
 	CephVarHierarchyId      = "hierarchy_id"
 	CephVarInodeNoteBits    = "inode_note_bits"
 	CephVarPageNoteBits     = "page_note_bits"
@@ -154,6 +155,7 @@ type CephVariableSpecs struct {
 	ByMount        *ebpf.VariableSpec `ebpf:"by_mount"`
 	ByProcess      *ebpf.VariableSpec `ebpf:"by_process"`
 	CountLatencies *ebpf.VariableSpec `ebpf:"count_latencies"`
+	FixedCeph      *ebpf.VariableSpec `ebpf:"fixed_ceph"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
 	InodeNoteBits  *ebpf.VariableSpec `ebpf:"inode_note_bits"`
 	PageNoteBits   *ebpf.VariableSpec `ebpf:"page_note_bits"`
@@ -252,6 +254,7 @@ type CephVariables struct {
 	ByMount        *ebpf.Variable `ebpf:"by_mount"`
 	ByProcess      *ebpf.Variable `ebpf:"by_process"`
 	CountLatencies *ebpf.Variable `ebpf:"count_latencies"`
+	FixedCeph      *ebpf.Variable `ebpf:"fixed_ceph"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
 	InodeNoteBits  *ebpf.Variable `ebpf:"inode_note_bits"`
 	PageNoteBits   *ebpf.Variable `ebpf:"page_note_bits"`

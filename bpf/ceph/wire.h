@@ -79,7 +79,7 @@ __noinline __u64 iot_ceph_offset(__u64 req)
 /* The first page of an operation's data; 0 where they are no list of pages. */
 static __always_inline __u64 iot_ceph_page(__u64 op)
 {
-	if (iot_u32_at(op + IOT_OP(extent.osd_data.type)) != IOT_CEPH_PAGES)
+	if (iot_u32_at(op + IOT_OP(extent.osd_data.type)) != CEPH_OSD_DATA_TYPE_PAGES)
 		return 0;
 	return iot_word_at(iot_word_at(op + IOT_OP(extent.osd_data.pages)));
 }
@@ -267,9 +267,7 @@ static __always_inline int iot_ceph_end(__u64 req)
 /* The current task, or a kernel thread, asks the metadata server. */
 static __always_inline int iot_ceph_mds(__u64 mdsc)
 {
-	__u64 fsc = iot_word_at(mdsc + bpf_core_field_offset(struct ceph_mds_client, fsc));
-
-	return iot_ceph_meta(iot_ceph_dev(iot_ceph_super(fsc)));
+	return iot_ceph_meta(iot_ceph_dev(iot_ceph_super(iot_ceph_mount_of(mdsc))));
 }
 
 #endif

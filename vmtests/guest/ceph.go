@@ -171,12 +171,16 @@ func (m *CephMount) File(name string) string { return filepath.Join(m.Target, na
 func (m *CephMount) ID() string { m.g.Helper(); return m.g.MountDevice(m.Target) }
 
 // CephStats are what the client counts of writes, and what the OSD sent to all of its
-// clients: the metadata server, once it is up, only writes.
-type CephStats struct{ BytesWritten, Writes, BytesSent int64 }
+// clients: the metadata server, once it is up, only writes. Clients count the bytes of
+// writes since 5.14; Counted says whether this one does.
+type CephStats struct {
+	BytesWritten, Writes, BytesSent int64
+	Counted                         bool
+}
 
 // Sub is what was counted since.
 func (s CephStats) Sub(old CephStats) CephStats {
-	return CephStats{s.BytesWritten - old.BytesWritten, s.Writes - old.Writes, s.BytesSent - old.BytesSent}
+	return CephStats{s.BytesWritten - old.BytesWritten, s.Writes - old.Writes, s.BytesSent - old.BytesSent, s.Counted}
 }
 
 // CephStats reads the counters of all mounts together and of the OSD. Those of a mount are
@@ -185,8 +189,9 @@ func (g *Guest) CephStats() CephStats {
 	g.Helper()
 	var s CephStats
 	files, err := filepath.Glob("/sys/kernel/debug/ceph/*/metrics/size")
-	if err != nil || len(files) == 0 {
-		g.Fatalf("the client has no counters: %v", err)
+	s.Counted = g.AtLeast(5, 14)
+	if err != nil || (len(files) > 0) != s.Counted {
+		g.Fatalf("the client's counters are %q: %v", files, err)
 	}
 	for _, f := range files {
 		n, bytes, err := cephWrites(g.ReadFile(f))
