@@ -219,15 +219,17 @@ __noinline int iot_ceph_begin(__u64 req)
 }
 
 /* A request ended whose begin was not seen: nobody knows whose it is. */
-__noinline int iot_ceph_late(__u64 req, __u64 bytes)
+__noinline int iot_ceph_late(__u64 req, __u32 failed)
 {
-	__u64 mount = iot_ceph_mount(req), super = iot_ceph_super(mount), asked = iot_ceph_asked(req);
+	__u64 mount = iot_ceph_mount(req), super = iot_ceph_super(mount), asked = iot_ceph_asked(req), bytes = 0;
 	struct usage_key usage = { .source = IOT_CEPH, .op = asked >> IOT_KIND_SHIFT };
 
 	if (!mount || usage.op == IOT_META_OP)
 		return 0;
 	iot_ceph_row(&usage, req, super, 0);
-	iot_account(&usage, usage.op == IOT_WRITE && bytes ? (__u32)asked : bytes, 1);
+	if (!failed)
+		bytes = usage.op == IOT_READ ? iot_ceph_got(req) : (__u32)asked;
+	iot_account(&usage, bytes, 1);
 	iot_lost(IOT_LOST_LATENCIES, 1);
 	return 0;
 }
@@ -242,7 +244,7 @@ static __always_inline int iot_ceph_end(__u64 req)
 	bool failed = result < 0;
 
 	if (!f || f->state & IOT_OVER)
-		return iot_ceph_late(req, failed ? 0 : iot_ceph_got(req));
+		return iot_ceph_late(req, failed);
 	usage = f->usage;
 	if (usage.op == IOT_READ && result == IOT_ENOENT)
 		failed = false;
