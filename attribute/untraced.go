@@ -7,7 +7,7 @@ import (
 
 // networkFileSystems are the kernel's file systems whose data is on another machine, or
 // on the host of a virtual machine, and which no source traces, or not on every kernel
-// (SMB: cifs, smb3; 9p). NFS and all kinds of FUSE, virtiofs among them, have sources.
+// (CephFS, SMB: cifs, smb3; 9p). NFS and all kinds of FUSE, virtiofs among them, have sources.
 var networkFileSystems = map[string]bool{
 	"9p": true, "afs": true, "beegfs": true, "ceph": true, "cifs": true, "coda": true, "gpfs": true, "lustre": true,
 	"pvfs2": true, "smb3": true, "vboxsf": true, "vmhgfs": true, "wekafs": true,

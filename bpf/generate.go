@@ -11,5 +11,6 @@ package bpf
 //go:generate go tool bpf2go -tags linux -target amd64,arm64 -go-package bpf -no-global-types -type source_address NFS nfs/nfs.bpf.c -- -O2 -g -Wall -Werror -mcpu=v2 -I.
 //go:generate go tool bpf2go -tags linux -target amd64,arm64 -go-package bpf -no-global-types SMB smb/smb.bpf.c -- -O2 -g -Wall -Werror -mcpu=v2 -I.
 //go:generate go tool bpf2go -tags linux -target amd64,arm64 -go-package bpf -no-global-types P9 9p/9p.bpf.c -- -O2 -g -Wall -Werror -mcpu=v2 -I.
+//go:generate go tool bpf2go -tags linux -target amd64,arm64 -go-package bpf -no-global-types Ceph ceph/ceph.bpf.c -- -O2 -g -Wall -Werror -mcpu=v2 -I.
 //go:generate go tool bpf2go -tags linux -target amd64,arm64 -go-package bpf -no-global-types NFSD nfsd/nfsd.bpf.c -- -O2 -g -Wall -Werror -mcpu=v2 -I.
 //go:generate go tool bpf2go -tags linux -target amd64,arm64 -go-package bpf -no-global-types -type file_name Names core/names.bpf.c -- -O2 -g -Wall -Werror -mcpu=v2 -I.

@@ -27,7 +27,7 @@ const (
 var Ops = []Op{OpRead, OpWrite, OpDiscard, OpFlush, OpMetadata}
 
 // Sources lists the known sources in the order of columns.
-var Sources = []Source{SourceBlock, SourceNFS, SourceFUSE, SourceSMB, Source9P, SourceNFSD}
+var Sources = []Source{SourceBlock, SourceNFS, SourceFUSE, SourceSMB, Source9P, SourceCeph, SourceNFSD}
 
 func sourceRank(s Source) int {
 	if i := slices.Index(Sources, s); i >= 0 {

@@ -47,7 +47,7 @@ func TestParseSort(t *testing.T) {
 			}
 		}
 	}
-	if _, err := output.ParseSort("nonsense"); err == nil || !strings.Contains(err.Error(), "total, read, write, ops, latency, name, block, nfs, fuse, smb, 9p") {
+	if _, err := output.ParseSort("nonsense"); err == nil || !strings.Contains(err.Error(), "total, read, write, ops, latency, name, block, nfs, fuse, smb, 9p, ceph") {
 		t.Errorf("got error %v, want one that names the columns", err)
 	}
 }
@@ -573,6 +573,26 @@ func TestP9Tag(t *testing.T) {
 	} {
 		if tag := output.P9Tag(&output.Mount{FSType: tt.fstype, Transport: tt.transport, Source: tt.source}); tag != tt.tag {
 			t.Errorf("%s %s over %q has tag %q, want %q", tt.fstype, tt.source, tt.transport, tag, tt.tag)
+		}
+	}
+}
+
+func TestCephMount(t *testing.T) {
+	const fsid = "6d0a6f5e-0000-4000-8000-000000000002"
+	for _, tt := range []struct{ fstype, source, cluster, filesystem, path string }{
+		{"ceph", "10.0.0.1:6789:/", "10.0.0.1:6789", "", "/"},
+		{"ceph", "10.0.0.1:6789,10.0.0.2:6789:/volumes/a:/b", "10.0.0.1:6789,10.0.0.2:6789", "", "/volumes/a:/b"},
+		{"ceph", "[fd00::1]:6789:/shop", "[fd00::1]:6789", "", "/shop"},
+		{"ceph", "admin@" + fsid + ".cephfs=/volumes/_nogroup/web@1", fsid, "cephfs", "/volumes/_nogroup/web@1"},
+		{"ceph", "admin@" + fsid + ".cephfs=", fsid, "cephfs", "/"},
+		{"ceph", "admin@.cephfs=/a", "", "", ""},
+		{"ceph", "10.0.0.1:6789:/a@b.c=/d", "10.0.0.1:6789", "", "/a@b.c=/d"},
+		{"ceph", "", "", "", ""},
+		{"nfs4", "10.0.0.1:/a", "", "", ""},
+	} {
+		cluster, filesystem, path := output.CephMount(&output.Mount{FSType: tt.fstype, Source: tt.source})
+		if cluster != tt.cluster || filesystem != tt.filesystem || path != tt.path {
+			t.Errorf("%s %s is directory %q of file system %q of cluster %q, want %q of %q of %q", tt.fstype, tt.source, path, filesystem, cluster, tt.path, tt.filesystem, tt.cluster)
 		}
 	}
 }

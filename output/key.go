@@ -1,9 +1,11 @@
 package output
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -350,6 +352,29 @@ func P9Tag(m *Mount) string {
 		return ""
 	}
 	return m.Source
+}
+
+// cephDevice is the source of a mount of CephFS as kernels since 5.17 take it: the
+// cluster's fsid and a file system of it.
+var cephDevice = regexp.MustCompile(`^[^@/]*@([^.=/]*)\.([^=/]*)=(.*)$`)
+
+// CephMount returns the cluster of a mount of CephFS, its file system where the source
+// says it, and the directory of it that is mounted; empty for other file systems. The
+// cluster is its fsid, or, in the older kind of source, the addresses of its monitors.
+func CephMount(m *Mount) (cluster, filesystem, path string) {
+	if m.FSType != "ceph" {
+		return "", "", ""
+	}
+	if f := cephDevice.FindStringSubmatch(m.Source); f != nil {
+		cluster, filesystem, path = f[1], f[2], f[3]
+	} else {
+		cluster, path, _ = strings.Cut(m.Source, ":/")
+		path = "/" + path
+	}
+	if cluster == "" {
+		return "", "", ""
+	}
+	return cluster, filesystem, cmp.Or(path, "/")
 }
 
 // ProcessText names a process as name[pid].

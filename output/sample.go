@@ -20,6 +20,7 @@ const (
 	SourceFUSE  Source = "fuse"
 	SourceSMB   Source = "smb"
 	Source9P    Source = "9p"
+	SourceCeph  Source = "ceph"
 	SourceNFSD  Source = "nfsd" // what clients of this host's NFS server ask for
 )
 

@@ -39,7 +39,7 @@ func frame(body asm.Instructions) int {
 // TestFrames: no chain of calls needs more stack, or is longer, than 5.10 allows. There a
 // program that does is refused; this kernel may not notice.
 func TestFrames(t *testing.T) {
-	for _, load := range []func() (*ebpf.CollectionSpec, error){bpf.LoadCore, bpf.LoadBlock, bpf.LoadNFS, bpf.LoadFUSE, bpf.LoadSMB, bpf.LoadP9, bpf.LoadNFSD, bpf.LoadNames, bpf.LoadVXLAN} {
+	for _, load := range []func() (*ebpf.CollectionSpec, error){bpf.LoadCore, bpf.LoadBlock, bpf.LoadNFS, bpf.LoadFUSE, bpf.LoadSMB, bpf.LoadP9, bpf.LoadCeph, bpf.LoadNFSD, bpf.LoadNames, bpf.LoadVXLAN} {
 		spec, err := load()
 		if err != nil {
 			t.Fatal(err)

@@ -182,7 +182,7 @@ func TestSeatOf(t *testing.T) {
 func TestEnoughSeats(t *testing.T) {
 	n := 0
 	for name, load := range map[string]func() (*ebpf.CollectionSpec, error){
-		"core": bpf.LoadCore, "block": bpf.LoadBlock, "nfs": bpf.LoadNFS, "fuse": bpf.LoadFUSE, "smb": bpf.LoadSMB, "9p": bpf.LoadP9,
+		"core": bpf.LoadCore, "block": bpf.LoadBlock, "nfs": bpf.LoadNFS, "fuse": bpf.LoadFUSE, "smb": bpf.LoadSMB, "9p": bpf.LoadP9, "ceph": bpf.LoadCeph,
 	} {
 		spec, err := load()
 		if err != nil {

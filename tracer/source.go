@@ -27,6 +27,7 @@ var sources = []descriptor{
 	{id: FUSE, name: fuseName, modules: []string{"fuse"}, plan: planFUSE},
 	{id: SMB, name: "smb", modules: []string{smbModule}, plan: planSMB},
 	{id: P9, name: "9p", modules: []string{p9Module}, plan: plan9P},
+	{id: Ceph, name: cephName, modules: []string{cephName}, plan: planCeph},
 	{id: NFSD, name: nfsdName, modules: []string{"nfsd"}, plan: planNFSD, named: true},
 }
 

@@ -21,6 +21,7 @@ const (
 	SMB   Source = 4
 	P9    Source = 5
 	NFSD  Source = 6
+	Ceph  Source = 7
 )
 
 func (s Source) String() string {

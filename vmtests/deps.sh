@@ -37,7 +37,7 @@ packages=
 
 case $family in
 debian)
-	guest="kmod e2fsprogs xfsprogs btrfs-progs dmsetup cryptsetup-bin mdadm nfs-kernel-server nfs-common rpcbind fuse3 sshfs bindfs samba cifs-utils keyutils diod fio iproute2 util-linux"
+	guest="kmod e2fsprogs xfsprogs btrfs-progs dmsetup cryptsetup-bin mdadm nfs-kernel-server nfs-common rpcbind fuse3 sshfs bindfs samba cifs-utils keyutils diod ceph-mon ceph-osd ceph-mds ceph-common fio iproute2 util-linux"
 	if wants build; then packages="$packages clang-19 llvm-19 libbpf-dev"; fi
 	if wants test; then
 		packages="$packages qemu-system-x86 qemu-system-arm qemu-utils mmdebstrap kmod e2fsprogs xz-utils zstd debian-archive-keyring \

@@ -90,7 +90,8 @@ func images() map[string]vm.Image {
 
 		"smb": {Name: "smb", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "samba", "cifs-utils", "keyutils"), Files: files, FreeMiB: 64},
 
-		"9p": {Name: "9p", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "diod"), Files: files, FreeMiB: 64},
+		"9p":   {Name: "9p", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "diod"), Files: files, FreeMiB: 64},
+		"ceph": {Name: "ceph", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "ceph-mon", "ceph-osd", "ceph-mds", "ceph-common"), Files: files, FreeMiB: 256},
 
 		"base":   {Name: "base", Suite: imageSuite, Packages: base, Files: files, FreeMiB: 64},
 		"docker": {Name: "docker", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "docker.io", "containerd", "runc", "iptables", "busybox-static", "tar"), Files: docker, FreeMiB: 512},

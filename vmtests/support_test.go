@@ -60,7 +60,7 @@ func TestCheck(t *testing.T) {
 const checkMark = "iotrace-check: "
 
 func runCheck(g *guest.Guest) {
-	g.Modprobe("fuse", "nfs", "nfsv3", "nfsv4", "cifs", "vxlan")
+	g.Modprobe("fuse", "nfs", "nfsv3", "nfsv4", "cifs", "ceph", "vxlan")
 	for _, line := range strings.Split(strings.TrimRight(g.Tracer("check"), "\n"), "\n") {
 		g.Log(checkMark + line)
 	}

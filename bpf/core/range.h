@@ -138,16 +138,13 @@ __noinline int iot_split_more(__u64 id)
 }
 
 /*
- * Finds the owners of a write from the page cache, whose flight has the offset and the
- * bytes. One owner goes into the flight's row; several are kept as parts (IOT_SEVERAL),
- * which iot_range_book books.
+ * Begins to look for the owners of a write from the page cache, which has a flight. 0:
+ * there is nothing more to look for, the file has one dirtier, who is in the flight's row.
  */
-__noinline int iot_range_owner(__u64 id, __u64 mapping)
+static __always_inline int iot_range_begin(__u64 id, __u64 mapping)
 {
 	struct inode_note *note = iot_inode_note(mapping);
 	struct flight *f = io_flight(id);
-	struct split *split;
-	int i;
 
 	if (!f)
 		return 0;
@@ -156,12 +153,20 @@ __noinline int iot_range_owner(__u64 id, __u64 mapping)
 		return 0;
 	}
 	bpf_map_update_elem(&splits, &id, &no_split, BPF_ANY);
-	split = bpf_map_lookup_elem(&splits, &id);
+	return 1;
+}
+
+/* Looks at the pages of one range of a file. A request may have several. */
+static __always_inline void iot_range_more(__u64 id, __u64 mapping, __u64 offset, __u32 bytes)
+{
+	struct split *split = bpf_map_lookup_elem(&splits, &id);
+	int i;
+
 	if (!mapping || !split)
-		return 0;
+		return;
 	split->mapping = mapping;
-	split->offset = f->offset;
-	split->left = f->bytes;
+	split->offset = offset;
+	split->left = bytes;
 #pragma clang loop unroll(disable)
 	for (i = 0; i < IOT_TURNS; i++)
 		if (iot_split_more(id))
@@ -170,13 +175,53 @@ __noinline int iot_range_owner(__u64 id, __u64 mapping)
 		iot_lost(IOT_LOST_WALKS, 1);
 		split->run.bytes += split->left;
 	}
+}
+
+/* Bytes of a request that belong to no page of a file: nobody knows whose they are. */
+static __always_inline void iot_range_unknown(__u64 id, __u32 bytes)
+{
+	struct split *split = bpf_map_lookup_elem(&splits, &id);
+
+	if (!split)
+		return;
+	if (split->run.owner != iot_pack(IOT_CGROUP_NONE, IOT_NONE)) {
+		iot_split_close(id);
+		split->run.owner = iot_pack(IOT_CGROUP_NONE, IOT_NONE);
+		split->run.pid = 0;
+	}
+	split->run.bytes += bytes;
+}
+
+/* All ranges were looked at. One owner goes into the flight's row; several stay parts (IOT_SEVERAL). */
+static __always_inline void iot_range_end(__u64 id)
+{
+	struct split *split = bpf_map_lookup_elem(&splits, &id);
+	struct flight *f = io_flight(id);
+
+	if (!split || !f)
+		return;
 	if (split->parts[0].bytes) {
 		iot_split_close(id);
 		f->state |= IOT_SEVERAL;
-		return 0;
+		return;
 	}
 	iot_own(&f->usage, split->run.owner, split->run.pid);
 	bpf_map_delete_elem(&splits, &id);
+}
+
+/*
+ * Finds the owners of a write from the page cache, whose flight has the offset and the
+ * bytes. One owner goes into the flight's row; several are kept as parts (IOT_SEVERAL),
+ * which iot_range_book books.
+ */
+__noinline int iot_range_owner(__u64 id, __u64 mapping)
+{
+	struct flight *f = io_flight(id);
+
+	if (!f || !iot_range_begin(id, mapping))
+		return 0;
+	iot_range_more(id, mapping, f->offset, f->bytes);
+	iot_range_end(id);
 	return 0;
 }
 

@@ -21,6 +21,7 @@ enum iot_source {
 	IOT_SMB = 4,
 	IOT_P9 = 5,
 	IOT_NFSD = 6,
+	IOT_CEPH = 7,
 };
 
 enum iot_op {

@@ -43,7 +43,7 @@ func TestUsageErrors(t *testing.T) {
 		{"--filter nonsense", "filter", ""},
 		{"--filter nonsense=x", "nonsense", ""},
 		{"--filter projct=x", `unknown key "projct"`, `did you mean "project"?`},
-		{"--filter source=cifs", `unknown source "cifs": use block, nfs, fuse, smb, 9p`, "iotrace-bpf help"},
+		{"--filter source=cifs", `unknown source "cifs": use block, nfs, fuse, smb, 9p, ceph`, "iotrace-bpf help"},
 		{"--filter source=blck", `unknown source "blck"`, `did you mean "block"?`},
 		{"--filter op=wirte", `unknown op "wirte"`, `did you mean "write"?`},
 		{"--filter op=z*", `matches nothing`, ""},

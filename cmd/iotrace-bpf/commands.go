@@ -263,7 +263,7 @@ Flags (all of them: iotrace-bpf help flags):
   --filter KEY=GLOB    only what matches
   --sort COLUMN        total (default), read, write, ops, latency, name
   --top N              the first N rows and the sum of the others
-  --source LIST        only block, nfs, fuse, smb or 9p
+  --source LIST        only block, nfs, fuse, smb, 9p or ceph
   --level both         also what programs read and write, before the cache
   --duration TIME      stop after 30 (seconds), 10m, 1h
   --output ndjson      documents instead of tables
@@ -288,7 +288,7 @@ not allow tracing.
 const totalsPage = `What the rows and totals of iotrace-bpf count.
 
 Bytes are counted where they leave the page cache: as a request to a block
-device, to an NFS, SMB or 9p server or to a FUSE daemon. Reads that the page
+device, to an NFS, SMB, 9p or Ceph server or to a FUSE daemon. Reads that the page
 cache answers cost the storage nothing and are not counted (--level app shows
 them).
 

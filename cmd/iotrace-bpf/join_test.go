@@ -168,10 +168,10 @@ func TestNamedByInSamples(t *testing.T) {
 	}
 }
 
-// TestUntraced: SMB and 9p are not traced only where their sources were wanted and are not
-// there.
+// TestUntraced: SMB, 9p and CephFS are not traced only where their sources were wanted and
+// are not there.
 func TestUntraced(t *testing.T) {
-	all := []attribute.Untraced{{FSType: "afs"}, {FSType: "cifs"}, {FSType: "smb3"}, {FSType: "9p"}}
+	all := []attribute.Untraced{{FSType: "afs"}, {FSType: "ceph"}, {FSType: "cifs"}, {FSType: "smb3"}, {FSType: "9p"}}
 	for _, tt := range []struct {
 		sources []tracer.Status
 		want    int
@@ -181,6 +181,7 @@ func TestUntraced(t *testing.T) {
 		{[]tracer.Status{{Source: "block", Attached: true}}, 1},
 		{[]tracer.Status{{Source: "smb", Reason: "no type information"}}, 3},
 		{[]tracer.Status{{Source: "9p", Reason: "no type information"}, {Source: "smb", Attached: true}}, 2},
+		{[]tracer.Status{{Source: "smb", Attached: true}, {Source: "ceph", Reason: "no type information"}}, 2},
 	} {
 		if got := withoutTraced(slices.Clone(all), tt.sources); len(got) != tt.want {
 			t.Errorf("%+v: %+v is not traced, want %d", tt.sources, got, tt.want)

@@ -1,5 +1,5 @@
 // Iotrace-bpf shows which container, service or project generates the I/O load
-// of a host: on block devices, NFS, FUSE, SMB and 9p. Writeback counts for the cgroup that
+// of a host: on block devices, NFS, FUSE, SMB, 9p and CephFS. Writeback counts for the cgroup that
 // made the pages dirty. See commands.go, or iotrace-bpf help.
 package main
 

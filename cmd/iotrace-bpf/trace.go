@@ -321,7 +321,7 @@ func withoutTraced(list []attribute.Untraced, sources []tracer.Status) []attribu
 // tracedAs are the sources of the network file systems that have one which not every kernel offers.
 var tracedAs = map[string]output.Source{
 	"cifs": output.SourceSMB, "smb3": output.SourceSMB,
-	"9p": output.Source9P,
+	"9p": output.Source9P, "ceph": output.SourceCeph,
 }
 
 // untracedPoints is how many mount points of a file system are named.

@@ -125,6 +125,7 @@ type docFields struct {
 	FUSE         *docFUSE             `json:"fuse,omitempty"`
 	SMB          *docSMB              `json:"smb,omitempty"`
 	P9           *docP9               `json:"9p,omitempty"`
+	Ceph         *docCeph             `json:"ceph,omitempty"`
 	Op           string               `json:"op,omitempty"`
 	Read         *docAmount           `json:"read,omitempty"`
 	Write        *docAmount           `json:"write,omitempty"`
@@ -212,6 +213,12 @@ type docSMB struct {
 type docP9 struct {
 	Tag       string `json:"tag,omitempty"`
 	Transport string `json:"transport,omitempty"`
+}
+
+type docCeph struct {
+	Cluster    string `json:"cluster,omitempty"`
+	Filesystem string `json:"filesystem,omitempty"`
+	Path       string `json:"path,omitempty"`
 }
 
 type docPID struct {

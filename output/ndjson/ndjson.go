@@ -203,6 +203,7 @@ type encoder struct {
 	fuse         docFUSE
 	smb          docSMB
 	p9           docP9
+	ceph         docCeph
 	daemon       docPID
 	file         docFile
 	fileOf       docFileOf
@@ -491,6 +492,10 @@ func (e *encoder) mountOf(m *output.Mount) {
 	if m.Transport != "" {
 		e.p9 = docP9{output.P9Tag(m), m.Transport}
 		f.P9 = &e.p9
+	}
+	if cluster, filesystem, path := output.CephMount(m); cluster != "" {
+		e.ceph = docCeph{cluster, filesystem, path}
+		f.Ceph = &e.ceph
 	}
 }
 

@@ -111,7 +111,7 @@ const (
 )
 
 var familyNames = [...]struct{ prefix, where string }{
-	familyIO:      {"iotrace_io_", "at wire level (requests to devices, NFS, SMB and 9p servers and FUSE daemons)"},
+	familyIO:      {"iotrace_io_", "at wire level (requests to devices, NFS, SMB, 9p and Ceph servers and FUSE daemons)"},
 	familyStacked: {"iotrace_stacked_io_", "on stacked devices (iotrace_io_ metrics count the same I/O on the device below)"},
 	familyApp:     {"iotrace_app_io_", "at app level (what programs read and wrote, cached or not)"},
 }
@@ -427,7 +427,8 @@ func (p *Exporter) noteInfo(s *output.Sample, now time.Time) {
 	}
 	if m := &s.Mount; s.Source != output.SourceBlock {
 		server, _ := output.SMBShare(m)
-		note(p.mounts, mountInfo{labelValue(mountLabel(s)), labelValue(m.FSType), labelValue(m.Volume), labelValue(m.Driver), labelValue(cmp.Or(m.NFSServer, server))}, now, p.opt.IdleTime)
+		cluster, _, _ := output.CephMount(m)
+		note(p.mounts, mountInfo{labelValue(mountLabel(s)), labelValue(m.FSType), labelValue(m.Volume), labelValue(m.Driver), labelValue(cmp.Or(m.NFSServer, server, cluster))}, now, p.opt.IdleTime)
 	}
 }
 

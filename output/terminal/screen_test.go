@@ -203,9 +203,9 @@ func TestScreenSort(t *testing.T) {
 	first("o", "shop")
 	first("p", "blog") // as slow as shop at the 99th percentile, first by name
 	first("t", "shop")
-	// The menu offers the sources that there are: the shop has no SMB share, no 9p and no NFS server.
+	// The menu offers the sources that there are: the shop has no SMB share, no 9p, no CephFS and no NFS server.
 	columns := slices.DeleteFunc(output.SortColumns(), func(c string) bool {
-		return c == string(output.SourceNFSD) || c == string(output.SourceSMB) || c == string(output.Source9P)
+		return c == string(output.SourceNFSD) || c == string(output.SourceSMB) || c == string(output.Source9P) || c == string(output.SourceCeph)
 	})
 	// Whatever is sorted by is marked, at every width.
 	for _, width := range []int{60, 80, 120, 200} {

@@ -469,7 +469,7 @@ OTHER
  ctrl+z          suspend                 q  quit
 
 Numbers are of requests on the wire: to the disk, the server
-(NFS, SMB, 9p) or the FUSE daemon. READ, WRITE and TOTAL are bytes
+(NFS, SMB, 9p, Ceph) or the FUSE daemon. READ, WRITE, TOTAL: bytes
 per second in binary units, or bytes after "a". SHARE is of
 all bytes, those that filters hide included. Bars of all rows
 have one scale: "high" is the highest bar. Dim rows did

@@ -172,3 +172,19 @@ Writes: 2 total 0 failed
 		t.Error("counters without a share were believed")
 	}
 }
+
+// TestCephWrites reads the client's table of sizes as 6.12 prints it.
+func TestCephWrites(t *testing.T) {
+	const table = `item          total       avg_sz(bytes)   min_sz(bytes)   max_sz(bytes)  total_sz(bytes)
+----------------------------------------------------------------------------------------
+read          0           0               0               0              0
+write         3           733336          5               1500007        2200008
+copyfrom      0           0               0               0              0
+`
+	if n, bytes, err := cephWrites(table); n != 3 || bytes != 2200008 || err != nil {
+		t.Errorf("%d writes with %d bytes, %v; want 3 with 2200008", n, bytes, err)
+	}
+	if _, _, err := cephWrites("nothing"); err == nil {
+		t.Error("a text without a line of writes is no error")
+	}
+}

@@ -389,7 +389,7 @@ func (r *Output) show() {
 		return
 	}
 	r.shown = true
-	for _, source := range []string{"block", "nfs", "fuse", "smb", "9p", "nfsd"} {
+	for _, source := range []string{"block", "nfs", "fuse", "smb", "9p", "ceph", "nfsd"} {
 		if t := r.Table(source); t != "" {
 			r.g.Logf("%s rows:\n%s", source, t)
 		}
