@@ -288,9 +288,9 @@ not allow tracing.
 const totalsPage = `What the rows and totals of iotrace-bpf count.
 
 Bytes are counted where they leave the page cache: as a request to a block
-device, to an NFS, SMB, 9p or Ceph server or to a FUSE daemon. Reads that the page
-cache answers cost the storage nothing and are not counted (--level app shows
-them).
+device, to an NFS, SMB, 9p or Ceph server or to a FUSE daemon. Reads that the
+page cache answers cost the storage nothing and are not counted (--level app
+shows them).
 
   Writes belong to the cgroup that made the pages dirty, also when a kernel
   thread or the sync of another process sends them.
