@@ -73,6 +73,7 @@ func p9Signals(app bool) []signal {
 		return signal{hooks: []hook{{kind: kretprobe, target: target, program: program, entry: entry, active: nfsCallsAtOnce}}}
 	}
 	messages := optional("p9_client_prepare_req", bpf.P9ProgIotP9Prepare, "operations on 9p are not counted, only bytes")
+	messages.hooks[0].module = "9pnet"
 	messages.hooks = append(messages.hooks, hook{
 		kind: rawTracepoint, target: "9p_client_req", program: bpf.P9ProgIotP9Request,
 		limitation: Limitation{Text: "module 9pnet cannot be unloaded while it is traced", Remedy: needsKprobes},

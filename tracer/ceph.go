@@ -42,12 +42,14 @@ func planCeph(c *loader, future bool) (*plan, error) {
 // cephSignals lists the hooks: the end of requests before their beginning, so that none
 // begins and ends unseen while we attach.
 func cephSignals(app bool) []signal {
-	probe := func(target, program string) hook { return hook{kind: kprobe, target: target, program: program} }
+	probe := func(target, module, program string) hook {
+		return hook{kind: kprobe, target: target, module: module, program: program}
+	}
 	signals := []signal{
-		{hooks: []hook{probe("__complete_request", bpf.CephProgIotCephDone)}},
-		{hooks: []hook{probe("ceph_osdc_start_request", bpf.CephProgIotCephStart)}},
+		{hooks: []hook{probe("__complete_request", "libceph", bpf.CephProgIotCephDone)}},
+		{hooks: []hook{probe("ceph_osdc_start_request", "libceph", bpf.CephProgIotCephStart)}},
 		{
-			hooks:    []hook{probe("ceph_mdsc_submit_request", bpf.CephProgIotCephSubmit)},
+			hooks:    []hook{probe("ceph_mdsc_submit_request", cephName, bpf.CephProgIotCephSubmit)},
 			optional: Limitation{Text: "requests to the metadata servers of Ceph are not counted", Remedy: needsKprobes},
 		},
 	}

@@ -93,6 +93,9 @@ func (c *core) linkEarly(module string, way []attached) bool {
 	if len(way) != 1 || a.kind != kprobe {
 		return false
 	}
+	if a.module != "" {
+		module = a.module
+	}
 	k, err := newDelayedKprobe(c.tracefs, module, a.target, a.program)
 	if err != nil {
 		c.log.Debug("cannot attach a hook before its module is loaded", "hook", a.hook.String(), "error", err)

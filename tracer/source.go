@@ -98,6 +98,7 @@ type hook struct {
 	kind    hookKind
 	target  string // "function", "tracepoint", or "group/event" for tracepoint
 	program string // a name constant of package bpf
+	module  string // kprobe: the module of the function, where it is not the source's first
 	entry   string // kretprobe: the program for the function's entry, attached as well
 	active  int    // calls that a kretprobe can follow at once; 0 is the kernel's default
 	latency bool   // a run that the kernel skips loses a latency and nothing else
