@@ -20,7 +20,7 @@ func TestCeph(t *testing.T) {
 		image:    "ceph",
 		memory:   3584,
 		deadline: 40 * time.Minute, // most of it for the start of the cluster on a busy machine
-		quick:    func(Kernel) bool { return false },
+		quick:    never,
 		scenarios: []scenario{
 			{name: "module_loaded_later", run: cephModuleLater}, // before others load it
 			{name: "delayed", run: ceph(cephDelayed)},
