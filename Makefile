@@ -125,6 +125,8 @@ vagrant-programs: ## what the Vagrantfile's boxes run
 .PHONY: bench
 bench: build ## compare with other tools; writes BENCHMARKS.md (ROUNDS=5)
 	vmtests/deps.sh bench
+	@# bpftrace looks for tracepoints there and does not mount it.
+	mountpoint -q /sys/kernel/tracing || $(SUDO) mount -t tracefs tracefs /sys/kernel/tracing
 	$(SUDO) env "PATH=$$PATH" ROUNDS=$(ROUNDS) $(GO) test -count=1 -timeout 60m -tags 'integration bench' -run '^TestBench$$' -v ./cmd/iotrace-bpf
 	$(SUDO) env "PATH=$$PATH" $(GO) test -count=1 -tags integration -run '^$$' -bench . -benchtime 30x ./tracer
 

@@ -406,7 +406,7 @@ func TestP9Virtio(t *testing.T) {
 		return
 	}
 	t.Parallel()
-	kernels, err := selected()
+	kernels, err := selectedOf(vm.Generic)
 	if err != nil {
 		t.Fatal(err)
 	}

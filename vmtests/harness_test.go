@@ -173,7 +173,7 @@ func (s suite) test(t *testing.T) {
 		return
 	}
 	t.Parallel() // no suite waits for the last guest of another
-	kernels, err := selected()
+	kernels, err := selectedOf(s.flavour)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,16 +215,21 @@ func kernelInside(t *testing.T) Kernel {
 	return k
 }
 
-func selected() ([]Kernel, error) {
+// selected are the lines that -kernel names. A series stands for its lines with a cloud kernel.
+func selected() ([]Kernel, error) { return selectedOf(vm.Cloud) }
+
+// selectedOf is selected for a flavour of a series.
+func selectedOf(flavour string) ([]Kernel, error) {
 	var out []Kernel
 	for _, want := range strings.Split(*flagKernel, ",") {
-		n := len(out)
+		known := want == ""
 		for _, k := range Matrix() {
-			if k.Name == want || !k.Asked && (want == "" || k.Series == want && k.Flavour == vm.Cloud) {
+			known = known || k.Name == want || k.Series == want
+			if k.Name == want || !k.Asked && (want == "" || k.Series == want && k.Flavour == flavour) {
 				out = append(out, k)
 			}
 		}
-		if len(out) == n {
+		if !known {
 			return nil, fmt.Errorf("no line of the matrix is called %q", want)
 		}
 	}
