@@ -49,7 +49,7 @@ type nfsdCase struct {
 	version string
 	disk    guest.Disk
 	a, b    *nfsdClient
-	exports int // how often it was exported: the server's counters of an export begin anew
+	exports int // how often it was exported: each time the server counts from zero
 }
 
 const nfsdExport = "/srv/exported"
