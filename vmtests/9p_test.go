@@ -31,15 +31,15 @@ func TestP9(t *testing.T) {
 			{name: "delayed_mmap", run: p9("mmap", p9Delayed), smoke: true, quick: never},
 			{name: "uncached", run: p9("none", p9Uncached), smoke: true, quick: never},
 			{name: "direct", run: p9("none", p9Direct), smoke: true, before: "6.12", why: "9p refuses O_DIRECT since netfs does its I/O", quick: never},
-			{name: "mapped", run: p9("loose", p9Mapped), smoke: true, quick: never},
-			{name: "mapped_mmap", run: p9("mmap", p9Mapped), smoke: true, quick: never},
-			{name: "dead_writer", run: p9("loose", p9DeadWriter), smoke: true, quick: never},
-			{name: "overwrite_written", run: p9("loose", p9Overwrite), smoke: true, quick: never},
-			{name: "alternate_writers", run: p9("loose", p9Alternate), smoke: true},
-			{name: "append", run: p9("loose", p9Append), smoke: true, quick: never},
-			{name: "osync", run: p9("loose", p9OSync), smoke: true, quick: never},
-			{name: "read_cold", run: p9("loose", p9ReadCold), smoke: true},
-			{name: "read_mmap", run: p9("loose", p9ReadMmap), smoke: true, quick: never},
+			{name: "mapped", run: p9("loose", (*p9Case).mapped), smoke: true, quick: never},
+			{name: "mapped_mmap", run: p9("mmap", (*p9Case).mapped), smoke: true, quick: never},
+			{name: "dead_writer", run: p9("loose", (*p9Case).deadWriter), smoke: true, quick: never},
+			{name: "overwrite_written", run: p9("loose", (*p9Case).overwrite), smoke: true, quick: never},
+			{name: "alternate_writers", run: p9("loose", (*p9Case).alternate), smoke: true},
+			{name: "append", run: p9("loose", (*p9Case).appended), smoke: true, quick: never},
+			{name: "osync", run: p9("loose", (*p9Case).osync), smoke: true, quick: never},
+			{name: "read_cold", run: p9("loose", (*p9Case).readCold), smoke: true},
+			{name: "read_mmap", run: p9("loose", (*p9Case).readMmap), smoke: true, quick: never},
 			{name: "read_direct", run: p9("none", p9ReadDirect), smoke: true, before: "6.12", why: "9p refuses O_DIRECT since netfs does its I/O", quick: never},
 			{name: "read_ahead", run: p9("loose", p9ReadAhead), smoke: true, quick: never},
 			{name: "writers_64", run: p9("loose", p9Writers64), smoke: true, quick: never},
@@ -52,29 +52,19 @@ func TestP9(t *testing.T) {
 
 // p9Case is one scenario on one mount, with the bytes that each cgroup wrote and read.
 type p9Case struct {
-	*guest.Guest
+	remoteCase
 	server *guest.P9Server
 	m      *guest.P9Mount
-	a, b   *guest.Cgroup
 	before guest.FUSECount
-	wrote  map[*guest.Cgroup]int64
-	read   map[*guest.Cgroup]int64
 }
 
 func newP9Case(g *guest.Guest, server *guest.P9Server, cache string) *p9Case {
-	c := &p9Case{Guest: g, server: server, wrote: map[*guest.Cgroup]int64{}, read: map[*guest.Cgroup]int64{}}
-	c.a, c.b = c.cgroup("a"), c.cgroup("b")
+	c := &p9Case{remoteCase: newRemoteCase(g), server: server}
 	c.before = server.Count()
 	c.m = g.P9TCP(server, cache)
+	c.file, c.open = c.m.File, c.readers
+	c.sent = func() remoteBytes { n := c.counted(); return remoteBytes{n.ReadBytes, n.WriteBytes} }
 	return c
-}
-
-// cgroup makes a cgroup. Its rows must have the bytes that are added to wrote and read
-// later, and no others.
-func (c *p9Case) cgroup(name string) *guest.Cgroup {
-	cg := c.Cgroup(name)
-	c.wrote[cg], c.read[cg] = 0, 0
-	return cg
 }
 
 // counted is what the server did since the scenario's begin.
@@ -137,25 +127,9 @@ func p9ModuleLater(g *guest.Guest) {
 	c.check(tr.Stop(), id, want)
 }
 
-func (c *p9Case) writeBoth(flags int) (fa, fb *guest.File) {
-	fa = c.a.Process().Open(c.m.File("a"), guest.Create|flags)
-	fa.Write(0, bytesA)
-	fb = c.b.Process().Open(c.m.File("b"), guest.Create|flags)
-	fb.Write(0, bytesB)
-	c.wrote[c.a] += bytesA
-	c.wrote[c.b] += bytesB
-	return fa, fb
-}
-
 // p9Delayed has an outsider write what two cgroups made dirty.
 func p9Delayed(c *p9Case) {
 	syncWrites(c.Guest, func() { c.writeBoth(0) }, func() int64 { return c.counted().WriteBytes })
-}
-
-func p9OSync(c *p9Case) {
-	c.a.Process().Open(c.m.File("a"), guest.Create|os.O_SYNC).Write(0, 1<<20)
-	c.b.Process().Open(c.m.File("b"), guest.Create|os.O_SYNC).Write(0, 1<<19)
-	c.wrote[c.a], c.wrote[c.b] = 1<<20, 1<<19
 }
 
 func p9Direct(c *p9Case) {
@@ -176,115 +150,11 @@ func p9Uncached(c *p9Case) {
 	c.read[c.a], c.read[c.b] = bytesA, bytesB
 }
 
-// p9Mapped makes pages dirty through a mapping; the page faults may read holes.
-func p9Mapped(c *p9Case) {
-	const n = 1 << 20
-	for _, w := range []struct {
-		cg   *guest.Cgroup
-		name string
-	}{{c.a, "a"}, {c.b, "b"}} {
-		f := w.cg.Process().Open(c.m.File(w.name), guest.Create)
-		f.Truncate(n)
-		f.Map(0, n).Store()
-		c.readsAsCounted(w.cg)
-	}
-	c.Sync()
-	c.wrote[c.a], c.wrote[c.b] = n, n
-}
-
-// readsAsCounted expects for one cgroup the reads that the server counted: the test knows
-// their owner, but not their number.
-func (c *p9Case) readsAsCounted(cg *guest.Cgroup) {
-	var others int64
-	for other, n := range c.read {
-		if other != cg {
-			others += n
-		}
-	}
-	c.read[cg] = c.counted().ReadBytes - others
-}
-
-// p9DeadWriter flushes the dirty pages of a cgroup that is already removed.
-func p9DeadWriter(c *p9Case) {
-	const n = 1 << 20
-	gone := c.cgroup("gone")
-	p := gone.Process()
-	f := p.Open(c.m.File("f"), guest.Create)
-	f.Truncate(n)
-	m := f.Map(0, n)
-	m.Store()
-	c.readsAsCounted(gone)
-	p.Exit()
-	gone.Remove()
-	c.Sync()
-	c.wrote[gone] = n
-}
-
-// p9Overwrite has B overwrite what A wrote and has in the cache.
-func p9Overwrite(c *p9Case) {
-	fa := c.a.Process().Open(c.m.File("f"), guest.Create)
-	fa.Write(0, bytesB)
-	fa.Fsync()
-	c.wrote[c.a] = c.counted().WriteBytes
-	fb := c.b.Process().Open(c.m.File("f"), os.O_RDWR)
-	fb.Write(0, bytesB)
-	c.Sync()
-	c.wrote[c.b] = c.counted().WriteBytes - c.wrote[c.a]
-	if c.wrote[c.a] != bytesB || c.wrote[c.b] < bytesB {
-		c.Errorf("%d and %d bytes were sent, of %d written twice", c.wrote[c.a], c.wrote[c.b], bytesB)
-	}
-	c.readsAsCounted(c.b)
-}
-
-// p9Alternate has two cgroups write every other 16 KiB of one file: messages with pages
-// of both are split.
-func p9Alternate(c *p9Case) {
-	const chunk, n = 16 << 10, 64
-	fa := c.a.Process().Open(c.m.File("f"), guest.Create)
-	fb := c.b.Process().Open(c.m.File("f"), os.O_RDWR)
-	for i := int64(0); i < n; i++ {
-		fa.Write(i*2*chunk, chunk)
-		fb.Write(i*2*chunk+chunk, chunk)
-	}
-	c.Sync()
-	c.wrote[c.a], c.wrote[c.b] = chunk*n, chunk*n
-}
-
-// p9Append appends to a file whose last page another cgroup has in the cache.
-func p9Append(c *p9Case) {
-	fa := c.a.Process().Open(c.m.File("f"), guest.Create)
-	fa.Write(0, 1_000_001)
-	fa.Fsync()
-	c.wrote[c.a] = c.counted().WriteBytes
-	fb := c.b.Process().Open(c.m.File("f"), os.O_RDWR|os.O_APPEND)
-	fb.Append(bytesC)
-	c.Sync()
-	c.wrote[c.b] = c.counted().WriteBytes - c.wrote[c.a]
-	if c.wrote[c.b] < bytesC {
-		c.Errorf("%d bytes went out for %d appended", c.wrote[c.b], bytesC)
-	}
-	c.readsAsCounted(c.b)
-}
-
 // readers opens a file of A's and one of B's that are on the server only.
 func (c *p9Case) readers(flags int) (fa, fb *guest.File) {
 	c.server.Prepare("a", bytesA)
 	c.server.Prepare("b", bytesB)
 	return c.a.Process().Open(c.m.File("a"), os.O_RDONLY|flags), c.b.Process().Open(c.m.File("b"), os.O_RDONLY|flags)
-}
-
-func p9ReadCold(c *p9Case) {
-	fa, fb := c.readers(0)
-	fa.Read(0, bytesA)
-	fb.Read(0, bytesB)
-	c.read[c.a], c.read[c.b] = bytesA, bytesB
-}
-
-func p9ReadMmap(c *p9Case) {
-	fa, fb := c.readers(0)
-	fa.MapRead(0, bytesA).Touch()
-	fb.MapRead(0, bytesB).Touch()
-	c.read[c.a], c.read[c.b] = bytesA, bytesB
 }
 
 func p9ReadDirect(c *p9Case) {

@@ -27,14 +27,14 @@ func TestSMB(t *testing.T) {
 			{name: "close", run: smb("strict", smbClose)},
 			{name: "direct", run: smb("strict", smbDirect)},
 			{name: "uncached", run: smb("none", smbUncached), smoke: true},
-			{name: "mapped", run: smb("strict", smbMapped)},
-			{name: "dead_writer", run: smb("strict", smbDeadWriter)},
-			{name: "overwrite_written", run: smb("strict", smbOverwrite), smoke: true},
-			{name: "alternate_writers", run: smb("strict", smbAlternate), smoke: true},
-			{name: "append", run: smb("strict", smbAppend)},
-			{name: "osync", run: smb("strict", smbOSync)},
-			{name: "read_cold", run: smb("strict", smbReadCold), smoke: true},
-			{name: "read_mmap", run: smb("strict", smbReadMmap)},
+			{name: "mapped", run: smb("strict", (*smbCase).mapped)},
+			{name: "dead_writer", run: smb("strict", (*smbCase).deadWriter)},
+			{name: "overwrite_written", run: smb("strict", (*smbCase).overwrite), smoke: true},
+			{name: "alternate_writers", run: smb("strict", (*smbCase).alternate), smoke: true},
+			{name: "append", run: smb("strict", (*smbCase).appended)},
+			{name: "osync", run: smb("strict", (*smbCase).osync)},
+			{name: "read_cold", run: smb("strict", (*smbCase).readCold), smoke: true},
+			{name: "read_mmap", run: smb("strict", (*smbCase).readMmap)},
 			{name: "read_direct", run: smb("strict", smbReadDirect)},
 			{name: "read_ahead", run: smb("strict", smbReadAhead)},
 			{name: "writers_64", run: smb("strict", smbWriters64)},
@@ -47,17 +47,15 @@ func TestSMB(t *testing.T) {
 
 // smbCase is one scenario on one mount, with the bytes that each cgroup wrote and read.
 type smbCase struct {
-	*guest.Guest
+	remoteCase
 	m      *guest.SMBMount
-	a, b   *guest.Cgroup
 	before guest.SMBStats
-	wrote  map[*guest.Cgroup]int64
-	read   map[*guest.Cgroup]int64
 }
 
 func newSMBCase(g *guest.Guest, cache string) *smbCase {
-	c := &smbCase{Guest: g, m: g.SMB(cache), wrote: map[*guest.Cgroup]int64{}, read: map[*guest.Cgroup]int64{}}
-	c.a, c.b = c.cgroup("a"), c.cgroup("b")
+	c := &smbCase{remoteCase: newRemoteCase(g), m: g.SMB(cache)}
+	c.file, c.open = c.m.File, c.readers
+	c.sent = func() remoteBytes { n := c.counted(); return remoteBytes{n.BytesRead, n.BytesWritten} }
 	c.before = g.SMBStats()
 	g.Cleanup(func() { // the server's memory is limited
 		files, _ := filepath.Glob(filepath.Join(guest.SMBDir, "*"))
@@ -68,14 +66,6 @@ func newSMBCase(g *guest.Guest, cache string) *smbCase {
 		}
 	})
 	return c
-}
-
-// cgroup makes a cgroup. Its rows must have the bytes that are added to wrote and read
-// later, and no others.
-func (c *smbCase) cgroup(name string) *guest.Cgroup {
-	cg := c.Cgroup(name)
-	c.wrote[cg], c.read[cg] = 0, 0
-	return cg
 }
 
 // counted is what the client counted since the scenario's begin.
@@ -135,16 +125,6 @@ func smbModuleLater(g *guest.Guest) {
 	c.check(tr.Stop(), id, want)
 }
 
-func (c *smbCase) writeBoth(flags int) (fa, fb *guest.File) {
-	fa = c.a.Process().Open(c.m.File("a"), guest.Create|flags)
-	fa.Write(0, bytesA)
-	fb = c.b.Process().Open(c.m.File("b"), guest.Create|flags)
-	fb.Write(0, bytesB)
-	c.wrote[c.a] += bytesA
-	c.wrote[c.b] += bytesB
-	return fa, fb
-}
-
 // smbDelayed has an outsider write what two cgroups made dirty.
 func smbDelayed(c *smbCase) {
 	syncWrites(c.Guest, func() { c.writeBoth(0) }, func() int64 { return c.SMBStats().BytesWritten })
@@ -154,12 +134,6 @@ func smbClose(c *smbCase) {
 	fa, fb := c.writeBoth(0)
 	fa.Close()
 	fb.Close()
-}
-
-func smbOSync(c *smbCase) {
-	c.a.Process().Open(c.m.File("a"), guest.Create|os.O_SYNC).Write(0, 1<<20)
-	c.b.Process().Open(c.m.File("b"), guest.Create|os.O_SYNC).Write(0, 1<<19)
-	c.wrote[c.a], c.wrote[c.b] = 1<<20, 1<<19
 }
 
 func smbDirect(c *smbCase) {
@@ -174,96 +148,6 @@ func smbUncached(c *smbCase) {
 	fa.Read(0, bytesA)
 	fb.Read(0, bytesB)
 	c.read[c.a], c.read[c.b] = bytesA, bytesB
-}
-
-// smbMapped makes pages dirty through a mapping; the page faults may read holes.
-func smbMapped(c *smbCase) {
-	const n = 1 << 20
-	for _, w := range []struct {
-		cg   *guest.Cgroup
-		name string
-	}{{c.a, "a"}, {c.b, "b"}} {
-		f := w.cg.Process().Open(c.m.File(w.name), guest.Create)
-		f.Truncate(n)
-		f.Map(0, n).Store()
-		c.readsAsCounted(w.cg)
-	}
-	c.Sync()
-	c.wrote[c.a], c.wrote[c.b] = n, n
-}
-
-// readsAsCounted expects for one cgroup the reads that the client counted: the test
-// knows their owner, but not their number.
-func (c *smbCase) readsAsCounted(cg *guest.Cgroup) {
-	var others int64
-	for other, n := range c.read {
-		if other != cg {
-			others += n
-		}
-	}
-	c.read[cg] = c.counted().BytesRead - others
-}
-
-// smbDeadWriter flushes the dirty pages of a cgroup that is already removed.
-func smbDeadWriter(c *smbCase) {
-	const n = 1 << 20
-	gone := c.cgroup("gone")
-	p := gone.Process()
-	f := p.Open(c.m.File("f"), guest.Create)
-	f.Truncate(n)
-	m := f.Map(0, n)
-	m.Store()
-	c.readsAsCounted(gone)
-	p.Exit()
-	gone.Remove()
-	c.Sync()
-	c.wrote[gone] = n
-}
-
-// smbOverwrite has B overwrite what A wrote and has in the cache.
-func smbOverwrite(c *smbCase) {
-	fa := c.a.Process().Open(c.m.File("f"), guest.Create)
-	fa.Write(0, bytesB)
-	fa.Fsync()
-	c.wrote[c.a] = c.counted().BytesWritten
-	fb := c.b.Process().Open(c.m.File("f"), os.O_RDWR)
-	fb.Write(0, bytesB)
-	c.Sync()
-	c.wrote[c.b] = c.counted().BytesWritten - c.wrote[c.a]
-	if c.wrote[c.a] != bytesB || c.wrote[c.b] < bytesB {
-		c.Errorf("%d and %d bytes were sent, of %d written twice", c.wrote[c.a], c.wrote[c.b], bytesB)
-	}
-	c.readsAsCounted(c.b)
-}
-
-// smbAlternate has two cgroups write every other 16 KiB of one file: requests with
-// pages of both are split.
-func smbAlternate(c *smbCase) {
-	const chunk, n = 16 << 10, 64
-	fa := c.a.Process().Open(c.m.File("f"), guest.Create)
-	fb := c.b.Process().Open(c.m.File("f"), os.O_RDWR)
-	for i := int64(0); i < n; i++ {
-		fa.Write(i*2*chunk, chunk)
-		fb.Write(i*2*chunk+chunk, chunk)
-	}
-	c.Sync()
-	c.wrote[c.a], c.wrote[c.b] = chunk*n, chunk*n
-}
-
-// smbAppend appends to a file whose last page another cgroup has in the cache.
-func smbAppend(c *smbCase) {
-	fa := c.a.Process().Open(c.m.File("f"), guest.Create)
-	fa.Write(0, 1_000_001)
-	fa.Fsync()
-	c.wrote[c.a] = c.counted().BytesWritten
-	fb := c.b.Process().Open(c.m.File("f"), os.O_RDWR|os.O_APPEND)
-	fb.Append(bytesC)
-	c.Sync()
-	c.wrote[c.b] = c.counted().BytesWritten - c.wrote[c.a]
-	if c.wrote[c.b] < bytesC {
-		c.Errorf("%d bytes went out for %d appended", c.wrote[c.b], bytesC)
-	}
-	c.readsAsCounted(c.b)
 }
 
 // prepare makes a file on the server, which the client has not seen.
@@ -283,20 +167,6 @@ func (c *smbCase) readers(flags int) (fa, fb *guest.File) {
 	c.prepare("a", bytesA)
 	c.prepare("b", bytesB)
 	return c.a.Process().Open(c.m.File("a"), os.O_RDONLY|flags), c.b.Process().Open(c.m.File("b"), os.O_RDONLY|flags)
-}
-
-func smbReadCold(c *smbCase) {
-	fa, fb := c.readers(0)
-	fa.Read(0, bytesA)
-	fb.Read(0, bytesB)
-	c.read[c.a], c.read[c.b] = bytesA, bytesB
-}
-
-func smbReadMmap(c *smbCase) {
-	fa, fb := c.readers(0)
-	fa.MapRead(0, bytesA).Touch()
-	fb.MapRead(0, bytesB).Touch()
-	c.read[c.a], c.read[c.b] = bytesA, bytesB
 }
 
 func smbReadDirect(c *smbCase) {
