@@ -51,34 +51,32 @@ func cut(program asm.Instructions, functions []string) asm.Instructions {
 	if len(functions) == 0 {
 		return program
 	}
+	if !slices.ContainsFunc(program, func(ins asm.Instruction) bool {
+		return ins.IsFunctionCall() && slices.Contains(functions, ins.Reference())
+	}) {
+		return program
+	}
 	bodies := map[string]asm.Instructions{}
-	var first string
 	for from := 0; from < len(program); {
 		to := from + 1
 		for to < len(program) && btf.FuncMetadata(&program[to]) == nil {
 			to++
 		}
-		name := btf.FuncMetadata(&program[from]).Name
-		if from == 0 {
-			first = name
-		}
-		body := slices.Clone(program[from:to])
-		for i, ins := range body {
-			if ins.IsFunctionCall() && slices.Contains(functions, ins.Reference()) {
-				body[i] = asm.Mov.Imm(asm.R0, 0).WithSymbol(ins.Symbol()).WithSource(ins.Source())
-			}
-		}
-		bodies[name], from = body, to
+		bodies[btf.FuncMetadata(&program[from]).Name], from = program[from:to], to
 	}
-	var kept asm.Instructions
-	order := []string{first}
+	kept := make(asm.Instructions, 0, len(program))
+	order := []string{btf.FuncMetadata(&program[0]).Name}
 	for i := 0; i < len(order); i++ {
 		for _, ins := range bodies[order[i]] {
-			if to := ins.Reference(); (ins.IsFunctionCall() || ins.IsLoadOfFunctionPointer()) && !slices.Contains(order, to) {
+			to := ins.Reference()
+			switch {
+			case ins.IsFunctionCall() && slices.Contains(functions, to):
+				ins = asm.Mov.Imm(asm.R0, 0).WithSymbol(ins.Symbol()).WithSource(ins.Source())
+			case (ins.IsFunctionCall() || ins.IsLoadOfFunctionPointer()) && !slices.Contains(order, to):
 				order = append(order, to)
 			}
+			kept = append(kept, ins)
 		}
-		kept = append(kept, bodies[order[i]]...)
 	}
 	return kept
 }

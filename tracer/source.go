@@ -362,19 +362,31 @@ func (c *loader) loadProgram(spec *ebpf.CollectionSpec, programs map[string]*ebp
 	if !ok {
 		return nil, fmt.Errorf("no program %q", hk.program)
 	}
-	one := spec.Copy()
-	one.Programs = map[string]*ebpf.ProgramSpec{hk.program: prog.Copy()}
-	one.Programs[hk.program].AttachTo = hk.target
-	one.Programs[hk.program].Instructions = cut(one.Programs[hk.program].Instructions, c.opt.withoutFiles())
-	if books(prog) {
-		if err := one.Variables[bpf.BlockVarSeat].Set(c.seats.of(hk)); err != nil {
+	p := *prog
+	p.AttachTo = hk.target
+	p.Instructions = cut(p.Instructions, c.opt.withoutFiles())
+	one := &ebpf.CollectionSpec{
+		Maps: map[string]*ebpf.MapSpec{}, Programs: map[string]*ebpf.ProgramSpec{hk.program: &p}, Variables: map[string]*ebpf.VariableSpec{},
+		Types: spec.Types, ByteOrder: spec.ByteOrder,
+	}
+	used := map[string]*ebpf.Map{}
+	for i := range p.Instructions {
+		if ins := &p.Instructions[i]; ins.IsLoadFromMap() && ins.Reference() != "" {
+			name := ins.Reference()
+			one.Maps[name], used[name] = spec.Maps[name], maps[name]
+		}
+	}
+	if one.Maps[seatSection] != nil { // each program has its own
+		delete(used, seatSection)
+		seat := spec.Variables[bpf.BlockVarSeat].Copy()
+		if err := seat.Set(c.seats.of(hk)); err != nil {
 			return nil, err
 		}
-		maps = withoutSeat(maps)
+		one.Variables[bpf.BlockVarSeat] = seat
 	}
 	extra.LogDisabled = false
 	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{
-		MapReplacements: maps,
+		MapReplacements: used,
 		Programs:        extra,
 		Cache:           c.cache,
 	})
