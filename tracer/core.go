@@ -69,6 +69,14 @@ func (c *core) loader() (*loader, error) {
 	return &loader{core: c, cache: cache, types: types}, nil
 }
 
+// loaderOr returns the loader l of a start while there is one, and else another one.
+func (c *core) loaderOr(l *loader) (*loader, error) {
+	if l != nil {
+		return l, nil
+	}
+	return c.loader()
+}
+
 // tune sets the constants that every object has.
 func (c *core) tune(spec *ebpf.CollectionSpec) error {
 	inodes, pages := c.opt.noteBits()
@@ -248,18 +256,6 @@ func numaNodes() uint32 {
 // open loads the core object: the shared maps, the dirtier notes, and the
 // events of cgroups and modules.
 func (c *loader) open() (*object, error) {
-	spec, err := bpf.LoadCore()
-	if err != nil {
-		return nil, fmt.Errorf("reading the core object: %w", err)
-	}
-	c.size(spec)
-	if err := spec.Variables[bpf.CoreVarNodes].Set(numaNodes()); err != nil {
-		return nil, err
-	}
-	c.totals = map[string]*ebpf.MapSpec{}
-	for _, name := range []string{bpf.CoreMapUsageA, bpf.CoreMapLatencyA} {
-		c.totals[name] = spec.Maps[name].Copy()
-	}
 	signals := []signal{
 		{hooks: []hook{
 			{kind: rawTracepoint, target: "cgroup_mkdir", program: bpf.CoreProgIotCgroupMkdir},
@@ -290,6 +286,18 @@ func (c *loader) open() (*object, error) {
 			Text:   "late writeback of a removed cgroup counts for its parent cgroup",
 			Remedy: needsFunctions,
 		}})
+	}
+	spec, err := c.read(bpf.CoreObject(), signals)
+	if err != nil {
+		return nil, err
+	}
+	c.size(spec)
+	if err := spec.Variables[bpf.CoreVarNodes].Set(numaNodes()); err != nil {
+		return nil, err
+	}
+	c.totals = map[string]*ebpf.MapSpec{}
+	for _, name := range []string{bpf.CoreMapUsageA, bpf.CoreMapLatencyA} {
+		c.totals[name] = spec.Maps[name].Copy()
 	}
 	o, err := c.load(spec, signals, ebpf.ProgramOptions{})
 	if err != nil {

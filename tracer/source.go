@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -225,6 +226,21 @@ func (o *object) addLimitation(l Limitation) {
 	if l != (Limitation{}) && !slices.Contains(o.limitations, l) {
 		o.limitations = append(o.limitations, l)
 	}
+}
+
+// read reads an object with the programs of signals; all of them where there are none. The
+// lines of C are for the verifier's log, which a log of level debug shows alone.
+func (c *loader) read(o bpf.Object, signals []signal) (*ebpf.CollectionSpec, error) {
+	var programs []string
+	for _, s := range signals {
+		for _, hk := range s.hooks {
+			programs = append(programs, hk.program)
+			if hk.entry != "" {
+				programs = append(programs, hk.entry)
+			}
+		}
+	}
+	return o.Read(c.log.Enabled(context.Background(), slog.LevelDebug), programs...)
 }
 
 // load makes the object's maps, except those that it shares with the core, then
