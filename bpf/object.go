@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 )
 
 // Object is a compiled object file.
@@ -40,7 +42,23 @@ func (o Object) Read(lines bool, programs ...string) (*ebpf.CollectionSpec, erro
 	if err != nil {
 		return nil, fmt.Errorf("reading the %s object: %w", o.name, err)
 	}
+	if !lines {
+		nameFunctions(spec)
+	}
 	return spec, nil
+}
+
+// nameFunctions gives each function its name instead of a line. An access that does not
+// exist on a kernel gets a comment when it is relocated: to the kernel that is a line, and
+// where there is one, it wants one of each function.
+func nameFunctions(spec *ebpf.CollectionSpec) {
+	for _, p := range spec.Programs {
+		for i := range p.Instructions {
+			if fn := btf.FuncMetadata(&p.Instructions[i]); fn != nil {
+				p.Instructions[i] = p.Instructions[i].WithSource(asm.Comment(fn.Name))
+			}
+		}
+	}
 }
 
 // Places in files of ELF for 64 bits and in the section .BTF.ext: include/uapi/linux/elf.h,

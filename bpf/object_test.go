@@ -7,6 +7,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/btf"
 )
 
 // TestRead: a program is the same when the others of its object are not read, and so are
@@ -38,8 +39,14 @@ func TestRead(t *testing.T) {
 				}
 				return spec
 			}
-			if whole := read(true); len(whole.Programs) != len(all.Programs) {
+			whole := read(true)
+			if len(whole.Programs) != len(all.Programs) {
 				t.Errorf("%d programs of %d", len(whole.Programs), len(all.Programs))
+			}
+			for name, p := range whole.Programs {
+				if _, ok := p.Instructions[0].Source().(*btf.Line); !ok {
+					t.Errorf("%s has no lines", name)
+				}
 			}
 			fewer := false
 			for name, want := range all.Programs {
@@ -52,8 +59,11 @@ func TestRead(t *testing.T) {
 				if !slices.EqualFunc(got.Instructions, want.Instructions, same) {
 					t.Errorf("%s has other instructions", name)
 				}
-				if hasLines(got.Instructions) || !hasLines(want.Instructions) {
-					t.Errorf("%s has lines of C: %t, all of the object has: %t", name, hasLines(got.Instructions), hasLines(want.Instructions))
+				for i := range got.Instructions {
+					ins, fn := &got.Instructions[i], btf.FuncMetadata(&got.Instructions[i])
+					if fn == nil && ins.Source() != nil || fn != nil && ins.Source() != asm.Comment(fn.Name) {
+						t.Fatalf("instruction %d of %s has the line %v", i, name, ins.Source())
+					}
 				}
 			}
 			if len(all.Programs) > 1 && !fewer {
@@ -67,8 +77,4 @@ func TestRead(t *testing.T) {
 func same(a, b asm.Instruction) bool {
 	return a.OpCode == b.OpCode && a.Dst == b.Dst && a.Src == b.Src && a.Offset == b.Offset && a.Constant == b.Constant &&
 		a.Symbol() == b.Symbol() && a.Reference() == b.Reference()
-}
-
-func hasLines(list asm.Instructions) bool {
-	return slices.ContainsFunc(list, func(ins asm.Instruction) bool { return ins.Source() != nil })
 }

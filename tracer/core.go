@@ -3,6 +3,7 @@ package tracer
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math/bits"
 	"os"
@@ -198,6 +199,12 @@ func (c *loader) exists(hk hook) error {
 			return nil
 		}
 		return fmt.Errorf("no tracepoint %q: %w", hk.target, ErrAbsent)
+	case kprobe, kretprobe:
+		// Either way leads to the kernel's probes; without both there are none.
+		_, err := os.Stat(filepath.Join(sysfs, "bus/event_source/devices/kprobe"))
+		if c.tracefs == "" && errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("no probes of functions: %w", ErrAbsent)
+		}
 	}
 	return nil
 }
