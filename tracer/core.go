@@ -260,9 +260,9 @@ func numaNodes() uint32 {
 	return last + 1
 }
 
-// open loads the core object: the shared maps, the dirtier notes, and the
-// events of cgroups and modules.
-func (c *loader) open() (*object, error) {
+// open makes the shared maps. attach loads and attaches what makes the dirtier notes and
+// the events of cgroups and modules: sources do not wait for that.
+func (c *loader) open() (o *object, attach func() error, err error) {
 	signals := []signal{
 		{hooks: []hook{
 			{kind: rawTracepoint, target: "cgroup_mkdir", program: bpf.CoreProgIotCgroupMkdir},
@@ -296,35 +296,43 @@ func (c *loader) open() (*object, error) {
 	}
 	spec, err := c.read(bpf.CoreObject(), signals)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	c.size(spec)
 	if err := spec.Variables[bpf.CoreVarNodes].Set(numaNodes()); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	c.totals = map[string]*ebpf.MapSpec{}
 	for _, name := range []string{bpf.CoreMapUsageA, bpf.CoreMapLatencyA} {
 		c.totals[name] = spec.Maps[name].Copy()
 	}
-	o, err := c.load(spec, signals, ebpf.ProgramOptions{})
+	programs, maps, err := c.makeMaps(nil, spec)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	for _, name := range sharedMaps {
-		if m := o.maps[name]; m != nil {
+		if m := maps[name]; m != nil {
 			c.shared[name] = m
 		}
 	}
+	o = &object{maps: maps}
+	return o, func() error { return c.attachCore(o, spec, programs, signals) }, nil
+}
+
+func (c *loader) attachCore(o *object, spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, signals []signal) error {
+	if err := c.attachSignals(o, spec, programs, signals, ebpf.ProgramOptions{}); err != nil {
+		return err
+	}
 	if !o.has(bpf.CoreProgIotFaultFentry) && !o.has(bpf.CoreProgIotFaultKprobe) {
 		if err := o.maps[bpf.CoreMapNotesLive].Update(uint32(faultsUnseen), uint32(1), ebpf.UpdateAny); err != nil {
-			return nil, fmt.Errorf("noting that stores through mappings are not seen: %w", err)
+			return fmt.Errorf("noting that stores through mappings are not seen: %w", err)
 		}
 	}
 	if !c.haveTracepoint("module_load") {
 		// A kernel without modules has none that could be loaded later.
 		o.limitations = slices.DeleteFunc(o.limitations, func(l Limitation) bool { return l == modulesOptional })
 	}
-	return o, nil
+	return nil
 }
 
 // faultsUnseen is IOT_FAULTS_UNSEEN in bpf/core/note.h.

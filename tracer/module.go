@@ -223,6 +223,7 @@ func (t *Tracer) await(l *loader, d descriptor, err error) bool {
 	if slices.Contains(t.opt.Sources, d.name) {
 		t.opt.Log.Warn("source waits for its module to be loaded", "source", d.name, "module", absent.module)
 	}
+	t.opt.Step("the kernel checks the programs of " + d.name + ", for when its module is loaded")
 	p, perr := l.prepare(d)
 	if perr != nil {
 		// Its programs will be loaded after the module, which takes a moment.

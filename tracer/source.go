@@ -256,10 +256,16 @@ func (c *loader) loadInto(into *object, spec *ebpf.CollectionSpec, signals []sig
 		return nil, err
 	}
 	o := &object{maps: maps}
-	replace := map[string]*ebpf.Map{}
-	for name, m := range maps {
-		replace[name] = m
+	if err := c.attachSignals(o, spec, programs, signals, extra); err != nil {
+		o.Close()
+		return nil, err
 	}
+	return o, nil
+}
+
+// attachSignals loads and attaches, for each signal, the first hook that this kernel
+// accepts.
+func (c *loader) attachSignals(o *object, spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, signals []signal, extra ebpf.ProgramOptions) error {
 	for _, s := range signals {
 		if a := o.attachedAs(s.hooks[0]); a != nil { // the same program at another place
 			if err := a.linkAlso(s.hooks[0].target); err != nil {
@@ -268,7 +274,7 @@ func (c *loader) loadInto(into *object, spec *ebpf.CollectionSpec, signals []sig
 			}
 			continue
 		}
-		a, err := c.attachFirst(spec, programs, s, replace, extra)
+		a, err := c.attachFirst(spec, programs, s, o.maps, extra)
 		switch {
 		case err == nil:
 			o.hooks = append(o.hooks, a...)
@@ -277,11 +283,10 @@ func (c *loader) loadInto(into *object, spec *ebpf.CollectionSpec, signals []sig
 			c.log.Debug("optional hook not attached", "hook", s.hooks[0].String(), "error", err)
 			o.addLimitation(s.optional)
 		default:
-			o.Close()
-			return nil, err
+			return err
 		}
 	}
-	return o, nil
+	return nil
 }
 
 // makeMaps makes the maps of an object, or takes them from an object that exists
