@@ -205,8 +205,12 @@ func (s *steps) done(name string) {
 	}
 }
 
+// atOnce is how many sources are loaded at the same time, beside the core: more would need
+// more memory.
+const atOnce = 2
+
 // openAll attaches everything. The verifier works in the system calls of those who load,
-// so each object is loaded by a goroutine of its own.
+// so several goroutines load.
 func (t *Tracer) openAll(l *loader, attachCore func() error) error {
 	wanted := slices.DeleteFunc(slices.Clone(sources), func(d descriptor) bool { return !t.opt.wants(d) })
 	left := steps{say: t.opt.Step, names: []string{"core"}}
@@ -216,7 +220,10 @@ func (t *Tracer) openAll(l *loader, attachCore func() error) error {
 	left.tell()
 	var all sync.WaitGroup
 	var shared [3]error
+	core := t.objects["core"]
+	coreAttached := make(chan struct{})
 	all.Go(func() {
+		defer close(coreAttached)
 		defer left.done("core")
 		shared[0] = attachCore()
 	})
@@ -228,10 +235,17 @@ func (t *Tracer) openAll(l *loader, attachCore func() error) error {
 		t.latency, shared[2] = newDoubleBuffer(t.core.totals[bpf.CoreMapLatencyA], t.core.shared[bpf.CoreMapLatencies], t.core.shared[bpf.CoreMapLatencyA])
 	})
 	refused := make([]error, len(wanted))
+	waits := make([]bool, len(wanted))
+	slots := make(chan struct{}, atOnce)
 	for i, d := range wanted {
 		all.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
 			defer left.done(d.name)
-			refused[i] = t.openSource(l, d)
+			if refused[i] = t.openSource(l, d); refused[i] != nil {
+				<-coreAttached
+				waits[i] = t.await(l, d, refused[i], core.has(bpf.CoreProgIotModuleLoad))
+			}
 		})
 	}
 	all.Wait()
@@ -243,7 +257,7 @@ func (t *Tracer) openAll(l *loader, attachCore func() error) error {
 	opened := 0
 	for i, d := range wanted {
 		if err := refused[i]; err != nil {
-			if t.await(l, d, err) {
+			if waits[i] {
 				continue
 			}
 			if slices.Contains(t.opt.Sources, d.name) && len(d.modules) == 0 || !errors.Is(err, ErrAbsent) && len(t.opt.Sources) > 0 {
