@@ -60,10 +60,13 @@ type HostState struct {
 }
 
 const (
-	pageSize  = 500
-	pageReply = 16 << 20 // bytes
-	maxHosts  = 10_000   // that a Reader tells apart
-	maxLabels = 50_000   // containers whose labels a Reader keeps
+	// Groups of a reply. Servers make at most 65,535 buckets for a question, and each group
+	// with latencies has one for each of latencyRanges.
+	pageSize   = 1000
+	rangesSize = 500
+	pageReply  = 16 << 20 // bytes
+	maxHosts   = 10_000   // that a Reader tells apart
+	maxLabels  = 50_000   // containers whose labels a Reader keeps
 )
 
 // OpenReader asks which hosts and which grain there are in the time of q. Its errors are one
@@ -307,9 +310,13 @@ func (r *Reader) groups(ctx context.Context, stream string, filters []object, by
 	for name, agg := range extra {
 		inner[name] = agg
 	}
+	size := pageSize
+	if extra["ranges"] != nil {
+		size = rangesSize
+	}
 	var after json.RawMessage
 	for {
-		composite := object{"size": pageSize, "sources": sources}
+		composite := object{"size": size, "sources": sources}
 		if after != nil {
 			composite["after"] = after
 		}
@@ -322,7 +329,7 @@ func (r *Reader) groups(ctx context.Context, stream string, filters []object, by
 				return err
 			}
 		}
-		if len(reply.Groups.Buckets) < pageSize || len(reply.Groups.AfterKey) == 0 || bytes.Equal(after, reply.Groups.AfterKey) {
+		if len(reply.Groups.Buckets) < size || len(reply.Groups.AfterKey) == 0 || bytes.Equal(after, reply.Groups.AfterKey) {
 			return nil
 		}
 		after = reply.Groups.AfterKey
