@@ -187,70 +187,37 @@ func (t *Tracer) Devices() *Devices {
 	return NewDevices()
 }
 
-// steps says which objects are still being loaded.
-type steps struct {
-	say   func(string)
-	mu    sync.Mutex
-	names []string
-}
-
-func (s *steps) tell() { s.say("the kernel checks the programs of " + strings.Join(s.names, ", ")) }
-
-func (s *steps) done(name string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.names = slices.DeleteFunc(s.names, func(n string) bool { return n == name })
-	if len(s.names) > 0 {
-		s.tell()
-	}
-}
-
-// atOnce is how many sources are loaded at the same time, beside the core: more would need
-// more memory.
-const atOnce = 2
-
-// openAll attaches everything. The verifier works in the system calls of those who load,
-// so several goroutines load.
+// openAll attaches everything: the core, which makes the notes, and then each source. Two
+// goroutines must not load programs: the types of a module refer to those of the kernel,
+// which cilium/ebpf 0.22 then decodes without a lock. The double buffers need no types, and
+// the kernel waits long for each.
 func (t *Tracer) openAll(l *loader, attachCore func() error) error {
 	wanted := slices.DeleteFunc(slices.Clone(sources), func(d descriptor) bool { return !t.opt.wants(d) })
-	left := steps{say: t.opt.Step, names: []string{"core"}}
-	for _, d := range wanted {
-		left.names = append(left.names, d.name)
-	}
-	left.tell()
 	var all sync.WaitGroup
-	var shared [3]error
-	core := t.objects["core"]
-	coreAttached := make(chan struct{})
-	all.Go(func() {
-		defer close(coreAttached)
-		defer left.done("core")
-		shared[0] = attachCore()
-	})
+	var buffers [2]error
 	// Until these are there, rows are lost: all that is before Begin.
 	all.Go(func() {
-		t.usage, shared[1] = newDoubleBuffer(t.core.totals[bpf.CoreMapUsageA], t.core.shared[bpf.CoreMapUsages], t.core.shared[bpf.CoreMapUsageA])
+		t.usage, buffers[0] = newDoubleBuffer(t.core.totals[bpf.CoreMapUsageA], t.core.shared[bpf.CoreMapUsages], t.core.shared[bpf.CoreMapUsageA])
 	})
 	all.Go(func() {
-		t.latency, shared[2] = newDoubleBuffer(t.core.totals[bpf.CoreMapLatencyA], t.core.shared[bpf.CoreMapLatencies], t.core.shared[bpf.CoreMapLatencyA])
+		t.latency, buffers[1] = newDoubleBuffer(t.core.totals[bpf.CoreMapLatencyA], t.core.shared[bpf.CoreMapLatencies], t.core.shared[bpf.CoreMapLatencyA])
 	})
+	t.opt.Step("the kernel checks the programs that every source needs")
+	err := attachCore()
 	refused := make([]error, len(wanted))
 	waits := make([]bool, len(wanted))
-	slots := make(chan struct{}, atOnce)
 	for i, d := range wanted {
-		all.Go(func() {
-			slots <- struct{}{}
-			defer func() { <-slots }()
-			defer left.done(d.name)
-			if refused[i] = t.openSource(l, d); refused[i] != nil {
-				<-coreAttached
-				waits[i] = t.await(l, d, refused[i], core.has(bpf.CoreProgIotModuleLoad))
-			}
-		})
+		if err != nil {
+			break
+		}
+		t.opt.Step("the kernel checks the programs of source " + d.name)
+		if refused[i] = t.openSource(l, d); refused[i] != nil {
+			waits[i] = t.await(l, d, refused[i], t.objects["core"].has(bpf.CoreProgIotModuleLoad))
+		}
 	}
 	all.Wait()
 	t.closers = append(t.closers, t.usage.Close, t.latency.Close)
-	if err := errors.Join(shared[:]...); err != nil {
+	if err := errors.Join(err, buffers[0], buffers[1]); err != nil {
 		return explain(err)
 	}
 	t.findCopies(l)
