@@ -402,19 +402,26 @@ func parseEndpoint(text string) (netip.AddrPort, bool) {
 	return netip.AddrPortFrom(addr.Unmap(), uint16(n)), true
 }
 
-// paths reads which directories are exported.
-func (s *Served) paths() []string {
-	f, err := os.Open(filepath.Join(s.proc, "fs/nfsd/exports"))
-	if err != nil {
-		return nil // there is no server
+// paths reads which directories are exported, from two lists. The kernel's has what clients
+// asked for in the last half hour (DEFAULT_TTL of nfs-utils), since exportfs flushed it. The
+// other one is what exportfs knows, which lacks file systems that are mounted below an
+// export (crossmnt).
+func (s *Served) paths() (paths []string) {
+	for _, list := range []string{filepath.Join(s.proc, "fs/nfsd/exports"), filepath.Join("/", s.root, "var/lib/nfs/etab")} {
+		f, err := os.Open(list)
+		if err != nil {
+			continue // there is no server, or another one than Linux's tools start
+		}
+		paths = parseExports(io.LimitReader(f, servedMaxTable), paths)
+		f.Close()
 	}
-	defer f.Close()
-	return parseExports(f)
+	return paths
 }
 
-// parseExports reads /proc/fs/nfsd/exports: a path and who may mount it in each line, with
-// octal escapes as in mount tables (qword_add in net/sunrpc/cache.c).
-func parseExports(r io.Reader) (paths []string) {
+// parseExports adds what /proc/fs/nfsd/exports and etab of exportfs list: a path and who may
+// mount it in each line, with octal escapes as in mount tables (qword_add in
+// net/sunrpc/cache.c).
+func parseExports(r io.Reader, paths []string) []string {
 	lines := bufio.NewScanner(r)
 	for lines.Scan() && len(paths) < servedMaxExports {
 		if strings.HasPrefix(lines.Text(), "#") {

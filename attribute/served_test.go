@@ -38,7 +38,7 @@ func TestClientInfo(t *testing.T) {
 func TestExportList(t *testing.T) {
 	const list = "# Version 1.1\n# Path Client(Flags) # IPs\n" +
 		"/srv\t*(rw,fsid=0)\n/srv\t10.0.0.0/8(ro)\n/data/a\\040b\t*(rw)\nbroken line\nrelative\t*(rw)\n"
-	if got, want := parseExports(strings.NewReader(list)), []string{"/srv", "/data/a b"}; !slices.Equal(got, want) {
+	if got, want := parseExports(strings.NewReader(list), nil), []string{"/srv", "/data/a b"}; !slices.Equal(got, want) {
 		t.Errorf("%q, want %q", got, want)
 	}
 }
@@ -87,6 +87,30 @@ func TestServedConnections(t *testing.T) {
 }
 
 // TestServed reads a tree such as a server has.
+// TestServedFlushed: the kernel's list is empty after exportfs flushed it, until clients ask
+// again. The directories are exported still.
+func TestServedFlushed(t *testing.T) {
+	root := t.TempDir()
+	for file, text := range map[string]string{
+		"proc/fs/nfsd/exports": "# Version 1.1\n# Path Client(Flags) # IPs\n",
+		"var/lib/nfs/etab":     "/srv/a\\040b\t*(rw,sync,fsid=7)\n/srv/gone\t*(rw)\n",
+		"srv/a b/file":         "",
+	} {
+		file = filepath.Join(root, file)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := NewServed(Options{ProcRoot: filepath.Join(root, "proc"), HostRoot: root}, false)
+	defer s.Close()
+	if list := s.Exports(); len(list) != 1 || list[0].Path != "/srv/a b" || list[0].Ino == 0 {
+		t.Errorf("exports %+v, want the one that exportfs lists and that is there", list)
+	}
+}
+
 func TestServed(t *testing.T) {
 	dir := t.TempDir()
 	exported := filepath.Join(dir, "exported")

@@ -37,9 +37,11 @@ const (
 	NFSDMapUsages                 = "usages"
 	NFSDProgIotNfsdCompound       = "iot_nfsd_compound"
 	NFSDProgIotNfsdRead           = "iot_nfsd_read"
+	NFSDProgIotNfsdReadLast       = "iot_nfsd_read_last"
 	NFSDProgIotNfsdReadRedundant  = "iot_nfsd_read_redundant"
 	NFSDProgIotNfsdReplied        = "iot_nfsd_replied"
 	NFSDProgIotNfsdWrite          = "iot_nfsd_write"
+	NFSDProgIotNfsdWriteLast      = "iot_nfsd_write_last"
 	NFSDProgIotNfsdWriteRedundant = "iot_nfsd_write_redundant"
 	NFSDVarBlkcgUsable            = "blkcg_usable"
 	NFSDVarByFile                 = "by_file"
@@ -100,9 +102,11 @@ type NFSDSpecs struct {
 type NFSDProgramSpecs struct {
 	IotNfsdCompound       *ebpf.ProgramSpec `ebpf:"iot_nfsd_compound"`
 	IotNfsdRead           *ebpf.ProgramSpec `ebpf:"iot_nfsd_read"`
+	IotNfsdReadLast       *ebpf.ProgramSpec `ebpf:"iot_nfsd_read_last"`
 	IotNfsdReadRedundant  *ebpf.ProgramSpec `ebpf:"iot_nfsd_read_redundant"`
 	IotNfsdReplied        *ebpf.ProgramSpec `ebpf:"iot_nfsd_replied"`
 	IotNfsdWrite          *ebpf.ProgramSpec `ebpf:"iot_nfsd_write"`
+	IotNfsdWriteLast      *ebpf.ProgramSpec `ebpf:"iot_nfsd_write_last"`
 	IotNfsdWriteRedundant *ebpf.ProgramSpec `ebpf:"iot_nfsd_write_redundant"`
 }
 
@@ -240,9 +244,11 @@ type NFSDVariables struct {
 type NFSDPrograms struct {
 	IotNfsdCompound       *ebpf.Program `ebpf:"iot_nfsd_compound"`
 	IotNfsdRead           *ebpf.Program `ebpf:"iot_nfsd_read"`
+	IotNfsdReadLast       *ebpf.Program `ebpf:"iot_nfsd_read_last"`
 	IotNfsdReadRedundant  *ebpf.Program `ebpf:"iot_nfsd_read_redundant"`
 	IotNfsdReplied        *ebpf.Program `ebpf:"iot_nfsd_replied"`
 	IotNfsdWrite          *ebpf.Program `ebpf:"iot_nfsd_write"`
+	IotNfsdWriteLast      *ebpf.Program `ebpf:"iot_nfsd_write_last"`
 	IotNfsdWriteRedundant *ebpf.Program `ebpf:"iot_nfsd_write_redundant"`
 }
 
@@ -250,9 +256,11 @@ func (p *NFSDPrograms) Close() error {
 	return _NFSDClose(
 		p.IotNfsdCompound,
 		p.IotNfsdRead,
+		p.IotNfsdReadLast,
 		p.IotNfsdReadRedundant,
 		p.IotNfsdReplied,
 		p.IotNfsdWrite,
+		p.IotNfsdWriteLast,
 		p.IotNfsdWriteRedundant,
 	)
 }

@@ -202,6 +202,23 @@ func TestGroupFilters(t *testing.T) {
 	}
 }
 
+// TestGroupDeviceAlias: a device is found by each of its names, and its row has two.
+func TestGroupDeviceAlias(t *testing.T) {
+	iv := outputtest.Shop()
+	for i := range iv.Samples {
+		if d := &iv.Samples[i].Device; d.Name == "dm-0" {
+			d.Alias = "vg0-data"
+		}
+	}
+	want := []string{"dm-0 (vg0-data)|3145728|94371840"}
+	for _, filter := range []string{"device=dm-0", "device=/dev/dm-0", "device=vg0-*", "device=253:0", "device=dm-0 (*"} {
+		summary := output.Group(iv, output.GroupOptions{By: outputtest.Keys(t, "device"), Filters: outputtest.Filters(t, filter)})
+		if got := outputtest.RowTexts(summary.Stacked); !slices.Equal(got, want) {
+			t.Errorf("%s: stacked rows %q, want %q", filter, got, want)
+		}
+	}
+}
+
 // TestGroupSameNames: different things with the same name have different rows.
 func TestGroupSameNames(t *testing.T) {
 	iv := outputtest.SameNames()

@@ -390,8 +390,16 @@ func ProcessText(p *Process) string {
 	return p.Name + "[" + strconv.FormatUint(uint64(p.PID), 10) + "]"
 }
 
-// DeviceText names a device: "sda", or "8:0" while the name is not known.
+// DeviceText names a device, with the name that its maker gave it: "dm-0 (vg0-data)".
 func DeviceText(d *Device) string {
+	if d.Alias != "" {
+		return DeviceName(d) + " (" + d.Alias + ")"
+	}
+	return DeviceName(d)
+}
+
+// DeviceName is the kernel's name of a device: "sda", or "8:0" while the name is not known.
+func DeviceName(d *Device) string {
 	switch {
 	case d.Name != "":
 		return d.Name
@@ -738,7 +746,7 @@ func (g *grouper) matches(f Filter, s *Sample, op Op) bool {
 	case KeyProcess:
 		names = [4]string{s.Process.Name, strconv.FormatUint(uint64(s.Process.PID), 10)}
 	case KeyDevice:
-		names = [4]string{s.Device.ID, "/dev/" + s.Device.Name}
+		names = [4]string{s.Device.ID, "/dev/" + s.Device.Name, s.Device.Name, s.Device.Alias}
 	case KeyMount:
 		names = [4]string{s.Mount.Source, s.Mount.Point, s.Mount.Volume}
 	case KeyFile:

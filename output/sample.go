@@ -85,6 +85,7 @@ type Process struct {
 type Device struct {
 	ID      string // "major:minor"
 	Name    string // sda, dm-0; "" when not known
+	Alias   string // which its maker gave it: vg0-data of device mapper, pool/image of Ceph's RBD
 	Stacked bool   // has another local block device below it: left out of totals
 }
 

@@ -18,7 +18,10 @@ import (
 type Device struct {
 	Dev  Dev
 	Name string // kernel name: sda, dm-0, loop3; "" when the device was gone at the first look
-	Head Dev    // the NVMe disk that this hidden path belongs to, whose name Name is; 0 for all others
+	// Alias is the name that its maker gave it: vg0-data of device mapper, pool/image of
+	// Ceph's RBD; "" for all others.
+	Alias string
+	Head  Dev // the NVMe disk that this hidden path belongs to, whose name Name is; 0 for all others
 	// Stacked says that the same bytes count a second time at another block device of
 	// this host: device mapper, md, bcache, a loop device over a local file.
 	Stacked bool
@@ -72,6 +75,7 @@ func (d *Devices) Device(dev Dev) Device {
 		return found
 	}
 	found := Device{Dev: dev, Name: strings.ReplaceAll(filepath.Base(dir), "!", "/")}
+	found.Alias = aliasOf(found.Name, dir)
 	slaves, _ := os.ReadDir(filepath.Join(dir, "slaves"))
 	stacked, known := d.loopOverLocal(found.Name, dev)
 	// dm, md, bcache and DRBD link the devices below them (bd_link_disk_holder). nbd and rbd
@@ -123,6 +127,33 @@ func (d *Devices) nvmePath(dev Dev) Device {
 		}
 	}
 	return found
+}
+
+// aliasOf reads the name that the maker of a device gave it, from its directory in sysfs
+// (Documentation/ABI/testing/sysfs-block-dm and sysfs-bus-rbd). An image of RBD is named as
+// the command rbd does it: pool/namespace/image@snapshot.
+func aliasOf(name, dir string) string {
+	attribute := func(file string) string {
+		raw, _ := os.ReadFile(filepath.Join(dir, file))
+		return strings.TrimRight(string(raw), "\n")
+	}
+	switch {
+	case strings.HasPrefix(name, "dm-"):
+		return attribute("dm/name")
+	case strings.HasPrefix(name, "rbd"):
+		pool, image := attribute("device/pool"), attribute("device/name")
+		if pool == "" || image == "" {
+			return ""
+		}
+		if ns := attribute("device/pool_ns"); ns != "" {
+			pool += "/" + ns
+		}
+		if snap := attribute("device/current_snap"); snap != "" && snap != "-" {
+			image += "@" + snap
+		}
+		return pool + "/" + image
+	}
+	return ""
 }
 
 // isZvol tells whether a device is a volume of ZFS, whose pool's disks are counted. It

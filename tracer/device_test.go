@@ -80,6 +80,31 @@ func TestDevices(t *testing.T) {
 }
 
 // TestDeviceGone: what was known of a device that is gone still counts.
+// TestDeviceAlias: the names that device mapper's and RBD's devices were given.
+func TestDeviceAlias(t *testing.T) {
+	d := tree(t, map[string]string{"sda": "8:0", "dm-0": "253:0", "rbd0": "252:0", "rbd1": "252:16", "rbd2": "252:32"}, nil, nil)
+	for file, text := range map[string]string{
+		"dm-0/dm/name": "vg0-data", "sda/device/name": "something else",
+		"rbd0/device/pool": "k8s", "rbd0/device/name": "csi-vol-1", "rbd0/device/pool_ns": "", "rbd0/device/current_snap": "-",
+		"rbd1/device/pool": "k8s", "rbd1/device/name": "db", "rbd1/device/pool_ns": "shop", "rbd1/device/current_snap": "monday",
+	} {
+		file = filepath.Join(d.sys, "devices", file)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(text+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for of, want := range map[Dev]string{
+		dev(8, 0): "", dev(253, 0): "vg0-data", dev(252, 0): "k8s/csi-vol-1", dev(252, 16): "k8s/shop/db@monday", dev(252, 32): "",
+	} {
+		if got := d.Device(of).Alias; got != want {
+			t.Errorf("%v is called %q, want %q", of, got, want)
+		}
+	}
+}
+
 func TestDeviceGone(t *testing.T) {
 	d := tree(t, map[string]string{"dm-0": "253:0", "sda": "8:0"}, map[string][]string{"dm-0": {"sda"}}, nil)
 	if got := d.Device(dev(253, 0)); !got.Stacked {

@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf/btf"
+
+	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
 
 // TestHopFunctions: functions are taken from the module that has them or from the kernel
@@ -138,6 +140,48 @@ func TestOldHops(t *testing.T) {
 	}
 }
 
+// madeTypes are a kernel's types, here these.
+func madeTypes(t *testing.T, old bool, types ...btf.Type) *hopTypes {
+	t.Helper()
+	b, err := btf.NewBuilder(types, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := b.Marshal(nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec, err := btf.LoadSpecFromReader(bytes.NewReader(raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &hopTypes{specs: []*btf.Spec{spec}, old: old}
+}
+
+// TestCopyFields: the client of a server-side copy, with the structs of three generations.
+func TestCopyFields(t *testing.T) {
+	word := &btf.Int{Name: "unsigned long", Size: 8}
+	client := &btf.Struct{Name: "nfs4_client", Size: 1400, Members: []btf.Member{{Name: "cl_addr", Type: word, Offset: 120 * 8}}}
+	copied := &btf.Struct{Name: "nfsd4_copy", Size: 456, Members: []btf.Member{{Name: "cp_clp", Type: &btf.Pointer{Target: client}, Offset: 256 * 8}}}
+	async := &btf.Struct{Name: "nfsd4_async_copy", Size: 896, Members: []btf.Member{{Name: "cp_copy", Type: copied, Offset: 80 * 8}}}
+	for _, tt := range []struct {
+		name  string
+		types *hopTypes
+		want  bpf.CoreCopyFields
+		ok    bool
+	}{
+		{"7.3", madeTypes(t, false, async), bpf.CoreCopyFields{Client: 336, Address: 120}, true},
+		{"6.12", madeTypes(t, false, copied), bpf.CoreCopyFields{Client: 256, Address: 120}, true},
+		{"5.10, no types", madeTypes(t, true, word), bpf.CoreCopyFields{Client: copyClient510, Address: clientAddress510}, true},
+		{"no types", madeTypes(t, false, word), bpf.CoreCopyFields{}, false},
+	} {
+		got, ok := copyFields(tt.types)
+		if ok != tt.ok || ok && got != tt.want {
+			t.Errorf("%s: %+v, %t, want %+v, %t", tt.name, got, ok, tt.want, tt.ok)
+		}
+	}
+}
+
 // TestHopCopies: a module may have a struct several times. What all copies agree on is
 // known, and nothing else is.
 func TestHopCopies(t *testing.T) {
@@ -159,19 +203,7 @@ func TestHopCopies(t *testing.T) {
 		{"none", []btf.Type{word}, offset{40, true}, true},
 		{"none, and no constant", []btf.Type{word}, offset{40, false}, false},
 	} {
-		b, err := btf.NewBuilder(tt.types, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		raw, err := b.Marshal(nil, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		spec, err := btf.LoadSpecFromReader(bytes.NewReader(raw))
-		if err != nil {
-			t.Fatal(err)
-		}
-		types := &hopTypes{specs: []*btf.Spec{spec}, old: tt.old}
+		types := madeTypes(t, tt.old, tt.types...)
 		if got := types.at("pair", 40, "second"); got != tt.at {
 			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.at)
 		}

@@ -49,12 +49,14 @@ func planNFSD(c *loader, future bool) (*plan, error) {
 }
 
 func nfsdSignals(preempts bool, limitation Limitation) (signals []signal) {
-	for _, h := range []struct{ tracepoint, program, redundant string }{
-		{"nfsd_read_io_done", bpf.NFSDProgIotNfsdRead, bpf.NFSDProgIotNfsdReadRedundant},
-		{"nfsd_write_io_done", bpf.NFSDProgIotNfsdWrite, bpf.NFSDProgIotNfsdWriteRedundant},
+	for _, h := range []struct{ tracepoint, program, redundant, last string }{
+		{"nfsd_read_io_done", bpf.NFSDProgIotNfsdRead, bpf.NFSDProgIotNfsdReadRedundant, bpf.NFSDProgIotNfsdReadLast},
+		{"nfsd_write_io_done", bpf.NFSDProgIotNfsdWrite, bpf.NFSDProgIotNfsdWriteRedundant, bpf.NFSDProgIotNfsdWriteLast},
 	} {
 		signals = append(signals, signal{hooks: []hook{{kind: rawTracepoint, target: h.tracepoint, program: h.program, limitation: limitation}}})
-		signals = append(signals, redundant(preempts, hook{kind: rawTracepoint, target: h.tracepoint, program: h.redundant})...)
+		for _, program := range []string{h.redundant, h.last} {
+			signals = append(signals, redundant(preempts, hook{kind: rawTracepoint, target: h.tracepoint, program: program})...)
+		}
 	}
 	return append(signals,
 		signal{hooks: []hook{{kind: rawTracepoint, target: "svc_stats_latency", program: bpf.NFSDProgIotNfsdReplied}}, optional: Limitation{
@@ -84,12 +86,22 @@ func (c *loader) findCopies() error {
 	if err != nil {
 		return err
 	}
-	known := hopTypes{specs: append(types, c.types), old: c.pagesNameOwners()}
-	client, address := known.at("nfsd4_copy", copyClient510, "cp_clp"), known.at("nfs4_client", clientAddress510, "cl_addr")
-	if !client.known || !address.known {
+	fields, ok := copyFields(&hopTypes{specs: append(types, c.types), old: c.pagesNameOwners()})
+	if !ok {
 		return fmt.Errorf("the kernel has no type information about a COPY of NFSv4.2: %w", ErrAbsent)
 	}
-	return c.shared[bpf.CoreMapNfsCopies].Put(uint32(0), bpf.CoreCopyFields{Client: uint32(client.bytes), Address: uint32(address.bytes)})
+	return c.shared[bpf.CoreMapNfsCopies].Put(uint32(0), fields)
+}
+
+// copyFields finds the client from the data of a thread that copies: struct nfsd4_copy, and in
+// newer kernels struct nfsd4_async_copy, which has one in it (measured on 7.3).
+func copyFields(known *hopTypes) (bpf.CoreCopyFields, bool) {
+	client, address := known.at("nfsd4_copy", copyClient510, "cp_clp"), known.at("nfs4_client", clientAddress510, "cl_addr")
+	if len(known.find("nfsd4_async_copy")) > 0 {
+		copied := known.at("nfsd4_async_copy", unknownOffset, "cp_copy")
+		client = offset{copied.bytes + client.bytes, copied.known && client.known}
+	}
+	return bpf.CoreCopyFields{Client: uint32(client.bytes), Address: uint32(address.bytes)}, client.known && address.known
 }
 
 // findCopies is for a server that runs already, and for one whose module is loaded later.

@@ -695,6 +695,14 @@ func stacked(g *guest.Guest, top guest.Disk, leaves ...guest.Disk) {
 		}
 	}
 	t.Equal("total of all leaf devices", got, want)
+	if strings.HasPrefix(top.Name, "dm-") {
+		alias := strings.TrimSpace(g.Exec("dmsetup", "info", "-c", "--noheadings", "-o", "name", top.Path()))
+		all := t.Sum("iotrace.write.bytes", "iotrace.device.id", top.ID())
+		t.Equal("rows with the name "+alias, t.Sum("iotrace.write.bytes", "iotrace.device.id", top.ID(), "iotrace.device.alias", alias), all)
+		if all < sizeA {
+			g.Errorf("the rows of %s have %d bytes", top.Name, all)
+		}
+	}
 }
 
 func blockDMLinear(g *guest.Guest) {

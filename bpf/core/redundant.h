@@ -23,9 +23,9 @@ static __always_inline void iot_covered(void)
 
 #ifdef IOT_TOLD
 /*
- * What the first program has seen and the second has not seen yet, by address, for
- * each of IOT_TOLD hooks. Two in one slot would make one count twice: there are far
- * more slots than CPUs.
+ * What a program has seen and the last one has not seen yet, by address, for each of
+ * IOT_TOLD hooks. Two in one slot would make one count twice: there are far more slots
+ * than CPUs.
  */
 #define IOT_TOLD_BITS 12
 
@@ -43,6 +43,13 @@ static __always_inline void iot_tell(__u64 id, __u32 hook)
 	*iot_told(id, hook) = id;
 }
 
+/* For a program between the first and the last one. */
+static __always_inline bool iot_is_told(__u64 id, __u32 hook)
+{
+	return *iot_told(id, hook) == id;
+}
+
+/* For the last program. */
 static __always_inline bool iot_was_told(__u64 id, __u32 hook)
 {
 	__u64 *seen = iot_told(id, hook);

@@ -168,7 +168,7 @@ func (j *joiner) identity(k *tracer.Key, when time.Time, seen map[tracer.Dev]tra
 			d = j.devices.Device(k.Dev)
 			seen[k.Dev] = d
 		}
-		s.Device.Name, s.Device.Stacked = d.Name, d.Stacked
+		s.Device.Name, s.Device.Alias, s.Device.Stacked = d.Name, d.Alias, d.Stacked
 		dev := k.Dev
 		if d.Head != 0 {
 			dev = d.Head

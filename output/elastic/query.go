@@ -369,9 +369,9 @@ var identityFields = []string{
 	"iotrace.project.name", "iotrace.project.rule", "iotrace.project.named_by", "iotrace.service.name", "iotrace.unit.name",
 	"container.id", "container.name", "container.runtime", "container.image.name", "container.image.tag", "container.image.hash.all",
 	"orchestrator.namespace", "orchestrator.resource.name", "orchestrator.resource.id",
-	"iotrace.cgroup.id", "iotrace.cgroup.path", "process.pid", "process.name", "iotrace.device.id", "iotrace.device.name",
+	"iotrace.cgroup.id", "iotrace.cgroup.path", "process.pid", "process.name", "iotrace.device.id", "iotrace.device.name", "iotrace.device.alias",
 	"iotrace.mount.source", "iotrace.mount.point", "iotrace.mount.fstype", "iotrace.mount.volume", "iotrace.mount.driver",
-	"iotrace.nfs.server", "iotrace.nfs.export", "iotrace.nfs.version", "iotrace.nfs.address", "iotrace.nfs.port", "iotrace.fuse.subtype",
+	"iotrace.nfs.server", "iotrace.nfs.export", "iotrace.nfs.version", "iotrace.nfs.address", "iotrace.nfs.port", "iotrace.fuse.subtype", "iotrace.9p.transport",
 	"iotrace.nfs.client.address", "iotrace.nfs.client.name",
 	"file.path", "file.inode", "iotrace.file.kind", "iotrace.file.container_path", "iotrace.file.links", "iotrace.file.deleted", "iotrace.file.partial", "iotrace.file.log_of",
 }
@@ -435,7 +435,7 @@ func sampleOf(b *bucket) output.Sample {
 		},
 		Pod:       output.Pod{Name: b.text("orchestrator.resource.name"), Namespace: b.text("orchestrator.namespace"), UID: b.text("orchestrator.resource.id")},
 		Cgroup:    output.Cgroup{ID: b.number("iotrace.cgroup.id"), Path: b.text("iotrace.cgroup.path")},
-		Device:    output.Device{ID: b.text("iotrace.device.id"), Name: b.text("iotrace.device.name"), Stacked: b.flag("iotrace.device.stacked")},
+		Device:    output.Device{ID: b.text("iotrace.device.id"), Name: b.text("iotrace.device.name"), Alias: b.text("iotrace.device.alias"), Stacked: b.flag("iotrace.device.stacked")},
 		NFSClient: output.NFSClient{Address: b.text("iotrace.nfs.client.address"), Name: b.text("iotrace.nfs.client.name")},
 		Process: output.Process{
 			PID: uint32(min(b.number("process.pid"), 1<<32-1)), Name: b.text("process.name"),

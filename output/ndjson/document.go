@@ -168,6 +168,7 @@ type docCgroup struct {
 type docDevice struct {
 	ID      string `json:"id,omitempty"`
 	Name    string `json:"name,omitempty"`
+	Alias   string `json:"alias,omitempty"`
 	Stacked bool   `json:"stacked"`
 }
 

@@ -439,7 +439,7 @@ func (e *encoder) identity(id *output.Identity) {
 		f.Cgroup = &e.cgroup
 	}
 	if id.Device != (output.Device{}) {
-		e.device = docDevice{id.Device.ID, id.Device.Name, id.Device.Stacked}
+		e.device = docDevice{id.Device.ID, id.Device.Name, id.Device.Alias, id.Device.Stacked}
 		f.Device = &e.device
 	}
 	e.mountOf(&id.Mount)

@@ -241,7 +241,7 @@ func Hostile() *output.Interval {
 		s.Pod = output.Pod{Name: n, Namespace: n, UID: n}
 		s.Cgroup = output.Cgroup{ID: uint64(i) << 40, Path: "/" + n}
 		s.Process = output.Process{PID: uint32(i + 1), Name: n}
-		s.Device.Name, s.Device.ID = n, n
+		s.Device.Name, s.Device.ID, s.Device.Alias = n, n, n
 		s.Mount = output.Mount{Source: n, Point: n, FSType: n, Volume: n, Driver: n, NFSServer: n, NFSExport: n, NFSVersion: n, NFSAddress: n, FUSESubtype: n, FUSEDaemonPID: uint32(i), Transport: n}
 		s.File = output.File{Kind: output.FileRegular, Path: "/" + n, Inside: n, Inode: uint64(i), Links: uint32(i), Removed: i%2 == 1, Partial: i%3 == 1, LogOf: n}
 		iv.Samples = append(iv.Samples, s)

@@ -326,7 +326,7 @@ func keyOf(s *output.Sample) usageKey {
 		k.family = familyStacked
 	}
 	if s.Source == output.SourceBlock {
-		k.device = labelValue(output.DeviceText(&s.Device))
+		k.device = labelValue(output.DeviceName(&s.Device))
 	} else {
 		k.mount, k.server = labelValue(mountLabel(s)), labelValue(output.ServerText(&s.Mount))
 	}
@@ -338,7 +338,7 @@ func mountLabel(s *output.Sample) string {
 	if s.Mount.Source != "" {
 		return s.Mount.Source
 	}
-	return output.DeviceText(&s.Device)
+	return output.DeviceName(&s.Device)
 }
 
 // labelValue returns s as valid UTF-8 of bounded length. The exposition formats

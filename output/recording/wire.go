@@ -132,7 +132,8 @@ func (w *wireInterval) memory() int64 {
 
 // How many numbers an identity, a vxlan event and a source have.
 const (
-	identWidth    = 56
+	identWidth    = 57
+	p9Width       = 56 // without the alias of a device
 	fileWidth     = 55 // without the transport of 9p
 	servedWidth   = 48 // without the file
 	clientWidth   = 44 // without the host of an NFS client, and why its owner is not known
@@ -445,7 +446,7 @@ func (e *encoder) ident(s *output.Sample) uint64 {
 		e.str(s.NFSClient.Host.Name), e.str(s.NFSClient.Host.ID), e.str(s.NFSClient.Host.Kernel), e.str(s.NFSClient.Silent),
 		e.str(string(s.File.Kind)), e.str(s.File.Path), e.str(s.File.Inside), s.File.Inode, uint64(s.File.Links),
 		bit(s.File.Removed)|bit(s.File.Partial)<<1, e.str(s.File.LogOf),
-		e.str(m.Transport))
+		e.str(m.Transport), e.str(s.Device.Alias))
 	key := packInts(e.key[:0], e.row)
 	e.key = key
 	n, ok := e.idents[string(key)]
@@ -753,6 +754,9 @@ func (t *nameTables) ident(c []uint64) output.Sample {
 		},
 	}
 	if len(c) >= identWidth {
+		s.Device.Alias = t.str(c[56])
+	}
+	if len(c) >= p9Width {
 		s.Mount.Transport = t.str(c[55])
 	}
 	if len(c) >= fileWidth {
