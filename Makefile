@@ -130,6 +130,11 @@ bench: build ## compare with other tools; writes BENCHMARKS.md (ROUNDS=5)
 	$(SUDO) env "PATH=$$PATH" ROUNDS=$(ROUNDS) $(GO) test -count=1 -timeout 60m -tags 'integration bench' -run '^TestBench$$' -v ./cmd/iotrace-bpf
 	$(SUDO) env "PATH=$$PATH" $(GO) test -count=1 -tags integration -run '^$$' -bench . -benchtime 30x ./tracer
 
+.PHONY: bench-cluster
+bench-cluster: ## a day of 40 hosts in Elasticsearch, and its questions; writes BENCHMARKS.md (HOURS=24)
+	vmtests/deps.sh test
+	$(SUDO) env "PATH=$$PATH" HOURS=$(HOURS) ROUNDS=$(ROUNDS) $(GO) test -count=1 -timeout 170m -tags 'integration bench' -run '^TestBenchCluster$$' -v ./cmd/iotrace-bpf
+
 .PHONY: bench-vm
 bench-vm: ## the same in guests: peers that need kprobes, NFS and FUSE, more processors (KERNEL=6.12)
 	vmtests/deps.sh test

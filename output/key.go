@@ -45,6 +45,12 @@ var keyNames = []Key{KeyContainer, KeyProject, KeyService, KeyImage, KeyPod, Key
 // KeyLabel returns the key that groups by the value of a container label.
 func KeyLabel(name string) Key { return Key(labelPrefix + name) }
 
+// LabelField is the name that a container label has in documents, where a dot would make
+// an object.
+func LabelField(name string) string {
+	return strings.ToValidUTF8(strings.ReplaceAll(name, ".", "_"), "\uFFFD")
+}
+
 // Label returns the label that k groups by; ok is false for the other keys.
 func (k Key) Label() (name string, ok bool) { return strings.CutPrefix(string(k), labelPrefix) }
 

@@ -18,9 +18,9 @@ func plan9P(c *loader, future bool) (*plan, error) {
 	if !c.haveFunc("p9_client_write") && !isDir(sysfs+"/module/"+p9Module) && !future {
 		return nil, &notLoadedError{p9Module}
 	}
-	spec, err := bpf.LoadP9()
+	spec, err := c.read(bpf.P9Object(), nil)
 	if err != nil {
-		return nil, fmt.Errorf("reading the 9p object: %w", err)
+		return nil, err
 	}
 	types, sums, err := c.moduleTypes(future, p9Module, "9pnet", "netfs")
 	if err != nil {

@@ -35,7 +35,7 @@ func openBlock(c *loader) (*object, error) {
 		c.log.Debug("looking at all devices before each interval", "error", w.deaf)
 	}
 	devices := watchedDevices(w)
-	s, j, x := newStack(c, devices), newJournals(c.core, devices), newXFSLogs(c.core, devices)
+	s, j, x := newStack(c, devices), newJournals(c, devices), newXFSLogs(c, devices)
 	i, err := c.loadBlock(parts{hops: s.needed(), journals: j.needed() || x.needed(), xfs: x.needed()}, signals)
 	if err != nil {
 		w.Close()

@@ -18,9 +18,9 @@ func planCeph(c *loader, future bool) (*plan, error) {
 	if !c.haveFunc("ceph_mdsc_submit_request") && !isDir(sysfs+"/module/"+cephName) && !future {
 		return nil, &notLoadedError{cephName}
 	}
-	spec, err := bpf.LoadCeph()
+	spec, err := c.read(bpf.CephObject(), nil)
 	if err != nil {
-		return nil, fmt.Errorf("reading the ceph object: %w", err)
+		return nil, err
 	}
 	types, sums, err := c.moduleTypes(future, cephName, "libceph")
 	if err != nil {

@@ -3,6 +3,7 @@ package tracer
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math/bits"
 	"os"
@@ -67,6 +68,14 @@ func (c *core) loader() (*loader, error) {
 		return nil, fmt.Errorf("reading the kernel's types: %w", err)
 	}
 	return &loader{core: c, cache: cache, types: types}, nil
+}
+
+// loaderOr returns the loader l of a start while there is one, and else another one.
+func (c *core) loaderOr(l *loader) (*loader, error) {
+	if l != nil {
+		return l, nil
+	}
+	return c.loader()
 }
 
 // tune sets the constants that every object has.
@@ -190,6 +199,12 @@ func (c *loader) exists(hk hook) error {
 			return nil
 		}
 		return fmt.Errorf("no tracepoint %q: %w", hk.target, ErrAbsent)
+	case kprobe, kretprobe:
+		// Either way leads to the kernel's probes; without both there are none.
+		_, err := os.Stat(filepath.Join(sysfs, "bus/event_source/devices/kprobe"))
+		if c.tracefs == "" && errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("no probes of functions: %w", ErrAbsent)
+		}
 	}
 	return nil
 }
@@ -245,21 +260,9 @@ func numaNodes() uint32 {
 	return last + 1
 }
 
-// open loads the core object: the shared maps, the dirtier notes, and the
-// events of cgroups and modules.
-func (c *loader) open() (*object, error) {
-	spec, err := bpf.LoadCore()
-	if err != nil {
-		return nil, fmt.Errorf("reading the core object: %w", err)
-	}
-	c.size(spec)
-	if err := spec.Variables[bpf.CoreVarNodes].Set(numaNodes()); err != nil {
-		return nil, err
-	}
-	c.totals = map[string]*ebpf.MapSpec{}
-	for _, name := range []string{bpf.CoreMapUsageA, bpf.CoreMapLatencyA} {
-		c.totals[name] = spec.Maps[name].Copy()
-	}
+// open makes the shared maps. attach loads and attaches what makes the dirtier notes and
+// the events of cgroups and modules: sources do not wait for that.
+func (c *loader) open() (o *object, attach func() error, err error) {
 	signals := []signal{
 		{hooks: []hook{
 			{kind: rawTracepoint, target: "cgroup_mkdir", program: bpf.CoreProgIotCgroupMkdir},
@@ -291,25 +294,45 @@ func (c *loader) open() (*object, error) {
 			Remedy: needsFunctions,
 		}})
 	}
-	o, err := c.load(spec, signals, ebpf.ProgramOptions{})
+	spec, err := c.read(bpf.CoreObject(), signals)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
+	}
+	c.size(spec)
+	if err := spec.Variables[bpf.CoreVarNodes].Set(numaNodes()); err != nil {
+		return nil, nil, err
+	}
+	c.totals = map[string]*ebpf.MapSpec{}
+	for _, name := range []string{bpf.CoreMapUsageA, bpf.CoreMapLatencyA} {
+		c.totals[name] = spec.Maps[name].Copy()
+	}
+	programs, maps, err := c.makeMaps(nil, spec)
+	if err != nil {
+		return nil, nil, err
 	}
 	for _, name := range sharedMaps {
-		if m := o.maps[name]; m != nil {
+		if m := maps[name]; m != nil {
 			c.shared[name] = m
 		}
 	}
+	o = &object{maps: maps}
+	return o, func() error { return c.attachCore(o, spec, programs, signals) }, nil
+}
+
+func (c *loader) attachCore(o *object, spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, signals []signal) error {
+	if err := c.attachSignals(o, spec, programs, signals, ebpf.ProgramOptions{}); err != nil {
+		return err
+	}
 	if !o.has(bpf.CoreProgIotFaultFentry) && !o.has(bpf.CoreProgIotFaultKprobe) {
 		if err := o.maps[bpf.CoreMapNotesLive].Update(uint32(faultsUnseen), uint32(1), ebpf.UpdateAny); err != nil {
-			return nil, fmt.Errorf("noting that stores through mappings are not seen: %w", err)
+			return fmt.Errorf("noting that stores through mappings are not seen: %w", err)
 		}
 	}
 	if !c.haveTracepoint("module_load") {
 		// A kernel without modules has none that could be loaded later.
 		o.limitations = slices.DeleteFunc(o.limitations, func(l Limitation) bool { return l == modulesOptional })
 	}
-	return o, nil
+	return nil
 }
 
 // faultsUnseen is IOT_FAULTS_UNSEEN in bpf/core/note.h.

@@ -91,9 +91,9 @@ type knownFile struct {
 
 // openFiles loads the program that names files.
 func (c *loader) openFiles() (*files, error) {
-	spec, err := bpf.LoadNames()
+	spec, err := c.read(bpf.NamesObject(), nil)
 	if err != nil {
-		return nil, fmt.Errorf("reading the names object: %w", err)
+		return nil, err
 	}
 	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: c.sharedIn(spec), Cache: c.cache})
 	if err != nil {

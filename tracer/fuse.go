@@ -21,9 +21,10 @@ func planFUSE(c *loader, future bool) (*plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	spec, err := bpf.LoadFUSE()
+	signals := kernel.signals(c.opt.App, c.preempts())
+	spec, err := c.read(bpf.FUSEObject(), signals)
 	if err != nil {
-		return nil, fmt.Errorf("reading the fuse object: %w", err)
+		return nil, err
 	}
 	if err := spec.Variables[bpf.FUSEVarLayout].Set(kernel.layout); err != nil {
 		return nil, fmt.Errorf("setting the layout: %w", err)
@@ -31,7 +32,7 @@ func planFUSE(c *loader, future bool) (*plan, error) {
 	if err := spec.Variables[bpf.FUSEVarLayoutAssumed].Set(kernel.assumed); err != nil {
 		return nil, fmt.Errorf("setting the layout: %w", err)
 	}
-	return &plan{spec, kernel.signals(c.opt.App, c.preempts()), ebpf.ProgramOptions{}, kernel.sums}, nil
+	return &plan{spec, signals, ebpf.ProgramOptions{}, kernel.sums}, nil
 }
 
 // fuseKernel is what this kernel's FUSE is like.

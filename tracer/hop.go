@@ -408,11 +408,9 @@ func (s *stack) fillHops(stacks bool, change func(func())) error {
 	} else if err != nil {
 		return err
 	}
-	ld := s.first
-	if ld == nil {
-		if ld, err = s.core.loader(); err != nil {
-			return err
-		}
+	ld, err := s.core.loaderOr(s.first)
+	if err != nil {
+		return err
 	}
 	rows := map[uint64]bpf.BlockHop{}
 	if stacks {

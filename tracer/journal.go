@@ -22,9 +22,9 @@ import (
 // there is one: see bpf/block/journal.h.
 type journals struct{ shares }
 
-func newJournals(c *core, devices *Devices) *journals {
+func newJournals(c *loader, devices *Devices) *journals {
 	j := &journals{}
-	j.shares = shares{core: c, devices: devices, name: "journals", logs: bpf.BlockMapJournals, optional: journalsOptional, list: j.list, attach: j.attach}
+	j.shares = shares{core: c.core, first: c, devices: devices, name: "journals", logs: bpf.BlockMapJournals, optional: journalsOptional, list: j.list, attach: j.attach}
 	return j
 }
 
@@ -81,7 +81,7 @@ func cutLast(s, sep string) (before, after string, ok bool) {
 // attach adds the journals that are there, and then attaches the programs: a
 // transaction that is running now is not seen from its beginning.
 func (j *journals) attach(found map[Dev]bool, change func(func())) error {
-	ld, err := j.core.loader()
+	ld, err := j.core.loaderOr(j.first)
 	if err != nil {
 		return err
 	}
@@ -105,18 +105,6 @@ func (j *journals) attach(found map[Dev]bool, change func(func())) error {
 			return err
 		}
 	}
-	spec, err := ld.blockSpec(allParts, false)
-	if err != nil {
-		return err
-	}
-	notes, err := ebpf.NewMap(spec.Maps[bpf.BlockMapJournalNotes].InnerMap.Copy())
-	if err != nil {
-		return fmt.Errorf("making the map of journals' notes: %w", err)
-	}
-	defer notes.Close() // the outer map keeps it
-	if err := maps[bpf.BlockMapJournalNotes].Update(uint32(0), notes, ebpf.UpdateAny); err != nil {
-		return fmt.Errorf("storing the map of journals' notes: %w", err)
-	}
 	raw := func(target, program string) hook {
 		return hook{kind: rawTracepoint, target: target, program: program, shares: true}
 	}
@@ -132,6 +120,18 @@ func (j *journals) attach(found map[Dev]bool, change func(func())) error {
 		signal{hooks: []hook{raw("jbd2_end_commit", bpf.BlockProgIotEndCommit)}},
 		signal{hooks: []hook{raw("jbd2_start_commit", bpf.BlockProgIotStartCommit)}},
 		signal{hooks: []hook{raw("jbd2_handle_stats", bpf.BlockProgIotHandleStats)}})
+	spec, err := ld.blockSpec(allParts, false, signals)
+	if err != nil {
+		return err
+	}
+	notes, err := ebpf.NewMap(spec.Maps[bpf.BlockMapJournalNotes].InnerMap.Copy())
+	if err != nil {
+		return fmt.Errorf("making the map of journals' notes: %w", err)
+	}
+	defer notes.Close() // the outer map keeps it
+	if err := maps[bpf.BlockMapJournalNotes].Update(uint32(0), notes, ebpf.UpdateAny); err != nil {
+		return fmt.Errorf("storing the map of journals' notes: %w", err)
+	}
 	if err := ld.loadShares(j.block, spec, signals, change); err != nil {
 		return err
 	}

@@ -36,14 +36,14 @@ func TestJournalList(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			found, whole, err := newJournals(nil, d).list()
+			found, whole, err := newJournals(&loader{core: &core{}}, d).list()
 			if err != nil || !maps.Equal(found, c.want) || whole != c.whole {
 				t.Errorf("found %v, whole %v, %v; want %v, %v", found, whole, err, c.want, c.whole)
 			}
 		})
 	}
 	d := &Devices{sys: t.TempDir(), proc: t.TempDir()}
-	if found, whole, err := newJournals(nil, d).list(); len(found) != 0 || !whole || err != nil {
+	if found, whole, err := newJournals(&loader{core: &core{}}, d).list(); len(found) != 0 || !whole || err != nil {
 		t.Errorf("without jbd2: found %v, whole %v, %v", found, whole, err)
 	}
 }

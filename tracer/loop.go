@@ -131,11 +131,9 @@ func (l *loops) scan(change func(func())) error {
 func (l *loops) tell() {
 	l.told = true
 	err := func() (err error) {
-		ld := l.first
-		if ld == nil {
-			if ld, err = l.core.loader(); err != nil {
-				return err
-			}
+		ld, err := l.core.loaderOr(l.first)
+		if err != nil {
+			return err
 		}
 		fields, err := ld.loopFields()
 		if err != nil {

@@ -19,9 +19,9 @@ func planNFS(c *loader, future bool) (*plan, error) {
 	if _, err := os.Stat(sysfs + "/module/nfs"); err != nil && !future { // exists also when built in: nfs has parameters
 		return nil, &notLoadedError{"nfs"}
 	}
-	spec, err := bpf.LoadNFS()
+	spec, err := c.read(bpf.NFSObject(), nil)
 	if err != nil {
-		return nil, fmt.Errorf("reading the nfs object: %w", err)
+		return nil, err
 	}
 	types, sums, err := c.moduleTypes(future, "nfs", "sunrpc")
 	if err != nil {

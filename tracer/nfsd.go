@@ -20,9 +20,9 @@ func planNFSD(c *loader, future bool) (*plan, error) {
 	if _, err := os.Stat(sysfs + "/module/nfsd"); err != nil && !future { // exists also when built in: nfsd has parameters
 		return nil, &notLoadedError{"nfsd"}
 	}
-	spec, err := bpf.LoadNFSD()
+	spec, err := c.read(bpf.NFSDObject(), nil)
 	if err != nil {
-		return nil, fmt.Errorf("reading the nfsd object: %w", err)
+		return nil, err
 	}
 	types, sums, err := c.moduleTypes(future, "nfsd", "sunrpc")
 	if err != nil {

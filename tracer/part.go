@@ -51,34 +51,32 @@ func cut(program asm.Instructions, functions []string) asm.Instructions {
 	if len(functions) == 0 {
 		return program
 	}
+	if !slices.ContainsFunc(program, func(ins asm.Instruction) bool {
+		return ins.IsFunctionCall() && slices.Contains(functions, ins.Reference())
+	}) {
+		return program
+	}
 	bodies := map[string]asm.Instructions{}
-	var first string
 	for from := 0; from < len(program); {
 		to := from + 1
 		for to < len(program) && btf.FuncMetadata(&program[to]) == nil {
 			to++
 		}
-		name := btf.FuncMetadata(&program[from]).Name
-		if from == 0 {
-			first = name
-		}
-		body := slices.Clone(program[from:to])
-		for i, ins := range body {
-			if ins.IsFunctionCall() && slices.Contains(functions, ins.Reference()) {
-				body[i] = asm.Mov.Imm(asm.R0, 0).WithSymbol(ins.Symbol()).WithSource(ins.Source())
-			}
-		}
-		bodies[name], from = body, to
+		bodies[btf.FuncMetadata(&program[from]).Name], from = program[from:to], to
 	}
-	var kept asm.Instructions
-	order := []string{first}
+	kept := make(asm.Instructions, 0, len(program))
+	order := []string{btf.FuncMetadata(&program[0]).Name}
 	for i := 0; i < len(order); i++ {
 		for _, ins := range bodies[order[i]] {
-			if to := ins.Reference(); (ins.IsFunctionCall() || ins.IsLoadOfFunctionPointer()) && !slices.Contains(order, to) {
+			to := ins.Reference()
+			switch {
+			case ins.IsFunctionCall() && slices.Contains(functions, to):
+				ins = asm.Mov.Imm(asm.R0, 0).WithSymbol(ins.Symbol()).WithSource(ins.Source())
+			case (ins.IsFunctionCall() || ins.IsLoadOfFunctionPointer()) && !slices.Contains(order, to):
 				order = append(order, to)
 			}
+			kept = append(kept, ins)
 		}
-		kept = append(kept, bodies[order[i]]...)
 	}
 	return kept
 }
@@ -110,7 +108,7 @@ type issuers struct {
 // tail calls), it loads all parts.
 func (c *loader) loadBlock(p parts, signals []signal) (*issuers, error) {
 	load := func(p parts) (*issuers, error) {
-		spec, err := c.blockSpec(p, p != allParts)
+		spec, err := c.blockSpec(p, p != allParts, signals)
 		if err != nil {
 			return nil, err
 		}
@@ -127,11 +125,12 @@ func (c *loader) loadBlock(p parts, signals []signal) (*issuers, error) {
 	return i, err
 }
 
-// blockSpec reads the block object and sets what all its programs have to know.
-func (c *loader) blockSpec(p parts, grow bool) (*ebpf.CollectionSpec, error) {
-	spec, err := bpf.LoadBlock()
+// blockSpec reads the block object, with the programs of signals, and sets what all its
+// programs have to know.
+func (c *loader) blockSpec(p parts, grow bool, signals []signal) (*ebpf.CollectionSpec, error) {
+	spec, err := c.read(bpf.BlockObject(), signals)
 	if err != nil {
-		return nil, fmt.Errorf("reading the block object: %w", err)
+		return nil, err
 	}
 	for name, value := range map[string]bool{
 		bpf.BlockVarRqIsSecondArg:  c.tracepointArgs("block_rq_issue") == 2,
@@ -147,8 +146,9 @@ func (c *loader) blockSpec(p parts, grow bool) (*ebpf.CollectionSpec, error) {
 		spec.Maps[bpf.BlockMapXfsLogs].Flags |= unix.BPF_F_NO_PREALLOC
 	}
 	for _, name := range []string{bpf.BlockProgIotRqIssueBtf, bpf.BlockProgIotRqIssueRedundantBtf} {
-		program := spec.Programs[name] // their fallbacks are rarely loaded, and then with all parts
-		program.Instructions = cut(program.Instructions, p.without())
+		if program := spec.Programs[name]; program != nil { // their fallbacks are rarely loaded, and then with all parts
+			program.Instructions = cut(program.Instructions, p.without())
+		}
 	}
 	return spec, nil
 }
@@ -179,7 +179,13 @@ func (i *issuers) need(p parts) error {
 		return err
 	}
 	p = p.and(i.have)
-	spec, err := ld.blockSpec(p, false)
+	var signals []signal
+	for _, a := range i.block.hooks {
+		if _, _, ok := slot(a.hook.program); ok {
+			signals = append(signals, signal{hooks: []hook{a.hook}})
+		}
+	}
+	spec, err := ld.blockSpec(p, false, signals)
 	if err != nil {
 		return err
 	}

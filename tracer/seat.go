@@ -1,12 +1,7 @@
 package tracer
 
 import (
-	"maps"
-	"slices"
 	"sync"
-
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
@@ -39,16 +34,4 @@ func (s *seats) of(h hook) uint32 {
 		s.taken[name] = n
 	}
 	return n
-}
-
-// books tells whether a program needs a seat.
-func books(p *ebpf.ProgramSpec) bool {
-	return slices.ContainsFunc(p.Instructions, func(i asm.Instruction) bool { return i.Reference() == seatSection })
-}
-
-// withoutSeat leaves out the map of the seat: each program has its own.
-func withoutSeat(shared map[string]*ebpf.Map) map[string]*ebpf.Map {
-	own := maps.Clone(shared)
-	delete(own, seatSection)
-	return own
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 
 	"github.com/iotrace-bpf/iotrace-bpf/bpf"
 )
@@ -175,6 +176,11 @@ func TestSeatOf(t *testing.T) {
 	if got := s.of(hook{kind: fexit}); got != maxSeats {
 		t.Errorf("seat %d when all are taken, want none (%d)", got, maxSeats)
 	}
+}
+
+// books tells whether a program needs a seat.
+func books(p *ebpf.ProgramSpec) bool {
+	return slices.ContainsFunc(p.Instructions, func(i asm.Instruction) bool { return i.Reference() == seatSection })
 }
 
 // TestEnoughSeats: even if every program that books were loaded, with all its

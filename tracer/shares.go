@@ -13,6 +13,7 @@ import (
 // there is one, and removes what is known of those that are gone.
 type shares struct {
 	core    *core
+	first   *loader // for the first scan; nil afterwards
 	block   *object
 	issuers *issuers
 	devices *Devices
@@ -44,6 +45,7 @@ func (s *shares) begin(i *issuers) { s.issuers, s.block = i, i.block }
 // scan looks which file systems there are. A mount is announced by no event, and the look
 // is one read of a directory.
 func (s *shares) scan(change func(func())) error {
+	defer func() { s.first = nil }()
 	if s.core.opt.noJournals {
 		return nil
 	}

@@ -18,9 +18,9 @@ func planSMB(c *loader, future bool) (*plan, error) {
 	if !c.haveFunc("smb2_async_writev") && !isDir(sysfs+"/module/"+smbModule) && !future {
 		return nil, &notLoadedError{smbModule}
 	}
-	spec, err := bpf.LoadSMB()
+	spec, err := c.read(bpf.SMBObject(), nil)
 	if err != nil {
-		return nil, fmt.Errorf("reading the smb object: %w", err)
+		return nil, err
 	}
 	types, sums, err := c.moduleTypes(future, smbModule, "netfs")
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"slices"
 	"strings"
 	"time"
@@ -227,6 +228,21 @@ func (o *object) addLimitation(l Limitation) {
 	}
 }
 
+// read reads an object with the programs of signals; all of them where there are none. The
+// lines of C are for the verifier's log, which a log of level debug shows alone.
+func (c *loader) read(o bpf.Object, signals []signal) (*ebpf.CollectionSpec, error) {
+	var programs []string
+	for _, s := range signals {
+		for _, hk := range s.hooks {
+			programs = append(programs, hk.program)
+			if hk.entry != "" {
+				programs = append(programs, hk.entry)
+			}
+		}
+	}
+	return o.Read(c.log.Enabled(context.Background(), slog.LevelDebug), programs...)
+}
+
 // load makes the object's maps, except those that it shares with the core, then
 // for each signal loads and attaches the first hook that this kernel accepts.
 func (c *loader) load(spec *ebpf.CollectionSpec, signals []signal, extra ebpf.ProgramOptions) (*object, error) {
@@ -240,10 +256,16 @@ func (c *loader) loadInto(into *object, spec *ebpf.CollectionSpec, signals []sig
 		return nil, err
 	}
 	o := &object{maps: maps}
-	replace := map[string]*ebpf.Map{}
-	for name, m := range maps {
-		replace[name] = m
+	if err := c.attachSignals(o, spec, programs, signals, extra); err != nil {
+		o.Close()
+		return nil, err
 	}
+	return o, nil
+}
+
+// attachSignals loads and attaches, for each signal, the first hook that this kernel
+// accepts.
+func (c *loader) attachSignals(o *object, spec *ebpf.CollectionSpec, programs map[string]*ebpf.ProgramSpec, signals []signal, extra ebpf.ProgramOptions) error {
 	for _, s := range signals {
 		if a := o.attachedAs(s.hooks[0]); a != nil { // the same program at another place
 			if err := a.linkAlso(s.hooks[0].target); err != nil {
@@ -252,7 +274,7 @@ func (c *loader) loadInto(into *object, spec *ebpf.CollectionSpec, signals []sig
 			}
 			continue
 		}
-		a, err := c.attachFirst(spec, programs, s, replace, extra)
+		a, err := c.attachFirst(spec, programs, s, o.maps, extra)
 		switch {
 		case err == nil:
 			o.hooks = append(o.hooks, a...)
@@ -261,11 +283,10 @@ func (c *loader) loadInto(into *object, spec *ebpf.CollectionSpec, signals []sig
 			c.log.Debug("optional hook not attached", "hook", s.hooks[0].String(), "error", err)
 			o.addLimitation(s.optional)
 		default:
-			o.Close()
-			return nil, err
+			return err
 		}
 	}
-	return o, nil
+	return nil
 }
 
 // makeMaps makes the maps of an object, or takes them from an object that exists
@@ -362,19 +383,31 @@ func (c *loader) loadProgram(spec *ebpf.CollectionSpec, programs map[string]*ebp
 	if !ok {
 		return nil, fmt.Errorf("no program %q", hk.program)
 	}
-	one := spec.Copy()
-	one.Programs = map[string]*ebpf.ProgramSpec{hk.program: prog.Copy()}
-	one.Programs[hk.program].AttachTo = hk.target
-	one.Programs[hk.program].Instructions = cut(one.Programs[hk.program].Instructions, c.opt.withoutFiles())
-	if books(prog) {
-		if err := one.Variables[bpf.BlockVarSeat].Set(c.seats.of(hk)); err != nil {
+	p := *prog
+	p.AttachTo = hk.target
+	p.Instructions = cut(p.Instructions, c.opt.withoutFiles())
+	one := &ebpf.CollectionSpec{
+		Maps: map[string]*ebpf.MapSpec{}, Programs: map[string]*ebpf.ProgramSpec{hk.program: &p}, Variables: map[string]*ebpf.VariableSpec{},
+		Types: spec.Types, ByteOrder: spec.ByteOrder,
+	}
+	used := map[string]*ebpf.Map{}
+	for i := range p.Instructions {
+		if ins := &p.Instructions[i]; ins.IsLoadFromMap() && ins.Reference() != "" {
+			name := ins.Reference()
+			one.Maps[name], used[name] = spec.Maps[name], maps[name]
+		}
+	}
+	if one.Maps[seatSection] != nil { // each program has its own
+		delete(used, seatSection)
+		seat := spec.Variables[bpf.BlockVarSeat].Copy()
+		if err := seat.Set(c.seats.of(hk)); err != nil {
 			return nil, err
 		}
-		maps = withoutSeat(maps)
+		one.Variables[bpf.BlockVarSeat] = seat
 	}
 	extra.LogDisabled = false
 	coll, err := ebpf.NewCollectionWithOptions(one, ebpf.CollectionOptions{
-		MapReplacements: maps,
+		MapReplacements: used,
 		Programs:        extra,
 		Cache:           c.cache,
 	})

@@ -48,8 +48,8 @@ func (s *stack) begin(i *issuers) { s.issuers, s.block = i, i.block }
 // scan looks at all devices if they may have changed since the last scan. What hops need
 // is looked at each time: nothing tells that a btrfs is mounted.
 func (s *stack) scan(change func(func())) error {
+	defer func() { s.first = nil }()
 	err := s.scanHops(change)
-	s.first = nil
 	if !s.look.due() {
 		return err
 	}
@@ -96,20 +96,21 @@ func (s *stack) scanLeaves(change func(func())) error {
 }
 
 func (s *stack) attachBios(change func(func())) error {
-	ld, err := s.core.loader()
+	ld, err := s.core.loaderOr(s.first)
 	if err != nil {
 		return err
 	}
-	spec, err := ld.blockSpec(allParts, false)
-	if err != nil {
-		return err
-	}
-	o, err := ld.loadInto(s.block, spec, []signal{{hooks: []hook{
+	signals := []signal{{hooks: []hook{
 		{
 			kind: rawTracepoint, target: "block_bio_queue", program: bpf.BlockProgIotBioQueue,
 			limitation: Limitation{Text: "devices without a request queue (zram, pmem, brd) have no latency"},
 		},
-	}}}, ebpf.ProgramOptions{})
+	}}}
+	spec, err := ld.blockSpec(allParts, false, signals)
+	if err != nil {
+		return err
+	}
+	o, err := ld.loadInto(s.block, spec, signals, ebpf.ProgramOptions{})
 	if err != nil {
 		return err
 	}

@@ -161,15 +161,13 @@ func New(opt Options) (*Tracer, error) {
 		noticesFlush: make(chan chan struct{}, 1), noticesEnd: make(chan struct{}),
 	}
 	t.ctx, t.stop = context.WithCancel(context.Background())
-	opt.Step("the kernel checks the programs that every source needs")
-	coreObject, err := l.open()
+	coreObject, attach, err := l.open()
 	if err != nil {
 		t.stop()
 		return nil, explain(err)
 	}
 	t.objects["core"] = coreObject
-	t.findCopies(l)
-	if err := t.openAll(l); err != nil {
+	if err := t.openAll(l, attach); err != nil {
 		t.Close()
 		return nil, err
 	}
@@ -189,23 +187,77 @@ func (t *Tracer) Devices() *Devices {
 	return NewDevices()
 }
 
-func (t *Tracer) openAll(l *loader) error {
-	var err error
-	if t.usage, err = newDoubleBuffer(t.core.totals[bpf.CoreMapUsageA], t.core.shared[bpf.CoreMapUsages], t.core.shared[bpf.CoreMapUsageA]); err != nil {
-		return err
+// steps says which objects are still being loaded.
+type steps struct {
+	say   func(string)
+	mu    sync.Mutex
+	names []string
+}
+
+func (s *steps) tell() { s.say("the kernel checks the programs of " + strings.Join(s.names, ", ")) }
+
+func (s *steps) done(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.names = slices.DeleteFunc(s.names, func(n string) bool { return n == name })
+	if len(s.names) > 0 {
+		s.tell()
 	}
-	if t.latency, err = newDoubleBuffer(t.core.totals[bpf.CoreMapLatencyA], t.core.shared[bpf.CoreMapLatencies], t.core.shared[bpf.CoreMapLatencyA]); err != nil {
-		return err
+}
+
+// atOnce is how many sources are loaded at the same time, beside the core: more would need
+// more memory.
+const atOnce = 2
+
+// openAll attaches everything. The verifier works in the system calls of those who load,
+// so several goroutines load.
+func (t *Tracer) openAll(l *loader, attachCore func() error) error {
+	wanted := slices.DeleteFunc(slices.Clone(sources), func(d descriptor) bool { return !t.opt.wants(d) })
+	left := steps{say: t.opt.Step, names: []string{"core"}}
+	for _, d := range wanted {
+		left.names = append(left.names, d.name)
 	}
+	left.tell()
+	var all sync.WaitGroup
+	var shared [3]error
+	core := t.objects["core"]
+	coreAttached := make(chan struct{})
+	all.Go(func() {
+		defer close(coreAttached)
+		defer left.done("core")
+		shared[0] = attachCore()
+	})
+	// Until these are there, rows are lost: all that is before Begin.
+	all.Go(func() {
+		t.usage, shared[1] = newDoubleBuffer(t.core.totals[bpf.CoreMapUsageA], t.core.shared[bpf.CoreMapUsages], t.core.shared[bpf.CoreMapUsageA])
+	})
+	all.Go(func() {
+		t.latency, shared[2] = newDoubleBuffer(t.core.totals[bpf.CoreMapLatencyA], t.core.shared[bpf.CoreMapLatencies], t.core.shared[bpf.CoreMapLatencyA])
+	})
+	refused := make([]error, len(wanted))
+	waits := make([]bool, len(wanted))
+	slots := make(chan struct{}, atOnce)
+	for i, d := range wanted {
+		all.Go(func() {
+			slots <- struct{}{}
+			defer func() { <-slots }()
+			defer left.done(d.name)
+			if refused[i] = t.openSource(l, d); refused[i] != nil {
+				<-coreAttached
+				waits[i] = t.await(l, d, refused[i], core.has(bpf.CoreProgIotModuleLoad))
+			}
+		})
+	}
+	all.Wait()
 	t.closers = append(t.closers, t.usage.Close, t.latency.Close)
+	if err := errors.Join(shared[:]...); err != nil {
+		return explain(err)
+	}
+	t.findCopies(l)
 	opened := 0
-	for _, d := range sources {
-		if !t.opt.wants(d) {
-			continue
-		}
-		t.opt.Step("the kernel checks the programs of source " + d.name)
-		if err := t.openSource(l, d); err != nil {
-			if t.await(l, d, err) {
+	for i, d := range wanted {
+		if err := refused[i]; err != nil {
+			if waits[i] {
 				continue
 			}
 			if slices.Contains(t.opt.Sources, d.name) && len(d.modules) == 0 || !errors.Is(err, ErrAbsent) && len(t.opt.Sources) > 0 {

@@ -18,9 +18,9 @@ import (
 // and removes the logs of file systems that are gone: see bpf/block/xfs.h.
 type xfsLogs struct{ shares }
 
-func newXFSLogs(c *core, devices *Devices) *xfsLogs {
+func newXFSLogs(c *loader, devices *Devices) *xfsLogs {
 	x := &xfsLogs{}
-	x.shares = shares{core: c, devices: devices, name: "logs of XFS", logs: bpf.BlockMapXfsLogs, optional: xfsOptional, list: x.list, attach: x.attach}
+	x.shares = shares{core: c.core, first: c, devices: devices, name: "logs of XFS", logs: bpf.BlockMapXfsLogs, optional: xfsOptional, list: x.list, attach: x.attach}
 	return x
 }
 
@@ -54,7 +54,7 @@ func (x *xfsLogs) list() (found map[Dev]bool, whole bool, err error) {
 
 // attach attaches the programs. What a log or a transaction had before is not known.
 func (x *xfsLogs) attach(_ map[Dev]bool, change func(func())) error {
-	ld, err := x.core.loader()
+	ld, err := x.core.loaderOr(x.first)
 	if err != nil {
 		return err
 	}
@@ -67,10 +67,6 @@ func (x *xfsLogs) attach(_ map[Dev]bool, change func(func())) error {
 	}
 	fields := x.block.maps[bpf.BlockMapXfsLayout]
 	if err := fields.Update(uint32(0), layout, ebpf.UpdateAny); err != nil {
-		return err
-	}
-	spec, err := ld.blockSpec(allParts, false)
-	if err != nil {
 		return err
 	}
 	var signals []signal
@@ -95,6 +91,10 @@ func (x *xfsLogs) attach(_ map[Dev]bool, change func(func())) error {
 			continue
 		}
 		signals = append(signals, signal{hooks: []hook{hk}})
+	}
+	spec, err := ld.blockSpec(allParts, false, signals)
+	if err != nil {
+		return err
 	}
 	if err := ld.loadShares(x.block, spec, signals, change); err != nil {
 		return err

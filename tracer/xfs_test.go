@@ -27,7 +27,7 @@ func TestXFSList(t *testing.T) {
 			for _, name := range c.entries {
 				put(t, filepath.Join(d.sys, "fs/xfs", name), "0\n")
 			}
-			x := newXFSLogs(&core{}, d)
+			x := newXFSLogs(&loader{core: &core{}}, d)
 			found, whole, err := x.list()
 			if err != nil || !whole || !maps.Equal(found, c.want) {
 				t.Errorf("found %v, whole %v, %v; want %v", found, whole, err, c.want)

@@ -111,13 +111,16 @@ func (w workload) warm() string { return filepath.Join("/mnt/warm", w.name) }
 // script is the shell script of its container. It writes to the other disk until
 // the file go exists, so the test can wait for the name in a row. Then it writes
 // the known bytes and keeps running, as a service does.
-func (w workload) script() string {
-	return fmt.Sprintf(`until [ -e /warm/go ]; do dd if=/dev/zero of=/warm/f bs=4096 count=1 oflag=direct 2>/dev/null; sleep 1; done
-dd if=/dev/zero of=/data/direct bs=4096 count=%d oflag=direct &&
-dd if=/dev/zero of=/data/buffered bs=4096 count=%d &&
-: >/warm/done
+func (w workload) script() string { return w.scriptAt("/data", "/warm") }
+
+// scriptAt is the script where the directories are data and warm.
+func (w workload) scriptAt(data, warm string) string {
+	return fmt.Sprintf(`until [ -e %[2]s/go ]; do dd if=/dev/zero of=%[2]s/f bs=4096 count=1 oflag=direct 2>/dev/null; sleep 1; done
+dd if=/dev/zero of=%[1]s/direct bs=4096 count=%[3]d oflag=direct &&
+dd if=/dev/zero of=%[1]s/buffered bs=4096 count=%[4]d &&
+: >%[2]s/done
 exec sleep 100000
-`, w.direct, w.buffered)
+`, data, warm, w.direct, w.buffered)
 }
 
 // runtimeTrace is a tracer and two disks with a file system.
@@ -130,9 +133,15 @@ type runtimeTrace struct {
 	loads      []workload
 }
 
-// traceRuntimes formats the disks, makes the workloads' directories and starts the
-// tracer, which looks for sockets at the usual paths.
+// traceRuntimes is traceBy with a row for each cgroup.
 func traceRuntimes(g *guest.Guest, loads ...workload) *runtimeTrace {
+	g.Helper()
+	return traceBy(g, "cgroup,device", loads...)
+}
+
+// traceBy formats the disks, makes the workloads' directories and starts the tracer, which
+// looks for sockets at the usual paths.
+func traceBy(g *guest.Guest, by string, loads ...workload) *runtimeTrace {
 	g.Helper()
 	t := &runtimeTrace{g: g, data: g.NVMe(), warm: g.Virtio(), loads: loads}
 	g.HoldWriteback()
@@ -153,7 +162,7 @@ func traceRuntimes(g *guest.Guest, loads ...workload) *runtimeTrace {
 	}
 	g.Sync()
 	t.earlier = t.data.Stats()
-	t.tr = g.Trace("--source", "block", "--by", "cgroup,device")
+	t.tr = g.Trace("--source", "block", "--by", by)
 	t.before = t.data.Stats()
 	return t
 }
@@ -176,8 +185,8 @@ func (w workload) says(d guest.Doc) bool {
 // finish lets the workloads write once all of them are named. It compares the rows
 // with the written bytes, and with two counts of the disk, one taken while the
 // tracer ran and one that includes its start and end: the file system may write its
-// journal in between.
-func (t *runtimeTrace) finish() {
+// journal in between. It returns the rows of the measured disk.
+func (t *runtimeTrace) finish() []guest.Doc {
 	g := t.g
 	g.Helper()
 	named := false
@@ -230,6 +239,7 @@ func (t *runtimeTrace) finish() {
 	if r.Lost() != r.LostOf("latencies") {
 		g.Errorf("tracer lost something: %s", r.LostWhat())
 	}
+	return rows
 }
 
 // two are the workloads of two owners. fields makes the row of each.

@@ -34,9 +34,10 @@
 // Root images are unpacked and never run on the host, so images of other
 // architectures are made in the same way.
 //
-// The guest of TestRuntimes is different: init becomes systemd (guest/systemd.go),
-// and the tests run as a service, because engines and systemd-nspawn want the
-// cgroups made by systemd. udev stays out: it would read the disks.
+// The guests of TestRuntimes and TestEngines are different: init becomes systemd
+// (guest/systemd.go), and the tests run as a service, because engines and
+// systemd-nspawn want the cgroups made by systemd. udev stays out: it would read the
+// disks.
 //
 // # Writing scenarios
 //

@@ -85,6 +85,21 @@ func images() map[string]vm.Image {
 	engine := []string{"docker.io", "containerd", "runc", "iptables", "busybox-static", "tar"}
 	samba := []string{"samba", "cifs-utils", "keyutils"}
 	cluster := []string{"ceph-mon", "ceph-osd", "ceph-mds", "ceph-common"}
+	// The same with LXD's group and the users that its instances are mapped to, and Debian's
+	// alternatives of Slurm.
+	engines := map[string]string{
+		"etc/group":           runtimes["etc/group"] + "lxd:x:111:\n",
+		"etc/subuid":          "root:1000000:1000000000\n" + runtimes["etc/subuid"],
+		"etc/subgid":          "root:1000000:1000000000\n" + runtimes["etc/subgid"],
+		"usr/sbin/slurmctld":  "link:slurmctld-wlm",
+		"usr/sbin/slurmd":     "link:slurmd-wlm",
+		"usr/sbin/slurmstepd": "link:slurmstepd-wlm",
+	}
+	for k, v := range runtimes {
+		if _, ok := engines[k]; !ok {
+			engines[k] = v
+		}
+	}
 	return map[string]vm.Image{
 		// From the release with kernel 6.12: older tools look for functions that this kernel
 		// does not have.
@@ -109,5 +124,10 @@ func images() map[string]vm.Image {
 			"systemd", "systemd-sysv", "systemd-container", "dbus", "dbus-user-session", "libpam-systemd",
 			"docker.io", "containerd", "runc", "crun", "podman", "conmon", "catatonit", "uidmap", "slirp4netns", "rootlesskit", "lxc", "apparmor", "iptables", "busybox-static", "tar", "dpkg", "diffutils",
 		}, Files: runtimes, FreeMiB: 512},
+		"engines": {Name: "engines", Suite: imageSuite, Packages: []string{
+			"bash", "coreutils", "util-linux", "mount", "grep", "sed", "procps", "kmod", "iproute2", "netbase", "libc-bin", "e2fsprogs",
+			"systemd", "systemd-sysv", "systemd-container", "dbus", "dbus-user-session", "libpam-systemd", "uidmap", "slirp4netns", "apparmor", "busybox-static", "tar",
+			"munge", "slurmctld", "slurmd", "slurm-client", "containerd", "runc", "rootlesskit", "lxd",
+		}, Files: engines, FreeMiB: 512},
 	}
 }

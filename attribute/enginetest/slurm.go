@@ -1,4 +1,4 @@
-//go:build integration
+//go:build integration || vm
 
 package enginetest
 
@@ -70,7 +70,14 @@ PartitionName=main Nodes=%[1]s Default=YES MaxTime=INFINITE State=UP OverSubscri
 		"--pid-file", file("munge.pid"), "--seed-file", file("munge.seed"), "--log-file", file("munge.log"))
 	Poll(t, startTime, "munged listens", func() bool { _, err := os.Stat(file("munge.socket")); return err == nil })
 	s.run(t, "slurmctld", "-D", "-f", file("slurm.conf"))
-	s.run(t, "slurmd", "-D", "-f", file("slurm.conf"))
+	// The plugin for version 2 keeps jobs in a scope of systemd's, and wants slurmd to be in a
+	// unit with Delegate=, as Debian's slurmd.service is.
+	slurmd := []string{"slurmd", "-D", "-f", file("slurm.conf")}
+	if cgroup == 2 {
+		slurmd = append([]string{"systemd-run", "--scope", "--quiet", "--unit=slurmd", "--property=Delegate=yes"}, slurmd...)
+		t.Cleanup(func() { exec.Command("systemctl", "stop", "*slurmstepd.scope").Run() })
+	}
+	s.run(t, slurmd[0], slurmd[1:]...)
 	Poll(t, startTime, "the node is idle", func() bool {
 		out, _ := s.command("sinfo", "--noheader", "--format", "%t").Output()
 		return strings.TrimSpace(string(out)) == "idle"

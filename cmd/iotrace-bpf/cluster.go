@@ -80,11 +80,6 @@ func (o *options) checkCluster(args []string) error {
 	case o.events:
 		return usagef("--events shows single requests, which are not read from a cluster: leave it out")
 	}
-	for _, k := range slices.Concat(o.group.By, keysOf(o.group.Filters)) {
-		if _, label := k.Label(); label {
-			return usagef("labels are not read from a cluster: %q is no key there", string(k))
-		}
-	}
 	now := time.Now()
 	if o.until.IsZero() {
 		o.until = now
@@ -103,6 +98,16 @@ func keysOf(filters []output.Filter) (keys []output.Key) {
 		keys = append(keys, f.Key)
 	}
 	return keys
+}
+
+// labels are the container labels that rows and filters need.
+func (o *options) labels() (names []string) {
+	for _, k := range slices.Concat(o.group.By, keysOf(o.group.Filters)) {
+		if name, ok := k.Label(); ok && !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 // stepFor divides a time into about clusterSteps intervals of a round length.
@@ -129,7 +134,9 @@ func (o *options) replayCluster(ctx context.Context, args []string, stdout, stde
 	}
 	origin := strings.Join(o.elasticsearch, " ")
 	o.elasticsearch = nil // what is read from it does not go there again
-	r, err := elastic.OpenReader(ctx, eo, elastic.QueryOptions{Namespace: o.namespace, Since: o.since, Until: o.until})
+	r, err := elastic.OpenReader(ctx, eo, elastic.QueryOptions{
+		Namespace: o.namespace, Since: o.since, Until: o.until, Labels: o.labels(), Latency: o.latency,
+	})
 	if err != nil {
 		return err
 	}
@@ -252,6 +259,15 @@ func (o *options) sayCluster(r *elastic.Reader, log *slog.Logger) error {
 	}
 	if grain != "" && o.wants(output.KeyProcess) && !strings.Contains(grain, string(output.KeyProcess)) {
 		return usagef("the documents of this cluster have no processes: hosts ship rows by %s", grain)
+	}
+	if grain != "" && len(o.labels()) > 0 && !slices.Contains(strings.Split(grain, ","), string(output.KeyContainer)) {
+		return usagef("the documents of this cluster have no containers, whose labels could be read: hosts ship rows by %s", grain)
+	}
+	if len(r.Unmapped) > 0 {
+		log.Warn("the server's templates are older than this version, and these fields count as absent: iotrace-bpf elasticsearch setup", "fields", strings.Join(r.Unmapped, ","))
+	}
+	if o.latency && !r.Latencies() {
+		log.Info("no latencies: the server has no fields of the type histogram, or no documents with them")
 	}
 	hosts := r.Hosts()
 	if len(hosts) == 0 {

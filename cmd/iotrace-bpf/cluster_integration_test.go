@@ -45,7 +45,8 @@ func busySamples(rng *rand.Rand, n int) (all []output.Sample) {
 			s.NFSClient = output.NFSClient{Address: fmt.Sprintf("10.1.0.%d", 2+10*(c-9)), Name: fmt.Sprintf("desk%d", c)}
 		default:
 			s.Project, s.Service, s.ProjectRule = []string{"shop", "blog", "wiki"}[c%3], fmt.Sprintf("s%d", c), "com.docker.compose.project"
-			s.Container = output.Container{ID: fmt.Sprintf("%d%063d", n, c), Name: fmt.Sprintf("c%d", c), Runtime: "docker", Image: "example/app", ImageTag: "1.2"}
+			s.Container = output.Container{ID: fmt.Sprintf("%d%063d", n, c), Name: fmt.Sprintf("c%d", c), Runtime: "docker", Image: "example/app", ImageTag: "1.2",
+				Labels: map[string]string{"com.example.team": []string{"red", "blue"}[c%2], "com.docker.compose.project": s.Project, "secret": "x"}}
 			if c == 6 {
 				s.Owner, s.Project, s.Service = output.OwnerContainer, "", ""
 				s.Pod = output.Pod{Name: "web-0", Namespace: "prod", UID: fmt.Sprint("uid", n)}
@@ -69,6 +70,13 @@ func busySamples(rng *rand.Rand, n int) (all []output.Sample) {
 		}
 		nfs.Read, nfs.Write, nfs.Metadata, nfs.Retransmits = amount(), amount(), output.Amount{Ops: 7}, 1
 		all = append(all, block, above, nfs)
+		if s.Owner != output.OwnerNFSClient {
+			shared := s
+			shared.Source, shared.Device = output.Source9P, output.Device{ID: "0:99"}
+			shared.Mount = output.Mount{Source: "data", Point: "/shared", FSType: "9p", Transport: "virtio"}
+			shared.Read, shared.Write, shared.Metadata = amount(), amount(), output.Amount{Ops: 7}
+			all = append(all, shared)
+		}
 	}
 	return all
 }
@@ -107,10 +115,11 @@ func testReplayCluster(t *testing.T, server *testserver.Server) {
 
 	dir := t.TempDir()
 	begin := time.Now().Add(-15 * time.Minute).Truncate(10 * time.Second)
-	from = append(from, "--until", begin.Add(12*time.Minute+10*time.Second).Format(time.RFC3339))
+	// Not "20m" again: a slow machine needs longer than the five minutes before the first interval.
+	from = []string{"--elasticsearch", server.URL, "--since", begin.Add(-5 * time.Minute).Format(time.RFC3339), "--until", begin.Add(12*time.Minute + 10*time.Second).Format(time.RFC3339)}
 	var files []string
 	shipped := 0
-	ship := []string{"--elasticsearch", server.URL, "--elasticsearch-spool", filepath.Join(dir, "spool"), "--by", "container,device,mount", "--output", "ndjson"}
+	ship := []string{"--elasticsearch", server.URL, "--elasticsearch-spool", filepath.Join(dir, "spool"), "--by", "container,device,mount", "--output", "ndjson", "--export-label", "com.example.*"}
 	for n, minutes := range []int{12, 12, 3} { // the third falls silent
 		rng := rand.New(rand.NewPCG(61, uint64(n)))
 		host := output.Host{Name: fmt.Sprintf("web%d", n+1), ID: fmt.Sprintf("%032d", n+1)}
@@ -194,7 +203,7 @@ func testReplayCluster(t *testing.T, server *testserver.Server) {
 		t.Errorf("of the client that does not report it says %q", said)
 	}
 
-	for _, by := range []string{"host,project", "nfs-server", "project,host", "container", "service", "image", "host,source,op", "host,device", "namespace", "nfs-client", "host,nfs-export"} {
+	for _, by := range []string{"host,project", "nfs-server", "project,host", "container", "service", "image", "host,source,op", "host,device", "namespace", "nfs-client", "host,nfs-export", "mount", "label:com.example.team,host", "label:com.docker.compose.project"} {
 		recorded, _ := replay(exitOK, append(files[:3:3], "--by", by, "--output", "ndjson")...)
 		want := sums(recorded)
 		if len(want) == 0 {
@@ -215,6 +224,22 @@ func testReplayCluster(t *testing.T, server *testserver.Server) {
 				t.Errorf("by %s: says %q", by, said)
 			}
 		}
+	}
+
+	for _, filter := range []string{"label:com.example.team=red", "label:com.example.team=*"} {
+		by := []string{"--by", "host,service", "--filter", filter, "--output", "ndjson"}
+		recorded, _ := replay(exitOK, append(files[:3:3], by...)...)
+		lines, said := replay(exitOK, append(from[:len(from):len(from)], by...)...)
+		if want, got := sums(recorded), sums(lines); len(want) < 10 || !maps.Equal(got, want) {
+			t.Errorf("%s: %d sums, the recordings have %d", filter, len(got), len(want))
+		}
+		if strings.Contains(said, "templates are older") {
+			t.Errorf("right after setup: %s", said)
+		}
+	}
+	// A label that nobody exports leaves its rows, and says nothing.
+	if lines, _ := replay(exitOK, append(from[:len(from):len(from)], "--by", "label:secret", "--output", "ndjson")...); strings.Contains(lines, `"x"`) || len(sums(lines)) == 0 {
+		t.Errorf("by a label that did not leave the hosts:\n%s", lines)
 	}
 
 	// The table, the report, another time, and what cannot be.

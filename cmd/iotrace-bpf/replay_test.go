@@ -335,8 +335,6 @@ func TestReplayClusterUsage(t *testing.T) {
 		{from + file, exitUsage, "is a recording: leave out one of the two"},
 		{from + "--until 2h", exitUsage, "is not after --since"},
 		{from + "--until 1m --follow", exitUsage, "--follow has no end"},
-		{from + "--by label:team", exitUsage, "labels are not read from a cluster"},
-		{from + "--filter label:team=a", exitUsage, "labels are not read from a cluster"},
 		{"--elasticsearch " + server.URL + " --since yesterday", exitUsage, "must be how long ago"},
 		{from, exitFailed, "give the key the index privilege read"},
 	} {

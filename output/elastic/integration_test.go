@@ -135,6 +135,82 @@ func testOutage(t *testing.T, s *testserver.Server) {
 	checkDashboard(t, s)
 }
 
+// TestElasticsearchUpgrade: data streams of an earlier version have documents without a
+// grain, one of them a field of another type as well. After setup both take documents of
+// this version, whose new fields are found, and keep the earlier ones.
+func TestElasticsearchUpgrade(t *testing.T) {
+	t.Run("elasticsearch", func(t *testing.T) { testUpgrade(t, testserver.Elasticsearch(t, nil)) })
+	t.Run("opensearch", func(t *testing.T) { testUpgrade(t, testserver.OpenSearch(t)) })
+}
+
+func testUpgrade(t *testing.T, s *testserver.Server) {
+	const plain, clash, series = "metrics-iotrace.io-plain", "metrics-iotrace.io-clash", "metrics-iotrace.io-series"
+	now := time.Now().UTC()
+	put := func(stream string, n int, fields string) {
+		t.Helper()
+		s.Ask(http.MethodPost, "/"+stream+"/_doc", fmt.Sprintf(`{"@timestamp":%q,"host":{"name":"web1"},"iotrace":{"source":"block",%s,"write":{"bytes":%d}}}`,
+			now.Add(time.Duration(n)*time.Second).Format(time.RFC3339), fields, n), nil)
+	}
+	settings := map[string]string{plain: `{}`, clash: `{}`}
+	if s.TimeSeries {
+		settings[series] = `{"index":{"mode":"time_series","routing_path":["host.name"]}}`
+	}
+	for stream, set := range settings {
+		grain, dimension := "", ""
+		switch stream {
+		case clash:
+			grain = `,"grain":{"type":"ip","ignore_malformed":true}`
+		case series:
+			dimension = `,"time_series_dimension":true`
+		}
+		s.Ask(http.MethodPut, "/_index_template/metrics-iotrace.io", `{"index_patterns":["metrics-iotrace.io-*"],"priority":250,"data_stream":{},"template":{"settings":`+set+`,
+			"mappings":{"dynamic":false,"properties":{"@timestamp":{"type":"date"},"host":{"properties":{"name":{"type":"keyword"`+dimension+`}}},
+			"iotrace":{"properties":{"group":{"properties":{"by":{"type":"keyword"}}},"write":{"properties":{"bytes":{"type":"long"}}}`+grain+`}}}}}}`, nil)
+		put(stream, 3, `"group":{"by":["container"]}`)
+	}
+	setup := func() string {
+		t.Helper()
+		var progress bytes.Buffer
+		if err := Setup(t.Context(), testOptions(t, s.URL), &progress); err != nil {
+			t.Fatalf("%v\n%s", err, progress.String())
+		}
+		return progress.String()
+	}
+	said := setup()
+	for stream := range settings {
+		want := "data stream " + stream + ": has the fields of this version, added to 1 of 1 indices\n"
+		if stream == clash {
+			want = "data stream " + stream + ": rolled over, because its index had another type of iotrace.grain\n"
+		}
+		if !strings.Contains(said, want) {
+			t.Errorf("setup does not say %q:\n%s", want, said)
+		}
+	}
+	for stream := range settings {
+		put(stream, 5, `"grain":"container,device,mount","group":{"id":"a"},"level":"wire","device":{"stacked":false}`)
+		for query, want := range map[string]uint64{
+			`{"term":{"iotrace.grain":"container,device,mount"}}`: 5,
+			`{"term":{"iotrace.group.by":"container"}}`:           3,
+			`{"match_all":{}}`: 8,
+		} {
+			// The clashing type does not know the value that is asked for.
+			if stream == clash && strings.Contains(query, "grain") {
+				query = `{"range":{"@timestamp":{"gt":"` + now.Add(4*time.Second).Format(time.RFC3339) + `"}}}`
+			}
+			var sum uint64
+			for _, n := range s.Sums(stream, "host.name", "iotrace.write.bytes", query) {
+				sum += n
+			}
+			if sum != want {
+				t.Errorf("%s, %s: %d bytes, want %d", stream, query, sum, want)
+			}
+		}
+	}
+	if said := setup(); strings.Count(said, ": has the fields of this version\n") != len(settings) {
+		t.Errorf("the second setup says\n%s", said)
+	}
+}
+
 // lossyProxy passes requests on and loses every fifth reply to a bulk request:
 // the server has stored the documents, we do not know.
 func lossyProxy(t *testing.T, server string) string {

@@ -6,10 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/elastic/go-elasticsearch/v9/esapi"
@@ -25,6 +27,8 @@ const DefaultGrain = "container,device,mount"
 type QueryOptions struct {
 	Namespace    string    // of the data streams; "" is "default"
 	Since, Until time.Time // documents whose interval ended after Since, and not after Until
+	Labels       []string  // container labels that samples are to have
+	Latency      bool      // samples are to have latencies, where the server has histograms
 }
 
 // Reader asks a server for what iotrace-bpf shipped to it. The server adds up: no document
@@ -37,6 +41,15 @@ type Reader struct {
 	hosts   []HostState
 	// Old are documents of a version that does not say its grain.
 	Old bool
+	// Unmapped are fields that the server does not know, and so leaves out: its templates
+	// are older than this program.
+	Unmapped []string
+
+	log        *slog.Logger
+	histograms []output.Op // whose latencies the server can add up
+
+	mu     sync.Mutex
+	labels map[string]map[string]string // by container, where there are any; nil: not asked for
 }
 
 // HostState is what the server has of a host.
@@ -47,9 +60,13 @@ type HostState struct {
 }
 
 const (
-	pageSize  = 500
-	pageReply = 16 << 20 // bytes
-	maxHosts  = 10_000   // that a Reader tells apart
+	// Groups of a reply. Servers make at most 65,535 buckets for a question, and each group
+	// with latencies has one for each of latencyRanges.
+	pageSize   = 1000
+	rangesSize = 500
+	pageReply  = 16 << 20 // bytes
+	maxHosts   = 10_000   // that a Reader tells apart
+	maxLabels  = 50_000   // containers whose labels a Reader keeps
 )
 
 // OpenReader asks which hosts and which grain there are in the time of q. Its errors are one
@@ -66,7 +83,7 @@ func OpenReader(ctx context.Context, opt Options, q QueryOptions) (*Reader, erro
 	if err != nil {
 		return nil, err
 	}
-	r := &Reader{c: c, opt: q, timeout: opt.RequestTimeout}
+	r := &Reader{c: c, opt: q, timeout: opt.RequestTimeout, log: opt.Logger}
 	if err := r.look(ctx); err != nil {
 		c.close()
 		return nil, fmt.Errorf("reading from Elasticsearch: %w", err)
@@ -85,6 +102,9 @@ func (r *Reader) Grain() string { return r.grain }
 
 // Hosts returns the hosts that have documents from twice the length of the time on, by name.
 func (r *Reader) Hosts() []HostState { return slices.Clone(r.hosts) }
+
+// Latencies reports whether samples can have latencies: the server adds up histograms.
+func (r *Reader) Latencies() bool { return len(r.histograms) > 0 }
 
 // Range returns the time that is read.
 func (r *Reader) Range() (since, until time.Time) { return r.opt.Since, r.opt.Until }
@@ -178,8 +198,16 @@ func (r *Reader) explain(stream string, e *statusError) error {
 
 // bucket is one group of a composite aggregation.
 type bucket struct {
-	Key  map[string]any
-	Sums map[string]float64 `json:"-"`
+	Key    map[string]any
+	Sums   map[string]float64 `json:"-"`
+	Labels map[string]string  `json:"-"` // of the document that was asked for
+	Ranges []rangeCount       `json:"-"`
+}
+
+// rangeCount is a bucket of a range aggregation.
+type rangeCount struct {
+	To    *float64
+	Count uint64 `json:"doc_count"`
 }
 
 // UnmarshalJSON reads the key and all sums beside it.
@@ -196,12 +224,37 @@ func (b *bucket) UnmarshalJSON(raw []byte) error {
 			}
 			continue
 		}
-		var sum struct{ Value *float64 }
-		if json.Unmarshal(v, &sum) == nil && sum.Value != nil {
+		var sum struct {
+			Value   *float64
+			Buckets []rangeCount
+			Hits    struct {
+				Hits []struct {
+					Source struct {
+						Container struct{ Labels map[string]string }
+					} `json:"_source"`
+				}
+			}
+		}
+		switch {
+		case json.Unmarshal(v, &sum) != nil:
+		case sum.Value != nil:
 			b.Sums[name] = *sum.Value
+		case sum.Buckets != nil:
+			b.Ranges = sum.Buckets
+		case len(sum.Hits.Hits) > 0:
+			b.Labels = sum.Hits.Hits[0].Source.Container.Labels
 		}
 	}
 	return nil
+}
+
+// keyText is the same for two buckets of one key.
+func (b *bucket) keyText() string {
+	text, err := json.Marshal(b.Key)
+	if err != nil {
+		panic(err) // it came from JSON
+	}
+	return string(text)
 }
 
 // text returns a part of the key, "" where documents have no such field.
@@ -257,9 +310,13 @@ func (r *Reader) groups(ctx context.Context, stream string, filters []object, by
 	for name, agg := range extra {
 		inner[name] = agg
 	}
+	size := pageSize
+	if extra["ranges"] != nil {
+		size = rangesSize
+	}
 	var after json.RawMessage
 	for {
-		composite := object{"size": pageSize, "sources": sources}
+		composite := object{"size": size, "sources": sources}
 		if after != nil {
 			composite["after"] = after
 		}
@@ -272,7 +329,7 @@ func (r *Reader) groups(ctx context.Context, stream string, filters []object, by
 				return err
 			}
 		}
-		if len(reply.Groups.Buckets) < pageSize || len(reply.Groups.AfterKey) == 0 || bytes.Equal(after, reply.Groups.AfterKey) {
+		if len(reply.Groups.Buckets) < size || len(reply.Groups.AfterKey) == 0 || bytes.Equal(after, reply.Groups.AfterKey) {
 			return nil
 		}
 		after = reply.Groups.AfterKey
@@ -313,6 +370,9 @@ func (r *Reader) look(ctx context.Context) error {
 		return err
 	}
 	r.Old = grains.Old.Count > 0
+	if err := r.unmapped(ctx); err != nil {
+		return err
+	}
 	for i, g := range grains.Grains.Buckets { // the most frequent first
 		if i == 0 || g.Key == DefaultGrain {
 			r.grain = g.Key
@@ -340,6 +400,46 @@ func (r *Reader) look(ctx context.Context) error {
 			}
 		}
 	})
+}
+
+// unmapped asks which fields no index knows. A server answers as if documents did not have
+// them.
+func (r *Reader) unmapped(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, r.timeout)
+	defer cancel()
+	fields := slices.Concat(identityFields, amountFields)
+	asked := slices.Clone(fields)
+	for _, op := range output.Ops {
+		asked = append(asked, histogramField(op))
+	}
+	res, err := esapi.FieldCapsRequest{Index: []string{ioStream + "-" + r.opt.Namespace}, Fields: asked}.Do(ctx, r.c)
+	if err != nil {
+		return err
+	}
+	rep, err := readReply(res, pageReply)
+	if err != nil {
+		return err
+	}
+	if rep.status != http.StatusOK {
+		return r.explain(ioStream, rep.failure("asking for fields"))
+	}
+	var known struct {
+		Fields map[string]map[string]json.RawMessage // by type
+	}
+	if err := json.Unmarshal(rep.body, &known); err != nil {
+		return errors.New("the server's reply is no list of fields")
+	}
+	for _, f := range fields {
+		if known.Fields[f] == nil {
+			r.Unmapped = append(r.Unmapped, f)
+		}
+	}
+	for _, op := range output.Ops {
+		if types := known.Fields[histogramField(op)]; len(types) == 1 && types["histogram"] != nil {
+			r.histograms = append(r.histograms, op)
+		}
+	}
+	return nil
 }
 
 // lost asks for what hosts lost.
@@ -392,8 +492,7 @@ var amountFields = func() (fields []string) {
 }()
 
 // Interval returns what all hosts did from one time to another, and lost. Documents belong
-// to the time at which their interval ended. Latencies are left out: those of several
-// documents cannot be added up. More than output.MaxSamples groups are an error.
+// to the time at which their interval ended. More than output.MaxSamples groups are an error.
 func (r *Reader) Interval(ctx context.Context, from, to time.Time) (*output.Interval, error) {
 	iv := &output.Interval{Start: from.UTC(), End: to.UTC()}
 	filters := []object{timeRange(from, to)}
@@ -401,6 +500,7 @@ func (r *Reader) Interval(ctx context.Context, from, to time.Time) (*output.Inte
 		filters = append(filters, object{"term": object{"iotrace.grain": r.grain}})
 	}
 	one := len(r.hosts) == 1
+	index := make(map[string]int) // of samples, by key
 	err := r.groups(ctx, ioStream, filters, identityFields, amountFields, nil, func(b *bucket) error {
 		if len(iv.Samples) >= output.MaxSamples {
 			return fmt.Errorf("more than %d groups from %s to %s: give a shorter --interval or a later --since", output.MaxSamples, from.Format(time.RFC3339), to.Format(time.RFC3339))
@@ -409,16 +509,133 @@ func (r *Reader) Interval(ctx context.Context, from, to time.Time) (*output.Inte
 		if one {
 			iv.Host, s.Host = s.Host, output.Host{}
 		}
+		index[b.keyText()] = len(iv.Samples)
 		iv.Samples = append(iv.Samples, s)
 		return nil
 	})
+	if err == nil && r.opt.Latency {
+		err = r.latencies(ctx, filters, func(b *bucket) *output.Sample {
+			if i, ok := index[b.keyText()]; ok {
+				return &iv.Samples[i]
+			}
+			return nil // a document has come since
+		})
+	}
 	if err == nil {
 		err = r.lost(ctx, from, to, func(_ output.Host, l *output.Lost) { iv.Lost.Add(l) })
+	}
+	if err == nil {
+		err = r.label(ctx, iv)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading from Elasticsearch: %w", err)
 	}
 	return iv, nil
+}
+
+// histogramField is where documents have the latencies of an operation.
+func histogramField(op output.Op) string { return "iotrace." + string(op) + ".latency.histogram" }
+
+// latencyRanges are the buckets of latencies, four for each power of two from 1 us to
+// 2 min, as hosts count them. A value of a histogram in a document is the upper end of one,
+// so that the server's counts by range are those of the hosts, added up.
+var latencyRanges = func() (ranges []object) {
+	ranges = append(ranges, object{"to": 1 << 10})
+	for log := 10; log < 37; log++ {
+		for quarter := range 4 {
+			ranges = append(ranges, object{"from": (4 + quarter) << (log - 2), "to": (5 + quarter) << (log - 2)})
+		}
+	}
+	return append(ranges, object{"from": 1 << 37})
+}()
+
+// latencies asks for the latencies of each group, and adds them to its sample. A server
+// that refuses has its other sums all the same.
+func (r *Reader) latencies(ctx context.Context, filters []object, sample func(*bucket) *output.Sample) error {
+	for _, op := range r.histograms {
+		field := histogramField(op)
+		longest := "iotrace." + string(op) + ".latency.max"
+		extra := object{
+			"ranges": object{"range": object{"field": field, "ranges": latencyRanges}},
+			longest:  object{"max": object{"field": longest}},
+		}
+		has := append(slices.Clone(filters), object{"exists": object{"field": field}})
+		err := r.groups(ctx, ioStream, has, identityFields, nil, extra, func(b *bucket) error {
+			s := sample(b)
+			if s == nil {
+				return nil
+			}
+			l := output.Latency{Max: b.sum(longest)}
+			for _, c := range b.Ranges {
+				upTo := l.Max
+				if c.To != nil {
+					upTo = uint64(*c.To) - 1
+				}
+				if c.Count > 0 {
+					l.Buckets = append(l.Buckets, output.Bucket{UpTo: upTo, Count: c.Count})
+				}
+			}
+			s.Amount(op).Latency.Merge(&l)
+			return nil
+		})
+		var refused *statusError
+		if errors.As(err, &refused) {
+			r.log.Warn("the server does not add up latencies", "error", err)
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// label gives the containers of an interval the labels that were asked for. A server cannot
+// group by a label everywhere (OpenSearch), so the documents of a container are asked for
+// theirs: one document each, once.
+func (r *Reader) label(ctx context.Context, iv *output.Interval) error {
+	if len(r.opt.Labels) == 0 {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known := func(s *output.Sample) bool {
+		_, ok := r.labels[s.Container.ID]
+		return ok || s.Container.ID == ""
+	}
+	if slices.ContainsFunc(iv.Samples, func(s output.Sample) bool { return !known(&s) }) {
+		if r.labels == nil || len(r.labels) > maxLabels {
+			r.labels = make(map[string]map[string]string)
+		}
+		if err := r.askLabels(ctx, iv.Start, iv.End); err != nil {
+			return err
+		}
+	}
+	for i := range iv.Samples {
+		s := &iv.Samples[i]
+		if !known(s) {
+			r.labels[s.Container.ID] = nil
+		}
+		s.Container.Labels = r.labels[s.Container.ID]
+	}
+	return nil
+}
+
+// askLabels asks for the labels of all containers of a time that have any.
+func (r *Reader) askLabels(ctx context.Context, from, to time.Time) error {
+	const field = "container.labels"
+	newest := object{"top_hits": object{"size": 1, "_source": object{"includes": []string{field}}}}
+	filters := []object{timeRange(from, to), {"exists": object{"field": "container.id"}}}
+	return r.groups(ctx, ioStream, filters, []string{"container.id"}, nil, object{"newest": newest}, func(b *bucket) error {
+		labels := make(map[string]string)
+		for _, name := range r.opt.Labels {
+			if v, ok := b.Labels[output.LabelField(name)]; ok {
+				labels[name] = v
+			}
+		}
+		r.labels[b.text("container.id")] = labels
+		return nil
+	})
 }
 
 // sampleOf is the reverse of what package ndjson makes of a row.

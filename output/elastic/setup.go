@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"mime/multipart"
 	"net/http"
 	"path"
@@ -54,9 +55,10 @@ func KibanaDashboard() []byte {
 }
 
 // Setup installs component and index templates, the lifecycle and, with a Kibana URL,
-// the dashboard. It can be repeated. The key needs the cluster privileges monitor,
-// manage_index_templates and manage_ilm. Setup writes a line to progress for each
-// step, and gives up after two minutes. It is an error if the server cannot be
+// the dashboard, and gives data streams that exist the fields of this version. It can be
+// repeated. The key needs the cluster privileges monitor, manage_index_templates and
+// manage_ilm, and for data streams that exist the index privilege manage. Setup writes a
+// line to progress for each step, and gives up after two minutes. It is an error if the server cannot be
 // reached, is too old for data streams (Elasticsearch before 7.16, OpenSearch 1.0) or
 // rejects a step; the steps before it stay in place.
 func Setup(ctx context.Context, opt Options, progress io.Writer) error {
@@ -169,7 +171,7 @@ func (s *setup) do(ctx context.Context, method, path string, body []byte) (*repl
 	if err != nil {
 		return nil, err
 	}
-	return readReply(&esapi.Response{StatusCode: res.StatusCode, Header: res.Header, Body: res.Body}, maxReply)
+	return readReply(&esapi.Response{StatusCode: res.StatusCode, Header: res.Header, Body: res.Body}, pageReply)
 }
 
 // templates installs the component templates and then the index templates, which
@@ -212,12 +214,176 @@ func (s *setup) templates(ctx context.Context) error {
 			s.say("%s template %s: installed", dir, name)
 		}
 	}
+	if err := s.upgrade(ctx); err != nil {
+		return err
+	}
 	if s.srv.timeSeries() {
 		s.say("metrics-%s-*: time series", output.DatasetIO)
 	} else {
 		s.say("metrics-%s-*: plain data streams, this server has no time series", output.DatasetIO)
 	}
 	return nil
+}
+
+// upgrade gives data streams that exist the fields of this version: a template is for
+// indices to come only. A key without privileges sees no stream, and changes none.
+func (s *setup) upgrade(ctx context.Context) error {
+	rep, err := s.do(ctx, http.MethodGet, "/_resolve/index/"+ourStreams, nil)
+	if err != nil {
+		return err
+	}
+	var found struct {
+		Streams []dataStream `json:"data_streams"`
+	}
+	if rep.status != http.StatusOK || json.Unmarshal(rep.body, &found) != nil {
+		s.say("data streams: cannot be listed (%v); those that exist get new fields with their next index", rep.failure("asking for them"))
+		return nil
+	}
+	if len(found.Streams) == 0 {
+		return nil
+	}
+	fields, err := s.fields()
+	if err != nil {
+		return err
+	}
+	for _, stream := range found.Streams {
+		done, err := s.upgradeStream(ctx, stream, fields)
+		var refused *statusError
+		switch {
+		case errors.As(err, &refused) && refused.status == http.StatusForbidden:
+			done = "gets new fields when it rolls over, or when a key with the index privilege manage runs this"
+		case errors.As(err, &refused):
+			done = fmt.Sprintf("gets new fields when it rolls over (%v)", refused)
+		case err != nil:
+			return err
+		}
+		s.say("data stream %s: %s", stream.Name, done)
+	}
+	return nil
+}
+
+// ourStreams are the data streams of all namespaces.
+const ourStreams = "metrics-iotrace.*-*,logs-iotrace.*-*"
+
+// dataStream is a data stream with its indices, of which the last is written to.
+type dataStream struct {
+	Name    string
+	Indices names `json:"backing_indices"`
+}
+
+// names is a list that a server may write as one string.
+type names []string
+
+// UnmarshalJSON reads a list or a string.
+func (n *names) UnmarshalJSON(b []byte) error {
+	var one string
+	if json.Unmarshal(b, &one) == nil {
+		*n = names{one}
+		return nil
+	}
+	return json.Unmarshal(b, (*[]string)(n))
+}
+
+// upgradeStream adds to each index of a data stream the fields that it lacks, and says what
+// it has done. A field that an index has keeps its type for the life of the index: where the
+// newest one has another type, a rollover ends it, and the template makes the next.
+func (s *setup) upgradeStream(ctx context.Context, stream dataStream, fields object) (done string, err error) {
+	rep, err := s.do(ctx, http.MethodGet, "/"+stream.Name+"/_mapping", nil)
+	if err != nil {
+		return "", err
+	}
+	var indices map[string]struct{ Mappings object }
+	if rep.status != http.StatusOK || json.Unmarshal(rep.body, &indices) != nil {
+		return "", rep.failure("asking for its fields")
+	}
+	added := 0
+	var others []string
+	for _, index := range stream.Indices {
+		has, _ := indices[index].Mappings["properties"].(object)
+		var other []string
+		lacks := lacking(fields, has, "", &other)
+		if index == stream.Indices[len(stream.Indices)-1] {
+			others = other
+		}
+		if len(lacks) == 0 {
+			continue
+		}
+		body, err := json.Marshal(object{"properties": lacks})
+		if err != nil {
+			return "", err
+		}
+		rep, err := s.do(ctx, http.MethodPut, "/"+index+"/_mapping", body)
+		if err != nil {
+			return "", err
+		}
+		if rep.status != http.StatusOK {
+			return "", rep.failure("adding fields")
+		}
+		added++
+	}
+	done = "has the fields of this version"
+	if added > 0 {
+		done += fmt.Sprintf(", added to %d of %d indices", added, len(stream.Indices))
+	}
+	if len(others) == 0 {
+		return done, nil
+	}
+	slices.Sort(others)
+	rep, err = s.do(ctx, http.MethodPost, "/"+stream.Name+"/_rollover", nil)
+	if err != nil {
+		return "", err
+	}
+	if rep.status != http.StatusOK {
+		return "", rep.failure("rolling over, because of another type of " + strings.Join(others, ", "))
+	}
+	return "rolled over, because its index had another type of " + strings.Join(others, ", "), nil
+}
+
+// lacking returns the part of a tree of fields that has lacks, and adds to other the paths
+// of fields that have another type there.
+func lacking(want, has object, prefix string, other *[]string) object {
+	lacks := make(object)
+	for name, v := range want {
+		field, _ := v.(object)
+		there, ok := has[name].(object)
+		if !ok {
+			lacks[name] = field
+			continue
+		}
+		inside, nested := field["properties"].(object)
+		insideThere, nestedThere := there["properties"].(object)
+		switch {
+		case nested && nestedThere:
+			if l := lacking(inside, insideThere, prefix+name+".", other); len(l) > 0 {
+				lacks[name] = object{"properties": l}
+			}
+		case nested != nestedThere, field["type"] != there["type"] && there["type"] != nil:
+			*other = append(*other, prefix+name)
+		}
+	}
+	return lacks
+}
+
+// fields are the fields of the component templates, as this server takes them.
+func (s *setup) fields() (object, error) {
+	properties := make(object)
+	for _, name := range mappingComponents {
+		raw, err := templates.ReadFile("component/" + name + ".json")
+		if err != nil {
+			return nil, err
+		}
+		if raw, err = s.adapt(raw); err != nil {
+			return nil, fmt.Errorf("template %s: %w", name, err)
+		}
+		var t componentTemplate
+		if err := json.Unmarshal(raw, &t); err != nil {
+			return nil, fmt.Errorf("template %s: %w", name, err)
+		}
+		maps.Copy(properties, t.Template.Mappings.Properties)
+	}
+	// Each index has taken the values of these three from its first document.
+	delete(properties, "data_stream")
+	return properties, nil
 }
 
 // adapt changes a template so that it fits the server.

@@ -107,14 +107,15 @@ type fakeCluster struct {
 	*httptest.Server
 	info    string
 	modules string
-	answer  map[string]int // path -> status
+	answer  map[string]int    // path -> status
+	reply   map[string]string // path -> body
 	mu      sync.Mutex
 	got     map[string]string
 	header  http.Header
 }
 
 func newFakeCluster(t *testing.T, info, modules string) *fakeCluster {
-	f := &fakeCluster{info: info, modules: modules, answer: map[string]int{}, got: make(map[string]string)}
+	f := &fakeCluster{info: info, modules: modules, answer: map[string]int{}, reply: map[string]string{}, got: make(map[string]string)}
 	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -149,6 +150,10 @@ func newFakeCluster(t *testing.T, info, modules string) *fakeCluster {
 					io.WriteString(w, `{"error":{"type":"x","reason":"no handler found for uri"}}`)
 					return
 				}
+			}
+			if body, ok := f.reply[r.URL.Path]; ok {
+				io.WriteString(w, body)
+				return
 			}
 			io.WriteString(w, `{"acknowledged":true}`)
 		}
@@ -199,6 +204,39 @@ func TestElasticsearchSetupCurrent(t *testing.T) {
 	f.answer["/_index_template/metrics-iotrace.io"] = 403
 	if _, err := f.setup(t, SetupOptions{}); err == nil || !strings.Contains(err.Error(), "metrics-iotrace.io: server said 403") {
 		t.Errorf("template refused: %v", err)
+	}
+}
+
+// TestElasticsearchSetupUpgrades: an index gets the fields that it lacks and no others; a
+// key that may not add them is told, and templates are installed all the same.
+func TestElasticsearchSetupUpgrades(t *testing.T) {
+	f := newFakeCluster(t, infoES8, `{}`)
+	f.reply["/_resolve/index/"+ourStreams] = `{"data_streams":[{"name":"logs-iotrace.status-x","backing_indices":"one"},{"name":"metrics-iotrace.io-x","backing_indices":["one","two"]}]}`
+	f.reply["/logs-iotrace.status-x/_mapping"] = `{"one":{"mappings":{}}}`
+	f.reply["/metrics-iotrace.io-x/_mapping"] = `{"one":{"mappings":{"properties":{"host":{"properties":{"name":{"type":"text"}}}}}},"two":{"mappings":{"properties":{"host":{"properties":{"name":{"type":"keyword"}}}}}}}`
+	f.answer["/one/_mapping"] = 403
+	out, err := f.setup(t, SetupOptions{})
+	if err != nil || strings.Count(out, "when a key with the index privilege manage runs this\n") != 2 {
+		t.Errorf("refused: %v\n%s", err, out)
+	}
+	delete(f.answer, "/one/_mapping")
+	out, err = f.setup(t, SetupOptions{})
+	if err != nil || !strings.Contains(out, "data stream metrics-iotrace.io-x: has the fields of this version, added to 2 of 2 indices\n") {
+		t.Errorf("%v\n%s", err, out)
+	}
+	var sent struct{ Properties map[string]any }
+	if err := json.Unmarshal([]byte(f.got["/two/_mapping"]), &sent); err != nil {
+		t.Fatal(err)
+	}
+	if lookup(sent.Properties, "host.properties.name") != nil || lookup(sent.Properties, "host.properties.id.type") != "keyword" || lookup(sent.Properties, "iotrace.properties.grain.type") != "keyword" || sent.Properties["data_stream"] != nil {
+		t.Errorf("fields for an index that has host.name: %s", f.got["/two/_mapping"])
+	}
+	if _, ok := f.got["/metrics-iotrace.io-x/_rollover"]; ok {
+		t.Error("a rollover because of an index that is not written to")
+	}
+	f.reply["/metrics-iotrace.io-x/_mapping"] = `{"two":{"mappings":{"properties":{"host":{"type":"object","enabled":false},"message":{"type":"keyword"}}}}}`
+	if out, err = f.setup(t, SetupOptions{}); err != nil || !strings.Contains(out, "metrics-iotrace.io-x: rolled over, because its index had another type of host, message\n") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 

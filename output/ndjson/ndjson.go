@@ -623,7 +623,7 @@ func (e *encoder) labels(all map[string]string) map[string]string {
 
 // putLabel sets a label. The first of two keys that differ only in dots wins.
 func putLabel(m map[string]string, key, value string) {
-	key = strings.ToValidUTF8(strings.ReplaceAll(key, ".", "_"), "\uFFFD")
+	key = output.LabelField(key)
 	if _, ok := m[key]; !ok {
 		m[key] = value
 	}
