@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
@@ -17,10 +18,11 @@ import (
 // cgroup's I/O, to the byte. The server is samba, in the guest.
 func TestSMB(t *testing.T) {
 	suite{
-		source: "smb",
-		image:  "smb",
-		memory: 1536,
-		quick:  onlyOn("6.12"),
+		source:   "smb",
+		image:    "smb",
+		memory:   1536,
+		deadline: 40 * time.Minute, // a small file takes five requests, one after the other
+		quick:    onlyOn("6.12"),
 		scenarios: []scenario{
 			{name: "module_loaded_later", run: smbModuleLater, smoke: true}, // before others load it
 			{name: "delayed", run: smb("strict", smbDelayed), smoke: true},
@@ -40,11 +42,11 @@ func TestSMB(t *testing.T) {
 			{name: "writers_64", run: smb("strict", smbWriters64)},
 			{name: "files", run: smbFiles, smoke: true},
 			{name: "mount", run: smbNamed, smoke: true},
-			{name: "small_files", run: smb("strict", (*smbCase).smallFiles)},
 			{name: "server_down", run: smbServerDown},
 			{name: "server_gone", run: smbServerGone},
 			{name: "umount_force", run: smbUmountForce},
 			{name: "server", run: smbServer},
+			{name: "small_files", run: smb("strict", (*smbCase).smallFiles)},
 		},
 	}.test(t)
 }
