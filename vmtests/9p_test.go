@@ -45,6 +45,7 @@ func TestP9(t *testing.T) {
 			{name: "writers_64", run: p9("loose", p9Writers64), smoke: true, quick: never},
 			{name: "mount", run: p9Named, smoke: true, quick: never},
 			{name: "metadata", run: p9Metadata, smoke: true, quick: never},
+			{name: "small_files", run: p9("loose", (*p9Case).smallFiles), smoke: true, quick: never},
 			{name: "server_gone", run: p9ServerGone, smoke: true, quick: never},
 		},
 	}.test(t)

@@ -25,10 +25,10 @@ func TestCeph(t *testing.T) {
 			{name: "module_loaded_later", run: cephModuleLater}, // before others load it
 			{name: "delayed", run: ceph(cephDelayed)},
 			{name: "overwrite_written", run: ceph(cephOverwrite)},
-			{name: "alternate_writers", run: ceph(cephAlternate)},
+			{name: "alternate_writers", run: ceph((*cephCase).alternate)},
 			{name: "mapped", run: ceph(cephMapped)},
 			{name: "direct", run: ceph(cephDirect)},
-			{name: "osync", run: ceph(cephOSync)},
+			{name: "osync", run: ceph((*cephCase).osync)},
 			{name: "fsync_of_another", run: ceph(cephFsync)},
 			{name: "dead_writer", run: ceph(cephDeadWriter)},
 			{name: "read_cold", run: ceph(cephReadCold)},
@@ -36,23 +36,23 @@ func TestCeph(t *testing.T) {
 			{name: "read_direct", run: ceph(cephReadDirect)},
 			{name: "events", run: cephEvents},
 			{name: "mount", run: cephNamed},
+			{name: "small_files", run: ceph((*cephCase).smallFiles)},
+			{name: "osd_stalls", run: ceph(cephOSDStalls)},
+			{name: "umount_force", run: cephUmountForce},
 		},
 	}.test(t)
 }
 
 // cephCase is one scenario on one mount, with the bytes that each cgroup wrote and read.
 type cephCase struct {
-	*guest.Guest
+	remoteCase
 	m      *guest.CephMount
-	a, b   *guest.Cgroup
 	before guest.CephStats
-	wrote  map[*guest.Cgroup]int64
-	read   map[*guest.Cgroup]int64
 }
 
 func newCephCase(g *guest.Guest) *cephCase {
-	c := &cephCase{Guest: g, m: g.Ceph(), wrote: map[*guest.Cgroup]int64{}, read: map[*guest.Cgroup]int64{}}
-	c.a, c.b = c.cgroup("a"), c.cgroup("b")
+	c := &cephCase{remoteCase: newRemoteCase(g), m: g.Ceph()}
+	c.file = c.m.File
 	c.before = g.CephStats()
 	g.Cleanup(func() { // the OSD's memory is limited
 		files, _ := filepath.Glob(c.m.File("*"))
@@ -63,14 +63,6 @@ func newCephCase(g *guest.Guest) *cephCase {
 		}
 	})
 	return c
-}
-
-// cgroup makes a cgroup. Its rows must have the bytes that are added to wrote and read
-// later, and no others.
-func (c *cephCase) cgroup(name string) *guest.Cgroup {
-	cg := c.Cgroup(name)
-	c.wrote[cg], c.read[cg] = 0, 0
-	return cg
 }
 
 // counted is what was counted since the scenario's begin.
@@ -140,16 +132,6 @@ func cephModuleLater(g *guest.Guest) {
 	c.check(tr.Stop(), id, want)
 }
 
-func (c *cephCase) writeBoth(flags int) (fa, fb *guest.File) {
-	fa = c.a.Process().Open(c.m.File("a"), guest.Create|flags)
-	fa.Write(0, bytesA)
-	fb = c.b.Process().Open(c.m.File("b"), guest.Create|flags)
-	fb.Write(0, bytesB)
-	c.wrote[c.a] += bytesA
-	c.wrote[c.b] += bytesB
-	return fa, fb
-}
-
 // cephDelayed has an outsider write what two cgroups made dirty.
 func cephDelayed(c *cephCase) {
 	syncWrites(c.Guest, func() { c.writeBoth(0) }, func() int64 { return c.CephStats().BytesWritten })
@@ -160,12 +142,6 @@ func cephFsync(c *cephCase) {
 	c.a.Process().Open(c.m.File("f"), guest.Create).Write(0, bytesA)
 	c.b.Process().Open(c.m.File("f"), os.O_RDWR).Fsync()
 	c.wrote[c.a] = bytesA
-}
-
-func cephOSync(c *cephCase) {
-	c.a.Process().Open(c.m.File("a"), guest.Create|os.O_SYNC).Write(0, 1<<20)
-	c.b.Process().Open(c.m.File("b"), guest.Create|os.O_SYNC).Write(0, 1<<19)
-	c.wrote[c.a], c.wrote[c.b] = 1<<20, 1<<19
 }
 
 func cephDirect(c *cephCase) {
@@ -212,18 +188,42 @@ func cephOverwrite(c *cephCase) {
 	c.wrote[c.a], c.wrote[c.b] = bytesB, bytesB
 }
 
-// cephAlternate has two cgroups write every other 16 KiB of one file: one request has
-// pages of both and is split.
-func cephAlternate(c *cephCase) {
-	const chunk, n = 16 << 10, 64
-	fa := c.a.Process().Open(c.m.File("f"), guest.Create)
-	fb := c.b.Process().Open(c.m.File("f"), os.O_RDWR)
-	for i := int64(0); i < n; i++ {
-		fa.Write(i*2*chunk, chunk)
-		fb.Write(i*2*chunk+chunk, chunk)
+// cephOSDStalls flushes while the OSD does not answer.
+func cephOSDStalls(c *cephCase) {
+	c.writeBoth(0)
+	c.CephOSD("STOP")
+	wait := flushing(c.Guest)
+	c.CephOSD("CONT")
+	wait()
+}
+
+// cephUmountForce takes a mount away while its OSD does not answer and pages are dirty.
+func cephUmountForce(g *guest.Guest) {
+	g.HoldWriteback()
+	g.CephServer()
+	g.Modprobe("ceph")
+	tr := g.Trace(append([]string{"--source", "ceph"}, traced...)...)
+	c := newCephCase(g)
+	p := c.a.Process()
+	p.Open(c.m.File("f"), guest.Create).Write(0, bytesC)
+	id := c.m.ID()
+	g.CephOSD("STOP")
+	wait := flushing(g)
+	_, _ = g.Try("umount", "-f", c.m.Target) // fails all requests; the file keeps the mount busy
+	p.Kill()
+	_, _ = g.Try("umount", "-l", "-f", c.m.Target)
+	g.CephOSD("CONT")
+	wait()
+	after := newCephCase(g)
+	after.a.Process().Open(after.m.File("g"), guest.Create).Write(0, bytesA)
+	g.Sync()
+	r := tr.Stop()
+	r.Equal("written to the next mount", r.Written("ceph", after.m.ID(), after.a), bytesA)
+	lost := r.Written("ceph", id, c.a)
+	if lost > bytesC {
+		g.Errorf("a wrote %d bytes to the removed mount, of %d", lost, bytesC)
 	}
-	c.Sync()
-	c.wrote[c.a], c.wrote[c.b] = chunk*n, chunk*n
+	r.Equal("written in all", r.Sum("iotrace.write.bytes", "iotrace.source", "ceph", "iotrace.level", "wire"), lost+bytesA)
 }
 
 // readers opens a file of A's and one of B's that are not in the cache. An outsider wrote

@@ -1,6 +1,10 @@
 package vmtests
 
-import "github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
+import (
+	"slices"
+
+	"github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
+)
 
 // imageSuite is the Debian release whose programs the guests run. It need not
 // match the kernel: all of these work with every kernel of the matrix.
@@ -78,6 +82,9 @@ func images() map[string]vm.Image {
 			runtimes[k] = v
 		}
 	}
+	engine := []string{"docker.io", "containerd", "runc", "iptables", "busybox-static", "tar"}
+	samba := []string{"samba", "cifs-utils", "keyutils"}
+	cluster := []string{"ceph-mon", "ceph-osd", "ceph-mds", "ceph-common"}
 	// The same with LXD's group and the users that its instances are mapped to, and Debian's
 	// alternatives of Slurm.
 	engines := map[string]string{
@@ -103,13 +110,15 @@ func images() map[string]vm.Image {
 		// For the live screen, which needs a terminal.
 		"terminal": {Name: "terminal", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "tmux", "ncurses-base"), Files: files, FreeMiB: 64},
 
-		"smb": {Name: "smb", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "samba", "cifs-utils", "keyutils"), Files: files, FreeMiB: 64},
+		"smb": {Name: "smb", Suite: imageSuite, Packages: slices.Concat(base, samba), Files: files, FreeMiB: 64},
 
 		"9p":   {Name: "9p", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "diod"), Files: files, FreeMiB: 64},
-		"ceph": {Name: "ceph", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "ceph-mon", "ceph-osd", "ceph-mds", "ceph-common"), Files: files, FreeMiB: 256},
+		"ceph": {Name: "ceph", Suite: imageSuite, Packages: slices.Concat(base, cluster), Files: files, FreeMiB: 256},
 
 		"base":   {Name: "base", Suite: imageSuite, Packages: base, Files: files, FreeMiB: 64},
-		"docker": {Name: "docker", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "docker.io", "containerd", "runc", "iptables", "busybox-static", "tar"), Files: docker, FreeMiB: 512},
+		"docker": {Name: "docker", Suite: imageSuite, Packages: slices.Concat(base, engine), Files: docker, FreeMiB: 512},
+		// For volumes of an engine on network file systems other than NFS.
+		"docker-remote": {Name: "docker-remote", Suite: imageSuite, Packages: slices.Concat(base, engine, samba, cluster), Files: docker, FreeMiB: 512},
 		"runtimes": {Name: "runtimes", Suite: imageSuite, Packages: []string{
 			"bash", "coreutils", "util-linux", "mount", "grep", "sed", "procps", "kmod", "iproute2", "netbase", "libc-bin", "e2fsprogs",
 			"systemd", "systemd-sysv", "systemd-container", "dbus", "dbus-user-session", "libpam-systemd",

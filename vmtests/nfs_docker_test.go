@@ -110,6 +110,18 @@ func startDaemon(g *guest.Guest, cmd, client *exec.Cmd) {
 	}
 }
 
+// writeToVolume has a container of a compose project write n blocks to a volume.
+func writeToVolume(g *guest.Guest, project, volume string, block, n int64) {
+	g.Helper()
+	// It keeps the volume mounted: the engine unmounts a volume with its last
+	// container, and a mount that is gone when the interval ends has lost its name.
+	g.Exec("docker", "run", "--detach", "--name", project+"-idle-1", "--network", "none", "--volume", volume+":/data", "dd:test", "/bin/sleep", "100000")
+	g.Cleanup(func() { _, _ = g.Try("docker", "rm", "--force", project+"-idle-1") })
+	g.Exec("docker", "run", "--name", project+"-web-1", "--network", "none",
+		"--label", "com.docker.compose.project="+project, "--label", "com.docker.compose.service=web",
+		"--volume", volume+":/data", "dd:test", "/bin/dd", "if=/dev/zero", "of=/data/file", fmt.Sprintf("bs=%d", block), fmt.Sprintf("count=%d", n))
+}
+
 func nfsDockerVolume(g *guest.Guest) {
 	g.HoldWriteback()
 	g.NFS("3") // starts the server
@@ -124,13 +136,7 @@ func nfsDockerVolume(g *guest.Guest) {
 		}
 		g.Exec("docker", "volume", "create", "--driver", "local", "--opt", "type=nfs",
 			"--opt", "o=addr=127.0.0.1,vers=4.2,rw,nosharecache", "--opt", "device=:/"+project, volume)
-		// It keeps the volume mounted: the engine unmounts a volume with its last
-		// container, and a mount that is gone when the interval ends has lost its name.
-		g.Exec("docker", "run", "--detach", "--name", project+"-idle-1", "--network", "none", "--volume", volume+":/data", "dd:test", "/bin/sleep", "100000")
-		g.Cleanup(func() { _, _ = g.Try("docker", "rm", "--force", project+"-idle-1") })
-		g.Exec("docker", "run", "--name", project+"-web-1", "--network", "none",
-			"--label", "com.docker.compose.project="+project, "--label", "com.docker.compose.service=web",
-			"--volume", volume+":/data", "dd:test", "/bin/dd", "if=/dev/zero", "of=/data/file", fmt.Sprintf("bs=%d", block), fmt.Sprintf("count=%d", n))
+		writeToVolume(g, project, volume, block, n)
 	}
 	g.Sync()
 	for project, n := range blocks { // what the server has

@@ -3,7 +3,9 @@
 package vmtests
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
@@ -153,4 +155,34 @@ func (c *remoteCase) readMmap() {
 	fa.MapRead(0, bytesA).Touch()
 	fb.MapRead(0, bytesB).Touch()
 	c.read[c.a], c.read[c.b] = bytesA, bytesB
+}
+
+// smallFiles has two cgroups write ten thousand files of a few bytes each.
+func (c *remoteCase) smallFiles() {
+	const files = 10_000
+	script := `for ((i = 0; i < %d; i++)); do printf '%%0*d' $((i %% 13 + 1)) 7 > %s$i; done`
+	c.a.Run("bash", "-c", fmt.Sprintf(script, files/2, c.file("a")))
+	c.b.Run("bash", "-c", fmt.Sprintf(script, files/2, c.file("b")))
+	var n int64
+	for i := range files / 2 {
+		n += int64(i%13 + 1)
+	}
+	c.wrote[c.a], c.wrote[c.b] = n, n
+}
+
+// flushing begins to flush what is dirty, as a process outside all test cgroups, and waits
+// until requests are under way. The function returned waits for the end.
+func flushing(g *guest.Guest) func() {
+	g.Helper()
+	flush := exec.Command("sync")
+	if err := flush.Start(); err != nil {
+		g.Fatal(err)
+	}
+	g.Eventually("writeback begun", func() bool { return g.Meminfo("Writeback") > 0 })
+	return func() {
+		g.Helper()
+		if err := flush.Wait(); err != nil {
+			g.Error(err)
+		}
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
@@ -17,10 +18,11 @@ import (
 // cgroup's I/O, to the byte. The server is samba, in the guest.
 func TestSMB(t *testing.T) {
 	suite{
-		source: "smb",
-		image:  "smb",
-		memory: 1536,
-		quick:  onlyOn("6.12"),
+		source:   "smb",
+		image:    "smb",
+		memory:   1536,
+		deadline: 40 * time.Minute, // a small file takes five requests, one after the other
+		quick:    onlyOn("6.12"),
 		scenarios: []scenario{
 			{name: "module_loaded_later", run: smbModuleLater, smoke: true}, // before others load it
 			{name: "delayed", run: smb("strict", smbDelayed), smoke: true},
@@ -40,7 +42,11 @@ func TestSMB(t *testing.T) {
 			{name: "writers_64", run: smb("strict", smbWriters64)},
 			{name: "files", run: smbFiles, smoke: true},
 			{name: "mount", run: smbNamed, smoke: true},
+			{name: "server_down", run: smbServerDown},
+			{name: "server_gone", run: smbServerGone},
+			{name: "umount_force", run: smbUmountForce},
 			{name: "server", run: smbServer},
+			{name: "small_files", run: smb("strict", (*smbCase).smallFiles)},
 		},
 	}.test(t)
 }
@@ -52,8 +58,8 @@ type smbCase struct {
 	before guest.SMBStats
 }
 
-func newSMBCase(g *guest.Guest, cache string) *smbCase {
-	c := &smbCase{remoteCase: newRemoteCase(g), m: g.SMB(cache)}
+func newSMBCase(g *guest.Guest, cache string, options ...string) *smbCase {
+	c := &smbCase{remoteCase: newRemoteCase(g), m: g.SMB(cache, options...)}
 	c.file, c.open = c.m.File, c.readers
 	c.sent = func() remoteBytes { n := c.counted(); return remoteBytes{n.BytesRead, n.BytesWritten} }
 	c.before = g.SMBStats()
@@ -211,6 +217,87 @@ func smbNamed(g *guest.Guest) {
 	r := tr.Stop()
 	r.Equal("written to the share", r.Sum("iotrace.write.bytes", "iotrace.source", "smb", "iotrace.device.id", id,
 		"iotrace.smb.server", "127.0.0.1", "iotrace.smb.share", "share", "iotrace.mount.source", "//127.0.0.1/share"), bytesA+bytesB)
+}
+
+// smbServerDown flushes while the server is down: the client connects again and sends anew
+// what was not answered.
+func smbServerDown(g *guest.Guest) {
+	g.HoldWriteback()
+	g.SMBServer()
+	g.Modprobe("cifs")
+	tr := g.Trace(append([]string{"--source", "smb"}, traced...)...)
+	c := newSMBCase(g, "strict", "hard", "echo_interval=1")
+	c.writeBoth(0)
+	g.SMBServerDown()
+	wait := flushing(g)
+	g.SMBServerUp()
+	wait()
+	g.Sync()
+	for name, n := range map[string]int64{"a": bytesA, "b": bytesB} {
+		fi, err := os.Stat(filepath.Join(guest.SMBDir, name))
+		if err != nil || fi.Size() != n {
+			g.Errorf("file %s on the server: %v, %v; want %d bytes", name, fi, err, n)
+		}
+	}
+	id, want := c.m.ID(), c.counted()
+	r := tr.Stop()
+	for cg, n := range c.wrote {
+		r.Equal("written by "+cg.Path(), r.Written("smb", id, cg), n)
+	}
+	written := r.Sum("iotrace.write.bytes", "iotrace.source", "smb", "iotrace.level", "wire", "iotrace.device.id", id)
+	r.Equal("written", written, bytesA+bytesB)
+	r.Equal("the client's counter", want.BytesWritten, bytesA+bytesB)
+}
+
+// smbServerGone: what a server no longer answers is an error, and no bytes.
+func smbServerGone(g *guest.Guest) {
+	g.SMBServer()
+	g.Modprobe("cifs")
+	tr := g.Trace(append([]string{"--source", "smb"}, traced...)...)
+	c := newSMBCase(g, "none", "soft", "echo_interval=1")
+	c.prepare("b", bytesB)
+	f := c.a.Process().Open(c.m.File("b"), os.O_RDONLY)
+	f.Read(0, 8192)
+	id, before := c.m.ID(), c.counted()
+	g.SMBServerDown()
+	if f.TryRead(8192, 4096, 4096) == "" {
+		g.Error("a read from a server that is gone succeeded")
+	}
+	g.SMBServerUp()
+	r := tr.Stop()
+	r.Equal("read", r.Read("smb", id, c.a), before.BytesRead)
+	if r.Sum("iotrace.read.errors", "iotrace.source", "smb", "iotrace.device.id", id, "iotrace.cgroup.path", c.a.Path()) < 1 {
+		g.Errorf("the read that failed is no error\n%s", r.Table("smb"))
+	}
+}
+
+// smbUmountForce takes a mount away while its server is down and pages are dirty.
+func smbUmountForce(g *guest.Guest) {
+	g.HoldWriteback()
+	g.SMBServer()
+	g.Modprobe("cifs")
+	tr := g.Trace(append([]string{"--source", "smb"}, traced...)...)
+	c := newSMBCase(g, "strict", "soft", "echo_interval=1")
+	p := c.a.Process()
+	p.Open(c.m.File("f"), guest.Create).Write(0, bytesC)
+	id := c.m.ID()
+	g.SMBServerDown()
+	wait := flushing(g)
+	_, _ = g.Try("umount", "-f", c.m.Target) // the file keeps the mount busy
+	p.Kill()
+	_, _ = g.Try("umount", "-l", "-f", c.m.Target)
+	wait()
+	g.SMBServerUp()
+	after := newSMBCase(g, "strict")
+	after.a.Process().Open(after.m.File("g"), guest.Create).Write(0, bytesA)
+	g.Sync()
+	r := tr.Stop()
+	r.Equal("written to the next mount", r.Written("smb", after.m.ID(), after.a), bytesA)
+	lost := r.Written("smb", id, c.a)
+	if lost > bytesC {
+		g.Errorf("a wrote %d bytes to the removed mount, of %d", lost, bytesC)
+	}
+	r.Equal("written in all", r.Sum("iotrace.write.bytes", "iotrace.source", "smb", "iotrace.level", "wire"), lost+bytesA)
 }
 
 // smbServer looks at the server: what its disk does for each client is that of the process

@@ -108,6 +108,15 @@ func (g *Guest) CephServer() {
 	g.Logf("the cluster was up after %s", time.Since(begin).Round(time.Second))
 }
 
+// CephOSD sends a signal to the OSD: STOP, and it answers no request until CONT.
+func (g *Guest) CephOSD(signal string) {
+	g.Helper()
+	g.Exec("pkill", "-"+signal, "-x", "ceph-osd")
+	if signal == "STOP" {
+		g.Cleanup(func() { g.Exec("pkill", "-CONT", "-x", "ceph-osd") })
+	}
+}
+
 func (g *Guest) cephCommands(lines ...string) {
 	g.Helper()
 	cmd := exec.Command("ceph")

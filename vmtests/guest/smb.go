@@ -64,6 +64,23 @@ func (g *Guest) SMBServer() {
 	g.Eventually("samba listening", g.smbListens)
 }
 
+// SMBServerDown ends samba as kill -9 does: connections break. Open no file before
+// SMBServerUp.
+func (g *Guest) SMBServerDown() {
+	g.Helper()
+	g.Exec("pkill", "-KILL", "-x", "smbd")
+	g.Eventually("samba ended", func() bool { return !g.smbListens() })
+}
+
+// SMBServerUp starts samba again.
+func (g *Guest) SMBServerUp() {
+	g.Helper()
+	if err := os.RemoveAll("/run/samba/smbd.pid"); err != nil {
+		g.Fatal(err)
+	}
+	g.SMBServer()
+}
+
 // smbListens tells whether something listens on port 445 (01BD); state 0A is LISTEN.
 func (g *Guest) smbListens() bool {
 	for _, table := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
