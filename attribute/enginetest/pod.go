@@ -99,12 +99,15 @@ func (c *Containerd) RunTemplate(t testing.TB, node, namespace, uid string, temp
 	}
 	security := securityContext(t, box.SecurityContext)
 	sandbox := &cri.PodSandboxConfig{
-		Metadata: &cri.PodSandboxMetadata{Name: name, Namespace: namespace, Uid: uid}, Hostname: name,
-		Labels: labels, Annotations: template.Annotations, LogDirectory: filepath.Dir(p.log),
+		Metadata: &cri.PodSandboxMetadata{Name: name, Namespace: namespace, Uid: uid},
+		Labels:   labels, Annotations: template.Annotations, LogDirectory: filepath.Dir(p.log),
 		Linux: &cri.LinuxPodSandboxConfig{
 			CgroupParent:    c.parent(class(box), uid),
 			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: namespaces, Privileged: security.Privileged},
 		},
+	}
+	if !spec.HostNetwork { // else it has the node's
+		sandbox.Hostname = name
 	}
 	config := &cri.ContainerConfig{
 		Metadata: &cri.ContainerMetadata{Name: box.Name}, Image: &cri.ImageSpec{Image: box.Image},
