@@ -65,15 +65,18 @@ func runtimeImage(g *guest.Guest) {
 	g.Exec("docker", "save", "--output", archive, set.Spec.Template.Spec.Containers[0].Image)
 	c.Ctr(g, "--namespace", "k8s.io", "images", "import", archive)
 
+	// Read before the first tracer starts: the share is a file system that all of them trace.
+	lines, debug := dockerLines(g, filepath.Join(share, "README.md")), debugPod(g, share)
+	if len(lines) != 2 {
+		g.Fatalf("packaging/README.md has %d lines of docker run, want 2", len(lines))
+	}
+
 	load := startImageLoad(g, c, share)
 	tracers := []imageTracer{traceHost(g)}
-	for i, line := range dockerLines(g, filepath.Join(share, "README.md")) {
+	for i, line := range lines {
 		tracers = append(tracers, traceDocker(g, fmt.Sprintf("tracer%d", i), line))
 	}
-	if len(tracers) != 3 {
-		g.Fatalf("packaging/README.md has %d lines of docker run, want 2", len(tracers)-1)
-	}
-	tracers = append(tracers, tracePod(g, c, set), traceDebug(g, c, share))
+	tracers = append(tracers, tracePod(g, c, set), traceDebug(g, c, debug))
 
 	load.run()
 	outputs := make([]*guest.Output, len(tracers))
@@ -262,13 +265,19 @@ func tracePod(g *guest.Guest, c *enginetest.Containerd, set *appsv1.DaemonSet) i
 	}}
 }
 
-// traceDebug runs the pod that kubectl debug asks for and waits until it prints documents.
-func traceDebug(g *guest.Guest, c *enginetest.Containerd, share string) imageTracer {
+// debugPod is the pod that kubectl debug asks for.
+func debugPod(g *guest.Guest, share string) *corev1.Pod {
 	g.Helper()
 	var pod corev1.Pod
 	if err := yaml.UnmarshalStrict([]byte(g.ReadFile(filepath.Join(share, debugFile))), &pod); err != nil {
 		g.Fatal(err)
 	}
+	return &pod
+}
+
+// traceDebug runs that pod and waits until it prints documents.
+func traceDebug(g *guest.Guest, c *enginetest.Containerd, pod *corev1.Pod) imageTracer {
+	g.Helper()
 	p := startPod(g, c, pod.Namespace, "b2f6d0c4-1e7a-4a58-8c39-5d4e3f2a1b0c", &corev1.PodTemplateSpec{ObjectMeta: pod.ObjectMeta, Spec: pod.Spec}, "--interval", "1s")
 	g.Eventually("the pod of kubectl debug prints documents", func() bool { out, _ := p.Output(g); return out != "" })
 	return imageTracer{"the pod of kubectl debug", func() *guest.Output { g.Helper(); return stopPod(g, "the pod of kubectl debug", p) }}
