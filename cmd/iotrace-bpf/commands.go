@@ -349,8 +349,8 @@ line of a process:
 `
 
 const setupAbout = `Run it once for each cluster, before --elasticsearch sends documents to it, and
-again after an upgrade of iotrace-bpf: data streams that exist get its new fields,
-for which the key needs the index privilege manage.
+again after an upgrade of iotrace-bpf: data streams that exist get its new
+fields, for which the key needs the index privilege manage.
 `
 
 var setupExamples = []string{
