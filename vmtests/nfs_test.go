@@ -831,14 +831,8 @@ func nfsSmallFiles(g *guest.Guest) {
 	g.NFS("3")
 	tr := g.Trace(append([]string{"--source", "nfs"}, traced...)...)
 	c := newNFSCase(g, "3")
-	script := `for ((i = 0; i < %d; i++)); do printf '%%0*d' $((i %% 13 + 1)) 7 > %s$i; done`
-	c.a.Run("bash", "-c", fmt.Sprintf(script, files/2, c.path("a")))
-	c.b.Run("bash", "-c", fmt.Sprintf(script, files/2, c.path("b")))
-	var n int64
-	for i := range files / 2 {
-		n += int64(i%13 + 1)
-	}
-	c.wrote[c.a], c.wrote[c.b] = n, n
+	c.wrote[c.a] = writeSmallFiles(c.a, c.path("a"), files/2)
+	c.wrote[c.b] = writeSmallFiles(c.b, c.path("b"), files/2)
 	s := c.finish()
 	r := tr.Stop()
 	s.check(r)

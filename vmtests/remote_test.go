@@ -159,15 +159,18 @@ func (c *remoteCase) readMmap() {
 
 // smallFiles has two cgroups write ten thousand files of a few bytes each.
 func (c *remoteCase) smallFiles() {
-	const files = 10_000
-	script := `for ((i = 0; i < %d; i++)); do printf '%%0*d' $((i %% 13 + 1)) 7 > %s$i; done`
-	c.a.Run("bash", "-c", fmt.Sprintf(script, files/2, c.file("a")))
-	c.b.Run("bash", "-c", fmt.Sprintf(script, files/2, c.file("b")))
-	var n int64
-	for i := range files / 2 {
+	c.wrote[c.a] = writeSmallFiles(c.a, c.file("a"), 5_000)
+	c.wrote[c.b] = writeSmallFiles(c.b, c.file("b"), 5_000)
+}
+
+// writeSmallFiles has a cgroup write files of a few bytes, and returns how many in all. Their
+// names begin with path.
+func writeSmallFiles(cg *guest.Cgroup, path string, files int) (n int64) {
+	cg.Run("bash", "-c", fmt.Sprintf(`for ((i = 0; i < %d; i++)); do printf '%%0*d' $((i %% 13 + 1)) 7 > %s$i; done`, files, path))
+	for i := range files {
 		n += int64(i%13 + 1)
 	}
-	c.wrote[c.a], c.wrote[c.b] = n, n
+	return n
 }
 
 // flushing begins to flush what is dirty, as a process outside all test cgroups, and waits
