@@ -369,11 +369,12 @@ exec sleep 100000
 		g.Exec("docker", append(args, enginetest.Image, "sh", "-c", fmt.Sprintf(script, mount, name))...)
 		g.Cleanup(func() { _, _ = g.Try("docker", "rm", "--force", name+"-web-1") })
 	}
-	c.RunPod(g, enginetest.Pod{
+	_, sandbox := c.RunPod(g, enginetest.Pod{
 		Namespace: "mail", Name: "mail-0", UID: "0a1b2c3d-4e5f-6071-8293-a4b5c6d7e8f9", Labels: map[string]string{"app.kubernetes.io/name": "imap"},
 		Container: "web", Command: []string{"sh", "-c", fmt.Sprintf(script, ":", "mail")},
 		Mounts: map[string]string{"/data": "/mnt/data", "/upper": "/mnt/upper", "/go": l.dir, "/share": share},
 	})
+	g.Cleanup(func() { c.RemovePod(g, sandbox) }) // while it runs, it has the file systems mounted
 	l.eventually("ready")
 	g.Sync()
 	l.before = l.stats()

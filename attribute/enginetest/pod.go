@@ -151,16 +151,7 @@ func (c *Containerd) RunTemplate(t testing.TB, node, namespace, uid string, temp
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { // which takes the pod's network away
-		ctx, cancel := context.WithTimeout(context.Background(), startTime)
-		defer cancel()
-		if _, err := p.client.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: started.PodSandboxId}); err != nil {
-			t.Errorf("stopping the pod: %v", err)
-		}
-		if _, err := p.client.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: started.PodSandboxId}); err != nil {
-			t.Errorf("removing the pod: %v", err)
-		}
-	})
+	t.Cleanup(func() { removePod(t, p.client, started.PodSandboxId) })
 	made, err := p.client.CreateContainer(ctx, &cri.CreateContainerRequest{PodSandboxId: started.PodSandboxId, SandboxConfig: sandbox, Config: config})
 	if err != nil {
 		t.Fatal(err)
@@ -175,6 +166,24 @@ func (c *Containerd) RunTemplate(t testing.TB, node, namespace, uid string, temp
 	}
 	p.Address = status.Status.GetNetwork().GetIp()
 	return p
+}
+
+// RemovePod ends a pod that RunPod started, with its network and its mounts.
+func (c *Containerd) RemovePod(t testing.TB, sandbox string) {
+	t.Helper()
+	removePod(t, c.client(t), sandbox)
+}
+
+func removePod(t testing.TB, client cri.RuntimeServiceClient, sandbox string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), startTime)
+	defer cancel()
+	if _, err := client.StopPodSandbox(ctx, &cri.StopPodSandboxRequest{PodSandboxId: sandbox}); err != nil {
+		t.Errorf("stopping the pod: %v", err)
+	}
+	if _, err := client.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: sandbox}); err != nil {
+		t.Errorf("removing the pod: %v", err)
+	}
 }
 
 // resources translates what a container asks for. The number of shares is that of
