@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math"
 	"net/netip"
 	"os"
 	"runtime/debug"
@@ -25,31 +24,6 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/tracer"
 )
 
-// startMemory is how much memory the start may take before it collects garbage as often as
-// it must, in bytes. The kernel's part comes on top, and README's limit is 64 MiB. With two
-// thirds of this the start takes twice as much CPU time.
-const startMemory = 24 << 20
-
-// spendMemory lets the start collect garbage rarely. It allocates much in a short time, and
-// spent a third of its CPU time on looking for garbage.
-func spendMemory() {
-	if os.Getenv("GOGC") == "" && os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetGCPercent(400)
-		debug.SetMemoryLimit(startMemory)
-	}
-}
-
-// saveMemory ends that: a quarter less memory at the peak than by default, for CPU time too
-// small to see.
-func saveMemory() {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
-	}
-	if os.Getenv("GOMEMLIMIT") == "" {
-		debug.SetMemoryLimit(math.MaxInt64)
-	}
-}
-
 // runTrace is the main job: it traces, names and shows.
 func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var opt options
@@ -59,7 +33,9 @@ func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if opt.version {
 		return writeVersion(stdout)
 	}
-	spendMemory()
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // a quarter less memory at the peak, for CPU time too small to see
+	}
 	if opt.cpuProfile != "" {
 		f, err := file.Open(opt.cpuProfile, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
 		if err != nil {
@@ -264,7 +240,6 @@ func openSession(ctx context.Context, opt *options, stderr io.Writer) (_ *sessio
 	s.joiner = joiner{resolver: s.resolver, devices: s.tracer.Devices(), comm: s.comm, mount: s.mount, byMount: topt.ByMount, client: s.client, export: s.export, source: s.source, listen: s.listen, file: s.file}
 	s.lookAtHost()
 	s.hidden()
-	saveMemory()
 	go debug.FreeOSMemory() // tens of MiB of the kernel's types are not needed any more
 	if opt.vxlan {
 		s.vxlan.prepare(ctx, s)
