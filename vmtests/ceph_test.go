@@ -217,13 +217,7 @@ func cephUmountForce(g *guest.Guest) {
 	after := newCephCase(g)
 	after.a.Process().Open(after.m.File("g"), guest.Create).Write(0, bytesA)
 	g.Sync()
-	r := tr.Stop()
-	r.Equal("written to the next mount", r.Written("ceph", after.m.ID(), after.a), bytesA)
-	lost := r.Written("ceph", id, c.a)
-	if lost > bytesC {
-		g.Errorf("a wrote %d bytes to the removed mount, of %d", lost, bytesC)
-	}
-	r.Equal("written in all", r.Sum("iotrace.write.bytes", "iotrace.source", "ceph", "iotrace.level", "wire"), lost+bytesA)
+	checkNextMount(tr.Stop(), "ceph", id, c.a, after.m.ID(), after.a)
 }
 
 // readers opens a file of A's and one of B's that are not in the cache. An outsider wrote

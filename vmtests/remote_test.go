@@ -173,6 +173,17 @@ func writeSmallFiles(cg *guest.Cgroup, path string, files int) (n int64) {
 	return n
 }
 
+// checkNextMount compares what rows say of a mount that was taken away with bytesC dirty
+// bytes of a cgroup, and of the mount after it, to which another one wrote bytesA.
+func checkNextMount(r *guest.Output, source, removed string, cg *guest.Cgroup, next string, other *guest.Cgroup) {
+	r.Equal("written to the next mount", r.Written(source, next, other), bytesA)
+	lost := r.Written(source, removed, cg)
+	if lost > bytesC {
+		r.Equal("bytes to the removed mount, which were sent more than once", lost, bytesC)
+	}
+	r.Equal("written in all", r.Sum("iotrace.write.bytes", "iotrace.source", source, "iotrace.level", "wire"), lost+bytesA)
+}
+
 // flushing begins to flush what is dirty, as a process outside all test cgroups, and waits
 // until requests are under way. The function returned waits for the end.
 func flushing(g *guest.Guest) func() {
