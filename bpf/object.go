@@ -17,7 +17,7 @@ type Object struct {
 	image []byte
 }
 
-// CoreObject is what every source shares; the others are those of the sources.
+// CoreObject is what every source shares, NamesObject names files; the others are the sources'.
 func CoreObject() Object  { return Object{"core", _CoreBytes} }
 func BlockObject() Object { return Object{"block", _BlockBytes} }
 func NFSObject() Object   { return Object{"nfs", _NFSBytes} }

@@ -261,7 +261,7 @@ func numaNodes() uint32 {
 }
 
 // open makes the shared maps. attach loads and attaches what makes the dirtier notes and
-// the events of cgroups and modules: sources do not wait for that.
+// the events of cgroups and modules: the double buffers are made at the same time.
 func (c *loader) open() (o *object, attach func() error, err error) {
 	signals := []signal{
 		{hooks: []hook{

@@ -202,11 +202,11 @@ func (t *Tracer) resume(source string, o *object) {
 }
 
 // await decides what happens to a source that could not be opened because of err.
-// Where its module is not loaded but may be later, and heard says that we hear of that,
-// it prepares the source for it and returns true.
-func (t *Tracer) await(l *loader, d descriptor, err error, heard bool) bool {
+// Where its module is not loaded but may be later, it prepares the source for that
+// and returns true.
+func (t *Tracer) await(l *loader, d descriptor, err error) bool {
 	var absent *notLoadedError
-	if !errors.As(err, &absent) || !heard {
+	if !errors.As(err, &absent) || !t.objects["core"].has(bpf.CoreProgIotModuleLoad) {
 		return false
 	}
 	tree, terr := moduleTree()

@@ -212,7 +212,7 @@ func (t *Tracer) openAll(l *loader, attachCore func() error) error {
 		}
 		t.opt.Step("the kernel checks the programs of source " + d.name)
 		if refused[i] = t.openSource(l, d); refused[i] != nil {
-			waits[i] = t.await(l, d, refused[i], t.objects["core"].has(bpf.CoreProgIotModuleLoad))
+			waits[i] = t.await(l, d, refused[i])
 		}
 	}
 	all.Wait()
