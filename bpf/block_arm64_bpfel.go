@@ -162,7 +162,6 @@ const (
 	BlockMapGeneration              = "generation"
 	BlockMapHops                    = "hops"
 	BlockMapInodeNotes              = "inode_notes"
-	BlockMapJournalClients          = "journal_clients"
 	BlockMapJournalDevices          = "journal_devices"
 	BlockMapJournalLayout           = "journal_layout"
 	BlockMapJournalNotes            = "journal_notes"
@@ -224,6 +223,7 @@ const (
 	BlockVarHasRedundant            = "has_redundant"
 	BlockVarHierarchyId             = "hierarchy_id"
 	BlockVarInodeNoteBits           = "inode_note_bits"
+	BlockVarJournalWorkers          = "journal_workers"
 	BlockVarMayGrow                 = "may_grow"
 	BlockVarPageNoteBits            = "page_note_bits"
 	BlockVarPageShift               = "page_shift"
@@ -315,7 +315,6 @@ type BlockMapSpecs struct {
 	Generation     *ebpf.MapSpec `ebpf:"generation"`
 	Hops           *ebpf.MapSpec `ebpf:"hops"`
 	InodeNotes     *ebpf.MapSpec `ebpf:"inode_notes"`
-	JournalClients *ebpf.MapSpec `ebpf:"journal_clients"`
 	JournalDevices *ebpf.MapSpec `ebpf:"journal_devices"`
 	JournalLayout  *ebpf.MapSpec `ebpf:"journal_layout"`
 	JournalNotes   *ebpf.MapSpec `ebpf:"journal_notes"`
@@ -362,6 +361,7 @@ type BlockVariableSpecs struct {
 	HasRedundant   *ebpf.VariableSpec `ebpf:"has_redundant"`
 	HierarchyId    *ebpf.VariableSpec `ebpf:"hierarchy_id"`
 	InodeNoteBits  *ebpf.VariableSpec `ebpf:"inode_note_bits"`
+	JournalWorkers *ebpf.VariableSpec `ebpf:"journal_workers"`
 	MayGrow        *ebpf.VariableSpec `ebpf:"may_grow"`
 	PageNoteBits   *ebpf.VariableSpec `ebpf:"page_note_bits"`
 	PageShift      *ebpf.VariableSpec `ebpf:"page_shift"`
@@ -404,7 +404,6 @@ type BlockMaps struct {
 	Generation     *ebpf.Map `ebpf:"generation"`
 	Hops           *ebpf.Map `ebpf:"hops"`
 	InodeNotes     *ebpf.Map `ebpf:"inode_notes"`
-	JournalClients *ebpf.Map `ebpf:"journal_clients"`
 	JournalDevices *ebpf.Map `ebpf:"journal_devices"`
 	JournalLayout  *ebpf.Map `ebpf:"journal_layout"`
 	JournalNotes   *ebpf.Map `ebpf:"journal_notes"`
@@ -451,7 +450,6 @@ func (m *BlockMaps) Close() error {
 		m.Generation,
 		m.Hops,
 		m.InodeNotes,
-		m.JournalClients,
 		m.JournalDevices,
 		m.JournalLayout,
 		m.JournalNotes,
@@ -499,6 +497,7 @@ type BlockVariables struct {
 	HasRedundant   *ebpf.Variable `ebpf:"has_redundant"`
 	HierarchyId    *ebpf.Variable `ebpf:"hierarchy_id"`
 	InodeNoteBits  *ebpf.Variable `ebpf:"inode_note_bits"`
+	JournalWorkers *ebpf.Variable `ebpf:"journal_workers"`
 	MayGrow        *ebpf.Variable `ebpf:"may_grow"`
 	PageNoteBits   *ebpf.Variable `ebpf:"page_note_bits"`
 	PageShift      *ebpf.Variable `ebpf:"page_shift"`

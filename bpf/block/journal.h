@@ -296,6 +296,12 @@ __noinline __u64 iot_journal_copied(__u32 which, __u32 fsdev, __u64 kib, __u32 t
 	owner = iot_journal_deal(which, fsdev, tid);
 	if (!owner)
 		owner = IOT_JOURNAL_KERNEL;
+	if (note) { /* of an older transaction: an update of an LRU hash takes several times as long */
+		note->cgroup = iot_packed_cgroup(owner);
+		note->pid = turn->pid;
+		note->tid = tid;
+		return owner;
+	}
 	fresh.cgroup = iot_packed_cgroup(owner);
 	fresh.pid = turn->pid;
 	bpf_map_update_elem(notes, &block, &fresh, BPF_ANY);
@@ -550,13 +556,66 @@ struct journal_client {
 	__u32 stays; /* beyond the end of a transaction */
 };
 
-/* For whom a kernel thread works: the owner of the pages for which it looks for blocks. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 512);
-	__type(key, __u32); /* thread */
-	__type(value, struct journal_client);
-} journal_clients SEC(".maps");
+/*
+ * For whom a kernel thread works: the owner of the pages for which it looks for blocks.
+ * Each file that is written back changes this, so it is a table of the threads, in sets of
+ * two, instead of a hash. What is pushed out of it is the kernel's.
+ */
+#define IOT_CLIENT_BITS 10
+
+struct journal_worker {
+	__u32 thread; /* 0: free */
+	__u32 pad;
+	struct journal_client client;
+};
+
+struct journal_worker journal_workers[2 << IOT_CLIENT_BITS];
+
+static __always_inline struct journal_worker *iot_worker_at(__u32 thread, __u32 way)
+{
+	__u32 slot = iot_hash(thread, IOT_CLIENT_BITS) << 1 | way;
+
+	return &journal_workers[slot & ((2 << IOT_CLIENT_BITS) - 1)];
+}
+
+/* The place of a kernel thread; NULL where it works for nobody that is known. */
+static __always_inline struct journal_worker *iot_worker(__u32 thread)
+{
+	struct journal_worker *w = iot_worker_at(thread, 0);
+
+	if (w->thread == thread)
+		return w;
+	w = iot_worker_at(thread, 1);
+	return w->thread == thread ? w : NULL;
+}
+
+static __always_inline void iot_works_for(__u32 thread, const struct journal_client *client)
+{
+	struct journal_worker *w = iot_worker(thread);
+
+	if (!w) {
+		w = iot_worker_at(thread, 0);
+		if (w->thread)
+			w = iot_worker_at(thread, 1);
+	}
+	w->thread = 0; /* the one that is pushed out must not have what is written next */
+	barrier();
+	w->client = *client;
+	barrier();
+	w->thread = thread;
+}
+
+/* The owner of a page of a file that will be written; o stays without one if it has no note and is not cached. */
+static __always_inline void iot_owner_of_page(struct owner *o, __u64 mapping, __u64 index)
+{
+	__u64 folio;
+
+	if (iot_own_by_note(o, (void *)mapping, index))
+		return;
+	folio = iot_cached_folio(mapping, index);
+	if (folio)
+		iot_own_by_folio(o, (void *)folio, NULL, IOT_FOR_WRITE);
+}
 
 /*
  * Delayed allocation: the blocks of a file's pages are found by the kernel thread that
@@ -565,8 +624,8 @@ struct {
 static __always_inline int iot_journal_map(struct inode *inode, __u32 block)
 {
 	struct journal_client client = {};
-	__u64 folio, index = block;
 	struct owner o = {};
+	__u64 index = block;
 	__u32 thread;
 	__u8 bits;
 
@@ -574,16 +633,13 @@ static __always_inline int iot_journal_map(struct inode *inode, __u32 block)
 		return 0;
 	bits = FIELD((struct inode___blocks *)inode, i_blkbits);
 	index = bits < IOT_PAGE_SHIFT ? index >> ((IOT_PAGE_SHIFT - bits) & 31) : index << ((bits - IOT_PAGE_SHIFT) & 31);
-	folio = iot_cached_folio((__u64)inode + bpf_core_field_offset(struct inode, i_data), index);
-	if (!folio)
-		return 0;
-	iot_owner_of_folio(&o, (void *)folio, index - iot_folio_index((void *)folio), NULL, IOT_FOR_WRITE);
+	iot_owner_of_page(&o, (__u64)inode + bpf_core_field_offset(struct inode, i_data), index);
 	if (!o.cgroup)
 		return 0;
 	client.cgroup = o.cgroup;
 	client.pid = o.pid;
 	thread = bpf_get_current_pid_tgid();
-	bpf_map_update_elem(&journal_clients, &thread, &client, BPF_ANY);
+	iot_works_for(thread, &client);
 	return 0;
 }
 
@@ -593,7 +649,7 @@ static __always_inline int iot_journal_handle(__u32 fsdev, __u32 tid, __s32 bloc
 	struct task_struct *task = (void *)bpf_get_current_task();
 	__u32 thread = bpf_get_current_pid_tgid(), pid = 0;
 	__u64 cgroup = IOT_CGROUP_KERNEL, owner;
-	struct journal_client *client;
+	struct journal_worker *worker;
 	struct journal_shares *s;
 	struct journal *j;
 
@@ -613,11 +669,11 @@ static __always_inline int iot_journal_handle(__u32 fsdev, __u32 tid, __s32 bloc
 		cgroup = iot_packed_cgroup(owner);
 		pid = iot_pid_of(task);
 	} else {
-		client = bpf_map_lookup_elem(&journal_clients, &thread);
-		if (client) {
-			cgroup = client->cgroup;
-			pid = client->pid;
-			bpf_map_delete_elem(&journal_clients, &thread);
+		worker = iot_worker(thread);
+		if (worker) {
+			cgroup = worker->client.cgroup;
+			pid = worker->client.pid;
+			worker->thread = 0;
 		}
 	}
 	iot_shares_add(s, cgroup, pid, blocks);

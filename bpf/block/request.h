@@ -24,6 +24,7 @@ struct block_request {
 	__u32 flags; /* cmd_flags */
 	__u32 bytes;
 	__u32 walk; /* which of the walks is ours */
+	__u64 loop; /* struct loop_device; 0: none */
 	bool is_loop;
 };
 
@@ -92,20 +93,22 @@ static __always_inline void iot_own_request(struct usage_key *usage, const struc
 
 static __always_inline bool iot_read_request(struct block_request *r, struct request *rq, bool typed)
 {
-	struct bio *bio;
-	__u32 op;
+	struct gendisk *disk;
+	__u32 op, major;
 
 	r->flags = LOAD(typed, rq, cmd_flags);
 	op = r->flags & IOT_REQ_OP_MASK;
 	if (op >= IOT_REQ_DRIVER)
 		return false;
 	r->bytes = op == IOT_OP_FLUSH ? 0 : LOAD(typed, rq, __data_len);
-	bio = LOAD(typed, rq, bio);
-	r->bio = typed ? (struct bio *)iot_untyped(bio) : bio;
 	r->usage.source = IOT_BLOCK;
 	r->usage.op = iot_block_op(op);
 	r->usage.flags = r->flags & IOT_REQ_META ? IOT_META : 0;
-	r->usage.dev = iot_request_dev(rq, typed);
+	disk = iot_request_disk(rq, typed);
+	major = LOAD(typed, disk, major);
+	r->usage.dev = major << 20 | LOAD(typed, disk, first_minor);
+	if (major == IOT_LOOP_MAJOR)
+		r->loop = (__u64)FIELD(disk, private_data); /* no plain load: the verifier makes no number of a pointer */
 	return true;
 }
 
@@ -167,40 +170,35 @@ static __always_inline int iot_issue(struct request *rq, bool typed, __u32 walk)
 	struct usage_key *usage = &r.usage;
 	struct owner o = {};
 	struct flight *f = NULL;
-	__u32 state = 0;
+	__u32 state = 0, way;
 	__u64 small = 0, id;
 
 	if (!iot_read_request(&r, rq, typed))
 		return 0;
 	if (typed && r.bytes <= 1U << IOT_PAGE_SHIFT && iot_op_has_pages(r.flags & IOT_REQ_OP_MASK))
 		small = iot_small_owner(rq, r.bytes);
-	if (typed)
+	if (r.loop && iot_loop_look(r.loop, usage->dev)) {
+		r.is_loop = true;
+		r.start = LOAD(typed, rq, __sector) << 9;
+	}
+	if (typed && (!small || with_latency || with_records || has_redundant || requeued))
 		rq = (struct request *)iot_untyped(rq);
 	id = (__u64)rq;
-	if (with_latency || requeued)
+	if (requeued)
 		f = io_flight(id);
 	if (f && f->state & IOT_BACK) {
 		iot_reissued(f, r.bytes);
 		return 0;
 	}
-	/*
-	 * Issued again, so it ended unseen. On 6.18 the kernel skips some completions in
-	 * a hundred thousand without counting them as misses (observed).
-	 */
-	if (f && with_latency)
-		iot_lost(IOT_UNSEEN, 1);
-	if (usage->dev >> 20 == IOT_LOOP_MAJOR && iot_loop_look((__u64)iot_request_disk(rq), usage->dev)) {
-		r.is_loop = true;
-		r.start = FIELD(rq, __sector) << 9;
-	}
 	if (small) {
 		iot_own(usage, small, 0);
 	} else {
+		r.bio = FIELD(rq, bio);
 		if (!iot_find_owner(&r, &o))
 			state = IOT_SEVERAL;
 		iot_own_request(usage, &o);
 	}
-	if (with_latency && r.bio && r.bytes && iot_has_no_owner(usage))
+	if (with_latency && !small && r.bio && r.bytes && iot_has_no_owner(usage))
 		state = IOT_LATE;
 	if (!state) {
 		if (r.is_loop)
@@ -208,7 +206,14 @@ static __always_inline int iot_issue(struct request *rq, bool typed, __u32 walk)
 		iot_account(usage, r.bytes, 1);
 	}
 	if (with_latency || (has_redundant && walk != IOT_WALK_REDUNDANT)) {
-		f = io_begin(id, usage, 0, 0);
+		way = iot_flight_way(id);
+		/*
+		 * Issued again, so it ended unseen. On 6.18 the kernel skips some completions in
+		 * a hundred thousand without counting them as misses (observed).
+		 */
+		if (with_latency && way < IOT_WAYS)
+			iot_lost(IOT_UNSEEN, 1);
+		f = io_begin_at(id, way, usage, 0, 0);
 		if (f) {
 			f->bytes = r.bytes;
 			f->state = state;

@@ -111,28 +111,15 @@ static __always_inline __u32 iot_disk_dev(struct gendisk *disk)
 	return FIELD(disk, major) << 20 | FIELD(disk, first_minor);
 }
 
-static __always_inline __u32 iot_request_dev(struct request *rq, bool typed)
+static __always_inline struct gendisk *iot_request_disk(struct request *rq, bool typed)
 {
 	struct request___5_16 *old = (void *)rq;
 	struct request_queue *q;
-	struct gendisk *disk;
-
-	if (bpf_core_field_exists(old->rq_disk)) {
-		disk = LOAD(typed, old, rq_disk);
-	} else {
-		q = LOAD(typed, rq, q);
-		disk = LOAD(typed, q, disk);
-	}
-	return LOAD(typed, disk, major) << 20 | LOAD(typed, disk, first_minor);
-}
-
-static __always_inline struct gendisk *iot_request_disk(struct request *rq)
-{
-	struct request___5_16 *old = (void *)rq;
 
 	if (bpf_core_field_exists(old->rq_disk))
-		return FIELD(old, rq_disk);
-	return BPF_CORE_READ(rq, q, disk);
+		return LOAD(typed, old, rq_disk);
+	q = LOAD(typed, rq, q);
+	return LOAD(typed, q, disk);
 }
 
 static __always_inline __u8 iot_block_op(__u32 op)

@@ -205,11 +205,13 @@ __noinline int iot_walk_owner(__u32 which, __u64 folio, __u64 word)
 		if (by_mount)
 			o->fsdev = iot_walk_place(which, 0);
 	} else {
-		iot_owner_of_folio(o, (struct folio *)folio, w->page, (struct bio *)w->bio,
-				   (w->cmd_flags & 1 ? IOT_FOR_WRITE : 0) |
-				   (w->cmd_flags & IOT_REQ_META ? IOT_FOR_META : 0));
-		w->word = o->basis == IOT_PAGE ? word : 0;
 		mapping = (__u64)iot_words_mapping(&w->words);
+		if (!(w->cmd_flags & 1) ||
+		    !iot_own_by_note(o, (void *)mapping, iot_words_index(&w->words) + w->page))
+			iot_own_by_folio(o, (struct folio *)folio, (struct bio *)w->bio,
+					 (w->cmd_flags & 1 ? IOT_FOR_WRITE : 0) |
+					 (w->cmd_flags & IOT_REQ_META ? IOT_FOR_META : 0));
+		w->word = o->basis == IOT_PAGE ? word : 0;
 		note = o->basis == IOT_DIRTIER ? iot_inode_note(mapping) : NULL;
 		w->mapping = note && !note->state ? mapping : 0;
 		if (by_mount)

@@ -242,7 +242,7 @@ static __always_inline int iot_xfs_logged(__u64 xlog, __u64 ticket, bool end)
 {
 	__u32 thread = bpf_get_current_pid_tgid(), fsdev, dev, sequence, pid, period;
 	struct xfs_fields *layout = iot_xfs_layout();
-	struct journal_client *client;
+	struct journal_worker *worker;
 	struct journal_shares *s;
 	struct xfs_log *log;
 	__u64 owner, cgroup, cil;
@@ -256,13 +256,13 @@ static __always_inline int iot_xfs_logged(__u64 xlog, __u64 ticket, bool end)
 		cgroup = iot_packed_cgroup(owner);
 		pid = iot_pid_of((void *)bpf_get_current_task());
 	} else {
-		client = bpf_map_lookup_elem(&journal_clients, &thread);
-		if (!client) /* not a transaction: a checkpoint has a ticket of its own */
+		worker = iot_worker(thread);
+		if (!worker) /* not a transaction: a checkpoint has a ticket of its own */
 			return 0;
-		cgroup = client->cgroup;
-		pid = client->pid;
-		if (end && !client->stays)
-			bpf_map_delete_elem(&journal_clients, &thread);
+		cgroup = worker->client.cgroup;
+		pid = worker->client.pid;
+		if (end && !worker->client.stays)
+			worker->thread = 0;
 	}
 	if (bytes <= 0) /* nothing, or it was put there already by another transaction of the checkpoint */
 		return 0;
@@ -294,27 +294,17 @@ static __always_inline int iot_xfs_logged(__u64 xlog, __u64 ticket, bool end)
 /* A kernel thread works for the owner of a file's page, until the end of a transaction or of what stays says. */
 static __always_inline int iot_xfs_thread(struct inode *inode, __u64 index, __u32 stays)
 {
-	__u64 mapping = (__u64)inode + bpf_core_field_offset(struct inode, i_data), packed, folio;
+	__u64 mapping = (__u64)inode + bpf_core_field_offset(struct inode, i_data);
 	struct journal_client client = { .cgroup = IOT_CGROUP_KERNEL, .stays = stays };
 	__u32 thread = bpf_get_current_pid_tgid();
 	struct owner o = {};
 
-	folio = iot_cached_folio(mapping, index);
-	if (folio) {
-		iot_owner_of_folio(&o, (void *)folio, index - iot_folio_index((void *)folio), NULL, IOT_FOR_WRITE);
-	} else if (iot_notes_are(IOT_NOTES_LIVE)) {
-		packed = iot_dirtier(mapping, index);
-		if (packed != IOT_NO_NOTE) {
-			iot_unpack(&o, packed);
-			if (by_process)
-				o.pid = iot_dirtier_pid(mapping, index);
-		}
-	}
+	iot_owner_of_page(&o, mapping, index);
 	if (o.cgroup) {
 		client.cgroup = o.cgroup;
 		client.pid = o.pid;
 	}
-	bpf_map_update_elem(&journal_clients, &thread, &client, BPF_ANY);
+	iot_works_for(thread, &client);
 	return 0;
 }
 
@@ -362,17 +352,17 @@ static __always_inline int iot_xfs_free(__u64 xfs_inode)
 		kernel = *client;
 		bpf_map_delete_elem(&xfs_inactive, &xfs_inode);
 	}
-	bpf_map_update_elem(&journal_clients, &thread, &kernel, BPF_ANY);
+	iot_works_for(thread, &kernel);
 	return 0;
 }
 
 /* The kernel thread is done with an inode. */
 static __always_inline int iot_xfs_thread_done(void)
 {
-	__u32 thread = bpf_get_current_pid_tgid();
+	struct journal_worker *worker = iot_worker(bpf_get_current_pid_tgid());
 
-	if (!iot_owner_from_user())
-		bpf_map_delete_elem(&journal_clients, &thread);
+	if (worker && !iot_owner_from_user())
+		worker->thread = 0;
 	return 0;
 }
 

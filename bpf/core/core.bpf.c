@@ -99,11 +99,12 @@ int iot_dirty_page(__u64 *ctx)
  */
 __noinline int iot_write_other(__u64 mapping, __u64 pos, __u64 len, __u64 cgroup, __u32 pid)
 {
-	struct inode_note *note = iot_inode_note(mapping);
 	__u64 index = pos >> IOT_PAGE_SHIFT;
+	struct inode_note *note;
 
 	if (!len || iot_mapping_is_clean((void *)mapping))
 		return 0;
+	note = iot_inode_note(mapping);
 	if (cgroup && pid)
 		iot_pid_of((void *)bpf_get_current_task());
 	if (!note || note->ino != iot_mapping_ino(mapping)) {

@@ -37,8 +37,9 @@ static __always_inline struct flight_set *iot_flight_set(__u64 id)
 }
 
 /*
- * Where in its set the flight of a request is; IOT_WAYS where it is not. A global
- * function: its callers would be looked at once for each place otherwise.
+ * Where in its set the flight of a request is. If it is not, IOT_WAYS and more: its last
+ * bits are the place for it, a free one, else that of another request. A global function:
+ * its callers would be looked at once for each place otherwise.
  */
 __noinline int iot_flight_way(__u64 id)
 {
@@ -51,29 +52,18 @@ __noinline int iot_flight_way(__u64 id)
 	for (i = 0; i < IOT_WAYS; i++)
 		if (set->way[i].id == id)
 			return i;
-	return IOT_WAYS;
-}
-
-/* A place for the flight of a request that has none: a free one, else that of another request. */
-__noinline int iot_free_way(__u64 id)
-{
-	struct flight_set *set = iot_flight_set(id);
-	int i;
-
-	if (!set)
-		return 0;
 #pragma unroll
 	for (i = 0; i < IOT_WAYS; i++)
 		if (!set->way[i].id || set->way[i].state & IOT_OVER)
-			return i;
-	return 0;
+			return IOT_WAYS + i;
+	return IOT_WAYS;
 }
 
 static __always_inline struct flight *iot_flight_at(__u64 id, __u32 way)
 {
 	struct flight_set *set = iot_flight_set(id);
 
-	if (!set || way >= IOT_WAYS)
+	if (!set)
 		return NULL;
 	barrier_var(way); /* else clang leaves out the mask, which the verifier needs */
 	return &set->way[way & (IOT_WAYS - 1)];
@@ -82,16 +72,17 @@ static __always_inline struct flight *iot_flight_at(__u64 id, __u32 way)
 /* The flight of a request; NULL where there is none. */
 static __always_inline struct flight *io_flight(__u64 id)
 {
-	return iot_flight_at(id, iot_flight_way(id));
+	__u32 way = iot_flight_way(id);
+
+	return way < IOT_WAYS ? iot_flight_at(id, way) : NULL;
 }
 
-/* A request begins. usage is its row, or the first of its rows. NULL is for the verifier: it never happens. */
-static __always_inline struct flight *io_begin(__u64 id, const struct usage_key *usage, __u64 issued, __u64 offset)
+/* A request begins whose iot_flight_way is known: see io_begin. */
+static __always_inline struct flight *io_begin_at(__u64 id, __u32 way, const struct usage_key *usage, __u64 issued,
+						  __u64 offset)
 {
-	__u32 way = iot_flight_way(id);
-	struct flight *f;
+	struct flight *f = iot_flight_at(id, way);
 
-	f = iot_flight_at(id, way < IOT_WAYS ? way : iot_free_way(id));
 	if (!f)
 		return NULL;
 	f->usage = *usage;
@@ -102,6 +93,12 @@ static __always_inline struct flight *io_begin(__u64 id, const struct usage_key 
 	f->word = 0;
 	f->id = id;
 	return f;
+}
+
+/* A request begins. usage is its row, or the first of its rows. NULL is for the verifier: it never happens. */
+static __always_inline struct flight *io_begin(__u64 id, const struct usage_key *usage, __u64 issued, __u64 offset)
+{
+	return io_begin_at(id, iot_flight_way(id), usage, issued, offset);
 }
 
 static __always_inline void io_forget(struct flight *f)

@@ -150,9 +150,13 @@ static __always_inline void iot_notes_become(__u32 which)
 		*live = 1;
 }
 
+/*
+ * Inodes that are made one after the other lie one after the other, 0.7 to 1.2 KiB each,
+ * and so do their sets within a MiB: writing many files touches few cache lines and pages.
+ */
 static __always_inline struct inode_set *iot_inode_set(__u64 mapping)
 {
-	__u32 slot = iot_hash(mapping, inode_note_bits);
+	__u32 slot = ((mapping >> 10) + iot_hash(mapping >> 20, inode_note_bits)) & ((1U << inode_note_bits) - 1);
 
 	return bpf_map_lookup_elem(&inode_notes, &slot);
 }

@@ -51,7 +51,11 @@ static __always_inline __u64 iot_word_owner(unsigned long word)
 			return *dead;
 	}
 	memcg = iot_word_memcg(word);
-	return memcg ? BPF_CORE_READ(memcg, css.cgroup, kn, id) : IOT_CGROUP_NONE;
+	if (!memcg)
+		return IOT_CGROUP_NONE;
+	if (CAN_CAST)
+		return CAST(struct mem_cgroup, memcg)->css.cgroup->kn->id;
+	return BPF_CORE_READ(memcg, css.cgroup, kn, id);
 }
 
 static __always_inline __u64 iot_owner_from_bio(struct bio *bio)
@@ -209,35 +213,45 @@ __noinline __u32 iot_folio_pid(__u64 folio_addr, __u64 owner)
 	return iot_pid_of(task);
 }
 
-/*
- * The owner of one folio of a block or network file system request, or of one of its
- * pages, the page'th. bio may be NULL. flags are IOT_FOR_WRITE and IOT_FOR_META.
- */
-static __always_inline void iot_owner_of_folio(struct owner *o, struct folio *folio, __u32 page, struct bio *bio,
-					       __u32 flags)
+/* Sets o to the dirtier of a page of a file, if a note names one. */
+static __always_inline bool iot_own_by_note(struct owner *o, struct address_space *mapping, __u64 index)
 {
-	struct address_space *mapping = iot_folio_mapping(folio);
-	bool file = iot_mapping_is_file(mapping);
-	__u64 packed = IOT_NO_NOTE, index = 0;
+	__u64 packed;
 
-	if ((flags & IOT_FOR_WRITE) && file && iot_notes_are(IOT_NOTES_LIVE)) {
-		index = iot_folio_index(folio) + page;
-		packed = iot_dirtier((__u64)mapping, index);
-	}
-	if (packed != IOT_NO_NOTE) {
-		if (by_process)
-			o->pid = iot_dirtier_pid((__u64)mapping, index);
-	} else {
-		packed = iot_folio_owner((__u64)folio, (__u64)bio, flags);
-		if (packed == IOT_ASK_SUBMITTER) {
-			packed = iot_submitter((__u64)bio, bpf_get_current_task());
-			if (!packed)
-				packed = iot_folio_owner((__u64)folio, (__u64)bio, flags | IOT_NO_SUBMITTER);
-		}
-		if (by_process)
-			o->pid = iot_folio_pid((__u64)folio, packed);
-	}
+	if (!iot_mapping_is_file(mapping) || !iot_notes_are(IOT_NOTES_LIVE))
+		return false;
+	packed = iot_dirtier((__u64)mapping, index);
+	if (packed == IOT_NO_NOTE)
+		return false;
+	if (by_process)
+		o->pid = iot_dirtier_pid((__u64)mapping, index);
 	iot_unpack(o, packed);
+	return true;
+}
+
+/* Sets o to the owner of a folio without a note: see iot_owner_of_folio. */
+static __always_inline void iot_own_by_folio(struct owner *o, struct folio *folio, struct bio *bio, __u32 flags)
+{
+	__u64 packed = iot_folio_owner((__u64)folio, (__u64)bio, flags);
+
+	if (packed == IOT_ASK_SUBMITTER) {
+		packed = iot_submitter((__u64)bio, bpf_get_current_task());
+		if (!packed)
+			packed = iot_folio_owner((__u64)folio, (__u64)bio, flags | IOT_NO_SUBMITTER);
+	}
+	if (by_process)
+		o->pid = iot_folio_pid((__u64)folio, packed);
+	iot_unpack(o, packed);
+}
+
+/*
+ * The owner of one folio of a block or network file system request. bio may be NULL.
+ * flags are IOT_FOR_WRITE and IOT_FOR_META.
+ */
+static __always_inline void iot_owner_of_folio(struct owner *o, struct folio *folio, struct bio *bio, __u32 flags)
+{
+	if (!(flags & IOT_FOR_WRITE) || !iot_own_by_note(o, iot_folio_mapping(folio), iot_folio_index(folio)))
+		iot_own_by_folio(o, folio, bio, flags);
 }
 
 /* task is the one that is known to have asked, else the current one. */

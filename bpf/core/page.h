@@ -207,6 +207,13 @@ static __always_inline struct address_space *iot_words_mapping(const struct page
 	return (void *)IOT_WORD(words, struct page___5_15, mapping);
 }
 
+static __always_inline unsigned long iot_words_index(const struct page_words *words)
+{
+	if (bpf_core_type_exists(struct folio))
+		return IOT_WORD(words, struct folio, index);
+	return IOT_WORD(words, struct page___5_15, index);
+}
+
 static __always_inline unsigned long iot_words_owner(const struct page_words *words)
 {
 	if (bpf_core_field_exists(((struct page___5_10 *)0)->mem_cgroup))

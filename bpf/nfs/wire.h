@@ -86,7 +86,7 @@ static __always_inline void iot_owner_from_page(struct owner *o, struct page *pa
 	if (owner)
 		iot_unpack(o, owner);
 	else
-		iot_owner_of_folio(o, iot_folio(page), 0, NULL, write ? IOT_FOR_WRITE : 0);
+		iot_owner_of_folio(o, iot_folio(page), NULL, write ? IOT_FOR_WRITE : 0);
 }
 
 #define IOT_NFS_INODE_BYTES 4096 /* no struct nfs_inode is larger */
