@@ -643,19 +643,12 @@ static __always_inline int iot_journal_map(struct inode *inode, __u32 block)
 	return 0;
 }
 
-/* A handle ends: it made so many blocks dirty that the transaction did not have yet; less than 1 happens. */
-static __always_inline int iot_journal_handle(__u32 fsdev, __u32 tid, __s32 blocks)
+/* Blocks of a transaction are an owner's. Global: the verifier would walk its loops once for each kind of owner. */
+__noinline int iot_journal_share(__u32 fsdev, __u32 tid, __u64 cgroup, __u32 pid, __u32 blocks)
 {
-	struct task_struct *task = (void *)bpf_get_current_task();
-	__u32 thread = bpf_get_current_pid_tgid(), pid = 0;
-	__u64 cgroup = IOT_CGROUP_KERNEL, owner;
-	struct journal_worker *worker;
+	struct journal *j = iot_journal_made(fsdev, tid);
 	struct journal_shares *s;
-	struct journal *j;
 
-	if (blocks <= 0)
-		return 0;
-	j = iot_journal_made(fsdev, tid);
 	if (!j)
 		return 0;
 	s = &j->shares[tid & 1];
@@ -664,20 +657,32 @@ static __always_inline int iot_journal_handle(__u32 fsdev, __u32 tid, __s32 bloc
 		if (j->complete)
 			j->complete = tid;
 	}
+	iot_shares_add(s, cgroup, pid, blocks);
+	return 0;
+}
+
+/* A handle ends: it made so many blocks dirty that the transaction did not have yet; less than 1 happens. */
+static __always_inline int iot_journal_handle(__u32 fsdev, __u32 tid, __s32 blocks)
+{
+	__u64 cgroup = IOT_CGROUP_KERNEL, owner;
+	struct journal_worker *worker;
+	__u32 pid = 0;
+
+	if (blocks <= 0)
+		return 0;
 	owner = iot_owner_from_task();
 	if (owner) {
 		cgroup = iot_packed_cgroup(owner);
-		pid = iot_pid_of(task);
+		pid = iot_pid_of((void *)bpf_get_current_task());
 	} else {
-		worker = iot_worker(thread);
+		worker = iot_worker(bpf_get_current_pid_tgid());
 		if (worker) {
 			cgroup = worker->client.cgroup;
 			pid = worker->client.pid;
 			worker->thread = 0;
 		}
 	}
-	iot_shares_add(s, cgroup, pid, blocks);
-	return 0;
+	return iot_journal_share(fsdev, tid, cgroup, pid, blocks);
 }
 
 /* A commit begins. The next transaction begins after this: its tid is the next one. */

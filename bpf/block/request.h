@@ -20,21 +20,20 @@ __u64 requeued = 0;
 struct block_request {
 	struct usage_key usage;
 	struct bio *bio;
-	__u64 start; /* on the device, bytes; only where is_loop */
+	__u64 start; /* of a loop device whose requests leave notes: where on it, bytes; else IOT_NO_LOOP */
 	__u32 flags; /* cmd_flags */
 	__u32 bytes;
-	__u32 walk; /* which of the walks is ours */
-	__u64 loop; /* struct loop_device; 0: none */
-	bool is_loop;
 };
 
+#define IOT_NO_LOOP (~0ULL)
+
 /*
- * Finds the owner of the pages of a request. If it has several, books the request on
+ * Finds the owner of the pages of a request; walk is the walk that is the caller's. If it has several, books the request on
  * them, sets o to the one with the longest run and returns false.
  */
-static __always_inline bool iot_request_owner(struct block_request *r, struct owner *o)
+static __always_inline bool iot_request_owner(struct block_request *r, __u32 walk, struct owner *o)
 {
-	struct walk *w = bpf_map_lookup_elem(&walks, &r->walk);
+	struct walk *w = bpf_map_lookup_elem(&walks, &walk);
 	struct usage_key *longest;
 
 	if (!w)
@@ -46,8 +45,8 @@ static __always_inline bool iot_request_owner(struct block_request *r, struct ow
 	w->left = r->bytes;
 	w->journal_mapping = 0;
 	w->cmd_flags = r->flags;
-	w->is_loop = r->is_loop;
-	iot_walk_all(r->walk);
+	w->is_loop = r->start != IOT_NO_LOOP;
+	iot_walk_all(walk);
 	longest = &w->run.longest;
 	o->cgroup = longest->cgroup;
 	o->basis = longest->basis;
@@ -66,13 +65,13 @@ static __always_inline bool iot_has_no_owner(const struct usage_key *usage)
  * pages (a discard, say), or pages without an owner (zeroes), its owner is the task
  * that waits for it: often a kernel thread issues it.
  */
-static __always_inline bool iot_find_owner(struct block_request *r, struct owner *o)
+static __always_inline bool iot_find_owner(struct block_request *r, __u32 walk, struct owner *o)
 {
 	__u64 task = 0;
 	bool single;
 
 	if (r->bio && r->bytes && iot_op_has_pages(r->flags & IOT_REQ_OP_MASK)) {
-		single = iot_request_owner(r, o);
+		single = iot_request_owner(r, walk, o);
 		if (!single || o->cgroup != IOT_CGROUP_KERNEL || o->basis != IOT_NONE || r->flags & IOT_REQ_META)
 			return single;
 	}
@@ -94,7 +93,7 @@ static __always_inline void iot_own_request(struct usage_key *usage, const struc
 static __always_inline bool iot_read_request(struct block_request *r, struct request *rq, bool typed)
 {
 	struct gendisk *disk;
-	__u32 op, major;
+	__u32 op;
 
 	r->flags = LOAD(typed, rq, cmd_flags);
 	op = r->flags & IOT_REQ_OP_MASK;
@@ -105,10 +104,7 @@ static __always_inline bool iot_read_request(struct block_request *r, struct req
 	r->usage.op = iot_block_op(op);
 	r->usage.flags = r->flags & IOT_REQ_META ? IOT_META : 0;
 	disk = iot_request_disk(rq, typed);
-	major = LOAD(typed, disk, major);
-	r->usage.dev = major << 20 | LOAD(typed, disk, first_minor);
-	if (major == IOT_LOOP_MAJOR)
-		r->loop = (__u64)FIELD(disk, private_data); /* no plain load: the verifier makes no number of a pointer */
+	r->usage.dev = LOAD(typed, disk, major) << 20 | LOAD(typed, disk, first_minor);
 	return true;
 }
 
@@ -163,24 +159,45 @@ static __always_inline void iot_reissued(struct flight *f, __u32 bytes)
 	f->bytes = bytes;
 }
 
+/* Notes that a request was issued; its row comes in words. A function: its callers have no stack left. */
+__noinline int iot_fly(__u64 id, __u64 cgroup, __u64 devs, __u64 rest, __u64 bytes_state)
+{
+	union key_words w = { .word = { cgroup, devs, rest } };
+	__u32 way = iot_flight_way(id);
+	struct flight *f;
+
+	/*
+	 * Issued again, so it ended unseen. On 6.18 the kernel skips some completions in
+	 * a hundred thousand without counting them as misses (observed).
+	 */
+	if (with_latency && way < IOT_WAYS)
+		iot_lost(IOT_UNSEEN, 1);
+	f = io_begin_at(id, way, &w.key, 0, 0);
+	if (f) {
+		f->bytes = bytes_state >> 32;
+		f->state = bytes_state;
+	}
+	return 0;
+}
+
 /* A request is issued: finds its owner or owners and books it. */
 static __always_inline int iot_issue(struct request *rq, bool typed, __u32 walk)
 {
-	struct block_request r = { .walk = walk };
+	struct block_request r = { .start = IOT_NO_LOOP };
 	struct usage_key *usage = &r.usage;
-	struct owner o = {};
 	struct flight *f = NULL;
-	__u32 state = 0, way;
 	__u64 small = 0, id;
+	const __u64 *word;
+	__u32 state = 0;
 
 	if (!iot_read_request(&r, rq, typed))
 		return 0;
 	if (typed && r.bytes <= 1U << IOT_PAGE_SHIFT && iot_op_has_pages(r.flags & IOT_REQ_OP_MASK))
 		small = iot_small_owner(rq, r.bytes);
-	if (r.loop && iot_loop_look(r.loop, usage->dev)) {
-		r.is_loop = true;
+	/* No plain load of what becomes a number: the verifier would refuse it. */
+	if (usage->dev >> 20 == IOT_LOOP_MAJOR &&
+	    iot_loop_look((__u64)FIELD(iot_request_disk(rq, typed), private_data), usage->dev))
 		r.start = LOAD(typed, rq, __sector) << 9;
-	}
 	if (typed && (!small || with_latency || with_records || has_redundant || requeued))
 		rq = (struct request *)iot_untyped(rq);
 	id = (__u64)rq;
@@ -193,31 +210,23 @@ static __always_inline int iot_issue(struct request *rq, bool typed, __u32 walk)
 	if (small) {
 		iot_own(usage, small, 0);
 	} else {
+		struct owner o = {};
+
 		r.bio = FIELD(rq, bio);
-		if (!iot_find_owner(&r, &o))
+		if (!iot_find_owner(&r, walk, &o))
 			state = IOT_SEVERAL;
 		iot_own_request(usage, &o);
 	}
 	if (with_latency && !small && r.bio && r.bytes && iot_has_no_owner(usage))
 		state = IOT_LATE;
 	if (!state) {
-		if (r.is_loop)
+		if (r.start != IOT_NO_LOOP)
 			iot_note_loop(usage->dev, iot_pack(usage->cgroup, usage->basis), usage->pid, r.start, r.bytes);
 		iot_account(usage, r.bytes, 1);
 	}
 	if (with_latency || (has_redundant && walk != IOT_WALK_REDUNDANT)) {
-		way = iot_flight_way(id);
-		/*
-		 * Issued again, so it ended unseen. On 6.18 the kernel skips some completions in
-		 * a hundred thousand without counting them as misses (observed).
-		 */
-		if (with_latency && way < IOT_WAYS)
-			iot_lost(IOT_UNSEEN, 1);
-		f = io_begin_at(id, way, usage, 0, 0);
-		if (f) {
-			f->bytes = r.bytes;
-			f->state = state;
-		}
+		word = (const __u64 *)usage;
+		iot_fly(id, word[0], word[1], word[2], (__u64)r.bytes << 32 | state);
 	}
 	if (!with_latency && with_records)
 		iot_record(usage, bpf_ktime_get_ns(), 0, FIELD(rq, __sector) << 9, r.bytes);
@@ -307,7 +316,7 @@ static __always_inline int iot_complete(struct request *rq, __u32 error, __u32 b
 /* A bio for a leaf device without requests. Its latency is not measured. */
 static __always_inline int iot_bio(struct bio *bio)
 {
-	struct block_request r = { .walk = IOT_WALK_BIO };
+	struct block_request r = { .start = IOT_NO_LOOP };
 	struct owner o = {};
 	__u32 dev = iot_disk_dev(iot_bio_disk(bio)), op;
 
@@ -323,7 +332,7 @@ static __always_inline int iot_bio(struct bio *bio)
 	r.usage.op = r.bytes ? iot_block_op(op) : IOT_FLUSH;
 	r.usage.flags = r.flags & IOT_REQ_META ? IOT_META : 0;
 	r.usage.dev = dev;
-	if (iot_find_owner(&r, &o)) {
+	if (iot_find_owner(&r, IOT_WALK_BIO, &o)) {
 		iot_own_request(&r.usage, &o);
 		iot_account(&r.usage, r.bytes, 1);
 	}
