@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -201,9 +202,9 @@ func (t *Tracer) resume(source string, o *object) {
 	t.opt.Log.Debug("source resumed", "source", source)
 }
 
-// await decides what happens to a source that could not be opened because of err.
-// Where its module is not loaded but may be later, it prepares the source for that
-// and returns true.
+// await decides what happens to a source that could not be opened because of err. It
+// returns true where its module is not loaded but may be later. A source that was asked
+// for is prepared for that at once; prepareRest prepares the others.
 func (t *Tracer) await(l *loader, d descriptor, err error) bool {
 	var absent *notLoadedError
 	if !errors.As(err, &absent) || !t.objects["core"].has(bpf.CoreProgIotModuleLoad) {
@@ -220,18 +221,48 @@ func (t *Tracer) await(l *loader, d descriptor, err error) bool {
 		t.mu.Unlock()
 		return false
 	}
+	t.mu.Lock()
+	t.waiting[d.name] = nil
+	t.mu.Unlock()
 	if slices.Contains(t.opt.Sources, d.name) {
 		t.opt.Log.Warn("source waits for its module to be loaded", "source", d.name, "module", absent.module)
+		t.prepare(l, d)
+	} else {
+		t.unprepared = append(t.unprepared, d)
 	}
-	p, perr := l.prepare(d)
-	if perr != nil {
+	return true
+}
+
+// prepare prepares a source that waits for its module.
+func (t *Tracer) prepare(l *loader, d descriptor) {
+	p, err := l.prepare(d)
+	if err != nil {
 		// Its programs will be loaded after the module, which takes a moment.
-		t.opt.Log.Debug("cannot load programs before the module", "source", d.name, "error", perr)
+		t.opt.Log.Debug("cannot load programs before the module", "source", d.name, "error", err)
+		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.waiting[d.name] = p
-	return true
+}
+
+// prepareRest prepares the sources that nobody asked for and whose modules are not loaded.
+// That takes longer than all else of a start, so it is done while the first interval
+// runs. A module that is loaded meanwhile comes first: its source is attached after it.
+func (t *Tracer) prepareRest(ctx context.Context, l *loader) {
+	for _, d := range t.unprepared {
+		t.handleModules(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		if t.waits(d.name) {
+			t.prepare(l, d)
+		}
+	}
+	if len(t.unprepared) > 0 {
+		debug.FreeOSMemory() // the kernel's types
+		t.opt.Log.Debug("sources are ready for their modules")
+	}
 }
 
 // waits tells whether a source waits for its module.
@@ -299,15 +330,19 @@ func (t *Tracer) followModules(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		for _, e := range t.modules.take() {
-			if ctx.Err() != nil {
-				return
-			}
-			if e.freed {
-				t.moduleFreed(e.name)
-			} else {
-				t.moduleLoaded(e.name, e.found)
-			}
+		t.handleModules(ctx)
+	}
+}
+
+func (t *Tracer) handleModules(ctx context.Context) {
+	for _, e := range t.modules.take() {
+		if ctx.Err() != nil {
+			return
+		}
+		if e.freed {
+			t.moduleFreed(e.name)
+		} else {
+			t.moduleLoaded(e.name, e.found)
 		}
 	}
 }

@@ -177,6 +177,37 @@ func attachedSources(tr *Tracer) (names []string) {
 	return names
 }
 
+// TestModuleWhilePreparing: a module that is loaded while sources are prepared is not kept
+// waiting for those that come after it.
+func TestModuleWhilePreparing(t *testing.T) {
+	var order []string
+	tr := modular(t, func(name string) (*object, error) {
+		order = append(order, "attached "+name)
+		return &object{}, nil
+	}, "first", "second", "third")
+	for i := range sources {
+		d := &sources[i]
+		d.plan = func(*loader, bool) (*plan, error) {
+			order = append(order, "prepared "+d.name)
+			if d.name == "first" {
+				insert(t, tr, "third", "live")
+				tr.notice(noticeOf(noticeModuleLoaded, "third"))
+			}
+			return nil, errors.New("no programs here")
+		}
+	}
+	tr.stop() // the goroutine that follows modules; this one does its work
+	tr.readers.Wait()
+	tr.unprepared = slices.Clone(sources)
+	tr.prepareRest(t.Context(), &loader{core: tr.core})
+	if want := []string{"prepared first", "attached third", "prepared second"}; !slices.Equal(order, want) {
+		t.Errorf("%q, want %q", order, want)
+	}
+	if !tr.waits("first") || !tr.waits("second") || tr.waits("third") {
+		t.Error("the sources that were not attached wait, and no other")
+	}
+}
+
 // TestModuleUnheard: a module whose notice was lost is found when totals are read. A
 // source that could not be attached then is not tried again for each report.
 func TestModuleUnheard(t *testing.T) {

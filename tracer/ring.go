@@ -65,7 +65,8 @@ func (p *pace) next(records int, in time.Duration) time.Duration {
 	return p.wait
 }
 
-func (t *Tracer) startReaders(ctx context.Context) error {
+// startReaders starts what runs beside the reports. l is the loader of the start.
+func (t *Tracer) startReaders(ctx context.Context, l *loader) error {
 	notices, err := ringbuf.NewReader(t.core.shared[bpf.CoreMapNotices])
 	if err != nil {
 		return fmt.Errorf("opening the ring of notices: %w", err)
@@ -73,7 +74,10 @@ func (t *Tracer) startReaders(ctx context.Context) error {
 	t.closers = append(t.closers, notices.Close)
 	t.notices = notices
 	t.readers.Go(func() { t.readNotices(notices) })
-	t.readers.Go(func() { t.followModules(ctx) })
+	t.readers.Go(func() {
+		t.prepareRest(ctx, l)
+		t.followModules(ctx)
+	})
 	if t.opt.Records == nil {
 		return nil
 	}

@@ -91,6 +91,8 @@ type Tracer struct {
 	waiting  map[string]*prepared // sources whose module may be loaded later; nil where nothing could be prepared
 	detached bool                 // nothing is attached any more
 
+	unprepared []descriptor // sources for prepareRest; not changed after the start
+
 	sysfs      string
 	modules    *moduleEvents
 	refreshing sync.Mutex // held while sources look at devices and may load programs; taken before mu
@@ -171,7 +173,7 @@ func New(opt Options) (*Tracer, error) {
 		t.Close()
 		return nil, err
 	}
-	if err := t.startReaders(t.ctx); err != nil {
+	if err := t.startReaders(t.ctx, l); err != nil {
 		t.Close()
 		return nil, err
 	}
