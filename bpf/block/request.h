@@ -120,7 +120,8 @@ static __always_inline __u64 iot_small_owner(struct request *rq, __u32 bytes)
 	__u64 words[8], id;
 	struct bio_vec *vec;
 
-	if (by_process || by_mount || !bpf_core_field_exists(tail->compound_head) ||
+	/* Such a page is of no file system; whose direct I/O it is, is asked for with files only. */
+	if ((by_mount && iot_files_on()) || !bpf_core_field_exists(tail->compound_head) ||
 	    !bpf_core_field_exists(owned->memcg_data) || !bpf_core_field_exists(owned->mapping))
 		return 0;
 	if (!bio || bio->bi_iter.bi_idx || bio->bi_iter.bi_size != bytes)
@@ -137,6 +138,14 @@ static __always_inline __u64 iot_small_owner(struct request *rq, __u32 bytes)
 		return 0;
 	id = iot_word_owner(words[bpf_core_field_offset(owned->memcg_data) / sizeof(__u64)]);
 	return id > IOT_ROOT_CGROUP ? iot_pack(id, IOT_PAGE) : 0;
+}
+
+/* With --by process, the process of such a request: as iot_folio_pid. */
+__noinline __u32 iot_small_pid(__u64 owner)
+{
+	if (!by_process || iot_packed_cgroup(iot_owner_from_user()) != iot_packed_cgroup(owner))
+		return 0;
+	return iot_pid_of((void *)bpf_get_current_task());
 }
 
 /*
@@ -208,7 +217,7 @@ static __always_inline int iot_issue(struct request *rq, bool typed, __u32 walk)
 		return 0;
 	}
 	if (small) {
-		iot_own(usage, small, 0);
+		iot_own(usage, small, iot_small_pid(small));
 	} else {
 		struct owner o = {};
 
