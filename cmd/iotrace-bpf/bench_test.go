@@ -683,7 +683,7 @@ func (b *bench) buffered(out *strings.Builder) {
 func (b *bench) smallFiles(out *strings.Builder) {
 	const files = 20_000
 	d := newDisk(b.t, 400)
-	d.format(b.t, mkExt4()...)
+	d.format(b.t, append(mkExt4(), "-b", "4096")...) // as where a disk has more than 512 MiB
 	content := bytes.Repeat([]byte("x"), 4096)
 	run := func() float64 {
 		dir := filepath.Join(d.mount, "files")
