@@ -269,6 +269,7 @@ __noinline int iot_walk_extent(__u32 which)
 		word = iot_words_owner(&w->words);
 		w->page = w->extent.index + page - iot_folio_index((void *)folio);
 	} else {
+		w->words = (struct page_words){};
 		w->sight = IOT_SIGHT_NONE;
 	}
 	if ((!folio || !iot_walk_same(w, word)) && iot_walk_owner(which, folio, word))
