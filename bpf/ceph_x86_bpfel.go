@@ -40,6 +40,7 @@ const (
 	CephMapRecords          = "records"
 	CephMapRowCaches        = "row_caches"
 	CephMapSharers          = "sharers"
+	CephMapSpilled          = "spilled"
 	CephMapSplits           = "splits"
 	CephMapUsageA           = "usage_a"
 	CephMapUsages           = "usages"
@@ -60,6 +61,7 @@ const (
 	CephVarPageNoteBits     = "page_note_bits"
 	CephVarPageShift        = "page_shift"
 	CephVarSeat             = "seat"
+	CephVarSpills           = "spills"
 	CephVarWithApp          = "with_app"
 	CephVarWithLatency      = "with_latency"
 	CephVarWithRecords      = "with_records"
@@ -143,6 +145,7 @@ type CephMapSpecs struct {
 	Records    *ebpf.MapSpec `ebpf:"records"`
 	RowCaches  *ebpf.MapSpec `ebpf:"row_caches"`
 	Sharers    *ebpf.MapSpec `ebpf:"sharers"`
+	Spilled    *ebpf.MapSpec `ebpf:"spilled"`
 	Splits     *ebpf.MapSpec `ebpf:"splits"`
 	UsageA     *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages     *ebpf.MapSpec `ebpf:"usages"`
@@ -163,6 +166,7 @@ type CephVariableSpecs struct {
 	PageNoteBits   *ebpf.VariableSpec `ebpf:"page_note_bits"`
 	PageShift      *ebpf.VariableSpec `ebpf:"page_shift"`
 	Seat           *ebpf.VariableSpec `ebpf:"seat"`
+	Spills         *ebpf.VariableSpec `ebpf:"spills"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
 	WithRecords    *ebpf.VariableSpec `ebpf:"with_records"`
@@ -212,6 +216,7 @@ type CephMaps struct {
 	Records    *ebpf.Map `ebpf:"records"`
 	RowCaches  *ebpf.Map `ebpf:"row_caches"`
 	Sharers    *ebpf.Map `ebpf:"sharers"`
+	Spilled    *ebpf.Map `ebpf:"spilled"`
 	Splits     *ebpf.Map `ebpf:"splits"`
 	UsageA     *ebpf.Map `ebpf:"usage_a"`
 	Usages     *ebpf.Map `ebpf:"usages"`
@@ -243,6 +248,7 @@ func (m *CephMaps) Close() error {
 		m.Records,
 		m.RowCaches,
 		m.Sharers,
+		m.Spilled,
 		m.Splits,
 		m.UsageA,
 		m.Usages,
@@ -264,6 +270,7 @@ type CephVariables struct {
 	PageNoteBits   *ebpf.Variable `ebpf:"page_note_bits"`
 	PageShift      *ebpf.Variable `ebpf:"page_shift"`
 	Seat           *ebpf.Variable `ebpf:"seat"`
+	Spills         *ebpf.Variable `ebpf:"spills"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
 	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
 	WithRecords    *ebpf.Variable `ebpf:"with_records"`

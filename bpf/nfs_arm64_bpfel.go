@@ -54,6 +54,7 @@ const (
 	NFSMapRowCaches                   = "row_caches"
 	NFSMapSharers                     = "sharers"
 	NFSMapSources                     = "sources"
+	NFSMapSpilled                     = "spilled"
 	NFSMapStarters                    = "starters"
 	NFSMapUsageA                      = "usage_a"
 	NFSMapUsages                      = "usages"
@@ -103,6 +104,7 @@ const (
 	NFSVarPageNoteBits                = "page_note_bits"
 	NFSVarPageShift                   = "page_shift"
 	NFSVarSeat                        = "seat"
+	NFSVarSpills                      = "spills"
 	NFSVarTold                        = "told"
 	NFSVarWithApp                     = "with_app"
 	NFSVarWithLatency                 = "with_latency"
@@ -216,6 +218,7 @@ type NFSMapSpecs struct {
 	RowCaches   *ebpf.MapSpec `ebpf:"row_caches"`
 	Sharers     *ebpf.MapSpec `ebpf:"sharers"`
 	Sources     *ebpf.MapSpec `ebpf:"sources"`
+	Spilled     *ebpf.MapSpec `ebpf:"spilled"`
 	Starters    *ebpf.MapSpec `ebpf:"starters"`
 	UsageA      *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages      *ebpf.MapSpec `ebpf:"usages"`
@@ -239,6 +242,7 @@ type NFSVariableSpecs struct {
 	PageNoteBits   *ebpf.VariableSpec `ebpf:"page_note_bits"`
 	PageShift      *ebpf.VariableSpec `ebpf:"page_shift"`
 	Seat           *ebpf.VariableSpec `ebpf:"seat"`
+	Spills         *ebpf.VariableSpec `ebpf:"spills"`
 	Told           *ebpf.VariableSpec `ebpf:"told"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
@@ -292,6 +296,7 @@ type NFSMaps struct {
 	RowCaches   *ebpf.Map `ebpf:"row_caches"`
 	Sharers     *ebpf.Map `ebpf:"sharers"`
 	Sources     *ebpf.Map `ebpf:"sources"`
+	Spilled     *ebpf.Map `ebpf:"spilled"`
 	Starters    *ebpf.Map `ebpf:"starters"`
 	UsageA      *ebpf.Map `ebpf:"usage_a"`
 	Usages      *ebpf.Map `ebpf:"usages"`
@@ -328,6 +333,7 @@ func (m *NFSMaps) Close() error {
 		m.RowCaches,
 		m.Sharers,
 		m.Sources,
+		m.Spilled,
 		m.Starters,
 		m.UsageA,
 		m.Usages,
@@ -352,6 +358,7 @@ type NFSVariables struct {
 	PageNoteBits   *ebpf.Variable `ebpf:"page_note_bits"`
 	PageShift      *ebpf.Variable `ebpf:"page_shift"`
 	Seat           *ebpf.Variable `ebpf:"seat"`
+	Spills         *ebpf.Variable `ebpf:"spills"`
 	Told           *ebpf.Variable `ebpf:"told"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
 	WithLatency    *ebpf.Variable `ebpf:"with_latency"`

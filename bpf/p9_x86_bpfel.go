@@ -42,6 +42,7 @@ const (
 	P9MapRecords         = "records"
 	P9MapRowCaches       = "row_caches"
 	P9MapSharers         = "sharers"
+	P9MapSpilled         = "spilled"
 	P9MapSplits          = "splits"
 	P9MapUsageA          = "usage_a"
 	P9MapUsages          = "usages"
@@ -67,6 +68,7 @@ const (
 	P9VarPageNoteBits    = "page_note_bits"
 	P9VarPageShift       = "page_shift"
 	P9VarSeat            = "seat"
+	P9VarSpills          = "spills"
 	P9VarWithApp         = "with_app"
 	P9VarWithLatency     = "with_latency"
 	P9VarWithRecords     = "with_records"
@@ -157,6 +159,7 @@ type P9MapSpecs struct {
 	Records    *ebpf.MapSpec `ebpf:"records"`
 	RowCaches  *ebpf.MapSpec `ebpf:"row_caches"`
 	Sharers    *ebpf.MapSpec `ebpf:"sharers"`
+	Spilled    *ebpf.MapSpec `ebpf:"spilled"`
 	Splits     *ebpf.MapSpec `ebpf:"splits"`
 	UsageA     *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages     *ebpf.MapSpec `ebpf:"usages"`
@@ -177,6 +180,7 @@ type P9VariableSpecs struct {
 	PageNoteBits   *ebpf.VariableSpec `ebpf:"page_note_bits"`
 	PageShift      *ebpf.VariableSpec `ebpf:"page_shift"`
 	Seat           *ebpf.VariableSpec `ebpf:"seat"`
+	Spills         *ebpf.VariableSpec `ebpf:"spills"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
 	WithRecords    *ebpf.VariableSpec `ebpf:"with_records"`
@@ -228,6 +232,7 @@ type P9Maps struct {
 	Records    *ebpf.Map `ebpf:"records"`
 	RowCaches  *ebpf.Map `ebpf:"row_caches"`
 	Sharers    *ebpf.Map `ebpf:"sharers"`
+	Spilled    *ebpf.Map `ebpf:"spilled"`
 	Splits     *ebpf.Map `ebpf:"splits"`
 	UsageA     *ebpf.Map `ebpf:"usage_a"`
 	Usages     *ebpf.Map `ebpf:"usages"`
@@ -261,6 +266,7 @@ func (m *P9Maps) Close() error {
 		m.Records,
 		m.RowCaches,
 		m.Sharers,
+		m.Spilled,
 		m.Splits,
 		m.UsageA,
 		m.Usages,
@@ -282,6 +288,7 @@ type P9Variables struct {
 	PageNoteBits   *ebpf.Variable `ebpf:"page_note_bits"`
 	PageShift      *ebpf.Variable `ebpf:"page_shift"`
 	Seat           *ebpf.Variable `ebpf:"seat"`
+	Spills         *ebpf.Variable `ebpf:"spills"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
 	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
 	WithRecords    *ebpf.Variable `ebpf:"with_records"`

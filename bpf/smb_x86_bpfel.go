@@ -41,6 +41,7 @@ const (
 	SMBMapRecords                = "records"
 	SMBMapRowCaches              = "row_caches"
 	SMBMapSharers                = "sharers"
+	SMBMapSpilled                = "spilled"
 	SMBMapSplits                 = "splits"
 	SMBMapUsageA                 = "usage_a"
 	SMBMapUsages                 = "usages"
@@ -68,6 +69,7 @@ const (
 	SMBVarPageNoteBits           = "page_note_bits"
 	SMBVarPageShift              = "page_shift"
 	SMBVarSeat                   = "seat"
+	SMBVarSpills                 = "spills"
 	SMBVarWithApp                = "with_app"
 	SMBVarWithLatency            = "with_latency"
 	SMBVarWithRecords            = "with_records"
@@ -159,6 +161,7 @@ type SMBMapSpecs struct {
 	Records    *ebpf.MapSpec `ebpf:"records"`
 	RowCaches  *ebpf.MapSpec `ebpf:"row_caches"`
 	Sharers    *ebpf.MapSpec `ebpf:"sharers"`
+	Spilled    *ebpf.MapSpec `ebpf:"spilled"`
 	Splits     *ebpf.MapSpec `ebpf:"splits"`
 	UsageA     *ebpf.MapSpec `ebpf:"usage_a"`
 	Usages     *ebpf.MapSpec `ebpf:"usages"`
@@ -179,6 +182,7 @@ type SMBVariableSpecs struct {
 	PageNoteBits   *ebpf.VariableSpec `ebpf:"page_note_bits"`
 	PageShift      *ebpf.VariableSpec `ebpf:"page_shift"`
 	Seat           *ebpf.VariableSpec `ebpf:"seat"`
+	Spills         *ebpf.VariableSpec `ebpf:"spills"`
 	WithApp        *ebpf.VariableSpec `ebpf:"with_app"`
 	WithLatency    *ebpf.VariableSpec `ebpf:"with_latency"`
 	WithRecords    *ebpf.VariableSpec `ebpf:"with_records"`
@@ -229,6 +233,7 @@ type SMBMaps struct {
 	Records    *ebpf.Map `ebpf:"records"`
 	RowCaches  *ebpf.Map `ebpf:"row_caches"`
 	Sharers    *ebpf.Map `ebpf:"sharers"`
+	Spilled    *ebpf.Map `ebpf:"spilled"`
 	Splits     *ebpf.Map `ebpf:"splits"`
 	UsageA     *ebpf.Map `ebpf:"usage_a"`
 	Usages     *ebpf.Map `ebpf:"usages"`
@@ -261,6 +266,7 @@ func (m *SMBMaps) Close() error {
 		m.Records,
 		m.RowCaches,
 		m.Sharers,
+		m.Spilled,
 		m.Splits,
 		m.UsageA,
 		m.Usages,
@@ -282,6 +288,7 @@ type SMBVariables struct {
 	PageNoteBits   *ebpf.Variable `ebpf:"page_note_bits"`
 	PageShift      *ebpf.Variable `ebpf:"page_shift"`
 	Seat           *ebpf.Variable `ebpf:"seat"`
+	Spills         *ebpf.Variable `ebpf:"spills"`
 	WithApp        *ebpf.Variable `ebpf:"with_app"`
 	WithLatency    *ebpf.Variable `ebpf:"with_latency"`
 	WithRecords    *ebpf.Variable `ebpf:"with_records"`

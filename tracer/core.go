@@ -79,7 +79,7 @@ func (c *core) loaderOr(l *loader) (*loader, error) {
 }
 
 // tune sets the constants that every object has.
-func (c *core) tune(spec *ebpf.CollectionSpec) error {
+func (c *loader) tune(spec *ebpf.CollectionSpec) error {
 	inodes, pages := c.opt.noteBits()
 	values := map[string]any{
 		bpf.CoreVarInodeNoteBits:  inodes,
@@ -104,6 +104,9 @@ func (c *core) tune(spec *ebpf.CollectionSpec) error {
 		if err := v.Set(value); err != nil {
 			return fmt.Errorf("setting %q: %w", name, err)
 		}
+	}
+	if m := spec.Maps[bpf.CephMapSpilled]; m != nil && c.allocates() { // several sources have it
+		m.Flags |= unix.BPF_F_NO_PREALLOC
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 )
@@ -17,8 +18,9 @@ import (
 // file system, device stack and way of writing.
 func TestBlock(t *testing.T) {
 	suite{
-		source: "block",
-		paths:  true,
+		source:   "block",
+		paths:    true,
+		deadline: 40 * time.Minute,
 		scenarios: []scenario{
 			{name: "direct", run: blockDirect, smoke: true},
 			{name: "io_uring", run: blockURing},
@@ -696,7 +698,7 @@ func stacked(g *guest.Guest, top guest.Disk, leaves ...guest.Disk) {
 	}
 	t.Equal("total of all leaf devices", got, want)
 	if strings.HasPrefix(top.Name, "dm-") {
-		alias := strings.TrimSpace(g.Exec("dmsetup", "info", "-c", "--noheadings", "-o", "name", top.Path()))
+		alias := strings.TrimSpace(g.ReadFile("/sys/block/" + top.Name + "/dm/name"))
 		all := t.Sum("iotrace.write.bytes", "iotrace.device.id", top.ID())
 		t.Equal("rows with the name "+alias, t.Sum("iotrace.write.bytes", "iotrace.device.id", top.ID(), "iotrace.device.alias", alias), all)
 		if all < sizeA {

@@ -30,7 +30,7 @@ func TestNFSD(t *testing.T) {
 			{name: "ipv6", run: nfsdIPv6},
 			{name: "commit_by_other", run: nfsdCommitByOther},
 			{name: "client_gone", run: nfsdClientGone},
-			{name: "copy", run: nfsdCopy},
+			{name: "copy", run: nfsdCopy}, // the last: on 6.18 the disk stays in use
 		},
 	}.test(t)
 }
@@ -353,8 +353,11 @@ func nfsdCopy(g *guest.Guest) {
 	block.Equal("rows of another client", int64(len(block.Where("iotrace.nfs.client.address", c.b.address))), 0)
 	block.Within("written to the disk by "+c.a.name, wrote, bytesA, 100)
 	block.Within("read from the disk by "+c.a.name, read, bytesA, 100)
-	c.NFSServerDown() // on 6.18 it holds the copied files open for minutes
-	c.NFSServerUp()
+	if major, minor := c.Kernel(); major == 6 && minor == 18 {
+		// Its server never closes the files of a COPY: when it is stopped, the kernel warns
+		// that the cache nfsd_file still has objects. So nobody can unmount the export.
+		c.Exec("umount", "-l", nfsdExport)
+	}
 }
 
 func (c *nfsdCase) run() {

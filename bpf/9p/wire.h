@@ -4,6 +4,7 @@
 #define IOTRACE_9P_WIRE_H
 
 #define IOT_FLIGHT_BITS 13
+#define IOT_SPILLS
 #include "core/file.h"
 #include "core/range.h"
 #include "types.h"

@@ -4,6 +4,7 @@
 #define IOTRACE_CEPH_WIRE_H
 
 #define IOT_FLIGHT_BITS 13
+#define IOT_SPILLS
 #include "core/file.h"
 #include "core/range.h"
 #include "types.h"
@@ -256,7 +257,7 @@ static __always_inline int iot_ceph_end(__u64 req)
 	else
 		iot_account(&usage, bytes, 1);
 	io_end(f, &usage, latency, bytes, failed);
-	f->state = IOT_OVER;
+	io_over(f, 0);
 	attempts = iot_u32_at(req + IOT_REQ(r_attempts));
 	if (attempts > 1) {
 		again = usage;

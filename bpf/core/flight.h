@@ -4,6 +4,8 @@
  * end. The table is direct-mapped by the request's address, in sets of four: requests
  * are reused, and an array takes a fraction of the time of a hash. Where more than four
  * that are in flight share a set, one is displaced: its end loses its latency (counted).
+ * Sources that book at the end would lose its owner, and a file system may send ten
+ * thousand small files at once: they say IOT_SPILLS, and have the others in a hash.
  *
  * A source includes this after it said how many there may be: IOT_FLIGHT_BITS.
  */
@@ -36,10 +38,11 @@ static __always_inline struct flight_set *iot_flight_set(__u64 id)
 	return bpf_map_lookup_elem(&flights, &slot);
 }
 
+#define IOT_FULL (2 * IOT_WAYS)
+
 /*
- * Where in its set the flight of a request is. If it is not, IOT_WAYS and more: its last
- * bits are the place for it, a free one, else that of another request. A global function:
- * its callers would be looked at once for each place otherwise.
+ * Where the flight of a request is in its set. If it is not there, IOT_WAYS plus a free
+ * place, or IOT_FULL. A global function: its callers would be looked at once for each place otherwise.
  */
 __noinline int iot_flight_way(__u64 id)
 {
@@ -47,7 +50,7 @@ __noinline int iot_flight_way(__u64 id)
 	int i;
 
 	if (!set || !id) /* a free place has the id 0 */
-		return IOT_WAYS;
+		return IOT_FULL;
 #pragma unroll
 	for (i = 0; i < IOT_WAYS; i++)
 		if (set->way[i].id == id)
@@ -56,7 +59,7 @@ __noinline int iot_flight_way(__u64 id)
 	for (i = 0; i < IOT_WAYS; i++)
 		if (!set->way[i].id || set->way[i].state & IOT_OVER)
 			return IOT_WAYS + i;
-	return IOT_WAYS;
+	return IOT_FULL;
 }
 
 static __always_inline struct flight *iot_flight_at(__u64 id, __u32 way)
@@ -69,20 +72,62 @@ static __always_inline struct flight *iot_flight_at(__u64 id, __u32 way)
 	return &set->way[way & (IOT_WAYS - 1)];
 }
 
+#ifdef IOT_SPILLS
+/* Where the kernel can allocate elements anywhere, user space has it do so. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64); /* the request's address */
+	__type(value, struct flight);
+} spilled SEC(".maps");
+
+__u64 spills = 0; /* elements of it: while there are none, nobody looks */
+
+static const struct flight no_flight;
+
+static __always_inline struct flight *iot_spilled(__u64 id)
+{
+	return spills ? bpf_map_lookup_elem(&spilled, &id) : NULL;
+}
+
+static __always_inline struct flight *iot_spill(__u64 id)
+{
+	if (bpf_map_update_elem(&spilled, &id, &no_flight, BPF_NOEXIST))
+		return NULL;
+	__sync_fetch_and_add(&spills, 1);
+	return bpf_map_lookup_elem(&spilled, &id);
+}
+
+__noinline int iot_unspill(__u64 id)
+{
+	if (spills && !bpf_map_delete_elem(&spilled, &id))
+		__sync_fetch_and_add(&spills, -1);
+	return 0;
+}
+#else
+static __always_inline struct flight *iot_spilled(__u64 id) { return NULL; }
+static __always_inline struct flight *iot_spill(__u64 id) { return NULL; }
+static __always_inline int iot_unspill(__u64 id) { return 0; }
+#endif
+
 /* The flight of a request; NULL where there is none. */
 static __always_inline struct flight *io_flight(__u64 id)
 {
 	__u32 way = iot_flight_way(id);
 
-	return way < IOT_WAYS ? iot_flight_at(id, way) : NULL;
+	return way < IOT_WAYS ? iot_flight_at(id, way) : iot_spilled(id);
 }
 
 /* A request begins whose iot_flight_way is known: see io_begin. */
 static __always_inline struct flight *io_begin_at(__u64 id, __u32 way, const struct usage_key *usage, __u64 issued,
 						  __u64 offset)
 {
-	struct flight *f = iot_flight_at(id, way);
+	struct flight *f = way < IOT_WAYS ? NULL : iot_spilled(id);
 
+	if (!f && way == IOT_FULL)
+		f = iot_spill(id);
+	if (!f)
+		f = iot_flight_at(id, way);
 	if (!f)
 		return NULL;
 	f->usage = *usage;
@@ -103,7 +148,17 @@ static __always_inline struct flight *io_begin(__u64 id, const struct usage_key 
 
 static __always_inline void io_forget(struct flight *f)
 {
+	__u64 id = f->id;
+
 	f->id = 0;
+	iot_unspill(id);
+}
+
+/* A request has ended, but the kernel may send it once more. */
+static __always_inline void io_over(struct flight *f, __u32 state)
+{
+	f->state = state | IOT_OVER;
+	iot_unspill(f->id);
 }
 
 /*

@@ -4,6 +4,7 @@
 #define IOTRACE_NFS_WIRE_H
 
 #define IOT_FLIGHT_BITS 13
+#define IOT_SPILLS
 #include "core/file.h"
 #include "core/flight.h"
 #include "core/owner.h"
@@ -308,7 +309,7 @@ __noinline int iot_pgio_done(__u64 id, __u32 op, __u64 bytes, __u32 failed)
 	io_end(f, &f->usage, now - f->issued, bytes, failed);
 	f->issued = now;
 	f->offset += bytes;
-	f->state = (f->state | IOT_OVER) & ~IOT_BY_FUNCTION;
+	io_over(f, f->state & ~IOT_BY_FUNCTION);
 	return 0;
 }
 

@@ -4,6 +4,7 @@
 #define IOTRACE_SMB_WIRE_H
 
 #define IOT_FLIGHT_BITS 13
+#define IOT_SPILLS
 #include "core/file.h"
 #include "core/range.h"
 #include "core/redundant.h"
@@ -63,7 +64,7 @@ __noinline int iot_smb_finish(__u64 id, __u64 bytes, __u32 failed)
 	else
 		iot_account(&usage, bytes, 1);
 	io_end(f, &usage, latency, bytes, failed);
-	f->state = IOT_OVER;
+	io_over(f, 0);
 	return 0;
 }
 
