@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
@@ -18,9 +19,10 @@ import (
 // counts.
 func TestP9(t *testing.T) {
 	suite{
-		source: "9p",
-		image:  "9p",
-		memory: 1536,
+		source:   "9p",
+		image:    "9p",
+		memory:   1536,
+		deadline: 40 * time.Minute, // for ten thousand small files
 
 		// Cloud kernels have no 9p.
 		flavour: vm.Generic,
