@@ -697,14 +697,6 @@ func stacked(g *guest.Guest, top guest.Disk, leaves ...guest.Disk) {
 		}
 	}
 	t.Equal("total of all leaf devices", got, want)
-	if strings.HasPrefix(top.Name, "dm-") {
-		alias := strings.TrimSpace(g.ReadFile("/sys/block/" + top.Name + "/dm/name"))
-		all := t.Sum("iotrace.write.bytes", "iotrace.device.id", top.ID())
-		t.Equal("rows with the name "+alias, t.Sum("iotrace.write.bytes", "iotrace.device.id", top.ID(), "iotrace.device.alias", alias), all)
-		if all < sizeA {
-			g.Errorf("the rows of %s have %d bytes", top.Name, all)
-		}
-	}
 }
 
 func blockDMLinear(g *guest.Guest) {
