@@ -39,6 +39,7 @@ type gathered struct {
 	name    string
 	host    output.Host
 	started bool      // has sent something
+	twin    bool      // has the machine id of another one
 	ended   bool      // sends no more
 	silent  bool      // nobody waits for it
 	last    time.Time // it sent something; at first when it was called
@@ -84,6 +85,12 @@ func (g *gathering) arrive(i int, host output.Host, iv *output.Interval, now tim
 		g.say(h.name, "an interval came late: it is in the next one")
 		h.late = true
 	}
+	if !h.started {
+		h.twin = g.twin(i, host)
+	}
+	if h.twin {
+		host.ID = "" // rows of one id would be one row
+	}
 	h.host, h.started, h.silent, h.missed, h.last = host, true, false, false, now
 	if h.here.IsZero() {
 		h.here = now
@@ -94,11 +101,27 @@ func (g *gathering) arrive(i int, host output.Host, iv *output.Interval, now tim
 			g.end = now.Add(-iv.End.Sub(iv.Start))
 		}
 	}
+	// What a host sends is its own, whatever it says.
+	for k := range iv.Samples {
+		iv.Samples[k].Host = output.Host{}
+	}
 	g.parts = append(g.parts, recording.Part{Host: host, Interval: iv})
 	if done == nil && g.complete() {
 		done = g.flush(now)
 	}
 	return done
+}
+
+// twin says that host i has the machine id of another one: it is the same machine under two
+// names, or a copy of its disk.
+func (g *gathering) twin(i int, host output.Host) bool {
+	for k := range g.hosts {
+		if o := &g.hosts[k]; k != i && o.started && host.ID != "" && o.host.ID == host.ID {
+			g.say(g.hosts[i].name, "has the machine id of "+o.name+": if it is the same machine, its numbers count twice")
+			return true
+		}
+	}
+	return false
 }
 
 // clock says once that the clock of a host differs from this one.

@@ -369,7 +369,6 @@ func (o *options) gather(ctx context.Context, out *sinks, log *slog.Logger) erro
 		case a := <-arrivals:
 			if a.iv != nil {
 				<-remotes[a.host].room
-				g.sameMachine(a.host, a.of)
 				o.narrow(a.iv)
 				done = g.arrive(a.host, a.of, a.iv, time.Now())
 				break
@@ -408,16 +407,4 @@ func (o *options) gather(ctx context.Context, out *sinks, log *slog.Logger) erro
 		return fmt.Errorf("no host is left: %s", cmp.Or(lastReason, "all have ended"))
 	}
 	return nil
-}
-
-// sameMachine says once that two names are one machine.
-func (g *gathering) sameMachine(i int, host output.Host) {
-	if g.hosts[i].started || host.ID == "" {
-		return
-	}
-	for k := range g.hosts {
-		if o := &g.hosts[k]; k != i && o.started && o.host.ID == host.ID && o.host.Name == host.Name {
-			g.say(g.hosts[i].name, "is the same machine as "+o.name+": its numbers count twice")
-		}
-	}
 }

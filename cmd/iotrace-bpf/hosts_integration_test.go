@@ -19,8 +19,8 @@ import (
 	"github.com/iotrace-bpf/iotrace-bpf/attribute/enginetest"
 )
 
-// sshHosts is a server of ssh on this machine under the names of several hosts. Each gives
-// its tracer that name, by the environment.
+// sshHosts is a server of ssh on this machine under the names of several hosts. Each has a
+// name and a machine id of its own.
 type sshHosts struct {
 	dir    string // that every user may read
 	binary string
@@ -68,7 +68,7 @@ KbdInteractiveAuthentication no
 StrictModes no
 UsePAM no
 PidFile none
-AcceptEnv IOTRACE_*
+AcceptEnv IOTRACE_* TEST_HOST
 `, port, h.file("host"), h.file("authorized")))
 	public, err := os.ReadFile(h.file("host.pub"))
 	if err != nil {
@@ -77,12 +77,22 @@ AcceptEnv IOTRACE_*
 	h.write(t, "known_hosts", fmt.Sprintf("[127.0.0.1]:%d %s", port, public))
 	var config strings.Builder
 	for _, n := range names {
-		fmt.Fprintf(&config, "Host %s\n  SetEnv IOTRACE_HOST_NAME=%s IOTRACE_READY_FILE=%s\n", n, n, h.file("ready-"+n))
+		fmt.Fprintf(&config, "Host %s\n  SetEnv TEST_HOST=%s IOTRACE_READY_FILE=%s\n", n, n, h.file("ready-"+n))
 	}
 	fmt.Fprintf(&config, "Host *\n  HostName 127.0.0.1\n  Port %d\n  User root\n  IdentityFile %s\n  IdentitiesOnly yes\n  UserKnownHostsFile %s\n  StrictHostKeyChecking yes\n",
 		port, h.file("user"), h.file("known_hosts"))
 	h.write(t, "ssh_config", config.String())
 
+	for i, n := range names {
+		h.write(t, "id-"+n, fmt.Sprintf("%032x\n", i+1))
+	}
+	// A name and a machine id of its own, in namespaces of its own.
+	h.write(t, "tracer", fmt.Sprintf(`#!/bin/sh
+exec unshare --mount --uts sh -c 'mount --bind "$0/id-$TEST_HOST" /etc/machine-id && hostname "$TEST_HOST" && exec "$0/iotrace-bpf" "$@"' %s "$@"
+`, dir))
+	if err := os.Chmod(h.file("tracer"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	sshd := exec.Command("/usr/sbin/sshd", "-D", "-e", "-f", h.file("sshd_config"))
 	sshd.Stderr = &h.log
 	if err := sshd.Start(); err != nil {
@@ -121,7 +131,7 @@ func (h *sshHosts) write(t *testing.T, name, content string) {
 
 // command is the program as a user without privileges runs it.
 func (h *sshHosts) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(h.binary, append([]string{"--hosts-command", h.binary, "--ssh-config", h.file("ssh_config")}, args...)...)
+	cmd := exec.Command(h.binary, append([]string{"--hosts-command", h.file("tracer"), "--ssh-config", h.file("ssh_config")}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
 	cmd.Dir = "/"
 	return cmd
@@ -133,7 +143,7 @@ func (h *sshHosts) tracers(host string) (pids []int) {
 	for _, p := range procs {
 		exe, _ := os.Readlink(p + "/exe")
 		env, _ := os.ReadFile(p + "/environ")
-		if exe == h.binary && bytes.Contains(env, []byte("IOTRACE_HOST_NAME="+host+"\x00")) {
+		if exe == h.binary && bytes.Contains(env, []byte("TEST_HOST="+host+"\x00")) {
 			pid, _ := strconv.Atoi(filepath.Base(p))
 			pids = append(pids, pid)
 		}
@@ -285,7 +295,7 @@ func TestHostsEnd(t *testing.T) {
 		{"none is left", []string{"--hosts", "web1,web2", "--hosts-command", "echo 'no\033[2Jsuch tracer' >&2; exit 7;"}, 1,
 			[]string{"no host is left: web", "exit status 7", "no"}},
 		{"no recording", []string{"--hosts", "web1", "--hosts-command", "echo this is something else;"}, 1, []string{"no host is left: web1: what it sent is no recording that can be read"}},
-		{"count", []string{"--hosts", "web1,web2", "--hosts-command", h.binary, "--source", "block", "1", "2"}, 0, nil},
+		{"count", []string{"--hosts", "web1,web2", "--hosts-command", h.binary, "--source", "block", "1", "4"}, 0, []string{"has the machine id of web"}},
 		{"duration", []string{"--hosts", "web1,web2", "--hosts-command", h.binary, "--source", "block", "--duration", "8"}, 0, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
