@@ -91,11 +91,12 @@ func TestGatherLate(t *testing.T) {
 	r.send(1000, "a", 1, time.Second)
 	r.send(1100, "b", 2, time.Second)
 	r.send(2000, "a", 4, time.Second)
-	r.send(3000, "a", 8, time.Second) // b is late: what came is shown without it
-	r.send(3100, "b", 16, time.Second)
-	r.send(3200, "b", 32, time.Second) // and what waited behind it comes at once
-	r.send(4000, "a", 64, time.Second)
-	r.take(r.g.flush(r.at(4500)), 4500)
+	r.send(3000, "a", 8, time.Second)
+	r.send(4000, "a", 16, time.Second) // b is late: what came before is shown without it
+	r.send(4100, "b", 32, time.Second)
+	r.send(4200, "b", 64, time.Second) // and what waited behind it comes at once
+	r.send(5000, "a", 128, time.Second)
+	r.take(r.g.flush(r.at(5500)), 5500)
 	r.check(nil, []string{"b: an interval came late: it is in the next one"})
 }
 
@@ -130,12 +131,13 @@ func TestGatherDies(t *testing.T) {
 	}
 	r.send(2000, "a", 2, time.Second)
 	r.send(2001, "c", 2, time.Second)
-	r.take(r.g.leave(1, r.at(2002)), 2002) // that was what the others waited for
-	r.send(3000, "a", 3, time.Second)
-	r.send(3001, "c", 3, time.Second)
+	r.send(2900, "a", 3, time.Second)
+	r.take(r.g.leave(1, r.at(2902)), 2902) // that was what the others waited for
+	r.send(4000, "a", 3, time.Second)
+	r.send(4001, "c", 3, time.Second)
 	r.take(r.g.flush(r.at(9000)), 9000)
 	r.check(nil, nil)
-	if !slices.ContainsFunc(r.spans, func(s string) bool { return strings.HasPrefix(s, "2002 ") }) {
+	if !slices.ContainsFunc(r.spans, func(s string) bool { return strings.HasPrefix(s, "2902 ") }) {
 		t.Errorf("nothing was shown when the host left: %q", r.spans)
 	}
 }
