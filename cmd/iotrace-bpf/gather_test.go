@@ -93,8 +93,8 @@ func TestGatherLate(t *testing.T) {
 	r.send(2000, "a", 4, time.Second)
 	r.send(3000, "a", 8, time.Second)
 	r.send(4000, "a", 16, time.Second) // b is late: what came before is shown without it
-	r.send(4100, "b", 32, time.Second)
-	r.send(4200, "b", 64, time.Second) // and what waited behind it comes at once
+	r.send(4050, "b", 32, time.Second)
+	r.send(4150, "b", 64, time.Second) // and what waited behind it comes at once
 	r.send(5000, "a", 128, time.Second)
 	r.take(r.g.flush(r.at(5500)), 5500)
 	r.check(nil, []string{"b: an interval came late: it is in the next one"})

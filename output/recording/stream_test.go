@@ -105,7 +105,7 @@ func TestStreamDamaged(t *testing.T) {
 			n++
 		}
 	}
-	for i := range data {
+	for i := 0; i < len(data); i += 5 { // each makes a decoder, which takes time
 		if n, err := read(data[:i]); n == len(want) || err == nil {
 			t.Errorf("cut at %d: %d intervals, %v", i, n, err)
 		}
