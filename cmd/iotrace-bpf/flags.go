@@ -51,6 +51,11 @@ type options struct {
 	accumulate   bool
 	screen       bool // the interactive screen is the output
 
+	// other hosts instead of this one
+	hosts        []string
+	hostsCommand string
+	sshConfig    string
+
 	// what leaves the host
 	exportBy       string
 	exportInterval time.Duration
@@ -134,6 +139,7 @@ func (o *options) traceFlags() *flagSet {
 	f.group("Prometheus", o.prometheusFlags)
 	f.group("Recording", o.recordFlags)
 	f.group("Report", o.reportFlags)
+	f.group("Other hosts", o.hostsFlags)
 	f.group("Names of containers", o.socketFlags, o.projectFlags)
 	f.group("Names of NFS clients", o.dnsFlags)
 	f.group("In a container", o.hostFlags)
@@ -278,7 +284,7 @@ func (o *options) prometheusFlags(fs *pflag.FlagSet) {
 }
 
 func (o *options) recordFlags(fs *pflag.FlagSet) {
-	fs.StringVar(&o.record, "record", "", "write everything to `FILE`, for iotrace-bpf replay")
+	fs.StringVar(&o.record, "record", "", "write everything to `FILE`, for iotrace-bpf replay; - is standard output")
 	fs.Var(size{&o.recordSize, "never"}, "record-size", "begin a new file of the recording after `SIZE`, or never")
 }
 
@@ -472,6 +478,9 @@ func (o *options) checkTogether() error {
 	if err := o.checkFiles(); err != nil {
 		return err
 	}
+	if err := o.checkHosts(); err != nil {
+		return err
+	}
 	var ofServer []string
 	f.VisitAll(func(flag *pflag.Flag) {
 		if strings.HasPrefix(flag.Name, "elasticsearch-") {
@@ -549,5 +558,5 @@ func (o *options) detailed() bool { return o.screen || o.record != "" || o.repor
 // wantsScreen tells whether the interactive screen is the output: on a terminal,
 // for a run without an end, unless something else was asked for.
 func (o *options) wantsScreen(stdout *os.File) bool {
-	return o.output == "" && !o.noScreen && o.count == 0 && o.duration == 0 && terminal.Interactive(os.Stdin, stdout, nil)
+	return o.output == "" && o.record != recordStdout && !o.noScreen && o.count == 0 && o.duration == 0 && terminal.Interactive(os.Stdin, stdout, nil)
 }

@@ -76,8 +76,16 @@ func runReplay(ctx context.Context, args []string, stdout, stderr io.Writer) (er
 		so.Replay, so.Recording = timeline, ""
 		return terminal.RunScreen(ctx, nil, so)
 	}
-	main := opt.printer(stdout)
-	if opt.report != "" && opt.output == "" {
+	if opt.record == recordStdout {
+		if err := notTerminal(stdout); err != nil {
+			return err
+		}
+	}
+	main, err := opt.mainSink(stdout, host)
+	if err != nil {
+		return err
+	}
+	if opt.report != "" && opt.output == "" && opt.record != recordStdout {
 		main = discard{} // the page is the answer
 	}
 	out, err := opt.openSinks(ctx, main, host, origin, log)

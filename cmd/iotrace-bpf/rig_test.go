@@ -256,6 +256,12 @@ func trace(t testing.TB, args ...string) *traced {
 func (r *traced) start(t testing.TB) {
 	t.Helper()
 	r.cmd.Stderr = &r.stderr
+	r.startWith(t)
+}
+
+// startWith is start for a command that has its standard error.
+func (r *traced) startWith(t testing.TB) {
+	t.Helper()
 	stdout, err := r.cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

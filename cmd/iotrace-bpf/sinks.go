@@ -12,6 +12,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/term"
+
 	"github.com/iotrace-bpf/iotrace-bpf/output"
 	"github.com/iotrace-bpf/iotrace-bpf/output/elastic"
 	"github.com/iotrace-bpf/iotrace-bpf/output/file"
@@ -251,7 +253,7 @@ func (o *options) openSinks(ctx context.Context, main sink, host output.Host, or
 		}
 		log.Log(ctx, level, "serving metrics", "address", p.Addr())
 	}
-	if o.record != "" {
+	if o.record != "" && o.record != recordStdout {
 		r, err := recording.Create(o.record, recording.Options{
 			MaxBytes: o.recordSize, Tool: versionText(), Host: host,
 		})
@@ -281,6 +283,29 @@ func (o *options) printer(stdout io.Writer) sink {
 		return ndjson.New(stdout, o.documents())
 	}
 	return terminal.NewTable(stdout, terminal.TableOptions{Group: o.group, Accumulate: o.accumulate, InPlace: o.inPlace})
+}
+
+// recordStdout is the FILE of --record that is standard output.
+const recordStdout = "-"
+
+// mainSink returns the sink of standard output, which a recording has for itself.
+func (o *options) mainSink(stdout io.Writer, host output.Host) (sink, error) {
+	if o.record != recordStdout {
+		return o.printer(stdout), nil
+	}
+	r, err := recording.NewStreamWriter(stdout, recording.Options{Tool: versionText(), Host: host})
+	if err != nil {
+		return nil, err
+	}
+	return streamSink{r}, nil
+}
+
+// notTerminal refuses to write a recording to a terminal.
+func notTerminal(stdout io.Writer) error {
+	if f, ok := stdout.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
+		return usagef("--record - writes a recording to standard output, which is the terminal: redirect it, or name a file")
+	}
+	return nil
 }
 
 // elasticsearchOptions reads the credentials from files or the environment.
@@ -405,6 +430,12 @@ func (s recordingSink) Write(_ *output.Summary, iv *output.Interval) error {
 	return s.Writer.Write(iv)
 }
 
+type streamSink struct{ *recording.StreamWriter }
+
+func (s streamSink) Write(_ *output.Summary, iv *output.Interval) error {
+	return s.StreamWriter.Write(iv)
+}
+
 // reportSink collects intervals and writes the HTML page on Close.
 type reportSink struct {
 	report *report.Report
@@ -435,10 +466,7 @@ func (o *options) reportOptions(group output.GroupOptions, host output.Host, ori
 func commandLine() string {
 	words := []string{"iotrace-bpf"}
 	for _, a := range os.Args[1:] {
-		if strings.ContainsFunc(a, func(r rune) bool { return !strings.ContainsRune(plainWord, r) }) || a == "" {
-			a = "'" + strings.ReplaceAll(a, "'", `'\''`) + "'"
-		}
-		words = append(words, a)
+		words = append(words, shellWord(a))
 	}
 	return strings.Join(words, " ")
 }

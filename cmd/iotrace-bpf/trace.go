@@ -63,6 +63,14 @@ func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		stderr = messages // the screen has the terminal
 	}
 	opt.flags.sayWarnings(stderr)
+	if len(opt.hosts) > 0 {
+		return opt.runHosts(ctx, stdout, stdoutFile, stderr, messages.lines)
+	}
+	if opt.record == recordStdout {
+		if err := notTerminal(stdout); err != nil {
+			return err
+		}
+	}
 	s, err := openSession(ctx, &opt, stderr)
 	if err != nil {
 		return err
@@ -71,7 +79,11 @@ func runTrace(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	if opt.screen {
 		return s.runScreen(ctx, stdoutFile, messages.lines)
 	}
-	return s.runWith(ctx, opt.printer(stdout), nil)
+	main, err := opt.mainSink(stdout, s.host)
+	if err != nil {
+		return err
+	}
+	return s.runWith(ctx, main, nil)
 }
 
 // runWith writes to main and to the other outputs until the end.

@@ -252,6 +252,11 @@ func (r *Reader) header(f *os.File) (Header, error) {
 	case err != nil:
 		return Header{}, err
 	}
+	return r.decodeHeader(f, body, e)
+}
+
+// decodeHeader decodes the first frame, whose content begins at body.
+func (r *Reader) decodeHeader(f io.ReaderAt, body int64, e fileEntry) (Header, error) {
 	if e.Plain > maxHeader {
 		return Header{}, fmt.Errorf("header of %d bytes: %w", e.Plain, ErrCorrupt)
 	}
@@ -490,7 +495,31 @@ func (r *Reader) skip(i int, err error) error {
 // decode reads interval i and learns its names, unless it did so before.
 func (r *Reader) decode(i int) (*wireInterval, error) {
 	e := &r.index[i]
-	plain, err := r.unpack(r.parts[e.part].file, e.off+int64(e.head), e.size, e.plain)
+	w, err := r.decodeFrame(r.parts[e.part].file, e.off+int64(e.head), e)
+	if err != nil {
+		return nil, err
+	}
+	if i == r.at {
+		if err := r.learn(w, e.off-r.index[e.group].off); err != nil {
+			return nil, err
+		}
+		r.at++
+	}
+	return w, nil
+}
+
+// learn adds the names of an interval that begins so many bytes behind its key frame.
+func (r *Reader) learn(w *wireInterval, behind int64) error {
+	err := r.tables.learn(w, behind)
+	if err != nil && !errors.Is(err, ErrCorrupt) {
+		err = fmt.Errorf("%w: %v", ErrCorrupt, err)
+	}
+	return err
+}
+
+// decodeFrame decodes the interval whose content begins at body.
+func (r *Reader) decodeFrame(f io.ReaderAt, body int64, e *fileIndex) (*wireInterval, error) {
+	plain, err := r.unpack(f, body, e.size, e.plain)
 	if err != nil {
 		return nil, err
 	}
@@ -507,14 +536,6 @@ func (r *Reader) decode(i int) (*wireInterval, error) {
 		return nil, fmt.Errorf("%d bytes that become %d: %w", e.size, memory, ErrCorrupt)
 	}
 	r.work.memory += memory
-	if i == r.at {
-		if err := r.tables.learn(&w, e.off-r.index[e.group].off); errors.Is(err, ErrCorrupt) {
-			return nil, err
-		} else if err != nil {
-			return nil, fmt.Errorf("%w: %v", ErrCorrupt, err)
-		}
-		r.at++
-	}
 	return &w, nil
 }
 

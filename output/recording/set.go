@@ -258,11 +258,31 @@ func (s *Set) Next() (*output.Interval, error) {
 
 // join makes one interval of those of a slot.
 func (s *Set) join(i int, parts []part) *output.Interval {
-	out := &output.Interval{Start: time.Unix(0, s.slots[i].start).UTC(), End: time.Unix(0, s.slots[i].end).UTC(), Host: s.Host()}
+	of := make([]Part, 0, len(parts))
+	for _, p := range parts {
+		of = append(of, Part{s.hosts[p.reader], p.iv})
+	}
+	start, end := s.Span(i)
+	return Join(start, end, of, s.many)
+}
+
+// Part is what one host counted.
+type Part struct {
+	Host     output.Host
+	Interval *output.Interval
+}
+
+// Join makes one interval of those of hosts and takes them over. With many, everything in it
+// says of which host it is.
+func Join(start, end time.Time, parts []Part, many bool) *output.Interval {
+	out := &output.Interval{Start: start, End: end}
+	if !many && len(parts) > 0 {
+		out.Host = parts[0].Host
+	}
 	n, events := 0, 0
 	for _, p := range parts {
-		n += len(p.iv.Samples)
-		events += len(p.iv.Events)
+		n += len(p.Interval.Samples)
+		events += len(p.Interval.Events)
 	}
 	if n > 0 {
 		out.Samples = make([]output.Sample, 0, n)
@@ -271,15 +291,15 @@ func (s *Set) join(i int, parts []part) *output.Interval {
 		out.Events = make([]output.Event, 0, events)
 	}
 	for _, p := range parts {
-		if s.many {
-			onHost(p.iv, s.hosts[p.reader])
+		if many {
+			onHost(p.Interval, p.Host)
 		}
-		out.Samples = append(out.Samples, p.iv.Samples...)
-		out.Events = append(out.Events, p.iv.Events...)
-		out.Sources = joinSources(out.Sources, p.iv.Sources)
-		out.Lost.Add(&p.iv.Lost)
-		out.Self.Add(&p.iv.Self)
-		out.Unresolved += p.iv.Unresolved
+		out.Samples = append(out.Samples, p.Interval.Samples...)
+		out.Events = append(out.Events, p.Interval.Events...)
+		out.Sources = joinSources(out.Sources, p.Interval.Sources)
+		out.Lost.Add(&p.Interval.Lost)
+		out.Self.Add(&p.Interval.Self)
+		out.Unresolved += p.Interval.Unresolved
 	}
 	slices.SortStableFunc(out.Events, func(a, b output.Event) int { return a.Time.Compare(b.Time) })
 	return out

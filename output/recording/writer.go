@@ -361,17 +361,7 @@ func (r *Writer) begin() error {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fail(err)
 	}
-	now := time.Now()
-	h := fileHeader{
-		Format: fileFormat, Version: version, Tool: valid(r.opt.Tool),
-		Host: valid(r.opt.Host.Name), HostID: valid(r.opt.Host.ID), Kernel: valid(r.opt.Host.Kernel),
-		Start: now.UnixNano(),
-	}
-	plain, err := r.enc.mode.Marshal(h)
-	if err != nil {
-		return fail(err)
-	}
-	frame, err := r.frame(fileEntry{Kind: kindHeader, Key: true, Start: h.Start, End: h.Start}, plain, 0)
+	frame, err := r.header()
 	if err != nil {
 		return fail(err)
 	}
@@ -386,6 +376,20 @@ func (r *Writer) begin() error {
 	r.stats.Files++
 	r.restart()
 	return nil
+}
+
+// header builds the first frame.
+func (r *Writer) header() ([]byte, error) {
+	h := fileHeader{
+		Format: fileFormat, Version: version, Tool: valid(r.opt.Tool),
+		Host: valid(r.opt.Host.Name), HostID: valid(r.opt.Host.ID), Kernel: valid(r.opt.Host.Kernel),
+		Start: time.Now().UnixNano(),
+	}
+	plain, err := r.enc.mode.Marshal(h)
+	if err != nil {
+		return nil, err
+	}
+	return r.frame(fileEntry{Kind: kindHeader, Key: true, Start: h.Start, End: h.Start}, plain, 0)
 }
 
 // valid cuts text to 1 KiB of UTF-8, for the header: its strings are plain CBOR text.
