@@ -561,7 +561,7 @@ struct journal_client {
  * Each file that is written back changes this, so it is a table of the threads, in sets of
  * two, instead of a hash. What is pushed out of it is the kernel's.
  */
-#define IOT_CLIENT_BITS 10
+#define IOT_WORKER_BITS 10
 
 struct journal_worker {
 	__u32 thread; /* 0: free */
@@ -569,13 +569,13 @@ struct journal_worker {
 	struct journal_client client;
 };
 
-struct journal_worker journal_workers[2 << IOT_CLIENT_BITS];
+struct journal_worker journal_workers[2 << IOT_WORKER_BITS];
 
 static __always_inline struct journal_worker *iot_worker_at(__u32 thread, __u32 way)
 {
-	__u32 slot = iot_hash(thread, IOT_CLIENT_BITS) << 1 | way;
+	__u32 slot = iot_hash(thread, IOT_WORKER_BITS) << 1 | way;
 
-	return &journal_workers[slot & ((2 << IOT_CLIENT_BITS) - 1)];
+	return &journal_workers[slot & ((2 << IOT_WORKER_BITS) - 1)];
 }
 
 /* The place of a kernel thread; NULL where it works for nobody that is known. */
@@ -605,7 +605,7 @@ static __always_inline void iot_works_for(__u32 thread, const struct journal_cli
 	w->thread = thread;
 }
 
-/* The owner of a page of a file that will be written; o stays without one if it has no note and is not cached. */
+/* The owner of a page of a file that will be written; none if it has no note and is not cached. */
 static __always_inline void iot_owner_of_page(struct owner *o, __u64 mapping, __u64 index)
 {
 	__u64 folio;
@@ -643,7 +643,10 @@ static __always_inline int iot_journal_map(struct inode *inode, __u32 block)
 	return 0;
 }
 
-/* Blocks of a transaction are an owner's. Global: the verifier would walk its loops once for each kind of owner. */
+/*
+ * Blocks of a transaction are an owner's. Global: the verifier would look at its loops once
+ * for each kind of owner.
+ */
 __noinline int iot_journal_share(__u32 fsdev, __u32 tid, __u64 cgroup, __u32 pid, __u32 blocks)
 {
 	struct journal *j = iot_journal_made(fsdev, tid);

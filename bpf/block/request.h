@@ -28,8 +28,8 @@ struct block_request {
 #define IOT_NO_LOOP (~0ULL)
 
 /*
- * Finds the owner of the pages of a request; walk is the walk that is the caller's. If it has several, books the request on
- * them, sets o to the one with the longest run and returns false.
+ * Finds the owner of the pages of a request. If it has several, books the request on
+ * them, sets o to the one with the longest run and returns false. walk is one of IOT_WALKS.
  */
 static __always_inline bool iot_request_owner(struct block_request *r, __u32 walk, struct owner *o)
 {
@@ -195,7 +195,7 @@ static __always_inline int iot_issue(struct request *rq, bool typed, __u32 walk)
 	struct block_request r = { .start = IOT_NO_LOOP };
 	struct usage_key *usage = &r.usage;
 	struct flight *f = NULL;
-	__u64 small = 0, id;
+	__u64 small = 0, id, back;
 	const __u64 *word;
 	__u32 state = 0;
 
@@ -207,10 +207,11 @@ static __always_inline int iot_issue(struct request *rq, bool typed, __u32 walk)
 	if (usage->dev >> 20 == IOT_LOOP_MAJOR &&
 	    iot_loop_look((__u64)FIELD(iot_request_disk(rq, typed), private_data), usage->dev))
 		r.start = LOAD(typed, rq, __sector) << 9;
-	if (typed && (!small || with_latency || with_records || has_redundant || requeued))
+	back = requeued; /* once: it may change between a decision and what follows from it */
+	if (typed && (!small || with_latency || with_records || has_redundant || back))
 		rq = (struct request *)iot_untyped(rq);
 	id = (__u64)rq;
-	if (requeued)
+	if (back)
 		f = io_flight(id);
 	if (f && f->state & IOT_BACK) {
 		iot_reissued(f, r.bytes);

@@ -41,8 +41,9 @@ static __always_inline struct flight_set *iot_flight_set(__u64 id)
 #define IOT_FULL (2 * IOT_WAYS)
 
 /*
- * Where the flight of a request is in its set. If it is not there, IOT_WAYS plus a free
- * place, or IOT_FULL. A global function: its callers would be looked at once for each place otherwise.
+ * Where in its set the flight of a request is. If it is not there, IOT_WAYS plus a free
+ * place, or IOT_FULL. A global function: its callers would be looked at once for each
+ * place otherwise.
  */
 __noinline int iot_flight_way(__u64 id)
 {
@@ -90,6 +91,7 @@ static __always_inline struct flight *iot_spilled(__u64 id)
 	return spills ? bpf_map_lookup_elem(&spilled, &id) : NULL;
 }
 
+/* A place in it for the flight of a request; NULL where it is full. */
 static __always_inline struct flight *iot_spill(__u64 id)
 {
 	if (bpf_map_update_elem(&spilled, &id, &no_flight, BPF_NOEXIST))

@@ -20,6 +20,9 @@ const (
 	// one of the first intervals: one alone may have been late.
 	clocksApart    = 5 * time.Second
 	clockIntervals = 3
+	// mostParts is how many intervals of a host one joined interval holds: none can fill the
+	// memory here. The next one waits in its pipe.
+	mostParts = 16
 )
 
 // gathering joins what hosts deliver, by this side's clock. Each interval of a host is in
@@ -43,7 +46,8 @@ type gathered struct {
 	ended   bool      // sends no more
 	silent  bool      // nobody waits for it
 	last    time.Time // it sent something; at first when it was called
-	here    time.Time // when its part of the unfinished interval came; zero: it has none
+	here    time.Time // when its first part of the unfinished interval came; zero: it has none
+	parts   int       // of the unfinished interval
 	missed  bool      // a joined interval went without it
 	late    bool      // that was said
 	checked int       // intervals whose clock was looked at
@@ -75,7 +79,7 @@ func (g *gathering) arrive(i int, host output.Host, iv *output.Interval, now tim
 	h := &g.hosts[i]
 	// The second one of a host begins the next joined interval, unless it had to wait on its
 	// way: then it comes right behind the first.
-	if !h.here.IsZero() && now.Sub(h.here) >= g.interval/2 {
+	if !h.here.IsZero() && (now.Sub(h.here) >= g.interval/2 || h.parts == mostParts) {
 		done = g.flush(now)
 	}
 	g.clock(h, iv, now)
@@ -95,6 +99,7 @@ func (g *gathering) arrive(i int, host output.Host, iv *output.Interval, now tim
 	if h.here.IsZero() {
 		h.here = now
 	}
+	h.parts++
 	if len(g.parts) == 0 {
 		g.first = now
 		if g.end.IsZero() {
@@ -202,7 +207,7 @@ func (g *gathering) flush(now time.Time) *output.Interval {
 	for i := range g.hosts {
 		h := &g.hosts[i]
 		h.missed = h.missed || h.awaited() && h.here.IsZero()
-		h.here = time.Time{}
+		h.here, h.parts = time.Time{}, 0
 	}
 	if !now.After(g.end) { // the clock was set back
 		g.end = now

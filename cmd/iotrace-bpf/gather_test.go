@@ -124,6 +124,21 @@ func TestGatherSilentAndBack(t *testing.T) {
 	})
 }
 
+// TestGatherFlood: a host that sends without end fills no memory, and nothing is left out.
+func TestGatherFlood(t *testing.T) {
+	r := newGatherRig(t, "a", "b")
+	r.send(1000, "a", 1, time.Second)
+	r.send(1010, "b", 2, time.Second)
+	for range 10 * mostParts {
+		r.send(1020, "b", 3, time.Second)
+		if n := len(r.g.parts); n > mostParts {
+			t.Fatalf("%d intervals wait", n)
+		}
+	}
+	r.take(r.g.flush(r.at(1500)), 1500)
+	r.check(nil, nil)
+}
+
 func TestGatherDies(t *testing.T) {
 	r := newGatherRig(t, "a", "b", "c")
 	for i, n := range []string{"a", "b", "c"} {

@@ -25,8 +25,6 @@ import (
 
 const (
 	maxHosts = 256
-	// hostBacklog is how many intervals of a host wait at most: it cannot fill the memory here.
-	hostBacklog = 16
 	// maxHostLine and maxHostLines bound what is shown of a host's standard error.
 	maxHostLine, maxHostLines = 300, 20
 	// lastOfHosts is how long the end waits for the last intervals of hosts.
@@ -145,7 +143,6 @@ type remote struct {
 	name   string
 	cmd    *exec.Cmd
 	stdin  io.Closer
-	room   chan struct{} // has a token for each interval that waits
 	stderr *hostLines
 }
 
@@ -158,7 +155,7 @@ func (o *options) startRemote(i int, arrivals chan<- arrival, gone <-chan struct
 	if o.sshConfig != "" {
 		args = append(args, "-F", o.sshConfig)
 	}
-	r := &remote{name: name, room: make(chan struct{}, hostBacklog), stderr: &hostLines{name: name, log: log}}
+	r := &remote{name: name, stderr: &hostLines{name: name, log: log}}
 	r.cmd = exec.Command("ssh", append(args, "--", name, o.remoteCommand())...)
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	r.cmd.Stderr = r.stderr
@@ -210,11 +207,6 @@ func (r *remote) read(i int, stdout io.Reader, arrivals chan<- arrival, gone <-c
 		}
 		if err != nil {
 			return err
-		}
-		select {
-		case r.room <- struct{}{}:
-		case <-gone:
-			return nil
 		}
 		select {
 		case arrivals <- arrival{host: i, of: in.Header().Host, iv: iv}:
@@ -368,7 +360,6 @@ func (o *options) gather(ctx context.Context, out *sinks, log *slog.Logger) erro
 		select {
 		case a := <-arrivals:
 			if a.iv != nil {
-				<-remotes[a.host].room
 				o.narrow(a.iv)
 				done = g.arrive(a.host, a.of, a.iv, time.Now())
 				break

@@ -282,8 +282,8 @@ func TestHosts(t *testing.T) {
 	}
 }
 
-// TestHostsEnd: the end by Ctrl-C waits for the last bytes; hosts that cannot start are
-// errors of theirs, and of the run when none is left.
+// TestHostsEnd: a run ends after its count or its time; hosts that cannot start are errors of
+// theirs, and of the run when none is left.
 func TestHostsEnd(t *testing.T) {
 	h := newSSHHosts(t, "web1", "web2")
 	for _, c := range []struct {
