@@ -38,6 +38,8 @@ type core struct {
 	seats   seats
 	devices *Devices // of the block source; nil without it
 	byFile  atomic.Bool
+
+	preempting bool // see preempts
 }
 
 func newCore(opt Options) *core {

@@ -309,3 +309,32 @@ func TestReadNamesFirst(t *testing.T) {
 		mu.Unlock()
 	}
 }
+
+// Where the kernel preempts, the thread that reads has a real-time priority, and its own
+// again afterwards; threads that it starts have not.
+func TestUnpreempted(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	scheduling := func() unix.SchedAttr {
+		t.Helper()
+		a, err := unix.SchedGetAttr(0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.Runtime = 0 // the kernel's choice
+		return *a
+	}
+	before := scheduling()
+	for _, preempting := range []bool{false, true} {
+		c := core{preempting: preempting}
+		restore := c.unpreempted()
+		during := scheduling()
+		restore()
+		if real := during.Policy == unix.SCHED_FIFO && during.Flags&unix.SCHED_FLAG_RESET_ON_FORK != 0; real != preempting {
+			t.Errorf("a kernel that preempts %v: while reading %+v", preempting, during)
+		}
+		if after := scheduling(); after != before {
+			t.Errorf("a kernel that preempts %v: %+v afterwards, %+v before", preempting, after, before)
+		}
+	}
+}

@@ -181,6 +181,7 @@ func (t *Tracer) read(last bool) (*Interval, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer t.core.unpreempted()()
 	rows := map[Key]*Row{}
 	row := func(k Key) *Row {
 		r := rows[k]

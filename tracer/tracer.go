@@ -157,6 +157,7 @@ func New(opt Options) (*Tracer, error) {
 			Err:  err,
 		}
 	}
+	c.preempting = l.preempts()
 	t := &Tracer{
 		opt: opt, core: c, sysfs: sysfs, modules: newModuleEvents(),
 		objects: map[string]*object{}, absent: map[string]error{}, waiting: map[string]*prepared{},
