@@ -317,3 +317,62 @@ func TestHostsEnd(t *testing.T) {
 		})
 	}
 }
+
+// TestHostsScreen is the screen over two hosts, until Ctrl-C. The totals on it, what it leaves
+// on the terminal and the report have what the kernel counted, host by host, and no tracer is left.
+func TestHostsScreen(t *testing.T) {
+	names := []string{"web1", "web2"}
+	h := newSSHHosts(t, names...)
+	d := newDisk(t, 64)
+	dir := t.TempDir()
+	page := filepath.Join(dir, "report.html")
+	program := h.command("--hosts", strings.Join(names, ","), "--source", "block", "--by", "host,device", "--filter", "device="+d.name(), "--interval", "1s", "--report", page)
+	// A shell around it, so that the terminal is there after the end. What it runs is in a
+	// job of its own, as at a prompt: Ctrl-C is for that job alone.
+	s := startShell(t, dir, append([]string{"bash", "-mc", `"$@"; echo "ended with $?"; exec cat`, "bash"}, program.Args...)...)
+	defer func() {
+		if t.Failed() {
+			t.Logf("the screen:\n%s", s.screen())
+		}
+	}()
+	for _, n := range names {
+		enginetest.Poll(t, time.Minute, n+" traces", func() bool { _, err := os.Stat(h.file("ready-" + n)); return err == nil })
+	}
+	s.until("LIVE")
+
+	before := d.stat(t)
+	mustRun(t, "dd", "if=/dev/zero", "of="+d.dev, "bs=1M", "count=24", "oflag=direct", "conv=notrunc", "status=none")
+	d.flush(t)
+	if n := d.stat(t).minus(before).writeBytes; n != 24*mib {
+		t.Fatalf("/proc/diskstats has %d bytes", n)
+	}
+	// each tells whether every host has a line with its disk and its bytes.
+	each := func(screen string) bool {
+		found := 0
+		for line := range strings.Lines(screen) {
+			for _, n := range names {
+				if f := strings.Fields(line); len(f) > 1 && f[0] == n && f[1] == d.name() && strings.Contains(line, "24.0Mi") {
+					found++
+				}
+			}
+		}
+		return found == len(names)
+	}
+	s.until("TOTALS of", "a")
+	enginetest.Poll(t, 20*time.Second, "the screen has 24 MiB of each host", func() bool { return each(s.screen()) })
+
+	s.until("ended with 0", "C-c")
+	if left := s.screen(); !each(left) || strings.Contains(left, "q quit") {
+		t.Errorf("what is left on the terminal:\n%s", left)
+	}
+	enginetest.Poll(t, 30*time.Second, "no tracer is left", func() bool { return len(h.tracers("web1"))+len(h.tracers("web2")) == 0 })
+	html, err := os.ReadFile(page)
+	if err != nil || !bytes.Contains(html, []byte("</html>")) {
+		t.Fatalf("the report: %v, %d bytes", err, len(html))
+	}
+	for _, want := range append(names, d.name(), "24.0Mi") {
+		if !bytes.Contains(html, []byte(want)) {
+			t.Errorf("the report has no %q", want)
+		}
+	}
+}
