@@ -1,11 +1,6 @@
 package output
 
 // For the tests in package output_test.
-type SampleKey = sampleKey
-
-var (
-	TruncateCgroup = truncateCgroup
-	KeyOfSample    = keyOfSample
-)
+var TruncateCgroup = truncateCgroup
 
 const MergeMaxEvents = mergeMaxEvents

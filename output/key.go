@@ -558,7 +558,7 @@ func (g *grouper) valueOnHost(s *Sample, k Key, op Op) (text, id string) {
 		if s.Host != (Host{}) {
 			return hostText(&s.Host), hostID(&s.Host)
 		}
-		return hostText(&g.host), g.host.ID
+		return hostText(&g.host), hostID(&g.host)
 	case KeySource:
 		return string(s.Source), string(s.Source)
 	case KeyOp:

@@ -19,14 +19,15 @@ const mergeMaxEvents = 1 << 16
 type Merger struct {
 	every   time.Duration
 	now     *Interval // the unfinished interval, or nil
-	samples map[sampleKey]int
+	samples map[SampleKey]int
 }
 
 // NewMerger returns a Merger for intervals of about the length every.
 func NewMerger(every time.Duration) *Merger { return &Merger{every: every} }
 
-// sampleKey is everything in a sample except amounts and labels.
-type sampleKey struct {
+// SampleKey is everything in a sample except amounts and labels: samples that differ in
+// one of its fields must not be added up.
+type SampleKey struct {
 	host                          Host
 	source                        Source
 	level                         Level
@@ -45,9 +46,10 @@ type sampleKey struct {
 	client                        NFSClient
 }
 
-func keyOfSample(s *Sample) sampleKey {
+// KeyOfSample returns the identity of a sample.
+func KeyOfSample(s *Sample) SampleKey {
 	c := &s.Container
-	return sampleKey{
+	return SampleKey{
 		s.Host, s.Source, s.Level, s.Owner, s.Project, s.ProjectRule, s.Service, s.Unit, s.NamedBy, s.ProjectNamedBy,
 		c.ID, c.Name, c.Runtime, c.Image, c.ImageTag, c.Digest,
 		c.Parent, c.Outer, c.OuterName, s.Pod, s.Cgroup, s.Process, s.Device, s.Mount, s.File, s.NFSClient,
@@ -62,7 +64,7 @@ func (m *Merger) Add(iv *Interval) (done *Interval) {
 	}
 	if m.now == nil {
 		samples := iv.Samples
-		m.now, m.samples = iv, make(map[sampleKey]int, len(samples))
+		m.now, m.samples = iv, make(map[SampleKey]int, len(samples))
 		iv.Samples = make([]Sample, 0, len(samples))
 		m.add(samples)
 		return done
@@ -96,7 +98,7 @@ func (m *Merger) continues(iv *Interval) bool {
 func (m *Merger) add(samples []Sample) {
 	for i := range samples {
 		s := &samples[i]
-		k := keyOfSample(s)
+		k := KeyOfSample(s)
 		at, ok := m.samples[k]
 		if !ok {
 			m.samples[k] = len(m.now.Samples)

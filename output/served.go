@@ -70,7 +70,7 @@ type portion struct {
 }
 
 // recent are bytes by owner, of this period and the one before.
-type recent [2]map[sampleKey]portion
+type recent [2]map[SampleKey]portion
 
 const (
 	// joinPeriod is the length of a period: what a client sent is forgotten after one to two.
@@ -237,16 +237,16 @@ func (r *recent) turn(passed time.Duration) {
 func (r *recent) empty() bool { return len(r[0]) == 0 && len(r[1]) == 0 }
 
 // add adds bytes of an owner. Of very many owners the rest is (other).
-func (r *recent) add(k sampleKey, owner *Sample, bytes uint64) {
+func (r *recent) add(k SampleKey, owner *Sample, bytes uint64) {
 	if bytes == 0 {
 		return
 	}
 	if r[0] == nil {
-		r[0] = map[sampleKey]portion{}
+		r[0] = map[SampleKey]portion{}
 	}
 	if _, known := r[0][k]; !known && len(r[0]) >= joinOwners {
 		owner = &Sample{Owner: OwnerOther, NFSClient: owner.NFSClient}
-		k = keyOfSample(owner)
+		k = KeyOfSample(owner)
 	}
 	p := r[0][k]
 	r[0][k] = portion{owner, p.bytes + bytes}
@@ -278,7 +278,7 @@ func (j *Joiner) sent(s *Sample, h Host) {
 		j.n++
 	}
 	owner := ownerOf(s, h)
-	id := keyOfSample(owner)
+	id := KeyOfSample(owner)
 	f.write.add(id, owner, s.Write.Bytes)
 	f.read.add(id, owner, s.Read.Bytes)
 	for st := range f.stores {
@@ -309,7 +309,7 @@ func (j *Joiner) peek(next *Interval, host func(*Sample) Host) map[string]map[fl
 			later[k.client][k] = f
 		}
 		owner := ownerOf(s, h)
-		id := keyOfSample(owner)
+		id := KeyOfSample(owner)
 		f.write.add(id, owner, s.Write.Bytes)
 		f.read.add(id, owner, s.Read.Bytes)
 	}
@@ -472,7 +472,7 @@ func (j *Joiner) share(k storeKey, n [2]uint64, later map[string]map[flowKey]*fl
 
 // portions returns the bytes of each owner, in a stable order.
 func (r *recent) portions() (list []portion) {
-	all := map[sampleKey]portion{}
+	all := map[SampleKey]portion{}
 	for _, m := range r {
 		for k, p := range m {
 			all[k] = portion{p.owner, all[k].bytes + p.bytes}
@@ -514,7 +514,7 @@ func (s *store) take(n uint64, sent *recent) []portion {
 	if n < total {
 		taken := parts(n, left)
 		for i, p := range left {
-			s.left.remove(keyOfSample(p.owner), taken[i])
+			s.left.remove(KeyOfSample(p.owner), taken[i])
 			left[i].bytes = taken[i]
 		}
 		return left
@@ -532,9 +532,9 @@ func (s *store) take(n uint64, sent *recent) []portion {
 
 // merged adds up the bytes of an owner that is there twice.
 func merged(list []portion) (all []portion) {
-	at := map[sampleKey]int{}
+	at := map[SampleKey]int{}
 	for _, p := range list {
-		k := keyOfSample(p.owner)
+		k := KeyOfSample(p.owner)
 		if i, ok := at[k]; ok {
 			all[i].bytes += p.bytes
 			continue
@@ -546,7 +546,7 @@ func merged(list []portion) (all []portion) {
 }
 
 // remove takes bytes from an owner, the oldest first.
-func (r *recent) remove(k sampleKey, bytes uint64) {
+func (r *recent) remove(k SampleKey, bytes uint64) {
 	for i := len(r) - 1; i >= 0; i-- {
 		p, ok := r[i][k]
 		if !ok {
@@ -604,10 +604,10 @@ func (j *Joiner) divide(list []Sample, s *Sample, h Host, sh *share) []Sample {
 		}
 		return append(list, rest)
 	}
-	byOwner := map[sampleKey]int{}
+	byOwner := map[SampleKey]int{}
 	begin := len(list)
 	of := func(owner *Sample) *Sample {
-		k := keyOfSample(owner)
+		k := KeyOfSample(owner)
 		i, ok := byOwner[k]
 		if !ok {
 			i = len(list)

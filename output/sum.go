@@ -21,14 +21,14 @@ type Sum struct {
 	iv      Interval
 	n       int
 	covered time.Duration
-	index   map[sampleKey]int
+	index   map[SampleKey]int
 }
 
 // Add adds an interval. It does not change iv and keeps of it only strings and label
 // maps.
 func (s *Sum) Add(iv *Interval) {
 	if s.n == 0 {
-		s.index = make(map[sampleKey]int)
+		s.index = make(map[SampleKey]int)
 		s.iv.Start = iv.Start
 	}
 	s.n++
@@ -52,7 +52,7 @@ func (s *Sum) Add(iv *Interval) {
 }
 
 func (s *Sum) sample(o *Sample) {
-	k := keyOfSample(o)
+	k := KeyOfSample(o)
 	if at, ok := s.index[k]; ok {
 		s.iv.Samples[at].add(o)
 		return
@@ -92,7 +92,7 @@ func (s *Sum) shrink() {
 		for i := len(all) / 2; i < len(all); i++ {
 			join(&all[i])
 		}
-		s.iv.Samples, s.index = make([]Sample, 0, len(all)), make(map[sampleKey]int, len(all))
+		s.iv.Samples, s.index = make([]Sample, 0, len(all)), make(map[SampleKey]int, len(all))
 		for i := range all {
 			s.sample(&all[i])
 		}

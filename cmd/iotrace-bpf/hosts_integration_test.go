@@ -370,9 +370,15 @@ func TestHostsScreen(t *testing.T) {
 	if err != nil || !bytes.Contains(html, []byte("</html>")) {
 		t.Fatalf("the report: %v, %d bytes", err, len(html))
 	}
-	for _, want := range append(names, d.name(), "24.0Mi") {
-		if !bytes.Contains(html, []byte(want)) {
-			t.Errorf("the report has no %q", want)
+	for _, n := range names {
+		row, of := "", fmt.Sprintf("<bdi>%s, %s</bdi>", n, d.name())
+		for line := range strings.Lines(string(html)) {
+			if strings.Contains(line, of) && strings.Contains(strings.ReplaceAll(line, "\u00a0", " "), "24.0 MiB") {
+				row = line
+			}
+		}
+		if row == "" {
+			t.Errorf("the report has no row of 24.0 MiB for %s", n)
 		}
 	}
 }

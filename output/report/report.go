@@ -69,7 +69,7 @@ type Report struct {
 	per  int // intervals in a full bin
 
 	// What was added since the last flush, one sample per identity.
-	merged  map[ident]*output.Sample
+	merged  map[output.SampleKey]*output.Sample
 	passing *output.Summary // empty; used to filter single requests
 	process bool            // processes were recorded
 	last    time.Time
@@ -80,6 +80,7 @@ type Report struct {
 	covered    time.Duration // sum of the intervals' lengths
 	gap        time.Duration // between start and end, but not in any interval
 	filtered   output.Usage
+	host       output.Host // of merged samples that do not say it
 	hosts      []output.Host
 	moreHosts  bool
 	status     []sourceStatus
@@ -144,22 +145,6 @@ type group struct {
 	groups  int
 }
 
-// ident is the identity of a sample without labels, which follow from the id of
-// the container.
-type ident struct {
-	source                                output.Source
-	level                                 output.Level
-	owner                                 output.OwnerKind
-	project, rule, service, unit          string
-	by, projectBy, digest                 string
-	id, name, runtime, image, tag, parent string
-	pod                                   output.Pod
-	cgroup                                output.Cgroup
-	process                               output.Process
-	device                                output.Device
-	mount                                 output.Mount
-}
-
 // New returns an empty report.
 func New(opt Options) *Report {
 	if len(opt.By) == 0 {
@@ -180,7 +165,7 @@ func New(opt Options) *Report {
 	}
 	r := &Report{
 		opt: opt, per: 1,
-		merged:    map[ident]*output.Sample{},
+		merged:    map[output.SampleKey]*output.Sample{},
 		actions:   map[string]int{},
 		sourceUse: map[output.Source]*sourceSeries{},
 	}
@@ -239,6 +224,10 @@ func (r *Report) Add(iv *output.Interval) {
 	r.bin(start, end, length, gap > max(5*time.Second, 3*length))
 
 	r.addMeta(iv)
+	if iv.Host != r.host {
+		r.flush()
+		r.host = iv.Host
+	}
 	for i := range iv.Samples {
 		r.merge(&iv.Samples[i])
 	}
@@ -365,15 +354,7 @@ func (r *Report) merge(s *output.Sample) {
 	if s.Level == output.LevelApp {
 		return // reads and writes of the page cache are not the load of the storage
 	}
-	c := &s.Container
-	k := ident{
-		source: s.Source, level: s.Level, owner: s.Owner,
-		by: s.NamedBy, projectBy: s.ProjectNamedBy, digest: c.Digest,
-		project: s.Project, rule: s.ProjectRule, service: s.Service, unit: s.Unit,
-		id: c.ID, name: c.Name, runtime: c.Runtime, image: c.Image, tag: c.ImageTag, parent: c.Parent,
-		pod: s.Pod, cgroup: s.Cgroup, device: s.Device, mount: s.Mount,
-	}
-	k.process = s.Process
+	k := output.KeyOfSample(s)
 	r.process = r.process || s.Process != output.Process{}
 	m := r.merged[k]
 	if m == nil {
@@ -381,7 +362,6 @@ func (r *Report) merge(s *output.Sample) {
 		*m = *s
 		m.Read, m.Write, m.Discard, m.Flush, m.Metadata = output.Amount{}, output.Amount{}, output.Amount{}, output.Amount{}, output.Amount{}
 		m.MetaReadBytes, m.MetaWriteBytes, m.Retransmits, m.Basis = 0, 0, 0, output.BasisBytes{}
-		m.Process = k.process
 		r.merged[k] = m
 	}
 	for _, op := range output.Ops {
@@ -422,10 +402,7 @@ func (r *Report) flush() {
 	if len(r.merged) == 0 {
 		return
 	}
-	iv := &output.Interval{Samples: make([]output.Sample, 0, len(r.merged))}
-	if len(r.hosts) > 0 { // of samples that do not say it
-		iv.Host = r.hosts[len(r.hosts)-1]
-	}
+	iv := &output.Interval{Host: r.host, Samples: make([]output.Sample, 0, len(r.merged))}
 	for _, s := range r.merged {
 		iv.Samples = append(iv.Samples, *s)
 	}

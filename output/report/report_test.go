@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"math/rand/v2"
 	"os"
@@ -852,5 +853,58 @@ func TestReportHeadlines(t *testing.T) {
 	}
 	if p := string(bytesOf(t, New(Options{}))); strings.Contains(p, `id="servers"`) || strings.Contains(p, "By process") {
 		t.Error("an empty page has tables")
+	}
+}
+
+// TestReportKeepsApart: what differs in one thing alone, host, file or NFS client, has a row
+// and bytes of its own, and so has what was counted before the recording is another host's.
+func TestReportKeepsApart(t *testing.T) {
+	sample := func(n uint64) output.Sample {
+		return output.Sample{Source: output.SourceBlock, Level: output.LevelWire, Owner: output.OwnerKernel, Device: output.Device{ID: "8:0", Name: "sda"},
+			Write: output.Amount{Bytes: n << 20, Ops: n}}
+	}
+	start := time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	interval := func(i int, host output.Host, samples ...output.Sample) *output.Interval {
+		return &output.Interval{Host: host, Start: start.Add(time.Duration(i) * time.Second), End: start.Add(time.Duration(i+1) * time.Second), Samples: samples}
+	}
+	a, b := sample(11), sample(5)
+	for _, c := range []struct {
+		name string
+		by   output.Key
+		make func() []*output.Interval
+	}{
+		{"hosts of one interval", output.KeyHost, func() []*output.Interval {
+			a.Host, b.Host = output.Host{Name: "web1"}, output.Host{Name: "web2"}
+			return []*output.Interval{interval(0, output.Host{}, a, b)}
+		}},
+		{"hosts one after the other", output.KeyHost, func() []*output.Interval {
+			one, two := output.Host{Name: "web1"}, output.Host{Name: "web2"}
+			return []*output.Interval{interval(0, one, sample(6)), interval(1, two, sample(5)), interval(2, one, sample(5))}
+		}},
+		{"files", output.KeyFile, func() []*output.Interval {
+			a.File, b.File = output.File{Kind: output.FileRegular, Path: "/web1"}, output.File{Kind: output.FileRegular, Path: "/web2"}
+			return []*output.Interval{interval(0, output.Host{}, a, b)}
+		}},
+		{"clients", output.KeyNFSClient, func() []*output.Interval {
+			a.Source, b.Source, a.Owner, b.Owner = output.SourceNFSD, output.SourceNFSD, output.OwnerNFSClient, output.OwnerNFSClient
+			a.NFSClient, b.NFSClient = output.NFSClient{Address: "10.0.0.1", Name: "web1"}, output.NFSClient{Address: "10.0.0.2", Name: "web2"}
+			return []*output.Interval{interval(0, output.Host{}, a, b)}
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a, b = sample(11), sample(5)
+			r := New(Options{By: []output.Key{c.by}})
+			for _, iv := range c.make() {
+				r.Add(iv)
+			}
+			r.flush()
+			got := map[string]uint64{}
+			for _, g := range r.views[0].groups {
+				got[regexp.MustCompile("web[12]").FindString(g.text)] += g.usage.Write.Bytes >> 20
+			}
+			if want := map[string]uint64{"web1": 11, "web2": 5}; !maps.Equal(got, want) {
+				t.Errorf("rows %v, want %v", got, want)
+			}
+		})
 	}
 }
