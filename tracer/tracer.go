@@ -158,6 +158,7 @@ func New(opt Options) (*Tracer, error) {
 		}
 	}
 	c.preempting = l.preempts()
+	c.allowRealTime()
 	t := &Tracer{
 		opt: opt, core: c, sysfs: sysfs, modules: newModuleEvents(),
 		objects: map[string]*object{}, absent: map[string]error{}, waiting: map[string]*prepared{},
