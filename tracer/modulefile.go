@@ -153,12 +153,12 @@ const typesDir = sysfs + "/kernel/btf"
 func (c *loader) moduleTypes(future bool, modules ...string) ([]*btf.Spec, typesSum, error) {
 	var specs []*btf.Spec
 	sums := typesSum{}
-	for _, m := range modules {
+	for i, m := range modules {
 		raw, err := os.ReadFile(filepath.Join(typesDir, m))
 		if errors.Is(err, fs.ErrNotExist) && future && !isDir(filepath.Join(sysfs, "module", m)) {
 			raw, err = futureTypes(m)
 		}
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, fs.ErrNotExist) || i > 0 && errors.Is(err, errNoModule) { // older kernels do without it
 			continue
 		}
 		if err != nil {
@@ -180,13 +180,16 @@ func isDir(name string) bool {
 }
 
 // futureTypes returns the type information of a module that is not loaded. The
-// error wraps fs.ErrNotExist where its file has none.
+// error wraps fs.ErrNotExist where its file has none, and errNoModule where there is no file.
 func futureTypes(module string) ([]byte, error) {
 	tree, err := moduleTree()
 	if err != nil {
 		return nil, err
 	}
 	file, err := moduleFile(tree, module)
+	if errors.Is(err, errNoModule) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%v", err) // without fs.ErrNotExist: that would mean a file without types
 	}

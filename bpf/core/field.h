@@ -45,6 +45,47 @@ static __always_inline __u32 iot_u32_at(__u64 addr)
 	return word;
 }
 
+/*
+ * Plain loads of what has an address and no type, for what every request needs: the helper
+ * that reads memory takes ten times as long. To the verifier each is of the first field of
+ * a struct of vmlinux, any whose first field is a number of 64 bits, so it takes what was
+ * loaded for a number. That costs it a microsecond or two at the start, for each way to the
+ * load. What cannot be read is 0 either way.
+ */
+struct timespec64 {
+	__s64 tv_sec;
+};
+
+#define HOT_AT(type, addr)                                                                      \
+	({                                                                                      \
+		__u64 __at = (__u64)(addr);                                                     \
+		type __value = {};                                                              \
+		if (CAN_CAST) {                                                                 \
+			__value = *(type *)CAST(struct timespec64, __at);                       \
+			barrier_var(__value); /* else clang merges it with a load from a map */ \
+		} else {                                                                        \
+			bpf_probe_read_kernel(&__value, sizeof(__value), (void *)__at);         \
+		}                                                                               \
+		__value;                                                                        \
+	})
+
+/* One field of at most 64 bits: as FIELD. */
+#define HOT(ptr, field)                                                                                \
+	({                                                                                             \
+		typeof(ptr) __from = (ptr);                                                            \
+		HOT_AT(__typeof_unqual__(__from->field), (__u64)__from + bpf_core_field_offset(__from->field)); \
+	})
+
+static __always_inline __u64 iot_hot_word(__u64 addr)
+{
+	return HOT_AT(__u64, addr);
+}
+
+static __always_inline __u32 iot_hot_u32(__u64 addr)
+{
+	return HOT_AT(__u32, addr);
+}
+
 /* A pointer without its type, for global functions and plain arithmetic. */
 static __always_inline __u64 iot_untyped(const void *ptr)
 {

@@ -105,17 +105,17 @@ static __always_inline bool iot_fuse_failed(__u8 op, __s32 error)
 	return false;
 }
 
-#define IOT_FUSE_FLAGS(req) iot_word_at((req) + layout.req_flags)
-#define IOT_FUSE_ARGS(req) iot_word_at((req) + layout.req_args)
+#define IOT_FUSE_FLAGS(req) iot_hot_word((req) + layout.req_flags)
+#define IOT_FUSE_ARGS(req) iot_hot_word((req) + layout.req_args)
 
 static __always_inline __u32 iot_fuse_dev(__u64 req)
 {
-	return iot_u32_at(iot_word_at(iot_word_at(req + layout.req_link) + layout.link_conn) + layout.conn_dev);
+	return iot_hot_u32(iot_hot_word(iot_hot_word(req + layout.req_link) + layout.link_conn) + layout.conn_dev);
 }
 
 static __always_inline __u32 iot_fuse_mount_dev(__u64 mount)
 {
-	return iot_u32_at(iot_word_at(mount + layout.mount_conn) + layout.mount_dev);
+	return iot_hot_u32(iot_hot_word(mount + layout.mount_conn) + layout.mount_dev);
 }
 
 /* An assumed layout leads from the mount to a superblock: a wrong one does not find FUSE's. */
@@ -125,7 +125,7 @@ static __always_inline bool iot_fuse_layout_holds(__u64 mount)
 
 	if (!layout_assumed)
 		return true;
-	sb = (void *)iot_word_at(mount + layout.mount_conn);
+	sb = (void *)iot_hot_word(mount + layout.mount_conn);
 	return FIELD(sb, s_magic) == IOT_FUSE_SUPER_MAGIC;
 }
 
@@ -134,20 +134,20 @@ static __always_inline __u64 iot_fuse_done(__u64 args, __u32 opcode)
 {
 	switch (opcode) {
 	case IOT_FUSE_READ:
-		return iot_u32_at(args + layout.out_size);
+		return iot_hot_u32(args + layout.out_size);
 	case IOT_FUSE_WRITE:
 	case IOT_FUSE_COPY_FILE_RANGE:
-		return iot_u32_at(iot_word_at(args + layout.out_value));
+		return iot_hot_u32(iot_hot_word(args + layout.out_value));
 	case IOT_FUSE_COPY_FILE_RANGE_64:
-		return iot_word_at(iot_word_at(args + layout.out_value));
+		return iot_hot_word(iot_hot_word(args + layout.out_value));
 	}
 	return 0;
 }
 
 static __always_inline __u64 iot_fuse_first_folio(__u64 args)
 {
-	__u64 pages = layout.pages ? iot_word_at(args + layout.pages) : 0;
-	__u64 page = pages ? iot_word_at(pages) : 0;
+	__u64 pages = layout.pages ? iot_hot_word(args + layout.pages) : 0;
+	__u64 page = pages ? iot_hot_word(pages) : 0;
 
 	return page ? (__u64)iot_folio((void *)page) : 0;
 }
@@ -165,13 +165,13 @@ static __always_inline struct inode *iot_fuse_inode(__u64 args)
 		mapping = iot_folio_mapping((void *)folio);
 	if (iot_mapping_is_file(mapping))
 		return iot_mapping_inode(mapping);
-	return layout.inode ? (void *)iot_word_at(args + layout.inode) : NULL;
+	return layout.inode ? (void *)iot_hot_word(args + layout.inode) : NULL;
 }
 
 /* The first field of fuse_args, before the opcode: the daemon's number of the file. */
 static __always_inline __u64 iot_fuse_node(__u64 args)
 {
-	return iot_word_at(args + layout.opcode - sizeof(__u64));
+	return iot_hot_word(args + layout.opcode - sizeof(__u64));
 }
 
 #endif

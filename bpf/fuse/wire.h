@@ -103,12 +103,12 @@ __noinline __u32 iot_fuse_file(__u64 args)
 	struct kiocb *iocb;
 
 	at = inode + bpf_core_type_size(struct inode);
-	if (!inode || iot_word_at(at) != iot_fuse_node(args)) {
-		io = layout.io ? iot_word_at(args + layout.io) : 0;
-		iocb = io ? (void *)iot_word_at(io + layout.io_iocb) : NULL;
+	if (!inode || iot_hot_word(at) != iot_fuse_node(args)) {
+		io = layout.io ? iot_hot_word(args + layout.io) : 0;
+		iocb = io ? (void *)iot_hot_word(io + layout.io_iocb) : NULL;
 		inode = iocb ? (__u64)BPF_CORE_READ(iocb, ki_filp, f_inode) : 0;
 		at = inode + bpf_core_type_size(struct inode);
-		if (!inode || iot_word_at(at) != iot_fuse_node(args))
+		if (!inode || iot_hot_word(at) != iot_fuse_node(args))
 			return 0;
 	}
 	return iot_file_of(inode, at, 1, iot_file_more(at, 1));
@@ -117,8 +117,8 @@ __noinline __u32 iot_fuse_file(__u64 args)
 /* Stores a request and its owner. */
 __noinline int iot_fuse_begin(__u64 id, __u64 args, __u32 dev, __u32 how)
 {
-	__u32 opcode = iot_u32_at(args + layout.opcode);
-	__u64 in_value = iot_word_at(args + layout.in_value), owner = 0, inode;
+	__u32 opcode = iot_hot_u32(args + layout.opcode);
+	__u64 in_value = iot_hot_word(args + layout.in_value), owner = 0, inode;
 	struct usage_key usage = { .source = IOT_FUSE, .op = iot_fuse_op(opcode), .dev = dev };
 	bool data = opcode == IOT_FUSE_READ || opcode == IOT_FUSE_WRITE, writeback;
 	struct fuse_io_in in = {};
@@ -187,12 +187,12 @@ static __always_inline int iot_fuse_call(__u64 mount, __u64 args, __u32 how)
 static __always_inline __u64 iot_fuse_done_of(const struct flight *f, __u64 args, __u32 opcode)
 {
 	bool data = opcode == IOT_FUSE_READ || opcode == IOT_FUSE_WRITE;
-	__u64 in = iot_word_at(args + layout.in_value), bytes;
+	__u64 in = iot_hot_word(args + layout.in_value), bytes;
 
 	if (!data)
 		return iot_fuse_done(args, opcode);
-	if (in != f->word || iot_u32_at(args + layout.opcode) != opcode ||
-	    iot_word_at(in + offsetof(struct fuse_io_in, offset)) != f->offset)
+	if (in != f->word || iot_hot_u32(args + layout.opcode) != opcode ||
+	    iot_hot_word(in + offsetof(struct fuse_io_in, offset)) != f->offset)
 		return f->bytes;
 	bytes = iot_fuse_done(args, opcode);
 	if (opcode == IOT_FUSE_WRITE && !bytes)
@@ -206,9 +206,9 @@ static __always_inline __u64 iot_fuse_done_of(const struct flight *f, __u64 args
  */
 static __always_inline void iot_fuse_book_async(struct usage_key usage, __u64 args, __u64 bytes)
 {
-	__u64 io = layout.io ? iot_word_at(args + layout.io) : 0;
+	__u64 io = layout.io ? iot_hot_word(args + layout.io) : 0;
 
-	if (!io || !(iot_u32_at(io + layout.io_async) & 0xff) || (iot_u32_at(io + layout.io_blocking) & 0xff))
+	if (!io || !(iot_hot_u32(io + layout.io_async) & 0xff) || (iot_hot_u32(io + layout.io_blocking) & 0xff))
 		return;
 	usage.flags = IOT_APP;
 	iot_account(&usage, bytes, 0);
@@ -256,7 +256,7 @@ __noinline int iot_fuse_finish(__u64 id, __u64 args, __s32 error)
  */
 static __always_inline bool iot_fuse_is_old(__u64 req)
 {
-	return layout.req_created && iot_word_at(req + layout.req_created) <= first_sent;
+	return layout.req_created && iot_hot_word(req + layout.req_created) <= first_sent;
 }
 
 /*
@@ -265,12 +265,12 @@ static __always_inline bool iot_fuse_is_old(__u64 req)
  */
 __noinline int iot_fuse_book_late(__u64 args, __u32 dev, __s32 error)
 {
-	__u32 opcode = iot_u32_at(args + layout.opcode);
+	__u32 opcode = iot_hot_u32(args + layout.opcode);
 	struct usage_key usage = { .source = IOT_FUSE, .op = iot_fuse_op(opcode), .dev = dev };
-	__u64 in = iot_word_at(args + layout.in_value);
+	__u64 in = iot_hot_word(args + layout.in_value);
 
 	if (opcode != IOT_FUSE_WRITE ||
-	    !(iot_u32_at(in + offsetof(struct fuse_io_in, flags)) & IOT_FUSE_WRITE_CACHE))
+	    !(iot_hot_u32(in + offsetof(struct fuse_io_in, flags)) & IOT_FUSE_WRITE_CACHE))
 		iot_own(&usage, iot_fuse_owner(&usage, args, false), 0);
 	iot_account(&usage, error ? 0 : iot_fuse_done(args, opcode), 1);
 	if (iot_fuse_failed(usage.op, error)) {
@@ -284,7 +284,7 @@ __noinline int iot_fuse_book_late(__u64 args, __u32 dev, __s32 error)
 static __always_inline int iot_fuse_end(__u64 req, __u64 id)
 {
 	__u64 args = IOT_FUSE_ARGS(req);
-	__s32 error = iot_u32_at(req + layout.req_error);
+	__s32 error = iot_hot_u32(req + layout.req_error);
 
 	if (!iot_fuse_finish(id, args, error) || !first_sent)
 		return 0;
@@ -298,7 +298,7 @@ static __always_inline int iot_fuse_end_call(__u64 req, __u64 id)
 {
 	if (IOT_FUSE_FLAGS(req) & layout.finished)
 		return 0;
-	if (!iot_fuse_layout_holds(iot_word_at(req + layout.req_link)))
+	if (!iot_fuse_layout_holds(iot_hot_word(req + layout.req_link)))
 		return 0;
 	iot_fuse_end(req, id);
 	return 0;
@@ -310,7 +310,7 @@ static __always_inline int iot_fuse_send_redundant(__u64 req)
 	struct flight *f = io_flight(iot_fuse_id(req));
 
 	/* One with other arguments never ended: its sender was killed before the daemon took it. */
-	if (f && !(f->state & IOT_SUBMITTED) && f->word == iot_word_at(IOT_FUSE_ARGS(req) + layout.in_value))
+	if (f && !(f->state & IOT_SUBMITTED) && f->word == iot_hot_word(IOT_FUSE_ARGS(req) + layout.in_value))
 		return 0;
 	iot_covered();
 	return iot_fuse_send(req);
@@ -322,7 +322,7 @@ static __always_inline int iot_fuse_end_redundant(__u64 req)
 
 	if (io_flight(id)) {
 		iot_covered();
-		iot_fuse_finish(id, IOT_FUSE_ARGS(req), iot_u32_at(req + layout.req_error));
+		iot_fuse_finish(id, IOT_FUSE_ARGS(req), iot_hot_u32(req + layout.req_error));
 	}
 	return 0;
 }

@@ -39,7 +39,7 @@ static __always_inline bool iot_is_data_by_name(struct rpc_task *task)
 {
 	__u64 name = 0;
 
-	bpf_probe_read_kernel_str(&name, sizeof(name), BPF_CORE_READ(task, tk_msg.rpc_proc, p_name));
+	bpf_probe_read_kernel_str(&name, sizeof(name), HOT(HOT(task, tk_msg.rpc_proc), p_name));
 	return name == IOT_NAME('R', 'E', 'A', 'D', 0, 0, 0) || name == IOT_NAME('W', 'R', 'I', 'T', 'E', 0, 0) ||
 	       name == IOT_NAME('C', 'O', 'M', 'M', 'I', 'T', 0) || name == IOT_NAME('R', 'E', 'A', 'D', '_', 'P', 'L');
 }
@@ -56,7 +56,7 @@ static __always_inline bool iot_is_data(struct rpc_task *task, const struct flig
 
 static __always_inline struct flight *iot_rpc_flight(struct rpc_task *task)
 {
-	return io_flight((__u64)FIELD(task, tk_calldata));
+	return io_flight((__u64)HOT(task, tk_calldata));
 }
 
 static __always_inline int iot_rpc_begin(struct rpc_task *task)
@@ -64,7 +64,7 @@ static __always_inline int iot_rpc_begin(struct rpc_task *task)
 	struct writer w = {};
 	__u64 key = (__u64)task;
 
-	if (!(FIELD(task, tk_flags) & IOT_RPC_ASYNC) || BPF_CORE_READ(task, tk_client, cl_prog) != IOT_NFS_PROGRAM ||
+	if (!(HOT(task, tk_flags) & IOT_RPC_ASYNC) || HOT(HOT(task, tk_client), cl_prog) != IOT_NFS_PROGRAM ||
 	    iot_is_data(task, iot_rpc_flight(task)))
 		return 0;
 	if (!iot_current_writer(&w))
@@ -79,7 +79,7 @@ static __always_inline void iot_rpc_owner(struct usage_key *usage, struct rpc_ta
 	struct writer now = {}, *w = &now;
 	__u64 key = (__u64)task;
 
-	if (FIELD(task, tk_flags) & IOT_RPC_ASYNC) {
+	if (HOT(task, tk_flags) & IOT_RPC_ASYNC) {
 		w = bpf_map_lookup_elem(&starters, &key);
 		if (!w)
 			return;
@@ -99,13 +99,13 @@ __noinline int iot_rpc_done(__u64 task_addr, __u64 ns)
 {
 	struct rpc_task *task = (void *)task_addr;
 	struct usage_key usage = { .source = IOT_NFS, .op = IOT_META_OP };
-	__u64 client = (__u64)FIELD(task, tk_client);
-	int again = BPF_CORE_READ(task, tk_rqstp, rq_ntrans) - 1;
+	__u64 client = (__u64)HOT(task, tk_client);
+	int again = HOT(HOT(task, tk_rqstp), rq_ntrans) - 1;
 	struct flight *f;
 	__u32 *dev;
 	bool data;
 
-	if (FIELD((struct rpc_clnt *)client, cl_prog) != IOT_NFS_PROGRAM)
+	if (HOT((struct rpc_clnt *)client, cl_prog) != IOT_NFS_PROGRAM)
 		return 0;
 	f = iot_rpc_flight(task);
 	if (f)
@@ -129,7 +129,7 @@ __noinline int iot_rpc_done(__u64 task_addr, __u64 ns)
 		iot_latency(&usage, ns);
 		if (with_records)
 			iot_record(&usage, bpf_ktime_get_ns() - ns, ns, 0, 0);
-		if (FIELD(task, tk_status) < 0) {
+		if (HOT(task, tk_status) < 0) {
 			usage.flags = IOT_ERROR;
 			iot_account(&usage, 0, 1);
 			usage.flags = 0;
@@ -137,7 +137,7 @@ __noinline int iot_rpc_done(__u64 task_addr, __u64 ns)
 	}
 	if (again > 0) {
 		usage.op = IOT_RETRANSMIT;
-		iot_account(&usage, (__u64)again * BPF_CORE_READ(task, tk_rqstp, rq_snd_buf.len), again);
+		iot_account(&usage, (__u64)again * HOT(HOT(task, tk_rqstp), rq_snd_buf.len), again);
 	}
 	return 0;
 }
@@ -151,12 +151,12 @@ __noinline int iot_learn_source(__u64 client, __u32 dev)
 
 	if (!bpf_core_field_exists(clnt->cl_xprt))
 		return 0;
-	sk = (void *)iot_xprt_sock(FIELD(clnt, cl_xprt));
+	sk = (void *)iot_xprt_sock(HOT(clnt, cl_xprt));
 	if (!sk)
 		return 0;
-	now.family = FIELD(sk, __sk_common.skc_family);
+	now.family = HOT(sk, __sk_common.skc_family);
 	if (now.family == IOT_AF_INET)
-		now.address.word[0] = FIELD(sk, __sk_common.skc_rcv_saddr);
+		now.address.word[0] = HOT(sk, __sk_common.skc_rcv_saddr);
 	else if (now.family == IOT_AF_INET6 && bpf_core_field_exists(sk->__sk_common.skc_v6_rcv_saddr))
 		bpf_probe_read_kernel(&now.address, sizeof(now.address), &sk->__sk_common.skc_v6_rcv_saddr);
 	if (!now.address.word[0] && !now.address.word[1])
@@ -171,10 +171,10 @@ __noinline int iot_learn_source(__u64 client, __u32 dev)
 /* A reply had attributes of inode: its device is that of the RPC client. */
 static __always_inline int iot_learn(struct inode *inode)
 {
-	struct super_block *sb = FIELD(inode, i_sb);
-	struct nfs_server *server = FIELD(sb, s_fs_info);
-	__u64 client = (__u64)FIELD(server, client);
-	__u32 dev = FIELD(sb, s_dev), *known;
+	struct super_block *sb = HOT(inode, i_sb);
+	struct nfs_server *server = HOT(sb, s_fs_info);
+	__u64 client = (__u64)HOT(server, client);
+	__u32 dev = HOT(sb, s_dev), *known;
 
 	known = bpf_map_lookup_elem(&clients, &client);
 	if (!known || *known != dev)

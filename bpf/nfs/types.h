@@ -130,13 +130,13 @@ struct rpc_task {
 static __always_inline __u64 iot_xprt_sock(struct rpc_xprt *xprt)
 {
 	struct sock_xprt *transport = (void *)xprt;
-	int protocol = FIELD(xprt, prot);
+	int protocol = HOT(xprt, prot);
 
 	if (protocol != IOT_IPPROTO_TCP && protocol != IOT_IPPROTO_UDP)
 		return 0;
 	if (bpf_core_field_exists(transport->inet))
-		return (__u64)FIELD(transport, inet);
-	return iot_word_at((__u64)xprt + bpf_core_type_size(struct rpc_xprt) + sizeof(void *));
+		return (__u64)HOT(transport, inet);
+	return iot_hot_word((__u64)xprt + bpf_core_type_size(struct rpc_xprt) + sizeof(void *));
 }
 
 #define IOT_NFS_PROGRAM 100003 /* ONC RPC program number of NFS, all versions (RFC 1813, 7530) */

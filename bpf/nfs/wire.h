@@ -48,7 +48,7 @@ static __always_inline int iot_meet(void)
 
 	if (!iot_current_writer(&now))
 		return 0;
-	files = (__u64)FIELD(task, files);
+	files = (__u64)HOT(task, files);
 	known = bpf_map_lookup_elem(&writers, &files);
 	if (!known || known->owner != now.owner || known->pid != now.pid)
 		bpf_map_update_elem(&writers, &files, &now, BPF_ANY);
@@ -63,12 +63,12 @@ static __always_inline int iot_meet(void)
 static __always_inline bool iot_owner_from_lock(struct owner *o, struct nfs_lock_context *lock)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
-	__u64 files = (__u64)FIELD(lock, lockowner);
+	__u64 files = (__u64)HOT(lock, lockowner);
 	struct writer now = {}, *w = &now;
 
 	if (!files)
 		return false;
-	if ((__u64)FIELD(task, files) != files || !iot_current_writer(&now)) {
+	if ((__u64)HOT(task, files) != files || !iot_current_writer(&now)) {
 		w = bpf_map_lookup_elem(&writers, &files);
 		if (!w)
 			return false;
@@ -102,7 +102,7 @@ __noinline __u32 iot_nfs_file(__u64 inode, __u64 fh)
 	__u32 words = 0;
 
 	if (fh && inode - fh < IOT_NFS_INODE_BYTES) {
-		words = (FIELD((struct nfs_fh *)fh, size) + sizeof(__u16) + sizeof(__u64) - 1) / sizeof(__u64);
+		words = (HOT((struct nfs_fh *)fh, size) + sizeof(__u16) + sizeof(__u64) - 1) / sizeof(__u64);
 		if (words > IOT_FILE_WORDS)
 			words = IOT_FILE_WORDS;
 	}
@@ -110,7 +110,7 @@ __noinline __u32 iot_nfs_file(__u64 inode, __u64 fh)
 }
 
 /* The handle is not to be had where there are no types of modules: then 0. */
-#define IOT_NFS_FH(addr) (bpf_core_field_exists((addr)->args.fh) ? (__u64)FIELD(addr, args.fh) : 0)
+#define IOT_NFS_FH(addr) (bpf_core_field_exists((addr)->args.fh) ? (__u64)HOT(addr, args.fh) : 0)
 
 /* One WRITE while its pages are walked. */
 struct nfs_walk {
@@ -198,21 +198,21 @@ __noinline int iot_walk_write(__u64 hdr_addr, __u32 walker)
 	struct nfs_walk *w = bpf_map_lookup_elem(&walks, &walker);
 	struct nfs_pgio_header *hdr = (void *)hdr_addr;
 	struct usage_key usage = { .source = IOT_NFS, .op = IOT_WRITE };
-	__u32 bytes = FIELD(hdr, args.count);
-	__u64 req = (__u64)FIELD(hdr, pages.next), start = FIELD(hdr, io_start);
+	__u32 bytes = HOT(hdr, args.count);
+	__u64 req = (__u64)HOT(hdr, pages.next), start = HOT(hdr, io_start);
 	struct flight *f;
 	int i;
 
 	if (!w)
 		return 0;
-	usage.dev = iot_inode_dev(FIELD(hdr, inode));
+	usage.dev = iot_inode_dev(HOT(hdr, inode));
 	if (iot_files_on())
-		usage.fsdev = iot_nfs_file((__u64)FIELD(hdr, inode), IOT_NFS_FH(hdr));
+		usage.fsdev = iot_nfs_file((__u64)HOT(hdr, inode), IOT_NFS_FH(hdr));
 	iot_run_begin(&w->run, &usage, start);
 	w->end = hdr_addr + bpf_core_field_offset(struct nfs_pgio_header, pages);
 	w->lock = 0;
 	w->known = 0;
-	w->direct = FIELD(hdr, dreq) != NULL;
+	w->direct = HOT(hdr, dreq) != NULL;
 	if (req == w->end)
 		req = 0;
 	for (i = 0; i < IOT_PAGES_ROUNDS && req; i++)
@@ -237,12 +237,12 @@ static __always_inline void iot_read_usage(struct usage_key *usage, struct nfs_p
 
 	usage->source = IOT_NFS;
 	usage->op = IOT_READ;
-	usage->dev = iot_inode_dev(FIELD(hdr, inode));
+	usage->dev = iot_inode_dev(HOT(hdr, inode));
 	if (iot_files_on())
-		usage->fsdev = iot_nfs_file((__u64)FIELD(hdr, inode), IOT_NFS_FH(hdr));
-	if (!iot_owner_from_lock(&o, FIELD(hdr, args.lock_context))) {
-		iot_read_page(&r, (__u64)FIELD(hdr, pages.next));
-		iot_owner_from_page(&o, r.page, FIELD(hdr, dreq) != NULL, false);
+		usage->fsdev = iot_nfs_file((__u64)HOT(hdr, inode), IOT_NFS_FH(hdr));
+	if (!iot_owner_from_lock(&o, HOT(hdr, args.lock_context))) {
+		iot_read_page(&r, (__u64)HOT(hdr, pages.next));
+		iot_owner_from_page(&o, r.page, HOT(hdr, dreq) != NULL, false);
 	}
 	iot_own(usage, iot_pack(o.cgroup, o.basis), o.pid);
 }
@@ -254,7 +254,7 @@ __noinline int iot_begin_read(__u64 hdr_addr)
 	struct usage_key usage = {};
 
 	iot_read_usage(&usage, hdr);
-	io_begin(hdr_addr, &usage, bpf_ktime_get_ns(), FIELD(hdr, io_start));
+	io_begin(hdr_addr, &usage, bpf_ktime_get_ns(), HOT(hdr, io_start));
 	return 0;
 }
 
@@ -267,10 +267,10 @@ __noinline int iot_commit(__u64 data_addr)
 	struct nfs_req r = {};
 	struct owner o = {};
 
-	usage.dev = iot_inode_dev(FIELD(data, inode));
+	usage.dev = iot_inode_dev(HOT(data, inode));
 	if (iot_files_on())
-		usage.fsdev = iot_nfs_file((__u64)FIELD(data, inode), IOT_NFS_FH(data));
-	iot_read_page(&r, (__u64)FIELD(data, pages.next));
+		usage.fsdev = iot_nfs_file((__u64)HOT(data, inode), IOT_NFS_FH(data));
+	iot_read_page(&r, (__u64)HOT(data, pages.next));
 	if (!iot_owner_from_lock(&o, r.lock))
 		iot_owner_from_page(&o, r.page, false, true);
 	iot_own(&usage, iot_pack(o.cgroup, o.basis), o.pid);
@@ -316,7 +316,7 @@ __noinline int iot_pgio_done(__u64 id, __u32 op, __u64 bytes, __u32 failed)
 static __always_inline int iot_read_done(struct rpc_task *task, struct nfs_pgio_header *hdr)
 {
 	struct flight *f = iot_flight_of((__u64)hdr, IOT_READ);
-	__u64 bytes = FIELD(hdr, res.count);
+	__u64 bytes = HOT(hdr, res.count);
 	struct usage_key usage = {};
 
 	if (f)
@@ -324,17 +324,17 @@ static __always_inline int iot_read_done(struct rpc_task *task, struct nfs_pgio_
 	else
 		iot_read_usage(&usage, hdr);
 	iot_account(&usage, bytes, 1);
-	return iot_pgio_done((__u64)hdr, IOT_READ, bytes, FIELD(task, tk_status) < 0);
+	return iot_pgio_done((__u64)hdr, IOT_READ, bytes, HOT(task, tk_status) < 0);
 }
 
 static __always_inline int iot_write_done(struct rpc_task *task, struct nfs_pgio_header *hdr)
 {
-	return iot_pgio_done((__u64)hdr, IOT_WRITE, FIELD(hdr, res.count), FIELD(task, tk_status) < 0);
+	return iot_pgio_done((__u64)hdr, IOT_WRITE, HOT(hdr, res.count), HOT(task, tk_status) < 0);
 }
 
 static __always_inline int iot_commit_ended(struct rpc_task *task, struct nfs_commit_data *data)
 {
-	return iot_pgio_done((__u64)data, IOT_FLUSH, 0, FIELD(task, tk_status) < 0);
+	return iot_pgio_done((__u64)data, IOT_FLUSH, 0, HOT(task, tk_status) < 0);
 }
 
 /*

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 )
 
 // P9Server is a 9p server in the guest, diod. What it exports is a FUSE file system that
@@ -24,6 +25,10 @@ const p9Port = ":1608"
 func (g *Guest) P9Server() *P9Server {
 	g.Helper()
 	g.loops++
+	// Before 6.x the client keeps a handle of the server for each file that it has cached.
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 1 << 16, Max: 1 << 16}); err != nil {
+		g.Fatal(err)
+	}
 	s := &P9Server{g: g, backing: fmt.Sprintf("/run/9p-%d-%d", g.serial, g.loops)}
 	if err := os.MkdirAll(s.backing, 0o755); err != nil {
 		g.Fatal(err)
