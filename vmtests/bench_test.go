@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"os/exec"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/iotrace-bpf/iotrace-bpf/vmtests/guest"
+	"github.com/iotrace-bpf/iotrace-bpf/vmtests/vm"
 )
 
 // TestBench is `make bench-vm`. It measures in a guest what `make bench` cannot
@@ -37,7 +39,17 @@ func TestBench(t *testing.T) {
 			{name: "scale", run: benchScale},
 		},
 	}
+	// Kernels of the generic flavour have all three clients.
+	remote := suite{
+		image: "bench-remote", memory: 3584, deadline: 40 * time.Minute, flavour: vm.Generic,
+		scenarios: []scenario{
+			{name: "smb", run: benchSMB, smoke: true},
+			{name: "9p", run: benchP9, smoke: true},
+			{name: "ceph", run: benchCeph, smoke: true},
+		},
+	}
 	if guest.Inside() {
+		all.scenarios = append(all.scenarios, remote.scenarios...)
 		all.test(t)
 		return
 	}
@@ -58,6 +70,9 @@ func TestBench(t *testing.T) {
 		fmt.Fprintln(&page)
 	}
 	for _, k := range kernels {
+		if k.Flavour != "" { // it has no tables but those of its series
+			continue
+		}
 		one := all
 		one.scenarios = all.scenarios[:3]
 		rows := one.measure(t, k, k.Name)
@@ -68,6 +83,11 @@ func TestBench(t *testing.T) {
 			scale = append(scale, r["scale"]...)
 			rows["machine"] = append(rows["machine"], r["machine"]...)
 		}
+		for _, generic := range Matrix() {
+			if generic.Series == k.Series && remote.hasModules(generic) {
+				maps.Copy(rows, remote.measure(t, generic, generic.Name))
+			}
+		}
 		if len(rows["machine"]) > 0 {
 			fmt.Fprintf(&page, "%s Written by `make bench-vm` on %s.\n\n", rows["machine"][0], time.Now().UTC().Format(time.DateOnly))
 		}
@@ -77,6 +97,10 @@ func TestBench(t *testing.T) {
 			"| tool | BPF ns per RPC, writing | ratio | BPF ns per RPC, reading | ratio |")
 		table(rows["fuse"], "FUSE, a stream of 1 MiB writes, then read back, all attached at once\n"+
 			"| tool | BPF ns per request, writing | ratio | BPF ns per request, reading | ratio |")
+		for _, source := range []string{"SMB 3.1.1", "9p over TCP", "CephFS"} {
+			table(rows[source], source+", a stream of 1 MiB writes, then read back, all attached at once\n"+
+				"| tool | BPF ns per request, writing | ratio | BPF ns per request, reading | ratio |")
+		}
 		table(scale, "More processors: null_blk with a queue for each, a job of 4 KiB random writes on each\n"+
 			"| processors | `--latency=false` ns | `--events` ns | ratio | records lost | kernel memory of `--events` | CPU time of a drain |")
 	}
@@ -409,6 +433,45 @@ func benchFUSE(g *guest.Guest) {
 		return uint64(c.ReadOps + c.WriteOps)
 	})
 	compare(g, "fuse", all, up, "write", "read")
+}
+
+func benchSMB(g *guest.Guest) {
+	g.Modprobe("cifs")
+	m := g.SMB("strict")
+	all := append(ourselves(g, "smb"),
+		baseline(bpftrace("reads and writes by cgroup", `kprobe:smb2_async_readv, kprobe:smb2_async_writev { @[cgroup] = count(); }`)))
+	up := startPeers(g, all)
+	stream(g, up, m.File("stream"), func() uint64 {
+		n := g.SMBStats()
+		return uint64(n.Reads + n.Writes)
+	})
+	compare(g, "SMB 3.1.1", all, up, "write", "read")
+}
+
+func benchP9(g *guest.Guest) {
+	server := g.P9Server()
+	m := g.P9TCP(server, "loose")
+	all := append(ourselves(g, "9p"),
+		baseline(bpftrace("reads and writes by cgroup", `kprobe:p9_client_read_once, kprobe:p9_client_write { @[cgroup] = count(); }`)))
+	up := startPeers(g, all)
+	stream(g, up, m.File("stream"), func() uint64 {
+		n := server.Count()
+		return uint64(n.ReadOps + n.WriteOps)
+	})
+	compare(g, "9p over TCP", all, up, "write", "read")
+}
+
+func benchCeph(g *guest.Guest) {
+	g.CephServer()
+	m := g.Ceph()
+	all := append(ourselves(g, "ceph"),
+		baseline(bpftrace("requests to OSDs by cgroup", `kprobe:ceph_osdc_start_request { @[cgroup] = count(); }`)))
+	up := startPeers(g, all)
+	stream(g, up, m.File("stream"), func() uint64 {
+		n := g.CephStats()
+		return uint64(n.Reads + n.Writes)
+	})
+	compare(g, "CephFS", all, up, "write", "read")
 }
 
 // benchScale: what more processors change.

@@ -107,6 +107,7 @@ func images() map[string]vm.Image {
 			"bash", "coreutils", "util-linux", "mount", "grep", "sed", "procps", "kmod", "iproute2", "netbase", "libc-bin",
 			"nfs-kernel-server", "nfs-common", "rpcbind", "fuse3", "fio", "bpftrace", "libbpf-tools",
 		}, Files: files, FreeMiB: 64},
+		"bench-remote": {Name: "bench-remote", Suite: imageSuite, Packages: slices.Concat(base, samba, cluster, []string{"diod", "bpftrace"}), Files: files, FreeMiB: 256},
 		// For the live screen, which needs a terminal.
 		"terminal": {Name: "terminal", Suite: imageSuite, Packages: append(base[:len(base):len(base)], "tmux", "ncurses-base"), Files: files, FreeMiB: 64},
 

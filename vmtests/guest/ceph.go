@@ -185,13 +185,13 @@ func (m *CephMount) ID() string { m.g.Helper(); return m.g.MountDevice(m.Target)
 // clients: the metadata server, once it is up, only writes. Clients count the bytes of
 // writes since 5.14; Counted says whether this one does.
 type CephStats struct {
-	BytesWritten, Writes, BytesSent int64
-	Counted                         bool
+	BytesWritten, Writes, Reads, BytesSent int64
+	Counted                                bool
 }
 
 // Sub is what was counted since.
 func (s CephStats) Sub(old CephStats) CephStats {
-	return CephStats{s.BytesWritten - old.BytesWritten, s.Writes - old.Writes, s.BytesSent - old.BytesSent, s.Counted}
+	return CephStats{s.BytesWritten - old.BytesWritten, s.Writes - old.Writes, s.Reads - old.Reads, s.BytesSent - old.BytesSent, s.Counted}
 }
 
 // CephStats reads the counters of all mounts together and of the OSD. Those of a mount are
@@ -205,12 +205,17 @@ func (g *Guest) CephStats() CephStats {
 		g.Fatalf("the client's counters are %q: %v", files, err)
 	}
 	for _, f := range files {
-		n, bytes, err := cephWrites(g.ReadFile(f))
+		sizes := g.ReadFile(f)
+		n, bytes, err := cephSizes(sizes, "write")
 		if err != nil {
 			g.Fatalf("%s: %v", f, err)
 		}
 		s.Writes += n
 		s.BytesWritten += bytes
+		if n, _, err = cephSizes(sizes, "read"); err != nil {
+			g.Fatalf("%s: %v", f, err)
+		}
+		s.Reads += n
 	}
 	var perf struct {
 		OSD struct {
@@ -224,11 +229,11 @@ func (g *Guest) CephStats() CephStats {
 	return s
 }
 
-// cephWrites returns the number and the bytes of writes in the client's table of sizes.
-func cephWrites(text string) (n, bytes int64, err error) {
+// cephSizes returns the number and the bytes of reads or writes in the client's table of sizes.
+func cephSizes(text, kind string) (n, bytes int64, err error) {
 	for line := range strings.Lines(text) {
 		f := strings.Fields(line)
-		if len(f) < 3 || f[0] != "write" {
+		if len(f) < 3 || f[0] != kind {
 			continue
 		}
 		if n, err = strconv.ParseInt(f[1], 10, 64); err != nil {
@@ -237,5 +242,5 @@ func cephWrites(text string) (n, bytes int64, err error) {
 		bytes, err = strconv.ParseInt(f[len(f)-1], 10, 64)
 		return n, bytes, err
 	}
-	return 0, 0, fmt.Errorf("no line of writes: %q", text)
+	return 0, 0, fmt.Errorf("no line of %ss: %q", kind, text)
 }

@@ -181,10 +181,10 @@ read          0           0               0               0              0
 write         3           733336          5               1500007        2200008
 copyfrom      0           0               0               0              0
 `
-	if n, bytes, err := cephWrites(table); n != 3 || bytes != 2200008 || err != nil {
+	if n, bytes, err := cephSizes(table, "write"); n != 3 || bytes != 2200008 || err != nil {
 		t.Errorf("%d writes with %d bytes, %v; want 3 with 2200008", n, bytes, err)
 	}
-	if _, _, err := cephWrites("nothing"); err == nil {
+	if _, _, err := cephSizes("nothing", "write"); err == nil {
 		t.Error("a text without a line of writes is no error")
 	}
 }
