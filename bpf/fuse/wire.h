@@ -180,19 +180,28 @@ static __always_inline int iot_fuse_call(__u64 mount, __u64 args, __u32 how)
 	return iot_fuse_begin(args, args, iot_fuse_mount_dev(mount), IOT_FUSE_CALLER | how);
 }
 
+/* Whether fuse_args are still those of a request with data. */
+static __always_inline bool iot_fuse_still(const struct flight *f, __u64 args, __u32 opcode)
+{
+	__u64 in = iot_hot_word(args + layout.in_value);
+
+	return in == f->word && iot_hot_u32(args + layout.opcode) == opcode &&
+	       iot_hot_word(in + offsetof(struct fuse_io_in, offset)) == f->offset;
+}
+
 /*
  * What was done of a request that was stored when it was sent. Where its fuse_args are
- * empty or belong to another request by now, all that was asked for counts as done.
+ * empty or belong to another request by now, all that was asked for counts as done. By
+ * those that identify a request it is known that they are its own.
  */
-static __always_inline __u64 iot_fuse_done_of(const struct flight *f, __u64 args, __u32 opcode)
+static __always_inline __u64 iot_fuse_done_of(const struct flight *f, __u64 id, __u64 args, __u32 opcode)
 {
 	bool data = opcode == IOT_FUSE_READ || opcode == IOT_FUSE_WRITE;
-	__u64 in = iot_hot_word(args + layout.in_value), bytes;
+	__u64 bytes;
 
 	if (!data)
 		return iot_fuse_done(args, opcode);
-	if (in != f->word || iot_hot_u32(args + layout.opcode) != opcode ||
-	    iot_hot_word(in + offsetof(struct fuse_io_in, offset)) != f->offset)
+	if (id != args && !iot_fuse_still(f, args, opcode))
 		return f->bytes;
 	bytes = iot_fuse_done(args, opcode);
 	if (opcode == IOT_FUSE_WRITE && !bytes)
@@ -233,7 +242,7 @@ __noinline int iot_fuse_finish(__u64 id, __u64 args, __s32 error)
 	if (iot_fuse_unknown(error)) {
 		usage.op = IOT_META_OP; /* nothing was done, and the kernel will not ask again */
 	} else if (!error) {
-		bytes = iot_fuse_done_of(f, args, opcode);
+		bytes = iot_fuse_done_of(f, id, args, opcode);
 		iot_fuse_meet_daemon(usage.dev);
 	}
 	if (f->issued && (with_latency || with_records))
