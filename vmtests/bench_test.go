@@ -423,55 +423,49 @@ func benchNFS(g *guest.Guest) {
 	compare(g, "nfs", all, up, "write", "read")
 }
 
+// compareStreams compares a source with a one-liner of bpftrace, while a file is written
+// and read back. done counts the source's requests.
+func compareStreams(g *guest.Guest, table, source, what, program, file string, done func() uint64) {
+	g.Helper()
+	all := append(ourselves(g, source), baseline(bpftrace(what, program)))
+	up := startPeers(g, all)
+	stream(g, up, file, done)
+	compare(g, table, all, up, "write", "read")
+}
+
 func benchFUSE(g *guest.Guest) {
 	m := g.FUSE(guest.FUSEOptions{})
-	all := append(ourselves(g, "fuse"),
-		baseline(bpftrace("requests by cgroup", `tracepoint:fuse:fuse_request_send { @[cgroup] = count(); }`)))
-	up := startPeers(g, all)
-	stream(g, up, m.File("stream"), func() uint64 {
-		c := m.Count()
-		return uint64(c.ReadOps + c.WriteOps)
+	compareStreams(g, "fuse", "fuse", "requests by cgroup", `tracepoint:fuse:fuse_request_send { @[cgroup] = count(); }`, m.File("stream"), func() uint64 {
+		n := m.Count()
+		return uint64(n.ReadOps + n.WriteOps)
 	})
-	compare(g, "fuse", all, up, "write", "read")
 }
 
 func benchSMB(g *guest.Guest) {
 	g.Modprobe("cifs")
 	m := g.SMB("strict")
-	all := append(ourselves(g, "smb"),
-		baseline(bpftrace("reads and writes by cgroup", `kprobe:smb2_async_readv, kprobe:smb2_async_writev { @[cgroup] = count(); }`)))
-	up := startPeers(g, all)
-	stream(g, up, m.File("stream"), func() uint64 {
+	compareStreams(g, "SMB 3.1.1", "smb", "reads and writes by cgroup", `kprobe:smb2_async_readv, kprobe:smb2_async_writev { @[cgroup] = count(); }`, m.File("stream"), func() uint64 {
 		n := g.SMBStats()
 		return uint64(n.Reads + n.Writes)
 	})
-	compare(g, "SMB 3.1.1", all, up, "write", "read")
 }
 
 func benchP9(g *guest.Guest) {
 	server := g.P9Server()
 	m := g.P9TCP(server, "loose")
-	all := append(ourselves(g, "9p"),
-		baseline(bpftrace("reads and writes by cgroup", `kprobe:p9_client_read_once, kprobe:p9_client_write { @[cgroup] = count(); }`)))
-	up := startPeers(g, all)
-	stream(g, up, m.File("stream"), func() uint64 {
+	compareStreams(g, "9p over TCP", "9p", "reads and writes by cgroup", `kprobe:p9_client_read_once, kprobe:p9_client_write { @[cgroup] = count(); }`, m.File("stream"), func() uint64 {
 		n := server.Count()
 		return uint64(n.ReadOps + n.WriteOps)
 	})
-	compare(g, "9p over TCP", all, up, "write", "read")
 }
 
 func benchCeph(g *guest.Guest) {
 	g.CephServer()
 	m := g.Ceph()
-	all := append(ourselves(g, "ceph"),
-		baseline(bpftrace("requests to OSDs by cgroup", `kprobe:ceph_osdc_start_request { @[cgroup] = count(); }`)))
-	up := startPeers(g, all)
-	stream(g, up, m.File("stream"), func() uint64 {
+	compareStreams(g, "CephFS", "ceph", "requests to OSDs by cgroup", `kprobe:ceph_osdc_start_request { @[cgroup] = count(); }`, m.File("stream"), func() uint64 {
 		n := g.CephStats()
 		return uint64(n.Reads + n.Writes)
 	})
-	compare(g, "CephFS", all, up, "write", "read")
 }
 
 // benchScale: what more processors change.
