@@ -38,7 +38,7 @@ func TestCeph(t *testing.T) {
 			{name: "mount", run: cephNamed},
 			{name: "small_files", run: ceph((*cephCase).smallFiles)},
 			{name: "osd_stalls", run: ceph(cephOSDStalls)},
-			{name: "umount_force", run: cephUmountForce},
+			{name: "umount_force", run: cephUmountForce, since: "6.1", why: "the client of 5.10 warns of itself then (fs/ceph/caps.c)"},
 		},
 	}.test(t)
 }
