@@ -3,6 +3,7 @@
 package tracer
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -319,30 +320,26 @@ func TestUnpreempted(t *testing.T) {
 		t.Helper()
 		a, err := unix.SchedGetAttr(0, 0)
 		if err != nil {
-			t.Error(err)
-			return 0
+			t.Fatal(err)
 		}
 		return a.Policy
 	}
+	runtime.LockOSThread() // and never again: the thread is marked
 	for _, preempting := range []bool{false, true} {
 		c := core{preempting: preempting, log: slog.New(slog.DiscardHandler)}
 		c.allowRealTime()
-		done := make(chan struct{})
-		go func() { // its thread ends with it
-			defer close(done)
-			runtime.LockOSThread()
-			for range 2 {
-				restore := c.unpreempted()
-				during := policy()
-				restore()
-				if (during == unix.SCHED_FIFO) != preempting {
-					t.Errorf("a kernel that preempts %v: policy %d while reading", preempting, during)
-				}
-				if after := policy(); after != unix.SCHED_NORMAL {
-					t.Errorf("a kernel that preempts %v: policy %d afterwards", preempting, after)
-				}
+		for range 2 {
+			want := errors.New("read")
+			var during uint32
+			if err := c.unpreempted(func() error { during = policy(); return want }); err != want {
+				t.Errorf("error %v, want that of reading", err)
 			}
-		}()
-		<-done
+			if (during == unix.SCHED_FIFO) != preempting {
+				t.Errorf("a kernel that preempts %v: policy %d while reading", preempting, during)
+			}
+			if after := policy(); after != unix.SCHED_NORMAL {
+				t.Errorf("a kernel that preempts %v: policy %d afterwards", preempting, after)
+			}
+		}
 	}
 }

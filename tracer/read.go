@@ -181,7 +181,6 @@ func (t *Tracer) read(last bool) (*Interval, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer t.core.unpreempted()()
 	rows := map[Key]*Row{}
 	row := func(k Key) *Row {
 		r := rows[k]
@@ -201,11 +200,16 @@ func (t *Tracer) read(last bool) (*Interval, error) {
 		r.Bytes += bytes
 		r.Ops += ops
 	}
-	err = drain(usage, func(k *bpf.CoreUsageKey, v *bpf.CoreUsage) { book(k, v.Bytes, v.Ops) })
-	if err != nil {
-		return nil, err
-	}
-	caches, err := t.takeCache(cache)
+	var caches []bpf.CoreRowCache
+	err = t.core.unpreempted(func() (err error) {
+		if err := drain(usage, func(k *bpf.CoreUsageKey, v *bpf.CoreUsage) { book(k, v.Bytes, v.Ops) }); err != nil {
+			return err
+		}
+		if caches, err = t.takeCache(cache); err != nil {
+			return err
+		}
+		return t.readOverflow(book)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -220,9 +224,6 @@ func (t *Tracer) read(last bool) (*Interval, error) {
 		if iv.Records, err = t.takeBatches(cache); err != nil {
 			return nil, err
 		}
-	}
-	if err := t.readOverflow(book); err != nil {
-		return nil, err
 	}
 	if t.opt.countsLatencies() {
 		if err := t.readLatency(caches, row); err != nil {
@@ -325,7 +326,7 @@ func (t *Tracer) readLatency(caches []bpf.CoreRowCache, row func(Key) *Row) erro
 		g.sum += v.Sum
 		g.max = max(g.max, v.Max)
 	}
-	if err := drain(m, book); err != nil {
+	if err := t.core.unpreempted(func() error { return drain(m, book) }); err != nil {
 		return err
 	}
 	for i := range caches {
