@@ -131,32 +131,62 @@ func (c *loader) loadWay(spec *ebpf.CollectionSpec, programs map[string]*ebpf.Pr
 // afterwards.
 func (p *prepared) attach() (_ *object, late []signal, err error) {
 	o := p.object
+	chosen, errs := make([]int, len(p.ready)), make([]error, len(p.ready))
 	for i, r := range p.ready {
-		chosen := -1
-		var errs []error
-		for j, way := range r.ways {
-			if err := linkWay(way); err != nil {
-				errs = append(errs, err)
-				continue
+		chosen[i], errs[i] = r.link(0)
+	}
+	// The kernel does not say whether a function that was probed before its module has come
+	// with it. Only now, because it takes a while: what was attached early counts already.
+	for i, r := range p.ready {
+		if n := chosen[i]; n >= 0 {
+			if err := r.ways[n][0].verify(); err != nil {
+				chosen[i], errs[i] = r.link(n + 1)
+				errs[i] = errors.Join(err, errs[i])
 			}
-			chosen = j
-			break
 		}
-		switch {
-		case chosen >= 0:
-			o.hooks = append(o.hooks, r.ways[chosen]...)
-			o.addLimitation(r.ways[chosen][0].limitation)
-			p.ready[i].ways[chosen] = nil // owned by the object now
+	}
+	for i, r := range p.ready {
+		switch n := chosen[i]; {
+		case n >= 0:
+			o.hooks = append(o.hooks, r.ways[n]...)
+			o.addLimitation(r.ways[n][0].limitation)
+			p.ready[i].ways[n] = nil // owned by the object now
 		case r.late:
 			late = append(late, r.signal)
 		case r.optional != (Limitation{}):
 			o.addLimitation(r.optional)
 		default:
-			return nil, nil, errors.Join(append(errs, o.Close(), p.Close())...)
+			return nil, nil, errors.Join(errs[i], o.Close(), p.Close())
 		}
 	}
 	p.object = &object{}
 	return o, late, p.Close()
+}
+
+// link attaches the first of the ways, from one of them on, that can be attached, and
+// returns which one: -1 for none of them, with the reasons.
+func (r *readied) link(from int) (int, error) {
+	var errs []error
+	for n := from; n < len(r.ways); n++ {
+		err := linkWay(r.ways[n])
+		if err == nil {
+			return n, nil
+		}
+		errs = append(errs, err)
+	}
+	return -1, errors.Join(errs...)
+}
+
+// verify detaches a probe that was attached before its module, and has no function there.
+func (a *attached) verify() error {
+	if _, early := a.link.(*delayedKprobe); !early {
+		return nil
+	}
+	l, err := a.hook.link(a.program)
+	if err != nil {
+		return errors.Join(fmt.Errorf("%s: %w", a.hook, err), a.detach())
+	}
+	return l.Close() // it has a function, which the other one probes
 }
 
 // linkWay attaches the programs of one hook: the one at the function's entry first.
