@@ -57,6 +57,7 @@ type p9Case struct {
 	server *guest.P9Server
 	m      *guest.P9Mount
 	before guest.FUSECount
+	late   bool // operations count from the moment on when the source is attached
 }
 
 func newP9Case(g *guest.Guest, server *guest.P9Server, cache string) *p9Case {
@@ -85,6 +86,12 @@ func (c *p9Case) check(r *guest.Output, id string, want guest.FUSECount) {
 	}
 	r.Equal("written", sum("iotrace.write.bytes"), want.WriteBytes)
 	r.Equal("read", sum("iotrace.read.bytes"), want.ReadBytes)
+	if writes, reads := sum("iotrace.write.ops"), sum("iotrace.read.ops"); c.late {
+		if writes < 1 || writes > want.WriteOps || reads > want.ReadOps {
+			c.Errorf("%d writes and %d reads, want some of the %d and %d", writes, reads, want.WriteOps, want.ReadOps)
+		}
+		want.WriteOps, want.ReadOps = writes, reads
+	}
 	r.Equal("WRITE operations", sum("iotrace.write.ops"), want.WriteOps)
 	r.Equal("READ operations", sum("iotrace.read.ops"), want.ReadOps)
 	r.Equal("unattributed", sum("iotrace.basis.none"), 0)
@@ -122,6 +129,9 @@ func p9ModuleLater(g *guest.Guest) {
 	server := g.P9Server()
 	tr := g.Trace(append([]string{"--source", "9p"}, traced...)...)
 	c := newP9Case(g, server, "loose") // the mount loads the module
+	// There the compiler gave the function that makes messages another name, and its
+	// tracepoint cannot be attached before the module. Bytes have functions of their own.
+	c.late = !g.AtLeast(6, 1)
 	p9Delayed(c)
 	c.Sync()
 	id, want := c.m.ID(), c.counted()
