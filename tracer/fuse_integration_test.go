@@ -1,4 +1,4 @@
-//go:build integration && bench
+//go:build integration
 
 package tracer
 
@@ -19,7 +19,7 @@ import (
 // operation is a file of 16 MiB, written and synced, or read from the daemon. Requests are
 // of all kinds: of those while writing, half ask for an attribute.
 //
-//	go test -tags 'integration bench' ./tracer -run - -bench FUSE -benchtime 100x
+//	go test -tags integration ./tracer -run - -bench FUSE -benchtime 100x
 func BenchmarkFUSE(b *testing.B) {
 	stats, err := ebpf.EnableStats(uint32(unix.BPF_STATS_RUN_TIME))
 	if err != nil {
