@@ -136,7 +136,7 @@ bench-cluster: ## a day of 40 hosts in Elasticsearch, and its questions; writes 
 	$(SUDO) env "PATH=$$PATH" HOURS=$(HOURS) ROUNDS=$(ROUNDS) $(GO) test -count=1 -timeout 170m -tags 'integration bench' -run '^TestBenchCluster$$' -v ./cmd/iotrace-bpf
 
 .PHONY: bench-vm
-bench-vm: ## the same in guests: peers that need kprobes, NFS and FUSE, more processors (KERNEL=6.12)
+bench-vm: ## the same in guests: peers that need kprobes, network file systems, more processors (KERNEL=6.12)
 	vmtests/deps.sh test
 	$(SUDO) env "PATH=$$PATH" $(GO) test -count=1 -timeout 100m -tags 'vm bench' -run '^TestBench$$' -v ./vmtests -args -kernel $(or $(KERNEL),6.12)
 

@@ -25,7 +25,7 @@ import (
 
 // TestBench is `make bench-vm`. It measures in a guest what `make bench` cannot
 // measure on its machine: peers that need kprobes, a disk that is the block layer
-// alone, NFS and FUSE, more processors. It writes its part of BENCHMARKS.md.
+// alone, network file systems and FUSE, more processors. It writes its part of BENCHMARKS.md.
 //
 // An emulated guest is slow, and not evenly so: only ratios between programs that
 // ran for the same I/Os count.
