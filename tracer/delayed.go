@@ -17,6 +17,7 @@ import (
 // instruction. Only events that are defined by name (kprobe_events) can do that.
 type delayedKprobe struct {
 	tracefs, name string
+	place         string // MODULE:FUNCTION
 	fd            int
 }
 
@@ -27,8 +28,9 @@ func newDelayedKprobe(tracefs, module, function string, program *ebpf.Program) (
 	if tracefs == "" {
 		return nil, errors.New("tracefs is not mounted")
 	}
-	k := &delayedKprobe{tracefs: tracefs, name: probeGroup + strconv.Itoa(os.Getpid()) + "/" + function + "_" + strconv.Itoa(program.FD()), fd: -1}
-	if err := k.define("p:" + k.name + " " + module + ":" + function); err != nil {
+	k := &delayedKprobe{tracefs: tracefs, name: probeGroup + strconv.Itoa(os.Getpid()) + "/" + function + "_" + strconv.Itoa(program.FD()),
+		place: module + ":" + function, fd: -1}
+	if err := k.define("p:" + k.name + " " + k.place); err != nil {
 		return nil, err
 	}
 	fail := func(err error) (*delayedKprobe, error) { return nil, errors.Join(err, k.Close()) }
@@ -66,6 +68,16 @@ func (k *delayedKprobe) define(line string) error {
 		return fmt.Errorf("defining probe %q: %w", line, err)
 	}
 	return nil
+}
+
+// verify returns an error if the module, which is loaded by now, has no such function. The
+// kernel does not say so of a probe that waited; it refuses another one, which runs nothing.
+func (k *delayedKprobe) verify() error {
+	again := delayedKprobe{tracefs: k.tracefs, name: k.name + "_again", fd: -1}
+	if err := again.define("p:" + again.name + " " + k.place); err != nil {
+		return err
+	}
+	return again.Close()
 }
 
 // Close removes the probe.

@@ -135,8 +135,7 @@ func (p *prepared) attach() (_ *object, late []signal, err error) {
 	for i, r := range p.ready {
 		chosen[i], errs[i] = r.link(0)
 	}
-	// The kernel does not say whether a function that was probed before its module has come
-	// with it. Only now, because it takes a while: what was attached early counts already.
+	// After the others, because it takes a while: what was attached early counts already.
 	for i, r := range p.ready {
 		if n := chosen[i]; n >= 0 {
 			if err := r.ways[n][0].verify(); err != nil {
@@ -179,14 +178,14 @@ func (r *readied) link(from int) (int, error) {
 
 // verify detaches a probe that was attached before its module, and has no function there.
 func (a *attached) verify() error {
-	if _, early := a.link.(*delayedKprobe); !early {
+	k, early := a.link.(*delayedKprobe)
+	if !early {
 		return nil
 	}
-	l, err := a.hook.link(a.program)
-	if err != nil {
+	if err := k.verify(); err != nil {
 		return errors.Join(fmt.Errorf("%s: %w", a.hook, err), a.detach())
 	}
-	return l.Close() // it has a function, which the other one probes
+	return nil
 }
 
 // linkWay attaches the programs of one hook: the one at the function's entry first.
